@@ -1,0 +1,1 @@
+"""Corpora as published -> clips in Arrow shards -> batches."""

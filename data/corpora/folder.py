@@ -1,0 +1,90 @@
+"""A sound library of your own: a directory of audio files and a table of captions.
+
+Layout:
+
+    *.csv            the one table, UTF-8: file_name, caption, and if you like split (train, validation or test)
+    the audio files  anywhere below, in any format that libsndfile reads; file_name is the path from the directory
+
+A file may have several rows, one a caption. Without a column `split`, files are drawn into the three splits by the
+seed: 80, 10 and 10 %. The licence is whatever you say it is: nothing is recorded.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import UserError
+from data.schema import SetAside, SourceClip, Split
+from data.tables import Row, read_csv, require_directory
+from data.waveform import decode_file
+
+ROLES = {"train": "train", "validation": "validation", "test": "test"}
+HELD_OUT_SHARE = 0.1
+"""Of files for validation, and again for test, where the table has no column `split`."""
+
+
+def read(source: Path | None, seed: int = 0) -> list[Split]:
+    """The three splits. Rows whose file is absent are set aside."""
+    if source is None:
+        raise UserError("folder is read from files: name the directory with --source")
+    tables = sorted(require_directory(source).glob("*.csv"))
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "none"
+        raise UserError(f"{source} must hold one table (*.csv with the columns file_name, caption); found: {found}")
+    rows = read_csv(tables[0], ["file_name", "caption"])
+    rows_by_file: dict[str, list[Row]] = {}
+    for row in rows:
+        rows_by_file.setdefault(row["file_name"], []).append(row)
+    split_by_file = stated_splits(rows_by_file) if "split" in rows[0].cells else drawn_splits(list(rows_by_file), seed)
+    splits = [read_split(source, split, rows_by_file, split_by_file) for split in ROLES.values()]
+    if not any(split.clips for split in splits):
+        raise UserError(f"{source} holds none of the {len(rows_by_file)} files named in {tables[0].name}")
+    return splits
+
+
+def read_split(source: Path, split: str, rows_by_file: dict[str, list[Row]], split_by_file: dict[str, str]) -> Split:
+    """The files of one split."""
+    clips, set_aside = [], []
+    for name, rows in rows_by_file.items():
+        path = source / name
+        if split_by_file[name] != split:
+            continue
+        if not path.is_file():
+            set_aside.append(SetAside(rows[0].origin, f"{path} is absent"))
+            continue
+        clips.append(
+            SourceClip(
+                clip_id=f"folder/{split}/{name}",
+                load=partial(decode_file, path),
+                captions=tuple(row["caption"] for row in rows),
+                origin=f"{rows[0].origin}: {path}",
+            )
+        )
+    return Split("folder", split, tuple(clips), set_aside=tuple(set_aside))
+
+
+def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
+    """Each file's split as its rows state it."""
+    stated = {}
+    for name, rows in rows_by_file.items():
+        for row in rows:
+            if row["split"] not in ROLES.values():
+                raise UserError(f"{row.origin}: split {row['split']!r} is none of {', '.join(ROLES.values())}")
+            if row["split"] != rows[0]["split"]:
+                raise UserError(f"{row.origin}: {name!r} is in {row['split']!r} here and in {rows[0]['split']!r} above")
+        stated[name] = rows[0]["split"]
+    return stated
+
+
+def drawn_splits(names: list[str], seed: int) -> dict[str, str]:
+    """Each file's split, drawn by the seed whatever the order of the rows. Every split gets a file."""
+    if len(names) < len(ROLES):
+        raise UserError(f"{len(names)} files can't be drawn into {len(ROLES)} splits: add files, or a column 'split'")
+    held_out = max(1, round(HELD_OUT_SHARE * len(names)))
+    order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
+    ends = {"validation": order[:held_out], "test": order[held_out : 2 * held_out]}
+    drawn = dict.fromkeys(names, "train")
+    for split, held in ends.items():
+        drawn.update(dict.fromkeys(held, split))
+    return drawn

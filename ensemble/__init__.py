@@ -1,0 +1,1 @@
+"""From the trials of a sweep to the ensemble that retrieves best."""

@@ -1,0 +1,1 @@
+"""Spaces of trials, and the sweep that runs them."""

@@ -1,0 +1,1 @@
+"""Train one dual encoder: encoders, loss, loop, and the embeddings that selection reads."""

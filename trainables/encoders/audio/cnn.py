@@ -1,0 +1,101 @@
+"""Convolutional encoders in the spirit of PANNs' CNN14 (Kong et al. 2020).
+
+As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and the maximum and the mean over time are
+added. `small` is cheap enough for a CPU: it hears half the frames and mel bands, starts with strides of four, and keeps
+what is left of the frequency axis as features. It is normalised within each segment (GroupNorm with one group), so that
+nothing depends on the other segments of a batch, and ranks and micro-batches don't matter.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+from trainables import frontend
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of the network: a strided stem, then stages of one width each."""
+
+    channels: tuple[int, ...]
+    convolutions: tuple[int, ...]  # in each stage
+    stem_channels: int
+    stem_kernel: int
+    stem_stride: int
+    dropout: float
+    segment_s: float
+    front_end: frontend.Config
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.convolutions) or not self.channels:
+            raise UserError(
+                f"{len(self.channels)} stages of channels and {len(self.convolutions)} of convolutions: name as many"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
+
+    @property
+    def final_bands(self) -> int:
+        """Bands that the last stage has left of the mel bands."""
+        return self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
+
+
+VARIANTS = {
+    "small": Config(
+        channels=(32, 64, 128, 192),
+        convolutions=(1, 1, 1, 1),
+        stem_channels=32,
+        stem_kernel=8,
+        stem_stride=4,
+        dropout=0.1,
+        segment_s=10.0,
+        front_end=replace(frontend.Config(), num_mels=64, hop_samples=640, mask_mels=0, mask_frames=0),
+    )
+}
+
+
+def weights_fingerprint(config: Config) -> str:
+    """Which weights training starts from."""
+    return "random"
+
+
+def build(config: Config) -> "CnnEncoder":
+    """The encoder with random weights."""
+    return CnnEncoder(config)
+
+
+restore = build
+
+
+class CnnEncoder(nn.Module):
+    """Segments -> the maximum plus the mean over time of the last stage's features."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.width = config.channels[-1] * config.final_bands
+        self.front_end = frontend.LogMel(config.front_end)
+        padding = (config.stem_kernel - config.stem_stride + 1) // 2
+        stem = nn.Conv2d(1, config.stem_channels, config.stem_kernel, config.stem_stride, padding, bias=False)
+        layers: list[nn.Module] = [stem, nn.GroupNorm(1, config.stem_channels), nn.ReLU()]
+        widths = [config.stem_channels, *config.channels]
+        for stage, (before, width, count) in enumerate(zip(widths, config.channels, config.convolutions, strict=False)):
+            layers += [nn.AvgPool2d(2)] if stage else []
+            layers += [convolution(before if index == 0 else width, width) for index in range(count)]
+        self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+        """[S, N] samples -> [S, width]."""
+        log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
+        features_SCMT = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        features_SCT = features_SCMT.flatten(1, 2)
+        return self.dropout(features_SCT.amax(dim=-1) + features_SCT.mean(dim=-1))
+
+
+def convolution(channels_in: int, channels_out: int) -> nn.Module:
+    """3 x 3 convolution, normalisation, ReLU."""
+    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())

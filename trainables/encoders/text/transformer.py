@@ -1,0 +1,101 @@
+"""A small transformer trained from scratch, its WordPiece vocabulary learned from the training captions.
+
+It needs no download. A sentence's vector is the last layer's output for the first token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+from data.errors import UserError
+from trainables.encoders.text import Tokens
+
+TOKENIZER_FILE = "tokenizer.json"
+PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Shape of the transformer and of its vocabulary."""
+
+    width: int
+    layers: int
+    heads: int
+    dropout: float = 0.1
+    vocabulary: int = 4000  # at most: few captions have fewer pieces
+    max_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"width is {self.width}: it must be a multiple of heads ({self.heads})")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
+
+
+VARIANTS = {
+    "small": Config(width=192, layers=2, heads=4),
+    "shallow": Config(width=192, layers=1, heads=4),
+}
+
+
+def weights_fingerprint(config: Config) -> str:
+    """Which weights training starts from."""
+    return "random"
+
+
+def build(config: Config, captions: Sequence[str]) -> "TransformerEncoder":
+    """The encoder with random weights and a vocabulary learned from normalised `captions`."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocabulary, special_tokens=[PADDING, UNKNOWN, FIRST, LAST], show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ends = [(FIRST, tokenizer.token_to_id(FIRST)), (LAST, tokenizer.token_to_id(LAST))]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{FIRST} $A {LAST}", special_tokens=ends)
+    tokenizer.enable_truncation(config.max_tokens)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PADDING), pad_token=PADDING)
+    return TransformerEncoder(config, tokenizer)
+
+
+def restore(config: Config, folder: Path) -> "TransformerEncoder":
+    """An encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
+    return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+
+
+class TransformerEncoder(nn.Module):
+    """Captions -> the output for the first token."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.width = config.width
+        self.words = nn.Embedding(tokenizer.get_vocab_size(), config.width)
+        self.positions = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        for table in (self.words.weight, self.positions):
+            nn.init.normal_(table, std=0.02)  # as BERT does
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Captions as token ids, cut to `max_tokens` and padded to the longest."""
+        encoded = self.tokenizer.encode_batch(list(captions))
+        return Tokens(torch.tensor([one.ids for one in encoded]), torch.tensor([one.attention_mask for one in encoded]))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, width]."""
+        states_BLW = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
+        return self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)[:, 0]
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write what `restore` needs."""
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))

@@ -1,0 +1,49 @@
+"""NT-Xent over the gathered batch.
+
+Shapes: B pairs of all ranks together, L pairs of one rank, D dimensions.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from data.batches import share_sizes
+
+
+def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
+    """The normalised temperature-scaled cross entropy (Chen et al. 2020), in float32.
+
+    The mean of log-softmax over rows and that over columns of cosine / temperature, each taken over all positive
+    entries, halved and negated. Embeddings lie on the unit sphere. Two pairs of the same clip are positives of each
+    other, as in the paper's authors' code.
+    """
+    with torch.autocast(audio_BD.device.type, enabled=False):
+        logits_BB = audio_BD.float() @ text_BD.float().T / temperature.float()
+        positive_BB = clips_B[:, None] == clips_B[None, :]
+        rows = logits_BB.log_softmax(dim=1)[positive_BB].mean()
+        columns = logits_BB.log_softmax(dim=0)[positive_BB].mean()
+        return -(rows + columns) / 2
+
+
+def gather(local_LX: Tensor, batch_size: int) -> Tensor:
+    """Every rank's rows in the order of ranks [batch_size, X], gradients included.
+
+    The gradient that flows back is the sum over ranks. As each rank computes the same loss over the same gathered
+    batch, that sum is world_size times the loss's gradient, which DDP's mean over ranks sets right: a step on several
+    ranks equals a step on one rank with the joined batch. How many rows of each rank count follows from `batch_size`.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local_LX[:batch_size]
+    counts = share_sizes(batch_size, dist.get_world_size())
+    longest = max(1, *counts)
+    padded = torch.cat([local_LX, local_LX.new_zeros(longest - len(local_LX), *local_LX.shape[1:])])
+    gathered = all_gather(padded) if local_LX.requires_grad else gather_plain(padded)
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+
+
+def gather_plain(tensor: Tensor) -> list[Tensor]:
+    """Every rank's tensor, without gradients."""
+    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(tensors, tensor)
+    return tensors

@@ -1,0 +1,134 @@
+"""A trial: everything that can change the result of one training, and the signature that stands for it."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+import torch
+
+from data.errors import UserError
+from data.shards import open_split
+from trainables import encoders
+from trainables.schedule import Schedule
+
+TRAINING_VERSION = 1
+"""Part of every signature: raise it with a change after which the same config trains to another result."""
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def fastest_precision() -> Precision:
+    """bfloat16 where this machine multiplies matrices in it, float32 elsewhere."""
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The config of one training. The defaults are the paper's, as far as a stage hasn't settings of its own.
+
+    With `pretraining` the training starts from the best epoch of that trial; its encoders and embedding size must be
+    the same.
+    """
+
+    audio: Any  # Config of a family in trainables.encoders.audio
+    text: Any  # Config of a family in trainables.encoders.text
+    train: tuple[str, ...]  # splits, 'corpus/split'
+    validation: str
+    test: str  # embedded after training, never scored
+    schedule: Schedule
+    batch_size: int = 64  # pairs, all ranks together
+    embedding_size: int = 1024
+    temperature: float = 0.01  # to start from: it is learned; from the authors' published settings
+    paraphrase_probability: float = 0.0
+    longest_audio_s: float = 30.0
+    precision: Precision = "float32"
+    seed: int = 0
+    pretraining: "Trial | None" = None
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError("a trial needs at least one split to train on")
+        if not 0 <= self.paraphrase_probability <= 1:
+            raise UserError(f"paraphrase_probability is {self.paraphrase_probability}: it must be from 0 to 1")
+        if self.batch_size < 2:
+            raise UserError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 pairs")
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}: it must be above 0")
+        if self.longest_audio_s <= 0:
+            raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
+        if self.pretraining and (self.audio, self.text, self.embedding_size) != (
+            self.pretraining.audio,
+            self.pretraining.text,
+            self.pretraining.embedding_size,
+        ):
+            raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
+
+    @property
+    def stage(self) -> str:
+        """'pretraining' or 'fine-tuning'."""
+        return "fine-tuning" if self.pretraining else "pretraining"
+
+    @property
+    def name(self) -> str:
+        """What tells this trial from others of its sweep, for people."""
+        parts = [encoders.label(self.audio), encoders.label(self.text), f"rate {self.schedule.peak_rate:g}"]
+        parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
+        return " ".join([*parts, f"seed {self.seed}"])
+
+
+def to_json(trial: Trial) -> dict[str, Any]:
+    """The trial as JSON."""
+    return {
+        **{field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)},
+        "audio": encoders.to_json(trial.audio),
+        "text": encoders.to_json(trial.text),
+        "train": list(trial.train),
+        "schedule": dataclasses.asdict(trial.schedule),
+        "pretraining": to_json(trial.pretraining) if trial.pretraining else None,
+    }
+
+
+def from_json(value: dict[str, Any]) -> Trial:
+    """The trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
+    settings = dict(value)
+    settings["audio"] = encoders.from_json("audio", settings["audio"])
+    settings["text"] = encoders.from_json("text", settings["text"])
+    settings["schedule"] = Schedule(**settings["schedule"])
+    settings["pretraining"] = from_json(settings["pretraining"]) if settings["pretraining"] else None
+    try:
+        return dacite.from_dict(Trial, settings, dacite.Config(strict=True, cast=[tuple]))
+    except dacite.DaciteError as error:
+        raise UserError(f"not a trial: {error}") from error
+
+
+def signature(trial: Trial, store: Path) -> str:
+    """16 hexadecimal digits that stand for all that can change the trial's result.
+
+    That is its config, the contents of the splits it reads and of the paraphrases if it uses them, the weights it
+    starts from, the signature of its pretraining, and the version of the training code. Where things lie, how many
+    ranks and loader workers compute them and what is logged doesn't count.
+    """
+    config = to_json(trial) | {
+        "audio": described(trial.audio),
+        "text": described(trial.text),
+        "pretraining": signature(trial.pretraining, store) if trial.pretraining else None,
+    }
+    splits = {name: open_split(store, name) for name in (*trial.train, trial.validation, trial.test)}
+    config["fingerprints"] = {name: split.fingerprint for name, split in splits.items()}
+    if trial.paraphrase_probability > 0:
+        config["paraphrases"] = {name: splits[name].paraphrases_fingerprint() for name in trial.train}
+    config["training_version"] = TRAINING_VERSION
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def described(encoder: Any) -> dict[str, Any]:
+    """An encoder's config with its weights' fingerprint in place of where they lie."""
+    description = encoders.to_json(encoder) | {"weights": encoders.module_of(encoder).weights_fingerprint(encoder)}
+    return {key: value for key, value in description.items() if key not in ("model", "revision")}
