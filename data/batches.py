@@ -68,7 +68,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class Pairs(Dataset[Sample]):
-    """Every (clip, caption) pair of the splits, in the order of splits, clips and captions.
+    """Every (clip, caption) pair of the splits, in the order of splits, clip ids and captions.
 
     An item is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
     `paraphrase_probability` 0 the tables of paraphrases aren't opened; else each split needs one (UserError), and a
@@ -88,7 +88,7 @@ class Pairs(Dataset[Sample]):
         self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
         self.paraphrase_probability = paraphrase_probability
         self.seed = seed
-        self.clips = [(split, index) for split in splits for index in range(len(split.clip_ids))]
+        self.clips = [(split, index) for split in splits for index in np.argsort(split.clip_ids).tolist()]
         self.pairs = [
             (clip, caption) for clip, (split, index) in enumerate(self.clips) for caption in split.captions[index]
         ]
@@ -129,7 +129,7 @@ class Pairs(Dataset[Sample]):
         """This rank's share of each global batch of an epoch.
 
         A rank that a small last batch leaves without a pair gets a copy of the batch's first one, so that it can take
-        part in the step; `share` says how many of its pairs count.
+        part in the step; `share_sizes` says how many of its pairs count.
         """
         shares = [share_of(batch, rank, world_size) for batch in self.epoch_batches(epoch, batch_size)]
         keys = [[(epoch, int(pair)) for pair in pairs] for pairs in shares]

@@ -1,5 +1,6 @@
 """A user's mistake, told without a traceback."""
 
+import argparse
 import logging
 import os
 import sys
@@ -34,3 +35,10 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     sys.exit(status)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 1 on")
+    return int(text)

@@ -6,6 +6,7 @@ python data/prepare.py synthetic --store DIR
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import ray
@@ -24,6 +25,8 @@ CLIPS_PER_SHARD = 32
 
 def start_ray() -> None:
     """Join the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's own lines on the console."""
+    # Drivers of trials take next to no CPU, so there are more processes than cores; Ray warns of that on the console.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
@@ -32,15 +35,16 @@ def prepare(corpus: str, source: Path | None, store: Path, codec: Codec, seed: i
     """Write the splits of a corpus into the store, in parallel on Ray.
 
     Raises UserError for an unknown corpus and for wrong tables. Recordings that can't be decoded are set aside and
-    named in the manifest; a split that has no clip at all is left out.
+    named in the manifest; a split that has no clip at all is left out, and gone if it was there before.
     """
     splits = corpora.load(corpus).read(source.resolve() if source else None, seed)
     start_ray()
-    return [prepare_split(split, store.resolve(), codec) for split in splits if split.clips]
+    prepared = [prepare_split(split, store.resolve(), codec) for split in splits]
+    return [split for split in prepared if split]
 
 
-def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit:
-    """Write one split. One of that name that was there before is gone from the first moment on."""
+def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
+    """Write one split; None if it has no clip. One of that name that was there before is gone at once."""
     folder = store / split.corpus / split.name
     for name in (shards.MANIFEST, shards.PARAPHRASES_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -62,6 +66,8 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit:
     set_aside = [*split.set_aside, *(clip for summary in summaries for clip in summary.set_aside)]
     for clip in set_aside:
         logger.warning("set aside: %s: %s", clip.origin, clip.reason)
+    if not split.clips:
+        return None
     if not any(summary.num_clips for summary in summaries):
         raise UserError(f"{split.corpus}/{split.name}: none of its {len(split.clips)} clips could be decoded")
     if split.paraphrases:

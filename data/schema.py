@@ -10,6 +10,7 @@ Corpus modules hand over `Split`s; `data.shards` writes and opens them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,36 +22,42 @@ FORMAT_VERSION = 1
 SAMPLE_RATE_HZ = 32_000
 """Of all audio in a store: what PaSST and PANNs were trained at."""
 
+
+def required(name: str, kind: pa.DataType) -> "pa.Field[Any]":
+    """A column that always holds a value."""
+    return pa.field(name, kind, nullable=False)
+
+
 CLIPS = pa.schema(
     [
-        pa.field("clip_id", pa.string(), nullable=False),  # 'clotho/development/NAME.wav', unique over all corpora
-        pa.field("corpus", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
+        required("clip_id", pa.string()),  # 'clotho/development/NAME.wav', unique over all corpora
+        required("corpus", pa.string()),
+        required("split", pa.string()),
         # FLAC, or raw little-endian 16-bit PCM, as the manifest says; mono, SAMPLE_RATE_HZ. The longest clip of the
         # published corpora is 4.3 GB of PCM, so the offsets have 64 bits.
-        pa.field("audio", pa.large_binary(), nullable=False),
-        pa.field("num_samples", pa.int64(), nullable=False),
-        pa.field("captions", pa.list_(pa.string()), nullable=False),
-        pa.field("keywords", pa.list_(pa.string()), nullable=False),
-        pa.field("licence", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
+        required("audio", pa.large_binary()),
+        required("num_samples", pa.int64()),
+        required("captions", pa.list_(pa.string())),
+        required("keywords", pa.list_(pa.string())),
+        required("licence", pa.string()),
+        required("source", pa.string()),
     ]
 )
 
 QUERIES = pa.schema(
     [
-        pa.field("text", pa.string(), nullable=False),
+        required("text", pa.string()),
         # One clip, several, or none, as in a challenge's evaluation set.
-        pa.field("relevant_clip_ids", pa.list_(pa.string()), nullable=False),
+        required("relevant_clip_ids", pa.list_(pa.string())),
     ]
 )
 
 PARAPHRASES = pa.schema(
     [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("caption_hash", pa.string(), nullable=False),  # data.captions.caption_hash
-        pa.field("variants", pa.list_(pa.string()), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
+        required("clip_id", pa.string()),
+        required("caption_hash", pa.string()),  # data.captions.caption_hash
+        required("variants", pa.list_(pa.string())),
+        required("model", pa.string()),
     ]
 )
 

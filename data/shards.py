@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -197,20 +197,17 @@ class StoredSplit:
     @cached_property
     def clip_ids(self) -> list[str]:
         """The clips' ids, in the order of `clips`."""
-        ids: list[str] = self.clips["clip_id"].to_pylist()
-        return ids
+        return cast(list[str], self.clips["clip_id"].to_pylist())
 
     @cached_property
     def captions(self) -> list[list[str]]:
         """Each clip's captions, in the order of `clips`."""
-        captions: list[list[str]] = self.clips["captions"].to_pylist()
-        return captions
+        return cast(list[list[str]], self.clips["captions"].to_pylist())
 
     @cached_property
     def num_samples(self) -> list[int]:
         """Each clip's length, in the order of `clips`."""
-        lengths: list[int] = self.clips["num_samples"].to_pylist()
-        return lengths
+        return cast(list[int], self.clips["num_samples"].to_pylist())
 
     def window(self, index: int, start: int, count: int) -> Samples:
         """`count` samples of a clip from sample `start` on."""

@@ -37,8 +37,8 @@ def require_directory(path: Path) -> Path:
 def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Row]:
     """The rows of a CSV file with a header that names at least `columns`, in any order.
 
-    Raises UserError for a file that is absent, in another encoding, without one of the columns, or with a row of
-    another length than the header.
+    Raises UserError for a file that is absent, in another encoding, without one of the columns or with one of them
+    twice, or with a row of another length than the header.
     """
     try:
         text = path.read_bytes().decode(encoding).removeprefix("\ufeff")
@@ -59,6 +59,9 @@ def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Ro
         raise UserError(
             f"{path}: column {', '.join(missing)} is missing; the header has: {', '.join(header) or 'nothing'}"
         )
+    repeated = sorted({column for column in header if column and header.count(column) > 1})
+    if repeated:
+        raise UserError(f"{path}: column {', '.join(repeated)} occurs more than once in the header")
     rows = []
     try:
         for cells in reader:
@@ -67,7 +70,7 @@ def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Ro
                 raise UserError(f"{origin}: the row hasn't as many cells as the header ({len(header)})")
             rows.append(Row(cells, origin))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+        raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from None
     if not rows:
         raise UserError(f"{path} holds no row below its header")
     return rows

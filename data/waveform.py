@@ -23,6 +23,15 @@ SHORTEST_LAST_SEGMENT_S = 0.5
 """A shorter rest is left out, unless it is all there is: many "10-s" clips last 10.01 s."""
 
 
+LENGTH_UNKNOWN = 2**63 - 1
+"""The number of samples that libsndfile gives where a header leaves it open."""
+
+RIFF_SIZE_SLACK = 8
+"""Bytes: some writers count a file's first 8 in the size that its header gives, some don't."""
+RIFF_SIZE_OPEN = 0x7FFFF000
+"""Sizes from here on are what programs write that don't know yet, as sox and ffmpeg do to a pipe."""
+
+
 class AudioError(Exception):
     """A recording that can't be used; the message is the reason."""
 
@@ -34,21 +43,35 @@ def decode_file(path: Path) -> Samples:
     """
     try:
         with soundfile.SoundFile(path) as file:
-            rate_hz = file.samplerate
+            rate_hz, announced = file.samplerate, file.frames
+            if announced == LENGTH_UNKNOWN:
+                raise AudioError("its header leaves its length open: encode it again, into a file and not into a pipe")
             samples_NC = file.read(dtype="float32", always_2d=True)
-            announced = file.frames
+        missing_bytes = riff_bytes_missing(path)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"can't be decoded: {error}") from error
     if len(samples_NC) < announced:
         raise AudioError(f"torn: {len(samples_NC)} of {announced} samples decoded")
+    if missing_bytes > RIFF_SIZE_SLACK:
+        raise AudioError(f"torn: {missing_bytes} bytes fewer than its header says")
     if not len(samples_NC):
         raise AudioError("holds no samples")
     if not np.isfinite(samples_NC).all():
         raise AudioError("holds samples that aren't finite")
-    samples = soxr.resample(samples_NC.mean(axis=1), rate_hz, SAMPLE_RATE_HZ).astype(np.float32)
+    samples: Samples = soxr.resample(samples_NC.mean(axis=1), rate_hz, SAMPLE_RATE_HZ).astype(np.float32)
     if not len(samples):
         raise AudioError(f"too short: {len(samples_NC)} samples at {rate_hz} Hz")
     return samples
+
+
+def riff_bytes_missing(path: Path) -> int:
+    """How many bytes a WAV file is shorter than its header says: libsndfile takes a torn one for a short one.
+
+    0 for other formats. RIFF: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/WAVE/
+    """
+    with path.open("rb") as file:
+        magic, size = file.read(4), int.from_bytes(file.read(4), "little")
+    return max(0, 8 + size - path.stat().st_size) if magic == b"RIFF" and size < RIFF_SIZE_OPEN else 0
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
@@ -72,8 +95,8 @@ def decode_window(audio: pa.Buffer, codec: Codec, start: int, count: int) -> Sam
     Raises AudioError where the clip is torn or shorter.
     """
     if codec == "pcm16":
-        pcm = np.frombuffer(audio, dtype="<i2")[start : start + count]
-        window: Samples = pcm.astype(np.float32) / PCM16_FULL_SCALE
+        pcm = np.frombuffer(memoryview(audio), dtype="<i2")[start : start + count]
+        window: Samples = pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
     else:
         try:
             with soundfile.SoundFile(pa.BufferReader(audio)) as file:

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import run_command
+from data.errors import positive, run_command
 from data.shards import write_json
 from ensemble import greedy
 from ensemble.pool import Candidate, SplitScores, find_candidates, load_scores
@@ -192,7 +192,7 @@ def main() -> None:
     )
     parser.add_argument("--sweep", help="name of the sweep (default: the newest)")
     parser.add_argument("--out", type=Path, help="where ensemble.json goes (default: RUNS/ensembles/SWEEP)")
-    parser.add_argument("--max-size", type=int, default=20, help="steps of the selection (default: %(default)s)")
+    parser.add_argument("--max-size", type=positive, default=20, help="steps of the selection (default: %(default)s)")
     arguments = parser.parse_args()
     retrieval.metric(arguments.metric)
 

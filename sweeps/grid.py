@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data import corpora
-from data.errors import UserError, run_command
+from data.errors import UserError, positive, run_command
 from data.prepare import describe, prepare, start_ray
 from data.shards import open_split
 from sweeps.ledger import Ledger, create_ledger
@@ -84,11 +84,12 @@ class ShowProgress(tune.Callback):
 
 def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, float]:
     """A trial, as Tune runs it: claimed, trained, and marked as finished once its artifacts have been read back."""
-    signature, trial = config["work"]["signature"], trials.from_json(config["work"]["trial"])
+    work = config["work"]
+    signature, trial = work["signature"], trials.from_json(work["trial"])
     ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
     run_id = ledger.claim(trial, signature, sweep.run_id)
     try:
-        metrics = fit(trial, signature, run_id, sweep.site, sweep.resources, [TuneReportCallback()])
+        metrics = fit(trial, signature, work["parent"], run_id, sweep.site, sweep.resources, [TuneReportCallback()])
     except Exception:
         ledger.give_up(run_id, "FAILED")
         raise
@@ -124,11 +125,19 @@ def share_resources(max_concurrent: int | None, num_trials: int) -> tuple[Resour
 
 def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str, display: Display) -> None:
     """Run the trials of one stage through Ray Tune. A trial that fails doesn't stop the others."""
-    work = [{"signature": signature, "trial": trials.to_json(trial)} for signature, trial in stage.items()]
+    store = sweep.site.store
+    work = [
+        {
+            "signature": signature,
+            "parent": trials.signature(trial.pretraining, store) if trial.pretraining else None,
+            "trial": trials.to_json(trial),
+        }
+        for signature, trial in stage.items()
+    ]
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), {"cpu": DRIVER_CPUS}),
         param_space={"work": tune.grid_search(work)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
+        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
         run_config=tune.RunConfig(
             name=name, storage_path=str(sweep.site.runs / "tune"), callbacks=[ShowProgress(display)], verbose=0
         ),
@@ -247,7 +256,11 @@ def next_command(arguments: argparse.Namespace) -> str:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="grid.py", description="Train the trials of a space.")
-    parser.add_argument("--space", default="demo", help=f"one of: {', '.join(sorted(named()))} (default: %(default)s)")
+    parser.add_argument(
+        "--space",
+        default="demo",
+        help=f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function (default: %(default)s)",
+    )
     parser.add_argument(
         "--corpus", default="synthetic", help=f"one of: {', '.join(corpora.names())} (default: %(default)s)"
     )
@@ -260,13 +273,6 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.update(QUIET_TUNE)
     return run_sweep(arguments)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from data.errors import UserError
 from trainables import tracking
@@ -142,7 +143,7 @@ def open_ledger(runs: Path) -> Ledger:
     uri = local_uri(runs)
     try:
         experiment = tracking.connect(uri).get_experiment_by_name(EXPERIMENT)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise UserError(f"{runs / 'mlflow.db'} can't be read: {error}") from error
     if experiment is None:
         raise UserError(f"{uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")

@@ -64,6 +64,8 @@ class Display:
     def epoch(self, signature: str, epoch: int, best_map10: float) -> None:
         """A trial has finished an epoch."""
         line = self.lines[signature]
+        if epoch == line.epoch:
+            return  # a trial that has ended reports its last epoch again
         line.epoch, line.best_map10 = epoch, best_map10
         self.say(f"{line.name}: epoch {epoch}/{line.epochs}, best validation mAP@10 {best_map10:.3f}")
 

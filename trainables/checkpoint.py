@@ -94,11 +94,11 @@ def load_training(folder: Path, model: DualEncoder, optimizer: torch.optim.Optim
     weights = load_file(folder / MODEL_FILE)
     model.load_state_dict(weights)
     state = load_file(folder / OPTIMIZER_FILE)
-    for name, parameter in model.named_parameters():
-        own = {key.rpartition("/")[2]: tensor for key, tensor in state.items() if key.rpartition("/")[0] == name}
-        optimizer.state[parameter] = {
-            key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in own.items()
-        }
+    moments = {
+        index: {key.rpartition("/")[2]: tensor for key, tensor in state.items() if key.rpartition("/")[0] == name}
+        for index, (name, _) in enumerate(model.named_parameters())
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
     best = folder / BEST_FILE
     return progress, load_file(best) if best.exists() else weights

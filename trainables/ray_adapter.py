@@ -51,6 +51,7 @@ class Resources:
 def fit(
     trial: Trial,
     signature: str,
+    parent: str | None,
     run_id: str,
     site: Site,
     resources: Resources,
@@ -58,9 +59,8 @@ def fit(
 ) -> Metrics:
     """Train a trial through Ray Train, from its last checkpoint if it has one; the best epoch's metrics are returned.
 
-    Ray finds the checkpoint by the signature, which names the training's folder.
+    `signature` names the training's folder, so that Ray finds the checkpoint; `parent` is that of its pretraining.
     """
-    parent = trials.signature(trial.pretraining, site.store) if trial.pretraining else None
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -51,7 +51,7 @@ def train(
     segment_s, longest_s = trial.audio.segment_s, trial.longest_audio_s
     pairs = Pairs(splits, segment_s, longest_s, trial.paraphrase_probability, trial.seed)
 
-    network = initial_model(trial, pretrained, pairs).to(device)
+    network = initial_model(trial, resume_from or pretrained, pairs).to(device)
     optimizer = torch.optim.Adam(network.parameters(), fused=device.type == "cuda")
     progress, best = Progress(), {}
     if resume_from:
@@ -103,10 +103,10 @@ def train(
     return network
 
 
-def initial_model(trial: Trial, pretrained: Path | None, pairs: Pairs) -> DualEncoder:
-    """The model that training starts from: that of a pretraining, or a new one."""
-    if pretrained is not None:
-        return checkpoint.load_model(pretrained)
+def initial_model(trial: Trial, folder: Path | None, pairs: Pairs) -> DualEncoder:
+    """The model that training starts from: that of a checkpoint or a pretraining, tokenizer included, or a new one."""
+    if folder is not None:
+        return checkpoint.load_model(folder)
     captions = [normalise(caption) for _, caption in pairs.pairs]
     return model.build(trial, captions)
 

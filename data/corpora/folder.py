@@ -79,6 +79,8 @@ def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
 
 def drawn_splits(names: list[str], seed: int) -> dict[str, str]:
     """Each file's split, drawn by the seed whatever the order of the rows. Every split gets a file."""
+    if seed < 0:
+        raise UserError(f"seed={seed}: a seed is 0 or more; give another")
     if len(names) < len(ROLES):
         raise UserError(f"{len(names)} files can't be drawn into {len(ROLES)} splits: add files, or a column 'split'")
     held_out = max(1, round(HELD_OUT_SHARE * len(names)))

@@ -13,7 +13,6 @@ import io
 from dataclasses import dataclass, replace
 
 import torch
-from hear21passt.models.passt import PaSST, get_model
 from torch import Tensor, nn
 
 from data.errors import UserError
@@ -90,6 +89,9 @@ def weights_fingerprint(config: Config) -> str:
 
 def build(config: Config) -> "PasstEncoder":
     """The encoder with its initial weights; pretrained ones are downloaded if they aren't in torch hub's cache."""
+    # hear21passt brings timm and torchvision: seconds that whoever only reads a Config needn't wait.
+    from hear21passt.models.passt import PaSST, get_model
+
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
     with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
         if config.arch is None:

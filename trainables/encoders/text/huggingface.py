@@ -55,7 +55,7 @@ def weights_fingerprint(config: Config) -> str:
         return f"{config.model}@{config.revision}"
     try:
         return f"{config.model}@{HfApi().model_info(config.model).sha}"
-    except (OSError, ValueError) as error:
+    except Exception as error:  # which ones depends on the HTTP client of the installed huggingface_hub
         raise UserError(
             f"text encoder {config.model!r} is neither a directory nor found on the hub ({type(error).__name__}): "
             f"check its name, or set `revision` to a commit that is in the local cache"

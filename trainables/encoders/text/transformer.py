@@ -51,8 +51,11 @@ def build(config: Config, captions: Sequence[str]) -> "TransformerEncoder":
     """The encoder with random weights and a vocabulary learned from normalised `captions`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Left to itself, the trainer numbers the letters inside words in the order of a hash map, anew in each process, and
+    # breaks ties between pieces by these numbers. Special tokens are numbered as given.
+    inner = sorted({f"##{letter}" for caption in captions for word in caption.split() for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
-        vocab_size=config.vocabulary, special_tokens=[PADDING, UNKNOWN, FIRST, LAST], show_progress=False
+        vocab_size=config.vocabulary, special_tokens=[PADDING, UNKNOWN, FIRST, LAST, *inner], show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
     ends = [(FIRST, tokenizer.token_to_id(FIRST)), (LAST, tokenizer.token_to_id(LAST))]

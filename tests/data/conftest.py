@@ -1,0 +1,80 @@
+"""Real audio, clips and stores, as small as they can be."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data import shards
+from data.schema import SAMPLE_RATE_HZ, SourceClip
+
+CORPORA = Path(__file__).parents[2].parent / "shared" / "corpora"
+
+
+@pytest.fixture(scope="session")
+def published_clotho(tmp_path_factory):
+    """Clotho as it is published, on a small scale."""
+    if not (CORPORA / "build.py").exists():
+        pytest.skip(f"{CORPORA} is absent: it builds the corpora as they are published")
+    out = tmp_path_factory.mktemp("published")
+    command = [sys.executable, CORPORA / "build.py", out, "--only", "clotho", "--scale", "0.05"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out / "clotho_v2"
+
+
+def make_noise(duration_s, seed=0):
+    """Samples that 16-bit PCM holds exactly."""
+    pcm = np.random.default_rng(seed).integers(-20_000, 20_000, round(duration_s * SAMPLE_RATE_HZ))
+    return (pcm / 32_768).astype(np.float32)
+
+
+@pytest.fixture
+def noise():
+    """A function: duration and seed -> samples that 16-bit PCM holds exactly."""
+    return make_noise
+
+
+@pytest.fixture
+def write_audio():
+    """A function that writes a file of noise, mono at 32 kHz, in the format that its name says."""
+
+    def write(path, duration_s=0.1, seed=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, make_noise(duration_s, seed), SAMPLE_RATE_HZ, subtype="PCM_16")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_clip():
+    """A function: name, samples (or what loads them), captions -> a clip of the corpus 'test'."""
+
+    def make(name, samples, captions=("A dog barks.",)):
+        load = samples if callable(samples) else partial(np.copy, samples)
+        return SourceClip(f"test/train/{name}", load, tuple(captions), origin=f"table.csv, {name}")
+
+    return make
+
+
+@pytest.fixture
+def write_split(tmp_path):
+    """A function that writes clips as the split test/train, two a shard, and opens it."""
+
+    def write(clips, codec="pcm16", store=tmp_path / "store", paraphrases=()):
+        folder = store / "test" / "train"
+        summaries = [
+            shards.write_shard(folder / f"clips-{start:05d}.arrow", "test", "train", clips[start : start + 2], codec)
+            for start in range(0, len(clips), 2)
+        ]
+        set_aside = [clip for summary in summaries for clip in summary.set_aside]
+        if paraphrases:
+            shards.write_paraphrases(folder, paraphrases)
+        shards.write_manifest(folder, "test", "train", codec, summaries, set_aside)
+        return shards.open_split(store, "test/train")
+
+    return write

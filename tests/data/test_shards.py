@@ -1,0 +1,201 @@
+"""A split on disk: whole or not there, named by its contents, and read without copies."""
+
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+
+from data import shards
+from data.errors import UserError
+from data.schema import CLIPS, QUERIES, Paraphrase, SetAside
+from data.waveform import CODECS, decode_file
+
+
+@pytest.fixture
+def clips(make_clip, noise):
+    captions = [("A dog barks.", "A hound woofs."), ("Rain falls.",), ("Märkt, \u9ce5.", "Wind.", "Waves break.")]
+    return [make_clip(f"{seed}.wav", noise(0.2 + seed / 10, seed), said) for seed, said in enumerate(captions)]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_what_is_written_is_what_is_opened(codec, clips, write_split):
+    split = write_split(clips, codec)
+    assert split.name == "test/train"
+    assert split.clips.schema == CLIPS
+    assert split.clip_ids == [clip.clip_id for clip in clips]
+    assert split.captions == [list(clip.captions) for clip in clips]
+    assert split.num_samples == [len(clip.load()) for clip in clips]
+    for index, clip in enumerate(clips):
+        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), clip.load())
+    counts = {name: split.manifest[name] for name in ("num_clips", "num_queries", "num_samples", "set_aside")}
+    assert counts == {"num_clips": 3, "num_queries": 6, "num_samples": sum(split.num_samples), "set_aside": []}
+
+
+def test_every_caption_is_a_query_for_its_clip(clips, write_split):
+    queries = write_split(clips).queries
+    assert queries.schema == QUERIES
+    assert queries.to_pylist() == [
+        {"text": caption, "relevant_clip_ids": [clip.clip_id]} for clip in clips for caption in clip.captions
+    ]
+
+
+def test_windows_equal_the_decoded_file(tmp_path, make_clip, write_audio, write_split):
+    path = write_audio(tmp_path / "exact.wav", 0.5)
+    split = write_split([make_clip("exact.wav", partial(decode_file, path))])
+    np.testing.assert_array_equal(split.window(0, 3_000, 5_000), decode_file(path)[3_000:8_000])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_windows_equal_the_resampled_file_to_half_a_step(codec, tmp_path, make_clip, write_split):
+    path = tmp_path / "other_rate.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (22_050, 2)), 44_100)
+    split = write_split([make_clip("other_rate.wav", partial(decode_file, path))], codec)
+    whole = decode_file(path)
+    np.testing.assert_allclose(split.window(0, 0, len(whole)), whole, rtol=0, atol=0.5001 / 32_768)
+
+
+def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tmp_path):
+    write_split([make_clip(f"{seed}.wav", noise(2.0, seed)) for seed in range(4)])
+    before = pa.total_allocated_bytes()
+    split = shards.open_split(tmp_path / "store", "test/train")
+    buffers = [split.clips["audio"][index].as_buffer() for index in range(4)]
+    assert [buffer.size for buffer in buffers] == [2 * 64_000] * 4
+    assert pa.total_allocated_bytes() - before < buffers[0].size
+
+
+def test_a_torn_stored_clip_is_named(clips, write_split):
+    split = write_split(clips)
+    with pytest.raises(UserError, match=r"test/train/1.wav: holds .* prepare this split again"):
+        split.window(1, 0, split.num_samples[1] + 1)
+
+
+def test_the_fingerprint_looks_at_contents_alone(clips, write_split, tmp_path):
+    fingerprint = write_split(clips).fingerprint
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint)
+    assert write_split(clips, store=tmp_path / "flac", codec="flac").fingerprint == fingerprint
+    assert write_split(clips[::-1], store=tmp_path / "reversed").fingerprint == fingerprint
+    assert write_split(clips, store=tmp_path / "deep" / "down").fingerprint == fingerprint
+
+
+def test_the_fingerprint_changes_with_what_can_change_a_result(clips, make_clip, write_split, tmp_path):
+    samples, captions = clips[0].load(), clips[0].captions
+    other_sample = samples.copy()
+    other_sample[-1] += 1 / 32_768
+    firsts = {
+        "nothing": make_clip("0.wav", samples, captions),
+        "a sample": make_clip("0.wav", other_sample, captions),
+        "the length": make_clip("0.wav", np.append(samples, np.float32(0)), captions),
+        "a caption": make_clip("0.wav", samples, ("A dog barked.", captions[1])),
+        "the captions' order": make_clip("0.wav", samples, captions[::-1]),
+        "a caption's end": make_clip("0.wav", samples, ("A dog barks.A hound", " woofs.")),
+        "the id": make_clip("9.wav", samples, captions),
+    }
+    fingerprints = {
+        what: write_split([clip, *clips[1:]], store=tmp_path / what).fingerprint for what, clip in firsts.items()
+    }
+    fingerprints["a clip fewer"] = write_split(clips[1:], store=tmp_path / "fewer").fingerprint
+    assert len(set(fingerprints.values())) == len(fingerprints)
+    assert fingerprints["nothing"] == write_split(clips).fingerprint
+
+
+def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, write_audio, write_split, tmp_path):
+    path = write_audio(tmp_path / "torn.flac", 0.5)
+    path.write_bytes(path.read_bytes()[:2_000])
+    absent = tmp_path / "absent.wav"
+    broken = [make_clip(file.name, partial(decode_file, file)) for file in (path, absent)]
+    split = write_split([broken[0], *clips, broken[1]])
+    assert split.clip_ids == [clip.clip_id for clip in clips]
+    assert split.fingerprint == write_split(clips, store=tmp_path / "good").fingerprint
+    assert split.manifest["num_clips"] == 3
+    assert [clip["origin"] for clip in split.manifest["set_aside"]] == ["table.csv, torn.flac", "table.csv, absent.wav"]
+    assert all("can't be decoded" in clip["reason"] for clip in split.manifest["set_aside"])
+
+
+def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_split, tmp_path):
+    absent = [make_clip(name, partial(decode_file, tmp_path / name)) for name in ("x.wav", "y.wav")]
+    assert write_split([*absent, *clips]).clip_ids == [clip.clip_id for clip in clips]
+
+
+def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeypatch):
+    monkeypatch.setattr(shards, "RECORD_BATCH_BYTES", 1)
+    split = write_split(clips)
+    assert split.clip_ids == [clip.clip_id for clip in clips]
+    np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), clips[2].load())
+
+
+def test_a_split_without_a_manifest_is_not_there(clips, write_split, tmp_path):
+    write_split(clips)
+    shards.write_shard(tmp_path / "store" / "test" / "dev" / "clips-00000.arrow", "test", "dev", clips, "pcm16")
+    with pytest.raises(UserError, match=r"holds no split 'test/dev' \(it holds: test/train\); .*data/prepare.py test "):
+        shards.open_split(tmp_path / "store", "test/dev")
+
+
+def test_an_absent_store_holds_nothing(tmp_path):
+    with pytest.raises(UserError, match=r"holds no split 'clotho/validation' \(it holds: nothing\)"):
+        shards.open_split(tmp_path / "absent", "clotho/validation")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_refused_with_the_remedy(version, clips, write_split, tmp_path):
+    path = write_split(clips).folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
+    with pytest.raises(
+        UserError, match=rf"version {version}, .* prepare it again: python data/prepare.py test --store"
+    ):
+        shards.open_split(tmp_path / "store", "test/train")
+
+
+def test_a_torn_manifest_is_named(clips, write_split, tmp_path):
+    path = write_split(clips).folder / "manifest.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"manifest.json isn't JSON .* prepare this split again"):
+        shards.open_split(tmp_path / "store", "test/train")
+
+
+def test_an_error_leaves_no_file_behind_and_the_old_one_as_it_was(clips, make_clip, tmp_path):
+    path = tmp_path / "clips-00000.arrow"
+    shards.write_shard(path, "test", "train", clips, "pcm16")
+    before = path.read_bytes()
+    defect = make_clip("defect.wav", partial(int, "no samples"))
+    with pytest.raises(ValueError, match="no samples"):
+        shards.write_shard(path, "test", "train", [*clips, defect], "pcm16")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
+
+
+def test_paraphrases_are_found_by_clip_and_caption(clips, write_split):
+    table = [Paraphrase(clips[0].clip_id, "A dog barks.", ("a hound woofs", "a dog yaps"), "grammar")]
+    split = write_split(clips, paraphrases=table)
+    assert list(split.paraphrases().values()) == [["a hound woofs", "a dog yaps"]]
+    assert {clip_id for clip_id, _ in split.paraphrases()} == {clips[0].clip_id}
+
+
+def test_a_split_without_paraphrases_says_so(clips, write_split):
+    with pytest.raises(UserError, match=r"test/train has no paraphrases .* set the paraphrase probability to 0"):
+        write_split(clips).paraphrases()
+
+
+def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_split):
+    table = [Paraphrase(clip.clip_id, clip.captions[0], ("one", "two"), "grammar") for clip in clips]
+    split = write_split(clips, paraphrases=table)
+    fingerprint, contents = split.paraphrases_fingerprint(), split.fingerprint
+    shards.write_paraphrases(split.folder, table[::-1])
+    assert split.paraphrases_fingerprint() == fingerprint
+    for changed in (table[1:], [Paraphrase(clips[0].clip_id, "A dog barks.", ("one", "too"), "grammar"), *table[1:]]):
+        shards.write_paraphrases(split.folder, changed)
+        assert split.paraphrases_fingerprint() != fingerprint
+    assert split.fingerprint == contents
+
+
+def test_clips_that_a_corpus_set_aside_are_in_the_manifest(clips, tmp_path):
+    folder = tmp_path / "test" / "train"
+    summary = shards.write_shard(folder / "clips-00000.arrow", "test", "train", clips, "pcm16")
+    absent = SetAside("table.csv, line 7", "x.wav is absent")
+    shards.write_manifest(folder, "test", "train", "pcm16", [summary], [absent])
+    assert shards.open_split(tmp_path, "test/train").manifest["set_aside"] == [
+        {"origin": "table.csv, line 7", "reason": "x.wav is absent"}
+    ]

@@ -1,0 +1,154 @@
+"""Selection as a user runs it, on a real sweep."""
+
+import json
+import re
+import select
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from data.errors import UserError
+from ensemble import greedy, pool
+from sweeps.ledger import open_ledger
+from trainables import retrieval, tracking
+
+pytestmark = pytest.mark.cluster
+METRICS = ("map10", "r1", "r5", "r10")
+
+
+@pytest.fixture(scope="module")
+def selected(swept, run_command):
+    runs, _ = swept
+    done = run_command("ensemble/select.py", "--metric", "map10", "--runs", runs, "--sweep", "first")
+    assert done.returncode == 0, done.stderr
+    return runs, done, json.loads((runs / "ensembles" / "first" / "ensemble.json").read_text())
+
+
+def test_ensemble_json_names_members_and_figures(selected):
+    runs, _, ensemble = selected
+    signatures = set(open_ledger(runs).sweep("first").signatures)
+    for member in ensemble["members"]:
+        assert member.keys() == {"name", "weight", "run_id", "signature"}
+        assert member["signature"] in signatures
+    assert sum(member["weight"] for member in ensemble["members"]) == pytest.approx(1)
+    for split in ("validation", "test"):
+        for system in ("ensemble", "best_single"):
+            for metric in METRICS:
+                low, high = ensemble[split][system][f"{metric}_interval"]
+                assert 0 <= low <= ensemble[split][system][metric] <= high <= 1
+    assert ensemble["validation"]["ensemble"]["map10"] >= ensemble["validation"]["best_single"]["map10"]
+
+
+def test_the_figures_are_those_of_the_members_embeddings(selected):
+    runs, _, ensemble = selected
+    ledger = open_ledger(runs)
+    candidates = [
+        candidate
+        for member in ensemble["members"]
+        for candidate in pool.find_candidates(ledger, ledger.sweep("first"))
+        if candidate.signature == member["signature"]
+    ]
+    for split, file in (("validation", tracking.VALIDATION_FILE), ("test", tracking.TEST_FILE)):
+        scores = pool.load_scores(ledger, candidates, file)
+        fused = greedy.fuse(scores.scores, [member["weight"] for member in ensemble["members"]])
+        for name, value in retrieval.evaluate(fused, scores.relevance, METRICS).items():
+            assert value == pytest.approx(ensemble[split]["ensemble"][name])
+
+
+def test_it_prints_members_and_both_systems_on_both_splits(selected):
+    _, done, ensemble = selected
+    for member in ensemble["members"]:
+        assert re.search(rf"{member['weight']:.3f} +{re.escape(member['name'])} ", done.stdout)
+    for split in ("validation", "test"):
+        for system in ("best_single", "ensemble"):
+            figure = f"{100 * ensemble[split][system]['map10']:.2f}"
+            assert re.search(rf"{split} +{system.replace('_', ' ')} +{figure}", done.stdout)
+
+
+def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, run_command):
+    runs, _, _ = selected
+    before = len(list(open_ledger(runs).runs("ensemble")))
+    again = run_command(
+        "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
+    )
+    assert f"came before this one: {before}" in again.stdout
+    newest = next(iter(open_ledger(runs).runs("ensemble")))
+    assert newest.info.status == "FINISHED"
+    assert newest.data.params["metric"] == "mrr"
+    assert (
+        newest.data.metrics["test_ensemble_mrr"]
+        == json.loads((runs / "out" / "ensemble.json").read_text())["test"]["ensemble"]["mrr"]
+    )
+
+
+@pytest.mark.parametrize("way", ["from the root", "from inside ensemble", "as a module"])
+@pytest.mark.parametrize("metric", ["r1", "map16"])
+def test_it_runs_from_anywhere_where_the_standard_select_is_a_shared_library(way, metric, selected, tmp_path):
+    if select.__spec__.origin == "built-in":
+        pytest.skip("this Python has select built in, where the shadowing can't bite")
+    root = __file__.rpartition("/tests/")[0]
+    words, folder = {
+        "from the root": (["ensemble/select.py"], root),
+        "from inside ensemble": (["select.py"], f"{root}/ensemble"),
+        "as a module": (["-m", "ensemble.select"], root),
+    }[way]
+    command = [sys.executable, *words, "--metric", metric, "--runs", str(selected[0]), "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert metric in json.loads((tmp_path / "ensemble.json").read_text())["validation"]["ensemble"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--runs", "{empty}"], "holds no runs .*run python sweeps/grid.py first"),
+        (["--sweep", "absent"], "no sweep is named 'absent'; known: .*first"),
+        (["--metric", "accuracy"], "unknown metric 'accuracy'; known: .*mrr"),
+        (["--max-size", "0"], "isn't a whole number from 1 on"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(words, expected, selected, run_command, tmp_path):
+    words = ["--runs", selected[0], *[word.format(empty=tmp_path) for word in words]]
+    failed = run_command("ensemble/select.py", *words)
+    assert failed.returncode == 2
+    assert re.search(expected, failed.stderr)
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, run_command):
+    runs = shutil.copytree(selected[0], tmp_path / "runs")
+    ledger = open_ledger(runs)
+    ledger.start_sweep("unfinished", ["0123456789abcdef"], {})
+    failed = run_command("ensemble/select.py", "--runs", runs)
+    assert failed.returncode == 2
+    assert "sweep 'unfinished' has no finished trial of 1" in failed.stderr
+
+
+def test_trials_whose_splits_differ_are_refused(selected):
+    ledger = open_ledger(selected[0])
+    first, second, *_ = pool.find_candidates(ledger, ledger.sweep("first"))
+    reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
+    other = ledger.embeddings(second.run, tracking.TEST_FILE)
+    with pytest.raises(UserError, match="differ in their splits"):
+        pool.aligned_scores(other, reference, second, first)
+
+
+def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
+    ledger = open_ledger(selected[0])
+    first = pool.find_candidates(ledger, ledger.sweep("first"))[0]
+    reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
+    rng = np.random.default_rng(0)
+    rows, columns = rng.permutation(len(reference.queries)), rng.permutation(len(reference.clip_ids))
+    shuffled = replace(
+        reference,
+        queries=[reference.queries[row] for row in rows],
+        relevant_clip_ids=[reference.relevant_clip_ids[row] for row in rows],
+        clip_ids=[reference.clip_ids[column] for column in columns],
+        text_QD=reference.text_QD[rows],
+        audio_AD=reference.audio_AD[columns],
+    )
+    np.testing.assert_allclose(pool.aligned_scores(shuffled, reference, first, first), reference.scores(), atol=1e-6)

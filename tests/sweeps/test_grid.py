@@ -1,0 +1,140 @@
+"""The sweep as a user runs it: real commands, real Ray, real MLflow."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.ledger import open_ledger
+from trainables import checkpoint
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_says_what_it_will_do_then_what_came_of_it_and_what_to_do_next(swept):
+    runs, done = swept
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Sweep first: space ")
+    assert "1 pretrainings, then 2 fine-tunings; 3 of them are still to be run" in lines[1]
+    assert str(runs) in done.stdout
+    table = [line for line in lines if re.search(r"[0-9a-f]{16}$", line.strip())]
+    assert len(table) == 3
+    map10 = [float(re.search(r" +\d+ +([\d.]+) ", line)[1]) for line in table]
+    assert map10 == sorted(map10, reverse=True)
+    assert "mlflow ui --backend-store-uri sqlite:///" in done.stdout
+    assert f"python ensemble/select.py --metric map10 --runs {runs} --sweep first" in done.stdout
+
+
+def test_nothing_of_ray_or_hear21passt_reaches_the_console(swept):
+    _, done = swept
+    printed = done.stdout + done.stderr
+    assert not re.search(r"\(pid=|\(raylet\)|\(RayTrain|INFO |WARNING|patch_embed|first_RUN", printed)
+
+
+def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
+    ledger = open_ledger(swept[0])
+    trials = list(ledger.runs("trial"))
+    assert [run.info.status for run in trials] == ["FINISHED"] * 3
+    assert sorted(run.data.tags["stage"] for run in trials) == ["fine-tuning", "fine-tuning", "pretraining"]
+    assert {run.data.tags["signature"] for run in trials} == set(ledger.sweep("first").signatures)
+    for run in trials:
+        for name in ("map10", "validation_loss", "train_loss"):
+            assert [entry.step for entry in ledger.client.get_metric_history(run.info.run_id, name)] == [1, 2]
+        assert not [name for name in run.data.metrics if "test" in name]
+
+
+def test_a_trials_artifacts_hold_its_config_and_its_embeddings_of_both_splits(swept):
+    ledger = open_ledger(swept[0])
+    for run in ledger.runs("trial"):
+        for file, split in (("validation.arrow", "folder/validation"), ("test.arrow", "folder/test")):
+            embeddings = ledger.embeddings(run, file)
+            assert embeddings.signature == run.data.tags["signature"]
+            assert (embeddings.split, len(embeddings.clip_ids)) == (split, 6)
+        kept = json.loads(Path(ledger.client.download_artifacts(run.info.run_id, "trial.json")).read_text())
+        assert kept["train"] == ["folder/train"]
+        assert checkpoint.load_trial(swept[0] / "models" / run.data.tags["signature"])
+
+
+def test_a_finished_trial_is_not_run_again_by_another_sweep(swept, run_command, space_file, tone_store):
+    runs, _ = swept
+    words = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--runs", runs)
+    again = run_command("sweeps/grid.py", *words, "--name", "second")
+    assert again.returncode == 0, again.stderr
+    assert "0 of them are still to be run" in again.stdout
+    assert "started" not in again.stdout
+    ledger = open_ledger(runs)
+    assert len(list(ledger.runs("trial"))) == 3
+    assert ledger.sweep("second").signatures == ledger.sweep("first").signatures
+
+
+def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(space_file, tone_store, tmp_path):
+    words = ["--space", f"{space_file}:endless", "--corpus", "folder"]
+    words += ["--store", str(tone_store), "--runs", str(tmp_path / "runs"), "--name", "long"]
+    first = epochs_until_interrupted([sys.executable, "sweeps/grid.py", *words])
+    ledger = open_ledger(tmp_path / "runs")
+    assert [run.info.status for run in ledger.runs("trial")] == ["KILLED"]
+    second = epochs_until_interrupted([sys.executable, *first["named command"][1:]])
+    assert second["epochs"][0] > 1
+    assert second["epochs"][0] <= first["epochs"][-1] + 2
+    assert len(list(ledger.runs("trial"))) == 1
+
+
+def epochs_until_interrupted(command):
+    """Start a sweep, interrupt it after its third epoch, and say what it printed."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    epochs = []
+    for line in process.stdout:
+        if match := re.search(r"epoch (\d+)/2000", line):
+            epochs.append(int(match[1]))
+            if len(epochs) == 3:
+                break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    named = next(line for line in rest.splitlines() if line.startswith("Interrupted."))
+    return {"epochs": epochs, "named command": named.partition(": ")[2].split()}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--space", "nothing"], "unknown space 'nothing'; known: demo, small"),
+        (["--corpus", "nothing"], "unknown corpus 'nothing'; known: clotho, folder, synthetic"),
+        (
+            ["--corpus", "clotho"],
+            "holds no split 'clotho/development' .*prepare it with: python data/prepare.py clotho",
+        ),
+        (["--space", "{space}:broken"], "temperature is -1.0: it must be above 0"),
+        (["--space", "{space}:absent"], "known: .*tiny"),
+        (["--max-concurrent", "0"], "isn't a whole number from 1 on"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, tone_store, space_file, tmp_path):
+    corpus = [] if "--corpus" in words else ["--corpus", "folder"]
+    words = [word.format(space=space_file) for word in words]
+    failed = run_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
+    assert failed.returncode == 2
+    assert re.search(expected, failed.stderr)
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_store_of_another_schema_version_is_refused_with_the_remedy(run_command, tone_store, tmp_path):
+    store = shutil.copytree(tone_store, tmp_path / "store")
+    for manifest in store.glob("*/*/manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+    failed = run_command("sweeps/grid.py", "--corpus", "folder", "--store", store, "--runs", tmp_path / "runs")
+    assert failed.returncode == 2
+    assert "schema version 0" in failed.stderr
+    assert "python data/prepare.py folder" in failed.stderr

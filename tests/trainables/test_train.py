@@ -1,0 +1,236 @@
+"""The loop: it learns, goes on where it was, returns the best epoch, and writes what it says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from data.batches import Pairs
+from data.captions import normalise
+from data.errors import UserError
+from data.schema import SAMPLE_RATE_HZ
+from data.shards import open_split
+from data.waveform import SHORTEST_LAST_SEGMENT_S
+from trainables import checkpoint, model
+from trainables.checkpoint import BEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PROGRESS_FILE, TRIAL_FILE, Weights, load_model
+from trainables.embed import embed
+from trainables.schedule import Schedule
+from trainables.train import METRICS, Metrics, seed_step, train
+from trainables.trial import Trial
+
+STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
+"""Leaves weights where they are."""
+
+
+class Run:
+    """A training, each epoch's metrics, and each epoch's checkpoint in a folder of its own: `folder`/1, `folder`/2..."""
+
+    def __init__(self, trial: Trial, store: Path, folder: Path, **settings) -> None:
+        self.folder, self.epochs = folder, []
+        self.network = train(trial, store, self.report, **settings)
+
+    def report(self, metrics: Metrics, write_checkpoint) -> None:
+        self.epochs.append(metrics)
+        write_checkpoint(self.folder / str(int(metrics["epoch"])))
+
+    def weights(self, epoch: int) -> Weights:
+        return load_file(self.folder / str(epoch) / MODEL_FILE)
+
+
+@pytest.fixture(scope="module")
+def long_trial(trial) -> Trial:
+    return replace(trial, schedule=replace(trial.schedule, epochs=4))
+
+
+@pytest.fixture(scope="module")
+def run(long_trial, store, tmp_path_factory) -> Run:
+    """Four epochs without an interruption."""
+    return Run(long_trial, store, tmp_path_factory.mktemp("run"))
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(metrics: Metrics) -> Metrics:
+    return {name: value for name, value in metrics.items() if name != "pairs_per_second"}
+
+
+def test_the_loss_falls(run):
+    losses = [metrics["train_loss"] for metrics in run.epochs]
+    assert losses[-1] < losses[1] < losses[0]
+    assert min(metrics["validation_loss"] for metrics in run.epochs[1:]) < run.epochs[0]["validation_loss"]
+
+
+def test_the_loss_of_pairs_that_are_trained_on_falls_a_lot(trial, store, tmp_path):
+    """Without dropout and paraphrases, when the validation split itself is trained on."""
+    easy = replace(
+        trial,
+        audio=replace(trial.audio, dropout=0.0),
+        text=replace(trial.text, dropout=0.0),
+        train=("synthetic/validation",),
+        schedule=replace(trial.schedule, epochs=15),
+        batch_size=30,
+        paraphrase_probability=0.0,
+    )
+    epochs = Run(easy, store, tmp_path).epochs
+    assert epochs[-1]["map10"] > 1.3 * epochs[0]["map10"]
+    assert epochs[-1]["train_loss"] < 0.85 * epochs[0]["train_loss"]
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_resumed_training_ends_bit_for_bit_as_if_uninterrupted(run, long_trial, store, tmp_path, epoch):
+    resumed = Run(long_trial, store, tmp_path, resume_from=run.folder / str(epoch))
+    assert [without_times(metrics) for metrics in resumed.epochs] == [without_times(m) for m in run.epochs[epoch:]]
+    for file in (MODEL_FILE, OPTIMIZER_FILE):
+        assert equal(load_file(tmp_path / "4" / file), load_file(run.folder / "4" / file))
+    assert (tmp_path / "4" / PROGRESS_FILE).read_text() == (run.folder / "4" / PROGRESS_FILE).read_text()
+    assert equal(resumed.network.state_dict(), run.network.state_dict())
+
+
+def test_a_training_that_is_already_done_gives_its_model_back(run, long_trial, store, tmp_path):
+    resumed = Run(long_trial, store, tmp_path, resume_from=run.folder / "4")
+    assert resumed.epochs == []
+    assert equal(resumed.network.state_dict(), run.network.state_dict())
+
+
+def test_loader_processes_do_not_change_a_training(run, long_trial, store, tmp_path):
+    with_workers = Run(long_trial, store, tmp_path, loader_workers=1, resume_from=run.folder / "3")
+    assert equal(with_workers.weights(4), run.weights(4))
+
+
+def test_the_seed_changes_a_training_from_its_first_weights_on(trial, store):
+    captions = ["a dog barks"]
+    first, again, other = (model.build(replace(trial, seed=seed), captions).state_dict() for seed in (0, 0, 1))
+    assert equal(first, again)
+    assert not torch.equal(first["audio_projection.weight"], other["audio_projection.weight"])
+
+
+def test_ranks_share_one_generator_a_step_and_draw_dropout_each_for_themselves():
+    shared, own = {}, {}
+    for step in range(3):
+        for rank in range(2):
+            shared[step, rank] = seed_step(5, step, rank).initial_seed()
+            own[step, rank] = torch.initial_seed()
+    assert all(shared[step, 0] == shared[step, 1] for step in range(3))
+    assert len(set(shared.values())) == 3
+    assert len({*own.values(), *shared.values()}) == 9
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_best_epoch_by_map10_is_returned(trial, store, tmp_path, seed):
+    one = Run(replace(trial, seed=seed, schedule=Schedule(1e-2, 1e-2, 3)), store, tmp_path)
+    scores = [metrics["map10"] for metrics in one.epochs]
+    best = int(np.argmax(scores)) + 1  # the first of equals
+    assert equal(one.network.state_dict(), one.weights(best))
+    assert [(m["best_epoch"], m["best_map10"]) for m in one.epochs][-1] == (best, max(scores))
+
+
+def test_a_best_epoch_from_before_an_interruption_is_kept(run, long_trial, store, tmp_path):
+    """An unbeatable first epoch: the checkpoints after it carry its weights along."""
+    start = tmp_path / "start"
+    start.mkdir()
+    for file in (run.folder / "1").iterdir():
+        (start / file.name).write_bytes(file.read_bytes())
+    progress = json.loads((start / PROGRESS_FILE).read_text())
+    (start / PROGRESS_FILE).write_text(json.dumps(progress | {"best_epoch": 1, "best_map10": 2.0}))
+    once = Run(long_trial, store, tmp_path / "once", resume_from=start)
+    again = Run(long_trial, store, tmp_path / "again", resume_from=tmp_path / "once" / "3")
+    for resumed in (once, again):
+        assert equal(resumed.network.state_dict(), run.weights(1))
+        assert not equal(resumed.weights(4), run.weights(1))
+        assert equal(load_file(resumed.folder / "4" / BEST_FILE), run.weights(1))
+
+
+def test_each_epochs_metrics_are_those_of_its_own_weights(run, long_trial, store):
+    """And of nothing but the validation split."""
+    for epoch, metrics in enumerate(run.epochs, start=1):
+        embeddings = embed(
+            load_model(run.folder / str(epoch)), long_trial, "", open_split(store, "synthetic/validation")
+        )
+        scores_QA = embeddings.scores()
+        own = scores_QA[np.arange(30), np.repeat(np.arange(6), 5)]
+        rank_Q = (scores_QA >= own[:, None]).sum(axis=1)
+        assert metrics["map10"] == pytest.approx((1 / rank_Q).mean())
+        assert metrics["r1"] == pytest.approx((rank_Q == 1).mean())
+        assert metrics["epoch"] == epoch
+        assert {*METRICS, "train_loss", "validation_loss", "temperature", "learning_rate"} < set(metrics)
+
+
+def test_no_metric_is_of_the_test_split(run, long_trial, store, tmp_path):
+    """The same training with another test split reports the same."""
+    other = Run(replace(long_trial, test="synthetic/development"), store, tmp_path, resume_from=run.folder / "3")
+    assert without_times(other.epochs[0]) == without_times(run.epochs[3])
+
+
+def test_a_checkpoint_holds_no_pickles(run):
+    for epoch in range(1, 5):
+        names = {path.name for path in (run.folder / str(epoch)).iterdir()}
+        needed = {TRIAL_FILE, MODEL_FILE, OPTIMIZER_FILE, PROGRESS_FILE, "tokenizer.json"}
+        assert needed <= names <= needed | {BEST_FILE}
+        assert (BEST_FILE in names) == (run.epochs[epoch - 1]["best_epoch"] != epoch)
+
+
+def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store, tmp_path):
+    checkpoint.save_model(tmp_path, long_trial, run.network, checkpoint.weights_of(run.network))
+    assert {path.name for path in tmp_path.iterdir()} == {TRIAL_FILE, MODEL_FILE, "tokenizer.json"}
+    assert checkpoint.load_trial(tmp_path) == long_trial
+    split = open_split(store, "synthetic/evaluation")
+    expected, loaded = (embed(network, long_trial, "", split) for network in (run.network, load_model(tmp_path)))
+    assert np.array_equal(loaded.audio_AD, expected.audio_AD)
+    assert np.array_equal(loaded.text_QD, expected.text_QD)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path} holds no trained model"):
+        load_model(tmp_path)
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights_and_vocabulary(run, long_trial, store, tmp_path):
+    fine_tuning = replace(long_trial, pretraining=long_trial, train=("synthetic/validation",), schedule=STILL)
+    tuned = Run(fine_tuning, store, tmp_path, pretrained=run.folder / "2")
+    assert equal(tuned.network.state_dict(), run.weights(2))
+    vocabularies = [(folder / "tokenizer.json").read_text() for folder in (tmp_path / "1", run.folder / "2")]
+    assert vocabularies[0] == vocabularies[1]
+
+
+def test_without_a_pretraining_training_starts_from_the_seeds_weights(trial, store, tmp_path):
+    still = Run(replace(trial, schedule=STILL), store, tmp_path)
+    pairs = Pairs([open_split(store, name) for name in trial.train], 2.0, 4.0, 0.0, trial.seed)
+    captions = [normalise(caption) for _, caption in pairs.pairs]
+    assert equal(still.network.state_dict(), model.build(trial, captions).state_dict())
+
+
+def test_an_interrupted_fine_tuning_goes_on_from_its_own_checkpoint(run, long_trial, store, tmp_path):
+    fine_tuning = replace(long_trial, pretraining=long_trial, schedule=replace(long_trial.schedule, epochs=2))
+    whole = Run(fine_tuning, store, tmp_path / "whole", pretrained=run.folder / "4")
+    settings = {"pretrained": run.folder / "4", "resume_from": tmp_path / "whole" / "1"}
+    resumed = Run(fine_tuning, store, tmp_path / "resumed", **settings)
+    assert equal(resumed.weights(2), whole.weights(2))
+
+
+def test_training_under_bfloat16_learns_and_keeps_float32_weights(trial, store, tmp_path):
+    coarse = Run(replace(trial, precision="bfloat16"), store, tmp_path)
+    assert coarse.epochs[-1]["train_loss"] < coarse.epochs[0]["train_loss"]
+    assert {weights.dtype for weights in coarse.weights(2).values()} == {torch.float32}
+
+
+def test_each_clips_embedding_is_the_mean_over_its_own_segments(trial, store):
+    """In a batch of clips with different numbers of segments: the longer half has a fourth one."""
+    split = open_split(store, "synthetic/development")
+    segment_s = (np.median(split.num_samples) / SAMPLE_RATE_HZ - SHORTEST_LAST_SEGMENT_S) / 3
+    pairs = Pairs([split], segment_s, 30.0, 0.0, 0)
+    network = model.build(trial, ["a"]).eval()
+    batch = next(pairs.load_epoch(0, 30, rank=0, world_size=1, loader_workers=0))
+    assert set(batch.segments_per_clip.tolist()) == {3, 4}
+    with torch.no_grad():
+        embedded = network.embed_audio(batch, torch.Generator())
+        features = network.audio(batch.segments, batch.mask_draws, torch.Generator())
+        means = torch.stack([part.mean(dim=0) for part in features.split(batch.segments_per_clip.tolist())])
+        expected = torch.nn.functional.normalize(network.audio_projection(means), dim=-1)
+    torch.testing.assert_close(embedded, expected, rtol=0, atol=1e-6)

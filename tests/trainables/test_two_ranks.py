@@ -1,0 +1,134 @@
+"""A step on several ranks equals a step on one rank with the joined batch; a training on several, a training on one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
+
+from data.batches import Pairs
+from data.shards import open_split
+from trainables import model
+from trainables.checkpoint import MODEL_FILE
+from trainables.encoders.audio import passt
+from trainables.loss import gather, nt_xent
+from trainables.train import seed_step, train
+from trainables.trial import Trial
+
+GRADIENTS, EPOCHS = "gradients.safetensors", "epochs.json"
+
+
+def without_dropout(trial: Trial) -> Trial:
+    """Ranks draw dropout each for themselves; all else that training draws is shared."""
+    return replace(trial, audio=replace(trial.audio, dropout=0.0), text=replace(trial.text, dropout=0.0))
+
+
+def with_patchout(trial: Trial) -> Trial:
+    """A small PaSST that drops patches: the same ones on all ranks."""
+    shape = {"num_frames": 100, "segment_s": 2.0, "width": 24, "depth": 1, "patchout_time": 3}
+    audio = replace(passt.VARIANTS["tiny"], front_end=trial.audio.front_end, **shape)
+    return replace(trial, audio=audio, text=replace(trial.text, dropout=0.0))
+
+
+def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path) -> None:
+    """What a rank does: the gradients of one step, then a training; both are written to `folder`/rank."""
+    torch.set_num_threads(1)
+    own = folder / str(rank)
+    own.mkdir(parents=True)
+    if world_size > 1:
+        rendezvous = f"file://{folder / 'rendezvous'}"
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
+    try:
+        write_gradients(rank, world_size, trial, store, own)
+        epochs = []
+
+        def report(metrics, write_checkpoint):
+            epochs.append(metrics)
+            write_checkpoint(own)
+
+        train(trial, store, report)
+        (own / EPOCHS).write_text(json.dumps(epochs))
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def write_gradients(rank: int, world_size: int, trial: Trial, store: Path, folder: Path) -> None:
+    """A step without the training loop."""
+    splits = [open_split(store, name) for name in trial.train]
+    pairs = Pairs(splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed)
+    network = model.build(trial, [caption for _, caption in pairs.pairs]).train()
+    wrapped = DistributedDataParallel(network) if world_size > 1 else network
+    batch = next(pairs.load_epoch(0, trial.batch_size, rank, world_size, loader_workers=0))
+    shared = seed_step(trial.seed, 0, rank)
+    audio, text, temperature = wrapped(batch, network.text.tokenize(batch.captions), shared)
+    rows = [gather(local, trial.batch_size) for local in (audio, text, batch.clips)]
+    assert len(rows[2].unique()) < len(rows[2]), "the batch should hold two captions of one clip"
+    nt_xent(*rows, temperature).backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    save_file({"clips": rows[2], **gradients}, folder / GRADIENTS)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(2, 16, without_dropout), (3, 21, with_patchout)],
+    ids=["2 ranks, last batch of 1", "3 ranks, last batch of 2, patchout"],
+)
+def folders(request, trial, store, tmp_path_factory) -> list[Path]:
+    """What one rank wrote, then what each of several did. The 65 pairs leave a last batch too small for all ranks."""
+    world_size, batch_size, variant = request.param
+    trial = replace(variant(trial), batch_size=batch_size)
+    assert 0 < 65 % batch_size < world_size
+    one, several = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")
+    work(0, 1, trial, store, one)
+    torch.multiprocessing.spawn(work, args=(world_size, trial, store, several), nprocs=world_size)
+    return [one / "0", *(several / str(rank) for rank in range(world_size))]
+
+
+def test_gradients_of_a_step_are_those_of_the_joined_batch(folders):
+    one, *ranks = (load_file(folder / GRADIENTS) for folder in folders)
+    clips = one.pop("clips")
+    for gradients in ranks:
+        assert torch.equal(gradients.pop("clips").sort().values, clips.sort().values)
+        assert gradients.keys() == one.keys()
+        for name, expected in one.items():
+            difference = float((gradients[name] - expected).abs().max())
+            assert difference <= 1e-5 * max(float(expected.abs().max()), 1e-2), name
+    assert all(float(gradient.abs().max()) > 0 for gradient in one.values())
+
+
+def test_losses_and_metrics_of_a_training_are_those_of_one_rank(folders):
+    one, first, *others = (json.loads((folder / EPOCHS).read_text()) for folder in folders)
+    assert others == [[{}, {}]] * len(others)  # rank 0 speaks for all
+    assert len(one) == len(first) == 2
+    for expected, metrics in zip(one, first, strict=True):
+        assert metrics["map10"] == pytest.approx(expected["map10"], abs=1e-9)
+        for name in ("train_loss", "validation_loss", "temperature", "learning_rate"):
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_weights_after_a_training_are_those_of_one_rank_on_every_rank(folders):
+    one, *ranks = (load_file(folder / MODEL_FILE) for folder in folders)
+    width = next(len(weights) // 3 for name, weights in one.items() if name.endswith("self_attn.in_proj_bias"))
+    for weights in ranks:
+        assert weights.keys() == one.keys()
+        for name, expected in one.items():
+            for part, same in zip(parts(name, weights[name], width), parts(name, expected, width), strict=True):
+                np.testing.assert_allclose(part, same, rtol=0, atol=2e-5, err_msg=name)
+    for name in one:
+        assert all(torch.equal(weights[name], ranks[0][name]) for weights in ranks), name
+
+
+def parts(name: str, weights: torch.Tensor, width: int) -> list[torch.Tensor]:
+    """All but the bias of attention's keys: it changes nothing, so that Adam follows the rounding of its gradient."""
+    if name.endswith("in_proj_bias"):
+        return [weights[:width], weights[2 * width :]]
+    if name.endswith("qkv.bias"):
+        third = len(weights) // 3
+        return [weights[:third], weights[2 * third :]]
+    return [weights]
