@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data import corpora
-from data.errors import UserError, positive, run_command
+from data.errors import positive, run_command
 from data.prepare import describe, prepare, start_ray
-from data.shards import open_split
+from data.shards import MANIFEST, open_split
 from sweeps.ledger import Ledger, create_ledger
 from sweeps.progress import Display, Line
 from sweeps.spaces import Splits, named, space
@@ -142,22 +142,21 @@ def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str,
             name=name, storage_path=str(sweep.site.runs / "tune"), callbacks=[ShowProgress(display)], verbose=0
         ),
     )
-    tuner.fit()
+    for result in tuner.fit():
+        if result.error:
+            reason = str(result.error).strip().splitlines()[-1]
+            say(f"{stage[result.config['work']['signature']].name} failed: {reason} (see {result.path}/error.txt)")
 
 
 def find_splits(corpus: str, store: Path, make: bool) -> Splits:
-    """The corpus' splits in the store. With `make`, the synthetic corpus is prepared if it isn't there."""
-    roles = corpora.load(corpus).ROLES
-    names = {role: f"{corpus}/{split}" for role, split in roles.items()}
-    try:
-        for name in names.values():
-            open_split(store, name)
-    except UserError:
-        if not make:
-            raise
-        say("Synthesising the corpus 'synthetic' (once, about a minute) ...")
+    """The corpus' splits in the store; with `make`, a corpus that needs no files is prepared if it isn't there."""
+    names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
+    if make and not any((store / name / MANIFEST).exists() for name in names.values()):
+        say(f"Preparing the corpus {corpus!r} (once, about a minute) ...")
         for split in prepare(corpus, None, store, "pcm16", seed=0):
             say(f"  {describe(split)}")
+    for name in names.values():
+        open_split(store, name)
     return Splits(**names)
 
 
@@ -183,7 +182,7 @@ def show_results(ledger: Ledger, stages: Sequence[dict[str, Trial]]) -> int:
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[column]:.2f}" for column in COLUMNS]
         table.add_row(name, f"{metrics['best_epoch']:.0f}", *values, signature)
-    Console(width=max(120, Console().width)).print(table)
+    Console(width=max(160, Console().width)).print(table)
     for name in unfinished:
         say(f"not finished: {name}")
     return len(unfinished)
@@ -227,7 +226,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         say(f"\nInterrupted. To go on, from the last epoch of each trial: {command_line(arguments)}")
         raise
     num_unfinished = show_results(ledger, stages)
-    ledger.give_up(run_id, "FAILED") if num_unfinished else ledger.finish(run_id)
+    if num_unfinished:
+        ledger.give_up(run_id, "FAILED")
+    else:
+        ledger.finish(run_id)
     say()
     say(f"To look at the runs:  mlflow ui --backend-store-uri {ledger.tracking_uri}")
     say(f"Next:                 {next_command(arguments)}")

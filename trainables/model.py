@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from data.batches import Batch
 from trainables import encoders
-from trainables.encoders.text import Tokens
+from trainables.encoders.audio import AudioEncoder
+from trainables.encoders.text import TextEncoder, Tokens
 from trainables.trial import Trial
 
 
 class DualEncoder(nn.Module):
     """Two encoders, a linear projection for each, and the temperature of the loss."""
 
-    def __init__(self, audio: nn.Module, text: nn.Module, embedding_size: int, temperature: float) -> None:
+    audio: AudioEncoder
+    text: TextEncoder
+
+    def __init__(self, audio: AudioEncoder, text: TextEncoder, embedding_size: int, temperature: float) -> None:
         super().__init__()
         self.audio, self.text = audio, text
         self.audio_projection = nn.Linear(audio.width, embedding_size)

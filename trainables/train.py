@@ -53,7 +53,7 @@ def train(
 
     network = initial_model(trial, resume_from or pretrained, pairs).to(device)
     optimizer = torch.optim.Adam(network.parameters(), fused=device.type == "cuda")
-    progress, best = Progress(), {}
+    progress, best = Progress(), Weights()
     if resume_from:
         progress, best = checkpoint.load_training(resume_from, network, optimizer)
     distributed = DistributedDataParallel(network, broadcast_buffers=False) if world_size > 1 else network

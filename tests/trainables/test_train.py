@@ -28,7 +28,7 @@ STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final
 
 
 class Run:
-    """A training, each epoch's metrics, and each epoch's checkpoint in a folder of its own: `folder`/1, `folder`/2..."""
+    """A training, the metrics of each epoch, and its checkpoint in `folder`/1, `folder`/2 and so on."""
 
     def __init__(self, trial: Trial, store: Path, folder: Path, **settings) -> None:
         self.folder, self.epochs = folder, []

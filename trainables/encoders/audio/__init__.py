@@ -1,7 +1,23 @@
 """Audio encoders: segments of audio -> one vector each.
 
-`build(config)` makes one with its initial weights, `restore(config)` one whose weights are loaded later. Both return an `nn.Module` with `width` and
-`forward(segments_SN, mask_draws, generator) -> [S, width]`: S segments of N samples, their SpecAugment draws
-[S, data.batches.MASK_DRAWS], and the generator of what one global batch shares (jitter, dropped patches); the last two
-matter in training only. `Config.segment_s` says how long a segment is.
+`build(config)` makes one with its initial weights, `restore(config)` one whose weights are loaded later. Both return an
+`nn.Module` that is an `AudioEncoder`. `Config.segment_s` says how long a segment is.
 """
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class AudioEncoder(Protocol):
+    """What the dual encoder asks of an audio encoder."""
+
+    width: int
+
+    def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+        """S segments of N samples -> [S, width].
+
+        `mask_draws` [S, data.batches.MASK_DRAWS] are for SpecAugment; `generator` draws what one global batch shares
+        (jitter, dropped patches). Both matter in training only.
+        """

@@ -1,6 +1,6 @@
 """Convolutional encoders in the spirit of PANNs' CNN14 (Kong et al. 2020).
 
-As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and the maximum and the mean over time are
+As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and maximum and mean over time are
 added. `small` is cheap enough for a CPU: it hears half the frames and mel bands, starts with strides of four, and keeps
 what is left of the frequency axis as features. It is normalised within each segment (GroupNorm with one group), so that
 nothing depends on the other segments of a batch, and ranks and micro-batches don't matter.
@@ -39,7 +39,8 @@ class Config:
     @property
     def final_bands(self) -> int:
         """Bands that the last stage has left of the mel bands."""
-        return self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
+        bands: int = self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
+        return bands
 
 
 VARIANTS = {
@@ -89,9 +90,10 @@ class CnnEncoder(nn.Module):
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """[S, N] samples -> [S, width]."""
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
-        features_SCMT = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         features_SCT = features_SCMT.flatten(1, 2)
-        return self.dropout(features_SCT.amax(dim=-1) + features_SCT.mean(dim=-1))
+        features_SW: Tensor = self.dropout(features_SCT.amax(dim=-1) + features_SCT.mean(dim=-1))
+        return features_SW
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Module:

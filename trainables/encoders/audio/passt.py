@@ -11,6 +11,7 @@ generator; `PasstEncoder.forward` computes the same from the same parameters.
 import contextlib
 import io
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ def restore(config: Config) -> "PasstEncoder":
 class PasstEncoder(nn.Module):
     """Segments -> the mean of PaSST's class and distillation tokens."""
 
-    def __init__(self, config: Config, net: nn.Module) -> None:
+    def __init__(self, config: Config, net: Any) -> None:
         super().__init__()
         self.config = config
         self.width: int = net.embed_dim
@@ -136,7 +137,7 @@ class PasstEncoder(nn.Module):
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """[S, N] samples -> [S, width]; in training, `generator` draws the patches that are dropped."""
-        net = self.net
+        net: Any = self.net
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         patches_SDFT = net.patch_embed.proj(log_mel_SMT.unsqueeze(1))
         patches_SDFT = patches_SDFT + net.time_new_pos_embed[..., : patches_SDFT.shape[-1]] + net.freq_new_pos_embed
@@ -145,8 +146,8 @@ class PasstEncoder(nn.Module):
             patches_SDFT = drop(patches_SDFT, 2, self.config.patchout_frequency, generator)
         patches_SPD = patches_SDFT.flatten(2).transpose(1, 2)
         tokens_12D = torch.cat([net.cls_token, net.dist_token], dim=1) + net.new_pos_embed
-        sequence = torch.cat([tokens_12D.expand(len(segments_SN), -1, -1), patches_SPD], dim=1)
-        sequence = net.norm(net.blocks(net.pos_drop(sequence)))
+        tokens_SLD = torch.cat([tokens_12D.expand(len(segments_SN), -1, -1), patches_SPD], dim=1)
+        sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
         return sequence[:, :2].mean(dim=1)
 
 

@@ -1,11 +1,13 @@
 """Text encoders: normalised captions -> one vector each.
 
 `build(config, captions)` makes one with its initial weights, `restore(config, folder)` makes one of the same shape from
-what `save_tokenizer(folder)` left there. Both return an `nn.Module` with `width`, `tokenize(captions) -> Tokens` and
-`forward(tokens) -> [B, width]`.
+what `save_tokenizer(folder)` left there. Both return an `nn.Module` that is a `TextEncoder`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,3 +23,18 @@ class Tokens:
     def to(self, device: torch.device) -> "Tokens":
         """The same tokens on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+class TextEncoder(Protocol):
+    """What the dual encoder asks of a text encoder."""
+
+    width: int
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """B captions as token ids."""
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """[B, width]."""
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write what `restore` needs."""

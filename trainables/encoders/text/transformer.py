@@ -96,8 +96,9 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """[B, width]."""
-        states_BLW = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
-        return self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)[:, 0]
+        states_BLW: Tensor = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
+        states_BLW = self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)
+        return states_BLW[:, 0]
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write what `restore` needs."""
