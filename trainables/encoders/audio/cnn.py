@@ -55,6 +55,7 @@ VARIANTS = {
         front_end=replace(frontend.Config(), num_mels=64, hop_samples=640, mask_mels=0, mask_frames=0),
     )
 }
+VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config) -> str:

@@ -81,6 +81,7 @@ VARIANTS = {
         front_end=replace(frontend.Config(), num_mels=64, hop_samples=640, mask_mels=0, mask_frames=0),
     ),
 }
+VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config) -> str:
