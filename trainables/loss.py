@@ -3,10 +3,11 @@
 Shapes: B pairs of all ranks together, L pairs of one rank, D dimensions.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from data.batches import share_sizes
 
@@ -29,21 +30,33 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 def gather(local_LX: Tensor, batch_size: int) -> Tensor:
     """Every rank's rows in the order of ranks [batch_size, X], gradients included.
 
-    The gradient that flows back is the sum over ranks. As each rank computes the same loss over the same gathered
-    batch, that sum is world_size times the loss's gradient, which DDP's mean over ranks sets right: a step on several
-    ranks equals a step on one rank with the joined batch. How many rows of each rank count follows from `batch_size`.
+    How many rows of each rank count follows from `batch_size`; a rank may hold one more than that.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local_LX[:batch_size]
     counts = share_sizes(batch_size, dist.get_world_size())
     longest = max(1, *counts)
     padded = torch.cat([local_LX, local_LX.new_zeros(longest - len(local_LX), *local_LX.shape[1:])])
-    gathered = all_gather(padded) if local_LX.requires_grad else gather_plain(padded)
+    gathered = AllGather.apply(padded)
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
 
-def gather_plain(tensor: Tensor) -> list[Tensor]:
-    """Every rank's tensor, without gradients."""
-    tensors = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(tensors, tensor)
-    return tensors
+class AllGather(torch.autograd.Function):
+    """Every rank's tensor. What flows back to a rank is its own part of the gradient, times the number of ranks.
+
+    Each rank computes the same loss over the same gathered batch, so all hold the same gradient and needn't exchange
+    it. DDP then takes the mean over ranks, and the factor makes that the sum: a step on several ranks equals a step on
+    one rank with the joined batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> tuple[Tensor, ...]:
+        """The tensors in the order of ranks; all have one shape."""
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local.contiguous())
+        return tuple(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient of the local tensor."""
+        return gradients[dist.get_rank()] * dist.get_world_size()

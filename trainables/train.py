@@ -44,6 +44,8 @@ def train(
     `pretrained` is the folder of the model that a fine-tuning starts from, `resume_from` a checkpoint of this very
     training. With several ranks every rank calls this; each computes its share of every batch.
     """
+    if trial.pretraining and not (pretrained or resume_from):
+        raise ValueError("a fine-tuning needs the folder of its pretrained model")
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = device or torch.device("cpu")
     splits = [open_split(store, name) for name in trial.train]
@@ -56,7 +58,7 @@ def train(
     progress, best = Progress(), Weights()
     if resume_from:
         progress, best = checkpoint.load_training(resume_from, network, optimizer)
-    distributed = DistributedDataParallel(network, broadcast_buffers=False) if world_size > 1 else network
+    distributed = DistributedDataParallel(network, forward_sync_buffers=False) if world_size > 1 else network
 
     for epoch in range(progress.epochs_done, trial.schedule.epochs):
         network.train()

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dacite
 import torch
@@ -61,6 +61,10 @@ class Trial:
             raise UserError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 pairs")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: it must be above 0")
+        if self.precision not in get_args(Precision):
+            raise UserError(f"precision is {self.precision!r}: it must be {' or '.join(get_args(Precision))}")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
@@ -98,13 +102,12 @@ def to_json(trial: Trial) -> dict[str, Any]:
 def from_json(value: dict[str, Any]) -> Trial:
     """The trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
     settings = dict(value)
-    settings["audio"] = encoders.from_json("audio", settings["audio"])
-    settings["text"] = encoders.from_json("text", settings["text"])
-    settings["schedule"] = Schedule(**settings["schedule"])
-    settings["pretraining"] = from_json(settings["pretraining"]) if settings["pretraining"] else None
     try:
+        settings["audio"] = encoders.from_json("audio", settings["audio"])
+        settings["text"] = encoders.from_json("text", settings["text"])
+        settings["pretraining"] = from_json(settings["pretraining"]) if settings["pretraining"] else None
         return dacite.from_dict(Trial, settings, dacite.Config(strict=True, cast=[tuple]))
-    except dacite.DaciteError as error:
+    except (dacite.DaciteError, KeyError) as error:
         raise UserError(f"not a trial: {error}") from error
 
 
@@ -125,7 +128,8 @@ def signature(trial: Trial, store: Path) -> str:
     if trial.paraphrase_probability > 0:
         config["paraphrases"] = {name: splits[name].paraphrases_fingerprint() for name in trial.train}
     config["training_version"] = TRAINING_VERSION
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    numbers_alike = json.loads(json.dumps(config), parse_int=float)  # 30 and 30.0 train the same
+    return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def described(encoder: Any) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def test_settings_that_a_trial_does_not_have_are_refused(trial, change, message)
         ({"batch_size": 1}, "batch_size is 1"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"longest_audio_s": 0.0}, "longest_audio_s is 0.0"),
+        ({"precision": "float16"}, "precision is 'float16': it must be float32 or bfloat16"),
+        ({"seed": -1}, "seed is -1"),
         ({"embedding_size": 8}, "pretraining's encoders and embedding size"),
         ({"audio": passt.VARIANTS["tiny"]}, "pretraining's encoders and embedding size"),
         ({"text": huggingface.VARIANTS["bert-base"]}, "pretraining's encoders and embedding size"),
