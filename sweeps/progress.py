@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Display:
         self.lines = dict(lines)
         self.console = console
         self.started = time.monotonic()
-        self.live = Live(console=console, get_renderable=self.table, refresh_per_second=2, transient=True)
+        self.live = Live(console=console, get_renderable=self.view, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "Display":
         if self.console.is_terminal:
@@ -42,18 +43,18 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
-    def table(self) -> Table:
-        """The trials that run, and a count of the others."""
+    def view(self) -> Group:
+        """A count of all trials, and those that run."""
         states = [line.state for line in self.lines.values()]
         elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self.started))
         counts = ", ".join(f"{states.count(state)} {state}" for state in ("finished", "running", "waiting", "failed"))
-        table = Table(title=f"{counts} of {len(states)} trials, {elapsed}", title_justify="left", box=None)
+        table = Table(box=None)
         for heading in ("trial", "epoch", "best validation mAP@10"):
             table.add_column(heading)
         for line in self.lines.values():
             if line.state == "running":
                 table.add_row(line.name, f"{line.epoch}/{line.epochs}", f"{line.best_map10:.3f}" if line.epoch else "")
-        return table
+        return Group(Text(f"{counts} of {len(states)} trials, {elapsed}"), table)
 
     def start(self, signature: str) -> None:
         """A trial has started."""
@@ -64,8 +65,8 @@ class Display:
     def epoch(self, signature: str, epoch: int, best_map10: float) -> None:
         """A trial has finished an epoch."""
         line = self.lines[signature]
-        if epoch == line.epoch:
-            return  # a trial that has ended reports its last epoch again
+        if epoch <= line.epoch:
+            return  # a trial that has ended reports its best epoch again
         line.epoch, line.best_map10 = epoch, best_map10
         self.say(f"{line.name}: epoch {epoch}/{line.epochs}, best validation mAP@10 {best_map10:.3f}")
 
