@@ -41,7 +41,7 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
         from_scratch(splits, precision, "passt:tiny5", PASST_RATE, epochs=6),
     ]
     return [
-        fine_tuning(pretraining, share, epochs=2, paraphrase_probability=probability)
+        fine_tuning(pretraining, share, epochs=1, warmup_epochs=0.5, paraphrase_probability=probability)
         for pretraining in pretrainings
         for share in (0.2, 0.4)
         for probability in (0.0, 0.3)
@@ -82,12 +82,20 @@ def from_scratch(
     )
 
 
-def fine_tuning(pretraining: Trial, rate_share: float, epochs: int, paraphrase_probability: float = 0.0) -> Trial:
+def fine_tuning(
+    pretraining: Trial,
+    rate_share: float,
+    epochs: int,
+    warmup_epochs: float = 1.0,
+    paraphrase_probability: float = 0.0,
+) -> Trial:
     """A fine-tuning on the pretraining's splits, at a share of its peak rate."""
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
         pretraining,
-        schedule=replace(pretraining.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs),
+        schedule=replace(
+            pretraining.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs, warmup_epochs=warmup_epochs
+        ),
         paraphrase_probability=paraphrase_probability,
         pretraining=pretraining,
     )

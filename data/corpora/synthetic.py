@@ -32,9 +32,9 @@ ROLES: dict[str, str] = {"train": "development", "validation": "validation", "te
 class Config:
     """How many clips, and how long."""
 
-    development: int = 200
-    validation: int = 60
-    evaluation: int = 60
+    development: int = 150
+    validation: int = 50
+    evaluation: int = 50
     min_duration_s: float = 5.0
     max_duration_s: float = 30.0
 

@@ -107,9 +107,9 @@ def nearest(features: np.ndarray, centroids: dict[str, np.ndarray]) -> str:
 
 def test_splits_and_sizes(corpus: list[Split]) -> None:
     assert [(split.name, len(split.clips)) for split in corpus] == [
-        ("development", 200),
-        ("validation", 60),
-        ("evaluation", 60),
+        ("development", 150),
+        ("validation", 50),
+        ("evaluation", 50),
     ]
     assert set(synthetic.ROLES.values()) == {split.name for split in corpus}
     assert corpus[1].clips[7].clip_id == "synthetic/validation/00007.wav"
