@@ -6,25 +6,38 @@ interrupted training went on.
 Shapes: S segments, B pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.captions import caption_hash, choose, normalise
+from data.rooms import Rooms
 from data.schema import SAMPLE_RATE_HZ
 from data.shards import StoredSplit
-from data.waveform import crop_start, cut_segments
+from data.waveform import count_segments, crop_start
 
 MASK_DRAWS = 4
 """Uniform numbers a segment brings along for SpecAugment: width and place, in frequency and in time."""
 
 ORDER_STREAM, SAMPLE_STREAM = 0, 1
 """Keep the order of an epoch and what is drawn for each of its samples apart."""
+
+PREFETCHED = 2
+"""Batches that each of a loader's processes works ahead."""
+SPARE_ROOMS = 2
+"""Beyond those that are worked on: for the batch in use, and the one after it."""
+
+Key = tuple[int, int]
+"""An epoch and a pair."""
 
 
 @dataclass(frozen=True)
@@ -46,33 +59,25 @@ class Batch:
 TENSORS = ("segments", "segments_per_clip", "mask_draws", "clips")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One (clip, caption) pair."""
+def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segments: NDArray[np.float32]) -> None:
+    """Decode a window of a clip into segments that lie one after the other; zeros follow its end.
 
-    segments: NDArray[np.float32]  # [segments of this clip, segment_samples]
-    mask_draws: NDArray[np.float32]
-    caption: str
-    clip: int
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Join samples into a batch."""
-    return Batch(
-        segments=torch.from_numpy(np.concatenate([sample.segments for sample in samples])),
-        segments_per_clip=torch.tensor([len(sample.segments) for sample in samples]),
-        mask_draws=torch.from_numpy(np.concatenate([sample.mask_draws for sample in samples])),
-        captions=[sample.caption for sample in samples],
-        clips=torch.tensor([sample.clip for sample in samples]),
-    )
+    Of a window whose rest is too short for a segment, only the samples that have room are decoded.
+    """
+    flat = segments.reshape(-1)
+    kept = min(count, len(flat))
+    split.decode_window(clip, start, flat[:kept])
+    flat[kept:] = 0
 
 
-class Pairs(Dataset[Sample]):
+class Pairs(Dataset[Batch]):
     """Every (clip, caption) pair of the splits, in the order of splits, clip ids and captions.
 
-    An item is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
+    A pair is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
     `paraphrase_probability` 0 the tables of paraphrases aren't opened; else each split needs one (UserError), and a
-    caption that it lacks stands for itself.
+    caption that it lacks stands for itself. Clips whose ids are in `excluded` are left out.
+
+    Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices.
     """
 
     def __init__(
@@ -82,16 +87,18 @@ class Pairs(Dataset[Sample]):
         longest_s: float,
         paraphrase_probability: float,
         seed: int,
+        excluded: Collection[str] = (),
     ) -> None:
         self.splits = splits
         self.segment_samples = round(segment_s * SAMPLE_RATE_HZ)
         self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
         self.paraphrase_probability = paraphrase_probability
         self.seed = seed
-        self.clips = [(split, index) for split in splits for index in np.argsort(split.clip_ids).tolist()]
-        self.pairs = [
-            (clip, caption) for clip, (split, index) in enumerate(self.clips) for caption in split.captions[index]
-        ]
+        kept = [pairs_of(split, excluded) for split in splits]
+        self.split_of_pair = np.repeat(np.arange(len(splits)), [len(clips) for clips, _ in kept])
+        self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
+        self.caption_of_pair = np.concatenate([captions for _, captions in kept])
+        self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
         self.paraphrases = (
             {key: variants for split in splits for key, variants in split.paraphrases().items()}
             if paraphrase_probability > 0
@@ -100,40 +107,160 @@ class Pairs(Dataset[Sample]):
 
     def __len__(self) -> int:
         """The number of pairs."""
-        return len(self.pairs)
+        return len(self.clip_of_pair)
 
-    def __getitem__(self, epoch_and_pair: tuple[int, int]) -> Sample:
-        """The pair as this epoch sees it."""
-        epoch, pair = epoch_and_pair
-        clip, caption = self.pairs[pair]
-        split, index = self.clips[clip]
-        rng = np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair])
-        crop_draw, swap_draw, variant_draw = rng.random(3)
-        num_samples = split.num_samples[index]
-        start = crop_start(num_samples, self.longest_samples, crop_draw)
-        samples = split.window(index, start, min(num_samples, self.longest_samples))
-        segments = cut_segments(samples, self.segment_samples)
-        variants = self.paraphrases.get((split.clip_ids[index], caption_hash(caption)), [])
-        text = choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
-        mask_draws = rng.random((len(segments), MASK_DRAWS), dtype=np.float32)
-        return Sample(segments, mask_draws, normalise(text), clip)
+    def captions(self) -> Iterator[str]:
+        """Each pair's caption, as published."""
+        for split, flat in enumerate(self._flat_captions):
+            yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_flat_captions"}
+
+    @cached_property
+    def _flat_captions(self) -> list[pa.StringArray]:
+        return [split.index["captions"].combine_chunks().flatten() for split in self.splits]
+
+    def __getitem__(self, epoch_and_pair: Key) -> Batch:
+        """One pair as its epoch sees it, as a batch."""
+        return self.batch([epoch_and_pair])
+
+    def batch(self, epochs_and_pairs: Sequence[Key], make_room: Callable[[int], Tensor] | None = None) -> Batch:
+        """Pairs as their epochs see them. Each clip is decoded straight into the batch.
+
+        `make_room` gives the memory for a number of segments, [number, segment_samples].
+        """
+        draws = [np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair]) for epoch, pair in epochs_and_pairs]
+        uniform = [rng.random(3) for rng in draws]
+        pairs = np.array([pair for _, pair in epochs_and_pairs])
+        splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
+        lengths = [self.splits[split].num_samples[clip].item() for split, clip in zip(splits, clips, strict=True)]
+        counts = [min(length, self.longest_samples) for length in lengths]
+        sizes = [count_segments(count, self.segment_samples) for count in counts]
+        segments = make_room(sum(sizes)) if make_room else torch.empty(sum(sizes), self.segment_samples)
+        captions, first = [], 0
+        for row, pair in enumerate(pairs.tolist()):
+            crop_draw, swap_draw, variant_draw = uniform[row]
+            start = crop_start(lengths[row], self.longest_samples, crop_draw)
+            room = segments[first : first + sizes[row]].numpy()
+            fill_segments(self.splits[splits[row]], clips[row], start, counts[row], room)
+            first += sizes[row]
+            captions.append(normalise(self.wording(pair, swap_draw, variant_draw)))
+        mask_draws = [rng.random((size, MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)]
+        return Batch(
+            segments=segments,
+            segments_per_clip=torch.tensor(sizes),
+            mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
+            captions=captions,
+            clips=torch.from_numpy(self.first_clip[splits] + clips),
+        )
+
+    def wording(self, pair: int, swap_draw: float, variant_draw: float) -> str:
+        """A pair's caption, or a paraphrase of it."""
+        split = int(self.split_of_pair[pair])
+        caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
+        if self.paraphrase_probability == 0:
+            return caption
+        clip_id = self.splits[split].index["clip_id"][int(self.clip_of_pair[pair])].as_py()
+        variants = self.paraphrases.get((clip_id, caption_hash(caption)), [])
+        return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
     def epoch_batches(self, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:
         """The pairs of each global batch of an epoch: every pair once; the last batch may be smaller."""
-        order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(len(self.pairs))
+        order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(len(self))
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def load_epoch(
-        self, epoch: int, batch_size: int, rank: int, world_size: int, loader_workers: int
+        self, epoch: int, batch_size: int, rank: int, world_size: int, loader_workers: int, first_batch: int = 0
     ) -> Iterator[Batch]:
-        """This rank's share of each global batch of an epoch.
+        """This rank's share of each global batch of an epoch, from `first_batch` on.
 
         A rank that a small last batch leaves without a pair gets a copy of the batch's first one, so that it can take
         part in the step; `share_sizes` says how many of its pairs count.
         """
-        shares = [share_of(batch, rank, world_size) for batch in self.epoch_batches(epoch, batch_size)]
-        keys = [[(epoch, int(pair)) for pair in pairs] for pairs in shares]
-        return iter(DataLoader(self, batch_sampler=keys, collate_fn=collate, num_workers=loader_workers))
+        shares = [share_of(batch, rank, world_size) for batch in self.epoch_batches(epoch, batch_size)[first_batch:]]
+        most_segments = count_segments(self.longest_samples, self.segment_samples)
+        room_samples = max(map(len, shares), default=0) * most_segments * self.segment_samples
+        keys = ([(epoch, pair) for pair in pairs.tolist()] for pairs in shares)
+        if not loader_workers:
+            return self._load_here(keys, Rooms(room_samples))
+        if any(split.store.is_remote for split in self.splits):
+            # What an object store's client has started in this process doesn't survive a fork.
+            options: dict[str, Any] = {"num_workers": loader_workers, "multiprocessing_context": "spawn"}
+            return iter(DataLoader(_Whole(self), batch_sampler=cast(Any, keys), collate_fn=_as_it_is, **options))
+        rooms = Rooms(room_samples, loader_workers * PREFETCHED + SPARE_ROOMS)
+        return self._load_elsewhere(keys, rooms, loader_workers)
+
+    def _load_here(self, keys: Iterable[list[Key]], rooms: Rooms) -> Iterator[Batch]:
+        for wanted in keys:
+            room = rooms.take()
+            yield self.batch(wanted, lambda number: rooms.tensor(room, (number, self.segment_samples)))
+
+    def _load_elsewhere(self, keys: Iterable[list[Key]], rooms: Rooms, loader_workers: int) -> Iterator[Batch]:
+        # Only rooms that are there when the processes are forked can be shared with them.
+        requests = ((rooms.take() if rooms.free else None, wanted) for wanted in keys)
+        loader = DataLoader(
+            _IntoRooms(self, rooms),
+            batch_sampler=cast(Any, requests),
+            collate_fn=_as_it_is,
+            num_workers=loader_workers,
+            prefetch_factor=PREFETCHED,
+        )
+        for room, packed in loader:
+            if room is None:
+                yield packed
+                continue
+            sizes, mask_draws, captions, clips = packed
+            yield Batch(
+                segments=rooms.tensor(room, (int(sizes.sum()), self.segment_samples)),
+                segments_per_clip=torch.from_numpy(sizes),
+                mask_draws=torch.from_numpy(mask_draws),
+                captions=captions,
+                clips=torch.from_numpy(clips),
+            )
+
+
+class _Whole(Dataset[Batch]):
+    """Batches by their keys."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        return self.pairs.batch(keys)
+
+
+class _IntoRooms(Dataset[Any]):
+    """Batches by a room and their keys: what fills the room stays there, the rest travels as arrays, which is quick."""
+
+    def __init__(self, pairs: Pairs, rooms: Rooms) -> None:
+        self.pairs, self.rooms = pairs, rooms
+
+    def __getitems__(self, request: tuple[int | None, list[Key]]) -> tuple[int | None, Any]:
+        room, keys = request
+        if room is None:
+            return None, self.pairs.batch(keys)
+        samples = self.pairs.segment_samples
+        batch = self.pairs.batch(keys, lambda number: torch.from_numpy(self.rooms.array(room, (number, samples))))
+        tensors = (batch.segments_per_clip, batch.mask_draws, batch.clips)
+        sizes, mask_draws, clips = (tensor.numpy() for tensor in tensors)
+        return room, (sizes, mask_draws, batch.captions, clips)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """What the datasets here give is a batch already."""
+    return batch
+
+
+def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The clip and the caption of each pair of a split: a row of its index, and a place in all captions joined."""
+    captions = split.index["captions"].combine_chunks()
+    clips = captions.value_parent_indices().to_numpy()
+    kept = np.ones(len(clips), bool)
+    if excluded:
+        is_excluded = pc.is_in(split.index["clip_id"], pa.array(list(excluded), pa.string())).to_numpy()
+        kept = ~is_excluded[clips]
+    return clips[kept].astype(np.int64), np.flatnonzero(kept)
 
 
 def share_of(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
@@ -149,10 +276,17 @@ def share_sizes(batch_size: int, world_size: int) -> list[int]:
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
     """A split's clips in their order, without captions, each cut to its first `longest_s`: for embedding."""
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
-    for first in range(0, len(split.clip_ids), batch_size):
-        samples = []
-        for index in range(first, min(first + batch_size, len(split.clip_ids))):
-            window = split.window(index, 0, min(split.num_samples[index], longest_samples))
-            segments = cut_segments(window, segment_samples)
-            samples.append(Sample(segments, np.zeros((len(segments), MASK_DRAWS), np.float32), "", index))
-        yield collate(samples)
+    for first in range(0, len(split.index), batch_size):
+        clips = range(first, min(first + batch_size, len(split.index)))
+        counts = [min(split.num_samples[clip].item(), longest_samples) for clip in clips]
+        sizes = [count_segments(count, segment_samples) for count in counts]
+        segments = torch.empty(sum(sizes), segment_samples)
+        for clip, count, part in zip(clips, counts, segments.split(sizes), strict=True):
+            fill_segments(split, clip, 0, count, part.numpy())
+        yield Batch(
+            segments=segments,
+            segments_per_clip=torch.tensor(sizes),
+            mask_draws=torch.zeros(sum(sizes), MASK_DRAWS),
+            captions=[""] * len(clips),
+            clips=torch.tensor(clips),
+        )

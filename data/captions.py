@@ -1,5 +1,6 @@
 """Captions as text: normalising, hashing, and swapping one for a paraphrase."""
 
+import functools
 import hashlib
 import unicodedata
 
@@ -16,6 +17,7 @@ def normalise(caption: str) -> str:
     return " ".join("".join(letters).lower().split())
 
 
+@functools.cache
 def is_punctuation(character: str) -> bool:
     """Whether Unicode counts the character as punctuation or as a symbol."""
     return unicodedata.category(character)[0] in "PS"

@@ -1,107 +1,390 @@
 """Prepare a corpus: decode it once, and write it as Arrow shards into a store.
 
-python data/prepare.py clotho --source DIR --store DIR
-python data/prepare.py synthetic --store DIR
+python data/prepare.py clotho --source DIR --store DIR      # or audiocaps, wavcaps, folder, synthetic
+python data/prepare.py verify --store DIR                   # read everything back and check it
+python data/prepare.py describe --store DIR                 # what it holds, and distributions as a picture
+python data/prepare.py exclude --store DIR [FILE ...]       # have lists of clips not to train on, these and no others
+python data/prepare.py duplicates --store DIR               # look for held-out sounds under other ids
+python data/prepare.py upload --store DIR --to URI          # copy a store to an object store
+
+A preparation that was ended goes on where it was when the same command is given again.
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import filelock
 import ray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from data import corpora, shards
+from data import corpora, describe, duplicates, exclusions, shards, storage, verify
+from data.corpora import Corpus
 from data.errors import UserError, run_command
 from data.schema import SAMPLE_RATE_HZ, Split
-from data.shards import StoredSplit
+from data.shards import ShardSummary, StoredSplit, open_split
+from data.storage import Store
 from data.waveform import CODECS, Codec
 
 logger = logging.getLogger("chorale.prepare")
 
-CLIPS_PER_SHARD = 32
-"""Small, so that even a small corpus is shared among the workers."""
+SHARDS_PER_SPLIT = 64
+"""As far as LEAST_CLIPS_PER_SHARD and MOST_CLIPS_PER_SHARD allow: enough to share among the workers."""
+LEAST_CLIPS_PER_SHARD, MOST_CLIPS_PER_SHARD = 8, 128
+"""A worker that is killed loses one shard's work; a store of 400,000 clips is some 3,000 files."""
+
+TASKS_PER_CPU = 3
+"""Waiting or running at a time: none waits for the driver, and a cluster that can grow sees that there is work."""
+
+SAY_EVERY_S = 10
+"""Between two lines of progress where there is no terminal to renew one on."""
+SAID_SET_ASIDE = 20
+"""Named one by one on the console; `describe --list` names them all."""
 
 
 def start_ray() -> None:
     """Join the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's own lines on the console."""
     # Drivers of trials take next to no CPU, so there are more processes than cores; Ray warns of that on the console.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is told
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
-def prepare(corpus: str, source: Path | None, store: Path, codec: Codec, seed: int) -> list[StoredSplit]:
-    """Write the splits of a corpus into the store, in parallel on Ray.
+@contextlib.contextmanager
+def writing(store: Path) -> Iterator[None]:
+    """Keep other commands from writing into a store; what is killed holds it no longer. A UserError if one does."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(store / ".lock", timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(f"another command is writing into {store}; wait until it has ended") from None
+    except ConnectionError:  # to a cluster: not about the store
+        raise
+    except OSError as error:
+        problem = f"{error.filename or store} can't be written: {error.strerror or error}"
+        raise UserError(f"{problem}; put that right and run it again: it goes on where it stopped") from error
+
+
+def in_parallel(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    """Call a function with each tuple of arguments on all of the cluster; results come with their place, as they do."""
+    task, waiting, running = ray.remote(function), deque(enumerate(work)), dict[Any, int]()
+    while waiting or running:
+        most = max(8, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+        while waiting and len(running) < most:
+            number, arguments = waiting.popleft()
+            running[task.remote(*arguments)] = number
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        try:
+            yield running.pop(done), ray.get(done)
+        except ray.exceptions.RayTaskError as error:
+            for other in running:
+                ray.cancel(other)
+            raise error.cause from None
+
+
+class Progress:
+    """A line that says how far a preparation is: renewed on a terminal, one every SAY_EVERY_S elsewhere."""
+
+    def __init__(self, name: str, num_clips: int, num_bytes: int) -> None:
+        self.name, self.num_clips, self.num_bytes = name, num_clips, num_bytes
+        self.done_clips = self.done_samples = self.done_bytes = 0
+        self.started = self.said = time.monotonic()
+        console = Console(stderr=True)
+        self.live = Live(console=console, get_renderable=lambda: Text(self.line()), transient=True)
+
+    def __enter__(self) -> "Progress":
+        if self.live.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def add(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
+        """Some clips are done."""
+        self.done_clips += num_clips
+        self.done_samples += num_samples
+        self.done_bytes += num_bytes
+        if not self.live.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
+            self.said = time.monotonic()
+            logger.info(self.line())
+
+    def line(self) -> str:
+        """Clips, hours, rate and the time that is left, by the bytes that are left to read."""
+        elapsed_s = time.monotonic() - self.started
+        audio_s = self.done_samples / SAMPLE_RATE_HZ
+        left_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
+        left = "" if left_s is None else f", {time.strftime('%H:%M:%S', time.gmtime(left_s))} left"
+        return (
+            f"{self.name}: {self.done_clips:,} of {self.num_clips:,} clips, {audio_s / 3600:.2f} h, "
+            f"{audio_s / max(elapsed_s, 1e-3):,.0f} times real time{left}"
+        )
+
+
+def prepare(
+    corpus: str, source: Path | None, store: Path, codec: Codec | None = None, seed: int = 0
+) -> list[StoredSplit]:
+    """Write the splits of a corpus into the store, in parallel on Ray, and work out the store's exclusions anew.
 
     Raises UserError for an unknown corpus and for wrong tables. Recordings that can't be decoded are set aside and
-    named in the manifest; a split that has no clip at all is left out, and gone if it was there before.
+    named; a split of which nothing is known but its name is left out, and gone if it was there before. `codec` is the
+    corpus' own choice if it is left out.
     """
-    splits = corpora.load(corpus).read(source.resolve() if source else None, seed)
-    start_ray()
-    prepared = [prepare_split(split, store.resolve(), codec) for split in splits]
+    module = corpora.load(corpus)
+    splits = module.read(source.resolve() if source else None, seed)
+    with writing(store):
+        prepared = [prepare_split(split, store.resolve(), codec or module.CODEC) for split in splits]
+        exclusions.update(store)
     return [split for split in prepared if split]
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
-    """Write one split; None if it has no clip. One of that name that was there before is gone at once."""
-    folder = store / split.corpus / split.name
-    for name in (shards.MANIFEST, shards.PARAPHRASES_FILE):
-        (folder / name).unlink(missing_ok=True)
-    for leftover in folder.glob("clips-*.arrow"):
+    """Write one split, as far as it isn't there; None if it has no clip, and none that its tables list has a source."""
+    name = f"{split.corpus}/{split.name}"
+    folder = store / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.part"):
         leftover.unlink()
-    write_shard = ray.remote(shards.write_shard)
-    summaries = ray.get(
-        [
-            write_shard.remote(
-                folder / f"clips-{number:05d}.arrow",
-                split.corpus,
-                split.name,
-                split.clips[start : start + CLIPS_PER_SHARD],
-                codec,
-            )
-            for number, start in enumerate(range(0, len(split.clips), CLIPS_PER_SHARD))
-        ]
-    )
-    set_aside = [*split.set_aside, *(clip for summary in summaries for clip in summary.set_aside)]
-    for clip in set_aside:
-        logger.warning("set aside: %s: %s", clip.origin, clip.reason)
-    if not split.clips:
+    summaries = write_shards(split, folder, codec)
+    report_set_aside(split, summaries)
+    if not split.clips and not split.clips_of and not split.sources:
+        (folder / storage.MANIFEST).unlink(missing_ok=True)
+        shards.remove_all_but(folder, {shards.PARAPHRASES_FILE})
         return None
-    if not any(summary.num_clips for summary in summaries):
-        raise UserError(f"{split.corpus}/{split.name}: none of its {len(split.clips)} clips could be decoded")
+    if split.clips and not any(summary.clips for summary in summaries):
+        raise UserError(f"{name}: none of its {len(split.clips)} clips could be decoded")
     if split.paraphrases:
         shards.write_paraphrases(folder, split.paraphrases)
-    shards.write_manifest(folder, split.corpus, split.name, codec, summaries, set_aside)
-    return shards.open_split(store, f"{split.corpus}/{split.name}")
+    shards.write_split(folder, split, codec, summaries)
+    return open_split(store, name)
 
 
-def describe(split: StoredSplit) -> str:
+def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]:
+    """Write the shards that aren't there, the biggest first, so that none is left for a single worker at the end."""
+    size = min(MOST_CLIPS_PER_SHARD, max(LEAST_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
+    parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
+    paths = [folder / shards.shard_name(number, part, codec) for number, part in enumerate(parts)]
+    summaries = {number: summary for number, path in enumerate(paths) if (summary := shards.read_summary(path))}
+    num_bytes = [sum(clip.num_bytes for clip in part) for part in parts]
+    todo = sorted(set(range(len(parts))) - set(summaries), key=lambda number: -num_bytes[number])
+    if summaries:
+        logger.info("%s/%s: %d of %d shards are there already", split.corpus, split.name, len(summaries), len(parts))
+    work = [(paths[number], split.corpus, split.name, parts[number], codec) for number in todo]
+    clips_left = sum(len(parts[number]) for number in todo)
+    start_ray()
+    with Progress(f"{split.corpus}/{split.name}", clips_left, sum(num_bytes[number] for number in todo)) as progress:
+        for place, summary in in_parallel(shards.write_shard, work):
+            number = todo[place]
+            summaries[number] = summary
+            progress.add(len(parts[number]), summary.num_samples, num_bytes[number])
+    return [summaries[number] for number in range(len(parts))]
+
+
+def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
+    """Name what can't be used, as far as a console is the place for it."""
+    set_aside = shards.all_set_aside(split, summaries)
+    for clip in set_aside[:SAID_SET_ASIDE]:
+        logger.warning("set aside: %s: %s", clip.origin, clip.reason)
+    if len(set_aside) > SAID_SET_ASIDE:
+        logger.warning(
+            "set aside: %d more of %s/%s; `python data/prepare.py describe --list` names them all",
+            len(set_aside) - SAID_SET_ASIDE,
+            split.corpus,
+            split.name,
+        )
+
+
+def summary_line(split: StoredSplit) -> str:
     """One line about a split."""
     manifest = split.manifest
     hours = manifest["num_samples"] / SAMPLE_RATE_HZ / 3600
+    published = describe.published(split.name)
+    if manifest["clips_of"]:
+        return f"{split.name}: {manifest['num_queries']} queries about the clips of {manifest['clips_of']}"
     return (
         f"{split.name}: {manifest['num_clips']} clips, {hours:.2f} h, {manifest['num_queries']} captions, "
-        f"{len(manifest['set_aside'])} set aside, fingerprint {split.fingerprint}"
+        f"{manifest['num_set_aside']} set aside, fingerprint {split.fingerprint}; "
+        f"{manifest['num_listed']} clips listed{f', published: {published}' if published else ''}"
     )
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="prepare.py", description="Decode a corpus and write it into a store.")
-    parser.add_argument("corpus", help=f"one of: {', '.join(corpora.names())}")
+def prepare_command(arguments: argparse.Namespace) -> None:
+    """Prepare a corpus as the command line says."""
+    module = corpora.load(arguments.corpus)
+    store = Store.of(arguments.store).path
+    if arguments.download:
+        download(module, arguments.source, arguments.corpus)
+    if arguments.exclude:
+        with writing(store):
+            exclusions.set_lists(store, arguments.exclude, keep=True)
+    for split in prepare(arguments.corpus, arguments.source, store, arguments.codec, arguments.seed):
+        logger.info(summary_line(split))
+    if arguments.exclude_duplicates:
+        look_for_duplicates(store, exclude=True)
+    for line in describe.exclusion_lines(store):
+        logger.info(line)
+
+
+def download(module: Corpus, target: Path | None, corpus: str) -> None:
+    """Fetch a corpus' files into what is then its source."""
+    if target is None:
+        raise UserError(f"name the directory that {corpus} is to be downloaded into with --source")
+    module.download(target)
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Read everything back; the exit status is 1 if something is wrong."""
+    store = Store.of(arguments.store)
+    names = store.splits()
+    if not names:
+        raise UserError(f"{store} holds no split")
+    start_ray()
+    num_wrong = 0
+    for name in names:
+        problems: list[str] = []
+        try:
+            split = open_split(store, name)
+            problems = verify.tables(split)
+            if not split.manifest["clips_of"]:
+                work = [(split, number) for number in range(len(split.manifest["shards"]))]
+                for _, found in in_parallel(verify.shard, work):
+                    problems += found
+        except (UserError, OSError) as error:
+            problems = [*problems, f"{name}: {error}"]
+        for problem in problems:
+            logger.error("wrong: %s", problem)
+        num_wrong += len(problems)
+        if not problems:
+            logger.info("%s: %d clips as they were written", name, split.manifest["num_clips"])
+    for problem in verify.exclusions(store, names):
+        logger.error("wrong: %s", problem)
+        num_wrong += 1
+    return 1 if num_wrong else 0
+
+
+def describe_command(arguments: argparse.Namespace) -> None:
+    """Say what a store holds, and draw its distributions."""
+    store = Store.of(arguments.store)
+    picture = arguments.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
+    describe.describe(store, Console(), picture, arguments.list)
+
+
+def exclude_command(arguments: argparse.Namespace) -> None:
+    """Have a store remember these lists and no others, and work out its exclusions anew."""
+    store = Store.of(arguments.store).path
+    with writing(store):
+        exclusions.set_lists(store, arguments.files, keep=False)
+        exclusions.update(store)
+    for line in describe.exclusion_lines(store):
+        logger.info(line)
+
+
+def duplicates_command(arguments: argparse.Namespace) -> None:
+    """Look for held-out sounds under other ids."""
+    store = Store.of(arguments.store).path
+    look_for_duplicates(store, exclude=arguments.exclude_duplicates)
+    for line in [*describe.duplicate_lines(store), *describe.exclusion_lines(store)]:
+        logger.info(line)
+
+
+def look_for_duplicates(store: Path, exclude: bool) -> None:
+    """Compare all clips to train on with all held-out ones, and write the table of those that sound alike."""
+    splits = [open_split(store, name) for name in Store.of(store).splits()]
+    start_ray()
+    with writing(store):
+        held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
+        index = duplicates.build([clips for _, clips in in_parallel(duplicates.landmarks_of, held_out)])
+        shared = ray.put(index)
+        trained_on = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
+        rows = [
+            row for _, found in in_parallel(duplicates.find, [(*part, shared) for part in trained_on]) for row in found
+        ]
+        duplicates.write(store, rows, exclude)
+        exclusions.update(store)
+
+
+def upload_command(arguments: argparse.Namespace) -> None:
+    """Copy a store to an object store."""
+    storage.copy(Store.of(arguments.store), arguments.to)
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """The arguments for preparing a corpus."""
+    parser.add_argument("corpus", help=f"one of: {', '.join(corpora.names())}; or one of: {', '.join(COMMANDS)}")
     parser.add_argument("--source", type=Path, help="where the corpus lies as published; synthetic needs none")
-    parser.add_argument("--store", type=Path, default=Path("store"), help="where the shards go (default: %(default)s)")
+    parser.add_argument("--download", action="store_true", help="fetch what is public of it into --source first")
     parser.add_argument(
-        "--codec",
-        choices=CODECS,
-        default="pcm16",
-        help="how audio is kept: flac is half the size, but is decoded in every epoch (default: %(default)s)",
+        "--codec", choices=CODECS, help="how audio is kept: flac is half the size, but is decoded in every epoch"
     )
     parser.add_argument("--seed", type=int, default=0, help="for whatever the corpus draws: splits, soundscapes")
-    arguments = parser.parse_args()
-    for split in prepare(arguments.corpus, arguments.source, arguments.store, arguments.codec, arguments.seed):
-        logger.info(describe(split))
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="lists of ids not to train on, which the store remembers: WavCaps' JSON, a CSV, or plain ids",
+    )
+    add_exclude_duplicates(parser)
+
+
+def add_exclude_duplicates(parser: argparse.ArgumentParser) -> None:
+    """The flag by which clips that sound like a held-out one are dropped."""
+    parser.add_argument(
+        "--exclude-duplicates",
+        action="store_true",
+        help="look for clips that sound like a held-out one, and don't train on them",
+    )
+
+
+def add_describe(parser: argparse.ArgumentParser) -> None:
+    """The arguments of describe."""
+    parser.add_argument("--png", type=Path, help="where the picture goes (default: describe.png in the store)")
+    parser.add_argument("--list", action="store_true", help="name all that is set aside or excluded, and why")
+
+
+def add_exclude(parser: argparse.ArgumentParser) -> None:
+    """The arguments of exclude."""
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="WavCaps' JSON, a CSV, or plain ids")
+
+
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    """The arguments of upload."""
+    parser.add_argument("--to", required=True, help="an object store, as s3://bucket/store")
+
+
+Run = Callable[[argparse.Namespace], int | None]
+
+COMMANDS: dict[str, tuple[Run, Callable[[argparse.ArgumentParser], None]]] = {
+    "verify": (verify_command, lambda parser: None),
+    "describe": (describe_command, add_describe),
+    "exclude": (exclude_command, add_exclude),
+    "duplicates": (duplicates_command, add_exclude_duplicates),
+    "upload": (upload_command, add_upload),
+}
+
+
+def main() -> int | None:
+    """The command."""
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    run, add_arguments = COMMANDS.get(command, (prepare_command, add_prepare))
+    program = f"prepare.py {command}" if command in COMMANDS else "prepare.py"
+    parser = argparse.ArgumentParser(
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
+    return run(parser.parse_args(sys.argv[2:] if command in COMMANDS else sys.argv[1:]))
 
 
 if __name__ == "__main__":

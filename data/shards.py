@@ -1,34 +1,58 @@
 """Write the shards of a split, and open a split that is there.
 
-A shard is an Arrow IPC file that readers map into memory: opening costs no copy, and reading a clip touches its own
-pages only. The manifest is written last, so a split is either there as a whole or not at all.
+A shard is an Arrow IPC file that readers map into memory. They find a clip through the split's index, so that opening a
+split costs the same whatever its audio's size, and reading a clip touches its own pages only. Shards and tables are
+named by what they were made from and never change; the manifest, written last, names them: a split is either there as
+a whole, or not at all, or as it was before.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
+import mmap
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
+import dacite
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data import waveform
 from data.captions import caption_hash
 from data.errors import UserError
-from data.schema import CLIPS, FORMAT_VERSION, PARAPHRASES, QUERIES, Paraphrase, Samples, SetAside, SourceClip
+from data.schema import (
+    CLIPS,
+    FORMAT_VERSION,
+    INDEX,
+    PARAPHRASES,
+    QUERIES,
+    SET_ASIDE,
+    SOURCES,
+    Paraphrase,
+    Query,
+    Samples,
+    SetAside,
+    SourceClip,
+    Split,
+)
+from data.storage import MANIFEST, Location, Store
 from data.waveform import AudioError, Codec
 
-MANIFEST = "manifest.json"
-QUERIES_FILE = "queries.arrow"
 PARAPHRASES_FILE = "paraphrases.arrow"
 
 RECORD_BATCH_BYTES = 32 * 2**20
-"""Audio held in memory before it is written."""
+"""Audio held in memory before it is written. A longer clip waits in a temporary file."""
+
+PIECE_BYTES = 2**24
+"""Of a temporary file that are mapped at a time while it is copied into a shard."""
 
 
 @contextlib.contextmanager
@@ -65,55 +89,174 @@ def read_table(path: Path) -> pa.Table:
 
 
 @dataclass(frozen=True)
+class StoredClip:
+    """Where a clip's audio lies in its shard, in bytes, and what it holds."""
+
+    offset: int
+    num_bytes: int
+    num_samples: int
+    digest: str  # SHA-256 of what can change a result: decoded samples and captions
+
+
+@dataclass(frozen=True)
 class ShardSummary:
     """What became of the clips that a shard was made from."""
 
     file: str
-    num_clips: int
-    num_samples: int
-    digests: dict[str, str]  # clip id -> SHA-256 of what can change a result: decoded samples and captions
-    set_aside: tuple[SetAside, ...]
+    clips: dict[str, StoredClip]  # by clip id
+    set_aside: dict[str, str]  # clip id -> reason
+
+    @property
+    def num_samples(self) -> int:
+        """Of all clips together."""
+        return sum(clip.num_samples for clip in self.clips.values())
+
+
+def shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
+    """A shard's file name: its number, and a hash of what it is made from."""
+    inputs = [(clip.clip_id, clip.revision, clip.captions, clip.keywords, clip.licence, clip.source) for clip in clips]
+    return f"clips-{number:05d}-{short_hash([FORMAT_VERSION, codec, inputs])}.arrow"
+
+
+def short_hash(value: Any) -> str:
+    """16 hexadecimal digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
-    """Decode the clips and write those that can be decoded as one shard; the others are set aside."""
+    """Decode the clips and write those that can be decoded as one shard, then its summary beside it.
+
+    Clips that can't be decoded are set aside. No more than about RECORD_BATCH_BYTES of audio is held in memory.
+    """
+    lengths: dict[str, int] = {}
     digests: dict[str, str] = {}
-    set_aside: list[SetAside] = []
-    num_samples = 0
-    with (
-        appearing_whole(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, CLIPS) as out,
-    ):
-        rows: list[dict[str, Any]] = []
+    set_aside: dict[str, str] = {}
+    with appearing_whole(path) as temporary, _ShardFile(corpus, split, temporary) as out:
         for clip in clips:
+            digest = hashlib.sha256()
             try:
-                pcm = waveform.to_pcm16(clip.load())
+                audio, num_samples = encode_clip(clip, codec, path.parent, digest)
             except AudioError as error:
-                set_aside.append(SetAside(clip.origin, str(error)))
+                set_aside[clip.clip_id] = str(error)
                 continue
-            num_samples += len(pcm)
-            contents = hashlib.sha256(pcm.tobytes())
-            contents.update(json.dumps(clip.captions).encode())
-            digests[clip.clip_id] = contents.hexdigest()
-            rows.append(
-                {
-                    "clip_id": clip.clip_id,
-                    "corpus": corpus,
-                    "split": split,
-                    "audio": waveform.encode(pcm, codec),
-                    "num_samples": len(pcm),
-                    "captions": list(clip.captions),
-                    "keywords": list(clip.keywords),
-                    "licence": clip.licence,
-                    "source": clip.source,
-                }
-            )
-            if sum(len(row["audio"]) for row in rows) >= RECORD_BATCH_BYTES:
-                out.write_table(pa.Table.from_pylist(rows, schema=CLIPS))
-                rows = []
-        out.write_table(pa.Table.from_pylist(rows, schema=CLIPS))
-    return ShardSummary(path.name, len(digests), num_samples, digests, tuple(set_aside))
+            digest.update(json.dumps(clip.captions).encode())
+            digests[clip.clip_id], lengths[clip.clip_id] = digest.hexdigest(), num_samples
+            out.add(clip, audio, num_samples)
+    places = zip(digests, audio_places(path), strict=True)
+    stored = {
+        clip_id: StoredClip(offset, num_bytes, lengths[clip_id], digests[clip_id])
+        for clip_id, (offset, num_bytes) in places
+    }
+    summary = ShardSummary(path.name, stored, set_aside)
+    write_json(path.with_suffix(".json"), dataclasses.asdict(summary))
+    return summary
+
+
+def read_summary(path: Path) -> ShardSummary | None:
+    """The summary of a shard that is there as a whole; None if it isn't."""
+    try:
+        value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return dacite.from_dict(ShardSummary, value) if path.exists() else None
+    except FileNotFoundError:
+        return None
+
+
+Audio = bytes | mmap.mmap
+"""A clip as a store keeps it, in memory or mapped from a temporary file."""
+
+
+def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[Audio, int]:
+    """A clip's audio as a store keeps it, and its number of samples.
+
+    What is too long to be held in memory waits in a temporary file in `folder`.
+    """
+    with tempfile.SpooledTemporaryFile(RECORD_BATCH_BYTES, dir=str(folder)) as file:
+        spool = cast(BinaryIO, file)
+        num_samples = waveform.encode(clip.load(), codec, spool, digest)
+        size = spool.seek(0, os.SEEK_END)
+        if size > RECORD_BATCH_BYTES:
+            spool.flush()
+            return mmap.mmap(spool.fileno(), size, access=mmap.ACCESS_READ), num_samples
+        spool.seek(0)
+        return spool.read(), num_samples
+
+
+class _ShardFile:
+    """An Arrow file of clips in the making; record batches of RECORD_BATCH_BYTES, or of one longer clip."""
+
+    def __init__(self, corpus: str, split: str, path: Path) -> None:
+        self.corpus, self.split = corpus, split
+        self.sink = _PiecewiseFile(path, "wb")
+        self.writer = pa.ipc.new_file(pa.PythonFile(self.sink, mode="w"), CLIPS)
+        self.waiting: list[tuple[SourceClip, Audio, int]] = []
+
+    def __enter__(self) -> "_ShardFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.write_waiting()
+            self.writer.close()
+        self.sink.close()
+
+    def add(self, clip: SourceClip, audio: Audio, num_samples: int) -> None:
+        """Write a clip, now or with those that follow."""
+        if sum(len(audio) for _, audio, _ in self.waiting) + len(audio) > RECORD_BATCH_BYTES:
+            self.write_waiting()
+        self.waiting.append((clip, audio, num_samples))
+
+    def write_waiting(self) -> None:
+        """Write the waiting clips as one record batch."""
+        clips = [clip for clip, _, _ in self.waiting]
+        encoded = [audio for _, audio, _ in self.waiting]
+        if len(encoded) == 1 and isinstance(encoded[0], mmap.mmap):
+            self.sink.mapped = encoded[0]
+            offsets = pa.py_buffer(np.array([0, len(encoded[0])], "<i8"))
+            buffers = [None, offsets, pa.py_buffer(encoded[0])]
+            audio = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
+        else:
+            audio = pa.array(encoded, pa.large_binary())
+        columns = {
+            "clip_id": [clip.clip_id for clip in clips],
+            "corpus": [self.corpus] * len(clips),
+            "split": [self.split] * len(clips),
+            "audio": audio,
+            "num_samples": [num_samples for _, _, num_samples in self.waiting],
+            "captions": [clip.captions for clip in clips],
+            "keywords": [clip.keywords for clip in clips],
+            "licence": [clip.licence for clip in clips],
+            "source": [clip.source for clip in clips],
+        }
+        self.writer.write_batch(pa.record_batch(columns, schema=CLIPS))
+        self.waiting = []
+
+
+class _PiecewiseFile(io.FileIO):
+    """A file that copies mapped audio piece by piece and lets go of each piece: an hour of it isn't held in memory."""
+
+    mapped: mmap.mmap | None = None
+
+    def write(self, data: Any) -> int:
+        whole = memoryview(data)
+        written = 0
+        while written < len(whole):
+            written += super().write(whole[written : written + PIECE_BYTES])
+            if self.mapped is not None and len(whole) > RECORD_BATCH_BYTES:
+                self.mapped.madvise(mmap.MADV_DONTNEED)
+        return written
+
+
+def audio_places(path: Path) -> Iterator[tuple[int, int]]:
+    """Where each clip's audio lies in a shard's file: offset and length in bytes, in the order of the clips."""
+    with pa.memory_map(str(path)) as file:
+        whole = file.read_buffer()
+        shard = pa.ipc.open_file(whole)
+        for number in range(shard.num_record_batches):
+            audio = shard.get_batch(number)["audio"]
+            _, offsets, data = audio.buffers()
+            ends = np.frombuffer(offsets, "<i8")[audio.offset : audio.offset + len(audio) + 1]
+            start = data.address - whole.address
+            yield from zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)
 
 
 def write_paraphrases(folder: Path, paraphrases: Sequence[Paraphrase]) -> None:
@@ -130,98 +273,224 @@ def write_paraphrases(folder: Path, paraphrases: Sequence[Paraphrase]) -> None:
     write_table(folder / PARAPHRASES_FILE, pa.Table.from_pylist(rows, schema=PARAPHRASES))
 
 
-def fingerprint(digests: dict[str, str]) -> str:
-    """16 hexadecimal digits that stand for a split's contents, whatever their order, codec or path."""
+def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
+    """16 hexadecimal digits that stand for a split's contents, whatever their order, codec or path.
+
+    Queries count where they aren't just the clips' captions.
+    """
     lines = "".join(f"{clip_id}\t{digest}\n" for clip_id, digest in sorted(digests.items()))
+    if queries is not None:
+        lines += json.dumps(sorted((query.text, query.relevant_clip_ids) for query in queries))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def write_manifest(
-    folder: Path, corpus: str, split: str, codec: Codec, shards: Sequence[ShardSummary], set_aside: Sequence[SetAside]
-) -> None:
-    """Write queries, then the manifest: from now on the split is there."""
-    digests = {clip_id: digest for shard in shards for clip_id, digest in shard.digests.items()}
-    clips = pa.concat_tables(
-        [read_table(folder / shard.file).select(["clip_id", "captions"]) for shard in shards] or [CLIPS.empty_table()]
-    )
-    queries = [
-        {"text": caption, "relevant_clip_ids": [row["clip_id"]]}
-        for row in clips.to_pylist()
-        for caption in row["captions"]
+def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[ShardSummary]) -> None:
+    """Write a split's tables, then its manifest: from now on the split is there, and the one before it is gone.
+
+    A split whose queries are about another one's clips takes that one's place for granted: it has to be there.
+    """
+    stored = {clip_id: (number, clip) for number, shard in enumerate(shards) for clip_id, clip in shard.clips.items()}
+    clips = sorted((clip for clip in split.clips if clip.clip_id in stored), key=lambda clip: clip.clip_id)
+    queries = split.queries
+    if queries is None:
+        queries = tuple(Query(caption, (clip.clip_id,)) for clip in clips for caption in clip.captions)
+    set_aside = all_set_aside(split, shards)
+    digests = {clip_id: clip.digest for clip_id, (_, clip) in stored.items()}
+    base = open_split(folder.parents[1], f"{split.corpus}/{split.clips_of}") if split.clips_of else None
+    if base:
+        digests = {base.manifest["split"]: base.fingerprint}
+    if split.queries is not None:
+        queries, unanswered = answerable(split.queries, set(base.clip_ids if base else stored))
+        set_aside += unanswered
+    index = [
+        {
+            "clip_id": clip.clip_id,
+            "captions": clip.captions,
+            "source": clip.source,
+            "shard": stored[clip.clip_id][0],
+            **dataclasses.asdict(stored[clip.clip_id][1]),
+        }
+        for clip in clips
     ]
-    write_table(folder / QUERIES_FILE, pa.Table.from_pylist(queries, schema=QUERIES))
+    tables = {
+        "index": pa.Table.from_pylist(index, schema=INDEX),
+        "queries": pa.Table.from_pylist([dataclasses.asdict(query) for query in queries], schema=QUERIES),
+        "set_aside": pa.Table.from_pylist([dataclasses.asdict(clip) for clip in set_aside], schema=SET_ASIDE),
+        "sources": pa.table({"source": sorted(split.sources)}, schema=SOURCES),
+    }
+    names = {}
+    for kind, table in tables.items():
+        names[kind] = f"{kind}-{hash_of_table(table)}.arrow"
+        write_table(folder / names[kind], table)
     write_json(
         folder / MANIFEST,
         {
             "format_version": FORMAT_VERSION,
-            "corpus": corpus,
-            "split": split,
+            "corpus": split.corpus,
+            "split": split.name,
             "codec": codec,
-            "shards": [shard.file for shard in shards],
-            "num_clips": len(digests),
+            "clips_of": split.clips_of,
+            "clips_fingerprint": base.fingerprint if base else None,
+            "queries_are_captions": split.queries is None,
+            "num_listed": split.num_listed or len(split.clips) + len(split.set_aside),
+            "num_clips": len(clips),
             "num_queries": len(queries),
             "num_samples": sum(shard.num_samples for shard in shards),
-            "fingerprint": fingerprint(digests),
-            "set_aside": [dataclasses.asdict(clip) for clip in set_aside],
+            "num_set_aside": len(set_aside),
+            "fingerprint": fingerprint(digests, queries if split.queries is not None else None),
+            **names,
+            "shards": [shard.file for shard in shards],
         },
     )
+    remove_all_but(folder, {MANIFEST, PARAPHRASES_FILE, *names.values(), *(shard.file for shard in shards)})
+
+
+def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
+    """What of a split can't be used: what its tables lack, then what can't be decoded."""
+    reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
+    torn = [SetAside(clip.origin, reasons[clip.clip_id]) for clip in split.clips if clip.clip_id in reasons]
+    return [*split.set_aside, *torn]
+
+
+def answerable(queries: Sequence[Query], clip_ids: Collection[str]) -> tuple[tuple[Query, ...], list[SetAside]]:
+    """Queries without the clips that aren't there; one of which nothing is left is set aside, as is what it lacks."""
+    kept, set_aside = [], []
+    for query in queries:
+        present = tuple(clip_id for clip_id in query.relevant_clip_ids if clip_id in clip_ids)
+        set_aside += [
+            SetAside(f"query {query.text!r}", f"its clip {clip_id} isn't there")
+            for clip_id in query.relevant_clip_ids
+            if clip_id not in clip_ids
+        ]
+        if present or not query.relevant_clip_ids:
+            kept.append(Query(query.text, present))
+    return tuple(kept), set_aside
+
+
+def hash_of_table(table: pa.Table) -> str:
+    """16 hexadecimal digits that stand for a table's contents."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+
+
+def remove_all_but(folder: Path, names: set[str]) -> None:
+    """Remove what earlier preparations of a split have left behind; shards keep their summaries."""
+    for path in folder.iterdir():
+        if path.with_suffix(".arrow").name not in names and path.name not in names:
+            path.unlink()
 
 
 @dataclass(frozen=True)
 class StoredSplit:
     """A split that is there: its manifest, and its tables mapped into memory."""
 
-    folder: Path
+    store: Store
     manifest: dict[str, Any]
+    clips_manifest: dict[str, Any]  # of the split whose clips these are: mostly this one
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredSplit, (self.store, self.manifest, self.clips_manifest)  # tables are mapped anew
 
     @property
     def name(self) -> str:
         """'corpus/split'."""
-        return f"{self.manifest['corpus']}/{self.manifest['split']}"
+        return name_of(self.manifest)
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the contents of clips and captions."""
+        """Stands for the contents of clips, captions and queries."""
         return str(self.manifest["fingerprint"])
 
+    @property
+    def codec(self) -> Codec:
+        """Of the audio."""
+        return cast(Codec, self.clips_manifest["codec"])
+
     @cached_property
-    def clips(self) -> pa.Table:
-        """The clips, with the columns of `data.schema.CLIPS`."""
-        return pa.concat_tables([read_table(self.folder / file) for file in self.manifest["shards"]])
+    def index(self) -> pa.Table:
+        """The clips without their audio, sorted by id, with the columns of `data.schema.INDEX`."""
+        return self.table("index", self.clips_manifest)
 
     @cached_property
     def queries(self) -> pa.Table:
         """The queries, with the columns of `data.schema.QUERIES`."""
-        return read_table(self.folder / QUERIES_FILE)
+        return self.table("queries", self.manifest)
+
+    @property
+    def set_aside(self) -> pa.Table:
+        """What couldn't be used, with the columns of `data.schema.SET_ASIDE`."""
+        return self.table("set_aside", self.manifest)
+
+    @property
+    def sources(self) -> set[str]:
+        """Where the recordings come from that the corpus' tables list, with or without a file."""
+        return set(self.table("sources", self.manifest)["source"].to_pylist())
+
+    def table(self, kind: str, manifest: dict[str, Any]) -> pa.Table:
+        """One of a manifest's tables."""
+        return pa.ipc.open_file(self.store.map(f"{name_of(manifest)}/{manifest[kind]}")).read_all()
+
+    def shard(self, number: int) -> pa.Table:
+        """A shard's clips, with the columns of `data.schema.CLIPS`."""
+        return pa.ipc.open_file(self.store.map(self.shard_path(number))).read_all()
+
+    def shard_path(self, number: int) -> str:
+        """A shard's file, from the store on."""
+        return f"{name_of(self.clips_manifest)}/{self.clips_manifest['shards'][number]}"
 
     @cached_property
     def clip_ids(self) -> list[str]:
-        """The clips' ids, in the order of `clips`."""
-        return cast(list[str], self.clips["clip_id"].to_pylist())
+        """The clips' ids, sorted."""
+        return cast(list[str], self.index["clip_id"].to_pylist())
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """Each clip's captions, in the order of `clips`."""
-        return cast(list[list[str]], self.clips["captions"].to_pylist())
+        """Each clip's captions, in the order of `clip_ids`."""
+        return cast(list[list[str]], self.index["captions"].to_pylist())
 
     @cached_property
-    def num_samples(self) -> list[int]:
-        """Each clip's length, in the order of `clips`."""
-        return cast(list[int], self.clips["num_samples"].to_pylist())
+    def num_samples(self) -> NDArray[np.int64]:
+        """Each clip's length, in the order of `clip_ids`."""
+        return self._column("num_samples")
 
-    def window(self, index: int, start: int, count: int) -> Samples:
-        """`count` samples of a clip from sample `start` on."""
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], ...]:
+        return self._column("shard"), self._column("offset"), self._column("num_bytes")
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        return cast(NDArray[np.int64], self.index[name].combine_chunks().to_numpy())
+
+    def open_clip(self, clip: int) -> BinaryIO:
+        """A clip's audio as it is stored, as a file that can seek."""
+        shard, offset, num_bytes = (column[clip].item() for column in self._places)
+        return self.store.open(self.shard_path(shard), offset, num_bytes)
+
+    def decode_window(self, clip: int, start: int, out: Samples) -> None:
+        """Fill `out` with a clip's samples from sample `start` on."""
         try:
-            return waveform.decode_window(self.clips["audio"][index].as_buffer(), self.manifest["codec"], start, count)
+            waveform.decode_window(self.open_clip(clip), self.codec, start, out)
         except AudioError as error:
-            raise UserError(f"{self.folder}: {self.clip_ids[index]}: {error}; prepare this split again") from error
+            clip_id = self.index["clip_id"][clip].as_py()
+            raise UserError(f"{self.store}/{self.name}: {clip_id}: {error}; prepare this split again") from error
+
+    def window(self, clip: int, start: int, count: int) -> Samples:
+        """`count` samples of a clip from sample `start` on."""
+        samples = np.empty(count, np.float32)
+        self.decode_window(clip, start, samples)
+        return samples
 
     def paraphrases(self) -> dict[tuple[str, str], list[str]]:
         """Variants by clip id and caption hash. Raises UserError where the split has none."""
-        path = self.folder / PARAPHRASES_FILE
-        if not path.exists():
-            raise UserError(f"{self.name} has no paraphrases ({path} is absent): set the paraphrase probability to 0")
-        return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in read_table(path).to_pylist()}
+        name = f"{self.name}/{PARAPHRASES_FILE}"
+        try:
+            rows = pa.ipc.open_file(self.store.read(name)).read_all().to_pylist()
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.name} has no paraphrases ({self.store}/{name} is absent): set the paraphrase probability to 0"
+            ) from None
+        return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
 
     def paraphrases_fingerprint(self) -> str:
         """16 hexadecimal digits that stand for the contents of the paraphrases, whatever their order."""
@@ -229,26 +498,53 @@ class StoredSplit:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def open_split(store: Path, name: str) -> StoredSplit:
+def name_of(manifest: Mapping[str, Any]) -> str:
+    """'corpus/split' of a manifest."""
+    return f"{manifest['corpus']}/{manifest['split']}"
+
+
+def open_split(location: Location, name: str) -> StoredSplit:
     """A split by name, 'corpus/split'.
 
-    Raises UserError where it isn't there, or was written by another version of the schema.
+    Raises UserError where it isn't there, or was written by another version of the schema, or where the split whose
+    clips it asks for has changed since.
     """
-    folder = store / name
-    corpus = name.partition("/")[0]
-    prepare = f"python data/prepare.py {corpus} --store {store}"
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        present = sorted(str(path.parent.relative_to(store)) for path in store.glob(f"*/*/{MANIFEST}"))
+    store = Store.of(location)
+    manifest = read_manifest(store, name)
+    if not manifest["clips_of"]:
+        return StoredSplit(store, manifest, manifest)
+    clips_manifest = read_manifest(store, f"{manifest['corpus']}/{manifest['clips_of']}")
+    if clips_manifest["fingerprint"] != manifest["clips_fingerprint"]:
         raise UserError(
-            f"{store} holds no split {name!r} (it holds: {', '.join(present) or 'nothing'}); prepare it with: {prepare}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / MANIFEST} isn't JSON ({error}); prepare this split again: {prepare}") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder} has schema version {manifest.get('format_version')}, this code reads {FORMAT_VERSION}; "
-            f"prepare it again: {prepare}"
+            f"{store}/{name} was prepared for other contents of {name_of(clips_manifest)}; "
+            f"prepare it again: {prepare_command(store, name)}"
         )
-    return StoredSplit(folder, manifest)
+    return StoredSplit(store, manifest, clips_manifest)
+
+
+def read_manifest(store: Store, name: str) -> dict[str, Any]:
+    """A split's manifest. Raises UserError as `open_split` does."""
+    try:
+        manifest: dict[str, Any] = json.loads(store.read(f"{name}/{MANIFEST}"))
+        version = manifest.get("format_version")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{store} holds no split {name!r} (it holds: {', '.join(store.splits()) or 'nothing'}); "
+            f"prepare it with: {prepare_command(store, name)}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(
+            f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
+            f"prepare this split again: {prepare_command(store, name)}"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{store}/{name} has schema version {version}, this code reads {FORMAT_VERSION}; "
+            f"prepare it again: {prepare_command(store, name)}"
+        )
+    return manifest
+
+
+def prepare_command(store: Store, name: str) -> str:
+    """The command that makes a split."""
+    return f"python data/prepare.py {name.partition('/')[0]} --store {store}"

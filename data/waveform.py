@@ -3,12 +3,14 @@
 Everything here is a pure function. Samples are float32 [num_samples], mono, at SAMPLE_RATE_HZ, unless said otherwise.
 """
 
+import contextlib
+import hashlib
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-import pyarrow as pa
 import soundfile
 import soxr
 from numpy.typing import NDArray
@@ -19,9 +21,19 @@ Codec = Literal["flac", "pcm16"]
 CODECS: tuple[Codec, ...] = ("flac", "pcm16")
 
 PCM16_FULL_SCALE = 32_768
+PCM16_BYTES = 2
 SHORTEST_LAST_SEGMENT_S = 0.5
 """A shorter rest is left out, unless it is all there is: many "10-s" clips last 10.01 s."""
 
+
+BLOCK_FRAMES = 2**16
+"""Decoded and resampled at a time: of the sizes tried, soxr was fastest with this one."""
+
+LOWEST_RATE_HZ = 1_000
+"""Assumed: a lower one is a broken header's, and would blow a clip up to more than 32 times its length."""
+
+LOUDEST = 1e12
+"""Assumed: full scale is 1, or 2**31 where integers were written as floats; near 1e38, resampling makes NaN of them."""
 
 LENGTH_UNKNOWN = 2**63 - 1
 """The number of samples that libsndfile gives where a header leaves it open."""
@@ -36,77 +48,146 @@ class AudioError(Exception):
     """A recording that can't be used; the message is the reason."""
 
 
-def decode_file(path: Path) -> Samples:
-    """A whole audio file in any format that libsndfile reads.
+def decode_file(path: Path) -> Iterator[Samples]:
+    """An audio file in any format that libsndfile reads, in blocks. Raises AudioError as `decode` does."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise AudioError(f"can't be opened: {error}") from error
+    with file:
+        yield from decode(file)
 
-    Raises AudioError for what is missing, torn, empty or not finite.
+
+def decode(file: BinaryIO) -> Iterator[Samples]:
+    """The audio of an open file that can seek, in blocks, of which at most one is held in memory.
+
+    Raises AudioError for what is torn, empty or not finite, be it after some blocks.
     """
     try:
-        with soundfile.SoundFile(path) as file:
-            rate_hz, announced = file.samplerate, file.frames
+        with soundfile.SoundFile(_ForLibsndfile(file)) as audio:
+            rate_hz, announced = audio.samplerate, audio.frames
+            if rate_hz < LOWEST_RATE_HZ:
+                raise AudioError(
+                    f"its header gives a rate of {rate_hz} Hz; the lowest that is taken is {LOWEST_RATE_HZ}"
+                )
             if announced == LENGTH_UNKNOWN:
                 raise AudioError("its header leaves its length open: encode it again, into a file and not into a pipe")
-            samples_NC = file.read(dtype="float32", always_2d=True)
-        missing_bytes = riff_bytes_missing(path)
+            resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
+            num_decoded = num_given = 0
+            while len(block := audio.read(BLOCK_FRAMES, dtype="float32")):
+                num_decoded += len(block)
+                with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                    mono = block if block.ndim == 1 else block.mean(axis=1)
+                if not np.abs(mono).max() < LOUDEST:  # so that NaN is refused too
+                    raise AudioError(f"holds samples that aren't finite, or beyond {LOUDEST:.0e} times full scale")
+                resampled = mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
+                num_given += len(resampled)
+                yield resampled
+            rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            num_given += len(rest)
+            yield rest
+        missing_bytes = riff_bytes_missing(file)
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"can't be decoded: {error}") from error
-    if len(samples_NC) < announced:
-        raise AudioError(f"torn: {len(samples_NC)} of {announced} samples decoded")
+        reason = getattr(error, "error_string", error)  # without the file object's address, which differs by process
+        raise AudioError(f"can't be decoded: {reason}") from error
+    if num_decoded < announced:
+        raise AudioError(f"torn: {num_decoded} of {announced} samples decoded")
     if missing_bytes > RIFF_SIZE_SLACK:
         raise AudioError(f"torn: {missing_bytes} bytes fewer than its header says")
-    if not len(samples_NC):
+    if not num_decoded:
         raise AudioError("holds no samples")
-    if not np.isfinite(samples_NC).all():
-        raise AudioError("holds samples that aren't finite")
-    samples: Samples = soxr.resample(samples_NC.mean(axis=1), rate_hz, SAMPLE_RATE_HZ).astype(np.float32)
-    if not len(samples):
-        raise AudioError(f"too short: {len(samples_NC)} samples at {rate_hz} Hz")
-    return samples
+    if not num_given:
+        raise AudioError(f"too short: {num_decoded} samples at {rate_hz} Hz")
 
 
-def riff_bytes_missing(path: Path) -> int:
+class _ForLibsndfile:
+    """An open file as libsndfile calls it: a broken header sends it to places before a file's start.
+
+    Errors raised in a call from C can't be caught, they are printed.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.tell, self.read = file, file.tell, file.read
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
+        """As a file's; what can't be reached leaves it where it is."""
+        with contextlib.suppress(OSError, ValueError):
+            self.file.seek(offset, whence)
+
+
+def riff_bytes_missing(file: BinaryIO) -> int:
     """How many bytes a WAV file is shorter than its header says: libsndfile takes a torn one for a short one.
 
     0 for other formats. RIFF: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/WAVE/
     """
-    with path.open("rb") as file:
-        magic, size = file.read(4), int.from_bytes(file.read(4), "little")
-    return max(0, 8 + size - path.stat().st_size) if magic == b"RIFF" and size < RIFF_SIZE_OPEN else 0
+    file.seek(0)
+    magic, size = file.read(4), int.from_bytes(file.read(4), "little")
+    return max(0, 8 + size - file.seek(0, io.SEEK_END)) if magic == b"RIFF" and size < RIFF_SIZE_OPEN else 0
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
     """Little-endian 16-bit PCM [num_samples]; what lies beyond full scale is clipped."""
-    scaled = np.rint(samples.astype(np.float64) * PCM16_FULL_SCALE)
-    return np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1).astype("<i2")
+    scaled = samples * np.float32(PCM16_FULL_SCALE)  # a power of two: exact
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1, out=scaled)
+    return scaled.astype("<i2")
 
 
-def encode(pcm: NDArray[np.int16], codec: Codec) -> bytes:
-    """16-bit PCM [num_samples] as a store keeps it. Both codecs are lossless."""
-    if codec == "pcm16":
-        return pcm.astype("<i2").tobytes()
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "hashlib._Hash") -> int:
+    """Write samples into an open file as a store keeps them, and their 16-bit PCM into `digest`.
+
+    Both codecs are lossless. Returns the number of samples.
+    """
+    num_samples = 0
+    with contextlib.ExitStack() as stack:
+        if codec == "flac":
+            out = stack.enter_context(
+                soundfile.SoundFile(file, "w", SAMPLE_RATE_HZ, channels=1, format="FLAC", subtype="PCM_16")
+            )
+        for block in blocks:
+            pcm = to_pcm16(block)
+            digest.update(pcm.data)
+            num_samples += len(pcm)
+            if codec == "flac":
+                out.write(pcm)
+            else:
+                file.write(pcm.data)
+    return num_samples
 
 
-def decode_window(audio: pa.Buffer, codec: Codec, start: int, count: int) -> Samples:
-    """`count` samples of a stored clip from sample `start` on, without decoding what lies before or after.
+def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
+    """Fill `out` with a stored clip's samples from `start` on, without decoding what lies before or after.
 
-    Raises AudioError where the clip is torn or shorter.
+    `audio` is open at the clip. Raises AudioError where the clip is torn or shorter.
     """
     if codec == "pcm16":
-        pcm = np.frombuffer(memoryview(audio), dtype="<i2")[start : start + count]
-        window: Samples = pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
+        audio.seek(start * PCM16_BYTES)
+        pcm = np.frombuffer(audio.read(len(out) * PCM16_BYTES), dtype="<i2")
+        num_read = len(pcm)
+        np.multiply(pcm, np.float32(1 / PCM16_FULL_SCALE), out=out[:num_read])
     else:
         try:
-            with soundfile.SoundFile(pa.BufferReader(audio)) as file:
+            with soundfile.SoundFile(audio) as file:
                 file.seek(start)
-                window = file.read(count, dtype="float32")
+                num_read = len(file.read(len(out), dtype="float32", out=out))
         except soundfile.SoundFileError as error:
             raise AudioError(f"can't be decoded: {error}") from error
-    if len(window) < count:
-        raise AudioError(f"holds {len(window)} of the {count} samples from {start} on")
-    return window
+    if num_read < len(out):
+        raise AudioError(f"holds {num_read} of the {len(out)} samples from {start} on")
+
+
+def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
+    """A whole stored clip as 16-bit PCM, in blocks. Raises AudioError where it is torn."""
+    if codec == "pcm16":
+        while block := audio.read(BLOCK_FRAMES * PCM16_BYTES):
+            yield np.frombuffer(block, dtype="<i2")
+        return
+    try:
+        with soundfile.SoundFile(audio) as file:
+            while len(pcm := file.read(BLOCK_FRAMES, dtype="int16")):
+                yield pcm
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"can't be decoded: {error}") from error
 
 
 def crop_start(num_samples: int, longest: int, draw: float) -> int:
@@ -114,14 +195,10 @@ def crop_start(num_samples: int, longest: int, draw: float) -> int:
     return int(draw * (max(0, num_samples - longest) + 1))
 
 
-def cut_segments(samples: Samples, segment_samples: int) -> NDArray[np.float32]:
-    """Consecutive segments [num_segments, segment_samples], the last one filled up with zeros.
+def count_segments(num_samples: int, segment_samples: int) -> int:
+    """How many consecutive segments a recording is cut into.
 
     A last segment of under SHORTEST_LAST_SEGMENT_S is left out unless it is the only one.
     """
-    whole, rest = divmod(len(samples), segment_samples)
-    num_segments = whole + (rest >= SHORTEST_LAST_SEGMENT_S * SAMPLE_RATE_HZ or whole == 0)
-    segments = np.zeros((num_segments, segment_samples), dtype=np.float32)
-    kept = min(len(samples), segments.size)
-    segments.reshape(-1)[:kept] = samples[:kept]
-    return segments
+    whole, rest = divmod(num_samples, segment_samples)
+    return whole + (rest >= SHORTEST_LAST_SEGMENT_S * SAMPLE_RATE_HZ or whole == 0)

@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data import corpora
-from data.errors import positive, run_command
-from data.prepare import describe, prepare, start_ray
-from data.shards import MANIFEST, open_split
+from data.errors import UserError, positive, run_command
+from data.prepare import prepare, start_ray, summary_line
+from data.shards import open_split
+from data.storage import Location, Store
 from sweeps.ledger import Ledger, create_ledger
 from sweeps.progress import Display, Line
 from sweeps.spaces import Splits, named, space
@@ -97,7 +98,7 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, float]:
     return metrics
 
 
-def by_stage(wanted: Sequence[Trial], store: Path) -> list[dict[str, Trial]]:
+def by_stage(wanted: Sequence[Trial], store: Location) -> list[dict[str, Trial]]:
     """The trials of each stage by signature: those without a pretraining first, each trial once."""
     with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
     stages: list[dict[str, Trial]] = [{}, {}]
@@ -148,16 +149,41 @@ def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str,
             say(f"{stage[result.config['work']['signature']].name} failed: {reason} (see {result.path}/error.txt)")
 
 
-def find_splits(corpus: str, store: Path, make: bool) -> Splits:
-    """The corpus' splits in the store; with `make`, a corpus that needs no files is prepared if it isn't there."""
+def find_splits(corpus: str, store: Store, make: bool, pretrain_on: Sequence[str], hold_out: Sequence[str]) -> Splits:
+    """The corpus' splits in the store; with `make`, a corpus that needs no files is prepared if it isn't there.
+
+    `pretrain_on` names corpora or splits, by default the split to train on; of what they name, `hold_out` is left out.
+    """
     names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
-    if make and not any((store / name / MANIFEST).exists() for name in names.values()):
+    if not names:
+        raise UserError(f"{corpus} has no split to validate on: name it with --pretrain-on beside another --corpus")
+    present = store.splits()
+    if make and not set(present) & set(names.values()):
         say(f"Preparing the corpus {corpus!r} (once, about a minute) ...")
-        for split in prepare(corpus, None, store, "pcm16", seed=0):
-            say(f"  {describe(split)}")
-    for name in names.values():
+        for split in prepare(corpus, None, store.path):
+            say(f"  {summary_line(split)}")
+        present = store.splits()
+    wanted = [split for name in pretrain_on for split in splits_of(name, present)] or [names["train"]]
+    unknown = sorted(set(hold_out) - set(wanted))
+    if unknown:
+        raise UserError(f"--hold-out {unknown[0]}: it isn't among what is pretrained on: {', '.join(wanted)}")
+    pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
+    for name in {*names.values(), *pretrain}:
         open_split(store, name)
-    return Splits(**names)
+    return Splits(**names, pretrain=pretrain)
+
+
+def splits_of(name: str, present: Sequence[str]) -> list[str]:
+    """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
+    if "/" in name:
+        return [name]
+    wanted = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]
+    absent = [split for split in wanted if split not in present]
+    if absent == wanted:
+        raise UserError(f"the store holds none of {', '.join(wanted)}; prepare it: python data/prepare.py {name}")
+    for split in absent:
+        say(f"{split} isn't in the store: pretraining goes without it")
+    return [split for split in wanted if split in present]
 
 
 def say(message: str = "") -> None:
@@ -190,8 +216,10 @@ def show_results(ledger: Ledger, stages: Sequence[dict[str, Trial]]) -> int:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
-    store, runs = arguments.store.resolve(), arguments.runs.resolve()
-    splits = find_splits(arguments.corpus, store, make=arguments.corpus == "synthetic")
+    whole, runs = Store.of(arguments.store), arguments.runs.resolve()
+    store = whole.location
+    make = arguments.corpus == "synthetic" and not whole.is_remote
+    splits = find_splits(arguments.corpus, whole, make, arguments.pretrain_on, arguments.hold_out)
     wanted = space(arguments.space)(splits, fastest_precision())
     stages = by_stage(wanted, store)
     ledger = create_ledger(runs)
@@ -204,10 +232,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     say(f"Sweep {arguments.name}: space {arguments.space} on corpus {arguments.corpus}")
     say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {num_todo} of them are still to be run")
     say(f"  {concurrent} at a time, each on one {device} with {resources.threads} threads, in {wanted[0].precision}")
-    say(f"  corpus in {store}, results in {runs}")
+    say(f"  corpus in {whole}, results in {runs}")
 
     signatures = [signature for stage in stages for signature in stage]
-    description = {"space": arguments.space, "corpus": arguments.corpus, "store": str(store)}
+    description = {"space": arguments.space, "corpus": arguments.corpus, "store": str(whole)}
     run_id = ledger.start_sweep(arguments.name, signatures, description)
     sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, Site(store, runs, ledger.tracking_uri), resources)
     lines = {key: Line(trial.name, trial.schedule.epochs) for stage in todo for key, trial in stage.items()}
@@ -236,15 +264,17 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 1 if num_unfinished else 0
 
 
-def pretrained(trial: Trial, store: Path, ledger: Ledger) -> bool:
+def pretrained(trial: Trial, store: Location, ledger: Ledger) -> bool:
     """Whether a trial can start: it needs no pretraining, or has a finished one."""
     return trial.pretraining is None or ledger.finished(trials.signature(trial.pretraining, store)) is not None
 
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command that goes on with this sweep."""
-    options = {name: value for name, value in vars(arguments).items() if value is not None}
-    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    words = []
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(["python", "sweeps/grid.py", *words])
 
 
@@ -266,7 +296,17 @@ def main() -> int:
     parser.add_argument(
         "--corpus", default="synthetic", help=f"one of: {', '.join(corpora.names())} (default: %(default)s)"
     )
-    parser.add_argument("--store", type=Path, default=Path("store"), help="where the shards are (default: %(default)s)")
+    parser.add_argument(
+        "--pretrain-on",
+        nargs="+",
+        default=[],
+        metavar="CORPUS",
+        help="corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
+    )
+    parser.add_argument(
+        "--hold-out", nargs="+", default=[], metavar="SPLIT", help="splits of --pretrain-on that are left out"
+    )
+    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where results go (default: %(default)s)")
     parser.add_argument(
         "--name", default=f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}", help="of the sweep (default: dated)"

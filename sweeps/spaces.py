@@ -20,11 +20,17 @@ from trainables.trial import Precision, Trial
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits to train, validate and test on, 'corpus/split'."""
+    """The splits to train, validate and test on, 'corpus/split'; fine-tuning is on `train` alone."""
 
     train: str
     validation: str
     test: str
+    pretrain: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        heard = {self.train, *self.pretrain} & {self.validation, self.test}
+        if heard:
+            raise UserError(f"{', '.join(sorted(heard))} would be trained on and judged by: leave it out of one")
 
 
 Space = Callable[[Splits, Precision], list[Trial]]
@@ -41,7 +47,7 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
         from_scratch(splits, precision, "passt:tiny5", PASST_RATE, epochs=6),
     ]
     return [
-        fine_tuning(pretraining, share, epochs=1, warmup_epochs=0.5, paraphrase_probability=probability)
+        fine_tuning(splits, pretraining, share, epochs=1, warmup_epochs=0.5, paraphrase_probability=probability)
         for pretraining in pretrainings
         for share in (0.2, 0.4)
         for probability in (0.0, 0.3)
@@ -60,7 +66,9 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
         for audio, rate in (("cnn:small", CNN_RATE), ("passt:tiny", PASST_RATE))
     ]
     return [
-        replace(fine_tuning(pretraining, 0.4, epochs=3), seed=seed) for pretraining in pretrainings for seed in range(2)
+        replace(fine_tuning(splits, pretraining, 0.4, epochs=3), seed=seed)
+        for pretraining in pretrainings
+        for seed in range(2)
     ]
 
 
@@ -71,7 +79,7 @@ def from_scratch(
     return Trial(
         audio=encoders.choose("audio", audio),
         text=encoders.choose("text", text),
-        train=(splits.train,),
+        train=splits.pretrain,
         validation=splits.validation,
         test=splits.test,
         schedule=Schedule(rate, rate / 50, epochs, final_epochs=0),
@@ -83,16 +91,18 @@ def from_scratch(
 
 
 def fine_tuning(
+    splits: Splits,
     pretraining: Trial,
     rate_share: float,
     epochs: int,
     warmup_epochs: float = 1.0,
     paraphrase_probability: float = 0.0,
 ) -> Trial:
-    """A fine-tuning on the pretraining's splits, at a share of its peak rate."""
+    """A fine-tuning on the split to train on, at a share of its pretraining's peak rate."""
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
         pretraining,
+        train=(splits.train,),
         schedule=replace(
             pretraining.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs, warmup_epochs=warmup_epochs
         ),

@@ -73,7 +73,7 @@ def tiny(splits, precision):
     text = replace(base.text, width=32, layers=1, heads=2)
     audio = replace(base.audio, channels=(8, 16), convolutions=(1, 1), stem_channels=8, segment_s=1.0)
     base = replace(base, audio=audio, text=text, batch_size=8, embedding_size=16)
-    return [replace(fine_tuning(base, 0.3, epochs=2), seed=seed) for seed in (0, 1)]
+    return [replace(fine_tuning(splits, base, 0.3, epochs=2), seed=seed) for seed in (0, 1)]
 
 def endless(splits, precision):
     base = tiny(splits, precision)[0].pretraining

@@ -26,9 +26,9 @@ Measured on two Zen 3 cores: the front end takes a third of the time, a whole st
 
 @dataclass(frozen=True)
 class Site:
-    """Where things lie, none of which can change a result. Paths are absolute and seen by every node."""
+    """Where things lie, none of which can change a result: absolute paths that every node sees, or a URI for a store."""
 
-    store: Path
+    store: str
     runs: Path
     tracking_uri: str
 

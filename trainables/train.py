@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.batches import Pairs
 from data.captions import normalise
+from data.exclusions import excluded
 from data.shards import StoredSplit, open_split
+from data.storage import Location
 from trainables import checkpoint, model, retrieval
 from trainables.checkpoint import Progress, Weights
 from trainables.embed import embed
@@ -32,7 +34,7 @@ Report = Callable[[Metrics, Callable[[Path], None]], None]
 
 def train(
     trial: Trial,
-    store: Path,
+    store: Location,
     report: Report,
     pretrained: Path | None = None,
     resume_from: Path | None = None,
@@ -51,7 +53,8 @@ def train(
     splits = [open_split(store, name) for name in trial.train]
     validation = open_split(store, trial.validation)
     segment_s, longest_s = trial.audio.segment_s, trial.longest_audio_s
-    pairs = Pairs(splits, segment_s, longest_s, trial.paraphrase_probability, trial.seed)
+    left_out = excluded(store, trial.train)
+    pairs = Pairs(splits, segment_s, longest_s, trial.paraphrase_probability, trial.seed, left_out)
 
     network = initial_model(trial, resume_from or pretrained, pairs).to(device)
     optimizer = torch.optim.Adam(network.parameters(), fused=device.type == "cuda")
@@ -109,7 +112,7 @@ def initial_model(trial: Trial, folder: Path | None, pairs: Pairs) -> DualEncode
     """The model that training starts from: that of a checkpoint or a pretraining, tokenizer included, or a new one."""
     if folder is not None:
         return checkpoint.load_model(folder)
-    captions = [normalise(caption) for _, caption in pairs.pairs]
+    captions = [normalise(caption) for caption in pairs.captions()]
     return model.build(trial, captions)
 
 

@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import dacite
 import torch
 
 from data.errors import UserError
+from data.exclusions import exclusions_fingerprint
 from data.shards import open_split
+from data.storage import Location
 from trainables import encoders
 from trainables.schedule import Schedule
 
@@ -111,12 +112,12 @@ def from_json(value: dict[str, Any]) -> Trial:
         raise UserError(f"not a trial: {error}") from error
 
 
-def signature(trial: Trial, store: Path) -> str:
+def signature(trial: Trial, store: Location) -> str:
     """16 hexadecimal digits that stand for all that can change the trial's result.
 
-    That is its config, the contents of the splits it reads and of the paraphrases if it uses them, the weights it
-    starts from, the signature of its pretraining, and the version of the training code. Where things lie, how many
-    ranks and loader workers compute them and what is logged doesn't count.
+    That is its config, the contents of the splits it reads, of their exclusions and of the paraphrases if it uses
+    them, the weights it starts from, the signature of its pretraining, and the version of the training code. Where
+    things lie, how many ranks and loader workers compute them and what is logged doesn't count.
     """
     config = to_json(trial) | {
         "audio": described(trial.audio),
@@ -125,6 +126,7 @@ def signature(trial: Trial, store: Path) -> str:
     }
     splits = {name: open_split(store, name) for name in (*trial.train, trial.validation, trial.test)}
     config["fingerprints"] = {name: split.fingerprint for name, split in splits.items()}
+    config["exclusions"] = exclusions_fingerprint(store, trial.train)
     if trial.paraphrase_probability > 0:
         config["paraphrases"] = {name: splits[name].paraphrases_fingerprint() for name in trial.train}
     config["training_version"] = TRAINING_VERSION

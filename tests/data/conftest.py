@@ -10,20 +10,25 @@ import pytest
 import soundfile
 
 from data import shards
-from data.schema import SAMPLE_RATE_HZ, SourceClip
+from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 
 CORPORA = Path(__file__).parents[2].parent / "shared" / "corpora"
 
 
 @pytest.fixture(scope="session")
-def published_clotho(tmp_path_factory):
-    """Clotho as it is published, on a small scale."""
+def published(tmp_path_factory):
+    """Clotho, AudioCaps and WavCaps as they are published, on a small scale: clotho_v2, audiocaps and wavcaps below."""
     if not (CORPORA / "build.py").exists():
         pytest.skip(f"{CORPORA} is absent: it builds the corpora as they are published")
     out = tmp_path_factory.mktemp("published")
-    command = [sys.executable, CORPORA / "build.py", out, "--only", "clotho", "--scale", "0.05"]
-    subprocess.run(command, check=True, capture_output=True)
-    return out / "clotho_v2"
+    subprocess.run([sys.executable, CORPORA / "build.py", out, "--scale", "0.05"], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def published_clotho(published):
+    """Clotho as it is published, on a small scale."""
+    return published / "clotho_v2"
 
 
 def make_noise(duration_s, seed=0):
@@ -54,9 +59,9 @@ def write_audio():
 def make_clip():
     """A function: name, samples (or what loads them), captions -> a clip of the corpus 'test'."""
 
-    def make(name, samples, captions=("A dog barks.",)):
-        load = samples if callable(samples) else partial(np.copy, samples)
-        return SourceClip(f"test/train/{name}", load, tuple(captions), origin=f"table.csv, {name}")
+    def make(name, samples, captions=("A dog barks.",), **described):
+        load = samples if callable(samples) else partial(iter, (samples,))
+        return SourceClip(f"test/train/{name}", load, tuple(captions), origin=f"table.csv, {name}", **described)
 
     return make
 
@@ -65,16 +70,17 @@ def make_clip():
 def write_split(tmp_path):
     """A function that writes clips as the split test/train, two a shard, and opens it."""
 
-    def write(clips, codec="pcm16", store=tmp_path / "store", paraphrases=()):
+    def write(clips, codec="pcm16", store=tmp_path / "store", paraphrases=(), **described):
         folder = store / "test" / "train"
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = [clips[start : start + 2] for start in range(0, len(clips), 2)]
         summaries = [
-            shards.write_shard(folder / f"clips-{start:05d}.arrow", "test", "train", clips[start : start + 2], codec)
-            for start in range(0, len(clips), 2)
+            shards.write_shard(folder / shards.shard_name(number, part, codec), "test", "train", part, codec)
+            for number, part in enumerate(parts)
         ]
-        set_aside = [clip for summary in summaries for clip in summary.set_aside]
         if paraphrases:
             shards.write_paraphrases(folder, paraphrases)
-        shards.write_manifest(folder, "test", "train", codec, summaries, set_aside)
+        shards.write_split(folder, Split("test", "train", tuple(clips), **described), codec, summaries)
         return shards.open_split(store, "test/train")
 
     return write

@@ -1,13 +1,20 @@
 """Clotho: as it is published, and with what may be wrong with a copy of it."""
 
 import csv
+import hashlib
+import shutil
 import unicodedata
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
+import py7zr
 import pytest
 
 from data.corpora import clotho
 from data.errors import UserError
+from data.schema import Query
 
 SPLITS = ("development", "validation", "evaluation")
 
@@ -38,7 +45,7 @@ def write_csv(path, rows, encoding):
 
 
 def test_counts_are_those_of_the_tables_and_folders(published_clotho):
-    splits = clotho.read(published_clotho)
+    splits = clotho.read(published_clotho)[:3]
     assert [split.name for split in splits] == list(SPLITS)
     assert set(clotho.ROLES.values()) == set(SPLITS)
     assert {split.corpus for split in splits} == {"clotho"}
@@ -47,6 +54,7 @@ def test_counts_are_those_of_the_tables_and_folders(published_clotho):
         assert sorted(clip.clip_id for clip in split.clips) == [f"clotho/{split.name}/{name}" for name in on_disk]
         assert {len(clip.captions) for clip in split.clips} == {5}
         assert split.set_aside == ()
+        assert split.num_listed == len(split.clips)
 
 
 def test_captions_stand_as_published(published_clotho):
@@ -56,16 +64,16 @@ def test_captions_stand_as_published(published_clotho):
 
 
 def test_clips_with_odd_names_are_found_and_decoded(published_clotho):
-    clips = [clip for split in clotho.read(published_clotho) for clip in split.clips]
+    clips = [clip for split in clotho.read(published_clotho)[:3] for clip in split.clips]
     for quirk in ("&amp;", "Märkt"):
         clip = next(clip for clip in clips if quirk in clip.clip_id)
-        samples = clip.load()
+        samples = np.concatenate(list(clip.load()))
         assert samples.dtype == np.float32
         assert 14.9 < len(samples) / 32_000 < 30.1
 
 
 def test_a_name_in_two_splits_is_two_clips(published_clotho):
-    development, _, evaluation = clotho.read(published_clotho)
+    development, _, evaluation, *_ = clotho.read(published_clotho)
     names = [{clip.clip_id.rpartition("/")[2].lower() for clip in split.clips} for split in (development, evaluation)]
     assert {"same name in two splits.wav", "ambience birds.wav"} <= names[0] & names[1]
     ids = {clip.clip_id for split in (development, evaluation) for clip in split.clips}
@@ -149,3 +157,153 @@ def test_a_source_is_needed(tmp_path):
         clotho.read(None)
     with pytest.raises(UserError, match="nowhere is absent"):
         clotho.read(tmp_path / "nowhere")
+
+
+def test_sources_are_those_of_the_metadata_also_without_a_file(tiny_clotho):
+    (tiny_clotho / "evaluation" / "evaluation dog.wav").unlink()
+    evaluation = clotho.read(tiny_clotho)[2]
+    assert [clip.source for clip in evaluation.clips] == [""]
+    assert evaluation.sources == {"freesound:1234"}
+    assert evaluation.num_listed == 2
+
+
+def test_names_that_differ_only_in_case_are_two_clips(tiny_clotho, write_audio):
+    table = tiny_clotho / "clotho_captions_validation.csv"
+    table.write_text(table.read_text().replace("validation dog", "same name"))
+    write_audio(tiny_clotho / "validation" / "same name.wav", seed=1)
+    clips = clotho.read(tiny_clotho)[1].clips
+    assert [clip.clip_id for clip in clips] == ["clotho/validation/same name.wav", "clotho/validation/Same name.wav"]
+    assert len({clip.load.args for clip in clips}) == 2
+
+
+@pytest.fixture
+def challenge(tiny_clotho, write_audio):
+    """The tiny Clotho with a challenge of two clips and three captions, two of which are the same."""
+    for name in ("Rain_a 'quoted' name.wav", "0001.wav"):
+        write_audio(tiny_clotho / "retrieval_audio" / "test" / name)
+    captions = [{"caption": caption} for caption in ("A dog.", "Rain.", "A dog.")]
+    write_csv(tiny_clotho / "retrieval_captions.csv", captions, "utf-8")
+    metadata = [
+        {"file_name": "Rain: a 'quoted' name.wav", "sound_id": "77", "keywords": "rain;m\u00e4rkt"},
+        {"file_name": "gone.wav", "sound_id": "78", "keywords": "gone"},
+    ]
+    write_csv(tiny_clotho / "retrieval_audio_metadata.csv", metadata, "iso-8859-1")
+    return tiny_clotho
+
+
+def test_the_challenge_has_the_clips_on_disk_and_captions_without_answers(challenge):
+    split = clotho.read(challenge)[3]
+    assert (split.name, split.num_listed, split.sources) == ("challenge", 3, {"freesound:77", "freesound:78"})
+    assert [(clip.clip_id, clip.captions, clip.keywords, clip.source) for clip in split.clips] == [
+        ("clotho/challenge/0001.wav", (), (), ""),
+        ("clotho/challenge/Rain_a 'quoted' name.wav", (), ("rain", "m\u00e4rkt"), "freesound:77"),
+    ]
+    assert split.queries == (Query("A dog."), Query("Rain."), Query("A dog."))
+    folder = challenge / "retrieval_audio" / "test"
+    assert [(gone.origin, gone.reason) for gone in split.set_aside] == [
+        (f"{challenge / 'retrieval_audio_metadata.csv'}, line 3", f"{folder / 'gone.wav'} is absent")
+    ]
+
+
+def test_the_challenge_may_lie_in_test_and_lack_metadata(challenge):
+    (challenge / "retrieval_audio" / "test").rename(challenge / "test")
+    (challenge / "retrieval_audio_metadata.csv").unlink()
+    split = clotho.read(challenge)[3]
+    assert (len(split.clips), split.sources, split.num_listed) == (2, set(), 2)
+
+
+def test_a_challenge_without_audio_is_refused(challenge):
+    folder = challenge / "retrieval_audio" / "test"
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"test holds no \.wav file: extract retrieval_audio.7z again"):
+        clotho.read(challenge)
+    folder.rmdir()
+    with pytest.raises(
+        UserError, match=r"test is absent: extract retrieval_audio.7z into .*retrieval_audio, or remove"
+    ):
+        clotho.read(challenge)
+
+
+def write_relevance(root, names):
+    write_csv(root / "relevance_2025.csv", [{"query": "Caption 1.", "audio_filenames": names}], "utf-8")
+
+
+def test_queries_of_2025_have_several_clips_of_evaluation(tiny_clotho):
+    write_relevance(tiny_clotho, "['Same name.wav', \"evaluation dog.wav\", 'Same name.wav']")
+    split = clotho.read(tiny_clotho)[-1]
+    assert (split.name, split.clips_of, split.clips, split.num_listed) == ("evaluation_2025", "evaluation", (), 0)
+    assert split.queries == (
+        Query("Caption 1.", ("clotho/evaluation/Same name.wav", "clotho/evaluation/evaluation dog.wav")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("['validation dog.wav']", "'validation dog.wav' isn't a clip of clotho_captions_evaluation.csv"),
+        ("[]", "audio_filenames must be a list"),
+        ("[1]", "audio_filenames must be a list"),
+        ("Same name.wav", "audio_filenames must be a list"),
+        ("__import__('os').abort()", "audio_filenames must be a list"),
+        ("[" * 300, "audio_filenames must be a list"),
+        (" ", "column 'audio_filenames' is empty"),
+    ],
+)
+def test_wrong_annotations_are_refused(names, said, tiny_clotho):
+    write_relevance(tiny_clotho, names)
+    with pytest.raises(UserError, match=f"relevance_2025.csv, line 2: {said}"):
+        clotho.read(tiny_clotho)
+
+
+def test_published_challenge_and_annotations_are_read(published_clotho):
+    challenge, annotated = clotho.read(published_clotho)[3:]
+    assert len(challenge.clips) == len(challenge.queries) == len(challenge.sources) == challenge.num_listed == 8
+    assert "clotho/challenge/Rain, sea_a 'quoted' name.wav" in {clip.clip_id for clip in challenge.clips}
+    assert all(clip.keywords and clip.source for clip in challenge.clips)
+    evaluation = {clip.clip_id for clip in clotho.read(published_clotho)[2].clips}
+    assert annotated.queries
+    assert all(query.relevant_clip_ids and set(query.relevant_clip_ids) <= evaluation for query in annotated.queries)
+
+
+@pytest.fixture
+def served(challenge, tmp_path, monkeypatch):
+    """The tiny Clotho as it is published: tables and archives on a server, with their checksums."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for split in SPLITS:
+        with py7zr.SevenZipFile(site / f"clotho_audio_{split}.7z", "w") as archive:
+            archive.writeall(challenge / split, split)
+    with py7zr.SevenZipFile(site / "retrieval_audio.7z", "w") as archive:
+        archive.writeall(challenge / "retrieval_audio" / "test", "test")
+    for table in challenge.glob("*.csv"):
+        shutil.copy(table, site)
+    for name, md5s in (("CLOTHO_MD5", clotho.CLOTHO_MD5), ("CHALLENGE_MD5", clotho.CHALLENGE_MD5)):
+        found = {file: hashlib.md5((site / file).read_bytes()).hexdigest() for file in md5s}
+        monkeypatch.setattr(clotho, name, found)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=site))
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(clotho, "CLOTHO_URL", url)
+    monkeypatch.setattr(clotho, "CHALLENGE_URL", url)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield site
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_what_is_downloaded_is_read_as_what_is_published(served, challenge, tmp_path):
+    clotho.download(tmp_path / "target")
+    splits, expected = clotho.read(tmp_path / "target"), clotho.read(challenge)
+    assert [split.name for split in splits] == [*SPLITS, "challenge"]
+    for split, other in zip(splits, expected, strict=True):
+        assert [clip.clip_id for clip in split.clips] == [clip.clip_id for clip in other.clips]
+        assert (split.queries, split.sources) == (other.queries, other.sources)
+        for clip, twin in zip(split.clips, other.clips, strict=True):
+            np.testing.assert_array_equal(np.concatenate(list(clip.load())), np.concatenate(list(twin.load())))

@@ -52,7 +52,7 @@ def test_a_file_has_a_caption_a_row(library):
     (clip,) = train.clips
     assert (clip.clip_id, clip.captions) == ("folder/train/a.wav", ("A dog.", "A hound."))
     assert [clip.clip_id for clip in validation.clips] == ["folder/validation/b/c.flac"]
-    assert len(validation.clips[0].load()) == 320
+    assert sum(map(len, validation.clips[0].load())) == 320
     assert test.clips == ()
     assert [(gone.origin, gone.reason) for gone in test.set_aside] == [
         (f"{root / 'captions.csv'}, line 5", f"{root / 'd.ogg'} is absent")
@@ -87,7 +87,41 @@ def test_a_negative_seed_is_refused(drawn):
 
 def test_clips_decode_to_what_was_written(library, noise):
     root = library("file_name,caption,split", ["a.wav,A dog.,train"], ["a.wav"])
-    np.testing.assert_array_equal(folder.read(root)[0].clips[0].load(), noise(0.01))
+    np.testing.assert_array_equal(np.concatenate(list(folder.read(root)[0].clips[0].load())), noise(0.01))
+
+
+def test_a_revision_changes_with_the_file(library, write_audio):
+    root = library("file_name,caption,split", ["a.wav,A dog.,train"], ["a.wav"])
+    (before,) = folder.read(root)[0].clips
+    assert before.num_bytes == (root / "a.wav").stat().st_size
+    assert folder.read(root)[0].clips[0].revision == before.revision
+    write_audio(root / "a.wav", 0.01, seed=1)
+    assert folder.read(root)[0].clips[0].revision != before.revision
+
+
+@pytest.mark.parametrize("name", ["../a.wav", "A.wav", "a.wav\0", "x" * 300])
+def test_a_name_is_a_path_in_the_directory_letter_for_letter(name, library, write_audio):
+    lines = ["a.wav,A dog.,train", f"{name},A cat.,train"]
+    root = library("file_name,caption,split", lines, ["a.wav"])
+    write_audio(root.parent / "a.wav")
+    (train, *_) = folder.read(root)
+    assert [clip.clip_id for clip in train.clips] == ["folder/train/a.wav"]
+    assert [gone.origin for gone in train.set_aside] == [f"{root / 'captions.csv'}, line 3"]
+    assert train.num_listed == 2
+
+
+def test_linked_directories_are_followed_once(library, tmp_path, write_audio):
+    root = library("file_name,caption,split", ["linked/a.wav,A dog.,train"])
+    write_audio(tmp_path / "disk" / "a.wav")
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "gone.wav").symlink_to(tmp_path / "nowhere")
+    (root / "linked").symlink_to(tmp_path / "disk")
+    assert [clip.clip_id for clip in folder.read(root)[0].clips] == ["folder/train/linked/a.wav"]
+
+
+def test_there_is_nothing_to_download(tmp_path):
+    with pytest.raises(UserError, match="nothing to download"):
+        folder.download(tmp_path)
 
 
 @pytest.mark.parametrize(

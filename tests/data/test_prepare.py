@@ -1,10 +1,19 @@
 """The command that prepares a corpus, run as a user runs it."""
 
+import json
+import re
+import signal
+import subprocess
+import warnings
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import ray
+import soundfile
 
+from data import prepare as prepare_module
 from data import shards
-from data.schema import Paraphrase
 
 pytestmark = pytest.mark.cluster
 
@@ -24,11 +33,20 @@ def library(tmp_path_factory):
     return tmp_path_factory.mktemp("library")
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster that the commands join, which is quicker than one for each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield context.address_info["gcs_address"]
+        ray.shutdown()
+
+
 @pytest.fixture
-def prepare(run_command, monkeypatch):
-    """A function that runs the command on Ray of its own."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return lambda *words, **options: run_command("data/prepare.py", *words, **options)
+def prepare(run_command, cluster):
+    """A function that runs the command."""
+    return lambda *words, **options: run_command("data/prepare.py", *words, RAY_ADDRESS=cluster, **options)
 
 
 @pytest.fixture
@@ -67,29 +85,35 @@ def test_a_folder_becomes_a_store(corpus, prepare, noise, tmp_path):
     assert train.captions == [["A dog barks.", "A hound woofs."], ["Rain falls."]]
     assert train.manifest["codec"] == "flac"
     np.testing.assert_array_equal(train.window(1, 0, 16_000), noise(0.5, seed=1))
-    assert [len(split.manifest["set_aside"]) for split in (train, validation, test)] == [1, 1, 0]
+    assert [split.manifest["num_set_aside"] for split in (train, validation, test)] == [1, 1, 0]
     assert train.fingerprint in said
 
 
-def test_what_is_no_longer_in_a_corpus_is_no_longer_in_the_store(corpus, prepare, make_clip, noise, tmp_path):
-    for split in ("train", "test"):
-        folder = tmp_path / "folder" / split
-        clip = make_clip("old.wav", noise(0.1))
-        summaries = [
-            shards.write_shard(folder / f"clips-{number:05d}.arrow", "folder", split, [clip], "pcm16")
-            for number in range(2)
-        ]
-        shards.write_paraphrases(folder, [Paraphrase(clip.clip_id, "A dog barks.", ("a hound woofs",), "grammar")])
-        shards.write_manifest(folder, "folder", split, "pcm16", summaries, [])
-    (corpus / "captions.csv").write_text(TABLE.replace("d.wav,A cat.,test\n", ""))
+def test_what_is_no_longer_in_a_corpus_is_no_longer_in_the_store(corpus, prepare, tmp_path):
+    assert prepare("folder", "--source", corpus, "--store", tmp_path).returncode == 0
+    before = files_of(tmp_path / "folder" / "train")
+    (corpus / "captions.csv").write_text(TABLE.replace("d.wav,A cat.,test\n", "").replace("A hound woofs.", "A bark."))
 
     done = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert done.returncode == 0, done.stderr
-    present = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("manifest.json"))
-    assert present == ["folder/train", "folder/validation"]
-    assert shards.open_split(tmp_path, "folder/train").clip_ids == ["folder/train/a.wav", "folder/train/b.flac"]
-    names = ["clips-00000.arrow", "manifest.json", "queries.arrow"]
-    assert sorted(path.name for path in (tmp_path / "folder" / "train").iterdir()) == names
+    assert shards.Store.of(tmp_path).splits() == ["folder/train", "folder/validation"]
+    assert list((tmp_path / "folder" / "test").iterdir()) == []
+    train = shards.open_split(tmp_path, "folder/train")
+    assert train.captions == [["A dog barks.", "A bark."], ["Rain falls."]]
+    after = files_of(tmp_path / "folder" / "train")
+    assert len(after) == len(before)
+    assert not {name for name in before & after if name.startswith(("clips-", "index-", "queries-"))}
+
+
+def test_what_is_there_already_is_not_done_again(corpus, prepare, tmp_path):
+    first = prepare("folder", "--source", corpus, "--store", tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("clips-*")}
+    again = prepare("folder", "--source", corpus, "--store", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "folder/train: 1 of 1 shards are there already" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("clips-*")} == times
+    assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
+    assert "set aside: " in again.stderr
 
 
 def test_a_split_of_which_nothing_can_be_decoded_is_refused(corpus, prepare, tmp_path):
@@ -97,9 +121,8 @@ def test_a_split_of_which_nothing_can_be_decoded_is_refused(corpus, prepare, tmp
     done = prepare("folder", "--source", corpus, "--store", tmp_path / "store")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    named, refused = done.stderr.splitlines()
-    assert named.startswith("set aside: ")
-    assert refused == "error: folder/train: none of its 1 clips could be decoded"
+    assert "set aside: " in done.stderr
+    assert done.stderr.splitlines()[-1] == "error: folder/train: none of its 1 clips could be decoded"
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -112,7 +135,7 @@ def test_an_unknown_corpus_is_answered_with_the_known_ones(prepare, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clotho"], "name the directory of the published layout with --source"),
+        (["clotho"], "name the directory of its published layout with --source"),
         (["folder", "--source", "nowhere"], "nowhere is absent"),
         (["folder", "--source", "pyproject.toml"], "pyproject.toml is not a directory"),
         (["synthetic", "--source", "data"], "the synthetic corpus is made, not read; leave the source out"),
@@ -129,3 +152,183 @@ def test_a_wrong_table_is_refused_by_file_and_line(corpus, prepare, tmp_path):
     done = prepare("folder", "--source", corpus, "--store", tmp_path / "store")
     assert_refused(done, f"{corpus / 'captions.csv'}, line 4: the row hasn't as many cells as the header (3)")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Forty recordings at 44.1 kHz: five shards."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rows = ["file_name,caption,split"]
+    rng = np.random.default_rng(0)
+    for clip in range(40):
+        soundfile.write(folder / f"{clip}.wav", rng.uniform(-0.5, 0.5, 44_100 * 4), 44_100)
+        rows.append(f"{clip}.wav,Noise number {clip}.,train")
+    (folder / "captions.csv").write_text("\n".join(rows))
+    return folder
+
+
+IN_PROCESS = """
+import os, signal, sys
+from pathlib import Path
+import ray
+from data import prepare, shards
+from data.errors import run_command
+mode, source, store, workers = sys.argv[1:]
+ray.init(num_cpus=int(workers), log_to_driver=False)
+if mode == "killed":
+    count = iter(range(100))
+    def killing(self, *numbers):
+        if next(count) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    prepare.Progress.add = killing
+run_command(lambda: prepare.prepare("folder", Path(source), Path(store)) and None)
+"""
+
+
+def run_in_process(run_command, mode, source, store, workers):
+    """Prepare with a number of workers; the process may be killed after two shards."""
+    return run_command("-c", IN_PROCESS, mode, source, store, workers)
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_writes_the_same_bytes_and_a_killed_run_goes_on(recordings, run_command, tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    done = run_in_process(run_command, "whole", recordings, whole, 1)
+    assert done.returncode == 0, done.stderr
+    killed = run_in_process(run_command, "killed", recordings, resumed, 2)
+    assert killed.returncode == -signal.SIGKILL
+    assert shards.Store.of(resumed).splits() == []
+    finished = {path: path.stat().st_mtime_ns for path in resumed.rglob("clips-*.json")}
+    assert 2 <= len(finished) < 5
+
+    done = run_in_process(run_command, "whole", recordings, resumed, 2)
+    assert done.returncode == 0, done.stderr
+    there = int(re.search(r"folder/train: (\d) of 5 shards are there already", done.stderr)[1])
+    assert there >= len(finished)  # what ran when the command was killed may have ended well
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    contents = [
+        {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+        for store in (whole, resumed)
+    ]
+    assert contents[0] == contents[1]
+    assert not [name for name in contents[1] if name.endswith(".part")]
+
+
+def test_a_second_command_on_the_same_store_is_refused(corpus, prepare, tmp_path):
+    with prepare_module.writing(tmp_path):
+        done = prepare("folder", "--source", corpus, "--store", tmp_path)
+    assert_refused(done, f"another command is writing into {tmp_path}; wait until it has ended")
+    assert prepare("folder", "--source", corpus, "--store", tmp_path).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system can't be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_a_valid_store(recordings, corpus, prepare, small_disk):
+    assert prepare("folder", "--source", corpus, "--store", small_disk).returncode == 0
+    fingerprint = shards.open_split(small_disk, "folder/train").fingerprint
+    done = prepare("folder", "--source", recordings, "--store", small_disk)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "No space left on device" in done.stderr
+    assert shards.open_split(small_disk, "folder/train").fingerprint == fingerprint
+    assert prepare("verify", "--store", small_disk).returncode == 0
+
+
+def test_verify_reads_everything_back(corpus, prepare, tmp_path):
+    prepare("folder", "--source", corpus, "--store", tmp_path, "--codec", "flac")
+    done = prepare("verify", "--store", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "folder/train: 2 clips as they were written" in done.stderr
+
+    split = shards.open_split(tmp_path, "folder/train")
+    path = split.store.path / split.shard_path(0)
+    contents = bytearray(path.read_bytes())
+    contents[split.index["offset"][1].as_py() + split.index["num_bytes"][1].as_py() // 2] ^= 1
+    path.write_bytes(contents)
+    done = prepare("verify", "--store", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (wrong,) = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    assert f"{split.shard_path(0)}: folder/train/b.flac: " in wrong
+
+    path.write_bytes(contents[: len(contents) // 2])
+    done = prepare("verify", "--store", tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"wrong: {split.shard_path(0)} can't be read" in done.stderr
+
+
+def test_verify_finds_tables_that_do_not_agree(corpus, prepare, tmp_path):
+    prepare("folder", "--source", corpus, "--store", tmp_path)
+    path = tmp_path / "folder" / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"num_queries": 7, "fingerprint": "0" * 16}))
+    done = prepare("verify", "--store", tmp_path)
+    assert done.returncode == 1
+    assert "wrong: folder/train: 3 queries, 7 in the manifest" in done.stderr
+    assert "wrong: folder/train: the fingerprint isn't that of its contents" in done.stderr
+    assert "folder/validation: 1 clips as they were written" in done.stderr
+
+
+def test_describe_says_what_a_store_holds_and_draws_it(corpus, prepare, tmp_path):
+    prepare("folder", "--source", corpus, "--store", tmp_path)
+    done = prepare("describe", "--store", tmp_path, "--list")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    fingerprint = shards.open_split(tmp_path, "folder/train").fingerprint
+    assert rows["folder/train"] == ["2", "3", "0.00", "3", "1", "0", "pcm16", fingerprint]
+    assert f"{corpus / 'captions.csv'}, line 7: {corpus / 'absent.wav'} is absent" in done.stdout
+    picture = plt.imread(tmp_path / "describe.png")
+    assert picture.shape[0] > 400
+    assert picture.std() > 0.01
+
+
+@pytest.mark.parametrize("command", ["verify", "describe"])
+def test_an_empty_store_is_named(command, prepare, tmp_path):
+    assert_refused(prepare(command, "--store", tmp_path / "nothing"), f"{tmp_path / 'nothing'} holds no split")
+
+
+def test_an_hour_is_streamed(run_command, tmp_path):
+    """What is held in memory doesn't grow with a clip's length."""
+    (tmp_path / "source").mkdir()
+    with soundfile.SoundFile(tmp_path / "source" / "long.flac", "w", 8_000, 1, "PCM_16") as file:
+        for _ in range(180):
+            file.write(np.random.default_rng(0).integers(-9_000, 9_000, 8_000 * 60, np.int16))
+    done = run_command("-c", MEMORY, tmp_path / "source" / "long.flac", tmp_path)
+    assert done.returncode == 0, done.stderr
+    growth_mb = {codec: int(text) for codec, text in (line.split() for line in done.stdout.splitlines())}
+    assert growth_mb["flac"] < 150
+    assert growth_mb["pcm16"] < 150  # of 691 MB
+
+
+MEMORY = """
+import resource, sys
+from functools import partial
+from pathlib import Path
+from data import shards
+from data.schema import SourceClip
+from data.waveform import decode_file
+clip = SourceClip("a/b/c", partial(decode_file, Path(sys.argv[1])), ("Long.",), "")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for codec in ("flac", "pcm16"):
+    summary = shards.write_shard(Path(sys.argv[2]) / f"{codec}.arrow", "a", "b", [clip], codec)
+    assert summary.num_samples == 180 * 60 * 32_000
+    print(codec, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def files_of(folder):
+    return {path.name for path in folder.iterdir()}

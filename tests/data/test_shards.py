@@ -1,5 +1,6 @@
 """A split on disk: whole or not there, named by its contents, and read without copies."""
 
+import dataclasses
 import json
 import re
 from functools import partial
@@ -11,8 +12,8 @@ import soundfile
 
 from data import shards
 from data.errors import UserError
-from data.schema import CLIPS, QUERIES, Paraphrase, SetAside
-from data.waveform import CODECS, decode_file
+from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SetAside, Split
+from data.waveform import CODECS, decode_file, to_pcm16
 
 
 @pytest.fixture
@@ -25,14 +26,38 @@ def clips(make_clip, noise):
 def test_what_is_written_is_what_is_opened(codec, clips, write_split):
     split = write_split(clips, codec)
     assert split.name == "test/train"
-    assert split.clips.schema == CLIPS
+    assert [split.shard(number).schema for number in range(2)] == [CLIPS, CLIPS]
+    assert split.index.schema == INDEX
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.captions == [list(clip.captions) for clip in clips]
-    assert split.num_samples == [len(clip.load()) for clip in clips]
+    assert split.num_samples.tolist() == [len(samples_of(clip)) for clip in clips]
     for index, clip in enumerate(clips):
-        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), clip.load())
-    counts = {name: split.manifest[name] for name in ("num_clips", "num_queries", "num_samples", "set_aside")}
-    assert counts == {"num_clips": 3, "num_queries": 6, "num_samples": sum(split.num_samples), "set_aside": []}
+        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), samples_of(clip))
+    counts = {name: split.manifest[name] for name in ("num_clips", "num_queries", "num_samples", "num_set_aside")}
+    assert counts == {"num_clips": 3, "num_queries": 6, "num_samples": sum(split.num_samples), "num_set_aside": 0}
+
+
+def test_the_index_is_sorted_whatever_the_order_of_the_clips(clips, write_split):
+    split = write_split(clips[::-1])
+    assert split.clip_ids == [clip.clip_id for clip in clips]
+    for index, clip in enumerate(clips):
+        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), samples_of(clip))
+
+
+def test_shards_hold_the_columns_that_are_promised(clips, write_split):
+    (first, second), (third,) = (write_split(clips).shard(number).to_pylist() for number in range(2))
+    for row, clip in zip((first, second, third), clips, strict=True):
+        assert row.pop("audio") == to_pcm16(samples_of(clip)).tobytes()
+        assert row == {
+            "clip_id": clip.clip_id,
+            "corpus": "test",
+            "split": "train",
+            "num_samples": len(samples_of(clip)),
+            "captions": list(clip.captions),
+            "keywords": [],
+            "licence": "",
+            "source": "",
+        }
 
 
 def test_every_caption_is_a_query_for_its_clip(clips, write_split):
@@ -46,7 +71,7 @@ def test_every_caption_is_a_query_for_its_clip(clips, write_split):
 def test_windows_equal_the_decoded_file(tmp_path, make_clip, write_audio, write_split):
     path = write_audio(tmp_path / "exact.wav", 0.5)
     split = write_split([make_clip("exact.wav", partial(decode_file, path))])
-    np.testing.assert_array_equal(split.window(0, 3_000, 5_000), decode_file(path)[3_000:8_000])
+    np.testing.assert_array_equal(split.window(0, 3_000, 5_000), np.concatenate(list(decode_file(path)))[3_000:8_000])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -54,7 +79,7 @@ def test_windows_equal_the_resampled_file_to_half_a_step(codec, tmp_path, make_c
     path = tmp_path / "other_rate.wav"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (22_050, 2)), 44_100)
     split = write_split([make_clip("other_rate.wav", partial(decode_file, path))], codec)
-    whole = decode_file(path)
+    whole = np.concatenate(list(decode_file(path)))
     np.testing.assert_allclose(split.window(0, 0, len(whole)), whole, rtol=0, atol=0.5001 / 32_768)
 
 
@@ -62,9 +87,10 @@ def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tm
     write_split([make_clip(f"{seed}.wav", noise(2.0, seed)) for seed in range(4)])
     before = pa.total_allocated_bytes()
     split = shards.open_split(tmp_path / "store", "test/train")
-    buffers = [split.clips["audio"][index].as_buffer() for index in range(4)]
-    assert [buffer.size for buffer in buffers] == [2 * 64_000] * 4
-    assert pa.total_allocated_bytes() - before < buffers[0].size
+    tables = [split.shard(number) for number in range(2)]
+    assert sum(table.nbytes for table in tables) > 4 * 2 * 64_000
+    assert len(split.open_clip(3).read()) == 2 * 64_000
+    assert pa.total_allocated_bytes() - before < 64_000
 
 
 def test_a_torn_stored_clip_is_named(clips, write_split):
@@ -82,7 +108,7 @@ def test_the_fingerprint_looks_at_contents_alone(clips, write_split, tmp_path):
 
 
 def test_the_fingerprint_changes_with_what_can_change_a_result(clips, make_clip, write_split, tmp_path):
-    samples, captions = clips[0].load(), clips[0].captions
+    samples, captions = samples_of(clips[0]), clips[0].captions
     other_sample = samples.copy()
     other_sample[-1] += 1 / 32_768
     firsts = {
@@ -111,8 +137,11 @@ def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, 
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.fingerprint == write_split(clips, store=tmp_path / "good").fingerprint
     assert split.manifest["num_clips"] == 3
-    assert [clip["origin"] for clip in split.manifest["set_aside"]] == ["table.csv, torn.flac", "table.csv, absent.wav"]
-    assert all("can't be decoded" in clip["reason"] for clip in split.manifest["set_aside"])
+    torn, missing = split.set_aside.to_pylist()
+    assert torn["origin"] == "table.csv, torn.flac"
+    assert "can't be decoded" in torn["reason"] or "torn" in torn["reason"]
+    assert missing["origin"] == "table.csv, absent.wav"
+    assert "can't be opened" in missing["reason"]
 
 
 def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_split, tmp_path):
@@ -124,7 +153,7 @@ def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeyp
     monkeypatch.setattr(shards, "RECORD_BATCH_BYTES", 1)
     split = write_split(clips)
     assert split.clip_ids == [clip.clip_id for clip in clips]
-    np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), clips[2].load())
+    np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), samples_of(clips[2]))
 
 
 def test_a_split_without_a_manifest_is_not_there(clips, write_split, tmp_path):
@@ -139,9 +168,9 @@ def test_an_absent_store_holds_nothing(tmp_path):
         shards.open_split(tmp_path / "absent", "clotho/validation")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_refused_with_the_remedy(version, clips, write_split, tmp_path):
-    path = write_split(clips).folder / "manifest.json"
+    path = folder_of(write_split(clips)) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": version}))
     with pytest.raises(
         UserError, match=rf"version {version}, .* prepare it again: python data/prepare.py test --store"
@@ -150,9 +179,9 @@ def test_another_format_version_is_refused_with_the_remedy(version, clips, write
 
 
 def test_a_torn_manifest_is_named(clips, write_split, tmp_path):
-    path = write_split(clips).folder / "manifest.json"
+    path = folder_of(write_split(clips)) / "manifest.json"
     path.write_text(path.read_text()[:40])
-    with pytest.raises(UserError, match=r"manifest.json isn't JSON .* prepare this split again"):
+    with pytest.raises(UserError, match=r"manifest.json isn't a JSON object .* prepare this split again"):
         shards.open_split(tmp_path / "store", "test/train")
 
 
@@ -163,7 +192,7 @@ def test_an_error_leaves_no_file_behind_and_the_old_one_as_it_was(clips, make_cl
     defect = make_clip("defect.wav", partial(int, "no samples"))
     with pytest.raises(ValueError, match="no samples"):
         shards.write_shard(path, "test", "train", [*clips, defect], "pcm16")
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clips-00000.arrow", "clips-00000.json"]
     assert path.read_bytes() == before
 
 
@@ -183,19 +212,131 @@ def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_spl
     table = [Paraphrase(clip.clip_id, clip.captions[0], ("one", "two"), "grammar") for clip in clips]
     split = write_split(clips, paraphrases=table)
     fingerprint, contents = split.paraphrases_fingerprint(), split.fingerprint
-    shards.write_paraphrases(split.folder, table[::-1])
+    shards.write_paraphrases(folder_of(split), table[::-1])
     assert split.paraphrases_fingerprint() == fingerprint
     for changed in (table[1:], [Paraphrase(clips[0].clip_id, "A dog barks.", ("one", "too"), "grammar"), *table[1:]]):
-        shards.write_paraphrases(split.folder, changed)
+        shards.write_paraphrases(folder_of(split), changed)
         assert split.paraphrases_fingerprint() != fingerprint
     assert split.fingerprint == contents
 
 
-def test_clips_that_a_corpus_set_aside_are_in_the_manifest(clips, tmp_path):
-    folder = tmp_path / "test" / "train"
-    summary = shards.write_shard(folder / "clips-00000.arrow", "test", "train", clips, "pcm16")
+def test_what_a_corpus_set_aside_is_kept(clips, write_split):
     absent = SetAside("table.csv, line 7", "x.wav is absent")
-    shards.write_manifest(folder, "test", "train", "pcm16", [summary], [absent])
-    assert shards.open_split(tmp_path, "test/train").manifest["set_aside"] == [
-        {"origin": "table.csv, line 7", "reason": "x.wav is absent"}
+    split = write_split(clips, set_aside=(absent,))
+    assert split.set_aside.to_pylist() == [{"origin": "table.csv, line 7", "reason": "x.wav is absent"}]
+    assert split.manifest["num_set_aside"] == 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_clip_longer_than_what_is_held_in_memory_is_stored_alike(codec, clips, write_split, monkeypatch, tmp_path):
+    usual = write_split(clips, codec)
+    contents = [usual.open_clip(clip).read() for clip in range(3)]
+    monkeypatch.setattr(shards, "RECORD_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 3_000)
+    split = write_split(clips, codec, store=tmp_path / "piecewise")
+    assert [split.open_clip(clip).read() for clip in range(3)] == contents
+    assert [row["audio"] for row in split.shard(0).to_pylist()] == contents[:2]
+    assert split.fingerprint == usual.fingerprint
+    assert sorted(path.suffix for path in folder_of(split).iterdir()) == [".arrow"] * 6 + [".json"] * 3
+
+
+def test_a_new_write_replaces_the_split_as_a_whole(clips, make_clip, noise, write_split):
+    before = write_split(clips)
+    files = {path.name for path in folder_of(before).iterdir()}
+    after = write_split([make_clip("new.wav", noise(0.1))])
+    assert after.clip_ids == ["test/train/new.wav"]
+    left = {path.name for path in folder_of(after).iterdir()}
+    assert left & files <= {"manifest.json", *(after.manifest[kind] for kind in ("set_aside", "sources"))}
+    assert left - {"manifest.json"} == {
+        *(after.manifest[kind] for kind in ("index", "queries", "set_aside", "sources")),
+        *after.manifest["shards"],
+        *(name.replace(".arrow", ".json") for name in after.manifest["shards"]),
+    }
+
+
+def test_a_new_write_keeps_the_paraphrases(clips, write_split):
+    table = [Paraphrase(clips[0].clip_id, "A dog barks.", ("a hound woofs",), "grammar")]
+    write_split(clips, paraphrases=table)
+    assert len(write_split(clips[:2]).paraphrases()) == 1
+
+
+def test_shards_are_named_by_what_they_are_made_from(clips, make_clip, noise):
+    names = {
+        shards.shard_name(0, clips, "pcm16"),
+        shards.shard_name(0, clips, "flac"),
+        shards.shard_name(1, clips, "pcm16"),
+        shards.shard_name(0, clips[:2], "pcm16"),
+        shards.shard_name(0, [make_clip("0.wav", noise(1), clips[0].captions, revision="2"), *clips[1:]], "pcm16"),
+        shards.shard_name(0, [make_clip("0.wav", noise(1), ["Other."]), *clips[1:]], "pcm16"),
+    }
+    assert len(names) == 6
+    elsewhere = [dataclasses.replace(clip, origin="another table") for clip in clips]
+    assert shards.shard_name(0, elsewhere, "pcm16") in names
+
+
+def test_a_shard_is_there_when_its_summary_is(clips, tmp_path):
+    path = tmp_path / "clips-00000.arrow"
+    assert shards.read_summary(path) is None
+    summary = shards.write_shard(path, "test", "train", clips, "pcm16")
+    assert shards.read_summary(path) == summary
+    path.unlink()
+    assert shards.read_summary(path) is None
+
+
+def test_queries_may_have_several_clips_or_none(clips, write_split):
+    ids = [clip.clip_id for clip in clips]
+    queries = (Query("Both.", tuple(ids[:2])), Query("None."), Query("Both.", (ids[2],)))
+    split = write_split(clips, queries=queries)
+    assert split.queries.to_pylist() == [
+        {"text": query.text, "relevant_clip_ids": list(query.relevant_clip_ids)} for query in queries
     ]
+    assert split.manifest["num_queries"] == 3
+    assert split.fingerprint != write_split(clips).fingerprint
+
+
+def test_a_query_loses_clips_that_are_not_there_and_is_set_aside_with_the_last(clips, write_split):
+    here, gone = clips[0].clip_id, "test/train/gone.wav"
+    split = write_split(clips, queries=(Query("One left.", (gone, here)), Query("None left.", (gone,))))
+    assert split.queries.to_pylist() == [{"text": "One left.", "relevant_clip_ids": [here]}]
+    assert [row["origin"] for row in split.set_aside.to_pylist()] == ["query 'One left.'", "query 'None left.'"]
+    assert {row["reason"] for row in split.set_aside.to_pylist()} == {f"its clip {gone} isn't there"}
+
+
+@pytest.fixture
+def views(clips, write_split, tmp_path):
+    """A split with queries about the clips of another one."""
+
+    def write():
+        queries = (Query("Two of them.", tuple(clip.clip_id for clip in clips[:2])),)
+        folder = tmp_path / "store" / "test" / "views"
+        folder.mkdir(parents=True, exist_ok=True)
+        shards.write_split(folder, Split("test", "views", (), queries=queries, clips_of="train"), "pcm16", [])
+        return shards.open_split(tmp_path / "store", "test/views")
+
+    write_split(clips)
+    return write
+
+
+def test_queries_can_be_about_another_splits_clips(views, clips):
+    split = views()
+    assert split.name == "test/views"
+    assert split.clip_ids == [clip.clip_id for clip in clips]
+    assert split.queries["text"].to_pylist() == ["Two of them."]
+    np.testing.assert_array_equal(split.window(1, 0, split.num_samples[1]), samples_of(clips[1]))
+
+
+def test_queries_about_clips_that_have_changed_are_refused(views, clips, write_split, tmp_path):
+    fingerprint = views().fingerprint
+    write_split(clips[:2])
+    with pytest.raises(UserError, match=r"test/views was prepared for other contents of test/train; prepare it again"):
+        shards.open_split(tmp_path / "store", "test/views")
+    assert views().fingerprint != fingerprint
+
+
+def samples_of(clip):
+    """All samples of a clip that isn't stored."""
+    return np.concatenate(list(clip.load()))
+
+
+def folder_of(split):
+    return split.store.path / split.name

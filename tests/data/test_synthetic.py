@@ -28,7 +28,11 @@ def corpus() -> list[Split]:
 
 @pytest.fixture(scope="module")
 def rendered() -> list[tuple[SourceClip, Samples]]:
-    return [(clip, clip.load()) for split in synthetic.read(None, config=SMALL) for clip in split.clips]
+    return [(clip, whole(clip)) for split in synthetic.read(None, config=SMALL) for clip in split.clips]
+
+
+def whole(clip: SourceClip) -> Samples:
+    return np.concatenate(list(clip.load()))
 
 
 def scene_of(clip: SourceClip) -> synthetic.Scene:
@@ -134,7 +138,7 @@ def test_a_seed_gives_the_same_corpus(corpus: list[Split]) -> None:
 
 
 def test_other_seeds_sound_different() -> None:
-    one, other = (synthetic.read(None, seed, SMALL)[0].clips[0].load() for seed in (0, 1))
+    one, other = (whole(synthetic.read(None, seed, SMALL)[0].clips[0]) for seed in (0, 1))
     assert len(one) != len(other) or not np.array_equal(one, other)
 
 
@@ -148,7 +152,19 @@ def test_rendering_is_the_same_in_another_process_and_order(rendered: list[tuple
 
 def test_load_can_be_pickled(rendered: list[tuple[SourceClip, Samples]]) -> None:
     clip, samples = rendered[0]
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(clip)).load(), samples)
+    np.testing.assert_array_equal(whole(pickle.loads(pickle.dumps(clip))), samples)
+
+
+def test_a_revision_changes_with_the_scene_and_bytes_are_those_of_pcm(
+    rendered: list[tuple[SourceClip, Samples]],
+) -> None:
+    assert len({clip.revision for clip, _ in rendered}) == len(rendered)
+    assert all(clip.num_bytes == 2 * len(samples) for clip, samples in rendered)
+
+
+def test_there_is_nothing_to_download(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="made, not downloaded"):
+        synthetic.download(tmp_path)
 
 
 def test_samples_are_sound(rendered: list[tuple[SourceClip, Samples]]) -> None:

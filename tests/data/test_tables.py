@@ -1,11 +1,12 @@
 """Tables of a corpus: what is wrong with one is named by file and line."""
 
+import random
 import re
 
 import pytest
 
 from data.errors import UserError
-from data.tables import read_csv, require_directory
+from data.tables import read_csv, require_directory, require_source
 
 COLUMNS = ["file_name", "caption"]
 
@@ -90,6 +91,11 @@ def test_a_quote_that_stays_open_is_named(table):
     refused(path, f"{path}, line 3: unexpected end of data")
 
 
+def test_a_quote_that_stays_open_in_the_header_is_named(table):
+    path = table('file_name,"caption\na.wav,A dog.\n')
+    refused(path, f"{path}, line 2: unexpected end of data")
+
+
 @pytest.mark.parametrize("cell", ["", "   "])
 def test_an_empty_cell_is_named_when_it_is_needed(cell, table):
     path = table(f"file_name,caption\na.wav,{cell}\n")
@@ -114,3 +120,24 @@ def test_only_a_directory_is_a_directory(tmp_path, table):
         require_directory(tmp_path / "absent")
     with pytest.raises(UserError, match="not a directory"):
         require_directory(table("x"))
+
+
+def test_a_source_is_a_directory(tmp_path):
+    assert require_source(tmp_path, "clotho") == tmp_path
+    with pytest.raises(UserError, match=r"clotho is read from files: .* with --source"):
+        require_source(None, "clotho")
+
+
+def test_a_mutated_table_is_read_or_refused(table):
+    whole = "file_name,caption,extra\r\n" + 'a.wav,"Rain, then ""wind""",x\r\nM\u00e4rkt.wav,A dog.,\r\n'
+    rng, num_read = random.Random(0), 0
+    for _ in range(1_000):
+        contents = bytearray(whole.encode())
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(contents))
+            contents[place : place + rng.randint(0, 3)] = rng.choice([b"", b'"', b",", b"\n", b"\r", b"\0", b"\xff"])
+        try:
+            num_read += bool(read_csv(table(bytes(contents)), COLUMNS))
+        except UserError as error:
+            assert "table.csv" in str(error)
+    assert 100 < num_read < 900
