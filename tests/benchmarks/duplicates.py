@@ -236,7 +236,9 @@ def measure(material: Material, seed: int, num_held_out: int) -> None:
         if kind in KINDS:
             say(f"    {kind:<24} {right[kind]:4} of {number} found")
         else:
-            say(f"    {kind:<24} {wrong[kind]:4} of {number} reported by mistake", )
+            say(
+                f"    {kind:<24} {wrong[kind]:4} of {number} reported by mistake",
+            )
     reported = right.total() + wrong.total()
     told("recall", right.total() / NUM_COPIES, "", least=0.98)
     told("precision", right.total() / reported, "", least=0.98)

@@ -25,7 +25,7 @@ def ledger(runs):
 
 @pytest.fixture
 def trial():
-    return spaces.demo(spaces.Splits("c/train", "c/validation", "c/test"), "float32")[0]
+    return spaces.demo(spaces.Splits("c/train", "c/validation", "c/test", ("c/train",)), "float32")[0]
 
 
 def test_a_trial_is_found_by_its_signature_once_claimed(ledger, trial):

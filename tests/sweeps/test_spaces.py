@@ -5,7 +5,13 @@ import pytest
 from data.errors import UserError
 from sweeps import spaces
 
-SPLITS = spaces.Splits("c/train", "c/validation", "c/test")
+SPLITS = spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train", "d/train", "d/test"))
+
+
+@pytest.mark.parametrize("judged_by", ["c/validation", "c/test"])
+def test_what_a_model_is_judged_by_is_not_trained_on(judged_by):
+    with pytest.raises(UserError, match=f"{judged_by} would be trained on and judged by"):
+        spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train", judged_by))
 
 
 @pytest.mark.parametrize("name", sorted(spaces.named()))
@@ -14,6 +20,8 @@ def test_every_space_returns_distinct_trials_on_the_splits_given(name):
     assert len(set(trials)) == len(trials)
     for trial in trials:
         assert (trial.train, trial.validation, trial.test) == (("c/train",), "c/validation", "c/test")
+        assert trial.pretraining.train == SPLITS.pretrain
+        assert (trial.pretraining.validation, trial.pretraining.test) == ("c/validation", "c/test")
         assert trial.precision == "float32"
 
 

@@ -36,9 +36,10 @@ def write_split() -> WriteSplit:
 
     def write(store: Path, split: Split, codec: Codec) -> None:
         folder = store / split.corpus / split.name
-        shard = shards.write_shard(folder / "clips-00000.arrow", split.corpus, split.name, split.clips, codec)
+        path = folder / shards.shard_name(0, split.clips, codec)
+        shard = shards.write_shard(path, split.corpus, split.name, split.clips, codec)
         shards.write_paraphrases(folder, split.paraphrases)
-        shards.write_manifest(folder, split.corpus, split.name, codec, [shard], shard.set_aside)
+        shards.write_split(folder, split, codec, [shard])
 
     return write
 

@@ -25,7 +25,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def without_dropout(space_file):
-    tiny = own_space(space_file, "tiny")(Splits("folder/train", "folder/validation", "folder/test"), "float32")
+    splits = Splits("folder/train", "folder/validation", "folder/test", pretrain=("folder/train",))
+    tiny = own_space(space_file, "tiny")(splits, "float32")
     pretraining = tiny[0].pretraining
     audio, text = replace(pretraining.audio, dropout=0.0), replace(pretraining.text, dropout=0.0)
     return replace(pretraining, audio=audio, text=text, batch_size=7)

@@ -202,7 +202,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_vocabulary(run, long
 def test_without_a_pretraining_training_starts_from_the_seeds_weights(trial, store, tmp_path):
     still = Run(replace(trial, schedule=STILL), store, tmp_path)
     pairs = Pairs([open_split(store, name) for name in trial.train], 2.0, 4.0, 0.0, trial.seed)
-    captions = [normalise(caption) for _, caption in pairs.pairs]
+    captions = [normalise(caption) for caption in pairs.captions()]
     assert equal(still.network.state_dict(), model.build(trial, captions).state_dict())
 
 

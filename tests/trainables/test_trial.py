@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data.corpora import synthetic
 from data.errors import UserError
-from data.schema import Split
+from data.exclusions import EXCLUSIONS_FILE
+from data.schema import EXCLUSIONS, Split
+from data.shards import open_split, write_table
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
 from trainables.schedule import Schedule
@@ -27,8 +30,8 @@ def splits() -> list[Split]:
 
 
 def rendered(clip):
-    samples = clip.load()
-    return replace(clip, load=lambda: samples)
+    blocks = list(clip.load())
+    return replace(clip, load=lambda: iter(blocks))
 
 
 @pytest.fixture
@@ -166,7 +169,7 @@ def another_caption(split: Split) -> Split:
 
 def another_recording(split: Split) -> Split:
     first, *rest = split.clips
-    return replace(split, clips=(replace(first, load=lambda: first.load() * 0.5), *rest))
+    return replace(split, clips=(replace(first, load=lambda: (block * 0.5 for block in first.load())), *rest))
 
 
 def other_keywords(split: Split) -> Split:
@@ -198,6 +201,15 @@ def test_contents_are_signed_as_far_as_training_reads_them(stored, trial, change
     one = replace(trial, paraphrase_probability=probability)
     before, after = signature(one, stored("before")), signature(one, stored("after", change=change))
     assert (before != after) == is_signed
+
+
+def test_exclusions_of_what_is_trained_on_are_signed(stored, trial):
+    store = stored("store")
+    before = signature(trial, store)
+    for split, is_signed in (("synthetic/validation", False), ("synthetic/development", True)):
+        row = {"clip_id": open_split(store, split).clip_ids[0], "split": split, "reason": "it is heard elsewhere"}
+        write_table(store / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+        assert (signature(trial, store) != before) == is_signed
 
 
 def test_a_text_encoders_contents_are_signed_and_not_its_directory(stored, trial, tmp_path):

@@ -62,7 +62,7 @@ def write_gradients(rank: int, world_size: int, trial: Trial, store: Path, folde
     """A step without the training loop."""
     splits = [open_split(store, name) for name in trial.train]
     pairs = Pairs(splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed)
-    network = model.build(trial, [caption for _, caption in pairs.pairs]).train()
+    network = model.build(trial, list(pairs.captions())).train()
     wrapped = DistributedDataParallel(network) if world_size > 1 else network
     batch = next(pairs.load_epoch(0, trial.batch_size, rank, world_size, loader_workers=0))
     shared = seed_step(trial.seed, 0, rank)
