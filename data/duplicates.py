@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data import corpora
 from data.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out
-from data.landmarks import Index, Landmarks, landmarks
+from data.landmarks import PHASES, Index, Landmarks, landmarks
 from data.schema import DUPLICATES, Samples
 from data.shards import StoredSplit, write_table
 from data.waveform import PCM16_FULL_SCALE, decode_stored
@@ -36,10 +36,15 @@ def parts(splits: Iterable[StoredSplit]) -> list[Part]:
     return [(split, first) for split in own for first in range(0, len(split.index), CLIPS_PER_PART)]
 
 
-def landmarks_of(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
-    """The landmarks of a part's clips, by clip id."""
+def landmarks_to_find(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
+    """The landmarks of a part's clips as an index wants them, by clip id."""
+    return landmarks_of(split, first, PHASES)
+
+
+def landmarks_of(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
+    """The landmarks of a part's clips as they are looked up, by clip id."""
     clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
-    return [(split.index["clip_id"][clip].as_py(), landmarks(blocks(split, clip))) for clip in clips]
+    return [(split.index["clip_id"][clip].as_py(), landmarks(blocks(split, clip), phases)) for clip in clips]
 
 
 def blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:

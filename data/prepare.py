@@ -304,7 +304,7 @@ def look_for_duplicates(store: Path, exclude: bool) -> None:
     start_ray()
     with writing(store):
         held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
-        index = duplicates.build([clips for _, clips in in_parallel(duplicates.landmarks_of, held_out)])
+        index = duplicates.build([clips for _, clips in in_parallel(duplicates.landmarks_to_find, held_out)])
         shared = ray.put(index)
         trained_on = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
         rows = [

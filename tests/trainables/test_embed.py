@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
+from data import shards
 from data.captions import normalise
 from data.errors import UserError
+from data.schema import Query, Split
 from data.shards import StoredSplit, open_split
 from trainables import embed as embedding
-from trainables import model
+from trainables import model, retrieval
 from trainables.embed import Embeddings, embed, read_embeddings, write_embeddings
 from trainables.model import DualEncoder
 
@@ -145,3 +147,23 @@ def test_a_file_that_holds_no_embeddings_is_refused_by_its_name(name, embeddings
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=f"{path} isn't a file of embeddings"):
         read_embeddings(path)
+
+
+def test_queries_with_several_relevant_clips_are_scored_on_another_splits_clips(network, trial, split, store):
+    ids = split.clip_ids
+    asked = (("Two of them.", ids[:2]), ("Three.", ids[3:6]), ("One.", ids[8:9]))
+    queries = tuple(Query(text, tuple(relevant)) for text, relevant in asked)
+    several = Split("synthetic", "several", (), queries=queries, clips_of="development")
+    (store / "synthetic" / "several").mkdir()
+    shards.write_split(store / "synthetic" / "several", several, "pcm16", [])
+
+    found = embed(network, trial, "", open_split(store, "synthetic/several"))
+    assert found.clip_ids == ids
+    expected = []
+    for row, (_, relevant) in zip(found.scores(), asked, strict=True):
+        ranked = [ids[column] for column in np.argsort(-row)]
+        hits = [place for place, clip_id in enumerate(ranked[:16], start=1) if clip_id in relevant]
+        expected.append(sum(number / place for number, place in enumerate(hits, start=1)) / len(relevant))
+    relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
+    measured = retrieval.evaluate(found.scores(), relevant, ["map16"])["map16"]
+    assert measured == pytest.approx(np.mean(expected))
