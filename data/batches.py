@@ -194,7 +194,7 @@ class Pairs(Dataset[Batch]):
     def _load_here(self, keys: Iterable[list[Key]], rooms: Rooms) -> Iterator[Batch]:
         for wanted in keys:
             room = rooms.take()
-            yield self.batch(wanted, lambda number: rooms.tensor(room, (number, self.segment_samples)))
+            yield self.batch(wanted, lambda number, room=room: rooms.tensor(room, (number, self.segment_samples)))
 
     def _load_elsewhere(self, keys: Iterable[list[Key]], rooms: Rooms, loader_workers: int) -> Iterator[Batch]:
         # Only rooms that are there when the processes are forked can be shared with them.

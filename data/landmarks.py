@@ -37,8 +37,8 @@ LOWEST_BIN, HIGHEST_BIN = NEAR_BINS, 480
 LOUD_FRAMES = 16
 QUIETEST = 1e-5
 """Of a peak's power, relative to the highest within LOUD_FRAMES: lossy codecs change what lies 50 dB below."""
-SILENCE = 1e-6
-"""Of a peak's power: some ten times what the rounding to 16 bits gives a bin, 2**-30 / 12 * the window's energy, 768."""
+SILENCE = 4e-6
+"""Of a peak's power: some twenty times what 16 bits with dither give a bin, 2**-30 / 4 * 768 (the window's energy)."""
 
 PARTNERS = 3
 """At most, of a peak: the next ones near enough."""
@@ -47,11 +47,13 @@ NUM_HASHES = (HIGHEST_BIN - LOWEST_BIN) * (2 * FARTHEST_BINS + 1) * (FARTHEST_FR
 MOST_PLACES = 256
 """Of a hash in an index: a commoner one tells too little for the time it takes."""
 
+SPACE_TICKS = 16 * PHASES
+"""Between clips on an index's time line: parts of one recording, one after the other, keep offsets of their own."""
 WINDOW_TICKS = round(600 / TICK_S)
 """Of a long recording, looked up at a time."""
 FEWEST_VOTES = 12
 """Equal hashes at one offset: what chance gives is less."""
-MOST_CANDIDATES = 32
+MOST_CANDIDATES = 64
 """Offsets that are looked at closely, those with the most votes."""
 LONGEST_GAP_TICKS = round(1.2 / TICK_S)
 """Between landmarks, without taking what lies between for silence, or for another sound."""
@@ -199,7 +201,7 @@ class Index:
     """Recordings to find others in, one after another on one time line; about 1 kB a second, all in NumPy arrays."""
 
     clip_ids: tuple[str, ...]
-    starts: NDArray[np.int64]  # [num_clips + 1] of each clip on the time line, and its end; in ticks, as all below
+    starts: NDArray[np.int64]  # [num_clips + 1] of each clip on the time line, SPACE_TICKS apart; ticks, as all below
     sounding: NDArray[np.int32]  # when any landmark begins, ascending
     begins: NDArray[np.int32]  # [NUM_HASHES + 1] of each hash's share of `places`
     places: NDArray[np.int32]  # where a hash occurs, by hash
@@ -213,7 +215,7 @@ class Index:
             clip_ids.append(clip_id)
             hashes.append(found.hashes)
             places.append(found.ticks + np.int32(starts[-1]))
-            starts.append(starts[-1] + found.num_ticks)
+            starts.append(starts[-1] + found.num_ticks + SPACE_TICKS)
         hash_L, place_L = np.concatenate(hashes), np.concatenate(places)
         counts = np.bincount(hash_L, minlength=NUM_HASHES)
         sounding = np.unique(place_L // PHASES * PHASES)
@@ -252,29 +254,36 @@ class Index:
         landmark_H, place_H, offset_H, frame_H = landmark_H[kept], place_H[kept], offset_H[kept], frame_H[kept]
         clip_H = np.searchsorted(self.starts, place_H, side="right") - 1
         for candidate in candidates:
-            hits = np.flatnonzero((frame_H == candidate) | (frame_H == candidate + 1))
-            clip = int(np.bincount(clip_H[hits]).argmax())
-            hits = hits[clip_H[hits] == clip]
-            offset = int(np.median(offset_H[hits]))
-            agreeing = _heard(tick_L[np.unique(landmark_H[hits])])
-            clip_start, clip_end = int(self.starts[clip]), int(self.starts[clip + 1])
-            begin, end = max(clip_start, offset + start), min(clip_end, offset + min(stop, query.num_ticks))
-            whole = end - begin >= WHOLE * min(query.num_ticks, clip_end - clip_start)
-            if agreeing * TICK_S < (SHORTEST_WHOLE_S if whole else SHORTEST_S):
-                continue
-            of_query, of_clip = _between(tick_L, begin - offset, end - offset), _between(self.sounding, begin, end)
-            heard = max(_heard(of_query), _heard(of_clip))
-            if agreeing >= SMALLEST_SHARE * heard:
-                offset_s = (offset - clip_start) * TICK_S
-                yield Match(self.clip_ids[clip], agreeing * TICK_S, offset_s, agreeing / heard)
+            at_H = (frame_H == candidate) | (frame_H == candidate + 1)
+            for clip in np.flatnonzero(np.bincount(clip_H[at_H]) >= FEWEST_VOTES).tolist():
+                of_clip_H = at_H & (clip_H == clip)
+                offset = int(np.median(offset_H[of_clip_H]))
+                agreeing = _heard(tick_L[np.unique(landmark_H[of_clip_H])])
+                clip_start, clip_end = int(self.starts[clip]), int(self.starts[clip + 1]) - SPACE_TICKS
+                begin, end = max(clip_start, offset + start), min(clip_end, offset + min(stop, query.num_ticks))
+                whole = end - begin >= WHOLE * min(query.num_ticks, clip_end - clip_start)
+                if agreeing * TICK_S < (SHORTEST_WHOLE_S if whole else SHORTEST_S):
+                    continue
+                of_query, of_clip = _between(tick_L, begin - offset, end - offset), _between(self.sounding, begin, end)
+                heard = max(_heard(of_query), _heard(of_clip))
+                if agreeing >= SMALLEST_SHARE * heard:
+                    offset_s = (offset - clip_start) * TICK_S
+                    yield Match(self.clip_ids[clip], agreeing * TICK_S, offset_s, agreeing / heard)
 
 
 def _candidates(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The offsets that most hits, and at least FEWEST_VOTES, agree on: with the next one, as a copy falls between."""
+    """The offsets that most hits, and at least FEWEST_VOTES, agree on, best first; of neighbours only the best.
+
+    A vote for the next offset counts as well: a copy falls between two.
+    """
     ordered = np.sort(frame_H)
     firsts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
     values, votes = ordered[firsts], np.diff(firsts, append=len(ordered))
-    following = np.append(values[1:] == values[:-1] + 1, False)[: len(votes)]
-    votes = votes + np.where(following, np.roll(votes, -1), 0)
+    adjoin = np.diff(values) == 1
+    votes[:-1] += np.where(adjoin, votes[1:], 0)
+    beaten = np.zeros(len(votes), bool)
+    beaten[:-1] |= adjoin & (votes[:-1] < votes[1:])
+    beaten[1:] |= adjoin & (votes[1:] <= votes[:-1])
+    votes[beaten] = 0
     order = np.argsort(-votes, kind="stable")[:MOST_CANDIDATES]
     return values[order[votes[order] >= FEWEST_VOTES]]

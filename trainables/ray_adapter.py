@@ -26,7 +26,7 @@ Measured on two Zen 3 cores: the front end takes a third of the time, a whole st
 
 @dataclass(frozen=True)
 class Site:
-    """Where things lie, none of which can change a result: absolute paths that every node sees, or a URI for a store."""
+    """Where things lie, none of which can change a result: absolute paths that every node sees; a URI for a store."""
 
     store: str
     runs: Path

@@ -144,7 +144,7 @@ def synthetic_material(seed: int, num_held_out: int) -> Material:
 
 
 def real_material(seed: int) -> Material:
-    """Scenes of real recordings, the held-out ones from fold 5; events last at most two seconds, as the builder cuts."""
+    """Scenes of real recordings, the held-out ones from fold 5; their events last two seconds at most."""
     builder = runpy.run_path(str(BUILDER))
     library: Any = builder["Recordings"]()
 

@@ -72,8 +72,8 @@ def main() -> None:
                 seconds[workers] = float(done.stdout.splitlines()[-1])
             rate = arguments.hours * 3600 / seconds[2]
             say(
-                f"\n{arguments.hours:g} h into {codec}: {seconds[1]:.0f} s with one worker, {seconds[2]:.0f} s with two: "
-                f"{rate:,.0f} times real time"
+                f"\n{arguments.hours:g} h into {codec}: {seconds[1]:.0f} s with one worker, {seconds[2]:.0f} s with "
+                f"two, {rate:,.0f} times real time"
             )
             told("one worker's time / that of two", seconds[1] / seconds[2], "times", least=1.7)
             subprocess.run(["diff", "-r", f"{folder}/{codec}-1", f"{folder}/{codec}-2"], check=True)

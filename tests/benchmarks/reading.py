@@ -174,8 +174,8 @@ def loader(splits: dict[Codec, StoredSplit]) -> None:
             named = f"{codec}, {workers or 'no'} process ({1000 * per_clip_s[codec]:.2f} ms a clip)"
             told(named, per_clip_s[codec] / bare_s, "times", most=1.25)
     say(
-        f"\nLoader cores for one GPU: PaSST-N and bert-base on the paper's mix (a mean window of {MEAN_WINDOW_S:.0f} s), "
-        f"at {UTILISATION:.0%} of the GPU's peak"
+        f"\nLoader cores for one GPU: PaSST-N and bert-base on the paper's mix (windows of {MEAN_WINDOW_S:.0f} s on "
+        f"average), at {UTILISATION:.0%} of the GPU's peak"
     )
     tflop = PASST_N_TFLOP_PER_SEGMENT * np.ceil(MEAN_WINDOW_S / 10) + BERT_BASE_TFLOP_PER_CAPTION
     for gpu, peak in GPU_TFLOPS.items():

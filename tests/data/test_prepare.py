@@ -12,8 +12,9 @@ import pytest
 import ray
 import soundfile
 
+from data import exclusions, shards
 from data import prepare as prepare_module
-from data import shards
+from data.schema import DUPLICATES
 
 pytestmark = pytest.mark.cluster
 
@@ -319,6 +320,7 @@ import resource, sys
 from functools import partial
 from pathlib import Path
 from data import shards
+from data.schema import DUPLICATES
 from data.schema import SourceClip
 from data.waveform import decode_file
 clip = SourceClip("a/b/c", partial(decode_file, Path(sys.argv[1])), ("Long.",), "")
@@ -332,3 +334,39 @@ for codec in ("flac", "pcm16"):
 
 def files_of(folder):
     return {path.name for path in folder.iterdir()}
+
+
+def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tmp_path):
+    """Whatever is in their tables and archives is a clip, or set aside by name; overlaps are excluded and reported."""
+    store = tmp_path / "store"
+    for corpus, source in (("wavcaps", "wavcaps"), ("clotho", "clotho_v2"), ("audiocaps", "audiocaps")):
+        words = ["--exclude-duplicates"] if corpus == "audiocaps" else []
+        done = prepare(corpus, "--source", published / source, "--store", store, *words)
+        assert done.returncode == 0, done.stderr
+    assert "excluded from training: 2 clips of wavcaps/AudioSet_SL" in done.stderr
+    assert prepare("verify", "--store", store).returncode == 0
+
+    splits = {name: shards.open_split(store, name) for name in shards.Store.of(store).splits()}
+    for name, split in splits.items():
+        manifest = split.manifest
+        if not manifest["clips_of"]:
+            assert manifest["num_clips"] + manifest["num_set_aside"] == manifest["num_listed"], name
+    codecs = {name.partition("/")[0]: split.codec for name, split in splits.items()}
+    assert codecs == {"audiocaps": "pcm16", "clotho": "pcm16", "wavcaps": "flac"}
+    assert splits["clotho/challenge"].queries["relevant_clip_ids"].to_pylist() == [[]] * len(
+        splits["clotho/challenge"].queries
+    )
+    several = splits["clotho/evaluation_2025"].queries["relevant_clip_ids"].to_pylist()
+    assert max(map(len, several)) > 1
+
+    left_out = exclusions.exclusions(store).to_pylist()
+    by_id = [row["clip_id"] for row in left_out if " is a source of " in row["reason"]]
+    assert len(by_id) == 5
+    assert {row["clip_id"].rpartition("/")[0] for row in left_out if row["clip_id"] in by_id} == {
+        "wavcaps/AudioSet_SL",
+        "wavcaps/FreeSound",
+    }
+    sounds = exclusions.read_table(shards.Store.of(store), "duplicates.arrow", DUPLICATES).to_pylist()
+    same = {row["clip_id"]: row["held_out_clip_id"] for row in sounds}
+    planted = [clip_id for clip_id in by_id if clip_id.startswith("wavcaps/FreeSound/")]
+    assert all(same[clip_id].startswith("clotho/evaluation/") for clip_id in planted)
