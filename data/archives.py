@@ -63,7 +63,7 @@ def members(path: Path) -> list[Member]:
             raise BadZipFile("a member lies in a segment that isn't there")
     except UserError:
         raise
-    except (BadZipFile, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
+    except (BadZipFile, IndexError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} isn't a whole zip archive ({error}): download it again") from error
     for member in found:
         if member.info.flag_bits & ENCRYPTED or member.info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):

@@ -8,7 +8,7 @@ Shapes: S segments, B pairs.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -193,8 +193,10 @@ class Pairs(Dataset[Batch]):
 
     def _load_here(self, keys: Iterable[list[Key]], rooms: Rooms) -> Iterator[Batch]:
         for wanted in keys:
-            room = rooms.take()
-            yield self.batch(wanted, lambda number, room=room: rooms.tensor(room, (number, self.segment_samples)))
+            yield self.batch(wanted, partial(self._in_room, rooms, rooms.take()))
+
+    def _in_room(self, rooms: Rooms, room: int, number: int) -> Tensor:
+        return rooms.tensor(room, (number, self.segment_samples))
 
     def _load_elsewhere(self, keys: Iterable[list[Key]], rooms: Rooms, loader_workers: int) -> Iterator[Batch]:
         # Only rooms that are there when the processes are forked can be shared with them.
@@ -212,7 +214,7 @@ class Pairs(Dataset[Batch]):
                 continue
             sizes, mask_draws, captions, clips = packed
             yield Batch(
-                segments=rooms.tensor(room, (int(sizes.sum()), self.segment_samples)),
+                segments=self._in_room(rooms, room, int(sizes.sum())),
                 segments_per_clip=torch.from_numpy(sizes),
                 mask_draws=torch.from_numpy(mask_draws),
                 captions=captions,

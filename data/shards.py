@@ -48,8 +48,8 @@ from data.waveform import AudioError, Codec
 
 PARAPHRASES_FILE = "paraphrases.arrow"
 
-RECORD_BATCH_BYTES = 32 * 2**20
-"""Audio held in memory before it is written. A longer clip waits in a temporary file."""
+HELD_BYTES = 32 * 2**20
+"""Of a clip's audio held in memory before it is written. A longer one waits in a temporary file."""
 
 PIECE_BYTES = 2**24
 """Of a temporary file that are mapped at a time while it is copied into a shard."""
@@ -126,7 +126,7 @@ def short_hash(value: Any) -> str:
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
     """Decode the clips and write those that can be decoded as one shard, then its summary beside it.
 
-    Clips that can't be decoded are set aside. No more than about RECORD_BATCH_BYTES of audio is held in memory.
+    Clips that can't be decoded are set aside. No more than about HELD_BYTES of audio are held in memory.
     """
     lengths: dict[str, int] = {}
     digests: dict[str, str] = {}
@@ -170,11 +170,11 @@ def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._
 
     What is too long to be held in memory waits in a temporary file in `folder`.
     """
-    with tempfile.SpooledTemporaryFile(RECORD_BATCH_BYTES, dir=str(folder)) as file:
+    with tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder)) as file:
         spool = cast(BinaryIO, file)
         num_samples = waveform.encode(clip.load(), codec, spool, digest)
         size = spool.seek(0, os.SEEK_END)
-        if size > RECORD_BATCH_BYTES:
+        if size > HELD_BYTES:
             spool.flush()
             return mmap.mmap(spool.fileno(), size, access=mmap.ACCESS_READ), num_samples
         spool.seek(0)
@@ -182,53 +182,39 @@ def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._
 
 
 class _ShardFile:
-    """An Arrow file of clips in the making; record batches of RECORD_BATCH_BYTES, or of one longer clip."""
+    """An Arrow file of clips in the making, each a record batch of its own: none is copied, however long it is."""
 
     def __init__(self, corpus: str, split: str, path: Path) -> None:
         self.corpus, self.split = corpus, split
         self.sink = _PiecewiseFile(path, "wb")
         self.writer = pa.ipc.new_file(pa.PythonFile(self.sink, mode="w"), CLIPS)
-        self.waiting: list[tuple[SourceClip, Audio, int]] = []
 
     def __enter__(self) -> "_ShardFile":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self.write_waiting()
             self.writer.close()
         self.sink.close()
 
     def add(self, clip: SourceClip, audio: Audio, num_samples: int) -> None:
-        """Write a clip, now or with those that follow."""
-        if sum(len(audio) for _, audio, _ in self.waiting) + len(audio) > RECORD_BATCH_BYTES:
-            self.write_waiting()
-        self.waiting.append((clip, audio, num_samples))
-
-    def write_waiting(self) -> None:
-        """Write the waiting clips as one record batch."""
-        clips = [clip for clip, _, _ in self.waiting]
-        encoded = [audio for _, audio, _ in self.waiting]
-        if len(encoded) == 1 and isinstance(encoded[0], mmap.mmap):
-            self.sink.mapped = encoded[0]
-            offsets = pa.py_buffer(np.array([0, len(encoded[0])], "<i8"))
-            buffers = [None, offsets, pa.py_buffer(encoded[0])]
-            audio = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
-        else:
-            audio = pa.array(encoded, pa.large_binary())
-        columns = {
-            "clip_id": [clip.clip_id for clip in clips],
-            "corpus": [self.corpus] * len(clips),
-            "split": [self.split] * len(clips),
-            "audio": audio,
-            "num_samples": [num_samples for _, _, num_samples in self.waiting],
-            "captions": [clip.captions for clip in clips],
-            "keywords": [clip.keywords for clip in clips],
-            "licence": [clip.licence for clip in clips],
-            "source": [clip.source for clip in clips],
+        """Write a clip."""
+        self.sink.mapped = audio if isinstance(audio, mmap.mmap) else None
+        ends = pa.py_buffer(np.array([0, len(audio)], "<i8"))
+        row = {
+            "clip_id": clip.clip_id,
+            "corpus": self.corpus,
+            "split": self.split,
+            "num_samples": num_samples,
+            "captions": clip.captions,
+            "keywords": clip.keywords,
+            "licence": clip.licence,
+            "source": clip.source,
         }
+        columns: dict[str, Any] = {name: [value] for name, value in row.items()}
+        buffers = [None, ends, pa.py_buffer(audio)]
+        columns["audio"] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, buffers)
         self.writer.write_batch(pa.record_batch(columns, schema=CLIPS))
-        self.waiting = []
 
 
 class _PiecewiseFile(io.FileIO):
@@ -241,7 +227,7 @@ class _PiecewiseFile(io.FileIO):
         written = 0
         while written < len(whole):
             written += super().write(whole[written : written + PIECE_BYTES])
-            if self.mapped is not None and len(whole) > RECORD_BATCH_BYTES:
+            if self.mapped is not None:
                 self.mapped.madvise(mmap.MADV_DONTNEED)
         return written
 

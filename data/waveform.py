@@ -38,10 +38,22 @@ LOUDEST = 1e12
 LENGTH_UNKNOWN = 2**63 - 1
 """The number of samples that libsndfile gives where a header leaves it open."""
 
-RIFF_SIZE_SLACK = 8
+SIZES: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
+    b"RIFF": (slice(4, 8), "little", 8, 0x7FFFF000),
+    b"FORM": (slice(4, 8), "big", 8, 0x7F000000),
+    b".snd": (slice(8, 12), "big", 24, 0x7F000000),
+    b"RF64": (slice(20, 28), "little", 8, 2**62),
+    b"riff": (slice(16, 24), "little", 0, 2**62),
+}
+"""Of WAV, AIFF, AU, RF64 and W64, by their first bytes: where the size of the file stands, what it doesn't count, and
+from which value on it is what programs write that don't know yet, as sox and ffmpeg do to a pipe."""
+SIZE_SLACK = 8
 """Bytes: some writers count a file's first 8 in the size that its header gives, some don't."""
-RIFF_SIZE_OPEN = 0x7FFFF000
-"""Sizes from here on are what programs write that don't know yet, as sox and ffmpeg do to a pipe."""
+
+LONGEST_OGG_PAGE = 65_307
+"""Bytes (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
+OGG_LAST_PAGE = 4
+"""Of a page's flags."""
 
 
 class AudioError(Exception):
@@ -86,14 +98,14 @@ def decode(file: BinaryIO) -> Iterator[Samples]:
             rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
             num_given += len(rest)
             yield rest
-        missing_bytes = riff_bytes_missing(file)
+        is_torn = lacks_its_end(file)
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", error)  # without the file object's address, which differs by process
         raise AudioError(f"can't be decoded: {reason}") from error
     if num_decoded < announced:
         raise AudioError(f"torn: {num_decoded} of {announced} samples decoded")
-    if missing_bytes > RIFF_SIZE_SLACK:
-        raise AudioError(f"torn: {missing_bytes} bytes fewer than its header says")
+    if is_torn:
+        raise AudioError("torn: its end is missing")
     if not num_decoded:
         raise AudioError("holds no samples")
     if not num_given:
@@ -115,14 +127,24 @@ class _ForLibsndfile:
             self.file.seek(offset, whence)
 
 
-def riff_bytes_missing(file: BinaryIO) -> int:
-    """How many bytes a WAV file is shorter than its header says: libsndfile takes a torn one for a short one.
+def lacks_its_end(file: BinaryIO) -> bool:
+    """Whether a file was cut off, where libsndfile takes it for a shorter one; False for formats that it checks itself.
 
-    0 for other formats. RIFF: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/WAVE/
+    WAV, AIFF, AU, RF64 and W64 give their size; the last page of Ogg is marked.
     """
     file.seek(0)
-    magic, size = file.read(4), int.from_bytes(file.read(4), "little")
-    return max(0, 8 + size - file.seek(0, io.SEEK_END)) if magic == b"RIFF" and size < RIFF_SIZE_OPEN else 0
+    head, size = file.read(32), file.seek(0, io.SEEK_END)
+    if head.startswith(b"OggS"):
+        file.seek(max(0, size - LONGEST_OGG_PAGE))
+        _, _, page = file.read().rpartition(b"OggS")  # its flags stand at 1, the number of its segments at 22
+        return (
+            len(page) < 23 or not page[1] & OGG_LAST_PAGE or len(page) < 23 + page[22] + sum(page[23 : 23 + page[22]])
+        )
+    if head[:4] not in SIZES:
+        return False
+    place, order, uncounted, unknown = SIZES[head[:4]]
+    announced = int.from_bytes(head[place], order)
+    return announced < unknown and size + SIZE_SLACK < announced + uncounted
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:

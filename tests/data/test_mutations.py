@@ -429,7 +429,7 @@ def recordings(tmp_path_factory):
 def test_a_mutated_recording_is_refused_or_decoded_and_never_brings_the_process_down(recordings, tmp_path):
     command = [sys.executable, "-W", "error", __file__, recordings, tmp_path / "mutation"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    assert done.returncode == 0, done.stderr[-3_000:]  # it ends with the mutation that did it
+    assert done.returncode == 0, done.stderr[-1_000:]  # it ends with the mutation that did it
     assert "Traceback" not in done.stderr, done.stderr[done.stderr.index("Traceback") - 300 :][:3_000]
     num_decoded, num_refused = map(int, done.stdout.split())
     assert num_decoded + num_refused == (len(FORMATS) + 1) * MUTATIONS_PER_FILE
@@ -467,6 +467,15 @@ def decode_all(path):
             assert block.dtype == np.float32
             assert block.ndim == 1
             assert np.isfinite(block).all()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_recording_cut_anywhere_is_refused(name, recordings, tmp_path):
+    contents = (recordings / name).read_bytes()
+    for size in range(0, len(contents) - 16, len(contents) // 20):
+        (tmp_path / name).write_bytes(contents[:size])
+        with pytest.raises(AudioError):
+            decode_all(tmp_path / name)
 
 
 @pytest.mark.parametrize("number", range(30))

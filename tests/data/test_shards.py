@@ -150,7 +150,7 @@ def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_sp
 
 
 def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeypatch):
-    monkeypatch.setattr(shards, "RECORD_BATCH_BYTES", 1)
+    monkeypatch.setattr(shards, "HELD_BYTES", 1)
     split = write_split(clips)
     assert split.clip_ids == [clip.clip_id for clip in clips]
     np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), samples_of(clips[2]))
@@ -231,7 +231,7 @@ def test_what_a_corpus_set_aside_is_kept(clips, write_split):
 def test_a_clip_longer_than_what_is_held_in_memory_is_stored_alike(codec, clips, write_split, monkeypatch, tmp_path):
     usual = write_split(clips, codec)
     contents = [usual.open_clip(clip).read() for clip in range(3)]
-    monkeypatch.setattr(shards, "RECORD_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(shards, "HELD_BYTES", 10_000)
     monkeypatch.setattr(shards, "PIECE_BYTES", 3_000)
     split = write_split(clips, codec, store=tmp_path / "piecewise")
     assert [split.open_clip(clip).read() for clip in range(3)] == contents

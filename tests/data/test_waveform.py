@@ -149,9 +149,10 @@ def test_a_flac_that_leaves_its_length_open_is_refused(tmp_path, write_audio):
         samples_of(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused(value, tmp_path):
-    soundfile.write(tmp_path / "bad.wav", np.array([0, value, 0.1]), SAMPLE_RATE_HZ, subtype="FLOAT")
+@pytest.mark.parametrize("rate_hz", [SAMPLE_RATE_HZ, 44_100])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_samples_that_are_not_finite_are_refused(value, rate_hz, tmp_path):
+    soundfile.write(tmp_path / "bad.wav", np.array([0, value, 0.1]), rate_hz, subtype="FLOAT")
     with pytest.raises(AudioError, match="aren't finite"):
         samples_of(tmp_path / "bad.wav")
 
