@@ -30,7 +30,7 @@ TICK_S = TICK_SAMPLES / SAMPLE_RATE_HZ
 CHUNK_FRAMES = 96
 """Analysed at a time, whatever the blocks that samples come in; so few that they stay in a processor's cache."""
 
-NEAR_FRAMES, NEAR_BINS = 6, 16
+NEAR_FRAMES, NEAR_BINS = 4, 16
 """A peak is the highest value within so many frames and bins on either side."""
 LOWEST_BIN, HIGHEST_BIN = NEAR_BINS, 480
 """Of a peak: 250 to 7,500 Hz, which is what a copy at 16 kHz still has."""
@@ -53,6 +53,8 @@ WINDOW_TICKS = round(600 / TICK_S)
 """Of a long recording, looked up at a time."""
 FEWEST_VOTES = 12
 """Equal hashes at one offset: what chance gives is less."""
+FEWEST_A_SECOND = 4
+"""Landmarks that agree, while two recordings agree: regular sounds of one kind, as of crickets, give half as many."""
 MOST_CANDIDATES = 64
 """Offsets that are looked at closely, those with the most votes."""
 LONGEST_GAP_TICKS = round(1.2 / TICK_S)
@@ -198,7 +200,7 @@ def _heard(ticks: NDArray[np.int32]) -> int:
 
 @dataclass(frozen=True)
 class Index:
-    """Recordings to find others in, one after another on one time line; about 1 kB a second, all in NumPy arrays."""
+    """Recordings to find others in, one after another on one time line: NumPy arrays of 30 MB and 1.5 kB a second."""
 
     clip_ids: tuple[str, ...]
     starts: NDArray[np.int64]  # [num_clips + 1] of each clip on the time line, SPACE_TICKS apart; ticks, as all below
@@ -229,7 +231,8 @@ class Index:
         """The recordings that a recording, whose landmarks have one phase, is the same sound as; the longest first.
 
         Two are the same sound where they agree in SMALLEST_SHARE of what is heard while they overlap, for at least
-        SHORTEST_S, or SHORTEST_WHOLE_S where one of them holds the other as a whole.
+        SHORTEST_S, or SHORTEST_WHOLE_S where one of them holds the other as a whole, by at least FEWEST_A_SECOND
+        landmarks. Two mixes over the same background recording can be that, too.
         """
         best: dict[str, Match] = {}
         longest = int(np.diff(self.starts).max(initial=0))
@@ -258,11 +261,13 @@ class Index:
             for clip in np.flatnonzero(np.bincount(clip_H[at_H]) >= FEWEST_VOTES).tolist():
                 of_clip_H = at_H & (clip_H == clip)
                 offset = int(np.median(offset_H[of_clip_H]))
-                agreeing = _heard(tick_L[np.unique(landmark_H[of_clip_H])])
+                agreeing_L = tick_L[np.unique(landmark_H[of_clip_H])]
+                agreeing = _heard(agreeing_L)
                 clip_start, clip_end = int(self.starts[clip]), int(self.starts[clip + 1]) - SPACE_TICKS
                 begin, end = max(clip_start, offset + start), min(clip_end, offset + min(stop, query.num_ticks))
                 whole = end - begin >= WHOLE * min(query.num_ticks, clip_end - clip_start)
-                if agreeing * TICK_S < (SHORTEST_WHOLE_S if whole else SHORTEST_S):
+                fewest = (SHORTEST_WHOLE_S if whole else SHORTEST_S) / TICK_S
+                if agreeing < fewest or len(agreeing_L) < FEWEST_A_SECOND * agreeing * TICK_S:
                     continue
                 of_query, of_clip = _between(tick_L, begin - offset, end - offset), _between(self.sounding, begin, end)
                 heard = max(_heard(of_query), _heard(of_clip))

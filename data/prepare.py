@@ -160,7 +160,7 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
     report_set_aside(split, summaries)
     if not split.clips and not split.clips_of and not split.sources:
         (folder / storage.MANIFEST).unlink(missing_ok=True)
-        shards.remove_all_but(folder, {shards.PARAPHRASES_FILE})
+        shards.remove_all_but(folder, set())
         return None
     if split.clips and not any(summary.clips for summary in summaries):
         raise UserError(f"{name}: none of its {len(split.clips)} clips could be decoded")

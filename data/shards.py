@@ -43,7 +43,7 @@ from data.schema import (
     SourceClip,
     Split,
 )
-from data.storage import MANIFEST, Location, Store
+from data.storage import IMMUTABLE, MANIFEST, Location, Store
 from data.waveform import AudioError, Codec
 
 PARAPHRASES_FILE = "paraphrases.arrow"
@@ -328,7 +328,7 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
             "shards": [shard.file for shard in shards],
         },
     )
-    remove_all_but(folder, {MANIFEST, PARAPHRASES_FILE, *names.values(), *(shard.file for shard in shards)})
+    remove_all_but(folder, {*names.values(), *(shard.file for shard in shards)})
 
 
 def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
@@ -362,9 +362,9 @@ def hash_of_table(table: pa.Table) -> str:
 
 
 def remove_all_but(folder: Path, names: set[str]) -> None:
-    """Remove what earlier preparations of a split have left behind; shards keep their summaries."""
+    """Remove what earlier preparations of a split have left behind, and nothing else; shards keep their summaries."""
     for path in folder.iterdir():
-        if path.with_suffix(".arrow").name not in names and path.name not in names:
+        if IMMUTABLE.search(path.name) and path.with_suffix(".arrow").name not in names:
             path.unlink()
 
 

@@ -256,8 +256,10 @@ def test_a_new_write_replaces_the_split_as_a_whole(clips, make_clip, noise, writ
 
 def test_a_new_write_keeps_the_paraphrases(clips, write_split):
     table = [Paraphrase(clips[0].clip_id, "A dog barks.", ("a hound woofs",), "grammar")]
-    write_split(clips, paraphrases=table)
+    folder = folder_of(write_split(clips, paraphrases=table))
+    (folder / "notes.txt").write_text("mine")
     assert len(write_split(clips[:2]).paraphrases()) == 1
+    assert (folder / "notes.txt").exists()
 
 
 def test_shards_are_named_by_what_they_are_made_from(clips, make_clip, noise):

@@ -1,3 +1,5 @@
+"""Where a store lies: a folder, or an object store read through a bounded cache."""
+
 import hashlib
 import os
 import pickle
@@ -9,13 +11,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs
 import pytest
 import soundfile
 
 from data import storage
+from data.batches import Pairs
 from data.errors import UserError
-from data.schema import SAMPLE_RATE_HZ
+from data.exclusions import EXCLUSIONS_FILE, excluded
+from data.schema import EXCLUSIONS, SAMPLE_RATE_HZ
+from data.shards import open_split, write_table
 from data.storage import BLOCK_BYTES, Store
 
 SPLIT = "test/train"
@@ -438,3 +444,30 @@ def test_only_a_store_in_a_folder_is_copied_to_an_object_store(remote, folder, t
         storage.copy(remote, remote.location)
     with pytest.raises(UserError, match="holds no split"):
         storage.copy(Store.of(tmp_path / "absent"), remote.location)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
+@pytest.mark.parametrize("codec", ["flac", "pcm16"])
+def test_a_split_in_an_object_store_gives_the_same_batches(codec, server, make_clip, noise, write_split, tmp_path):
+    clips = [make_clip(f"{seed}.wav", noise(1 + seed, seed), (f"Sound {seed}.", "Again.")) for seed in range(4)]
+    local = write_split(clips, codec)
+    row = {"clip_id": local.clip_ids[1], "split": "test/train", "reason": "it is heard elsewhere"}
+    write_table(tmp_path / "store" / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+    uri = server.uri(f"bucket/{tmp_path.name}")
+    storage.copy(local.store, uri)
+
+    split = open_split(uri, "test/train")
+    assert (split.fingerprint, split.clip_ids) == (local.fingerprint, local.clip_ids)
+    np.testing.assert_array_equal(split.window(3, 50_000, 9_000), local.window(3, 50_000, 9_000))
+    left_out = excluded(uri, ["test/train"])
+    assert left_out == {local.clip_ids[1]}
+    batches = [
+        list(Pairs([one], 0.5, 1.5, 0.0, 0, left_out).load_epoch(1, 3, 0, 1, workers))
+        for one, workers in ((local, 0), (split, 0), (split, 1))
+    ]
+    assert [len(batch.captions) for batch in batches[0]] == [3, 3]
+    for others in batches[1:]:
+        for batch, other in zip(batches[0], others, strict=True):
+            assert batch.captions == other.captions
+            assert batch.segments_per_clip.tolist() == other.segments_per_clip.tolist()
+            np.testing.assert_array_equal(batch.segments, other.segments)
