@@ -206,6 +206,7 @@ class Pairs(Dataset[Batch]):
             batch_sampler=cast(Any, requests),
             collate_fn=_as_it_is,
             num_workers=loader_workers,
+            multiprocessing_context="fork",
             prefetch_factor=PREFETCHED,
         )
         for room, packed in loader:

@@ -72,9 +72,13 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
             f"set aside: {row['origin']}: {row['reason']}" for split in splits for row in split.set_aside.to_pylist()
         ]
         lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in exclusions(store).to_pylist()]
-    draw(splits, picture)
-    for line in [*lines, f"distributions: {picture}"]:
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    try:
+        draw(splits, picture)
+    except OSError as error:
+        raise UserError(f"{picture} can't be written: {error.strerror}; name another with --png") from error
+    console.print(f"distributions: {picture}", markup=False, highlight=False, soft_wrap=True)
 
 
 def exclusion_lines(store: Location) -> list[str]:

@@ -18,7 +18,7 @@ from data import corpora
 from data.errors import UserError
 from data.schema import DUPLICATES, EXCLUSIONS, LISTED
 from data.shards import StoredSplit, open_split, short_hash, write_table
-from data.storage import Location, Store
+from data.storage import MANIFEST, Location, Store
 
 EXCLUSIONS_FILE = "exclusions.arrow"
 LISTED_FILE = "listed.arrow"
@@ -26,6 +26,9 @@ DUPLICATES_FILE = "duplicates.arrow"
 
 EXCLUDE_DUPLICATES = b"exclude_duplicates"
 """Metadata of the table of duplicates: 'yes' where they aren't trained on."""
+
+WORKED_OUT_FOR = b"splits"
+"""Metadata of the table of exclusions: the fingerprints of all splits that it takes into account."""
 
 JSON_SOURCES = {"AudioSet": "youtube", "FreeSound": "freesound"}
 """What the keys of WavCaps' blacklists stand for."""
@@ -51,8 +54,19 @@ def exclusions(location: Location) -> pa.Table:
 
 
 def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
-    """The ids of clips of these splits, 'corpus/split', that aren't trained on."""
-    table = exclusions(location)
+    """The ids of clips of these splits, 'corpus/split', that aren't trained on.
+
+    Raises UserError where that was worked out before a split that is there, or for other contents of one.
+    """
+    store = Store.of(location)
+    table = exclusions(store)
+    present = fingerprints(store)
+    corpora_present = {name.partition("/")[0] for name in present}
+    if len(corpora_present) > 1 and json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}")) != present:
+        raise UserError(
+            f"{store}: the exclusions were worked out for other splits than are there, as a preparation was ended before "
+            f"they were: run it again"
+        )
     rows = zip(table["split"].to_pylist(), table["clip_id"].to_pylist(), strict=True)
     return frozenset(clip_id for split, clip_id in rows if split in splits)
 
@@ -73,8 +87,14 @@ def update(location: Location) -> pa.Table:
     store = Store.of(location)
     splits = [open_split(store, name) for name in store.splits() if name.partition("/")[0] in corpora.names()]
     table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
-    write_table(store.path / EXCLUSIONS_FILE, table)
+    worked_out_for = {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
+    write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for))
     return table
+
+
+def fingerprints(store: Store) -> dict[str, str]:
+    """The fingerprint of each split in a store, as its manifest has it."""
+    return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.splits()}
 
 
 def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:

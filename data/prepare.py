@@ -12,6 +12,7 @@ A preparation that was ended goes on where it was when the same command is given
 
 import argparse
 import contextlib
+import datetime
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import pyarrow as pa
 import ray
 from rich.console import Console
 from rich.live import Live
@@ -125,7 +127,7 @@ class Progress:
         elapsed_s = time.monotonic() - self.started
         audio_s = self.done_samples / SAMPLE_RATE_HZ
         left_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
-        left = "" if left_s is None else f", {time.strftime('%H:%M:%S', time.gmtime(left_s))} left"
+        left = "" if left_s is None else f", {datetime.timedelta(seconds=round(left_s))} left"
         return (
             f"{self.name}: {self.done_clips:,} of {self.num_clips:,} clips, {audio_s / 3600:.2f} h, "
             f"{audio_s / max(elapsed_s, 1e-3):,.0f} times real time{left}"
@@ -144,8 +146,10 @@ def prepare(
     module = corpora.load(corpus)
     splits = module.read(source.resolve() if source else None, seed)
     with writing(store):
-        prepared = [prepare_split(split, store.resolve(), codec or module.CODEC) for split in splits]
-        exclusions.update(store)
+        prepared = []
+        for split in splits:
+            prepared.append(prepare_split(split, store.resolve(), codec or module.CODEC))
+            exclusions.update(store)
     return [split for split in prepared if split]
 
 
@@ -260,7 +264,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
                 work = [(split, number) for number in range(len(split.manifest["shards"]))]
                 for _, found in in_parallel(verify.shard, work):
                     problems += found
-        except (UserError, OSError) as error:
+        except (UserError, OSError, pa.ArrowException) as error:
             problems = [*problems, f"{name}: {error}"]
         for problem in problems:
             logger.error("wrong: %s", problem)
@@ -270,6 +274,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
     for problem in verify.exclusions(store, names):
         logger.error("wrong: %s", problem)
         num_wrong += 1
+    if num_wrong:
+        logger.error("To mend a split, remove the files that are named, and prepare its corpus again.")
     return 1 if num_wrong else 0
 
 
@@ -283,6 +289,8 @@ def describe_command(arguments: argparse.Namespace) -> None:
 def exclude_command(arguments: argparse.Namespace) -> None:
     """Have a store remember these lists and no others, and work out its exclusions anew."""
     store = Store.of(arguments.store).path
+    if not Store.of(store).splits():
+        raise UserError(f"{store} holds no split")
     with writing(store):
         exclusions.set_lists(store, arguments.files, keep=False)
         exclusions.update(store)
@@ -301,6 +309,8 @@ def duplicates_command(arguments: argparse.Namespace) -> None:
 def look_for_duplicates(store: Path, exclude: bool) -> None:
     """Compare all clips to train on with all held-out ones, and write the table of those that sound alike."""
     splits = [open_split(store, name) for name in Store.of(store).splits()]
+    if not splits:
+        raise UserError(f"{store} holds no split")
     start_ray()
     with writing(store):
         held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])

@@ -62,6 +62,8 @@ def appearing_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # a machine that dies mustn't leave the name without the contents
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -103,6 +105,7 @@ class ShardSummary:
     """What became of the clips that a shard was made from."""
 
     file: str
+    num_bytes: int  # of the file
     clips: dict[str, StoredClip]  # by clip id
     set_aside: dict[str, str]  # clip id -> reason
 
@@ -147,7 +150,7 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
         clip_id: StoredClip(offset, num_bytes, lengths[clip_id], digests[clip_id])
         for clip_id, (offset, num_bytes) in places
     }
-    summary = ShardSummary(path.name, stored, set_aside)
+    summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside)
     write_json(path.with_suffix(".json"), dataclasses.asdict(summary))
     return summary
 
@@ -156,8 +159,9 @@ def read_summary(path: Path) -> ShardSummary | None:
     """The summary of a shard that is there as a whole; None if it isn't."""
     try:
         value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return dacite.from_dict(ShardSummary, value) if path.exists() else None
-    except FileNotFoundError:
+        summary = dacite.from_dict(ShardSummary, value)
+        return summary if path.stat().st_size == summary.num_bytes else None
+    except (FileNotFoundError, ValueError, dacite.DaciteError):
         return None
 
 
@@ -193,9 +197,11 @@ class _ShardFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.writer.close()
-        self.sink.close()
+        try:
+            if kind is None:
+                self.writer.close()
+        finally:
+            self.sink.close()
 
     def add(self, clip: SourceClip, audio: Audio, num_samples: int) -> None:
         """Write a clip."""

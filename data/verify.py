@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import waveform
+from data.errors import UserError
 from data.exclusions import exclusions as stored_exclusions
 from data.schema import CLIPS, INDEX, QUERIES, Query
 from data.shards import StoredSplit, fingerprint
@@ -76,7 +77,7 @@ def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
         for pcm in waveform.decode_stored(split.open_clip(clip), split.codec):
             digest.update(pcm.data)
             num_samples += len(pcm)
-    except (AudioError, OSError) as error:
+    except (AudioError, UserError, OSError) as error:
         return [str(error)]
     digest.update(json.dumps(row["captions"]).encode())
     if num_samples != row["num_samples"]:

@@ -15,6 +15,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Samples
 
 Codec = Literal["flac", "pcm16"]
@@ -61,11 +62,17 @@ class AudioError(Exception):
 
 
 def decode_file(path: Path) -> Iterator[Samples]:
-    """An audio file in any format that libsndfile reads, in blocks. Raises AudioError as `decode` does."""
+    """An audio file in any format that libsndfile reads, in blocks.
+
+    Raises AudioError as `decode` does, and UserError where it can't be opened: it was there when its corpus was read,
+    so nothing is wrong with the recording itself.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise AudioError(f"can't be opened: {error}") from error
+        raise UserError(
+            f"{path} can't be opened: {error.strerror}; every machine that decodes needs it under this path"
+        ) from error
     with file:
         yield from decode(file)
 

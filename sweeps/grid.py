@@ -158,7 +158,7 @@ def find_splits(corpus: str, store: Store, make: bool, pretrain_on: Sequence[str
     if not names:
         raise UserError(f"{corpus} has no split to validate on: name it with --pretrain-on beside another --corpus")
     present = store.splits()
-    if make and not set(present) & set(names.values()):
+    if make and not set(names.values()) <= set(present):
         say(f"Preparing the corpus {corpus!r} (once, about a minute) ...")
         for split in prepare(corpus, None, store.path):
             say(f"  {summary_line(split)}")
@@ -168,13 +168,15 @@ def find_splits(corpus: str, store: Store, make: bool, pretrain_on: Sequence[str
     if unknown:
         raise UserError(f"--hold-out {unknown[0]}: it isn't among what is pretrained on: {', '.join(wanted)}")
     pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
-    for name in {*names.values(), *pretrain}:
+    for name in dict.fromkeys([*names.values(), *pretrain]):
         open_split(store, name)
     return Splits(**names, pretrain=pretrain)
 
 
 def splits_of(name: str, present: Sequence[str]) -> list[str]:
     """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
+    if "/" in name and name not in present:
+        raise UserError(f"the store holds no split {name!r} (it holds: {', '.join(present)})")
     if "/" in name:
         return [name]
     wanted = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]

@@ -15,8 +15,8 @@ Quirks: ids may begin with `-`, and some differ only in case; a clip has as many
 could be a clip's, those named with the start time go first, then those in a directory named after the split; if there
 are still several, or if two clips claim one file, nothing says which is right, and the clips are set aside.
 
-Kept as 16-bit PCM: 142 hours (258 in version 2) take 33 GB (59), and a random 30-s window then costs 0.2 ms of a core
-to read instead of 8 ms as FLAC (measured).
+Kept as 16-bit PCM: 142 hours (258 in version 2) take 33 GB (59), and a random 30-s window then costs 0.5 ms of a core
+to read instead of 15 ms as FLAC (measured).
 """
 
 from collections import defaultdict

@@ -131,8 +131,9 @@ def test_the_fingerprint_changes_with_what_can_change_a_result(clips, make_clip,
 def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, write_audio, write_split, tmp_path):
     path = write_audio(tmp_path / "torn.flac", 0.5)
     path.write_bytes(path.read_bytes()[:2_000])
-    absent = tmp_path / "absent.wav"
-    broken = [make_clip(file.name, partial(decode_file, file)) for file in (path, absent)]
+    text = tmp_path / "text.wav"
+    text.write_text("not audio")
+    broken = [make_clip(file.name, partial(decode_file, file)) for file in (path, text)]
     split = write_split([broken[0], *clips, broken[1]])
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.fingerprint == write_split(clips, store=tmp_path / "good").fingerprint
@@ -140,13 +141,14 @@ def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, 
     torn, missing = split.set_aside.to_pylist()
     assert torn["origin"] == "table.csv, torn.flac"
     assert "can't be decoded" in torn["reason"] or "torn" in torn["reason"]
-    assert missing["origin"] == "table.csv, absent.wav"
-    assert "can't be opened" in missing["reason"]
+    assert missing["origin"] == "table.csv, text.wav"
+    assert "can't be decoded" in missing["reason"]
 
 
 def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_split, tmp_path):
-    absent = [make_clip(name, partial(decode_file, tmp_path / name)) for name in ("x.wav", "y.wav")]
-    assert write_split([*absent, *clips]).clip_ids == [clip.clip_id for clip in clips]
+    (tmp_path / "text.wav").write_text("not audio")
+    broken = [make_clip(name, partial(decode_file, tmp_path / "text.wav")) for name in ("x.wav", "y.wav")]
+    assert write_split([*broken, *clips]).clip_ids == [clip.clip_id for clip in clips]
 
 
 def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeypatch):
@@ -280,6 +282,15 @@ def test_a_shard_is_there_when_its_summary_is(clips, tmp_path):
     path = tmp_path / "clips-00000.arrow"
     assert shards.read_summary(path) is None
     summary = shards.write_shard(path, "test", "train", clips, "pcm16")
+    assert shards.read_summary(path) == summary
+    contents, described = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    path.write_bytes(contents[:-100])
+    assert shards.read_summary(path) is None
+    path.write_bytes(contents)
+    for torn in (b"", b"{}", described[:50]):
+        path.with_suffix(".json").write_bytes(torn)
+        assert shards.read_summary(path) is None
+    path.with_suffix(".json").write_bytes(described)
     assert shards.read_summary(path) == summary
     path.unlink()
     assert shards.read_summary(path) is None

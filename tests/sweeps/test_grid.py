@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from data.schema import FORMAT_VERSION
 from sweeps.ledger import open_ledger
 from trainables import checkpoint
 
@@ -111,7 +112,7 @@ def epochs_until_interrupted(command):
     ("words", "expected"),
     [
         (["--space", "nothing"], "unknown space 'nothing'; known: demo, small"),
-        (["--corpus", "nothing"], "unknown corpus 'nothing'; known: clotho, folder, synthetic"),
+        (["--corpus", "nothing"], "unknown corpus 'nothing'; known: audiocaps, clotho, folder, synthetic, wavcaps"),
         (
             ["--corpus", "clotho"],
             "holds no split 'clotho/development' .*prepare it with: python data/prepare.py clotho",
@@ -133,7 +134,7 @@ def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, 
 def test_a_store_of_another_schema_version_is_refused_with_the_remedy(run_command, tone_store, tmp_path):
     store = shutil.copytree(tone_store, tmp_path / "store")
     for manifest in store.glob("*/*/manifest.json"):
-        manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 0'))
+        manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 0'))
     failed = run_command("sweeps/grid.py", "--corpus", "folder", "--store", store, "--runs", tmp_path / "runs")
     assert failed.returncode == 2
     assert "schema version 0" in failed.stderr
