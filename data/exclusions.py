@@ -64,8 +64,8 @@ def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
     corpora_present = {name.partition("/")[0] for name in present}
     if len(corpora_present) > 1 and json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}")) != present:
         raise UserError(
-            f"{store}: the exclusions were worked out for other splits than are there, as a preparation was ended before "
-            f"they were: run it again"
+            f"{store}: the exclusions were worked out for other splits than are there, since a preparation was ended "
+            f"before they were: run it again"
         )
     rows = zip(table["split"].to_pylist(), table["clip_id"].to_pylist(), strict=True)
     return frozenset(clip_id for split, clip_id in rows if split in splits)
