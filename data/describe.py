@@ -15,6 +15,7 @@ from data.exclusions import (
     DUPLICATES_FILE,
     are_excluded,
     exclusions,
+    is_current,
     read_table,
 )
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ
@@ -97,7 +98,10 @@ def duplicate_lines(store: Location) -> list[str]:
         f"sounds alike for {row['overlap_s']:.1f} s: {row['clip_id']} and {row['held_out_clip_id']}"
         for row in table.to_pylist()
     ]
-    return [*pairs, f"same sounds under other ids: {len(pairs):,} clips, {treated}"]
+    counted = f"same sounds under other ids: {len(pairs):,} clips, {treated}"
+    if not is_current(Store.of(store), table):
+        counted += "; splits prepared since weren't looked through (python data/prepare.py duplicates)"
+    return [*pairs, counted]
 
 
 def draw(splits: list[StoredSplit], picture: Path) -> None:

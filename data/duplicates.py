@@ -5,17 +5,17 @@ one part of a split, so that parts are worked on in parallel.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from data import corpora
-from data.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out
+from data.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out, worked_out_for
 from data.landmarks import PHASES, Index, Landmarks, landmarks
 from data.schema import DUPLICATES, Samples
 from data.shards import StoredSplit, write_table
+from data.storage import Store
 from data.waveform import PCM16_FULL_SCALE, decode_stored
 
 CLIPS_PER_PART = 128
@@ -81,8 +81,8 @@ def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
     return rows
 
 
-def write(store: Path, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
+def write(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
     """Write the store's table of duplicates, and whether they are trained on."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=DUPLICATES)
-    metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no"}
-    write_table(store / DUPLICATES_FILE, table.replace_schema_metadata(metadata))
+    metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **worked_out_for(store)}
+    write_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))

@@ -28,7 +28,7 @@ EXCLUDE_DUPLICATES = b"exclude_duplicates"
 """Metadata of the table of duplicates: 'yes' where they aren't trained on."""
 
 WORKED_OUT_FOR = b"splits"
-"""Metadata of the table of exclusions: the fingerprints of all splits that it takes into account."""
+"""Metadata of both tables: the fingerprints of all splits that they take into account."""
 
 JSON_SOURCES = {"AudioSet": "youtube", "FreeSound": "freesound"}
 """What the keys of WavCaps' blacklists stand for."""
@@ -56,16 +56,22 @@ def exclusions(location: Location) -> pa.Table:
 def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
     """The ids of clips of these splits, 'corpus/split', that aren't trained on.
 
-    Raises UserError where that was worked out before a split that is there, or for other contents of one.
+    Raises UserError where that was worked out before a split that is there, or for other contents of one; also where
+    duplicates are to be excluded, and weren't looked for since.
     """
     store = Store.of(location)
     table = exclusions(store)
-    present = fingerprints(store)
-    corpora_present = {name.partition("/")[0] for name in present}
-    if len(corpora_present) > 1 and json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}")) != present:
+    corpora_present = {name.partition("/")[0] for name in store.splits()}
+    if len(corpora_present) > 1 and not is_current(store, table):
         raise UserError(
             f"{store}: the exclusions were worked out for other splits than are there, since a preparation was ended "
             f"before they were: run it again"
+        )
+    duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
+    if are_excluded(duplicates) and not is_current(store, duplicates):
+        raise UserError(
+            f"{store}: duplicates are to be excluded, but weren't looked for since a split was prepared: run "
+            f"`python data/prepare.py duplicates --exclude-duplicates --store {store}`"
         )
     rows = zip(table["split"].to_pylist(), table["clip_id"].to_pylist(), strict=True)
     return frozenset(clip_id for split, clip_id in rows if split in splits)
@@ -87,9 +93,18 @@ def update(location: Location) -> pa.Table:
     store = Store.of(location)
     splits = [open_split(store, name) for name in store.splits() if name.partition("/")[0] in corpora.names()]
     table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
-    worked_out_for = {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
-    write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for))
+    write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for(store)))
     return table
+
+
+def worked_out_for(store: Store) -> dict[bytes, bytes]:
+    """Metadata of a table that takes all splits into account that a store now holds."""
+    return {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
+
+
+def is_current(store: Store, table: pa.Table) -> bool:
+    """Whether a table was worked out for the splits that a store holds."""
+    return json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}")) == fingerprints(store)
 
 
 def fingerprints(store: Store) -> dict[str, str]:
@@ -128,6 +143,11 @@ def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]
 def columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
     """Two of a table's columns as a dictionary."""
     return dict(zip(table[keys].to_pylist(), table[values].to_pylist(), strict=True))
+
+
+def excludes_duplicates(location: Location) -> bool:
+    """Whether a store's duplicates, as far as they have been looked for, aren't trained on."""
+    return are_excluded(read_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
 
 
 def are_excluded(duplicates: pa.Table) -> bool:
@@ -207,7 +227,9 @@ def parse_id(text: str, origin: str, kind: str | None = None) -> str:
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
     """
     plain = re.sub(r"\.(wav|flac|mp3)$", "", text.strip())
-    if match := re.fullmatch(r"(freesound|youtube|bbc|soundbible):([!-~]+)", plain):
+    if match := re.fullmatch(r"freesound:(\d{1,10})", plain):
+        plain, kind = match[1], "freesound"
+    elif match := re.fullmatch(r"(freesound|youtube|bbc|soundbible):([!-~]+)", plain):
         return f"{match[1]}:{match[2]}"
     if kind != "youtube" and re.fullmatch(r"\d{1,10}", plain):
         return f"freesound:{int(plain)}"

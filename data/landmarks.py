@@ -194,7 +194,7 @@ def _between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32
 
 def _heard(ticks: NDArray[np.int32]) -> int:
     """For how long landmarks follow each other without a gap, in ticks."""
-    gaps = np.diff(ticks)
+    gaps = ticks[1:] - ticks[:-1]
     return int(gaps[gaps <= LONGEST_GAP_TICKS].sum())
 
 
@@ -243,31 +243,35 @@ class Index:
         return sorted(best.values(), key=lambda match: (-match.overlap_s, match.clip_id))
 
     def _find_between(self, query: Landmarks, start: int, stop: int) -> Iterator[Match]:
-        """What a part of a recording is the same sound as. Shapes: L of its landmarks, H hits in the index."""
+        """What a part of a recording is the same sound as.
+
+        Shapes: L of its landmarks, H hits in the index, K of them at the offset of a candidate; all in order of time.
+        """
         part = slice(*np.searchsorted(query.ticks, [start, stop]))
         hash_L, tick_L = query.hashes[part].astype(np.int64), query.ticks[part]
-        count_L = self.begins[hash_L + 1] - self.begins[hash_L]
-        landmark_H = np.repeat(np.arange(len(hash_L)), count_L)
-        rank_H = np.arange(len(landmark_H)) - np.repeat(np.cumsum(count_L) - count_L, count_L)
-        place_H = self.places[self.begins[hash_L[landmark_H]] + rank_H]
-        offset_H = place_H - tick_L[landmark_H]  # where on the time line the recording would begin
+        begin_L = self.begins[hash_L]
+        count_L = self.begins[hash_L + 1] - begin_L
+        place_H = self.places[np.arange(count_L.sum()) + np.repeat(begin_L - np.cumsum(count_L) + count_L, count_L)]
+        offset_H = place_H - np.repeat(tick_L, count_L)  # where on the time line the recording would begin
         frame_H = offset_H // PHASES
         candidates = _candidates(frame_H)
-        kept = np.isin(frame_H, [candidates, candidates + 1])
-        landmark_H, place_H, offset_H, frame_H = landmark_H[kept], place_H[kept], offset_H[kept], frame_H[kept]
-        clip_H = np.searchsorted(self.starts, place_H, side="right") - 1
+        at_K = np.flatnonzero(np.isin(frame_H, [candidates, candidates + 1]))
+        offset_K, frame_K = offset_H[at_K], frame_H[at_K]
+        clip_K = np.searchsorted(self.starts, place_H[at_K], side="right") - 1
+        landmark_K = np.repeat(np.arange(len(hash_L)), count_L)[at_K]
         for candidate in candidates:
-            at_H = (frame_H == candidate) | (frame_H == candidate + 1)
-            for clip in np.flatnonzero(np.bincount(clip_H[at_H]) >= FEWEST_VOTES).tolist():
-                of_clip_H = at_H & (clip_H == clip)
-                offset = int(np.median(offset_H[of_clip_H]))
-                agreeing_L = tick_L[np.unique(landmark_H[of_clip_H])]
-                agreeing = _heard(agreeing_L)
+            near_K = (frame_K == candidate) | (frame_K == candidate + 1)
+            for clip in np.flatnonzero(np.bincount(clip_K[near_K]) >= FEWEST_VOTES).tolist():
+                hits = np.flatnonzero(near_K & (clip_K == clip))
+                agreeing = _heard(tick_L[landmark_K[hits]])
+                if agreeing * TICK_S < SHORTEST_WHOLE_S:
+                    continue
+                num_agreeing = 1 + np.count_nonzero(np.diff(landmark_K[hits]))
+                offset = int(np.median(offset_K[hits]))
                 clip_start, clip_end = int(self.starts[clip]), int(self.starts[clip + 1]) - SPACE_TICKS
                 begin, end = max(clip_start, offset + start), min(clip_end, offset + min(stop, query.num_ticks))
                 whole = end - begin >= WHOLE * min(query.num_ticks, clip_end - clip_start)
-                fewest = (SHORTEST_WHOLE_S if whole else SHORTEST_S) / TICK_S
-                if agreeing < fewest or len(agreeing_L) < FEWEST_A_SECOND * agreeing * TICK_S:
+                if (not whole and agreeing * TICK_S < SHORTEST_S) or num_agreeing < FEWEST_A_SECOND * agreeing * TICK_S:
                     continue
                 of_query, of_clip = _between(tick_L, begin - offset, end - offset), _between(self.sounding, begin, end)
                 heard = max(_heard(of_query), _heard(of_clip))
@@ -290,5 +294,5 @@ def _candidates(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
     beaten[:-1] |= adjoin & (votes[:-1] < votes[1:])
     beaten[1:] |= adjoin & (votes[1:] <= votes[:-1])
     votes[beaten] = 0
-    order = np.argsort(-votes, kind="stable")[:MOST_CANDIDATES]
-    return values[order[votes[order] >= FEWEST_VOTES]]
+    enough = np.flatnonzero(votes >= FEWEST_VOTES)
+    return values[enough[np.argsort(-votes[enough], kind="stable")[:MOST_CANDIDATES]]]

@@ -89,10 +89,12 @@ def in_parallel(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -
         (done,), _ = ray.wait(list(running), num_returns=1)
         try:
             yield running.pop(done), ray.get(done)
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
             for other in running:
                 ray.cancel(other)
-            raise error.cause from None
+            if isinstance(error, ray.exceptions.RayTaskError):
+                raise error.cause from None
+            raise UserError(f"a worker was lost: {error}; run it again: it goes on where it stopped") from error
 
 
 class Progress:
@@ -234,7 +236,7 @@ def prepare_command(arguments: argparse.Namespace) -> None:
             exclusions.set_lists(store, arguments.exclude, keep=True)
     for split in prepare(arguments.corpus, arguments.source, store, arguments.codec, arguments.seed):
         logger.info(summary_line(split))
-    if arguments.exclude_duplicates:
+    if arguments.exclude_duplicates or exclusions.excludes_duplicates(store):
         look_for_duplicates(store, exclude=True)
     for line in describe.exclusion_lines(store):
         logger.info(line)
@@ -320,7 +322,7 @@ def look_for_duplicates(store: Path, exclude: bool) -> None:
         rows = [
             row for _, found in in_parallel(duplicates.find, [(*part, shared) for part in trained_on]) for row in found
         ]
-        duplicates.write(store, rows, exclude)
+        duplicates.write(Store.of(store), rows, exclude)
         exclusions.update(store)
 
 
@@ -386,15 +388,19 @@ COMMANDS: dict[str, tuple[Run, Callable[[argparse.ArgumentParser], None]]] = {
 
 def main() -> int | None:
     """The command."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    shared.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
+    given, words = shared.parse_known_args()
+    command = words[0] if words and words[0] in COMMANDS else ""
     run, add_arguments = COMMANDS.get(command, (prepare_command, add_prepare))
-    program = f"prepare.py {command}" if command in COMMANDS else "prepare.py"
     parser = argparse.ArgumentParser(
-        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"prepare.py {command}".rstrip(),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared],
     )
     add_arguments(parser)
-    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
-    return run(parser.parse_args(sys.argv[2:] if command in COMMANDS else sys.argv[1:]))
+    return run(parser.parse_args(words[1:] if command else words, given))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from data import waveform
 from data.errors import UserError
+from data.exclusions import excluded
 from data.exclusions import exclusions as stored_exclusions
 from data.schema import CLIPS, INDEX, QUERIES, Query
 from data.shards import StoredSplit, fingerprint
@@ -43,6 +44,15 @@ def tables(split: StoredSplit) -> list[str]:
     texts = [Query(text, tuple(ids)) for text, ids in zip(queries["text"].to_pylist(), relevant, strict=True)]
     if fingerprint(digests, None if manifest["queries_are_captions"] else texts) != split.fingerprint:
         problems.append("the fingerprint isn't that of its contents")
+    if len(split.set_aside) != manifest["num_set_aside"]:
+        problems.append(f"{len(split.set_aside)} clips set aside, {manifest['num_set_aside']} in the manifest")
+    for what, read in (("sources", lambda: split.sources), ("paraphrases", split.paraphrases)):
+        try:
+            read()
+        except (pa.ArrowException, KeyError) as error:
+            problems.append(f"its {what} can't be read: {error}")
+        except UserError:
+            pass  # a split need not have paraphrases
     return [f"{split.name}: {problem}" for problem in problems]
 
 
@@ -86,6 +96,11 @@ def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
 
 
 def exclusions(store: Store, names: list[str]) -> list[str]:
-    """What is wrong with the table of exclusions: it names splits that aren't there."""
+    """What is wrong with the table of exclusions: it names splits that aren't there, or was worked out for others."""
     absent = sorted(set(stored_exclusions(store)["split"].to_pylist()) - set(names))
-    return [f"exclusions name clips of {name}, which isn't there" for name in absent]
+    problems = [f"exclusions name clips of {name}, which isn't there" for name in absent]
+    try:
+        excluded(store, names)
+    except UserError as error:
+        problems.append(str(error))
+    return problems

@@ -162,7 +162,8 @@ def real_material(seed: int) -> Material:
                         backgrounds.add(id(found))
                     return found
 
-            mix = builder["render"](scene, float(rng.uniform(10, 30)), folds, Noted(), rng)
+            duration_s = int(rng.integers(20, 60)) / 2  # numbers of samples that a Fourier transform is quick for
+            mix = builder["render"](scene, duration_s, folds, Noted(), rng)
             return builder["resample"](mix, SAMPLE_RATE_HZ), frozenset(backgrounds)
 
         return make

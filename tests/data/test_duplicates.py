@@ -86,7 +86,7 @@ def test_copies_of_held_out_recordings_are_found_and_nothing_else_is(found, scen
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_they_are_dropped_if_wanted(exclude, found, store):
-    duplicates.write(store, found[::-1], exclude)
+    duplicates.write(shards.Store.of(store), found[::-1], exclude)
     table = exclusions.update(store)
     expected = {*COPIES, "wavcaps/FreeSound/1", "wavcaps/FreeSound/4"} if exclude else set()
     assert set(table["clip_id"].to_pylist()) == expected
@@ -94,9 +94,9 @@ def test_they_are_dropped_if_wanted(exclude, found, store):
 
 
 def test_the_table_is_sorted_whatever_the_order_of_the_parts(found, store):
-    duplicates.write(store, found, exclude=False)
+    duplicates.write(shards.Store.of(store), found, exclude=False)
     before = (store / "duplicates.arrow").read_bytes()
-    duplicates.write(store, found[::-1], exclude=False)
+    duplicates.write(shards.Store.of(store), found[::-1], exclude=False)
     assert (store / "duplicates.arrow").read_bytes() == before
 
 

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from data import exclusions, shards
+from data import describe, duplicates, exclusions, shards
 from data.errors import UserError
 from data.schema import DUPLICATES, Split
 from data.shards import write_table
+from data.storage import Store
 
 import pyarrow as pa  # isort: skip
 
@@ -126,6 +127,23 @@ def test_same_sounds_are_excluded_if_wanted(wanted, expected, write):
     assert set(reasons(store)) == expected
 
 
+@pytest.mark.parametrize("exclude", [True, False])
+def test_duplicates_that_are_to_be_excluded_are_looked_for_again_after_another_split(exclude, write):
+    write("wavcaps/FreeSound", *PARTS["wavcaps/FreeSound"])
+    store = write("clotho/development", *PARTS["clotho/development"])
+    duplicates.write(Store.of(store), [], exclude)
+    exclusions.update(store)
+    assert exclusions.excluded(store, ["wavcaps/FreeSound"]) == frozenset()
+    write("clotho/validation", *PARTS["clotho/validation"])
+    exclusions.update(store)
+    assert "splits prepared since weren't looked through" in describe.duplicate_lines(store)[-1]
+    if exclude:
+        with pytest.raises(UserError, match="duplicates --exclude-duplicates --store"):
+            exclusions.excluded(store, ["wavcaps/FreeSound"])
+    else:
+        assert exclusions.excluded(store, ["wavcaps/FreeSound"]) == {"wavcaps/FreeSound/1", "wavcaps/FreeSound/2"}
+
+
 def test_the_fingerprint_stands_for_which_clips_of_the_splits_are_left_out(write):
     for name, sources in PARTS.items():
         store = write(name, *sources)
@@ -148,6 +166,7 @@ def test_the_fingerprint_stands_for_which_clips_of_the_splits_are_left_out(write
         ("list.json", '{"AudioSet": ["Yabcdefghijk.wav", "12345678901"], "FreeSound": ["77", 78, "79.flac"]}',
          {"youtube:abcdefghijk", "youtube:12345678901", "freesound:77", "freesound:78", "freesound:79"}),
         ("list.json", "[1, 2]", {"freesound:1", "freesound:2"}),
+        ("plain.txt", "freesound:00123\n00456\n", {"freesound:123", "freesound:456"}),
     ],
 )  # fmt: skip
 def test_published_lists_are_read_in_each_of_their_forms(name, text, expected, tmp_path):

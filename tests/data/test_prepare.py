@@ -1,6 +1,7 @@
 """The command that prepares a corpus, run as a user runs it."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import soundfile
 
 from data import exclusions, shards
 from data import prepare as prepare_module
+from data.errors import UserError
 from data.schema import DUPLICATES
 
 pytestmark = pytest.mark.cluster
@@ -300,6 +302,13 @@ def test_describe_says_what_a_store_holds_and_draws_it(corpus, prepare, tmp_path
 @pytest.mark.parametrize("command", ["verify", "describe"])
 def test_an_empty_store_is_named(command, prepare, tmp_path):
     assert_refused(prepare(command, "--store", tmp_path / "nothing"), f"{tmp_path / 'nothing'} holds no split")
+    assert_refused(prepare("--store", tmp_path / "nothing", command), f"{tmp_path / 'nothing'} holds no split")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; run it again: it goes on where it stopped"):
+        list(prepare_module.in_parallel(lambda number: os.kill(os.getpid(), signal.SIGKILL), [(1,)]))
 
 
 def test_an_hour_is_streamed(run_command, tmp_path):
@@ -340,7 +349,7 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     """Whatever is in their tables and archives is a clip, or set aside by name; overlaps are excluded and reported."""
     store = tmp_path / "store"
     for corpus, source in (("wavcaps", "wavcaps"), ("clotho", "clotho_v2"), ("audiocaps", "audiocaps")):
-        words = ["--exclude-duplicates"] if corpus == "audiocaps" else []
+        words = ["--exclude-duplicates"] if corpus == "wavcaps" else []  # remembered when the others are prepared
         done = prepare(corpus, "--source", published / source, "--store", store, *words)
         assert done.returncode == 0, done.stderr
     assert "excluded from training: 2 clips of wavcaps/AudioSet_SL" in done.stderr
