@@ -104,7 +104,8 @@ def worked_out_for(store: Store) -> dict[bytes, bytes]:
 
 def is_current(store: Store, table: pa.Table) -> bool:
     """Whether a table was worked out for the splits that a store holds."""
-    return json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}")) == fingerprints(store)
+    splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}"))
+    return splits == fingerprints(store)
 
 
 def fingerprints(store: Store) -> dict[str, str]:

@@ -15,7 +15,6 @@ import contextlib
 import datetime
 import logging
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence

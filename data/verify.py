@@ -44,8 +44,16 @@ def tables(split: StoredSplit) -> list[str]:
     texts = [Query(text, tuple(ids)) for text, ids in zip(queries["text"].to_pylist(), relevant, strict=True)]
     if fingerprint(digests, None if manifest["queries_are_captions"] else texts) != split.fingerprint:
         problems.append("the fingerprint isn't that of its contents")
-    if len(split.set_aside) != manifest["num_set_aside"]:
-        problems.append(f"{len(split.set_aside)} clips set aside, {manifest['num_set_aside']} in the manifest")
+    problems += other_tables(split)
+    return [f"{split.name}: {problem}" for problem in problems]
+
+
+def other_tables(split: StoredSplit) -> list[str]:
+    """What is wrong with the tables that hold neither clips nor queries."""
+    problems = []
+    num_set_aside = split.manifest["num_set_aside"]
+    if len(split.set_aside) != num_set_aside:
+        problems.append(f"{len(split.set_aside)} clips set aside, {num_set_aside} in the manifest")
     for what, read in (("sources", lambda: split.sources), ("paraphrases", split.paraphrases)):
         try:
             read()
@@ -53,7 +61,7 @@ def tables(split: StoredSplit) -> list[str]:
             problems.append(f"its {what} can't be read: {error}")
         except UserError:
             pass  # a split need not have paraphrases
-    return [f"{split.name}: {problem}" for problem in problems]
+    return problems
 
 
 def shard(split: StoredSplit, number: int) -> list[str]:
