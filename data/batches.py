@@ -6,6 +6,7 @@ interrupted training went on.
 Shapes: S segments, B pairs.
 """
 
+import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -54,6 +55,23 @@ class Batch:
         """The same batch with its tensors on `device`."""
         move = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
         return Batch(captions=self.captions, **move)
+
+    def split(self, most_pairs: int) -> list["Batch"]:
+        """Parts of up to so many pairs, which share the batch's memory."""
+        firsts = range(0, len(self.captions), most_pairs)
+        sizes = self.segments_per_clip.split(most_pairs)
+        segments = [int(part.sum()) for part in sizes]
+        return [
+            Batch(own, size, draws, self.captions[first : first + most_pairs], clips)
+            for first, own, size, draws, clips in zip(
+                firsts,
+                self.segments.split(segments),
+                sizes,
+                self.mask_draws.split(segments),
+                self.clips.split(most_pairs),
+                strict=True,
+            )
+        ]
 
 
 TENSORS = ("segments", "segments_per_clip", "mask_draws", "clips")
@@ -114,6 +132,11 @@ class Pairs(Dataset[Batch]):
         for split, flat in enumerate(self._flat_captions):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
 
+    def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
+        """The ids of some pairs' clips."""
+        rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
+        return [self.splits[split].index["clip_id"][clip].as_py() for split, clip in rows]
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_flat_captions"}
 
@@ -136,7 +159,7 @@ class Pairs(Dataset[Batch]):
         splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
         lengths = [self.splits[split].num_samples[clip].item() for split, clip in zip(splits, clips, strict=True)]
         counts = [min(length, self.longest_samples) for length in lengths]
-        sizes = [count_segments(count, self.segment_samples) for count in counts]
+        sizes = self.num_segments(pairs)
         segments = make_room(sum(sizes)) if make_room else torch.empty(sum(sizes), self.segment_samples)
         captions, first = [], 0
         for row, pair in enumerate(pairs.tolist()):
@@ -161,7 +184,7 @@ class Pairs(Dataset[Batch]):
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
         if self.paraphrase_probability == 0:
             return caption
-        clip_id = self.splits[split].index["clip_id"][int(self.clip_of_pair[pair])].as_py()
+        (clip_id,) = self.clip_ids(np.array([pair]))
         variants = self.paraphrases.get((clip_id, caption_hash(caption)), [])
         return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
@@ -170,18 +193,33 @@ class Pairs(Dataset[Batch]):
         order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(len(self))
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
+    def num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
+        """How many segments each of some pairs has."""
+        splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
+        lengths = (self.splits[split].num_samples[clip].item() for split, clip in zip(splits, clips, strict=True))
+        return [count_segments(min(length, self.longest_samples), self.segment_samples) for length in lengths]
+
+    def shares(self, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
+        """The pairs of a global batch that each rank computes: so that all have about as many segments to embed."""
+        if world_size == 1:
+            return [batch]
+        return [batch[places] for places in share_out(self.num_segments(batch), world_size)]
+
     def load_epoch(
         self, epoch: int, batch_size: int, rank: int, world_size: int, loader_workers: int, first_batch: int = 0
     ) -> Iterator[Batch]:
         """This rank's share of each global batch of an epoch, from `first_batch` on.
 
         A rank that a small last batch leaves without a pair gets a copy of the batch's first one, so that it can take
-        part in the step; `share_sizes` says how many of its pairs count.
+        part in the step; `shares` says which pairs count.
         """
-        shares = [share_of(batch, rank, world_size) for batch in self.epoch_batches(epoch, batch_size)[first_batch:]]
+        batches = self.epoch_batches(epoch, batch_size)[first_batch:]
         most_segments = count_segments(self.longest_samples, self.segment_samples)
-        room_samples = max(map(len, shares), default=0) * most_segments * self.segment_samples
-        keys = ([(epoch, pair) for pair in pairs.tolist()] for pairs in shares)
+        most_of_all = max(map(len, batches), default=0) * most_segments
+        room_samples = (-(-most_of_all // world_size) + most_segments) * self.segment_samples
+        shares = (self.shares(batch, world_size)[rank] for batch in batches)
+        drawn = (share if len(share) else batch[:1] for batch, share in zip(batches, shares, strict=True))
+        keys = ([(epoch, pair) for pair in pairs.tolist()] for pairs in drawn)
         if not loader_workers:
             return self._load_here(keys, Rooms(room_samples))
         if any(split.store.is_remote for split in self.splits):
@@ -266,14 +304,19 @@ def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.
     return clips[kept].astype(np.int64), np.flatnonzero(kept)
 
 
-def share_of(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
-    """The pairs of a global batch that a rank computes; where none is left for it, a copy of the first one."""
-    return batch[rank::world_size] if rank < len(batch) else batch[:1]
+def share_out(sizes: Sequence[int], world_size: int) -> list[list[int]]:
+    """The places of items that each rank gets, ascending: the largest first, each to the rank that has least so far.
 
-
-def share_sizes(batch_size: int, world_size: int) -> list[int]:
-    """How many of each rank's pairs count in a global batch of `batch_size` pairs."""
-    return [len(range(rank, batch_size, world_size)) for rank in range(world_size)]
+    That is Graham's list scheduling by longest processing time (1969): no rank has more than its part of all and one
+    item.
+    """
+    ranks = [(0, rank) for rank in range(world_size)]
+    places: list[list[int]] = [[] for _ in range(world_size)]
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        load, rank = ranks[0]
+        places[rank].append(place)
+        heapq.heapreplace(ranks, (load + sizes[place], rank))
+    return [sorted(own) for own in places]
 
 
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:

@@ -33,6 +33,7 @@ from data.corpora import Corpus
 from data.errors import UserError, run_command
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.shards import ShardSummary, StoredSplit, open_split
+from data.splits import roles
 from data.storage import Store
 from data.waveform import CODECS, Codec
 
@@ -152,6 +153,15 @@ def prepare(
             prepared.append(prepare_split(split, store.resolve(), codec or module.CODEC))
             exclusions.update(store)
     return [split for split in prepared if split]
+
+
+def prepare_if_absent(corpus: str, store: Store) -> None:
+    """Prepare the built-in corpus, which needs no files, where a local store doesn't hold it."""
+    if corpus != "synthetic" or store.is_remote or set(roles(corpus).values()) <= set(store.splits()):
+        return
+    logger.info("Preparing the corpus %r (once, about a minute) ...", corpus)
+    for split in prepare(corpus, None, store.path):
+        logger.info("  %s", summary_line(split))
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:

@@ -7,8 +7,8 @@ import numpy as np
 from mlflow.entities import Run
 
 from data.errors import UserError
-from sweeps.ledger import Ledger, Sweep
 from trainables.embed import Embeddings
+from trainables.ledger import Ledger, Sweep
 from trainables.retrieval import Relevance, Scores, relevance
 
 

@@ -28,8 +28,8 @@ from data.errors import positive, run_command
 from data.shards import write_json
 from ensemble import greedy
 from ensemble.pool import Candidate, SplitScores, find_candidates, load_scores
-from sweeps.ledger import Ledger, Sweep, open_ledger
 from trainables import retrieval, tracking
+from trainables.ledger import Ledger, Sweep, open_ledger
 
 REPORTED = ("map10", "r1", "r5", "r10")
 TITLES = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}

@@ -18,16 +18,17 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 from rich.table import Table
 
-from data import corpora
-from data.errors import UserError, positive, run_command
-from data.prepare import prepare, start_ray, summary_line
-from data.shards import open_split
+from data.errors import positive, run_command
+from data.prepare import prepare_if_absent, start_ray
+from data.splits import add_arguments as add_split_arguments
+from data.splits import find_splits
 from data.storage import Location, Store
-from sweeps.ledger import Ledger, create_ledger
 from sweeps.progress import Display, Line
-from sweeps.spaces import Splits, named, space
+from sweeps.spaces import named, space
 from trainables import trial as trials
-from trainables.ray_adapter import Resources, Site, best_metrics, fit
+from trainables.ledger import Ledger, create_ledger
+from trainables.ray_adapter import TRAIN_ENVIRONMENT, Resources, Site, best_metrics, fit
+from trainables.train import Execution
 from trainables.trial import Trial, fastest_precision
 
 DRIVER_CPUS = 0.01
@@ -36,9 +37,7 @@ DRIVER_CPUS = 0.01
 QUIET_TUNE = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep within seconds
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
+} | TRAIN_ENVIRONMENT
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
@@ -52,6 +51,7 @@ class Sweep:
     experiment_id: str
     site: Site
     resources: Resources
+    execution: Execution
 
 
 class ShowProgress(tune.Callback):
@@ -90,7 +90,16 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, float]:
     ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
     run_id = ledger.claim(trial, signature, sweep.run_id)
     try:
-        metrics = fit(trial, signature, work["parent"], run_id, sweep.site, sweep.resources, [TuneReportCallback()])
+        metrics = fit(
+            trial,
+            signature,
+            work["parent"],
+            run_id,
+            sweep.site,
+            sweep.resources,
+            sweep.execution,
+            [TuneReportCallback()],
+        )
     except Exception:
         ledger.give_up(run_id, "FAILED")
         raise
@@ -98,16 +107,16 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, float]:
     return metrics
 
 
-def by_stage(wanted: Sequence[Trial], store: Location) -> list[dict[str, Trial]]:
+def by_stage(wanted: Sequence[Trial], store: Location, weights: Path | None = None) -> list[dict[str, Trial]]:
     """The trials of each stage by signature: those without a pretraining first, each trial once."""
     with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
     stages: list[dict[str, Trial]] = [{}, {}]
     for trial in with_parents:
-        stages[trial.pretraining is not None].setdefault(trials.signature(trial, store), trial)
+        stages[trial.pretraining is not None].setdefault(trials.signature(trial, store, weights), trial)
     return stages
 
 
-def share_resources(max_concurrent: int | None, num_trials: int) -> tuple[Resources, int]:
+def share_resources(max_concurrent: int | None, num_trials: int) -> tuple[Resources, Execution, int]:
     """What each trial gets of the cluster, and how many run at a time: as many as there are GPUs, or else CPUs."""
     available = ray.cluster_resources()
     cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
@@ -119,18 +128,17 @@ def share_resources(max_concurrent: int | None, num_trials: int) -> tuple[Resour
         cpus_per_worker=threads - 2 * DRIVER_CPUS,
         gpus_per_worker=1.0 if gpus else 0.0,
         threads=threads,
-        loader_workers=threads - 1 if gpus else 0,
     )
-    return resources, concurrent
+    return resources, Execution(loader_workers=threads - 1 if gpus else 0), concurrent
 
 
 def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str, display: Display) -> None:
     """Run the trials of one stage through Ray Tune. A trial that fails doesn't stop the others."""
-    store = sweep.site.store
+    store, weights = sweep.site.store, sweep.site.weights
     work = [
         {
             "signature": signature,
-            "parent": trials.signature(trial.pretraining, store) if trial.pretraining else None,
+            "parent": trials.signature(trial.pretraining, store, weights) if trial.pretraining else None,
             "trial": trials.to_json(trial),
         }
         for signature, trial in stage.items()
@@ -147,45 +155,6 @@ def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str,
         if result.error:
             reason = str(result.error).strip().splitlines()[-1]
             say(f"{stage[result.config['work']['signature']].name} failed: {reason} (see {result.path}/error.txt)")
-
-
-def find_splits(corpus: str, store: Store, make: bool, pretrain_on: Sequence[str], hold_out: Sequence[str]) -> Splits:
-    """The corpus' splits in the store; with `make`, a corpus that needs no files is prepared if it isn't there.
-
-    `pretrain_on` names corpora or splits, by default the split to train on; of what they name, `hold_out` is left out.
-    """
-    names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
-    if not names:
-        raise UserError(f"{corpus} has no split to validate on: name it with --pretrain-on beside another --corpus")
-    present = store.splits()
-    if make and not set(names.values()) <= set(present):
-        say(f"Preparing the corpus {corpus!r} (once, about a minute) ...")
-        for split in prepare(corpus, None, store.path):
-            say(f"  {summary_line(split)}")
-        present = store.splits()
-    wanted = [split for name in pretrain_on for split in splits_of(name, present)] or [names["train"]]
-    unknown = sorted(set(hold_out) - set(wanted))
-    if unknown:
-        raise UserError(f"--hold-out {unknown[0]}: it isn't among what is pretrained on: {', '.join(wanted)}")
-    pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
-    for name in dict.fromkeys([*names.values(), *pretrain]):
-        open_split(store, name)
-    return Splits(**names, pretrain=pretrain)
-
-
-def splits_of(name: str, present: Sequence[str]) -> list[str]:
-    """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
-    if "/" in name and name not in present:
-        raise UserError(f"the store holds no split {name!r} (it holds: {', '.join(present)})")
-    if "/" in name:
-        return [name]
-    wanted = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]
-    absent = [split for split in wanted if split not in present]
-    if absent == wanted:
-        raise UserError(f"the store holds none of {', '.join(wanted)}; prepare it: python data/prepare.py {name}")
-    for split in absent:
-        say(f"{split} isn't in the store: pretraining goes without it")
-    return [split for split in wanted if split in present]
 
 
 def say(message: str = "") -> None:
@@ -220,16 +189,17 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
     whole, runs = Store.of(arguments.store), arguments.runs.resolve()
     store = whole.location
-    make = arguments.corpus == "synthetic" and not whole.is_remote
-    splits = find_splits(arguments.corpus, whole, make, arguments.pretrain_on, arguments.hold_out)
+    prepare_if_absent(arguments.corpus, whole)
+    splits = find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
     wanted = space(arguments.space)(splits, fastest_precision())
-    stages = by_stage(wanted, store)
+    weights = arguments.weights.resolve() if arguments.weights else None
+    stages = by_stage(wanted, store, weights)
     ledger = create_ledger(runs)
     todo = [{key: trial for key, trial in stage.items() if not ledger.finished(key)} for stage in stages]
     num_todo = sum(map(len, todo))
 
     start_ray()
-    resources, concurrent = share_resources(arguments.max_concurrent, max(map(len, todo), default=1) or 1)
+    resources, execution, concurrent = share_resources(arguments.max_concurrent, max(map(len, todo), default=1) or 1)
     device = "GPU" if resources.gpus_per_worker else "CPU"
     say(f"Sweep {arguments.name}: space {arguments.space} on corpus {arguments.corpus}")
     say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {num_todo} of them are still to be run")
@@ -239,12 +209,13 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     signatures = [signature for stage in stages for signature in stage]
     description = {"space": arguments.space, "corpus": arguments.corpus, "store": str(whole)}
     run_id = ledger.start_sweep(arguments.name, signatures, description)
-    sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, Site(store, runs, ledger.tracking_uri), resources)
+    site = Site(store, runs, ledger.tracking_uri, weights)
+    sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, site, resources, execution)
     lines = {key: Line(trial.name, trial.schedule.epochs) for stage in todo for key, trial in stage.items()}
     try:
         with Display(lines, Console(soft_wrap=True)) as display:
             for name, stage in zip(("pretraining", "fine-tuning"), todo, strict=True):
-                ready = {key: trial for key, trial in stage.items() if pretrained(trial, store, ledger)}
+                ready = {key: trial for key, trial in stage.items() if pretrained(trial, site, ledger)}
                 if ready:
                     run_stage(ready, sweep, concurrent, f"{arguments.name}-{name}", display)
     except KeyboardInterrupt:
@@ -266,9 +237,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 1 if num_unfinished else 0
 
 
-def pretrained(trial: Trial, store: Location, ledger: Ledger) -> bool:
+def pretrained(trial: Trial, site: Site, ledger: Ledger) -> bool:
     """Whether a trial can start: it needs no pretraining, or has a finished one."""
-    return trial.pretraining is None or ledger.finished(trials.signature(trial.pretraining, store)) is not None
+    return not trial.pretraining or bool(ledger.finished(trials.signature(trial.pretraining, site.store, site.weights)))
 
 
 def command_line(arguments: argparse.Namespace) -> str:
@@ -295,23 +266,13 @@ def main() -> int:
         default="demo",
         help=f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function (default: %(default)s)",
     )
-    parser.add_argument(
-        "--corpus", default="synthetic", help=f"one of: {', '.join(corpora.names())} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--pretrain-on",
-        nargs="+",
-        default=[],
-        metavar="CORPUS",
-        help="corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
-    )
-    parser.add_argument(
-        "--hold-out", nargs="+", default=[], metavar="SPLIT", help="splits of --pretrain-on that are left out"
-    )
-    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
+    add_split_arguments(parser)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where results go (default: %(default)s)")
     parser.add_argument(
         "--name", default=f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}", help="of the sweep (default: dated)"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="DIR", help="a folder of published checkpoints, where nothing can be fetched"
     )
     parser.add_argument("--max-concurrent", type=positive, help="trials at a time (default: one a GPU, or else a CPU)")
     arguments = parser.parse_args()

@@ -8,35 +8,19 @@ import inspect
 import runpy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 from data.errors import UserError, unknown_name
-from trainables import encoders
-from trainables.schedule import Schedule
+from data.splits import Splits
+from trainables import recipes
 from trainables.trial import Precision, Trial
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The splits to train, validate and test on, 'corpus/split'; fine-tuning is on `train` alone."""
-
-    train: str
-    validation: str
-    test: str
-    pretrain: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        heard = {self.train, *self.pretrain} & {self.validation, self.test}
-        if heard:
-            raise UserError(f"{', '.join(sorted(heard))} would be trained on and judged by: leave it out of one")
-
 
 Space = Callable[[Splits, Precision], list[Trial]]
 
 
-CNN_RATE, PASST_RATE = 1e-3, 7e-4
+CNN_RATE, PASST_RATE = recipes.SMALL_RATE, 7e-4
 """Peak rates that the small audio encoders learn well at from scratch; few others were tried."""
 
 
@@ -76,18 +60,8 @@ def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
     """A pretraining of a small audio and a small text encoder, both from random weights."""
-    return Trial(
-        audio=encoders.choose("audio", audio),
-        text=encoders.choose("text", text),
-        train=splits.pretrain,
-        validation=splits.validation,
-        test=splits.test,
-        schedule=Schedule(rate, rate / 50, epochs, final_epochs=0),
-        batch_size=32,
-        embedding_size=256,
-        temperature=0.05,
-        precision=precision,
-    )
+    trial = recipes.small(audio, text, splits, precision)
+    return replace(trial, schedule=replace(trial.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs))
 
 
 def fine_tuning(

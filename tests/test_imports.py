@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ["data", "trainables", "sweeps", "ensemble"]
 """In the order of the data flow: a package imports only itself and those before it."""
 
-KNOWS_RAY = {"data/prepare.py", "trainables/ray_adapter.py", "sweeps/grid.py"}
+KNOWS_RAY = {"data/prepare.py", "trainables/ray_adapter.py", "trainables/pretrain.py", "sweeps/grid.py"}
 """The commands, and the one adapter."""
 
 MODULES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

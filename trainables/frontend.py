@@ -6,6 +6,7 @@ that are handed in, and nothing is printed.
 Shapes: S segments, N samples, M mel bands, T frames.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -93,9 +94,7 @@ class LogMel(nn.Module):
         """The spectrograms; in training with jittered filters and masked bands and frames."""
         config = self.config
         bank = self.jittered_bank(generator) if self.training else self.bank
-        block = len(segments_SN) if segments_SN.is_cuda else CPU_BLOCK
-        with torch.autocast(segments_SN.device.type, enabled=False):
-            log_mel_SMT = torch.cat([self.log_mel(segments, bank) for segments in segments_SN.split(max(1, block))])
+        log_mel_SMT = in_blocks(segments_SN, lambda segments: self.log_mel(segments, bank))
         if self.training:
             log_mel_SMT = mask_stripes(log_mel_SMT, 1, config.mask_mels, mask_draws[:, :2])
             log_mel_SMT = mask_stripes(log_mel_SMT, 2, config.mask_frames, mask_draws[:, 2:])
@@ -114,6 +113,13 @@ class LogMel(nn.Module):
         )
         power = spectrum.real.square() + spectrum.imag.square()
         return (bank @ power + LOG_OFFSET).log()
+
+
+def in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `transform` makes of segments, in float32 also under autocast; a CPU is given a few of them at a time."""
+    block = len(segments_SN) if segments_SN.is_cuda else CPU_BLOCK
+    with torch.autocast(segments_SN.device.type, enabled=False):
+        return torch.cat([transform(segments) for segments in segments_SN.split(max(1, block))])
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, widest: int, draws_S2: Tensor) -> Tensor:

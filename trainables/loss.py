@@ -3,13 +3,12 @@
 Shapes: B pairs of all ranks together, L pairs of one rank, D dimensions.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from data.batches import share_sizes
 
 
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
@@ -27,14 +26,13 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
         return -(rows + columns) / 2
 
 
-def gather(local_LX: Tensor, batch_size: int) -> Tensor:
-    """Every rank's rows in the order of ranks [batch_size, X], gradients included.
+def gather(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
+    """Every rank's rows in the order of ranks [B, X], gradients included.
 
-    How many rows of each rank count follows from `batch_size`; a rank may hold one more than that.
+    `counts` says how many rows of each rank count, which may be one fewer than it holds.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return local_LX[:batch_size]
-    counts = share_sizes(batch_size, dist.get_world_size())
+        return local_LX[: counts[0]]
     longest = max(1, *counts)
     padded = torch.cat([local_LX, local_LX.new_zeros(longest - len(local_LX), *local_LX.shape[1:])])
     gathered = AllGather.apply(padded)

@@ -1,26 +1,32 @@
 """The training loop, for pretraining and fine-tuning alike, on one rank or many.
 
-Nothing here knows of Ray: `report` is what the caller wants to be told after each epoch.
+Nothing here knows of Ray: `report` is what the caller wants to be told after each epoch, `watch` after each step.
 """
 
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batches import Pairs
+from data.batches import MASK_DRAWS, Batch, Pairs
 from data.captions import normalise
+from data.errors import UserError
 from data.exclusions import excluded
+from data.schema import SAMPLE_RATE_HZ
 from data.shards import StoredSplit, open_split
 from data.storage import Location
-from trainables import checkpoint, model, retrieval
-from trainables.checkpoint import Progress, Weights
+from trainables import checkpoint, gradient_cache, model, retrieval
+from trainables.checkpoint import Progress, Snapshot, Weights
 from trainables.embed import embed
+from trainables.gradient_cache import Outputs
 from trainables.loss import gather, nt_xent
 from trainables.model import DualEncoder
 from trainables.trial import Trial
@@ -28,8 +34,54 @@ from trainables.trial import Trial
 METRICS = ("map10", "r1", "r5", "r10")
 
 Metrics = dict[str, float]
-Report = Callable[[Metrics, Callable[[Path], None]], None]
-"""Takes an epoch's metrics, and what writes the checkpoint into a folder. Every rank calls it; rank 0's counts."""
+Report = Callable[[Metrics, Snapshot | None], None]
+"""Takes an epoch's metrics, or none in the midst of one, and what a checkpoint holds. Every rank calls it, only rank 0
+with either."""
+
+
+class OutOfMemoryError(UserError):
+    """A rank has no memory left."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training is computed, none of which is part of a trial.
+
+    What is computed stays the same, but for the order in which numbers are added and, as with the number of ranks, for
+    which units dropout drops.
+    """
+
+    loader_workers: int = 0  # processes that load batches, for each rank; 0: the training process loads them
+    micro_batch: int | None = None  # pairs of a rank whose activations are held at a time; None: all of them
+    checkpoint_activations: bool = False  # compute the activations of each block again in the backward pass
+    compile: bool = False  # compile each block with torch.compile
+    checkpoint_every_s: float = 900.0  # between checkpoints in the midst of an epoch; one is written after each, too
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UserError(f"micro_batch is {self.micro_batch}: it must be at least 1, or left out")
+        if self.checkpoint_every_s < 0:
+            raise UserError(f"checkpoint_every_s is {self.checkpoint_every_s}: it must be 0 or more")
+
+
+DEFAULT = Execution()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step took, on this rank."""
+
+    number: int  # from 1
+    epoch: float
+    loss: float
+    num_pairs: int  # all ranks together
+    duration_s: float
+    waited_s: float  # of it, for data
+    memory_bytes: int  # the most so far: of the GPU, or of the process
+
+
+Watch = Callable[[Step], None]
+"""Is told of every step."""
 
 
 def train(
@@ -39,51 +91,56 @@ def train(
     pretrained: Path | None = None,
     resume_from: Path | None = None,
     device: torch.device | None = None,
-    loader_workers: int = 0,
+    execution: Execution = DEFAULT,
+    weights: Path | None = None,
+    watch: Watch = lambda step: None,
 ) -> DualEncoder:
     """Train a trial to its last epoch; the model of the best epoch by validation mAP@10 is returned.
 
     `pretrained` is the folder of the model that a fine-tuning starts from, `resume_from` a checkpoint of this very
-    training. With several ranks every rank calls this; each computes its share of every batch.
+    training, `weights` a folder of published checkpoints. With several ranks every rank calls this; each computes its
+    share of every batch. Raises UserError for a loss that isn't finite, and where memory runs out.
     """
     if trial.pretraining and not (pretrained or resume_from):
         raise ValueError("a fine-tuning needs the folder of its pretrained model")
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = device or torch.device("cpu")
-    splits = [open_split(store, name) for name in trial.train]
+    pairs = open_pairs(trial, store)
     validation = open_split(store, trial.validation)
-    segment_s, longest_s = trial.audio.segment_s, trial.longest_audio_s
-    left_out = excluded(store, trial.train)
-    pairs = Pairs(splits, segment_s, longest_s, trial.paraphrase_probability, trial.seed, left_out)
 
-    network = initial_model(trial, resume_from or pretrained, pairs).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), fused=device.type == "cuda")
+    network = initial_model(trial, resume_from or pretrained, pairs, weights).to(device)
+    prepare(network, device, execution)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, fused=device.type == "cuda")
     progress, best = Progress(), Weights()
     if resume_from:
         progress, best = checkpoint.load_training(resume_from, network, optimizer)
-    distributed = DistributedDataParallel(network, forward_sync_buffers=False) if world_size > 1 else network
+    distributed = on_several_ranks(network, trial, device) if world_size > 1 else network
+    clock = Clock(execution.checkpoint_every_s, device)
 
     for epoch in range(progress.epochs_done, trial.schedule.epochs):
         network.train()
-        started, losses = time.monotonic(), []
+        refuse_shared_statistics(network, world_size, execution)
         batches = pairs.epoch_batches(epoch, trial.batch_size)
-        shares = pairs.load_epoch(epoch, trial.batch_size, rank, world_size, loader_workers)
-        for index, (global_batch, batch) in enumerate(zip(batches, shares, strict=True)):
-            for group in optimizer.param_groups:
-                group["lr"] = trial.schedule.rate(epoch + index / len(batches))
-            batch, tokens = batch.to(device), network.text.tokenize(batch.captions).to(device)
-            shared = seed_step(trial.seed, progress.steps_done, rank)
-            with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
-                audio_LD, text_LD, temperature = distributed(batch, tokens, shared)
-            size = len(global_batch)
-            loss = nt_xent(gather(audio_LD, size), gather(text_LD, size), gather(batch.clips, size), temperature)
+        loader = pairs.load_epoch(
+            epoch, trial.batch_size, rank, world_size, execution.loader_workers, progress.batches_done
+        )
+        for pair_numbers, own in zip(batches[progress.batches_done :], clock.waiting_for(loader), strict=True):
+            set_rate(optimizer, trial.schedule.rate(epoch + progress.batches_done / len(batches)))
+            counts = [len(share) for share in pairs.shares(pair_numbers, world_size)]
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = backward(trial, distributed, own, counts, progress.steps_done, device, execution)
+            if not np.isfinite(loss):
+                raise not_finite(loss, progress.steps_done, pairs.clip_ids(pair_numbers))
+            clip(trained, trial.clip_norm)
             optimizer.step()
-            losses.append(loss.detach())
             progress.steps_done += 1
-        progress.epochs_done = epoch + 1
-        trained_s = time.monotonic() - started
+            progress.batches_done += 1
+            progress.loss_sum += loss
+            done = epoch + progress.batches_done / len(batches)
+            watch(clock.step(progress.steps_done, done, loss, len(pair_numbers)))
+            if progress.batches_done < len(batches) and clock.is_time_for_a_checkpoint():
+                report({}, snapshot(rank, trial, network, optimizer, progress, best))
 
         metrics: Metrics = {}
         if rank == 0:
@@ -96,40 +153,206 @@ def train(
                 "epochs": trial.schedule.epochs,
                 "best_epoch": progress.best_epoch,
                 "best_map10": progress.best_map10,
-                "train_loss": float(torch.stack(losses).mean()),
+                "train_loss": progress.loss_sum / len(batches),
                 "temperature": float(network.temperature.detach()),
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "pairs_per_second": len(pairs) / trained_s,
+                **clock.epoch(),
             }
-        report(metrics, checkpoint_writer(trial, network, optimizer, progress, best))
+        progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
+        report(metrics, snapshot(rank, trial, network, optimizer, progress, best))
 
     if rank == 0:
         network.load_state_dict(best)
     return network
 
 
-def initial_model(trial: Trial, folder: Path | None, pairs: Pairs) -> DualEncoder:
+def open_pairs(trial: Trial, store: Location) -> Pairs:
+    """What a trial is trained on: without what the store excludes."""
+    splits = [open_split(store, name) for name in trial.train]
+    left_out = excluded(store, trial.train)
+    return Pairs(
+        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, left_out
+    )
+
+
+def initial_model(trial: Trial, folder: Path | None, pairs: Pairs, weights: Path | None) -> DualEncoder:
     """The model that training starts from: that of a checkpoint or a pretraining, tokenizer included, or a new one."""
     if folder is not None:
-        return checkpoint.load_model(folder)
+        return checkpoint.load_model(folder, trial)
     captions = [normalise(caption) for caption in pairs.captions()]
-    return model.build(trial, captions)
+    return model.build(trial, captions, weights)
 
 
-def seed_step(seed: int, step: int, rank: int) -> torch.Generator:
-    """The generator of what a global batch shares; what a rank draws for itself, dropout, is seeded on the way."""
+def prepare(network: DualEncoder, device: torch.device, execution: Execution) -> None:
+    """Set a model up for how it is to be computed."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32: what float32 means on tensor cores
+    if execution.checkpoint_activations:
+        model.checkpoint_activations(network)
+    if execution.compile:
+        model.compile_blocks(network)
+
+
+def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
+    """The model with gradients that are exchanged between ranks, always in the same order.
+
+    DDP arranges its buckets by the order in which the first gradients come, and so adds three ranks' or more in another
+    order from its second step on. A first step on silence, thrown away, makes that the same in a training that goes on.
+    """
+    distributed = DistributedDataParallel(network, forward_sync_buffers=False)
+    silence = torch.zeros(1, round(trial.audio.segment_s * SAMPLE_RATE_HZ))
+    one = torch.tensor([1])
+    batch = Batch(silence, one, torch.zeros(1, MASK_DRAWS), ["silence"], one).to(device)
+    outputs = distributed(batch, network.text.tokenize(batch.captions).to(device), torch.Generator())
+    torch.autograd.backward([output.sum() for output in outputs])
+    network.zero_grad(set_to_none=True)
+    return distributed
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip(parameters: Iterable[Tensor], norm: float | None) -> None:
+    """Scale all gradients together down to a norm, if there is one."""
+    if norm is not None:
+        nn.utils.clip_grad_norm_(parameters, norm)
+
+
+def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: Execution) -> None:
+    """Raise UserError where batch statistics would differ between ranks or micro-batches."""
+    learned = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
+    if learned and (world_size > 1 or execution.micro_batch):
+        raise UserError(
+            "batch statistics are those of one rank's whole batch: freeze them (frozen_statistics=True), or train with "
+            "one worker and without a micro-batch"
+        )
+
+
+def backward(
+    trial: Trial,
+    network: DualEncoder | DistributedDataParallel,
+    own: Batch,
+    counts: list[int],
+    step: int,
+    device: torch.device,
+    execution: Execution,
+) -> float:
+    """Compute the gradients of one step's loss over the global batch; the loss is returned.
+
+    `own` is this rank's share, `counts` says how many pairs of each rank's count.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    clips_B = gather(own.clips.to(device), counts)
+    model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
+
+    def forward(number: int, part: Batch) -> Outputs:
+        shared = seed_step(trial.seed, step, rank, number)
+        with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
+            outputs: Outputs = network(part.to(device), model.text.tokenize(part.captions).to(device), shared)
+        return outputs
+
+    def loss_of(outputs: Outputs) -> Tensor:
+        audio_LD, text_LD, temperature = outputs
+        return nt_xent(gather(audio_LD, counts), gather(text_LD, counts), clips_B, temperature)
+
+    parts = own.split(execution.micro_batch or len(own.captions))
+    try:
+        return float(gradient_cache.backward(forward, parts, loss_of, network))
+    except torch.OutOfMemoryError as error:
+        held = f"{len(parts[0].captions)} pairs at a time ({max(len(part.segments) for part in parts)} segments)"
+        raise OutOfMemoryError(
+            f"out of memory in step {step + 1}, with the activations of {held}: lower micro_batch, or set "
+            f"checkpoint_activations ({error})"
+        ) from error
+
+
+def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator:
+    """The generator of what a global batch shares; what a part draws for itself, dropout, is seeded on the way."""
     shared, own = (
-        int(np.random.SeedSequence(entropy).generate_state(1)[0]) for entropy in ([seed, step], [seed, step, rank, 1])
+        int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        for entropy in ([seed, step], [seed, step, rank, 1, part])
     )
     torch.manual_seed(own)
     return torch.Generator().manual_seed(shared)
 
 
-def checkpoint_writer(
-    trial: Trial, network: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
-) -> Callable[[Path], None]:
-    """What writes a checkpoint into a folder."""
-    return lambda folder: checkpoint.save_training(folder, trial, network, optimizer, progress, best)
+def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
+    """What is said of a loss that isn't a number."""
+    return UserError(
+        f"the loss of step {step + 1} is {loss}: the training ends here, its last checkpoint stays. Lower the learning "
+        f"rate, or look at the batch's clips: {', '.join(sorted(set(clip_ids)))}"
+    )
+
+
+class Clock:
+    """How long steps take, and when it is time for a checkpoint."""
+
+    def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
+        self.checkpoint_every_s = checkpoint_every_s
+        self.device = device
+        self.checkpointed = self.stepped = time.monotonic()
+        self.waited_s = 0.0
+        self.steps: list[Step] = []
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; how long each keeps its step waiting is noted."""
+        while True:
+            asked = self.stepped = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s = time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, number: int, epoch: float, loss: float, num_pairs: int) -> Step:
+        """A step has been made."""
+        duration_s = time.monotonic() - self.stepped
+        self.steps.append(Step(number, epoch, loss, num_pairs, duration_s, self.waited_s, peak_memory(self.device)))
+        return self.steps[-1]
+
+    def epoch(self) -> Metrics:
+        """An epoch's steps, as metrics; the next ones are another epoch's."""
+        steps, self.steps = self.steps, []
+        return summary(steps)
+
+    def is_time_for_a_checkpoint(self) -> bool:
+        """Whether rank 0 says so."""
+        is_time = torch.tensor(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, device=self.device)
+        if dist.is_initialized():
+            dist.broadcast(is_time, 0)
+        if is_time:
+            self.checkpointed = time.monotonic()
+        return bool(is_time)
+
+
+def summary(steps: Sequence[Step]) -> Metrics:
+    """Seconds a step, pairs a second, the share of time that is spent waiting for data, and the most memory in GB."""
+    if not steps:
+        return {}
+    duration_s = sum(step.duration_s for step in steps)
+    return {
+        "step_s": duration_s / len(steps),
+        "pairs_per_second": sum(step.num_pairs for step in steps) / duration_s,
+        "waiting_share": sum(step.waited_s for step in steps) / duration_s,
+        "memory_gb": steps[-1].memory_bytes / 1e9,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most that has been in use so far: of the GPU's memory, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def snapshot(
+    rank: int, trial: Trial, network: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
+) -> Snapshot | None:
+    """What a checkpoint holds, copied, so that it can be written while training goes on; rank 0's counts."""
+    return checkpoint.snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
 
 def validate(network: DualEncoder, trial: Trial, split: StoredSplit) -> Metrics:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import dacite
@@ -16,7 +17,7 @@ from data.storage import Location
 from trainables import encoders
 from trainables.schedule import Schedule
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Part of every signature: raise it with a change after which the same config trains to another result."""
 
 Precision = Literal["float32", "bfloat16"]
@@ -47,9 +48,12 @@ class Trial:
     batch_size: int = 64  # pairs, all ranks together
     embedding_size: int = 1024
     temperature: float = 0.01  # to start from: it is learned; from the authors' published settings
+    frozen_audio: bool = False  # the encoder isn't trained, only its projection
+    frozen_text: bool = False
     paraphrase_probability: float = 0.0
     longest_audio_s: float = 30.0
     precision: Precision = "float32"
+    clip_norm: float | None = None  # of all gradients together; None: they aren't clipped, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
 
@@ -64,6 +68,8 @@ class Trial:
             raise UserError(f"temperature is {self.temperature}: it must be above 0")
         if self.precision not in get_args(Precision):
             raise UserError(f"precision is {self.precision!r}: it must be {' or '.join(get_args(Precision))}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise UserError(f"clip_norm is {self.clip_norm}: it must be above 0, or left out")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
@@ -84,6 +90,8 @@ class Trial:
     def name(self) -> str:
         """What tells this trial from others of its sweep, for people."""
         parts = [encoders.label(self.audio), encoders.label(self.text), f"rate {self.schedule.peak_rate:g}"]
+        frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
+        parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
         return " ".join([*parts, f"seed {self.seed}"])
 
@@ -112,17 +120,18 @@ def from_json(value: dict[str, Any]) -> Trial:
         raise UserError(f"not a trial: {error}") from error
 
 
-def signature(trial: Trial, store: Location) -> str:
+def signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
     """16 hexadecimal digits that stand for all that can change the trial's result.
 
     That is its config, the contents of the splits it reads, of their exclusions and of the paraphrases if it uses
-    them, the weights it starts from, the signature of its pretraining, and the version of the training code. Where
+    them, the weights it starts from, the signature of its pretraining, and the version of the training code.
+    Published weights are those of the directory `weights`, or without one those that would be downloaded. Where
     things lie, how many ranks and loader workers compute them and what is logged doesn't count.
     """
     config = to_json(trial) | {
-        "audio": described(trial.audio),
-        "text": described(trial.text),
-        "pretraining": signature(trial.pretraining, store) if trial.pretraining else None,
+        "audio": described(trial.audio, weights),
+        "text": described(trial.text, weights),
+        "pretraining": signature(trial.pretraining, store, weights) if trial.pretraining else None,
     }
     splits = {name: open_split(store, name) for name in (*trial.train, trial.validation, trial.test)}
     config["fingerprints"] = {name: split.fingerprint for name, split in splits.items()}
@@ -134,7 +143,8 @@ def signature(trial: Trial, store: Location) -> str:
     return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def described(encoder: Any) -> dict[str, Any]:
+def described(encoder: Any, weights: Path | None = None) -> dict[str, Any]:
     """An encoder's config with its weights' fingerprint in place of where they lie."""
-    description = encoders.to_json(encoder) | {"weights": encoders.module_of(encoder).weights_fingerprint(encoder)}
+    fingerprint = encoders.module_of(encoder).weights_fingerprint(encoder, weights)
+    description = encoders.to_json(encoder) | {"weights": fingerprint}
     return {key: value for key, value in description.items() if key not in ("model", "revision")}

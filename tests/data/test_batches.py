@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import MASK_DRAWS, Pairs, load_clips, share_of, share_sizes
+from data.batches import MASK_DRAWS, Pairs, load_clips, share_out
 from data.captions import normalise
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Paraphrase
@@ -91,24 +91,36 @@ def test_the_ranks_shares_together_are_the_batch(world_size, split):
     ranks = [load(pairs, 1, rank, world_size) for rank in range(world_size)]
     for step, whole in enumerate(load(pairs, 1)):
         whole_pairs = single_pairs(whole)
-        counts = share_sizes(len(whole_pairs), world_size)
-        assert sum(counts) == len(whole_pairs)
-        for rank, count in enumerate(counts):
-            share = single_pairs(ranks[rank][step])
-            assert_same_pairs(share[:count], whole_pairs[rank::world_size])
-            assert_same_pairs(share[count:], whole_pairs[:1] if count == 0 else [])
+        batch = pairs.epoch_batches(1, 4)[step].tolist()
+        shares = [share.tolist() for share in pairs.shares(np.array(batch), world_size)]
+        assert sorted(pair for share in shares for pair in share) == sorted(batch)
+        for rank, share in enumerate(shares):
+            own = single_pairs(ranks[rank][step])
+            assert_same_pairs(own, [whole_pairs[batch.index(pair)] for pair in share or batch[:1]])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 8, 9])
-def test_shares_hold_every_pair_once_and_leave_no_rank_without_one(batch_size, world_size):
-    batch = np.arange(100, 100 + batch_size)
-    shares = [share_of(batch, rank, world_size) for rank in range(world_size)]
-    sizes = share_sizes(batch_size, world_size)
-    assert all(len(share) >= 1 for share in shares)
-    assert max(sizes) - min(sizes) <= 1
-    counted = [pair for share, size in zip(shares, sizes, strict=True) for pair in share[:size]]
-    assert sorted(counted) == batch.tolist()
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 9, 64])
+def test_what_is_shared_out_is_there_once_and_leaves_no_rank_much_more_than_another(number, world_size):
+    sizes = np.random.default_rng(number).integers(1, 4, number).tolist()
+    shares = share_out(sizes, world_size)
+    assert sorted(place for share in shares for place in share) == list(range(number))
+    assert all(share == sorted(share) for share in shares)
+    loads = [sum(sizes[place] for place in share) for share in shares]
+    assert max(loads) - min(loads) <= max(sizes)
+    if number >= world_size:
+        assert min(loads) > 0
+    naive = [sum(sizes[rank::world_size]) for rank in range(world_size)]
+    assert max(loads) <= max(naive)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 10])
+def test_parts_of_a_batch_are_its_pairs_in_order_without_a_copy(most, split):
+    for batch in load(pairs_of(split)):
+        parts = batch.split(most)
+        assert [len(part.captions) for part in parts[:-1]] == [most] * (len(parts) - 1)
+        assert_same_pairs([pair for part in parts for pair in single_pairs(part)], single_pairs(batch))
+        assert parts[0].segments.data_ptr() == batch.segments.data_ptr()
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core

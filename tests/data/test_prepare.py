@@ -5,12 +5,10 @@ import os
 import re
 import signal
 import subprocess
-import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import ray
 import soundfile
 
 from data import exclusions, shards
@@ -34,16 +32,6 @@ d.wav,A cat.,test
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     return tmp_path_factory.mktemp("library")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster that the commands join, which is quicker than one for each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield context.address_info["gcs_address"]
-        ray.shutdown()
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 
 from data.errors import UserError
 from ensemble import greedy, pool
-from sweeps.ledger import open_ledger
 from trainables import retrieval, tracking
+from trainables.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
 METRICS = ("map10", "r1", "r5", "r10")

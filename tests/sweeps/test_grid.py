@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data.schema import FORMAT_VERSION
-from sweeps.ledger import open_ledger
 from trainables import checkpoint
+from trainables.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

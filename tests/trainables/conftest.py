@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import BertForPreTraining, DistilBertForMaskedLM, MPNetModel, RobertaForMaskedLM
 
 from data import shards
 from data.corpora import synthetic
@@ -18,6 +21,7 @@ from trainables.trial import Trial
 
 SIZES = synthetic.Config(development=13, validation=6, evaluation=6, min_duration_s=5.0, max_duration_s=6.0)
 
+WriteTextModel = Callable[..., Path]
 WriteSplit = Callable[[Path, Split, Codec], None]
 
 
@@ -77,3 +81,45 @@ def trial() -> Trial:
         paraphrase_probability=0.3,
         longest_audio_s=4.0,
     )
+
+
+SPECIAL_TOKENS = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "distilbert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "mpnet": ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"],
+    "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+}
+RELEASED_AS = {
+    "bert": BertForPreTraining,
+    "distilbert": DistilBertForMaskedLM,
+    "mpnet": MPNetModel,
+    "roberta": RobertaForMaskedLM,
+}
+"""The classes whose weights the hub has, heads included; sentence-transformers' models have none."""
+
+
+@pytest.fixture(scope="session")
+def write_text_model() -> WriteTextModel:
+    """Writes a text model as the hub has it, with random weights and a vocabulary of some captions' words."""
+
+    def write(folder: Path, architecture: str, captions: list[str], **shape: int) -> Path:
+        folder.mkdir(parents=True)
+        torch.manual_seed(0)
+        released = RELEASED_AS[architecture]
+        released(released.config_class(**shape)).save_pretrained(folder)
+        special = SPECIAL_TOKENS[architecture]
+        if architecture == "roberta":
+            tokenizer = ByteLevelBPETokenizer()
+            tokenizer.train_from_iterator(captions, vocab_size=300, special_tokens=special, show_progress=False)
+            tokenizer.save_model(str(folder))
+        else:
+            words = sorted({word for caption in captions for word in caption.split()})
+            (folder / "vocab.txt").write_text("\n".join([*special, *words]) + "\n")
+        if architecture == "bert":  # its release still has the first names of LayerNorm's weights
+            weights = load_file(folder / "model.safetensors")
+            for now, then in (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")):
+                weights = {name.replace(now, then): tensor for name, tensor in weights.items()}
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return write

@@ -11,9 +11,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoModel
 
 from data.batches import MASK_DRAWS
 from data.errors import UserError
@@ -43,7 +42,13 @@ def from_scratch_variants(wanted: str) -> list[str]:
 
 
 def test_the_families_are_found_by_their_files():
-    assert {("audio", "cnn"), ("audio", "passt"), ("text", "huggingface"), ("text", "transformer")} <= set(FAMILIES)
+    assert {
+        ("audio", "cnn"),
+        ("audio", "cnn14"),
+        ("audio", "passt"),
+        ("text", "huggingface"),
+        ("text", "transformer"),
+    } <= set(FAMILIES)
 
 
 @pytest.mark.parametrize(("kind", "name"), FAMILIES)
@@ -98,6 +103,19 @@ def test_in_training_an_audio_encoder_draws_from_the_generator_it_is_given(name)
     assert not torch.equal(first, other)
 
 
+def held_by_blocks(encoder: Any) -> float:
+    """The share of the encoder's weights that its blocks hold, embeddings of tokens and positions aside."""
+    tables = {id(module.weight) for module in encoder.modules() if isinstance(module, nn.Embedding)}
+    count = {id(one): one.numel() for one in encoder.parameters() if id(one) not in tables}
+    held = {id(one) for block in encoder.blocks for one in block.parameters()}
+    return sum(count[one] for one in held & count.keys()) / sum(count.values())
+
+
+@pytest.mark.parametrize("name", from_scratch_variants("audio"))
+def test_an_audio_encoders_blocks_hold_most_of_its_weights(name):
+    assert held_by_blocks(initial(encoders.choose("audio", name))) > 0.8
+
+
 def initial(config: Any, captions: list[str] | None = None) -> Any:
     torch.manual_seed(0)
     return encoders.module_of(config).build(config, *([] if captions is None else [captions]))
@@ -122,6 +140,7 @@ def check_text_encoder(config: Any, folder: Path) -> None:
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
     assert torch.cdist(together, together).fill_diagonal_(1).min() > 1e-4
 
+    assert held_by_blocks(encoder) > 0.8
     folder.mkdir()
     encoder.save_tokenizer(folder)
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".txt"}
@@ -147,8 +166,8 @@ def test_a_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(name, 
 @pytest.mark.parametrize(
     ("kind", "name", "known"),
     [
-        ("audio", "vggish:small", "cnn, passt"),
-        ("audio", "", "cnn, passt"),
+        ("audio", "vggish:small", "cnn, cnn14, passt"),
+        ("audio", "", "cnn, cnn14, passt"),
         ("text", "passt:N", "huggingface, transformer"),
         ("audio", "cnn:enormous", "cnn:small"),
         ("audio", "passt", "passt:N, passt:S, passt:S15, passt:tiny"),
@@ -170,7 +189,7 @@ def test_a_config_that_is_no_variant_is_labelled_custom():
         ({"colour": "red"}, "colour"),
         ({"dropout": "much"}, "dropout"),
         ({"front_end": {"num_mels": 64, "bins": 3}}, "bins"),
-        ({"family": "vggish"}, "known: cnn, passt"),
+        ({"family": "vggish"}, "known: cnn, cnn14, passt"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
@@ -196,6 +215,7 @@ def test_a_missing_setting_is_refused():
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),
         (huggingface.VARIANTS["bert-base"], {"dropout": 1.0}, "dropout is 1.0"),
         (huggingface.VARIANTS["bert-base"], {"max_tokens": 2}, "max_tokens is 2"),
+        (huggingface.VARIANTS["bert-base"], {"pooling": "last"}, "pooling is 'last'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(config, setting, message):
@@ -241,46 +261,101 @@ def test_the_vocabulary_stays_within_its_limit_and_unknown_letters_have_a_token(
     assert encoder.tokenizer.token_to_id("[UNK]") in encoder.tokenize(["żółw"]).ids
 
 
-# BERT and RoBERTa, tiny, with random weights and laid out as on the hub.
+# BERT, RoBERTa, MPNet and DistilBERT, tiny, with random weights and laid out as on the hub.
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHAPES = {
+    "bert": {**SIZES, "intermediate_size": 64, "vocab_size": 60, "max_position_embeddings": 40},
+    "roberta": {**SIZES, "intermediate_size": 64, "vocab_size": 300, "max_position_embeddings": 42},
+    "mpnet": {**SIZES, "intermediate_size": 64, "vocab_size": 60, "max_position_embeddings": 42},
+    "distilbert": {
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 64,
+        "vocab_size": 60,
+        "max_position_embeddings": 40,
+    },
+}
 
 
-@pytest.fixture(params=["bert", "roberta"])
-def published(request, tmp_path) -> Path:
-    folder = tmp_path / request.param
-    folder.mkdir()
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    if request.param == "bert":
-        words = [
-            "[PAD]",
-            "[UNK]",
-            "[CLS]",
-            "[SEP]",
-            "[MASK]",
-            *sorted({word for text in CAPTIONS for word in text.split()}),
-        ]
-        (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-        BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=40, **shape)).save_pretrained(folder)
-    else:
-        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        tokenizer = ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator(CAPTIONS, vocab_size=300, special_tokens=special, show_progress=False)
-        tokenizer.save_model(str(folder))
-        RobertaModel(RobertaConfig(vocab_size=300, max_position_embeddings=42, **shape)).save_pretrained(folder)
+@pytest.fixture(params=SHAPES)
+def published(request, tmp_path, write_text_model) -> Path:
+    folder: Path = write_text_model(tmp_path / request.param, request.param, CAPTIONS, **SHAPES[request.param])
     return folder
 
 
-def test_a_published_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(published, tmp_path):
-    check_text_encoder(huggingface.Config(str(published)), tmp_path / "saved")
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_a_published_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(published, pooling, tmp_path):
+    check_text_encoder(huggingface.Config(str(published), pooling=pooling), tmp_path / "saved")
 
 
-def test_a_published_text_encoders_vector_is_the_output_for_the_first_token(published):
-    encoder = initial(huggingface.Config(str(published)), CAPTIONS).eval()
-    tokens = encoder.tokenize(CAPTIONS)
-    model = (BertModel if published.name == "bert" else RobertaModel).from_pretrained(published).eval()
+def test_a_published_text_encoders_vector_is_the_first_tokens_output_or_the_mean(published):
+    first, mean = (
+        initial(huggingface.Config(str(published), pooling=pooling), CAPTIONS).eval() for pooling in ("first", "mean")
+    )
+    tokens = first.tokenize(CAPTIONS)
+    model = AutoModel.from_pretrained(published).eval()
     with torch.no_grad():
-        expected = model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state[:, 0]
-    torch.testing.assert_close(embed_text(encoder, CAPTIONS), expected)
+        states = model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
+    means = torch.stack([own[mask == 1].mean(dim=0) for own, mask in zip(states, tokens.mask, strict=True)])
+    torch.testing.assert_close(embed_text(first, CAPTIONS), states[:, 0])
+    torch.testing.assert_close(embed_text(mean, CAPTIONS), means)
+
+
+@pytest.mark.parametrize("place", ["sentence-transformers/tiny", "tiny"])
+def test_a_model_is_found_in_the_directory_of_published_weights(published, place, tmp_path):
+    config = huggingface.Config("sentence-transformers/tiny")
+    weights = tmp_path / "weights"
+    (weights / place).parent.mkdir(parents=True)
+    published.rename(weights / place)
+    encoder = huggingface.build(config, CAPTIONS, weights).eval()
+    local = huggingface.Config(str(weights / place))
+    assert torch.equal(embed_text(encoder, CAPTIONS), embed_text(huggingface.build(local, CAPTIONS).eval(), CAPTIONS))
+    fingerprint = huggingface.weights_fingerprint(config, weights)
+    assert fingerprint == huggingface.weights_fingerprint(local) == huggingface.weights_fingerprint(local, tmp_path)
+
+
+@pytest.mark.parametrize("function", [huggingface.weights_fingerprint, huggingface.source])
+def test_a_model_that_the_directory_lacks_is_named(function, tmp_path):
+    with pytest.raises(UserError, match=r"holds no directory 'bert-base-uncased': put .*config\.json"):
+        function(huggingface.Config("bert-base-uncased"), tmp_path)
+
+
+def layers(published: Path) -> str:
+    return "transformer.layer" if published.name == "distilbert" else "encoder.layer"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layer: {f"{layer}.1.": None}, r"16 names are missing \({layer}\.1\.attention"),
+        (lambda layer: {f"{layer}.2.new": torch.zeros(3)}, r"1 names are unexpected \(.*{layer}\.2\.new\)"),
+        (lambda layer: {"position_embeddings.weight": torch.zeros(9, 32)}, r"1 shapes differ \(.*\[9, 32\] instead of"),
+    ],
+)
+def test_a_published_text_encoder_whose_weights_differ_is_refused(published, change, message, capsys):
+    path = published / "model.safetensors"
+    weights = load_file(path)
+    prefix = "" if published.name == "mpnet" else f"{published.name}."
+    for part, tensor in change(layers(published)).items():
+        if tensor is None:
+            weights = {name: value for name, value in weights.items() if part not in name}
+        else:
+            name = next((name for name in weights if part in name), f"{prefix}{part}")
+            weights[name] = tensor
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=message.format(layer=layers(published).replace(".", r"\."))):
+        huggingface.build(huggingface.Config(str(published)), CAPTIONS)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_published_text_encoder_with_a_torn_file_is_named(published, file):
+    path = published / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"text encoder '{published}' can't be loaded"):
+        huggingface.build(huggingface.Config(str(published)), CAPTIONS)
 
 
 def test_a_published_text_encoder_knows_its_words_and_cuts_to_max_tokens(published):
@@ -297,7 +372,9 @@ def test_dropout_is_the_configs_before_and_after_restoring(published, dropout, t
     encoder.save_tokenizer(tmp_path)
     restored = huggingface.restore(config, tmp_path)
     for one in (encoder, restored):
-        assert one.model.config.attention_probs_dropout_prob == dropout
+        settings = one.model.config.to_dict()
+        rates = {settings[name] for name in settings if "dropout" in name and settings[name] is not None}
+        assert rates == {dropout}
         assert {module.p for module in one.modules() if isinstance(module, nn.Dropout)} == {dropout}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,12 +38,30 @@ def built(config: Config) -> PasstEncoder:
     return encoder
 
 
-def theirs(encoder: PasstEncoder, log_mel: Tensor) -> Tensor:
-    """hear21passt's features: it returns (logits, features)."""
-    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-        return encoder.net(log_mel.unsqueeze(1))[1]
+def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | None = None) -> tuple[Any, Tensor]:
+    """hear21passt's own model with the same weights, attention included, and its features.
+
+    What it draws from the global generator (which columns are dropped, then which rows) are `generator`'s next numbers.
+    """
+    net = passt.network(encoder.config).train(encoder.training)
+    net.load_state_dict(encoder.net.state_dict(), strict=False)  # but for the heads
+    with (
+        warnings.catch_warnings(action="ignore"),
+        contextlib.redirect_stdout(io.StringIO()),
+        torch.random.fork_rng(),
+    ):
+        if generator:
+            torch.set_rng_state(generator.get_state())
+        return net, net(log_mel.unsqueeze(1))[1]
 
 
+@pytest.fixture(params=["plain", "fused"])
+def attention(request, monkeypatch) -> None:
+    """Both forms, on a CPU."""
+    monkeypatch.setattr(passt, "FUSED_ON", ("cpu",) if request.param == "fused" else ())
+
+
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize(
     "config", [pytest.param(config, id=name) for name, config in (SHAPES | VARIANTS).items() if not config.pretrained]
 )
@@ -53,9 +72,10 @@ def test_in_evaluation_it_equals_hear21passt(config):
     log_mel = encoder.front_end(segments, draws, torch.Generator())
     features = encoder(segments, draws, torch.Generator())
     assert features.shape == (2, encoder.width)
-    torch.testing.assert_close(features, theirs(encoder, log_mel), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features, theirs(encoder, log_mel)[1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize("name", WITH_PATCHOUT)
 @torch.inference_mode()
 def test_in_training_it_equals_hear21passt_with_the_same_patches_dropped(name):
@@ -63,11 +83,36 @@ def test_in_training_it_equals_hear21passt_with_the_same_patches_dropped(name):
     draws = torch.rand(2, 4, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     log_mel = encoder.front_end(segments, draws, generator)
-    with torch.random.fork_rng():
-        torch.set_rng_state(generator.get_state())  # both draw columns, then rows
-        expected = theirs(encoder, log_mel)
+    expected = theirs(encoder, log_mel, generator)[1]
     features = encoder(segments, draws, torch.Generator().manual_seed(2))
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("attention")
+@pytest.mark.parametrize("training", [False, True])
+def test_segments_equal_those_of_padded_clips_gradients_included(training):
+    """As the authors do, both clips are padded to the longer one's three segments, and all six are embedded."""
+    config = SHAPES["N"]
+    encoder = built(config).train(training)
+    samples = round(config.segment_s * SAMPLE_RATE_HZ)
+    padded = noise(config, 6).view(2, 3, samples)
+    padded[0, 1, samples // 5 :] = padded[1, 2, samples // 2 :] = 0  # clips of 12 and 25 s
+    padded[0, 2] = 0
+    is_real = torch.tensor([[True, True, False], [True, True, True]])
+    draws = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(1))
+
+    generator = torch.Generator().manual_seed(2)
+    log_mel = encoder.front_end(padded.flatten(0, 1), draws.flatten(0, 1), generator)
+    net, features = theirs(encoder, log_mel, generator)
+    weight = torch.randn(encoder.width, generator=torch.Generator().manual_seed(3))
+    (features.view(2, 3, -1)[is_real] @ weight).sum().backward()
+
+    segments = encoder(padded[is_real], draws[is_real], torch.Generator().manual_seed(2))
+    (segments @ weight).sum().backward()
+    torch.testing.assert_close(segments, features.view(2, 3, -1)[is_real], rtol=0, atol=1e-4)
+    gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+    for name, parameter in encoder.net.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("N", 6 * 47), ("S", 8 * 49), ("S15", 8 * 69)])
@@ -127,6 +172,7 @@ def test_published_weights_are_part_of_the_fingerprint():
     ("setting", "message"),
     [
         ({"arch": None}, "set pretrained=False"),
+        ({"arch": "passt_50sec"}, "known of passt_s_p16_s16_128_ap468, passt_s_kd"),
         ({"patchout_frequency": 8}, "leaves nothing of 8 x 62"),
         ({"patchout_time": 62}, "leaves nothing of 8 x 62"),
         ({"patchout_time": -1}, "leaves nothing"),

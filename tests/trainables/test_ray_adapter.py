@@ -8,10 +8,11 @@ import pytest
 import ray
 
 from data.prepare import start_ray
-from sweeps.ledger import create_ledger
-from sweeps.spaces import Splits, own_space
+from data.splits import Splits
+from sweeps.spaces import own_space
 from trainables import checkpoint, ray_adapter, trial
 from trainables.embed import read_embeddings
+from trainables.ledger import create_ledger
 
 pytestmark = pytest.mark.cluster
 

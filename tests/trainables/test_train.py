@@ -1,6 +1,7 @@
 """The loop: it learns, goes on where it was, returns the best epoch, and writes what it says."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,19 @@ from data.schema import SAMPLE_RATE_HZ
 from data.shards import open_split
 from data.waveform import SHORTEST_LAST_SEGMENT_S
 from trainables import checkpoint, model
-from trainables.checkpoint import BEST_FILE, MODEL_FILE, OPTIMIZER_FILE, PROGRESS_FILE, TRIAL_FILE, Weights, load_model
+from trainables.checkpoint import (
+    BEST_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    PROGRESS_FILE,
+    TRIAL_FILE,
+    Snapshot,
+    Weights,
+    load_model,
+)
 from trainables.embed import embed
 from trainables.schedule import Schedule
-from trainables.train import METRICS, Metrics, seed_step, train
+from trainables.train import METRICS, Execution, Metrics, seed_step, train
 from trainables.trial import Trial
 
 STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
@@ -31,12 +41,15 @@ class Run:
     """A training, the metrics of each epoch, and its checkpoint in `folder`/1, `folder`/2 and so on."""
 
     def __init__(self, trial: Trial, store: Path, folder: Path, **settings) -> None:
-        self.folder, self.epochs = folder, []
-        self.network = train(trial, store, self.report, **settings)
+        self.folder, self.epochs, self.steps = folder, [], []
+        self.network = train(trial, store, self.report, watch=self.steps.append, **settings)
 
-    def report(self, metrics: Metrics, write_checkpoint) -> None:
-        self.epochs.append(metrics)
-        write_checkpoint(self.folder / str(int(metrics["epoch"])))
+    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
+        """Checkpoints in the midst of an epoch go to `folder`/step1, `folder`/step2 and so on."""
+        if metrics:
+            self.epochs.append(metrics)
+        name = str(int(metrics["epoch"])) if metrics else f"step{snapshot.progress.steps_done}"
+        snapshot.write(self.folder / name)
 
     def weights(self, epoch: int) -> Weights:
         return load_file(self.folder / str(epoch) / MODEL_FILE)
@@ -58,7 +71,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def without_times(metrics: Metrics) -> Metrics:
-    return {name: value for name, value in metrics.items() if name != "pairs_per_second"}
+    times = {"step_s", "pairs_per_second", "waiting_share", "memory_gb"}
+    return {name: value for name, value in metrics.items() if name not in times}
 
 
 def test_the_loss_falls(run):
@@ -93,6 +107,68 @@ def test_a_resumed_training_ends_bit_for_bit_as_if_uninterrupted(run, long_trial
     assert equal(resumed.network.state_dict(), run.network.state_dict())
 
 
+@pytest.fixture(scope="module")
+def stepwise(trial, store, tmp_path_factory) -> Run:
+    """Two epochs of nine steps, with a checkpoint after each step."""
+    return Run(trial, store, tmp_path_factory.mktemp("stepwise"), execution=Execution(checkpoint_every_s=0))
+
+
+@pytest.mark.parametrize("steps", [1, 8, 10, 14])
+def test_a_training_goes_on_after_any_step_bit_for_bit(stepwise, trial, store, tmp_path, steps):
+    resumed = Run(trial, store, tmp_path, resume_from=stepwise.folder / f"step{steps}")
+    assert [without_times(metrics) for metrics in resumed.epochs] == [
+        without_times(metrics) for metrics in stepwise.epochs[steps // 9 :]
+    ]
+    for file in (MODEL_FILE, OPTIMIZER_FILE):
+        assert equal(load_file(tmp_path / "2" / file), load_file(stepwise.folder / "2" / file))
+    assert equal(resumed.network.state_dict(), stepwise.network.state_dict())
+
+
+def test_every_step_is_told_with_what_it_took(stepwise):
+    assert [step.number for step in stepwise.steps] == list(range(1, 19))
+    assert [step.num_pairs for step in stepwise.steps] == 2 * [8, 8, 8, 8, 8, 8, 8, 8, 1]
+    assert [round(step.epoch * 9) for step in stepwise.steps] == list(range(1, 19))
+    for step in stepwise.steps:
+        assert 0 <= step.waited_s <= step.duration_s
+        assert step.memory_bytes > 1e8
+    mean = np.mean([step.loss for step in stepwise.steps[:9]])
+    assert stepwise.epochs[0]["train_loss"] == pytest.approx(mean)
+    assert {"step_s", "pairs_per_second", "waiting_share", "memory_gb"} < set(stepwise.epochs[0])
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_with_the_clips_of_its_batch(trial, store, tmp_path):
+    steep = replace(trial, schedule=Schedule(1e30, 1e30, 2, warmup_epochs=0, final_epochs=0))
+    with pytest.raises(UserError, match=r"the loss of step \d is nan: .*synthetic/development/.*\.") as raised:
+        Run(steep, store, tmp_path, execution=Execution(checkpoint_every_s=0))
+    kept = sorted(tmp_path.iterdir())
+    assert f"step {len(kept) + 1} " in str(raised.value)
+    named = set(re.findall(r"synthetic/development/[^,]+", str(raised.value)))
+    assert 1 < len(named) <= 8
+
+
+def test_gradients_are_clipped_only_if_wanted(trial, store, tmp_path):
+    plain, far, near = (Run(replace(trial, clip_norm=norm), store, tmp_path / str(norm)) for norm in (None, 1e9, 1e-3))
+    assert equal(plain.weights(2), far.weights(2))
+    assert not equal(plain.weights(2), near.weights(2))
+    with pytest.raises(UserError, match="clip_norm is 0"):
+        replace(trial, clip_norm=0)
+
+
+def test_running_out_of_memory_says_what_to_lower(trial, store, tmp_path, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.DualEncoder, "embed_audio", exhausted)
+    with pytest.raises(UserError, match=r"out of memory in step 1, .* of 4 pairs at a time .*: lower micro_batch, or"):
+        Run(trial, store, tmp_path, execution=Execution(micro_batch=4))
+
+
+@pytest.mark.parametrize("setting", [{"micro_batch": 0}, {"checkpoint_every_s": -1}])
+def test_settings_of_execution_that_make_no_sense_are_refused(setting):
+    with pytest.raises(UserError, match="it must be"):
+        Execution(**setting)
+
+
 def test_a_training_that_is_already_done_gives_its_model_back(run, long_trial, store, tmp_path):
     resumed = Run(long_trial, store, tmp_path, resume_from=run.folder / "4")
     assert resumed.epochs == []
@@ -100,7 +176,7 @@ def test_a_training_that_is_already_done_gives_its_model_back(run, long_trial, s
 
 
 def test_loader_processes_do_not_change_a_training(run, long_trial, store, tmp_path):
-    with_workers = Run(long_trial, store, tmp_path, loader_workers=1, resume_from=run.folder / "3")
+    with_workers = Run(long_trial, store, tmp_path, execution=Execution(loader_workers=1), resume_from=run.folder / "3")
     assert equal(with_workers.weights(4), run.weights(4))
 
 
@@ -177,7 +253,7 @@ def test_a_checkpoint_holds_no_pickles(run):
 
 
 def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store, tmp_path):
-    checkpoint.save_model(tmp_path, long_trial, run.network, checkpoint.weights_of(run.network))
+    checkpoint.save_model(tmp_path, long_trial, run.network.text, checkpoint.weights_of(run.network))
     assert {path.name for path in tmp_path.iterdir()} == {TRIAL_FILE, MODEL_FILE, "tokenizer.json"}
     assert checkpoint.load_trial(tmp_path) == long_trial
     split = open_split(store, "synthetic/evaluation")

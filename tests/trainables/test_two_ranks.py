@@ -17,10 +17,12 @@ from trainables import model
 from trainables.checkpoint import MODEL_FILE
 from trainables.encoders.audio import passt
 from trainables.loss import gather, nt_xent
-from trainables.train import seed_step, train
+from trainables.train import Execution, backward, seed_step, train
 from trainables.trial import Trial
 
-GRADIENTS, EPOCHS = "gradients.safetensors", "epochs.json"
+GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"
+RESUMED_AFTER = 2
+"""Steps, of 5 or 4 an epoch."""
 
 
 def without_dropout(trial: Trial) -> Trial:
@@ -35,8 +37,11 @@ def with_patchout(trial: Trial) -> Trial:
     return replace(trial, audio=audio, text=replace(trial.text, dropout=0.0))
 
 
-def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path) -> None:
-    """What a rank does: the gradients of one step, then a training; both are written to `folder`/rank."""
+def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, micro_batch: int | None = None) -> None:
+    """What a rank does: the gradients of one step, a training, and that training again from its first epoch's midst.
+
+    What comes of it is written to `folder`/rank.
+    """
     torch.set_num_threads(1)
     own = folder / str(rank)
     own.mkdir(parents=True)
@@ -44,49 +49,75 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path) ->
         rendezvous = f"file://{folder / 'rendezvous'}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
     try:
-        write_gradients(rank, world_size, trial, store, own)
+        write_gradients(rank, world_size, trial, store, own, micro_batch)
         epochs = []
 
-        def report(metrics, write_checkpoint):
-            epochs.append(metrics)
-            write_checkpoint(own)
+        def report(metrics, snapshot):
+            if metrics or not snapshot:
+                epochs.append(metrics)
+            if snapshot:
+                snapshot.write(own if metrics else own / f"step{snapshot.progress.steps_done}")
 
-        train(trial, store, report)
-        (own / EPOCHS).write_text(json.dumps(epochs))
+        execution = Execution(micro_batch=micro_batch, checkpoint_every_s=0)
+        network = train(trial, store, report, execution=execution)
+        if rank > 0:
+            save_file(network.state_dict(), own / MODEL_FILE)  # the last epoch's: only rank 0 knows the best one
+        (own / EPOCHS).write_text(json.dumps([metrics for metrics in epochs if metrics]))
+        checkpoint = folder / "0" / f"step{RESUMED_AFTER}"
+        resumed = train(
+            trial, store, lambda *_: None, resume_from=checkpoint, execution=Execution(micro_batch=micro_batch)
+        )
+        save_file(resumed.state_dict(), own / RESUMED)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
 
 
-def write_gradients(rank: int, world_size: int, trial: Trial, store: Path, folder: Path) -> None:
-    """A step without the training loop."""
+def write_gradients(
+    rank: int, world_size: int, trial: Trial, store: Path, folder: Path, micro_batch: int | None
+) -> None:
+    """A step without the training loop: plainly where there is one rank and no micro-batch."""
     splits = [open_split(store, name) for name in trial.train]
     pairs = Pairs(splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed)
     network = model.build(trial, list(pairs.captions())).train()
     wrapped = DistributedDataParallel(network) if world_size > 1 else network
     batch = next(pairs.load_epoch(0, trial.batch_size, rank, world_size, loader_workers=0))
-    shared = seed_step(trial.seed, 0, rank)
-    audio, text, temperature = wrapped(batch, network.text.tokenize(batch.captions), shared)
-    rows = [gather(local, trial.batch_size) for local in (audio, text, batch.clips)]
-    assert len(rows[2].unique()) < len(rows[2]), "the batch should hold two captions of one clip"
-    nt_xent(*rows, temperature).backward()
+    counts = [len(share) for share in pairs.shares(pairs.epoch_batches(0, trial.batch_size)[0], world_size)]
+    clips = gather(batch.clips, counts)
+    assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
+    if world_size > 1 or micro_batch:
+        backward(trial, wrapped, batch, counts, 0, torch.device("cpu"), Execution(micro_batch=micro_batch))
+    else:
+        shared = seed_step(trial.seed, 0, rank)
+        audio, text, temperature = network(batch, network.text.tokenize(batch.captions), shared)
+        nt_xent(audio, text, clips, temperature).backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-    save_file({"clips": rows[2], **gradients}, folder / GRADIENTS)
+    save_file({"clips": clips, **gradients}, folder / GRADIENTS)
 
 
 @pytest.fixture(
     scope="module",
-    params=[(2, 16, without_dropout), (3, 21, with_patchout)],
-    ids=["2 ranks, last batch of 1", "3 ranks, last batch of 2, patchout"],
+    params=[
+        (2, 16, without_dropout, None),
+        (3, 21, with_patchout, None),
+        (1, 16, with_patchout, 3),
+        (2, 16, with_patchout, 3),
+    ],
+    ids=[
+        "2 ranks, last batch of 1",
+        "3 ranks, last batch of 2, patchout",
+        "micro-batches, patchout",
+        "2 ranks, micro-batches, patchout",
+    ],
 )
 def folders(request, trial, store, tmp_path_factory) -> list[Path]:
     """What one rank wrote, then what each of several did. The 65 pairs leave a last batch too small for all ranks."""
-    world_size, batch_size, variant = request.param
+    world_size, batch_size, variant, micro_batch = request.param
     trial = replace(variant(trial), batch_size=batch_size)
-    assert 0 < 65 % batch_size < world_size
+    assert 0 < 65 % batch_size < max(world_size, 2)
     one, several = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")
     work(0, 1, trial, store, one)
-    torch.multiprocessing.spawn(work, args=(world_size, trial, store, several), nprocs=world_size)
+    torch.multiprocessing.spawn(work, args=(world_size, trial, store, several, micro_batch), nprocs=world_size)
     return [one / "0", *(several / str(rank) for rank in range(world_size))]
 
 
@@ -104,7 +135,7 @@ def test_gradients_of_a_step_are_those_of_the_joined_batch(folders):
 
 def test_losses_and_metrics_of_a_training_are_those_of_one_rank(folders):
     one, first, *others = (json.loads((folder / EPOCHS).read_text()) for folder in folders)
-    assert others == [[{}, {}]] * len(others)  # rank 0 speaks for all
+    assert others == [[]] * len(others)  # rank 0 speaks for all
     assert len(one) == len(first) == 2
     for expected, metrics in zip(one, first, strict=True):
         assert metrics["map10"] == pytest.approx(expected["map10"], abs=1e-9)
@@ -122,6 +153,14 @@ def test_weights_after_a_training_are_those_of_one_rank_on_every_rank(folders):
                 np.testing.assert_allclose(part, same, rtol=0, atol=2e-5, err_msg=name)
     for name in one:
         assert all(torch.equal(weights[name], ranks[0][name]) for weights in ranks), name
+
+
+def test_a_training_goes_on_from_the_midst_of_an_epoch_bit_for_bit_on_as_many_ranks(folders):
+    for rank, folder in enumerate(folders[1:]):
+        last, resumed = load_file(folders[1] / MODEL_FILE), load_file(folder / RESUMED)
+        best = json.loads((folders[1] / EPOCHS).read_text())[-1]["best_epoch"]
+        if best == 2 or rank > 0:  # rank 0 gives the best epoch's weights back
+            assert all(torch.equal(resumed[name], last[name]) for name in last)
 
 
 def parts(name: str, weights: torch.Tensor, width: int) -> list[torch.Tensor]:

@@ -1,19 +1,24 @@
 """Audio encoders: segments of audio -> one vector each.
 
-`build(config)` makes one with its initial weights, `restore(config)` one whose weights are loaded later. Both return an
-`nn.Module` that is an `AudioEncoder`. `Config.segment_s` says how long a segment is.
+`build(config, weights)` makes one with its initial weights, published ones from the directory `weights` or downloaded;
+`restore(config)` makes one whose weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`.
+`Config.segment_s` says how long a segment is.
 """
 
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class AudioEncoder(Protocol):
     """What the dual encoder asks of an audio encoder."""
 
     width: int
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
 
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """S segments of N samples -> [S, width].

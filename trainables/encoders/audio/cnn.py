@@ -7,6 +7,7 @@ nothing depends on the other segments of a batch, and ranks and micro-batches do
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +59,12 @@ VARIANTS = {
 VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)
 
 
-def weights_fingerprint(config: Config) -> str:
+def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Which weights training starts from."""
     return "random"
 
 
-def build(config: Config) -> "CnnEncoder":
+def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
     """The encoder with random weights."""
     return CnnEncoder(config)
 
@@ -87,6 +88,11 @@ class CnnEncoder(nn.Module):
             layers += [convolution(before if index == 0 else width, width) for index in range(count)]
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """[S, N] samples -> [S, width]."""

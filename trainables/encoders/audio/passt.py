@@ -1,16 +1,18 @@
 """PaSST, the Patchout faSt Spectrogram Transformer (Koutini et al. 2022), through hear21passt.
 
 The variants N, S and S15 are those of the paper (section 2.1): architecture, stride and structured patchout as there.
-Their checkpoints are downloaded by hear21passt from the PaSST project's releases (Apache-2.0). `tiny` is the same class
-with a few layers, trained from scratch on a CPU.
+Their checkpoints are the PaSST project's releases (Apache-2.0), with the names and shapes of hear21passt's class.
+`tiny` is the same class with a few layers, trained from scratch on a CPU.
 
 hear21passt's own forward pass prints, warns about shorter input and draws the dropped patches from the global
-generator; `PasstEncoder.forward` computes the same from the same parameters.
+generator; `PasstEncoder.forward` computes the same from the same parameters. So does `Attention`: on CUDA with torch's
+scaled_dot_product_attention, on a CPU in the plain form (MEASURED).
 """
 
 import contextlib
 import io
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,20 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables import frontend
+from trainables.encoders import published
+
+RELEASES = {
+    arch: f"https://github.com/kkoutini/PaSST/releases/download/{file}"
+    for arch, file in (
+        ("passt_s_p16_s16_128_ap468", "v0.0.2-audioset/passt-s-f128-p16-s16-ap.468.pt"),
+        ("passt_s_kd_p16_128_ap486", "v.0.0.9/passt-s-kd-ap.486.pt"),
+        ("passt_20sec", "v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt"),
+    )
+}
+"""Published weights by hear21passt's name of the architecture; the addresses are those of its own table."""
+
+FUSED_ON = ("cuda",)
+"""Devices whose attention is torch's scaled_dot_product_attention."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.arch is None and self.pretrained:
             raise UserError("a PaSST without an arch has no published weights: set pretrained=False")
+        if self.pretrained and self.arch not in RELEASES:
+            raise UserError(f"arch is {self.arch!r}: published weights are known of {', '.join(RELEASES)}")
         rows, columns = self.grid
         if not (0 <= self.patchout_frequency < rows and 0 <= self.patchout_time < columns):
             raise UserError(
@@ -84,20 +102,44 @@ VARIANTS = {
 VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)
 
 
-def weights_fingerprint(config: Config) -> str:
-    """Which weights training starts from: a release's name is as good as its hash, as releases don't change."""
-    return f"hear21passt:{config.arch}" if config.pretrained else "random"
+def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
+    """Which weights training starts from: of a file in the directory `weights` its hash, of a download its name.
+
+    The name is as good as the hash, as releases don't change.
+    """
+    if not config.pretrained:
+        return "random"
+    if weights is None:
+        return f"hear21passt:{config.arch}"
+    return f"sha256:{published.sha256(published.locate(release(config), weights))}"
 
 
-def build(config: Config) -> "PasstEncoder":
-    """The encoder with its initial weights; pretrained ones are downloaded if they aren't in torch hub's cache."""
+def release(config: Config) -> str:
+    """Where the published weights are."""
+    assert config.arch is not None
+    return RELEASES[config.arch]
+
+
+def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
+    """The encoder with its initial weights; published ones come from the directory `weights`, or are downloaded.
+
+    Raises UserError where they are absent, torn or another network's.
+    """
+    net = network(config)
+    if config.pretrained:
+        published.load(net, published.locate(release(config), weights))
+    return PasstEncoder(config, net)
+
+
+def network(config: Config) -> Any:
+    """hear21passt's model with random weights."""
     # hear21passt brings timm and torchvision: seconds that whoever only reads a Config needn't wait.
     from hear21passt.models.passt import PaSST, get_model
 
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
     with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
         if config.arch is None:
-            net = PaSST(
+            return PaSST(
                 img_size=(config.front_end.num_mels, config.num_frames),
                 patch_size=config.patch,
                 stride=config.stride,
@@ -107,22 +149,20 @@ def build(config: Config) -> "PasstEncoder":
                 distilled=True,
                 **size,
             )
-        else:
-            net = get_model(
-                config.arch,
-                pretrained=config.pretrained,
-                fstride=config.stride[0],
-                tstride=config.stride[1],
-                input_fdim=config.front_end.num_mels,
-                input_tdim=config.num_frames,
-                **size,
-            )
-    return PasstEncoder(config, net)
+        return get_model(
+            config.arch,
+            pretrained=False,
+            fstride=config.stride[0],
+            tstride=config.stride[1],
+            input_fdim=config.front_end.num_mels,
+            input_tdim=config.num_frames,
+            **size,
+        )
 
 
 def restore(config: Config) -> "PasstEncoder":
     """An encoder of the same shape, without looking for published weights."""
-    return build(replace(config, pretrained=False))
+    return PasstEncoder(config, network(config))
 
 
 class PasstEncoder(nn.Module):
@@ -134,7 +174,14 @@ class PasstEncoder(nn.Module):
         self.width: int = net.embed_dim
         self.front_end = frontend.LogMel(config.front_end)
         net.head = net.head_dist = nn.Identity()  # the classifiers: no parameter without a gradient
+        for block in net.blocks:
+            block.attn = Attention(block.attn)
         self.net = net
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return list(self.net.blocks)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """[S, N] samples -> [S, width]; in training, `generator` draws the patches that are dropped."""
@@ -150,6 +197,30 @@ class PasstEncoder(nn.Module):
         tokens_SLD = torch.cat([tokens_12D.expand(len(segments_SN), -1, -1), patches_SPD], dim=1)
         sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
         return sequence[:, :2].mean(dim=1)
+
+
+class Attention(nn.Module):
+    """Self-attention with the parameters of hear21passt's, whose names it keeps; neither drops any of it."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.heads: int = theirs.num_heads
+        self.qkv, self.proj = theirs.qkv, theirs.proj
+
+    def forward(self, tokens_SLD: Tensor) -> Tensor:
+        """[S, L, D] -> [S, L, D]."""
+        query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attend = nn.functional.scaled_dot_product_attention if tokens_SLD.device.type in FUSED_ON else plain_attention
+        mixed_SHLE: Tensor = attend(query_SHLE, key_SHLE, value_SHLE)
+        mixed_SLD: Tensor = self.proj(mixed_SHLE.transpose(1, 2).flatten(2))
+        return mixed_SLD
+
+
+def plain_attention(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
+    """Attention in the plain form, for H heads of E entries: [S, H, L, E]."""
+    scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
+    mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
+    return mixed_SHLE
 
 
 def drop(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:

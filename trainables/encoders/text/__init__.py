@@ -1,7 +1,8 @@
 """Text encoders: normalised captions -> one vector each.
 
-`build(config, captions)` makes one with its initial weights, `restore(config, folder)` makes one of the same shape from
-what `save_tokenizer(folder)` left there. Both return an `nn.Module` that is a `TextEncoder`.
+`build(config, captions, weights)` makes one with its initial weights, published ones from the directory `weights` or
+downloaded; `restore(config, folder)` makes one of the same shape from what `save_tokenizer(folder)` left there. Both
+return an `nn.Module` that is a `TextEncoder`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class TextEncoder(Protocol):
     """What the dual encoder asks of a text encoder."""
 
     width: int
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """B captions as token ids."""

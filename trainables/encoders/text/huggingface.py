@@ -1,20 +1,25 @@
-"""BERT- and RoBERTa-like text encoders from the Hugging Face hub or a local directory.
+"""BERT-like text encoders from the Hugging Face hub or a local directory.
 
-A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2).
+A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2), or the mean over its
+tokens, as sentence-transformers' models were trained.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import torch
 from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from data.errors import UserError
+from trainables.encoders import published
 from trainables.encoders.text import Tokens
+
+Pooling = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Config:
     revision: str | None = None  # a commit of the hub; None: today's, looked up when a trial is signed
     dropout: float = 0.2  # hidden and attention; from the authors' published settings, not in the paper
     max_tokens: int = 32
+    pooling: Pooling = "first"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -33,6 +39,8 @@ class Config:
             raise UserError(
                 f"max_tokens is {self.max_tokens}: at least 3 are needed, two of them mark a sentence's ends"
             )
+        if self.pooling not in get_args(Pooling):
+            raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
 
 
 VARIANTS = {
@@ -40,16 +48,17 @@ VARIANTS = {
     "bert-large": Config("bert-large-uncased"),
     "roberta-base": Config("roberta-base"),
     "roberta-large": Config("roberta-large"),
+    "all-mpnet-base-v2": Config("sentence-transformers/all-mpnet-base-v2", pooling="mean"),
 }
 
 
-def weights_fingerprint(config: Config) -> str:
+def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """The SHA-256 of a local directory's files, or a hub model's commit. Raises UserError where neither can be had."""
-    folder = Path(config.model)
+    folder = Path(source(config, weights))
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            digest.update(f"{path.name}\t{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+            digest.update(f"{path.name}\t{published.sha256(path)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
     if config.revision is not None:
         return f"{config.model}@{config.revision}"
@@ -62,42 +71,91 @@ def weights_fingerprint(config: Config) -> str:
         ) from error
 
 
-def build(config: Config, captions: Sequence[str]) -> "HuggingFaceEncoder":
-    """The published model and its tokenizer; `captions` aren't needed."""
+def source(config: Config, weights: Path | None) -> str:
+    """A local directory, or the model's id on the hub. Raises UserError where `weights` is given and lacks it."""
+    if weights is None or Path(config.model).is_dir():
+        return config.model
+    places = [weights / config.model, weights / Path(config.model).name]
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise UserError(
+            f"{weights} holds no directory {config.model!r}: put the model's files there, as the hub has them "
+            f"(config.json, model.safetensors and its tokenizer's)"
+        )
+    return str(found)
+
+
+def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
+    """The published model and its tokenizer, from the directory `weights` if given; `captions` aren't needed.
+
+    Raises UserError where the model is absent, torn, or has other weights than its config.json says.
+    """
+    place = source(config, weights)
+    revision = None if Path(place).is_dir() else config.revision
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
-        model = AutoModel.from_pretrained(config.model, revision=config.revision, **model_settings(config))
-    except (OSError, ValueError) as error:
+        shape = AutoConfig.from_pretrained(place, revision=revision)
+        set_dropout(shape, config.dropout)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        model, differences = AutoModel.from_pretrained(
+            place,
+            config=shape,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with what else differs
+        )
+    except Exception as error:  # torn files raise what the parsers of JSON, safetensors and tokenizers happen to
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
+    published.refuse_differences(
+        place,
+        missing=of_body(model, differences["missing_keys"]),
+        unexpected=of_body(model, differences["unexpected_keys"]),
+        misshapen=[
+            f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in differences["mismatched_keys"]
+        ],
+    )
     return HuggingFaceEncoder(config, model, tokenizer)
 
 
 def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
     """A model of the same shape without its weights, and the tokenizer, from a folder that `save_tokenizer` wrote."""
     shape = AutoConfig.from_pretrained(folder)
-    return HuggingFaceEncoder(config, AutoModel.from_config(shape), AutoTokenizer.from_pretrained(folder))
+    return HuggingFaceEncoder(
+        config, AutoModel.from_config(shape, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    )
 
 
-def model_settings(config: Config) -> dict[str, Any]:
-    """What differs from the published settings. The pooler isn't used and would have no gradient."""
-    return {
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
-        "add_pooling_layer": False,
-    }
+def set_dropout(shape: Any, dropout: float) -> None:
+    """Set each dropout rate that the architecture has: they are called otherwise in each, but all by that word."""
+    for name, value in shape.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float):
+            setattr(shape, name, dropout)
+
+
+def of_body(model: Any, names: Collection[str]) -> list[str]:
+    """The names that belong to the embeddings and layers: a checkpoint's heads aren't used, nor is the pooler."""
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
+    return sorted(name for name, stem in stems.items() if stem in parts)
 
 
 class HuggingFaceEncoder(nn.Module):
-    """Captions -> the output for the first token."""
+    """Captions -> the output for the first token, or the mean over all of a caption's."""
 
     def __init__(self, config: Config, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.config = config
         if getattr(model, "pooler", None) is not None:
-            model.pooler = None
+            model.pooler = None  # it isn't used, and would have no gradient
         self.model = model
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes: each architecture has one list of them."""
+        layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
+        return list(layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Captions as token ids, cut to `max_tokens` and padded to the longest."""
@@ -109,7 +167,10 @@ class HuggingFaceEncoder(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """[B, width]."""
         states_BLW: Tensor = self.model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
-        return states_BLW[:, 0]
+        if self.config.pooling == "first":
+            return states_BLW[:, 0]
+        mask_BL1 = tokens.mask.unsqueeze(2).to(states_BLW.dtype)
+        return (states_BLW * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write what `restore` needs."""

@@ -42,13 +42,13 @@ VARIANTS = {
 }
 
 
-def weights_fingerprint(config: Config) -> str:
+def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Which weights training starts from."""
     return "random"
 
 
-def build(config: Config, captions: Sequence[str]) -> "TransformerEncoder":
-    """The encoder with random weights and a vocabulary learned from normalised `captions`."""
+def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
+    """The encoder with random weights, and a vocabulary learned from normalised `captions`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # Left to itself, the trainer numbers the letters inside words in the order of a hash map, anew in each process, and
@@ -88,6 +88,11 @@ class TransformerEncoder(nn.Module):
             layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False
         )
         self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return list(self.layers.layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Captions as token ids, cut to `max_tokens` and padded to the longest."""

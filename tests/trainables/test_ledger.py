@@ -6,7 +6,7 @@ import pytest
 
 from data.errors import UserError
 from sweeps import spaces
-from sweeps.ledger import Ledger, create_ledger, flattened, open_ledger
+from trainables.ledger import Ledger, create_ledger, flattened, open_ledger
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ import pytest
 from data import shards
 from data.errors import UserError
 from data.schema import Split
+from data.splits import Splits, find_splits
 from data.storage import Store
-from sweeps.grid import find_splits
-from sweeps.spaces import Splits
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +28,11 @@ CLOTHO = Splits("clotho/development", "clotho/validation", "clotho/evaluation", 
 
 
 def test_a_corpus_is_pretrained_on_its_own_split_to_train_on(store):
-    assert find_splits("clotho", store, False, [], []) == CLOTHO
+    assert find_splits("clotho", store) == CLOTHO
 
 
-def test_corpora_to_pretrain_on_are_all_their_splits_as_in_the_paper(store, capsys):
-    found = find_splits("clotho", store, False, ["clotho", "audiocaps", "wavcaps"], [])
+def test_corpora_to_pretrain_on_are_all_their_splits_as_in_the_paper(store, caplog):
+    found = find_splits("clotho", store, ["clotho", "audiocaps", "wavcaps"], [])
     assert found.pretrain == (
         "clotho/development",
         "audiocaps/train",
@@ -43,16 +42,16 @@ def test_corpora_to_pretrain_on_are_all_their_splits_as_in_the_paper(store, caps
         "wavcaps/SoundBible",
     )
     assert found.train == "clotho/development"
-    assert "wavcaps/AudioSet_SL isn't in the store" in capsys.readouterr().out
+    assert "wavcaps/AudioSet_SL isn't in the store" in caplog.text
 
 
 def test_splits_are_held_out_by_a_setting(store):
-    found = find_splits("clotho", store, False, ["clotho", "audiocaps"], ["audiocaps/val", "audiocaps/test"])
+    found = find_splits("clotho", store, ["clotho", "audiocaps"], ["audiocaps/val", "audiocaps/test"])
     assert found.pretrain == ("clotho/development", "audiocaps/train")
 
 
 def test_a_split_is_named_as_it_is(store):
-    found = find_splits("audiocaps", store, False, ["wavcaps/FreeSound", "audiocaps/train"], [])
+    found = find_splits("audiocaps", store, ["wavcaps/FreeSound", "audiocaps/train"], [])
     assert found == Splits(
         "audiocaps/train", "audiocaps/val", "audiocaps/test", ("wavcaps/FreeSound", "audiocaps/train")
     )
@@ -71,4 +70,4 @@ def test_a_split_is_named_as_it_is(store):
 )
 def test_what_cannot_be_is_refused(corpus, pretrain_on, hold_out, said, store):
     with pytest.raises(UserError, match=said):
-        find_splits(corpus, store, False, pretrain_on, hold_out)
+        find_splits(corpus, store, pretrain_on, hold_out)

@@ -1,0 +1,87 @@
+"""Which splits of a store models are pretrained on, fine-tuned on, and judged by."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data import corpora
+from data.errors import UserError
+from data.shards import open_split
+from data.storage import Store
+
+logger = logging.getLogger("chorale.splits")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits to train, validate and test on, 'corpus/split'; fine-tuning is on `train` alone."""
+
+    train: str
+    validation: str
+    test: str
+    pretrain: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        heard = {self.train, *self.pretrain} & {self.validation, self.test}
+        if heard:
+            raise UserError(f"{', '.join(sorted(heard))} would be trained on and judged by: leave it out of one")
+
+
+def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold_out: Sequence[str] = ()) -> Splits:
+    """The corpus' splits in the store.
+
+    `pretrain_on` names corpora or splits, by default the split to train on; of what they name, `hold_out` is left out.
+    Raises UserError for what the store doesn't hold.
+    """
+    names = roles(corpus)
+    present = store.splits()
+    wanted = [split for name in pretrain_on for split in splits_of(name, present)] or [names["train"]]
+    unknown = sorted(set(hold_out) - set(wanted))
+    if unknown:
+        raise UserError(f"--hold-out {unknown[0]}: it isn't among what is pretrained on: {', '.join(wanted)}")
+    pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
+    for name in dict.fromkeys([*names.values(), *pretrain]):
+        open_split(store, name)
+    return Splits(**names, pretrain=pretrain)
+
+
+def roles(corpus: str) -> dict[str, str]:
+    """The splits of a corpus by what they are for: train, validation, test. Raises UserError where it has none."""
+    names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
+    if not names:
+        raise UserError(f"{corpus} has no split to validate on: name it with --pretrain-on beside another --corpus")
+    return names
+
+
+def splits_of(name: str, present: Sequence[str]) -> list[str]:
+    """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
+    if "/" in name and name not in present:
+        raise UserError(f"the store holds no split {name!r} (it holds: {', '.join(present)})")
+    if "/" in name:
+        return [name]
+    wanted = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]
+    absent = [split for split in wanted if split not in present]
+    if absent == wanted:
+        raise UserError(f"the store holds none of {', '.join(wanted)}; prepare it: python data/prepare.py {name}")
+    for split in absent:
+        logger.warning("%s isn't in the store: pretraining goes without it", split)
+    return [split for split in wanted if split in present]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of commands that train: what `find_splits` is given, and the store."""
+    parser.add_argument(
+        "--corpus", default="synthetic", help=f"one of: {', '.join(corpora.names())} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pretrain-on",
+        nargs="+",
+        default=[],
+        metavar="CORPUS",
+        help="corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
+    )
+    parser.add_argument(
+        "--hold-out", nargs="+", default=[], metavar="SPLIT", help="splits of --pretrain-on that are left out"
+    )
+    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")

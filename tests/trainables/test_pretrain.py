@@ -1,0 +1,146 @@
+"""Pretraining by its command: real workers of Ray Train, one of which is killed, and a driver that is."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from data.errors import UserError
+from trainables import pretrain as pretrain_command
+from trainables.checkpoint import MODEL_FILE
+from trainables.ledger import open_ledger
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+EPOCHS = 12
+
+
+def words(store, runs, *more):
+    return [
+        "trainables/pretrain.py", "--corpus", "folder", "--store", store, "--runs", runs, "--workers", 2,
+        "--batch-size", 8, "--epochs", EPOCHS, "--micro-batch", 3, "--checkpoint-every-s", 0.5, *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def pretrain(run_command, cluster):
+    """A function that runs the command to its end."""
+    return lambda *given: run_command(*words(*given), RAY_ADDRESS=cluster)
+
+
+def model_of(runs):
+    (folder,) = (runs / "models").iterdir()
+    return load_file(folder / MODEL_FILE)
+
+
+@pytest.fixture(scope="module")
+def pretrained(run_command, cluster, tone_store, tmp_path_factory):
+    """An uninterrupted pretraining: the folder of runs, and what the command printed."""
+    runs = tmp_path_factory.mktemp("pretrained")
+    done = run_command(*words(tone_store, runs), RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs, done
+
+
+def started(cluster, store, runs):
+    """A pretraining that has begun, and has a checkpoint to go on from."""
+    environment = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": cluster}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words(store, runs))], cwd=ROOT, env=os.environ | environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if list(runs.glob("trials/*/checkpoint_*/progress.json")):
+            return process
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.2)
+    raise AssertionError("no checkpoint")
+
+
+def assert_same_end(runs, other):
+    expected, got = model_of(other), model_of(runs)
+    assert expected.keys() == got.keys()
+    assert all((got[name] == expected[name]).all() for name in expected)
+
+
+def test_it_says_what_it_does_and_what_came_of_it(pretrained):
+    _, done = pretrained
+    assert "2 workers with 1 CPU threads each, in float32, batches of 8" in done.stderr
+    assert re.search(r"^[0-9a-f]{16}: best epoch \d+: map10 [\d.]+, r1 ", done.stdout, re.MULTILINE)
+    assert not re.search(r"\(pid=|\(RayTrain|INFO |WARNING", done.stdout + done.stderr)
+
+
+def test_mlflow_has_what_steps_took(pretrained):
+    (run,) = open_ledger(pretrained[0]).runs("trial")
+    assert run.info.status == "FINISHED"
+    step = {name: value for name, value in run.data.metrics.items() if name.startswith("step/")}
+    assert set(step) == {
+        f"step/{name}" for name in ("epoch", "loss", "step_s", "pairs_per_second", "waiting_share", "memory_gb")
+    }
+    assert 0 < step["step/epoch"] <= EPOCHS
+    assert 0 <= step["step/waiting_share"] < 1
+    assert step["step/memory_gb"] > 0.1
+
+
+def test_asked_for_again_it_is_finished_already(pretrained, pretrain, tone_store):
+    done = pretrain(tone_store, pretrained[0])
+    assert done.returncode == 0
+    assert "is finished already" in done.stderr
+    assert done.stdout.splitlines()[-1] == pretrained[1].stdout.splitlines()[-1]
+
+
+def test_it_goes_on_by_itself_after_a_worker_is_lost(pretrained, cluster, tone_store, tmp_path):
+    process = started(cluster, tone_store, tmp_path)
+    workers = [
+        one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])
+    ]
+    assert workers
+    workers[-1].kill()
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert_same_end(tmp_path, pretrained[0])
+
+
+def test_it_goes_on_by_the_same_command_after_its_driver_is_lost(pretrained, pretrain, cluster, tone_store, tmp_path):
+    process = started(cluster, tone_store, tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = pretrain(tone_store, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path, pretrained[0])
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoint(pretrain, tone_store, tmp_path):
+    done = pretrain(tone_store, tmp_path, "--peak-rate", 1e30, "--checkpoint-every-s", 0)
+    assert done.returncode == 2
+    assert re.search(r"^error: the loss of step \d+ is nan: .*folder/train/train-\d+\.wav", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    (run,) = open_ledger(tmp_path).runs("trial")
+    assert run.info.status == "FAILED"
+    (weights,) = tmp_path.glob(f"trials/*/checkpoint_*/{MODEL_FILE}")
+    assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--workers", 500], "500 workers need a CPU each: the cluster has"),
+        (["--gpus-per-worker", 1, "--workers", 2], "2 workers with 1 GPUs each need 2: the cluster has"),
+        (["--recipe", "papr"], "unknown recipe 'papr'; known: paper, small"),
+        (["--audio", "cnn:huge"], "unknown audio encoder 'cnn:huge'; known: cnn:small"),
+        (["--epochs", 1, "--recipe", "paper"], "1.0 warm-up and 1.0 final epochs don't fit into 1"),
+        (["--peak-rate", -1], "it must be from 0 to peak_rate (-1.0)"),
+        (["--weights", "nowhere", "--audio", "passt:N"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(more, said, cluster, tone_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(word) for word in words(tone_store, tmp_path, *more)])
+    with pytest.raises(UserError, match=re.escape(said)):
+        pretrain_command.main()

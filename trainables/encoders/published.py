@@ -1,0 +1,115 @@
+"""Published checkpoints: found or downloaded, read without running their code, and refused if they don't fit."""
+
+import functools
+import hashlib
+import pickle
+from collections.abc import Collection, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.errors import UserError
+
+NAMED_IN_ERRORS = 3
+"""How many of each kind of difference an error names."""
+
+NUMPY: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(code)) for code in "?bhilBHILefd"),  # numbers: an array of Python objects stays refused
+    *(
+        (value.__reduce__()[0], f"{module}.multiarray.{name}")
+        for module in ("numpy._core", "numpy.core")  # since NumPy 2, and before
+        for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float64()))
+    ),
+]
+"""What torch must be told is harmless: trainings leave NumPy's numbers beside the weights, PANNs' among them."""
+
+
+def locate(url: str, weights: Path | None) -> Path:
+    """A released file: in the directory `weights`, or without one in torch hub's cache, downloaded if need be.
+
+    Raises UserError where the file isn't in `weights`, or can't be downloaded.
+    """
+    name = unquote(PurePosixPath(urlsplit(url).path).name)
+    if weights is not None:
+        if not (weights / name).is_file():
+            raise UserError(f"{weights} holds no file {name!r}: download it from {url} into that directory")
+        return weights / name
+    path = Path(torch.hub.get_dir(), "checkpoints", name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise UserError(
+                f"{url} can't be downloaded ({error}): fetch it elsewhere, and name its directory with --weights"
+            ) from error
+    return path
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256; it is read once in a process, unless its size or its time of change does."""
+    status = path.stat()
+    return sha256_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def sha256_of_version(path: Path, num_bytes: int, changed_ns: int) -> str:
+    """The SHA-256 of a file as it was at that time."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The weights in a file of torch's: a state dict, or one under 'model'. Raises UserError for any other."""
+    try:
+        with torch.serialization.safe_globals(NUMPY):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is torn, or no checkpoint ({error}): download it again") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no weights: it must be a dict of tensors by name")
+    return dict(state)
+
+
+def load(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
+    """Load a published checkpoint; its `unused` names are passed over.
+
+    Raises UserError that says what differs if another name or shape than the network's is in the file, or one lacks.
+    """
+    found = {name: tensor for name, tensor in read(path).items() if name not in unused}
+    wanted = network.state_dict()
+    refuse_differences(
+        path,
+        missing=[name for name in wanted if name not in found],
+        unexpected=[name for name in found if name not in wanted],
+        misshapen=[
+            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    )
+    network.load_state_dict(found)
+
+
+def refuse_differences(
+    source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
+) -> None:
+    """Raise UserError if a checkpoint's names or shapes aren't its model's."""
+    kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
+    differences = [f"{len(names)} {kind} ({first_few(names)})" for kind, names in kinds.items() if names]
+    if differences:
+        raise UserError(f"{source} isn't a checkpoint of this model: {'; '.join(differences)}")
+
+
+def first_few(names: Iterable[str]) -> str:
+    """Some of the names, for an error."""
+    names = list(names)
+    return ", ".join([*names[:NAMED_IN_ERRORS], *(["..."] if len(names) > NAMED_IN_ERRORS else [])])

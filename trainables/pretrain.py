@@ -1,0 +1,237 @@
+"""Pretrain one pair of encoders with Ray Train, on any number of GPUs or CPU workers.
+
+python trainables/pretrain.py [--recipe small] [--audio cnn:small5] [--text transformer:small] [--workers N] ...
+python trainables/pretrain.py --recipe paper --audio passt:N --text huggingface:roberta-large --corpus clotho \
+    --pretrain-on clotho audiocaps wavcaps --store DIR
+
+A training that was ended goes on from its last checkpoint when the same command is given again. A sweep that asks for
+the same pretraining finds it.
+"""
+
+import argparse
+import dataclasses
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from data import splits
+from data.errors import UserError, positive, run_command
+from data.prepare import prepare_if_absent, start_ray
+from data.storage import Store
+from trainables import recipes
+from trainables import trial as trials
+from trainables.encoders import families
+from trainables.ledger import Ledger, create_ledger
+from trainables.ray_adapter import TRAIN_ENVIRONMENT, Resources, Site, best_metrics, fit
+from trainables.tracking import STEP, connect
+from trainables.train import METRICS, Execution, Metrics
+from trainables.trial import Precision, Trial, fastest_precision
+
+logger = logging.getLogger("chorale.pretrain")
+
+ASK_EVERY_S = 2.0
+SAY_EVERY_S = 10.0
+"""Between two lines of progress where there is no terminal to renew one on."""
+
+MOST_LOADERS = 4
+"""Loader processes for a GPU, if there are cores for them: enough for 16-bit PCM on the GPUs of 2023."""
+
+
+class ProgressLine:
+    """A line that says how far a training is, by what MLflow has of it: renewed on a terminal, or now and then."""
+
+    def __init__(self, tracking_uri: str, run_id: str, epochs: int) -> None:
+        self.tracking_uri, self.run_id, self.epochs = tracking_uri, run_id, epochs
+        self.text = "starting workers"
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self.follow, daemon=True)
+        console = Console(stderr=True)
+        self.live = Live(console=console, get_renderable=lambda: Text(self.text), transient=True)
+
+    def __enter__(self) -> "ProgressLine":
+        if self.live.console.is_terminal:
+            self.live.start()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+        self.live.stop()
+
+    def follow(self) -> None:
+        """Ask MLflow every few seconds."""
+        client = connect(self.tracking_uri)
+        said, said_at = "", time.monotonic()
+        while not self.ended.wait(ASK_EVERY_S):
+            metrics = client.get_run(self.run_id).data.metrics
+            if f"{STEP}epoch" in metrics:
+                self.text = progress(metrics, self.epochs)
+            if not self.live.console.is_terminal and self.text != said and time.monotonic() - said_at >= SAY_EVERY_S:
+                said, said_at = self.text, time.monotonic()
+                logger.info(said)
+
+
+def progress(metrics: Mapping[str, float], epochs: int) -> str:
+    """How far a training is, in one line."""
+    step = {name.removeprefix(STEP): value for name, value in metrics.items() if name.startswith(STEP)}
+    best = (
+        f", best mAP@10 {metrics['best_map10']:.4f} (epoch {metrics['best_epoch']:.0f})"
+        if metrics.get("best_epoch")
+        else ""
+    )
+    return (
+        f"epoch {step['epoch']:.2f} of {epochs}, loss {step['loss']:.3f}, {step['step_s']:.3f} s a step, "
+        f"{step['pairs_per_second']:.1f} pairs/s, {step['waiting_share']:.1%} waiting for data, "
+        f"{step['memory_gb']:.1f} GB{best}"
+    )
+
+
+def resources_of(workers: int | None, gpus_per_worker: float | None) -> Resources:
+    """What the workers get: as many as there are GPUs, or one on the CPU. Raises UserError where there isn't enough."""
+    available = ray.cluster_resources()
+    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
+    each = gpus_per_worker if gpus_per_worker is not None else float(gpus > 0)
+    workers = workers or (int(gpus // each) if each else 1)
+    if each and workers * each > gpus:
+        raise UserError(f"{workers} workers with {each:g} GPUs each need {workers * each:g}: the cluster has {gpus}")
+    if workers > cpus:
+        raise UserError(f"{workers} workers need a CPU each: the cluster has {cpus}; lower --workers")
+    threads = cpus // workers
+    return Resources(workers, cpus_per_worker=threads, gpus_per_worker=each, threads=threads)
+
+
+def execution_of(arguments: argparse.Namespace, resources: Resources) -> Execution:
+    """How the training is to be computed."""
+    spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
+    return Execution(
+        loader_workers=spare if arguments.loader_workers is None else arguments.loader_workers,
+        micro_batch=arguments.micro_batch,
+        checkpoint_activations=arguments.checkpoint_activations,
+        compile=arguments.compile,
+        checkpoint_every_s=arguments.checkpoint_every_s,
+    )
+
+
+def trial_of(arguments: argparse.Namespace, chosen: splits.Splits) -> Trial:
+    """The recipe's trial, with what the command line sets otherwise."""
+    trial = recipes.recipe(arguments.recipe)(
+        arguments.audio, arguments.text, chosen, arguments.precision or fastest_precision()
+    )
+    schedule = {"epochs": arguments.epochs, "peak_rate": arguments.peak_rate, "final_rate": arguments.final_rate}
+    settings = {"batch_size": arguments.batch_size, "clip_norm": arguments.clip_norm, "seed": arguments.seed}
+    frozen = {"frozen_audio": arguments.frozen_audio, "frozen_text": arguments.frozen_text}
+    return replace(trial, schedule=replace(trial.schedule, **given(schedule)), **given(settings | frozen))
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that are set."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything the command does; returns its exit status."""
+    whole, runs = Store.of(arguments.store), arguments.runs.resolve()
+    prepare_if_absent(arguments.corpus, whole)
+    trial = trial_of(arguments, splits.find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out))
+    weights = arguments.weights.resolve() if arguments.weights else None
+    signature = trials.signature(trial, whole.location, weights)
+    ledger = create_ledger(runs)
+    if found := ledger.finished(signature):
+        logger.info("%s is finished already.", trial.name)
+        show(best_metrics(ledger.client, found.info.run_id), signature)
+        return 0
+    start_ray()
+    resources = resources_of(arguments.workers, arguments.gpus_per_worker)
+    execution = execution_of(arguments, resources)
+    each = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
+    logger.info("%s, trial %s", trial.name, signature)
+    logger.info("  on %s", ", ".join(trial.train))
+    logger.info(
+        "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
+    )
+    run_id = ledger.claim(trial, signature, None)
+    site = Site(whole.location, runs, ledger.tracking_uri, weights)
+    metrics = fit_or_give_up(ledger, run_id, trial, signature, site, resources, execution)
+    ledger.finish(run_id)
+    show(metrics, signature)
+    return 0
+
+
+def fit_or_give_up(
+    ledger: Ledger, run_id: str, trial: Trial, signature: str, site: Site, resources: Resources, execution: Execution
+) -> Metrics:
+    """Train; where that doesn't come to its end, the ledger says so."""
+    try:
+        with ProgressLine(ledger.tracking_uri, run_id, trial.schedule.epochs):
+            return fit(trial, signature, None, run_id, site, resources, execution)
+    except KeyboardInterrupt:
+        ledger.give_up(run_id, "KILLED")
+        logger.info("Interrupted. To go on from the last checkpoint, give the same command again.")
+        raise
+    except Exception:
+        ledger.give_up(run_id, "FAILED")
+        raise
+
+
+def show(metrics: Metrics, signature: str) -> None:
+    """The best epoch, on the validation split."""
+    scores = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in METRICS)
+    Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments."""
+    default = {field.name: field.default for field in dataclasses.fields(Execution)}
+    trial = parser.add_argument_group("what is trained")
+    trial.add_argument("--recipe", default="small", help=f"one of: {', '.join(recipes.named())} (default: %(default)s)")
+    trial.add_argument(
+        "--audio", default="cnn:small5", help=f"family:variant; families: {', '.join(families('audio'))}"
+    )
+    trial.add_argument("--text", default="transformer:small", help=f"the same; families: {', '.join(families('text'))}")
+    trial.add_argument("--epochs", type=positive, help="instead of the recipe's, as all below")
+    trial.add_argument("--peak-rate", type=float)
+    trial.add_argument("--final-rate", type=float)
+    trial.add_argument("--batch-size", type=positive, help="pairs, all workers together")
+    trial.add_argument("--clip-norm", type=float, help="of the gradients (default: they aren't clipped)")
+    trial.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 where the hardware has it")
+    trial.add_argument("--seed", type=int)
+    trial.add_argument("--frozen-audio", action="store_true", default=None)
+    trial.add_argument("--frozen-text", action="store_true", default=None)
+    computed = parser.add_argument_group("how it is computed")
+    computed.add_argument("--workers", type=positive, help="default: one a GPU of the cluster, or one on the CPU")
+    computed.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs")
+    computed.add_argument("--loader-workers", type=int, help="processes that load data, for each worker")
+    computed.add_argument("--micro-batch", type=positive, help="pairs of a worker whose activations are held at a time")
+    computed.add_argument("--checkpoint-activations", action="store_true", help="less memory, a second forward pass")
+    computed.add_argument("--compile", action="store_true", help="compile the encoders' blocks with torch.compile")
+    computed.add_argument("--checkpoint-every-s", type=float, default=default["checkpoint_every_s"], metavar="SECONDS")
+    places = parser.add_argument_group("where things lie")
+    places.add_argument("--runs", type=Path, default=Path("runs"), help="where results go (default: %(default)s)")
+    places.add_argument("--weights", type=Path, help="a folder of published checkpoints, where nothing can be fetched")
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    splits.add_arguments(parser)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    os.environ.update(TRAIN_ENVIRONMENT)
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    run_command(main)

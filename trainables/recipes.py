@@ -1,0 +1,99 @@
+"""Named recipes: how models are pretrained, and how one is fine-tuned from there.
+
+The paper is P. Primus, K. Koutini and G. Widmer, "CP-JKU's submission to task 6b of the DCASE2023 challenge". Figures
+that aren't in it are from the settings that its authors published with their code, or assumed; each says which. A
+recipe is a function from encoders and splits to a full Trial: variants derive from that with `dataclasses.replace`.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+from data.errors import unknown_name
+from data.splits import Splits
+from trainables import encoders
+from trainables.schedule import Schedule
+from trainables.trial import Precision, Trial
+
+Recipe = Callable[[str, str, Splits, Precision], Trial]
+"""Audio and text encoder as 'family:variant', splits and precision -> a pretraining."""
+
+PAPER_PARAPHRASES = 0.3
+"""The probability of a paraphrase in fine-tuning (section 3.2 of the paper)."""
+
+SMALL_RATE = 1e-3
+"""A peak rate that the small audio encoders learn well at from scratch; few others were tried."""
+
+
+def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
+    """The paper's pretraining: 16 epochs of batches of 64, Adam from 2e-5 to 1e-7, NT-Xent.
+
+    From the paper: batch size, rates, cosine decay, epochs (15, and one to warm up), 1024 dimensions, 30 s of audio.
+    From the authors' settings: the temperature, learned from 0.01; text dropout of 0.2 and SpecAugment of up to 48
+    bands and 192 frames, which the encoders' own configs hold; the last epoch at the final rate. Theirs trained with
+    16-bit floats; here it is what the hardware multiplies fastest. Gradients aren't clipped.
+    """
+    return Trial(
+        audio=encoders.choose("audio", audio),
+        text=encoders.choose("text", text),
+        train=splits.pretrain,
+        validation=splits.validation,
+        test=splits.test,
+        schedule=Schedule(peak_rate=2e-5, final_rate=1e-7, epochs=16, warmup_epochs=1.0, final_epochs=1.0),
+        batch_size=64,
+        embedding_size=1024,
+        temperature=0.01,
+        paraphrase_probability=0.0,
+        longest_audio_s=30.0,
+        precision=precision,
+    )
+
+
+def paper_fine_tuning(
+    pretraining: Trial, splits: Splits, peak_rate: float = 8e-6, paraphrase_probability: float = PAPER_PARAPHRASES
+) -> Trial:
+    """The paper's fine-tuning on Clotho: 5 epochs from 8e-6 to 1e-7, captions swapped for paraphrases.
+
+    From the paper: epochs, rates, the probability. Assumed: that the schedule has the shape of pretraining's, its first
+    epoch warming up and its last one at the final rate.
+    """
+    return replace(
+        pretraining,
+        train=(splits.train,),
+        schedule=Schedule(peak_rate, min(1e-7, peak_rate), epochs=5, warmup_epochs=1.0, final_epochs=1.0),
+        paraphrase_probability=paraphrase_probability,
+        pretraining=pretraining,
+    )
+
+
+def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
+    """Small encoders from random weights on one machine; the figures were chosen on small corpora of recordings."""
+    return Trial(
+        audio=encoders.choose("audio", audio),
+        text=encoders.choose("text", text),
+        train=splits.pretrain,
+        validation=splits.validation,
+        test=splits.test,
+        schedule=Schedule(SMALL_RATE, SMALL_RATE / 50, epochs=6, final_epochs=0),
+        batch_size=32,
+        embedding_size=256,
+        temperature=0.05,
+        precision=precision,
+    )
+
+
+def named() -> dict[str, Recipe]:
+    """The recipes of this file for a pretraining, by name."""
+    arguments = list(inspect.get_annotations(paper).values())
+    functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
+    return {
+        name: function for name, function in functions if list(inspect.get_annotations(function).values()) == arguments
+    }
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name; an unknown one is answered with the known."""
+    if name not in named():
+        raise unknown_name("recipe", name, sorted(named()))
+    return named()[name]
