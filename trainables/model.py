@@ -3,11 +3,10 @@
 Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the embeddings.
 """
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,12 +88,24 @@ class DualEncoder(nn.Module):
 def checkpoint_activations(model: DualEncoder) -> None:
     """Keep no activations inside the encoders' blocks: the backward pass computes each block's again, bit for bit."""
     for block in [*model.audio.blocks, *model.text.blocks]:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = checkpointed(block.forward)
+
+
+def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward pass with its activations left out: a function, as torch.compile passes over partial ones."""
+
+    def forward_again(*arguments: Any, **settings: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, **settings)
+
+    return forward_again
 
 
 def compile_blocks(model: DualEncoder) -> None:
     """Have torch.compile compile each of the encoders' blocks, for any number of segments, captions and tokens."""
-    for block in [*model.audio.blocks, *model.text.blocks]:
+    blocks = [*model.audio.blocks, *model.text.blocks]
+    # Blocks of one class share their code, so that it is compiled for each one's shapes, in training and in evaluation.
+    torch._dynamo.config.recompile_limit = max(2 * len(blocks), torch._dynamo.config.recompile_limit)
+    for block in blocks:
         block.compile(dynamic=True)
 
 

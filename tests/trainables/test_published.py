@@ -3,6 +3,7 @@
 import csv
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -15,10 +16,14 @@ import torch
 from hear21passt.models import passt as theirs
 from torch import Tensor
 
+from data.batches import MASK_DRAWS, Batch
 from data.errors import UserError
-from trainables import encoders
+from data.schema import SAMPLE_RATE_HZ
+from trainables import encoders, model
 from trainables.encoders import published
 from trainables.encoders.audio import cnn14, passt
+from trainables.encoders.text import huggingface
+from trainables.loss import nt_xent
 
 CNN14 = "Cnn14_mAP=0.431.pth"
 RELEASES = {
@@ -239,3 +244,89 @@ def test_a_file_that_is_no_checkpoint_is_refused(contents, tmp_path):
     (tmp_path / "a.pt").write_bytes(contents)
     with pytest.raises(UserError, match=r"a\.pt (is torn, or no checkpoint|holds no weights)"):
         published.read(tmp_path / "a.pt")
+
+
+# Every pair of encoders of the paper's Table 2, at full size.
+
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1}
+TEXT_MODELS = {
+    "bert-base": ("bert", {"vocab_size": 30_522}),
+    "bert-large": ("bert", {"vocab_size": 30_522, **LARGE}),
+    "roberta-base": ("roberta", ROBERTA),
+    "roberta-large": ("roberta", {**ROBERTA, **LARGE}),
+    "all-mpnet-base-v2": ("mpnet", {"vocab_size": 30_527, "max_position_embeddings": 514}),
+}
+"""Architecture and, where they differ from its configuration's defaults, the published sizes."""
+
+PAIRS = [
+    *(
+        (f"passt:{audio}", text)
+        for audio in "NS"
+        for text in ("bert-base", "roberta-base", "bert-large", "roberta-large")
+    ),
+    *(("passt:S15", text) for text in ("bert-large", "roberta-large")),
+    ("cnn14:audioset", "all-mpnet-base-v2"),
+    ("cnn14:audioset", "bert-base"),
+]
+CAPTIONS = ["a dog barks twice", "rain falls on a tin roof"]
+
+
+def random(file: str) -> dict[str, Tensor]:
+    """Numbers of a size at which a network computes something."""
+    state = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in table(file).items()}
+    for name, tensor in state.items():
+        if name.endswith("running_var"):
+            tensor.fill_(1)
+        elif tensor.is_floating_point():
+            tensor.normal_(std=0.02)
+    return state
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, write_text_model) -> Path:
+    """A directory for --weights: the audio encoders' files, and the text encoders' directories. 5 GB."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for file in RELEASES.values():
+        write(folder, file, random(file))
+    for name, (architecture, shape) in TEXT_MODELS.items():
+        write_text_model(folder / huggingface.VARIANTS[name].model, architecture, CAPTIONS, **shape)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("audio", "text"), PAIRS)
+def test_a_pair_of_the_papers_encoders_builds_takes_a_step_and_embeds(audio, text, weights, trial):
+    trial = replace(
+        trial,
+        audio=encoders.choose("audio", audio),
+        text=huggingface.VARIANTS[text],
+        embedding_size=1024,
+        frozen_text=text == "all-mpnet-base-v2",  # the baseline's
+    )
+    network = model.build(trial, CAPTIONS, weights).train()
+    segments = 0.1 * torch.randn(3, round(trial.audio.segment_s * SAMPLE_RATE_HZ))
+    batch = Batch(segments, torch.tensor([1, 2]), torch.rand(3, MASK_DRAWS), CAPTIONS, torch.arange(2))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-4, foreach=False)  # without copies of all parameters
+
+    def loss() -> Tensor:
+        clips, captions, temperature = network(batch, network.text.tokenize(CAPTIONS), torch.Generator())
+        return nt_xent(clips, captions, batch.clips, temperature)
+
+    before = [parameter.detach().flatten()[:1].clone() for parameter in trained]
+    loss().backward()
+    assert not [name for name, one in network.named_parameters() if one.requires_grad and one.grad is None]
+    optimizer.step()
+    assert sum(not torch.equal(one.flatten()[:1], old) for one, old in zip(trained, before, strict=True)) > 90
+    optimizer.zero_grad()
+    network.eval()
+    with torch.no_grad():
+        clips, captions, _ = network(batch, network.text.tokenize(CAPTIONS), torch.Generator())
+        assert loss().isfinite()
+    assert clips.shape == captions.shape == (2, 1024)
+    for vectors in (clips, captions):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+        assert not torch.equal(vectors[0], vectors[1])

@@ -29,6 +29,7 @@ from trainables.checkpoint import (
     load_model,
 )
 from trainables.embed import embed
+from trainables.encoders.audio import cnn14
 from trainables.schedule import Schedule
 from trainables.train import METRICS, Execution, Metrics, seed_step, train
 from trainables.trial import Trial
@@ -152,6 +153,29 @@ def test_gradients_are_clipped_only_if_wanted(trial, store, tmp_path):
     assert not equal(plain.weights(2), near.weights(2))
     with pytest.raises(UserError, match="clip_norm is 0"):
         replace(trial, clip_norm=0)
+
+
+def test_a_frozen_encoder_stays_as_it_was_and_the_rest_learns_through_an_interruption(trial, store, tmp_path):
+    frozen = replace(trial, frozen_text=True)
+    whole = Run(frozen, store, tmp_path / "whole")
+    start = Run(replace(frozen, schedule=STILL), store, tmp_path / "start").weights(1)
+    changed = {name for name, tensor in whole.weights(2).items() if not torch.equal(tensor, start[name])}
+    assert {name.partition(".")[0] for name in changed} == {
+        "audio", "audio_projection", "text_projection", "log_temperature"
+    }  # fmt: skip
+    assert not [name for name in load_file(tmp_path / "whole" / "2" / OPTIMIZER_FILE) if name.startswith("text.")]
+    resumed = Run(frozen, store, tmp_path / "resumed", resume_from=tmp_path / "whole" / "1")
+    assert equal(resumed.weights(2), whole.weights(2))
+
+
+def test_batch_statistics_that_would_differ_between_micro_batches_are_refused(trial, store, tmp_path):
+    audio = replace(cnn14.VARIANTS["audioset"], pretrained=False, channels=(2, 4), segment_s=1.0)
+    micro_batches = {"execution": Execution(micro_batch=2)}
+    Run(replace(trial, audio=audio, schedule=STILL), store, tmp_path / "frozen", **micro_batches)
+    learned = replace(trial, audio=replace(audio, frozen_statistics=False), schedule=STILL)
+    Run(learned, store, tmp_path / "whole")
+    with pytest.raises(UserError, match="batch statistics are those of one rank's whole batch: freeze them"):
+        Run(learned, store, tmp_path / "parts", **micro_batches)
 
 
 def test_running_out_of_memory_says_what_to_lower(trial, store, tmp_path, monkeypatch):

@@ -5,8 +5,7 @@ Their checkpoints are the PaSST project's releases (Apache-2.0), with the names 
 `tiny` is the same class with a few layers, trained from scratch on a CPU.
 
 hear21passt's own forward pass prints, warns about shorter input and draws the dropped patches from the global
-generator; `PasstEncoder.forward` computes the same from the same parameters. So does `Attention`: on CUDA with torch's
-scaled_dot_product_attention, on a CPU in the plain form (MEASURED).
+generator; `PasstEncoder.forward` computes the same from the same parameters.
 """
 
 import contextlib
@@ -34,7 +33,11 @@ RELEASES = {
 """Published weights by hear21passt's name of the architecture; the addresses are those of its own table."""
 
 FUSED_ON = ("cuda",)
-"""Devices whose attention is torch's scaled_dot_product_attention."""
+"""Devices whose attention is torch's scaled_dot_product_attention.
+
+On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
+and backward, float32, one thread).
+"""
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,9 @@ class PasstEncoder(nn.Module):
             patches_SDFT = drop(patches_SDFT, 3, self.config.patchout_time, generator)
             patches_SDFT = drop(patches_SDFT, 2, self.config.patchout_frequency, generator)
         patches_SPD = patches_SDFT.flatten(2).transpose(1, 2)
-        tokens_12D = torch.cat([net.cls_token, net.dist_token], dim=1) + net.new_pos_embed
-        tokens_SLD = torch.cat([tokens_12D.expand(len(segments_SN), -1, -1), patches_SPD], dim=1)
+        added = zip((net.cls_token, net.dist_token), net.new_pos_embed.split(1, dim=1), strict=True)
+        tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in added]
+        tokens_SLD = torch.cat([*tokens_S1D, patches_SPD], dim=1)
         sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
         return sequence[:, :2].mean(dim=1)
 
