@@ -74,6 +74,15 @@ def test_the_global_generator_is_left_alone_and_nothing_is_printed(segments, tra
     assert capsys.readouterr() == ("", "")
 
 
+def test_evaluations_filter_bank_is_built_once(segments, monkeypatch):
+    front_end = LogMel(Config()).eval()
+    expected = front_end(segments, NO_MASKS, generator())
+    monkeypatch.delattr(frontend, "get_mel_banks")
+    assert torch.equal(front_end(segments, NO_MASKS, generator()), expected)
+    with pytest.raises(NameError):
+        front_end.train()(segments, NO_MASKS, generator())
+
+
 def test_evaluation_draws_nothing_and_masks_nothing(segments):
     drawn = generator()
     front_end = LogMel(Config()).eval()
