@@ -181,7 +181,6 @@ def run_in_process(run_command, mode, source, store, workers):
     return run_command("-c", IN_PROCESS, mode, source, store, workers)
 
 
-@pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes_and_a_killed_run_goes_on(recordings, run_command, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     done = run_in_process(run_command, "whole", recordings, whole, 1)
