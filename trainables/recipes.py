@@ -69,17 +69,12 @@ def paper_fine_tuning(
 
 def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
     """Small encoders from random weights on one machine; the figures were chosen on small corpora of recordings."""
-    return Trial(
-        audio=encoders.choose("audio", audio),
-        text=encoders.choose("text", text),
-        train=splits.pretrain,
-        validation=splits.validation,
-        test=splits.test,
+    return replace(
+        paper(audio, text, splits, precision),
         schedule=Schedule(SMALL_RATE, SMALL_RATE / 50, epochs=6, final_epochs=0),
         batch_size=32,
         embedding_size=256,
         temperature=0.05,
-        precision=precision,
     )
 
 
