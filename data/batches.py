@@ -157,9 +157,9 @@ class Pairs(Dataset[Batch]):
         uniform = [rng.random(3) for rng in draws]
         pairs = np.array([pair for _, pair in epochs_and_pairs])
         splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
-        lengths = [self.splits[split].num_samples[clip].item() for split, clip in zip(splits, clips, strict=True)]
+        lengths = self.lengths(pairs)
         counts = [min(length, self.longest_samples) for length in lengths]
-        sizes = self.num_segments(pairs)
+        sizes = [count_segments(count, self.segment_samples) for count in counts]
         segments = make_room(sum(sizes)) if make_room else torch.empty(sum(sizes), self.segment_samples)
         captions, first = [], 0
         for row, pair in enumerate(pairs.tolist()):
@@ -193,11 +193,15 @@ class Pairs(Dataset[Batch]):
         order = np.random.default_rng([self.seed, ORDER_STREAM, epoch]).permutation(len(self))
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
+    def lengths(self, pairs: NDArray[np.int64]) -> list[int]:
+        """How many samples each of some pairs' clips has."""
+        rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
+        return [self.splits[split].num_samples[clip].item() for split, clip in rows]
+
     def num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
         """How many segments each of some pairs has."""
-        splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
-        lengths = (self.splits[split].num_samples[clip].item() for split, clip in zip(splits, clips, strict=True))
-        return [count_segments(min(length, self.longest_samples), self.segment_samples) for length in lengths]
+        counts = (min(length, self.longest_samples) for length in self.lengths(pairs))
+        return [count_segments(count, self.segment_samples) for count in counts]
 
     def shares(self, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
         """The pairs of a global batch that each rank computes: so that all have about as many segments to embed."""

@@ -110,6 +110,7 @@ def train(
 
     network = initial_model(trial, resume_from or pretrained, pairs, weights).to(device)
     prepare(network, device, execution)
+    refuse_shared_statistics(network.train(), world_size, execution)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, fused=device.type == "cuda")
     progress, best = Progress(), Weights()
@@ -120,7 +121,6 @@ def train(
 
     for epoch in range(progress.epochs_done, trial.schedule.epochs):
         network.train()
-        refuse_shared_statistics(network, world_size, execution)
         batches = pairs.epoch_batches(epoch, trial.batch_size)
         loader = pairs.load_epoch(
             epoch, trial.batch_size, rank, world_size, execution.loader_workers, progress.batches_done
@@ -142,7 +142,7 @@ def train(
             if progress.batches_done < len(batches) and clock.is_time_for_a_checkpoint():
                 report({}, snapshot(rank, trial, network, optimizer, progress, best))
 
-        metrics: Metrics = {}
+        took, metrics = clock.epoch(), Metrics()
         if rank == 0:
             metrics = validate(network, trial, validation)
             if metrics["map10"] > progress.best_map10:
@@ -156,7 +156,7 @@ def train(
                 "train_loss": progress.loss_sum / len(batches),
                 "temperature": float(network.temperature.detach()),
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                **clock.epoch(),
+                **took,
             }
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
         report(metrics, snapshot(rank, trial, network, optimizer, progress, best))
