@@ -65,7 +65,7 @@ class Store:
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
-        filesystem, root = _filesystem(str(location))
+        filesystem, root = filesystem_of(str(location))
         return cls(root if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else str(location))
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ class Store:
         """The contents of a small file as they are at this moment. Raises FileNotFoundError where it is absent."""
         if not self.is_remote:
             return (self.path / name).read_bytes()
-        filesystem, root = _filesystem(self.location)
+        filesystem, root = filesystem_of(self.location)
         with _reaching(self), filesystem.open_input_stream(f"{root}/{name}", compression=None) as file:
             return cast(bytes, file.read())
 
@@ -133,7 +133,7 @@ class Store:
         """The splits that are there, as sorted 'corpus/split'; none where the store is absent."""
         if not self.is_remote:
             return sorted(str(path.parent.relative_to(self.path)) for path in self.path.glob(f"*/*/{MANIFEST}"))
-        filesystem, root = _filesystem(self.location)
+        filesystem, root = filesystem_of(self.location)
 
         def folders(path: str) -> list[str]:
             listed = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
@@ -159,7 +159,7 @@ def copy(store: Store, to: Location) -> None:
         raise UserError(f"{target} is a folder, not an object store (as s3://bucket/store): copy it there with `cp -r`")
     if not (splits := store.splits()):
         raise UserError(f"{store} holds no split: prepare one, or give the store's folder")
-    filesystem, root = _filesystem(target.location)
+    filesystem, root = filesystem_of(target.location)
     for folder in (store.path, *(store.path / split for split in splits)):
         files = [path for path in folder.iterdir() if path.suffix in {".arrow", ".json"}]
         files.sort(key=lambda path: (path.name == MANIFEST, not IMMUTABLE.search(path.name), path.name))
@@ -189,7 +189,7 @@ def _mapped(folder: str, name: str) -> pa.Buffer:
 
 
 @functools.cache
-def _filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """A URI's file system, opened once a process, and the path of the store in it."""
     try:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
@@ -216,7 +216,7 @@ def _reaching(store: Store) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        filesystem, root = _filesystem(store.location)
+        filesystem, root = filesystem_of(store.location)
         bucket = root.partition("/")[0]
         with contextlib.suppress(OSError):  # keys that may read files needn't be allowed to look at the bucket
             if bucket and filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
@@ -234,7 +234,7 @@ class _RemoteFile:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
-        self.filesystem, root = _filesystem(store.location)
+        self.filesystem, root = filesystem_of(store.location)
         self.path = f"{root}/{name}"
         self.key = hashlib.sha256(f"{store}\n{self.path}".encode()).hexdigest()
 

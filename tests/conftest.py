@@ -2,18 +2,91 @@
 
 import csv
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs
 import pytest
 import ray
+import requests
 import soundfile
 
 ROOT = Path(__file__).parents[1]
 RATE_HZ = 32_000
+
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIAKEY",
+    "AWS_SECRET_ACCESS_KEY": "SECRETWORD",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+
+
+class ObjectStore:
+    """moto's S3 server, with an empty bucket `bucket`."""
+
+    def __init__(self, log):
+        self.log = log
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out)
+        while not (running := re.search(r"Running on (http://\S+:\d+)", log.read_text())):
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        self.endpoint = running[1]
+
+    def uri(self, path, keys=""):
+        return f"s3://{keys}{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
+
+    def requests(self, pattern):
+        """The paths of the requests made so far, of the methods that match."""
+        return re.findall(rf"(?:{pattern}) /([^\s?]+)\S* HTTP", self.log.read_text())
+
+
+def start(log):
+    """An object store, and Arrow's way to it with keys that may do anything."""
+    server = ObjectStore(log)
+    address = server.endpoint.removeprefix("http://")
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key="k", secret_key="s", endpoint_override=address, scheme="http", allow_bucket_creation=True,
+        allow_delayed_open=True,
+    )  # fmt: skip
+    filesystem.create_dir("bucket")
+    return server, filesystem
+
+
+@pytest.fixture(scope="session")
+def start_object_store():
+    return start
+
+
+@pytest.fixture
+def object_store_keys(monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
+def one_object_store(tmp_path_factory):
+    server, _ = start(tmp_path_factory.mktemp("object_store") / "log")
+    yield server
+    server.process.terminate()
+    server.process.wait()
+
+
+@pytest.fixture
+def object_store(one_object_store, object_store_keys):
+    """An object store for the tests of a session, and its keys in the environment."""
+    return one_object_store
 
 
 def run(*words, cwd=ROOT, timeout=600, **environment):
@@ -75,6 +148,55 @@ def cluster():
         ray.shutdown()
 
 
+@pytest.fixture
+def mlflow_server(tmp_path):
+    """A function that starts an MLflow server at an address that stays the same, and one that ends it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri, running = f"http://127.0.0.1:{port}", []
+    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    places = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "kept"),
+    ]
+
+    def answers():
+        try:
+            return requests.get(f"{uri}/health", timeout=2).ok
+        except requests.RequestException:
+            return False
+
+    def start():
+        environment = os.environ | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "100",  # as in cluster.yaml
+        }
+        running.append(
+            subprocess.Popen(
+                [*words, *places],
+                env=environment,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        while not answers():
+            assert running[-1].poll() is None
+            time.sleep(0.1)
+        return uri
+
+    def stop():
+        os.killpg(running[-1].pid, signal.SIGKILL)
+        running.pop().wait()
+
+    yield start, stop
+    if running:
+        stop()
+
+
 SPACE = """
 from dataclasses import replace
 from sweeps.spaces import fine_tuning, from_scratch
@@ -90,6 +212,24 @@ def tiny(splits, precision):
 def endless(splits, precision):
     base = tiny(splits, precision)[0].pretraining
     return [replace(base, schedule=replace(base.schedule, epochs=2000))]
+
+def patient(splits, precision):
+    pretraining = endless(splits, precision)[0]
+    pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=30))
+    return [fine_tuning(splits, pretraining, 0.3, epochs=3)]
+
+def hopeless(splits, precision):
+    base = tiny(splits, precision)[0].pretraining
+    good = fine_tuning(splits, base, 0.3, epochs=8, warmup_epochs=0.0)
+    return [good, replace(good, schedule=replace(good.schedule, peak_rate=1.0))]
+
+def twice(splits, precision):
+    one, two = tiny(splits, precision)
+    return [one, two, one]
+
+def unbuildable(splits, precision):
+    one = tiny(splits, precision)[0].pretraining
+    return [replace(one, text=encoders.family("text", "huggingface").Config("/no/such/folder"))]
 
 def broken(splits, precision):
     return [replace(tiny(splits, precision)[0], temperature=-1.0)]

@@ -27,51 +27,17 @@ from data.storage import BLOCK_BYTES, Store
 SPLIT = "test/train"
 SHARD = f"{SPLIT}/clips-00000-0123456789abcdef.arrow"
 SIZE = 2 * BLOCK_BYTES + 12_345
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "AKIAKEY",
-    "AWS_SECRET_ACCESS_KEY": "SECRETWORD",
-    "AWS_EC2_METADATA_DISABLED": "true",
-    "AWS_CONFIG_FILE": os.devnull,
-    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-}
-
-
-class Server:
-    def __init__(self, log):
-        self.log = log
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
-        with log.open("w") as out:
-            self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=out)
-        while not (running := re.search(r"Running on (http://\S+:\d+)", log.read_text())):
-            assert self.process.poll() is None, log.read_text()
-            time.sleep(0.05)
-        self.endpoint = running[1]
-
-    def uri(self, path, keys=""):
-        return f"s3://{keys}{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
-
-    def requests(self, pattern):
-        """The paths of the requests made so far, of the methods that match."""
-        return re.findall(rf"(?:{pattern}) /([^\s?]+)\S* HTTP", self.log.read_text())
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch, tmp_path):
-    for name, value in KEYS.items():
-        monkeypatch.setenv(name, value)
+def environment(object_store_keys, monkeypatch, tmp_path):
     monkeypatch.setenv("CHORALE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CHORALE_CACHE_GB", raising=False)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server") / "log")
-    address = server.endpoint.removeprefix("http://")
-    filesystem = pyarrow.fs.S3FileSystem(
-        access_key="k", secret_key="s", endpoint_override=address, scheme="http", allow_bucket_creation=True,
-        allow_delayed_open=True,
-    )  # fmt: skip
-    filesystem.create_dir("bucket")
+def server(start_object_store, tmp_path_factory):
+    server, filesystem = start_object_store(tmp_path_factory.mktemp("server") / "log")
     with filesystem.open_output_stream("bucket/private/table.arrow") as file:  # in one PUT: moto guards only such ones
         file.write(b"a table")
     yield server
@@ -416,7 +382,7 @@ def test_an_endpoint_that_never_answers_is_given_up_within_seconds():
 
 def test_settings_of_a_uri_that_pyarrow_cant_copy_are_kept():
     uri = "s3://bucket/store?region=us-east-1&tls_verify_certificates="
-    filesystems = [storage._filesystem(f"{uri}{value}")[0] for value in ("true", "false")]
+    filesystems = [storage.filesystem_of(f"{uri}{value}")[0] for value in ("true", "false")]
     assert not filesystems[0].equals(filesystems[1])
 
 
