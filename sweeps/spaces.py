@@ -7,7 +7,8 @@ returned are those that are wanted; a pretraining that several of them share is 
 import inspect
 import runpy
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -15,13 +16,26 @@ from typing import cast
 from data.errors import UserError, unknown_name
 from data.splits import Splits
 from trainables import recipes
+from trainables.schedule import Schedule
 from trainables.trial import Precision, Trial
 
 Space = Callable[[Splits, Precision], list[Trial]]
 
-
 CNN_RATE, PASST_RATE = recipes.SMALL_RATE, 7e-4
 """Peak rates that the small audio encoders learn well at from scratch; few others were tried."""
+
+TEXT_ENCODERS = ("bert-base", "roberta-base", "bert-large", "roberta-large")
+"""Of the paper, in the order of its Table 2."""
+
+PAPER_PAIRS = {"passt:N": TEXT_ENCODERS, "passt:S": TEXT_ENCODERS, "passt:S15": ("bert-large", "roberta-large")}
+"""The pairs of the paper's Table 2 (the text encoders of each audio encoder)."""
+
+FIGURE_2_SEEDS = 3
+"""Of fine-tuning, over one pretraining (Figure 2 of the paper)."""
+
+RATES = (4e-6, 8e-6, 1.6e-5)
+PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
+"""What `full` fine-tunes with: peak rates around the paper's 8e-6, and shares of paraphrases around its 0.3."""
 
 
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
@@ -56,6 +70,53 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
     ]
 
 
+def table2(splits: Splits, precision: Precision) -> list[Trial]:
+    """Every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
+
+    The ten pairs, pretrained and fine-tuned with paraphrases; PaSST-N with roberta-large also without them, and as it
+    comes from pretraining; both of its fine-tunings with the three seeds of Figure 2; CNN14 with bert-base by the same
+    recipe without paraphrases, as the row says (its figures are of a system with a recipe of its own); and DCASE's own
+    baseline. The row of the ensemble is for `ensemble/select.py`.
+    """
+    pretrainings = {
+        (audio, text): recipes.paper(audio, f"huggingface:{text}", splits, precision)
+        for audio, texts in PAPER_PAIRS.items()
+        for text in texts
+    }
+    compared = pretrainings["passt:N", "roberta-large"]
+    figure_2 = [
+        replace(recipes.paper_fine_tuning(compared, splits, paraphrase_probability=probability), seed=seed)
+        for probability in (recipes.PAPER_PARAPHRASES, 0.0)
+        for seed in range(FIGURE_2_SEEDS)
+    ]
+    cnn14 = recipes.paper("cnn14:audioset", "huggingface:bert-base", splits, precision)
+    return once(
+        *(recipes.paper_fine_tuning(pretraining, splits) for pretraining in pretrainings.values()),
+        *figure_2,
+        compared,
+        recipes.paper_fine_tuning(cnn14, splits, paraphrase_probability=0.0),
+        recipes.baseline("cnn14:dcase2023", "huggingface:all-mpnet-base-v2", splits, precision),
+    )
+
+
+def full(splits: Splits, precision: Precision) -> list[Trial]:
+    """Every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
+
+    CNN14 is one of them; all-mpnet-base-v2, which only the baseline uses, isn't.
+    """
+    pretrainings = [
+        recipes.paper(audio, f"huggingface:{text}", splits, precision)
+        for audio in (*PAPER_PAIRS, "cnn14:audioset")
+        for text in TEXT_ENCODERS
+    ]
+    return [
+        recipes.paper_fine_tuning(pretraining, splits, peak_rate=rate, paraphrase_probability=probability)
+        for pretraining in pretrainings
+        for rate in RATES
+        for probability in PROBABILITIES
+    ]
+
+
 def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
@@ -77,12 +138,77 @@ def fine_tuning(
     return replace(
         pretraining,
         train=(splits.train,),
-        schedule=replace(
-            pretraining.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs, warmup_epochs=warmup_epochs
-        ),
+        schedule=Schedule(rate, rate / 50, epochs, warmup_epochs, final_epochs=0),
         paraphrase_probability=paraphrase_probability,
         pretraining=pretraining,
     )
+
+
+def once(*trials: Trial) -> list[Trial]:
+    """The trials, each once."""
+    return list(dict.fromkeys(trials))
+
+
+def with_seeds(wanted: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
+    """The trials with further seeds: their own and those that follow it, as many as asked for; each trial once.
+
+    `seeds` is for fine-tunings, over one pretraining; a trial without a pretraining stays as it is. `pretraining_seeds`
+    is for pretrainings, and a fine-tuning's own seed goes along unless `seeds` gives it several: with both there are
+    `seeds` times `pretraining_seeds` fine-tunings of each.
+    """
+    trials = []
+    for trial in wanted:
+        for shift in range(pretraining_seeds or 1):
+            own_shifts = range(seeds) if seeds and trial.pretraining else (shift,)
+            parent = shifted(trial.pretraining, shift) if trial.pretraining else None
+            trials += [replace(trial, seed=trial.seed + own, pretraining=parent) for own in own_shifts]
+    return once(*trials)
+
+
+def shifted(trial: Trial, shift: int) -> Trial:
+    """The trial with its seed raised, and those of the pretrainings that it comes from."""
+    parent = shifted(trial.pretraining, shift) if trial.pretraining else None
+    return replace(trial, seed=trial.seed + shift, pretraining=parent)
+
+
+def check(wanted: object) -> list[Trial]:
+    """The trials of a space, if they can be one sweep. Raises UserError for what can't.
+
+    That is: anything but a list of trials, with at least one; a trial that is there twice; trials that don't validate
+    and test on the same splits, pretrainings included, as they couldn't be in one pool; and one that is trained on what
+    it is judged by.
+    """
+    if not isinstance(wanted, list | tuple):
+        raise UserError(f"the space gave a {type(wanted).__name__}: it must return a list of trials")
+    if not wanted:
+        raise UserError("the space gave no trial: it must return at least one")
+    numbers: dict[Trial, int] = {}
+    for number, trial in enumerate(wanted, start=1):
+        if not isinstance(trial, Trial):
+            raise UserError(f"entry {number} of the space is a {type(trial).__name__}: each must be a Trial")
+        if (first := numbers.setdefault(trial, number)) < number:
+            raise UserError(
+                f"entries {first} and {number} of the space are the same trial, {trial.name}: leave one out"
+            )
+    first_trial = wanted[0]
+    for trial in (part for own in wanted for part in chain(own)):
+        for role in ("validation", "test"):
+            split, other = getattr(first_trial, role), getattr(trial, role)
+            if split != other:
+                raise UserError(
+                    f"the {role} split of {first_trial.name} is {split}, that of {trial.name} is {other}: a sweep's "
+                    f"trials, and their pretrainings, are compared on the same ones"
+                )
+        if heard := {*trial.train} & {trial.validation, trial.test}:
+            raise UserError(f"{trial.name} would be trained on and judged by {', '.join(sorted(heard))}: leave it out")
+    return list(wanted)
+
+
+def chain(trial: Trial) -> Iterator[Trial]:
+    """A trial, its pretraining, and so on."""
+    yield trial
+    if trial.pretraining:
+        yield from chain(trial.pretraining)
 
 
 def named() -> dict[str, Space]:
@@ -106,10 +232,33 @@ def space(name: str) -> Space:
 
 
 def own_space(path: Path, function: str) -> Space:
-    """A function of a Python file, which is run for it."""
+    """A function of a Python file, which is run for it. What is wrong with either is named by the file and its line."""
     if not path.is_file():
         raise UserError(f"{path} is absent: a space of your own is named as path/to/file.py:function")
-    functions = {name: value for name, value in runpy.run_path(str(path)).items() if inspect.isfunction(value)}
+    try:
+        contents = runpy.run_path(str(path))
+    except Exception as error:
+        raise UserError(f"{path} can't be run: {reason(path, error)}") from error
+    functions = {name: value for name, value in contents.items() if inspect.isfunction(value)}
     if function not in functions:
         raise unknown_name(f"function of {path}", function, sorted(functions))
-    return cast(Space, functions[function])
+    own = cast(Space, functions[function])
+    try:
+        inspect.signature(own).bind(None, None)
+    except TypeError as error:
+        raise UserError(f"{path}:{function} must take the splits and the precision: {error}") from error
+
+    def named_in_errors(splits: Splits, precision: Precision) -> list[Trial]:
+        try:
+            return own(splits, precision)
+        except Exception as error:
+            raise UserError(f"{path}:{function} gave no trials: {reason(path, error)}") from error
+
+    return named_in_errors
+
+
+def reason(path: Path, error: Exception) -> str:
+    """What went wrong, and in which line of a file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{f'line {lines[-1]}: ' if lines else ''}{kind}{error}"

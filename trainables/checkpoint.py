@@ -47,6 +47,10 @@ class Progress:
     steps_done: int = 0
     best_epoch: int = 0  # from 1; 0: none yet
     best_map10: float = -1.0
+    validation_losses: tuple[float, ...] = ()  # of each epoch
+
+    def __post_init__(self) -> None:
+        self.validation_losses = tuple(self.validation_losses)  # JSON has lists
 
 
 def weights_of(model: DualEncoder) -> Weights:

@@ -47,7 +47,9 @@ def backward(
         with alone.no_sync() if alone else contextlib.nullcontext():
             # Only the last part tells the temperature its gradient, which is that of all.
             of_temperature = gradient_of(temperature) if is_last else torch.zeros_like(temperature)
-            torch.autograd.backward(forward(number, part), [*own, of_temperature])
+            every = zip(forward(number, part), [*own, of_temperature], strict=True)
+            tensors, received = zip(*[pair for pair in every if pair[0].requires_grad], strict=True)
+            torch.autograd.backward(tensors, received)
     return loss.detach()
 
 

@@ -129,4 +129,6 @@ def restore(trial: Trial, folder: Path) -> DualEncoder:
 
 def join(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
     """A trial's model around its encoders."""
-    return DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
+    network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
+    network.log_temperature.requires_grad_(not trial.fixed_temperature)
+    return network

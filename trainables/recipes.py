@@ -13,7 +13,7 @@ from dataclasses import replace
 from data.errors import unknown_name
 from data.splits import Splits
 from trainables import encoders
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 from trainables.trial import Precision, Trial
 
 Recipe = Callable[[str, str, Splits, Precision], Trial]
@@ -64,6 +64,41 @@ def paper_fine_tuning(
         schedule=Schedule(peak_rate, min(1e-7, peak_rate), epochs=5, warmup_epochs=1.0, final_epochs=1.0),
         paraphrase_probability=paraphrase_probability,
         pretraining=pretraining,
+    )
+
+
+def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
+    """DCASE 2023's own baseline for task 6b, with its encoders cnn14:dcase2023 and huggingface:all-mpnet-base-v2.
+
+    From its published code (https://github.com/xieh97/dcase2023-audio-retrieval, conf.yaml and models/): Clotho alone,
+    clips of 30 s whole, frozen text, 300 dimensions, batches of 32, Adam at 1e-3, a temperature that stays at 0.07, at
+    most 80 epochs; the rate is cut to a tenth when the validation loss hasn't fallen by 0.005 for more than 5 epochs,
+    down to 1e-6, and from epoch 60 on training ends when the last 10 losses' standard deviation is below 0.001. Both
+    thresholds are halved here, as its loss is the sum over both directions and not their mean.
+
+    Otherwise than there: other captions of a clip are its positives, where that loss leaves them out; the validation
+    loss is that of the whole split as one batch, not of batches of 32 (assumed: the thresholds serve both); the best
+    epoch is that of the best mAP@10; CNN14's last layer isn't followed by dropout.
+    """
+    return replace(
+        paper(audio, text, splits, precision),
+        train=(splits.train,),
+        schedule=Plateau(
+            peak_rate=1e-3,
+            final_rate=1e-6,
+            epochs=80,
+            factor=0.1,
+            patience=5,
+            threshold=0.005 / 2,
+            settled_std=0.001 / 2,
+            settled_epochs=10,
+            first_end=60,
+        ),
+        batch_size=32,
+        embedding_size=300,
+        temperature=0.07,
+        fixed_temperature=True,
+        frozen_text=True,
     )
 
 

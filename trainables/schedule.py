@@ -1,7 +1,10 @@
 """The learning rate over a training."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from data.errors import UserError
 
@@ -31,8 +34,8 @@ class Schedule:
                 f"shorten them or train longer"
             )
 
-    def rate(self, epoch: float) -> float:
-        """The learning rate after `epoch` epochs, a real number."""
+    def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
+        """The learning rate after `epoch` epochs, a real number, whatever the losses."""
         if epoch < self.warmup_epochs:
             return self.peak_rate * epoch / self.warmup_epochs
         decay_end = self.epochs - self.final_epochs
@@ -40,3 +43,57 @@ class Schedule:
             return self.final_rate
         progress = (epoch - self.warmup_epochs) / (decay_end - self.warmup_epochs)
         return self.final_rate + (self.peak_rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
+
+    def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
+        """Whether training ends after `epoch` epochs, whatever the losses."""
+        return epoch >= self.epochs
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The peak rate, cut each time the validation loss has stopped falling; training ends early once the loss stays.
+
+    The rate is that of torch's ReduceLROnPlateau with `mode="min"` and `threshold_mode="abs"`, worked out from all
+    losses so far, so that an interrupted training needs nothing else to go on with the same one.
+    """
+
+    peak_rate: float
+    final_rate: float  # it isn't cut any further
+    epochs: int  # at most
+    factor: float  # of a cut
+    patience: int  # epochs in a row that may pass without a better loss; the next one cuts the rate
+    threshold: float  # a loss is better if it is lower by more than that
+    settled_std: float  # training ends when the last losses' standard deviation is below that
+    settled_epochs: int  # how many losses these are
+    first_end: int  # epochs that are trained in any case
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.final_rate <= self.peak_rate:
+            raise UserError(f"final_rate is {self.final_rate}: it must be from 0 to peak_rate ({self.peak_rate})")
+        if not 0 < self.factor < 1:
+            raise UserError(f"factor is {self.factor}: it must lie between 0 and 1")
+        for name in ("patience", "threshold", "settled_std"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 0 or more")
+        for name in ("epochs", "settled_epochs", "first_end"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
+
+    def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
+        """The learning rate after the epochs that had these losses; it stays the same within an epoch."""
+        rate, best, epochs_without = self.peak_rate, math.inf, 0
+        for loss in validation_losses:
+            if loss < best - self.threshold:
+                best, epochs_without = loss, 0
+            else:
+                epochs_without += 1
+            if epochs_without > self.patience:
+                rate, epochs_without = max(rate * self.factor, self.final_rate), 0
+        return rate
+
+    def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
+        """Whether training ends after `epoch` epochs, which had these losses: the last ones hardly differ."""
+        if epoch < max(self.first_end, self.settled_epochs):
+            return epoch >= self.epochs
+        spread = np.std(validation_losses[-self.settled_epochs :])
+        return epoch >= self.epochs or bool(spread < self.settled_std)

@@ -95,7 +95,7 @@ def train(
     weights: Path | None = None,
     watch: Watch = lambda step: None,
 ) -> DualEncoder:
-    """Train a trial to its last epoch; the model of the best epoch by validation mAP@10 is returned.
+    """Train a trial to its end; the model of the best epoch by validation mAP@10 is returned.
 
     `pretrained` is the folder of the model that a fine-tuning starts from, `resume_from` a checkpoint of this very
     training, `weights` a folder of published checkpoints. With several ranks every rank calls this; each computes its
@@ -119,14 +119,16 @@ def train(
     distributed = on_several_ranks(network, trial, device) if world_size > 1 else network
     clock = Clock(execution.checkpoint_every_s, device)
 
-    for epoch in range(progress.epochs_done, trial.schedule.epochs):
+    while not trial.schedule.is_over(progress.epochs_done, progress.validation_losses):
+        epoch = progress.epochs_done
         network.train()
         batches = pairs.epoch_batches(epoch, trial.batch_size)
         loader = pairs.load_epoch(
             epoch, trial.batch_size, rank, world_size, execution.loader_workers, progress.batches_done
         )
         for pair_numbers, own in zip(batches[progress.batches_done :], clock.waiting_for(loader), strict=True):
-            set_rate(optimizer, trial.schedule.rate(epoch + progress.batches_done / len(batches)))
+            rate = trial.schedule.rate(epoch + progress.batches_done / len(batches), progress.validation_losses)
+            set_rate(optimizer, rate)
             counts = [len(share) for share in pairs.shares(pair_numbers, world_size)]
             optimizer.zero_grad(set_to_none=True)
             loss = backward(trial, distributed, own, counts, progress.steps_done, device, execution)
@@ -158,6 +160,7 @@ def train(
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 **took,
             }
+        progress.validation_losses += (from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
         report(metrics, snapshot(rank, trial, network, optimizer, progress, best))
 
@@ -204,9 +207,17 @@ def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -
     one = torch.tensor([1])
     batch = Batch(silence, one, torch.zeros(1, MASK_DRAWS), ["silence"], one).to(device)
     outputs = distributed(batch, network.text.tokenize(batch.captions).to(device), torch.Generator())
-    torch.autograd.backward([output.sum() for output in outputs])
+    torch.autograd.backward([output.sum() for output in outputs if output.requires_grad])
     network.zero_grad(set_to_none=True)
     return distributed
+
+
+def from_rank_0(value: float, device: torch.device) -> float:
+    """Rank 0's number, on every rank."""
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -320,12 +331,10 @@ class Clock:
 
     def is_time_for_a_checkpoint(self) -> bool:
         """Whether rank 0 says so."""
-        is_time = torch.tensor(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, device=self.device)
-        if dist.is_initialized():
-            dist.broadcast(is_time, 0)
+        is_time = bool(from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device))
         if is_time:
             self.checkpointed = time.monotonic()
-        return bool(is_time)
+        return is_time
 
 
 def summary(steps: Sequence[Step]) -> Metrics:

@@ -15,7 +15,7 @@ from data.exclusions import exclusions_fingerprint
 from data.shards import open_split
 from data.storage import Location
 from trainables import encoders
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 
 TRAINING_VERSION = 2
 """Part of every signature: raise it with a change after which the same config trains to another result."""
@@ -44,10 +44,11 @@ class Trial:
     train: tuple[str, ...]  # splits, 'corpus/split'
     validation: str
     test: str  # embedded after training, never scored
-    schedule: Schedule
+    schedule: Schedule | Plateau
     batch_size: int = 64  # pairs, all ranks together
     embedding_size: int = 1024
-    temperature: float = 0.01  # to start from: it is learned; from the authors' published settings
+    temperature: float = 0.01  # to start from; from the authors' published settings
+    fixed_temperature: bool = False  # it stays as it is, instead of being learned
     frozen_audio: bool = False  # the encoder isn't trained, only its projection
     frozen_text: bool = False
     paraphrase_probability: float = 0.0

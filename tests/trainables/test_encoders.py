@@ -56,7 +56,7 @@ def test_a_family_has_all_that_training_asks_for(kind, name):
     module = encoders.family(kind, name)
     assert module.VARIANTS
     assert all(type(variant) is module.Config for variant in module.VARIANTS.values())
-    assert all(callable(getattr(module, function)) for function in ("build", "restore", "weights_fingerprint"))
+    assert all(callable(getattr(module, function)) for function in ("build", "restore", "weights_fingerprint", "flops"))
 
 
 @pytest.mark.parametrize(("kind", "name"), VARIANTS)

@@ -5,7 +5,7 @@ import pytest
 from data.errors import UserError
 from data.splits import Splits
 from trainables import recipes
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 
 SPLITS = Splits("clotho/development", "clotho/validation", "clotho/evaluation", ("clotho/development", "wavcaps/BBC"))
 
@@ -44,7 +44,21 @@ def test_the_papers_fine_tuning(pretraining):
     assert (faster.schedule.peak_rate, faster.paraphrase_probability) == (1.6e-5, 0)
 
 
+def test_the_baseline_of_dcase_2023():
+    trial = recipes.baseline("cnn14:dcase2023", "huggingface:all-mpnet-base-v2", SPLITS, "bfloat16")
+    assert trial.pretraining is None
+    assert trial.train == ("clotho/development",)
+    assert (trial.batch_size, trial.embedding_size) == (32, 300)
+    assert (trial.temperature, trial.fixed_temperature) == (0.07, True)
+    assert (trial.frozen_audio, trial.frozen_text, trial.text.pooling) == (False, True, "mean")
+    assert (trial.audio.segment_s, trial.longest_audio_s) == (30, 30)
+    assert (trial.audio.frozen_statistics, trial.audio.mask_mels, trial.audio.mask_frames) == (False, 0, 0)
+    assert isinstance(trial.schedule, Plateau)
+    assert (trial.schedule.peak_rate, trial.schedule.final_rate, trial.schedule.epochs) == (1e-3, 1e-6, 80)
+    assert (trial.schedule.factor, trial.schedule.patience) == (0.1, 5)
+
+
 def test_an_unknown_recipe_is_answered_with_the_known():
     assert recipes.recipe("small") is recipes.small
-    with pytest.raises(UserError, match="unknown recipe 'large'; known: paper, small"):
+    with pytest.raises(UserError, match="unknown recipe 'large'; known: baseline, paper, small"):
         recipes.recipe("large")

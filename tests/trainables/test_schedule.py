@@ -1,12 +1,14 @@
 """The learning rate: the authors' shape, without jumps."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from data.errors import UserError
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 
 AUTHORS = Schedule(peak_rate=2e-5, final_rate=1e-7, epochs=16)
 
@@ -60,3 +62,84 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
 def test_a_schedule_that_makes_no_sense_is_refused(setting: dict[str, Any], message):
     with pytest.raises(UserError, match=message):
         Schedule(**{"peak_rate": 1.0, "final_rate": 0.1, "epochs": 5} | setting)
+
+
+def test_a_schedule_is_over_after_its_last_epoch_whatever_the_losses():
+    assert [AUTHORS.is_over(epoch, [1.0] * epoch) for epoch in (0, 15, 16)] == [False, False, True]
+
+
+# Plateaus.
+
+
+PLATEAU = Plateau(
+    1e-3, 1e-6, epochs=40, factor=0.1, patience=2, threshold=0.01, settled_std=1e-3, settled_epochs=4, first_end=10
+)
+
+
+def rates_of_torch(plateau, losses):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=plateau.peak_rate)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        factor=plateau.factor,
+        patience=plateau.patience,
+        threshold=plateau.threshold,
+        threshold_mode="abs",
+        min_lr=plateau.final_rate,
+        eps=0,
+    )
+    rates = [plateau.peak_rate]
+    for loss in losses:
+        scheduler.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "change", [{}, {"patience": 0}, {"threshold": 0.0, "factor": 0.5}, {"final_rate": 1e-3}], ids=str
+)
+def test_the_rate_on_a_plateau_is_that_of_torch(seed, change):
+    plateau = replace(PLATEAU, **change)
+    losses = 2 * np.exp(-np.arange(40) / 8) + 0.02 * np.random.default_rng(seed).normal(size=40)
+    rates = [plateau.rate(epoch + 0.5, losses[:epoch]) for epoch in range(41)]
+    assert rates == rates_of_torch(plateau, losses.tolist())
+    assert rates[-1] < rates[0] or plateau.final_rate == plateau.peak_rate
+
+
+def test_a_loss_that_falls_keeps_the_peak_rate():
+    assert PLATEAU.rate(30, np.arange(30, 0, -1).tolist()) == 1e-3
+
+
+def test_training_ends_early_once_the_last_losses_hardly_differ():
+    falling, settled = [5.0 - 0.1 * epoch for epoch in range(20)], [3.0] * 4
+    assert not PLATEAU.is_over(20, falling)
+    assert not PLATEAU.is_over(23, falling + settled[:3])
+    assert PLATEAU.is_over(24, falling + settled)
+
+
+def test_no_training_ends_before_the_first_epoch_at_which_it_may():
+    assert [PLATEAU.is_over(epoch, [3.0] * epoch) for epoch in (0, 4, 9, 10)] == [False, False, False, True]
+
+
+def test_a_training_whose_loss_goes_on_falling_ends_at_its_last_epoch():
+    losses = [5.0 - 0.1 * epoch for epoch in range(40)]
+    assert [PLATEAU.is_over(epoch, losses[:epoch]) for epoch in (39, 40)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"final_rate": 2.0}, "final_rate is 2.0"),
+        ({"factor": 1.0}, "factor is 1.0"),
+        ({"factor": 0.0}, "factor is 0.0"),
+        ({"patience": -1}, "patience is -1"),
+        ({"threshold": -0.1}, "threshold is -0.1"),
+        ({"settled_std": -0.1}, "settled_std is -0.1"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"settled_epochs": 0}, "settled_epochs is 0"),
+        ({"first_end": 0}, "first_end is 0"),
+    ],
+)
+def test_a_plateau_that_makes_no_sense_is_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        replace(PLATEAU, **setting)

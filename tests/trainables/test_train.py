@@ -30,7 +30,7 @@ from trainables.checkpoint import (
 )
 from trainables.embed import embed
 from trainables.encoders.audio import cnn14
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 from trainables.train import METRICS, Execution, Metrics, seed_step, train
 from trainables.trial import Trial
 
@@ -153,6 +153,63 @@ def test_gradients_are_clipped_only_if_wanted(trial, store, tmp_path):
     assert not equal(plain.weights(2), near.weights(2))
     with pytest.raises(UserError, match="clip_norm is 0"):
         replace(trial, clip_norm=0)
+
+
+@pytest.fixture(scope="module")
+def settling(trial) -> Trial:
+    """Its rate is cut in every second epoch, as no loss is better by so much; it ends after the fifth of nine."""
+    plateau = Plateau(
+        3e-3, 1e-5, 9, factor=0.1, patience=1, threshold=99.0, settled_std=99.0, settled_epochs=2, first_end=5
+    )
+    return replace(trial, schedule=plateau, fixed_temperature=True)
+
+
+@pytest.fixture(scope="module")
+def settled(settling, store, tmp_path_factory) -> Run:
+    """That training, with a checkpoint after each step."""
+    return Run(settling, store, tmp_path_factory.mktemp("settled"), execution=Execution(checkpoint_every_s=0))
+
+
+def test_on_a_plateau_the_rate_falls_and_the_training_ends_early_with_its_best_epoch(settled):
+    rates = [metrics["learning_rate"] for metrics in settled.epochs]
+    assert rates == pytest.approx([3e-3, 3e-3, 3e-3, 3e-4, 3e-4])
+    best = max(settled.epochs, key=lambda metrics: metrics["map10"])
+    assert settled.epochs[-1]["best_epoch"] == best["epoch"]
+    assert equal(settled.network.state_dict(), settled.weights(int(best["epoch"])))
+
+
+@pytest.mark.parametrize("name", ["1", "3", "step14", "step31"])
+def test_a_training_on_a_plateau_goes_on_bit_for_bit(settled, settling, store, tmp_path, name):
+    done = json.loads((settled.folder / name / PROGRESS_FILE).read_text())["epochs_done"]
+    resumed = Run(settling, store, tmp_path, resume_from=settled.folder / name)
+    assert [without_times(metrics) for metrics in resumed.epochs] == [
+        without_times(metrics) for metrics in settled.epochs[done:]
+    ]
+    for file in (MODEL_FILE, OPTIMIZER_FILE):
+        assert equal(load_file(tmp_path / "5" / file), load_file(settled.folder / "5" / file))
+    assert (tmp_path / "5" / PROGRESS_FILE).read_text() == (settled.folder / "5" / PROGRESS_FILE).read_text()
+    assert equal(resumed.network.state_dict(), settled.network.state_dict())
+
+
+def test_a_training_that_ended_early_is_at_its_end_when_it_is_asked_for_again(settled, settling, store, tmp_path):
+    again = Run(settling, store, tmp_path, resume_from=settled.folder / "5")
+    assert not again.epochs
+    assert equal(again.network.state_dict(), settled.network.state_dict())
+
+
+def test_a_fixed_temperature_stays_as_it_was_also_with_micro_batches(settling, settled, store, tmp_path):
+    assert [metrics["temperature"] for metrics in settled.epochs] == pytest.approx([settling.temperature] * 5)
+    assert not [name for name in load_file(settled.folder / "5" / OPTIMIZER_FILE) if "temperature" in name]
+    smooth = replace(
+        settling,
+        audio=replace(settling.audio, dropout=0.0),
+        text=replace(settling.text, dropout=0.0),
+        schedule=Schedule(1e-3, 1e-3, 1, warmup_epochs=0, final_epochs=0),
+    )
+    whole = Run(smooth, store, tmp_path / "whole")
+    parts = Run(smooth, store, tmp_path / "parts", execution=Execution(micro_batch=3))
+    assert parts.epochs[0]["train_loss"] == pytest.approx(whole.epochs[0]["train_loss"], abs=1e-4)
+    assert parts.epochs[0]["temperature"] == whole.epochs[0]["temperature"]
 
 
 def test_a_frozen_encoder_stays_as_it_was_and_the_rest_learns_through_an_interruption(trial, store, tmp_path):

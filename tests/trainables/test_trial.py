@@ -16,7 +16,7 @@ from data.schema import EXCLUSIONS, Split
 from data.shards import open_split, write_table
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
-from trainables.schedule import Schedule
+from trainables.schedule import Plateau, Schedule
 from trainables.trial import Trial, fastest_precision, from_json, signature, to_json
 
 Stores = Callable[..., Path]
@@ -53,7 +53,8 @@ def fine_tuning(trial) -> Trial:
 
 def test_a_trial_survives_json(trial, fine_tuning):
     twice = replace(fine_tuning, pretraining=fine_tuning)
-    for one in (trial, fine_tuning, twice, published(trial)):
+    plateau = replace(trial, schedule=Plateau(3e-3, 1e-4, 2, 0.1, 5, 0.0, 0.0, 10, 60))
+    for one in (trial, fine_tuning, twice, published(trial), plateau):
         assert from_json(json.loads(json.dumps(to_json(one)))) == one
 
 
@@ -126,6 +127,8 @@ def test_where_and_how_clips_are_stored_is_not_signed(stored, fine_tuning):
         {"precision": "bfloat16"},
         {"batch_size": 9},
         {"temperature": 0.2},
+        {"fixed_temperature": True},
+        {"schedule": Plateau(3e-3, 1e-4, 2, 0.1, 5, 0.0, 0.0, 10, 60)},
         {"paraphrase_probability": 0.2},
         {"longest_audio_s": 5.0},
         {"train": ("synthetic/development", "synthetic/evaluation")},

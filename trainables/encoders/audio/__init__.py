@@ -2,7 +2,8 @@
 
 `build(config, weights)` makes one with its initial weights, published ones from the directory `weights` or downloaded;
 `restore(config)` makes one whose weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`.
-`Config.segment_s` says how long a segment is.
+`Config.segment_s` says how long a segment is. `flops(config)` gives the floating-point operations of one segment's
+forward pass in training, for estimates; None where they aren't known.
 """
 
 from typing import Protocol

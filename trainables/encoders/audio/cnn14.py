@@ -19,7 +19,7 @@ from torchaudio.functional import melscale_fbanks
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables import frontend
-from trainables.encoders import published
+from trainables.encoders import operations, published
 
 RELEASE = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth"
 UNUSED = (
@@ -66,7 +66,11 @@ class Config:
             raise UserError(f"mask_frames is {self.mask_frames}: it must be 0 or more")
 
 
-VARIANTS = {"audioset": Config()}
+VARIANTS = {
+    "audioset": Config(),
+    # As DCASE 2023's baseline trains it: with each batch's statistics, and without masks.
+    "dcase2023": Config(frozen_statistics=False, mask_mels=0, mask_frames=0),
+}
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
@@ -92,6 +96,16 @@ def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
 def restore(config: Config) -> "Cnn14Encoder":
     """An encoder of the same shape, without looking for published weights."""
     return Cnn14Encoder(config)
+
+
+def flops(config: Config) -> float:
+    """Of a segment's forward pass: two convolutions a block, the frames and bands halved after each but the last."""
+    frames, bands = round(config.segment_s * SAMPLE_RATE_HZ) // HOP_SAMPLES + 1, NUM_MELS
+    total = 2.0 * config.channels[-1] ** 2
+    for number, (before, after) in enumerate(zip((1, *config.channels), config.channels, strict=False)):
+        positions = (frames >> number) * (bands >> number)
+        total += sum(operations.convolution(channels, after, (3, 3), positions) for channels in (before, after))
+    return total
 
 
 class Cnn14Encoder(nn.Module):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables import frontend
-from trainables.encoders import published
+from trainables.encoders import operations, published
 
 RELEASES = {
     arch: f"https://github.com/kkoutini/PaSST/releases/download/{file}"
@@ -132,6 +132,14 @@ def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
     if config.pretrained:
         published.load(net, published.locate(release(config), weights))
     return PasstEncoder(config, net)
+
+
+def flops(config: Config) -> float:
+    """Of a segment's forward pass in training: patches of the whole spectrogram, then the tokens that are kept."""
+    rows, columns = config.grid
+    patches = operations.convolution(1, config.width, config.patch, rows * columns)
+    kept = (rows - config.patchout_frequency) * (columns - config.patchout_time)
+    return patches + operations.transformer(kept + 2, config.depth, config.width)
 
 
 def network(config: Config) -> Any:

@@ -4,6 +4,7 @@ A sentence's vector is the last layer's output for the first token, as in the pa
 tokens, as sentence-transformers' models were trained.
 """
 
+import functools
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from data.errors import UserError
-from trainables.encoders import published
+from trainables.encoders import operations, published
 from trainables.encoders.text import Tokens
 
 Pooling = Literal["first", "mean"]
@@ -52,6 +53,32 @@ VARIANTS = {
 }
 
 
+BASE, LARGE = (12, 768), (24, 1024)
+SIZES = {
+    "bert-base-uncased": BASE,
+    "bert-large-uncased": LARGE,
+    "roberta-base": BASE,
+    "roberta-large": LARGE,
+    "sentence-transformers/all-mpnet-base-v2": BASE,
+}
+"""Layers and width of the hub's models, for estimates (Devlin et al. 2019, Liu et al. 2019, Song et al. 2020)."""
+
+
+def flops(config: Config, num_tokens: float) -> float | None:
+    """Of a caption's forward pass; None for a model of the hub whose size isn't known here.
+
+    Raises UserError for a directory that says nothing of its model.
+    """
+    size = SIZES.get(config.model)
+    if Path(config.model).is_dir():
+        try:
+            shape = AutoConfig.from_pretrained(config.model)
+        except Exception as error:  # torn files raise what the parser of JSON happens to
+            raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
+        size = shape.num_hidden_layers, shape.hidden_size
+    return operations.transformer(min(num_tokens, config.max_tokens), *size) if size else None
+
+
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """The SHA-256 of a local directory's files, or a hub model's commit. Raises UserError where neither can be had."""
     folder = Path(source(config, weights))
@@ -60,13 +87,20 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             digest.update(f"{path.name}\t{published.sha256(path)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
-    if config.revision is not None:
-        return f"{config.model}@{config.revision}"
+    return f"{config.model}@{config.revision or newest_commit(config.model)}"
+
+
+@functools.cache
+def newest_commit(model: str) -> str:
+    """The commit that the hub has of a model, the same one for as long as this process lives.
+
+    Raises UserError where it has none.
+    """
     try:
-        return f"{config.model}@{HfApi().model_info(config.model).sha}"
+        return str(HfApi().model_info(model).sha)
     except Exception as error:  # which ones depends on the HTTP client of the installed huggingface_hub
         raise UserError(
-            f"text encoder {config.model!r} is neither a directory nor found on the hub ({type(error).__name__}): "
+            f"text encoder {model!r} is neither a directory nor found on the hub ({type(error).__name__}): "
             f"check its name, or set `revision` to a commit that is in the local cache"
         ) from error
 
@@ -91,7 +125,7 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     Raises UserError where the model is absent, torn, or has other weights than its config.json says.
     """
     place = source(config, weights)
-    revision = None if Path(place).is_dir() else config.revision
+    revision = None if Path(place).is_dir() else config.revision or newest_commit(config.model)
     try:
         shape = AutoConfig.from_pretrained(place, revision=revision)
         set_dropout(shape, config.dropout)

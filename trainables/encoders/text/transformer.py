@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 
 from data.errors import UserError
+from trainables.encoders import operations
 from trainables.encoders.text import Tokens
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -68,6 +69,11 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 def restore(config: Config, folder: Path) -> "TransformerEncoder":
     """An encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
     return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+
+
+def flops(config: Config, num_tokens: float) -> float:
+    """Of a caption's forward pass."""
+    return operations.transformer(min(num_tokens, config.max_tokens), config.layers, config.width)
 
 
 class TransformerEncoder(nn.Module):
