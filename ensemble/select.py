@@ -28,8 +28,10 @@ from data.errors import positive, run_command
 from data.shards import write_json
 from ensemble import greedy
 from ensemble.pool import Candidate, SplitScores, find_candidates, load_scores
+from trainables import ledger as ledgers
 from trainables import retrieval, tracking
 from trainables.ledger import Ledger, Sweep, open_ledger
+from trainables.runs import Runs
 
 REPORTED = ("map10", "r1", "r5", "r10")
 TITLES = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
@@ -187,23 +189,22 @@ def main() -> None:
     parser.add_argument(
         "--metric", default="map10", help="map10, r1, r5, r10, map16 (any number), mrr (default: %(default)s)"
     )
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where the sweep's runs are (default: %(default)s)"
-    )
+    ledgers.add_arguments(parser)
     parser.add_argument("--sweep", help="name of the sweep (default: the newest)")
     parser.add_argument("--out", type=Path, help="where ensemble.json goes (default: RUNS/ensembles/SWEEP)")
     parser.add_argument("--max-size", type=positive, default=20, help="steps of the selection (default: %(default)s)")
     arguments = parser.parse_args()
     retrieval.metric(arguments.metric)
 
-    ledger = open_ledger(arguments.runs)
+    runs = Runs.of(arguments.runs)
+    ledger = open_ledger(runs, arguments.tracking_uri)
     sweep = ledger.sweep(arguments.sweep)
     candidates = find_candidates(ledger, sweep)
     validation = load_scores(ledger, candidates, tracking.VALIDATION_FILE)
     choice = choose(validation, arguments.metric, arguments.max_size)
     ensemble = describe(sweep, candidates, choice, arguments.metric, validation, ledger)
     earlier = log_ensemble(ledger, sweep, ensemble)
-    path = (arguments.out or arguments.runs / "ensembles" / sweep.name) / "ensemble.json"
+    path = (arguments.out or runs.local_folder / "ensembles" / sweep.name) / "ensemble.json"
     write_json(path, ensemble)
     show(ensemble, earlier)
     Console(soft_wrap=True, highlight=False).print(f"Wrote {path}", markup=False)

@@ -4,12 +4,17 @@ One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep
 trials; a `trial`; an `ensemble`.
 """
 
+import argparse
+import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+import requests
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,16 +23,18 @@ from data.errors import UserError
 from trainables import tracking
 from trainables import trial as trials
 from trainables.embed import Embeddings, read_embeddings
+from trainables.runs import Runs
 from trainables.trial import Trial
 
 EXPERIMENT = "chorale"
 SWEEP_FILE = "sweep.json"
 PAGE = 500
+SERVER_ANSWERS_WITHIN_S = 10
 
 
 def local_uri(runs: Path) -> str:
-    """The tracking URI of one machine: SQLite in the folder of runs."""
-    return f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+    """The tracking URI of one machine: SQLite in the folder of runs, an absolute path."""
+    return f"sqlite:///{runs / 'mlflow.db'}"
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Sweep:
     run_id: str
     name: str
     signatures: list[str]
+    description: dict[str, Any]
 
 
 class Ledger:
@@ -65,13 +73,20 @@ class Ledger:
         found = list(self.runs("trial", f"tags.signature = '{signature}'"))
         return next((run for run in found if run.info.status == "FINISHED"), found[0] if found else None)
 
+    def running(self) -> Iterator[Run]:
+        """The runs of the trials that are being trained."""
+        return self.runs("trial", "attributes.status = 'RUNNING'")
+
     def finished(self, signature: str) -> Run | None:
         """The finished run of a trial."""
         run = self.trial_run(signature)
         return run if run and run.info.status == "FINISHED" else None
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None) -> str:
-        """The id of the run that a trial is logged to from now on: the one it has, or a new one."""
+        """The id of the run that a trial is logged to from now on: the one it has, or a new one.
+
+        Only who holds the trial's lease may ask, or there would be two.
+        """
         run = self.trial_run(signature)
         if run is not None:
             self.client.update_run(run.info.run_id, status="RUNNING")
@@ -114,7 +129,7 @@ class Ledger:
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
         run_id = found.info.run_id
         description = json.loads(Path(self.client.download_artifacts(run_id, SWEEP_FILE)).read_text(encoding="utf-8"))
-        return Sweep(run_id, found.info.run_name, description["signatures"])
+        return Sweep(run_id, found.info.run_name, description["signatures"], description)
 
     def embeddings(self, run: Run, file: str) -> Embeddings:
         """A trial's embeddings of a split, `tracking.VALIDATION_FILE` or `tracking.TEST_FILE`."""
@@ -122,32 +137,94 @@ class Ledger:
         return read_embeddings(Path(path))
 
 
-def create_ledger(runs: Path) -> Ledger:
-    """The ledger of a folder of runs, made if it isn't there: once, before any worker starts.
+def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:
+    """The ledger of some runs, made if it isn't there: before any worker starts.
 
-    Processes that race to create an MLflow database leave it unreadable.
+    Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
+    it leave it unreadable. Raises UserError where no MLflow server answers at the URI.
     """
-    runs.mkdir(parents=True, exist_ok=True)
-    uri = local_uri(runs)
-    client = tracking.connect(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if tracking_uri:
+        require_server(tracking_uri)
+        return with_experiment(tracking_uri, None)
+    folder = folder_of(Runs.of(runs))
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".mlflow.lock"):
+        return with_experiment(local_uri(folder), (folder / "artifacts").as_uri())
+
+
+def with_experiment(tracking_uri: str, artifacts: str | None) -> Ledger:
+    """The ledger of a tracking store, its experiment made if it isn't there."""
+    with refusing(tracking_uri):
+        client = tracking.connect(tracking_uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another command may have made it since
+                return Ledger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts))
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+        return Ledger(tracking_uri, experiment.experiment_id)
+
+
+def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:
+    """The ledger of some runs. Raises UserError where there is none."""
+    if tracking_uri:
+        require_server(tracking_uri)
+    else:
+        folder = folder_of(Runs.of(runs))
+        if not (folder / "mlflow.db").exists():
+            raise UserError(
+                f"{folder} holds no runs ({folder / 'mlflow.db'} is absent): run python sweeps/grid.py first, or name "
+                "the MLflow server with --tracking-uri"
+            )
+        tracking_uri = local_uri(folder)
+    with refusing(tracking_uri):
+        experiment = tracking.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
-        return Ledger(uri, client.create_experiment(EXPERIMENT, (runs.resolve() / "artifacts").as_uri()))
-    return Ledger(uri, experiment.experiment_id)
+        raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
+    return Ledger(tracking_uri, experiment.experiment_id)
 
 
-def open_ledger(runs: Path) -> Ledger:
-    """The ledger of a folder of runs. Raises UserError where there is none."""
-    if not (runs / "mlflow.db").exists():
-        raise UserError(f"{runs} holds no runs ({runs / 'mlflow.db'} is absent): run python sweeps/grid.py first")
-    uri = local_uri(runs)
+def folder_of(runs: Runs) -> Path:
+    """The folder that holds the SQLite store. Raises UserError where runs are in an object store."""
+    if runs.is_remote:
+        raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
+    return runs.folder
+
+
+def require_server(tracking_uri: str) -> None:
+    """Raise UserError unless an MLflow server answers at an HTTP address."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return
     try:
-        experiment = tracking.connect(uri).get_experiment_by_name(EXPERIMENT)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(f"{runs / 'mlflow.db'} can't be read: {error}") from error
-    if experiment is None:
-        raise UserError(f"{uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
-    return Ledger(uri, experiment.experiment_id)
+        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
+    except requests.RequestException as error:
+        raise UserError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+    if not (answer.ok and answer.text.strip() == "OK"):
+        raise UserError(
+            f"what answers at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (403: "
+            "start the server with --allowed-hosts)"
+        )
+
+
+@contextlib.contextmanager
+def refusing(tracking_uri: str) -> Iterator[None]:
+    """Name a tracking store that can't be read."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+        raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of commands that read or write runs."""
+    parser.add_argument(
+        "--runs", default="runs", help="where results lie: a folder, or s3://bucket/runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        metavar="URI",
+        help="of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)",
+    )
 
 
 def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

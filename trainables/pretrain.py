@@ -9,7 +9,6 @@ the same pretraining finds it.
 """
 
 import argparse
-import dataclasses
 import logging
 import os
 import threading
@@ -19,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import ray
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -28,11 +26,17 @@ from data import splits
 from data.errors import UserError, positive, run_command
 from data.prepare import prepare_if_absent, start_ray
 from data.storage import Store
+from trainables import lease as leases
+from trainables import ledger as ledgers
 from trainables import recipes
+from trainables import resources as computing
 from trainables import trial as trials
 from trainables.encoders import families
+from trainables.lease import Heart, Holder, Lease
 from trainables.ledger import Ledger, create_ledger
-from trainables.ray_adapter import TRAIN_ENVIRONMENT, Resources, Site, best_metrics, fit
+from trainables.ray_adapter import TRAIN_ENVIRONMENT, Site, best_metrics, fit, nodes
+from trainables.resources import Resources, Wish, execution_of, share_out
+from trainables.runs import Runs
 from trainables.tracking import STEP, connect
 from trainables.train import METRICS, Execution, Metrics
 from trainables.trial import Precision, Trial, fastest_precision
@@ -42,9 +46,6 @@ logger = logging.getLogger("chorale.pretrain")
 ASK_EVERY_S = 2.0
 SAY_EVERY_S = 10.0
 """Between two lines of progress where there is no terminal to renew one on."""
-
-MOST_LOADERS = 4
-"""Loader processes for a GPU, if there are cores for them: enough for 16-bit PCM on the GPUs of 2023."""
 
 
 class ProgressLine:
@@ -97,32 +98,6 @@ def progress(metrics: Mapping[str, float], epochs: int) -> str:
     )
 
 
-def resources_of(workers: int | None, gpus_per_worker: float | None) -> Resources:
-    """What the workers get: as many as there are GPUs, or one on the CPU. Raises UserError where there isn't enough."""
-    available = ray.cluster_resources()
-    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
-    each = gpus_per_worker if gpus_per_worker is not None else float(gpus > 0)
-    workers = workers or (int(gpus // each) if each else 1)
-    if each and workers * each > gpus:
-        raise UserError(f"{workers} workers with {each:g} GPUs each need {workers * each:g}: the cluster has {gpus}")
-    if workers > cpus:
-        raise UserError(f"{workers} workers need a CPU each: the cluster has {cpus}; lower --workers")
-    threads = cpus // workers
-    return Resources(workers, cpus_per_worker=threads, gpus_per_worker=each, threads=threads)
-
-
-def execution_of(arguments: argparse.Namespace, resources: Resources) -> Execution:
-    """How the training is to be computed."""
-    spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
-    return Execution(
-        loader_workers=spare if arguments.loader_workers is None else arguments.loader_workers,
-        micro_batch=arguments.micro_batch,
-        checkpoint_activations=arguments.checkpoint_activations,
-        compile=arguments.compile,
-        checkpoint_every_s=arguments.checkpoint_every_s,
-    )
-
-
 def trial_of(arguments: argparse.Namespace, chosen: splits.Splits) -> Trial:
     """The recipe's trial, with what the command line sets otherwise."""
     trial = recipes.recipe(arguments.recipe)(
@@ -141,18 +116,24 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
-    whole, runs = Store.of(arguments.store), arguments.runs.resolve()
+    whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     prepare_if_absent(arguments.corpus, whole)
     trial = trial_of(arguments, splits.find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out))
     weights = arguments.weights.resolve() if arguments.weights else None
     signature = trials.signature(trial, whole.location, weights)
-    ledger = create_ledger(runs)
+    ledger = create_ledger(runs, arguments.tracking_uri)
     if found := ledger.finished(signature):
         logger.info("%s is finished already.", trial.name)
         show(best_metrics(ledger.client, found.info.run_id), signature)
         return 0
+    lease = leases.acquire(runs, signature)
+    if isinstance(lease, Holder):
+        raise UserError(f"{trial.name} is being trained by {lease}: wait for it, or end it")
     start_ray()
-    resources = resources_of(arguments.workers, arguments.gpus_per_worker)
+    cluster = nodes()
+    whole_gpus = max(1.0, arguments.gpus_per_worker or 1.0)
+    workers = arguments.workers or sum(int(node.gpus // whole_gpus) for node in cluster) or 1
+    resources = share_out(cluster, Wish(workers, arguments.gpus_per_worker, arguments.cpus_per_worker))
     execution = execution_of(arguments, resources)
     each = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
     logger.info("%s, trial %s", trial.name, signature)
@@ -160,21 +141,22 @@ def run(arguments: argparse.Namespace) -> int:
     logger.info(
         "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
     )
-    run_id = ledger.claim(trial, signature, None)
     site = Site(whole.location, runs, ledger.tracking_uri, weights)
-    metrics = fit_or_give_up(ledger, run_id, trial, signature, site, resources, execution)
-    ledger.finish(run_id)
+    with Heart(runs, lease):
+        run_id = ledger.claim(trial, signature, None)
+        metrics = fit_or_give_up(ledger, run_id, trial, lease, site, resources, execution)
+        ledger.finish(run_id)
     show(metrics, signature)
     return 0
 
 
 def fit_or_give_up(
-    ledger: Ledger, run_id: str, trial: Trial, signature: str, site: Site, resources: Resources, execution: Execution
+    ledger: Ledger, run_id: str, trial: Trial, lease: Lease, site: Site, resources: Resources, execution: Execution
 ) -> Metrics:
     """Train; where that doesn't come to its end, the ledger says so."""
     try:
         with ProgressLine(ledger.tracking_uri, run_id, trial.schedule.epochs):
-            return fit(trial, signature, None, run_id, site, resources, execution)
+            return fit(trial, lease, None, run_id, site, resources, execution)
     except KeyboardInterrupt:
         ledger.give_up(run_id, "KILLED")
         logger.info("Interrupted. To go on from the last checkpoint, give the same command again.")
@@ -192,7 +174,6 @@ def show(metrics: Metrics, signature: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    default = {field.name: field.default for field in dataclasses.fields(Execution)}
     trial = parser.add_argument_group("what is trained")
     trial.add_argument("--recipe", default="small", help=f"one of: {', '.join(recipes.named())} (default: %(default)s)")
     trial.add_argument(
@@ -208,17 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trial.add_argument("--seed", type=int)
     trial.add_argument("--frozen-audio", action="store_true", default=None)
     trial.add_argument("--frozen-text", action="store_true", default=None)
-    computed = parser.add_argument_group("how it is computed")
-    computed.add_argument("--workers", type=positive, help="default: one a GPU of the cluster, or one on the CPU")
-    computed.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs")
-    computed.add_argument("--loader-workers", type=int, help="processes that load data, for each worker")
-    computed.add_argument("--micro-batch", type=positive, help="pairs of a worker whose activations are held at a time")
-    computed.add_argument("--checkpoint-activations", action="store_true", help="less memory, a second forward pass")
-    computed.add_argument("--compile", action="store_true", help="compile the encoders' blocks with torch.compile")
-    computed.add_argument("--checkpoint-every-s", type=float, default=default["checkpoint_every_s"], metavar="SECONDS")
-    places = parser.add_argument_group("where things lie")
-    places.add_argument("--runs", type=Path, default=Path("runs"), help="where results go (default: %(default)s)")
-    places.add_argument("--weights", type=Path, help="a folder of published checkpoints, where nothing can be fetched")
+    trial.add_argument("--weights", type=Path, help="a folder of published checkpoints, where nothing can be fetched")
 
 
 def main() -> int:
@@ -227,7 +198,9 @@ def main() -> int:
         prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     splits.add_arguments(parser)
+    ledgers.add_arguments(parser)
     add_arguments(parser)
+    computing.add_arguments(parser)
     arguments = parser.parse_args()
     os.environ.update(TRAIN_ENVIRONMENT)
     return run(arguments)

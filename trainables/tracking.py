@@ -4,18 +4,23 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-import mlflow
+import tenacity
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from obstore.exceptions import BaseError
 
 from data.shards import StoredSplit, write_json
 from trainables import checkpoint
 from trainables import trial as trials
 from trainables.embed import embed, read_embeddings, write_embeddings
 from trainables.model import DualEncoder
+from trainables.runs import Runs
 from trainables.train import Step, summary
 from trainables.trial import Trial
 
@@ -26,35 +31,85 @@ TEST_FILE = "test.arrow"
 STEP = "step/"
 """Begins the names of metrics that are about steps, not epochs."""
 
-HTTP_TIMEOUT_S = "20"
-"""MLflow's own default, 120 s with retries, holds a training up for minutes when its server is away."""
+HTTP = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # s; a hundred clients at once are answered in ten
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # retries after 0, 2, 4, ... 120 s: 4 minutes without the server
+}
+
+PATIENCE_S, AT_MOST_S = 900.0, 10.0
+"""How long storage that is full or a store that is away is waited for, and the longest pause between two tries."""
+
+PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
+"""MLflow's codes of errors that may not come again."""
+
+Result = TypeVar("Result")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
     """A client of an MLflow store, quiet and without telemetry. The URI is absolute: workers' folders differ."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", HTTP_TIMEOUT_S)
+    for name, value in HTTP.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    mlflow.set_tracking_uri(tracking_uri)
     return MlflowClient(tracking_uri)
 
 
-def log_epoch(client: MlflowClient, run_id: str, metrics: Mapping[str, float]) -> None:
-    """Log an epoch's metrics under its number, so that an epoch that is trained again lands on the same step."""
-    for name, value in metrics.items():
-        if name not in ("epoch", "epochs"):
-            client.log_metric(run_id, name, value, step=int(metrics["epoch"]))
+def patiently(function: Callable[[], Result]) -> Result:
+    """What a function returns; it is tried again for PATIENCE_S where storage or the tracking store fails."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        wait=tenacity.wait_exponential(max=AT_MOST_S),
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        reraise=True,
+    )(function)
 
 
-def log_steps(client: MlflowClient, run_id: str, steps: Sequence[Step]) -> None:
-    """Log what some steps took, under the number of the last one."""
-    last, timestamp_ms = steps[-1], time.time_ns() // 1_000_000
-    values = {"epoch": last.epoch, "loss": sum(step.loss for step in steps) / len(steps), **summary(steps)}
-    metrics = [Metric(f"{STEP}{name}", value, timestamp_ms, last.number) for name, value in values.items()]
-    client.log_batch(run_id, metrics=metrics)
+def may_pass(error: BaseException) -> bool:
+    """Whether an error is of a kind that goes by itself, or once somebody makes room."""
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING
+    return isinstance(error, OSError | BaseError)
+
+
+class Log:
+    """Tells MLflow of a training, in the order told and from a thread of its own: training doesn't wait for it."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self.teller = ThreadPoolExecutor(max_workers=1)
+        self.told: list[Future[None]] = []
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        """Log an epoch's metrics under its number, so that an epoch that is trained again lands on the same step."""
+        self.tell({name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"]))
+
+    def steps(self, steps: Sequence[Step], epochs: int) -> None:
+        """Log what some steps took, and what the rest of so many epochs will, under the number of the last one."""
+        last, found = steps[-1], summary(steps)
+        left_s = (epochs - last.epoch) * last.number / last.epoch * found["step_s"]
+        values = {"epoch": last.epoch, "loss": sum(step.loss for step in steps) / len(steps), "left_s": left_s} | found
+        self.tell({f"{STEP}{name}": value for name, value in values.items()}, last.number)
+
+    def tell(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics under a step."""
+        now_ms = time.time_ns() // 1_000_000
+        metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
+
+        def send() -> None:
+            self.client.log_batch(self.run_id, metrics=metrics)
+
+        self.told.append(self.teller.submit(patiently, send))
+
+    def flush(self) -> None:
+        """Wait until MLflow has all that was told. Raises what stood in the way."""
+        told, self.told = self.told, []
+        for future in told:
+            future.result()
 
 
 def refuse(client: MlflowClient, run_id: str, reason: str) -> None:
@@ -68,13 +123,11 @@ def refused(client: MlflowClient, run_id: str) -> str:
     return reason
 
 
-def keep_model(folder: Path, trial: Trial, network: DualEncoder) -> None:
+def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
     """Write the trained model where fine-tunings look for it; it appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
+    with runs.scratch() as scratch:
         checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.weights_of(network))
-        if not folder.exists():
-            (Path(scratch) / "model").rename(folder)
+        runs.keep_model(signature, Path(scratch) / "model")
 
 
 def log_outcome(

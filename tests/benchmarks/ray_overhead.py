@@ -23,6 +23,7 @@ from data import shards
 from data.corpora import synthetic
 from data.shards import write_json
 from data.splits import Splits
+from trainables import lease as leases
 from trainables import recipes
 from trainables import trial as trials
 from trainables.checkpoint import Snapshot
@@ -81,13 +82,15 @@ def work(rank: int, trial: Trial, store: Path, folder: Path) -> None:
 def through_ray(trial: Trial, store: Path, folder: Path) -> list[Epoch]:
     """Train on Ray Train's workers."""
     from trainables.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
-    from trainables.ray_adapter import Resources, Site, fit
+    from trainables.ray_adapter import Site, fit
+    from trainables.resources import Resources
+    from trainables.runs import Runs
 
-    ledger = create_ledger(folder)
-    signature = trials.signature(trial, str(store))
-    run_id = ledger.claim(trial, signature, None)
-    site = Site(str(store), folder, ledger.tracking_uri)
-    fit(trial, signature, None, run_id, site, Resources(workers=RANKS, cpus_per_worker=0.9))
+    ledger, runs = create_ledger(folder), Runs.of(folder)
+    lease = leases.acquire(runs, trials.signature(trial, str(store)))
+    run_id = ledger.claim(trial, lease.signature, None)
+    site = Site(str(store), runs, ledger.tracking_uri)
+    fit(trial, lease, None, run_id, site, Resources(workers=RANKS, cpus_per_worker=0.9))
     history = ledger.client.get_metric_history(run_id, "step_s")
     return [
         Epoch(metric.timestamp / 1000, metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))

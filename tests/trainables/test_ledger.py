@@ -1,12 +1,17 @@
 """The ledger on a real MLflow store."""
 
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
 from sweeps import spaces
 from trainables.ledger import Ledger, create_ledger, flattened, open_ledger
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +89,13 @@ def test_a_database_of_something_else_is_refused(tmp_path):
 
 def test_settings_are_flattened():
     assert dict(flattened({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == {"a": 1, "b.c": 2, "b.d.e": 3}
+
+
+def test_commands_that_start_at_once_share_one_database(tmp_path):
+    code = "import sys; from trainables.ledger import create_ledger; print(create_ledger(sys.argv[1]).experiment_id)"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path / "runs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    answers = [process.communicate()[0].strip() for process in started]
+    assert answers == [open_ledger(tmp_path / "runs").experiment_id] * 3

@@ -131,9 +131,12 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--workers", 500], "500 workers need a CPU each: the cluster has"),
-        (["--gpus-per-worker", 1, "--workers", 2], "2 workers with 1 GPUs each need 2: the cluster has"),
-        (["--recipe", "papr"], "unknown recipe 'papr'; known: paper, small"),
+        (["--workers", 500], "500 workers need 0.98 CPUs each, on one node each: the cluster has room for 2"),
+        (
+            ["--gpus-per-worker", 1, "--workers", 2],
+            "2 workers need 0.98 CPUs and 1 GPUs each, on one node each: the cluster has room for 0",
+        ),
+        (["--recipe", "papr"], "unknown recipe 'papr'; known: baseline, paper, small"),
         (["--audio", "cnn:huge"], "unknown audio encoder 'cnn:huge'; known: cnn:small"),
         (["--epochs", 1, "--recipe", "paper"], "1.0 warm-up and 1.0 final epochs don't fit into 1"),
         (["--peak-rate", -1], "it must be from 0 to peak_rate (-1.0)"),

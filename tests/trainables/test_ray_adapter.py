@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import ray
 
+from data.errors import UserError
 from data.prepare import start_ray
 from data.splits import Splits
 from sweeps.spaces import own_space
 from trainables import checkpoint, ray_adapter, trial
+from trainables import lease as leases
 from trainables.embed import read_embeddings
 from trainables.ledger import create_ledger
+from trainables.resources import Resources
+from trainables.runs import Runs
 
 pytestmark = pytest.mark.cluster
 
@@ -35,14 +39,13 @@ def without_dropout(space_file):
 
 def fitted(one_trial, store, runs, workers):
     """The best epoch's metrics, the embeddings of the validation split, and the model, after training on `workers`."""
-    ledger = create_ledger(runs)
-    signature = trial.signature(one_trial, store)
-    run_id = ledger.claim(one_trial, signature, None)
-    site = ray_adapter.Site(store, runs, ledger.tracking_uri)
-    resources = ray_adapter.Resources(workers=workers, cpus_per_worker=0.9)
-    metrics = ray_adapter.fit(one_trial, signature, None, run_id, site, resources)
+    ledger, place = create_ledger(runs), Runs.of(runs)
+    lease = leases.acquire(place, trial.signature(one_trial, store))
+    run_id = ledger.claim(one_trial, lease.signature, None)
+    site = ray_adapter.Site(store, place, ledger.tracking_uri)
+    metrics = ray_adapter.fit(one_trial, lease, None, run_id, site, Resources(workers=workers, cpus_per_worker=0.9))
     path = ledger.client.download_artifacts(run_id, "embeddings/validation.arrow")
-    return metrics, read_embeddings(Path(path)), site.model_folder(signature)
+    return metrics, read_embeddings(Path(path)), runs / "models" / lease.signature
 
 
 def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone_store, tmp_path):
@@ -56,6 +59,18 @@ def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone
 
 def test_a_training_that_is_asked_for_again_goes_on_where_it_was(cluster, without_dropout, tone_store, tmp_path):
     before, embeddings, _ = fitted(without_dropout, tone_store, tmp_path / "runs", workers=1)
+    (whole,) = (tmp_path / "runs").glob("trials/*-1/committed")
+    assert whole.read_text()
     after, again, _ = fitted(without_dropout, tone_store, tmp_path / "runs", workers=1)
     np.testing.assert_array_equal(again.audio_AD, embeddings.audio_AD)
     assert after["map10"] == before["map10"]
+
+
+def test_a_store_that_has_changed_since_is_refused(cluster, without_dropout, tone_store, tmp_path):
+    place = Runs.of(tmp_path)
+    lease = leases.acquire(place, "0123456789abcdef")
+    ledger = create_ledger(place)
+    run_id = ledger.claim(without_dropout, lease.signature, None)
+    site = ray_adapter.Site(tone_store, place, ledger.tracking_uri)
+    with pytest.raises(UserError, match=r"have changed since cnn:custom .* give the command again"):
+        ray_adapter.fit(without_dropout, lease, None, run_id, site, Resources())
