@@ -1,160 +1,84 @@
 """Run a sweep: each encoder pair is pretrained once, then fine-tuned in several ways.
 
 python sweeps/grid.py [--space demo] [--corpus synthetic] [--store DIR] [--runs DIR] [--name SWEEP]
+python sweeps/grid.py --dry-run ...                  # what would be run, what that shares, and what it would take
+python sweeps/grid.py --status [--runs DIR] [--name SWEEP]    # how far a sweep is, from another shell
+
+A sweep that was ended goes on when the same command is given again: finished trials aren't run again, by whatever sweep
+they were run, and interrupted ones go on from their last checkpoints.
 """
 
 import argparse
 import datetime
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-import ray
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import positive, run_command
+from data.errors import UserError, positive, run_command
 from data.prepare import prepare_if_absent, start_ray
 from data.splits import add_arguments as add_split_arguments
 from data.splits import find_splits
 from data.storage import Location, Store
-from sweeps.progress import Display, Line
-from sweeps.spaces import named, space
+from sweeps import estimate, tuning
+from sweeps.progress import Display, Line, status, table
+from sweeps.spaces import check, named, space, with_seeds
+from sweeps.tuning import QUIET_TUNE, Sweep
+from trainables import encoders
+from trainables import lease as leases
+from trainables import ledger as ledgers
+from trainables import resources as computing
 from trainables import trial as trials
-from trainables.ledger import Ledger, create_ledger
-from trainables.ray_adapter import TRAIN_ENVIRONMENT, Resources, Site, best_metrics, fit
-from trainables.train import Execution
-from trainables.trial import Trial, fastest_precision
-
-DRIVER_CPUS = 0.01
-"""Of a trial's driver, which only waits for its workers: with a whole CPU each, drivers would starve them."""
-
-QUIET_TUNE = {
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep within seconds
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
-} | TRAIN_ENVIRONMENT
+from trainables.ledger import Ledger, create_ledger, open_ledger
+from trainables.ray_adapter import Site, best_metrics, fastest_precision_on, nodes
+from trainables.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
+from trainables.runs import Runs
+from trainables.trial import Precision, Trial
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
+ASK_EVERY_S = 5.0
+"""While another command trains what this one waits for."""
 
-@dataclass(frozen=True)
-class Sweep:
-    """What a trial needs to know of the sweep that runs it."""
-
-    run_id: str
-    tracking_uri: str
-    experiment_id: str
-    site: Site
-    resources: Resources
-    execution: Execution
+Stages = list[dict[str, Trial]]
+"""The trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
-class ShowProgress(tune.Callback):
-    """Passes what Tune says of trials on to the display."""
-
-    def __init__(self, display: Display) -> None:
-        self.display = display
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has started."""
-        self.display.start(trial.config["work"]["signature"])
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """A trial has reported an epoch."""
-        if "best_map10" in result and not result.get("done"):
-            self.display.epoch(trial.config["work"]["signature"], int(result["epoch"]), result["best_map10"])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended well."""
-        self.display.end(trial.config["work"]["signature"], "finished")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has failed."""
-        self.display.end(trial.config["work"]["signature"], "failed")
-
-
-def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, float]:
-    """A trial, as Tune runs it: claimed, trained, and marked as finished once its artifacts have been read back."""
-    work = config["work"]
-    signature, trial = work["signature"], trials.from_json(work["trial"])
-    ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
-    run_id = ledger.claim(trial, signature, sweep.run_id)
-    try:
-        metrics = fit(
-            trial,
-            signature,
-            work["parent"],
-            run_id,
-            sweep.site,
-            sweep.resources,
-            sweep.execution,
-            [TuneReportCallback()],
-        )
-    except Exception:
-        ledger.give_up(run_id, "FAILED")
-        raise
-    ledger.finish(run_id)
-    return metrics
-
-
-def by_stage(wanted: Sequence[Trial], store: Location, weights: Path | None = None) -> list[dict[str, Trial]]:
-    """The trials of each stage by signature: those without a pretraining first, each trial once."""
+def by_stage(wanted: Sequence[Trial], store: Location, weights: Path | None = None) -> Stages:
+    """The trials by stage, each once, with the pretrainings that they start from."""
     with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
-    stages: list[dict[str, Trial]] = [{}, {}]
+    stages: Stages = [{}, {}]
     for trial in with_parents:
         stages[trial.pretraining is not None].setdefault(trials.signature(trial, store, weights), trial)
     return stages
 
 
-def share_resources(max_concurrent: int | None, num_trials: int) -> tuple[Resources, Execution, int]:
-    """What each trial gets of the cluster, and how many run at a time: as many as there are GPUs, or else CPUs."""
-    available = ray.cluster_resources()
-    cpus, gpus = int(available.get("CPU", 0)), int(available.get("GPU", 0))
-    slots = min(gpus or cpus, num_trials)
-    concurrent = min(slots, max_concurrent or slots)
-    threads = max(1, cpus // max(1, concurrent))
-    # What is left below a whole CPU makes room for the drivers.
-    resources = Resources(
-        cpus_per_worker=threads - 2 * DRIVER_CPUS,
-        gpus_per_worker=1.0 if gpus else 0.0,
-        threads=threads,
-    )
-    return resources, Execution(loader_workers=threads - 1 if gpus else 0), concurrent
+def require_encoders(wanted: Iterable[Trial], weights: Path | None) -> None:
+    """Raise UserError for an encoder that can't be built: before a GPU waits for it."""
+    captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
+    for encoder in dict.fromkeys(encoder for trial in wanted for encoder in (trial.audio, trial.text)):
+        build = encoders.module_of(encoder).build
+        try:
+            build(encoder, weights) if hasattr(encoder, "segment_s") else build(encoder, captions, weights)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever an encoder of a user's own raises
+            raise UserError(f"the encoder {encoders.label(encoder)} can't be built: {error} ({encoder})") from error
 
 
-def run_stage(stage: dict[str, Trial], sweep: Sweep, concurrent: int, name: str, display: Display) -> None:
-    """Run the trials of one stage through Ray Tune. A trial that fails doesn't stop the others."""
-    store, weights = sweep.site.store, sweep.site.weights
-    work = [
-        {
-            "signature": signature,
-            "parent": trials.signature(trial.pretraining, store, weights) if trial.pretraining else None,
-            "trial": trials.to_json(trial),
-        }
-        for signature, trial in stage.items()
-    ]
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), {"cpu": DRIVER_CPUS}),
-        param_space={"work": tune.grid_search(work)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name=name, storage_path=str(sweep.site.runs / "tune"), callbacks=[ShowProgress(display)], verbose=0
-        ),
-    )
-    for result in tuner.fit():
-        if result.error:
-            reason = str(result.error).strip().splitlines()[-1]
-            say(f"{stage[result.config['work']['signature']].name} failed: {reason} (see {result.path}/error.txt)")
+def resources_by_stage(arguments: argparse.Namespace, found: Sequence[Bundle], num_trials: int) -> dict[str, Resources]:
+    """What the workers of each stage's trials get. Raises UserError where a trial could never be placed."""
+    wish = Wish(arguments.workers, arguments.gpus_per_worker, arguments.cpus_per_worker)
+    fine_tuning = share_out(found, wish, num_trials, arguments.max_concurrent)
+    pretraining = replace(fine_tuning, workers=arguments.pretraining_workers or fine_tuning.workers)
+    require_room(pretraining, found)
+    return {"pretraining": pretraining, "fine-tuning": fine_tuning}
 
 
 def say(message: str = "") -> None:
@@ -163,7 +87,7 @@ def say(message: str = "") -> None:
     console.print(message)
 
 
-def show_results(ledger: Ledger, stages: Sequence[dict[str, Trial]]) -> int:
+def show_results(ledger: Ledger, stages: Stages) -> int:
     """A table of the trials, the best by validation mAP@10 first; returns how many aren't finished."""
     rows, unfinished = [], []
     for signature, trial in (item for stage in stages for item in stage.items()):
@@ -173,13 +97,13 @@ def show_results(ledger: Ledger, stages: Sequence[dict[str, Trial]]) -> int:
         else:
             rows.append((best_metrics(ledger.client, run.info.run_id), trial.name, signature))
     rows.sort(key=lambda row: (-row[0]["map10"], row[2]))
-    table = Table(title="Finished trials, on the validation split", title_justify="left", box=None)
+    shown = Table(title="Finished trials, on the validation split", title_justify="left", box=None)
     for heading in ("trial", "best epoch", *COLUMNS.values(), "signature"):
-        table.add_column(heading, justify="left" if heading in ("trial", "signature") else "right", no_wrap=True)
+        shown.add_column(heading, justify="left" if heading in ("trial", "signature") else "right", no_wrap=True)
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[column]:.2f}" for column in COLUMNS]
-        table.add_row(name, f"{metrics['best_epoch']:.0f}", *values, signature)
-    Console(width=max(160, Console().width)).print(table)
+        shown.add_row(name, f"{metrics['best_epoch']:.0f}", *values, signature)
+    Console(width=max(160, Console().width)).print(shown)
     for name in unfinished:
         say(f"not finished: {name}")
     return len(unfinished)
@@ -187,44 +111,59 @@ def show_results(ledger: Ledger, stages: Sequence[dict[str, Trial]]) -> int:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
-    whole, runs = Store.of(arguments.store), arguments.runs.resolve()
-    store = whole.location
+    whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
+    store, weights = whole.location, arguments.weights.resolve() if arguments.weights else None
     prepare_if_absent(arguments.corpus, whole)
     splits = find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
-    wanted = space(arguments.space)(splits, fastest_precision())
-    weights = arguments.weights.resolve() if arguments.weights else None
-    stages = by_stage(wanted, store, weights)
-    ledger = create_ledger(runs)
-    todo = [{key: trial for key, trial in stage.items() if not ledger.finished(key)} for stage in stages]
-    num_todo = sum(map(len, todo))
-
+    trials_of, ledger = space(arguments.space), create_ledger(runs, arguments.tracking_uri)
     start_ray()
-    resources, execution, concurrent = share_resources(arguments.max_concurrent, max(map(len, todo), default=1) or 1)
-    device = "GPU" if resources.gpus_per_worker else "CPU"
+    found = nodes()
+    precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
+    named_trials = check(trials_of(splits, precision))
+    wanted = check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
+    stages = by_stage(wanted, store, weights)
+    every = {signature: trial for stage in stages for signature, trial in stage.items()}
+    finished = {signature for signature in every if ledger.finished(signature)}
+    todo = {signature: trial for signature, trial in every.items() if signature not in finished}
+    if arguments.dry_run:
+        Console(width=max(160, Console().width)).print(estimate.report(stages, finished, store))
+        say(estimate.basis(stages, finished, store))
+        return 0
+
+    require_encoders(todo.values(), weights)
+    resources = resources_by_stage(arguments, found, max((len(stage) for stage in stages), default=1))
     say(f"Sweep {arguments.name}: space {arguments.space} on corpus {arguments.corpus}")
-    say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {num_todo} of them are still to be run")
-    say(f"  {concurrent} at a time, each on one {device} with {resources.threads} threads, in {wanted[0].precision}")
+    say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run")
+    say(f"  {what_each_gets(resources, found, arguments.max_concurrent)}, in {precision}")
     say(f"  corpus in {whole}, results in {runs}")
 
-    signatures = [signature for stage in stages for signature in stage]
-    description = {"space": arguments.space, "corpus": arguments.corpus, "store": str(whole)}
-    run_id = ledger.start_sweep(arguments.name, signatures, description)
+    costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
+    lines = {
+        signature: Line(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
+        for signature, trial in every.items()
+    }
+    description = {
+        "space": arguments.space,
+        "corpus": arguments.corpus,
+        "store": str(whole),
+        "trials": {
+            signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
+            for signature, line in lines.items()
+        },
+    }
+    run_id = ledger.start_sweep(arguments.name, list(every), description)
     site = Site(store, runs, ledger.tracking_uri, weights)
-    sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, site, resources, execution)
-    lines = {key: Line(trial.name, trial.schedule.epochs) for stage in todo for key, trial in stage.items()}
+    execution = execution_of(arguments, resources["fine-tuning"])
+    sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND, site, resources, execution)
+    for signature in finished:
+        lines[signature].state = "finished"
     try:
-        with Display(lines, Console(soft_wrap=True)) as display:
-            for name, stage in zip(("pretraining", "fine-tuning"), todo, strict=True):
-                ready = {key: trial for key, trial in stage.items() if pretrained(trial, site, ledger)}
-                if ready:
-                    run_stage(ready, sweep, concurrent, f"{arguments.name}-{name}", display)
+        with Display(lines, Console(soft_wrap=True), ledger) as display:
+            run_all(todo, costs, sweep, ledger, display, arguments)
     except KeyboardInterrupt:
-        for signature in lines:
-            run = ledger.trial_run(signature)
-            if run and run.info.status == "RUNNING":
-                ledger.give_up(run.info.run_id, "KILLED")
+        tuning.interrupt(ledger, sweep, list(todo))
         ledger.give_up(run_id, "KILLED")
-        say(f"\nInterrupted. To go on, from the last epoch of each trial: {command_line(arguments)}")
+        say(f"\nInterrupted. To go on, from the last checkpoint of each trial: {command_line(arguments)}")
         raise
     num_unfinished = show_results(ledger, stages)
     if num_unfinished:
@@ -232,50 +171,114 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     else:
         ledger.finish(run_id)
     say()
-    say(f"To look at the runs:  mlflow ui --backend-store-uri {ledger.tracking_uri}")
+    say(f"To look at the runs:  {look_command(ledger.tracking_uri)}")
     say(f"Next:                 {next_command(arguments)}")
     return 1 if num_unfinished else 0
 
 
-def pretrained(trial: Trial, site: Site, ledger: Ledger) -> bool:
-    """Whether a trial can start: it needs no pretraining, or has a finished one."""
-    return not trial.pretraining or bool(ledger.finished(trials.signature(trial.pretraining, site.store, site.weights)))
+def run_all(
+    todo: Mapping[str, Trial],
+    costs: Mapping[str, float],
+    sweep: Sweep,
+    ledger: Ledger,
+    display: Display,
+    arguments: argparse.Namespace,
+) -> None:
+    """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
+    left, lost, parents = dict(todo), set[str](), {key: sweep.parent(trial) for key, trial in todo.items()}
+    while left:
+        held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}
+        free = {key: trial for key, trial in left.items() if not held & {key, parents[key]}}
+        if free:
+            ends = tuning.run(
+                free, parents, costs, sweep, ledger, display, arguments.max_concurrent, arguments.scheduler == "asha"
+            )
+            lost |= {signature for signature, end in ends.items() if end in (tuning.FAILED, tuning.STOPPED)}
+        else:
+            time.sleep(ASK_EVERY_S)
+        for signature in [key for key in left if ledger.finished(key)]:
+            display.finished(signature)
+            del left[signature]
+        left = {key: trial for key, trial in left.items() if not lost & {key, parents[key]}}
+
+
+def what_each_gets(resources: Mapping[str, Resources], found: Sequence[Bundle], max_concurrent: int | None) -> str:
+    """In words: how many trials run at a time, and on what."""
+    one = resources["fine-tuning"]
+    at_once = places(one, found) // one.workers
+    each = f"{one.gpus_per_worker:g} GPU" if one.gpus_per_worker else "CPU"
+    more = "".join(f", {stage}s on {which.workers} workers" for stage, which in resources.items() if which.workers > 1)
+    concurrent = min(at_once, max_concurrent or at_once)
+    return f"up to {concurrent} at a time, each worker on {each} with {one.threads} threads{more}"
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Say how far a sweep is."""
+    runs = Runs.of(arguments.runs)
+    ledger = open_ledger(runs, arguments.tracking_uri)
+    sweep = ledger.sweep(arguments.name)
+    held = {signature: leases.holder(runs, signature) is not None for signature in sweep.signatures}
+    Console(width=max(160, Console().width)).print(
+        table(status(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
+    )
+    return 0
 
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command that goes on with this sweep."""
-    options = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     words = []
-    for name, value in options.items():
-        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    for name, value in vars(arguments).items():
+        if value is True:
+            words.append(f"--{name.replace('_', '-')}")
+        elif value not in (None, False, []):
+            words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(["python", "sweeps/grid.py", *words])
+
+
+def look_command(tracking_uri: str) -> str:
+    """How to look at the runs."""
+    if tracking_uri.startswith("http"):
+        return f"{tracking_uri} in a browser"
+    return f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def next_command(arguments: argparse.Namespace) -> str:
     """The command that selects the ensemble."""
-    return shlex.join(
-        ["python", "ensemble/select.py", "--metric", "map10", "--runs", str(arguments.runs), "--sweep", arguments.name]
-    )
+    words = ["python", "ensemble/select.py", "--metric", "map10", "--runs", arguments.runs, "--sweep", arguments.name]
+    return shlex.join([*words, *(["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else [])])
 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="grid.py", description="Train the trials of a space.")
+    parser = argparse.ArgumentParser(
+        prog="grid.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--space",
         default="demo",
         help=f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function (default: %(default)s)",
     )
     add_split_arguments(parser)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where results go (default: %(default)s)")
+    ledgers.add_arguments(parser)
+    parser.add_argument("--name", help="of the sweep (default: the date; with --status, the newest)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and what that would take")
+    parser.add_argument("--status", action="store_true", help="say how far a sweep is")
+    parser.add_argument("--seeds", type=positive, help="fine-tune each trial with so many seeds")
+    parser.add_argument("--pretraining-seeds", type=positive, help="pretrain and fine-tune with so many seeds")
     parser.add_argument(
-        "--name", default=f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}", help="of the sweep (default: dated)"
+        "--scheduler", choices=("none", "asha"), default="none", help="asha: stop hopeless trials early"
     )
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: the GPUs' or this machine's fastest")
     parser.add_argument(
         "--weights", type=Path, metavar="DIR", help="a folder of published checkpoints, where nothing can be fetched"
     )
+    computing.add_arguments(parser)
+    parser.add_argument("--pretraining-workers", type=positive, help="of pretrainings (default: --workers)")
     parser.add_argument("--max-concurrent", type=positive, help="trials at a time (default: one a GPU, or else a CPU)")
     arguments = parser.parse_args()
+    if arguments.status:
+        return show_status(arguments)
+    arguments.name = arguments.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
     os.environ.update(QUIET_TUNE)
     return run_sweep(arguments)
 

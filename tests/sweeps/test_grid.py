@@ -1,5 +1,6 @@
 """The sweep as a user runs it: real commands, real Ray, real MLflow."""
 
+import http.server
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from data.schema import FORMAT_VERSION
 from trainables import checkpoint
 from trainables.ledger import open_ledger
+from trainables.runs import Runs
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -113,7 +116,7 @@ def epochs_until_interrupted(command):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--space", "nothing"], "unknown space 'nothing'; known: demo, small"),
+        (["--space", "nothing"], "unknown space 'nothing'; known: demo, full, small, table2"),
         (["--corpus", "nothing"], "unknown corpus 'nothing'; known: audiocaps, clotho, folder, synthetic, wavcaps"),
         (
             ["--corpus", "clotho"],
@@ -121,7 +124,14 @@ def epochs_until_interrupted(command):
         ),
         (["--space", "{space}:broken"], "temperature is -1.0: it must be above 0"),
         (["--space", "{space}:absent"], "known: .*tiny"),
+        (["--space", "{space}:twice"], "entries 1 and 3 of the space are the same trial"),
+        (["--space", "{space}:unbuildable"], r"unknown\.py|neither a directory nor found on the hub"),
         (["--max-concurrent", "0"], "isn't a whole number from 1 on"),
+        (["--workers", "500", "--space", "{space}:tiny"], "500 workers need .* the cluster has room for"),
+        (["--gpus-per-worker", "1", "--space", "{space}:tiny"], "1 workers need .* and 1 GPUs each"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow server answers at http://127.0.0.1:9"),
+        (["--runs", "s3://KEY:SECRET@bucket/runs"], "s3://bucket/runs: keys don't belong into the URI"),
+        (["--status"], "holds no runs"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, tone_store, space_file, tmp_path):
@@ -129,7 +139,8 @@ def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, 
     words = [word.format(space=space_file) for word in words]
     failed = run_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
     assert failed.returncode == 2
-    assert re.search(expected, failed.stderr)
+    assert re.search(expected, failed.stderr), failed.stderr
+    assert "SECRET" not in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -141,3 +152,60 @@ def test_a_store_of_another_schema_version_is_refused_with_the_remedy(run_comman
     assert failed.returncode == 2
     assert "schema version 0" in failed.stderr
     assert "python data/prepare.py folder" in failed.stderr
+
+
+def test_an_address_where_something_else_answers_is_refused(run_command, tone_store, space_file, tmp_path):
+    class Nonsense(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    failed = run_command(
+        "sweeps/grid.py", "--corpus", "folder", "--store", tone_store, "--runs", tmp_path,
+        "--space", f"{space_file}:tiny", "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
+    )  # fmt: skip
+    server.shutdown()
+    server.server_close()
+    assert failed.returncode == 2
+    assert "isn't an MLflow server: 200 '<html>hello" in failed.stderr
+
+
+def test_a_dry_run_says_what_would_be_run_and_runs_nothing(run_command, tone_store, space_file, tmp_path):
+    words = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--runs", tmp_path)
+    done = run_command("sweeps/grid.py", *words, "--seeds", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if re.search(r"[0-9a-f]{16}\s*$", line)]
+    assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
+    assert "GPU hours are still to be run" in done.stdout
+    assert "Estimated: " in done.stdout
+    assert not list(open_ledger(tmp_path).runs("trial"))
+
+
+def test_status_says_how_far_a_sweep_is_from_another_shell(swept, run_command):
+    done = run_command("sweeps/grid.py", "--status", "--runs", swept[0])
+    assert done.returncode == 0, done.stderr
+    assert "3 trials: 3 finished, 0 running; about 0:00:00 left" in done.stdout
+
+
+def test_results_lie_in_an_object_store_beside_an_mlflow_server(
+    run_command, object_store, mlflow_server, tone_store, space_file, tmp_path
+):
+    start, _ = mlflow_server
+    words = ("--runs", object_store.uri(f"bucket/{tmp_path.name}"), "--tracking-uri", start())
+    sweep = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--name", "far")
+    done = run_command("sweeps/grid.py", *words, *sweep)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "View run" not in done.stdout
+    runs = Runs.of(words[1])
+    signatures = open_ledger(runs, words[3]).sweep("far").signatures
+    assert len(signatures) == 3
+    assert all(runs.has_model(signature) for signature in signatures)
+    selected = run_command("ensemble/select.py", "--metric", "map10", *words, "--out", tmp_path / "out")
+    assert selected.returncode == 0, selected.stderr
+    assert (tmp_path / "out" / "ensemble.json").exists()

@@ -1,0 +1,240 @@
+"""Failures that a sweep survives: each ends with the trials and, to the last bit, the models of an undisturbed one.
+
+What is lost of a training is what it did since its last checkpoint, here the last step.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from trainables import lease as leases
+from trainables.checkpoint import MODEL_FILE
+from trainables.ledger import open_ledger
+from trainables.runs import Runs
+
+pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).parents[2]
+EACH = ("--cpus-per-worker", "0.9", "--checkpoint-every-s", "0")
+"""Of every sweep: there is room for the trials of two, and a checkpoint after each step."""
+
+TRAINED = ("map10", "train_loss", "validation_loss", "best_epoch")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster whose nodes can be lost: two CPUs on a node that isn't the head."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+    made.worker = made.add_node(num_cpus=2)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def sweep(nodes, space_file, tone_store):
+    """A function that starts a sweep, in a process group of its own, and one that waits for its good end."""
+    started = []
+
+    def start(runs, *more, name="sweep", space="patient"):
+        words = ["--space", f"{space_file}:{space}", "--corpus", "folder", "--store", tone_store, "--runs", runs]
+        process = subprocess.Popen(
+            [sys.executable, "sweeps/grid.py", *map(str, words), "--name", name, *EACH, *more],
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": nodes.address},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def ended(process):
+    """What a sweep printed, once it has come to a good end."""
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def underway(process, runs, seconds=180):
+    """Wait until a sweep has a checkpoint that somebody would go on from."""
+    for _ in range(seconds * 10):
+        if committed(runs):
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint")
+
+
+def committed(runs):
+    """Checkpoints that somebody would go on from."""
+    return list(runs.glob("trials/*/committed"))
+
+
+def processes(title):
+    """Ray's processes of a kind."""
+    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or [])]
+
+
+WORKER, DRIVER = "RayTrainWorker", "ray::ImplicitFunc"
+
+
+def results(runs, tracking_uri=None):
+    """Of each trial, by signature, what it logged under each epoch and its model."""
+    ledger = open_ledger(runs, tracking_uri)
+    found = {}
+    for run in ledger.runs("trial"):
+        signature = run.data.tags["signature"]
+        assert signature not in found, "a trial has two runs"
+        assert run.info.status == "FINISHED"
+        logged = {
+            name: {entry.step: entry.value for entry in ledger.client.get_metric_history(run.info.run_id, name)}
+            for name in TRAINED
+        }
+        found[signature] = logged, load_file(runs / "models" / signature / MODEL_FILE)
+    return found
+
+
+def assert_same(runs, expected, tracking_uri=None):
+    got = results(runs, tracking_uri)
+    assert got.keys() == expected.keys()
+    for signature, (logged, model) in expected.items():
+        assert got[signature][0] == logged
+        assert all((got[signature][1][name] == tensor).all() for name, tensor in model.items())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, space_file, tone_store, run_command, tmp_path_factory):
+    """What a sweep comes to that nothing happens to."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    done = run_command(
+        "sweeps/grid.py", "--space", f"{space_file}:patient", "--corpus", "folder", "--store", tone_store,
+        "--runs", runs, "--name", "sweep", *EACH, RAY_ADDRESS=nodes.address,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(results(runs)) == 2
+    return results(runs)
+
+
+@pytest.mark.parametrize("lost", [WORKER, DRIVER])
+def test_a_lost_process_of_a_trial_is_replaced(lost, sweep, undisturbed, tmp_path):
+    process = sweep(tmp_path)
+    underway(process, tmp_path)
+    processes(lost)[0].kill()
+    ended(process)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_by_its_command_under_any_name(sweep, undisturbed, tmp_path):
+    process = sweep(tmp_path)
+    underway(process, tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    ended(sweep(tmp_path, name="another"))
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_lost_node_is_made_up_for_by_another(sweep, nodes, undisturbed, tmp_path):
+    process = sweep(tmp_path)
+    underway(process, tmp_path)
+    nodes.remove_node(nodes.worker, allow_graceful=False)
+    nodes.worker = nodes.add_node(num_cpus=2)
+    ended(process)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_tracking_server_that_is_away_for_a_while_misses_nothing(sweep, mlflow_server, undisturbed, tmp_path):
+    start, stop = mlflow_server
+    uri = start()
+    process = sweep(tmp_path / "runs", "--tracking-uri", uri)
+    underway(process, tmp_path / "runs")
+    stop()
+    time.sleep(10)
+    assert process.poll() is None
+    start()
+    ended(process)
+    assert_same(tmp_path / "runs", undisturbed, uri)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, which can be filled."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a file system can't be mounted here: {mounted.stderr.decode().strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_storage_that_is_full_for_a_while_loses_nothing(sweep, undisturbed, small_disk):
+    runs = small_disk / "runs"
+    process = sweep(runs)
+    underway(process, runs)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (2**20, 2**10, 1):
+            while True:
+                try:
+                    file.write(bytes(size))
+                except OSError:
+                    break
+    time.sleep(10)
+    assert process.poll() is None
+    filler.unlink()
+    ended(process)
+    assert_same(runs, undisturbed)
+
+
+def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path):
+    both = [sweep(tmp_path, name="one"), sweep(tmp_path, name="two")]
+    for process in both:
+        ended(process)
+    assert_same(tmp_path, undisturbed)
+    ledger = open_ledger(tmp_path)
+    for run in ledger.runs("trial"):
+        logged = ledger.client.get_metric_history(run.info.run_id, "map10")
+        assert [entry.step for entry in logged] == list(range(1, int(run.data.params["schedule.epochs"]) + 1))
+
+
+def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(sweep, undisturbed, tmp_path):
+    hanging = sweep(tmp_path, name="hanging")
+    underway(hanging, tmp_path)
+    (driver,) = processes(DRIVER)
+    driver.suspend()
+    signature = committed(tmp_path)[0].parent.name.rpartition("-")[0]
+    ended(sweep(tmp_path, name="waiting"))
+    assert leases.newest(Runs.of(tmp_path), signature) == 2
+    driver.resume()
+    ended(hanging)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, tmp_path):
+    words = ("--max-concurrent", "1")
+    printed, _ = (process := sweep(tmp_path, *words, "--scheduler", "asha", space="hopeless")).communicate(timeout=600)
+    assert process.returncode == 1, printed
+    ledger = open_ledger(tmp_path)
+    status = {run.info.run_name: run.info.status for run in ledger.runs("trial")}
+    assert sorted(status.values()) == ["FINISHED", "FINISHED", "KILLED"], printed
+    (stopped,) = [run for run in ledger.runs("trial") if run.info.status == "KILLED"]
+    assert stopped.data.params["schedule.peak_rate"] == "1.0"
+    epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10"))
+    ended(sweep(tmp_path, *words, space="hopeless"))
+    again = ledger.client.get_run(stopped.info.run_id)
+    assert again.info.status == "FINISHED"
+    steps = [entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10")]
+    assert steps[-1] == int(again.data.params["schedule.epochs"])
+    assert epochs < steps[-1]
