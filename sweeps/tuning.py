@@ -18,7 +18,7 @@ from sweeps.searcher import SEARCHER_ENVIRONMENT, StagesSearcher
 from sweeps.stages import Job, Queue
 from trainables import lease as leases
 from trainables import trial as trials
-from trainables.lease import Heart, Holder, LeaseLostError
+from trainables.lease import Heart, Holder
 from trainables.ledger import Ledger
 from trainables.ray_adapter import TRAIN_ENVIRONMENT, Site, best_metrics, fit, nodes
 from trainables.resources import DRIVER_CPUS, Bundle, Resources
@@ -78,9 +78,9 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
         try:
             metrics = fit(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution, callbacks)
             lease.require(runs)
-        except LeaseLostError:
-            return {HELD: True}
         except Exception:
+            if not lease.is_held(runs):  # whatever it is, the trial is another's by now
+                return {HELD: True}
             ledger.give_up(run_id, "FAILED")
             return {FAILED: traceback.format_exc()}
         ledger.finish(run_id)

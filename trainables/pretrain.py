@@ -162,7 +162,8 @@ def fit_or_give_up(
         logger.info("Interrupted. To go on from the last checkpoint, give the same command again.")
         raise
     except Exception:
-        ledger.give_up(run_id, "FAILED")
+        if lease.is_held(site.runs):
+            ledger.give_up(run_id, "FAILED")
         raise
 
 
