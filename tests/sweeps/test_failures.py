@@ -179,6 +179,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
+@pytest.mark.slow
 def test_storage_that_is_full_for_a_while_loses_nothing(sweep, undisturbed, small_disk):
     runs = small_disk / "runs"
     process = sweep(runs)
@@ -209,6 +210,7 @@ def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path)
         assert [entry.step for entry in logged] == list(range(1, int(run.data.params["schedule.epochs"]) + 1))
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(sweep, undisturbed, tmp_path):
     hanging = sweep(tmp_path, name="hanging")
     underway(hanging, tmp_path)
@@ -222,6 +224,7 @@ def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, tmp_path):
     words = ("--max-concurrent", "1")
     printed, _ = (process := sweep(tmp_path, *words, "--scheduler", "asha", space="hopeless")).communicate(timeout=600)

@@ -130,7 +130,7 @@ def epochs_until_interrupted(command):
         (["--workers", "500", "--space", "{space}:tiny"], "500 workers need .* the cluster has room for"),
         (["--gpus-per-worker", "1", "--space", "{space}:tiny"], "1 workers need .* and 1 GPUs each"),
         (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow server answers at http://127.0.0.1:9"),
-        (["--runs", "s3://KEY:SECRET@bucket/runs"], "s3://bucket/runs: keys don't belong into the URI"),
+        (["--runs", "s3://KEY:HIDDEN@bucket/runs"], "s3://bucket/runs: keys don't belong into the URI"),
         (["--status"], "holds no runs"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, 
     failed = run_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
     assert failed.returncode == 2
     assert re.search(expected, failed.stderr), failed.stderr
-    assert "SECRET" not in failed.stderr
+    assert "HIDDEN" not in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(run_command, tone_sto
     rows = [line for line in done.stdout.splitlines() if re.search(r"[0-9a-f]{16}\s*$", line)]
     assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
     assert "GPU hours are still to be run" in done.stdout
-    assert "Estimated: " in done.stdout
+    assert "Estimated on " in done.stdout
     assert not list(open_ledger(tmp_path).runs("trial"))
 
 

@@ -57,7 +57,7 @@ def test_a_folder_is_removed_with_all_that_is_in_it(runs):
 @pytest.mark.parametrize(
     ("location", "said"),
     [
-        ("s3://KEY:SECRET@bucket/runs", "s3://bucket/runs: keys don't belong into the URI"),
+        ("s3://KEY:HIDDEN@bucket/runs", "s3://bucket/runs: keys don't belong into the URI"),
         ("s3://bucket/runs?speed=9", "unknown setting 'speed'"),
         ("nothing://bucket/runs", "nothing://bucket/runs can't be opened"),
     ],
@@ -65,7 +65,7 @@ def test_a_folder_is_removed_with_all_that_is_in_it(runs):
 def test_a_uri_that_cannot_be_is_refused_without_its_keys(location, said):
     with pytest.raises(UserError, match=said) as refused:
         Runs.of(location)
-    assert "SECRET" not in str(refused.value)
+    assert "HIDDEN" not in str(refused.value)
 
 
 def test_an_object_store_has_no_folder():
