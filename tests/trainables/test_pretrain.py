@@ -82,7 +82,8 @@ def test_mlflow_has_what_steps_took(pretrained):
     assert run.info.status == "FINISHED"
     step = {name: value for name, value in run.data.metrics.items() if name.startswith("step/")}
     assert set(step) == {
-        f"step/{name}" for name in ("epoch", "loss", "step_s", "pairs_per_second", "waiting_share", "memory_gb")
+        f"step/{name}"
+        for name in ("epoch", "loss", "left_s", "step_s", "pairs_per_second", "waiting_share", "memory_gb")
     }
     assert 0 < step["step/epoch"] <= EPOCHS
     assert 0 <= step["step/waiting_share"] < 1
@@ -124,8 +125,9 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
     assert "Traceback" not in done.stderr
     (run,) = open_ledger(tmp_path).runs("trial")
     assert run.info.status == "FAILED"
-    (weights,) = tmp_path.glob(f"trials/*/checkpoint_*/{MODEL_FILE}")
-    assert all(tensor.isfinite().all() for tensor in load_file(weights).values())
+    (committed,) = tmp_path.glob("trials/*/committed")
+    weights = load_file(committed.parent / committed.read_text() / MODEL_FILE)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.parametrize(
