@@ -104,15 +104,18 @@ def newest(runs: Runs, signature: str) -> int:
     return max((int(name.stem) for name in names if name.suffix == ".json"), default=0)
 
 
-def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
-    """Who holds a trial at this moment, if anybody does."""
+def last_holder(runs: Runs, signature: str) -> tuple[int, Holder | None]:
+    """The number of a trial's newest lease, and who has it, alive or not; None where it was given back or never was."""
     number = newest(runs, signature)
     contents = runs.read(file_of(signature, number)) if number else None
     found = json.loads(contents) if contents else None
-    if not found:
-        return None
-    current = Holder(**found)
-    if current.is_gone():
+    return number, Holder(**found) if found else None
+
+
+def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
+    """Who holds a trial at this moment, if anybody does."""
+    number, current = last_holder(runs, signature)
+    if current is None or current.is_gone():
         return None
     clock = f"leases/{signature}/{number}.now"
     runs.write(clock, b"")
@@ -172,8 +175,6 @@ class Heart:
 
 def take_back(runs: Runs, signature: str, command: str = COMMAND) -> None:
     """End the lease that a process of this command may have left."""
-    number = newest(runs, signature)
-    contents = runs.read(file_of(signature, number)) if number else None
-    found = json.loads(contents) if contents else None
-    if found and found["command"] == command:
+    number, current = last_holder(runs, signature)
+    if current and current.command == command:
         runs.write(file_of(signature, number), b"null")
