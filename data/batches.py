@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.captions import caption_hash, choose, normalise
+from data.errors import UserError
 from data.rooms import Rooms
 from data.schema import SAMPLE_RATE_HZ
 from data.shards import StoredSplit
@@ -93,7 +94,8 @@ class Pairs(Dataset[Batch]):
 
     A pair is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
     `paraphrase_probability` 0 the tables of paraphrases aren't opened; else each split needs one (UserError), and a
-    caption that it lacks stands for itself. Clips whose ids are in `excluded` are left out.
+    caption that it lacks stands for itself: `without_paraphrases` is the number of pairs with such a caption. Clips
+    whose ids are in `excluded` are left out.
 
     Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices.
     """
@@ -122,6 +124,7 @@ class Pairs(Dataset[Batch]):
             if paraphrase_probability > 0
             else {}
         )
+        self.without_paraphrases = self._count_without_paraphrases() if paraphrase_probability > 0 else 0
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -131,6 +134,23 @@ class Pairs(Dataset[Batch]):
         """Each pair's caption, as published."""
         for split, flat in enumerate(self._flat_captions):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
+
+    def _count_without_paraphrases(self) -> int:
+        """How many pairs' captions stand for themselves in any case. A UserError if all of a split's do."""
+        missing = 0
+        for number, split in enumerate(self.splits):
+            pairs = np.flatnonzero(self.split_of_pair == number)
+            captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
+            keys = zip(self.clip_ids(pairs), map(caption_hash, captions), strict=True)
+            without = sum(key not in self.paraphrases for key in keys)
+            if without == len(pairs) > 0:
+                raise UserError(
+                    f"none of {split.name}'s paraphrases is about a caption that it has now: set the paraphrase "
+                    "probability to 0, or have them written anew: "
+                    f"python data/paraphrase.py {split.name.partition('/')[0]} --store {split.store}"
+                )
+            missing += without
+        return missing
 
     def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
         """The ids of some pairs' clips."""

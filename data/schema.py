@@ -17,6 +17,7 @@ A file whose name holds a HASH never changes. Corpus modules hand over `Split`s;
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,8 @@ PARAPHRASES = pa.schema(
         required("caption_hash", pa.string()),  # data.captions.caption_hash
         required("variants", pa.list_(pa.string())),
         required("model", pa.string()),
+        required("instruction", pa.string()),  # its version and the number asked for, 'dcase2023/5'; '' if unknown
+        pa.field("time", pa.timestamp("s", tz="UTC")),  # of the last answer
     ]
 )
 
@@ -129,12 +132,14 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class Paraphrase:
-    """Other wordings of one caption of one clip, and what wrote them."""
+    """Other wordings of one caption of one clip, and what wrote them, by which instruction and when."""
 
     clip_id: str
     caption: str
     variants: tuple[str, ...]
     model: str
+    instruction: str = ""
+    time: datetime | None = None
 
 
 @dataclass(frozen=True)

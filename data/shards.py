@@ -10,11 +10,12 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import mmap
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,8 @@ from data.storage import IMMUTABLE, MANIFEST, Location, Store
 from data.waveform import AudioError, Codec
 
 PARAPHRASES_FILE = "paraphrases.arrow"
+
+ROWS_AT_A_TIME = 1000
 
 HELD_BYTES = 32 * 2**20
 """Of a clip's audio held in memory before it is written. A longer one waits in a temporary file."""
@@ -251,18 +254,26 @@ def audio_places(path: Path) -> Iterator[tuple[int, int]]:
             yield from zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)
 
 
-def write_paraphrases(folder: Path, paraphrases: Sequence[Paraphrase]) -> None:
-    """Write a split's table of paraphrases in place of the one that is there."""
-    rows = [
+def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
+    """Write a split's table of paraphrases in place of the one that is there, without holding it in memory."""
+    rows = (
         {
             "clip_id": paraphrase.clip_id,
             "caption_hash": caption_hash(paraphrase.caption),
             "variants": list(paraphrase.variants),
             "model": paraphrase.model,
+            "instruction": paraphrase.instruction,
+            "time": paraphrase.time,
         }
         for paraphrase in paraphrases
-    ]
-    write_table(folder / PARAPHRASES_FILE, pa.Table.from_pylist(rows, schema=PARAPHRASES))
+    )
+    with (
+        appearing_whole(folder / PARAPHRASES_FILE) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, PARAPHRASES) as writer,
+    ):
+        while batch := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=PARAPHRASES))
 
 
 def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
@@ -475,14 +486,22 @@ class StoredSplit:
 
     def paraphrases(self) -> dict[tuple[str, str], list[str]]:
         """Variants by clip id and caption hash. Raises UserError where the split has none."""
-        name = f"{self.name}/{PARAPHRASES_FILE}"
-        try:
-            rows = pa.ipc.open_file(self.store.read(name)).read_all().to_pylist()
-        except FileNotFoundError:
+        table = self.paraphrases_table()
+        if table is None or not len(table):
             raise UserError(
-                f"{self.name} has no paraphrases ({self.store}/{name} is absent): set the paraphrase probability to 0"
-            ) from None
+                f"{self.name} has no paraphrases ({self.store}/{self.name}/{PARAPHRASES_FILE} is "
+                f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
+                f"or have them written: python data/paraphrase.py {self.name.partition('/')[0]} --store {self.store}"
+            )
+        rows = table.select(["clip_id", "caption_hash", "variants"]).to_pylist()
         return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
+
+    def paraphrases_table(self) -> pa.Table | None:
+        """The paraphrases, with the columns of `data.schema.PARAPHRASES`; None where the split has no table."""
+        try:
+            return pa.ipc.open_file(self.store.read(f"{self.name}/{PARAPHRASES_FILE}")).read_all()
+        except FileNotFoundError:
+            return None
 
     def paraphrases_fingerprint(self) -> str:
         """16 hexadecimal digits that stand for the contents of the paraphrases, whatever their order."""

@@ -158,6 +158,7 @@ def train(
                 "train_loss": progress.loss_sum / len(batches),
                 "temperature": float(network.temperature.detach()),
                 "learning_rate": optimizer.param_groups[0]["lr"],
+                "pairs_without_paraphrases": pairs.without_paraphrases,
                 **took,
             }
         progress.validation_losses += (from_rank_0(metrics.get("validation_loss", 0.0), device),)

@@ -1,8 +1,10 @@
 """What Ray Train costs a training step: against the same loop on ranks that torch starts itself, as torchrun does.
 
-python tests/benchmarks/ray_overhead.py [--epochs 5] [--rounds 3]
+python tests/benchmarks/ray_overhead.py [--epochs 5] [--rounds 3] [--ranks 2]
 
-Two CPU ranks of one thread each train small encoders on the synthetic corpus, in turn plainly and through Ray Train.
+CPU ranks of one thread each train small encoders on the synthetic corpus, in turn plainly and through Ray Train. Ray's
+own processes (its servers, and six actors for a training) take some 14 % of a core: where the ranks leave no core idle,
+they wait for these, all of them whenever one does. With fewer ranks than cores it is seen what Ray Train itself costs.
 """
 
 import argparse
@@ -30,7 +32,6 @@ from trainables.checkpoint import Snapshot
 from trainables.train import Metrics, train
 from trainables.trial import Trial
 
-RANKS = 2
 SIZES = synthetic.Config(development=200, validation=20, evaluation=20)
 SPLITS = Splits(
     "synthetic/development", "synthetic/validation", "synthetic/evaluation", pretrain=("synthetic/development",)
@@ -55,17 +56,17 @@ def write_store(store: Path) -> None:
         shards.write_split(folder, split, "pcm16", [shard])
 
 
-def plainly(trial: Trial, store: Path, folder: Path) -> list[Epoch]:
+def plainly(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:
     """Train on ranks that torch starts."""
     folder.mkdir()
-    torch.multiprocessing.spawn(work, (trial, store, folder), nprocs=RANKS)
+    torch.multiprocessing.spawn(work, (trial, store, folder, ranks), nprocs=ranks)
     return [Epoch(**epoch) for epoch in json.loads((folder / EPOCHS_FILE).read_text())]
 
 
-def work(rank: int, trial: Trial, store: Path, folder: Path) -> None:
+def work(rank: int, trial: Trial, store: Path, folder: Path, ranks: int) -> None:
     """What such a rank does; rank 0 writes a checkpoint after each epoch, as Ray Train's does."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks)
     epochs: list[dict[str, float]] = []
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
@@ -79,7 +80,7 @@ def work(rank: int, trial: Trial, store: Path, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def through_ray(trial: Trial, store: Path, folder: Path) -> list[Epoch]:
+def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:
     """Train on Ray Train's workers."""
     from trainables.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
     from trainables.ray_adapter import Site, fit
@@ -90,7 +91,7 @@ def through_ray(trial: Trial, store: Path, folder: Path) -> list[Epoch]:
     lease = leases.acquire(runs, trials.signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     site = Site(str(store), runs, ledger.tracking_uri)
-    fit(trial, lease, None, run_id, site, Resources(workers=RANKS, cpus_per_worker=0.9))
+    fit(trial, lease, None, run_id, site, Resources(workers=ranks, cpus_per_worker=0.9))
     history = ledger.client.get_metric_history(run_id, "step_s")
     return [
         Epoch(metric.timestamp / 1000, metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))
@@ -102,12 +103,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5, help="of each training; the first isn't timed")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ranks", type=int, default=2)
     arguments = parser.parse_args()
     from data.prepare import start_ray
     from trainables.ray_adapter import CPU_ALLOCATOR
 
     os.environ |= CPU_ALLOCATOR  # what Ray's workers get, for the plain ranks
-    say(f"{machine()}, torch {torch.__version__}, {RANKS} ranks of one thread")
+    say(f"{machine()}, torch {torch.__version__}, {arguments.ranks} ranks of one thread")
     trial = recipes.small("cnn:small5", "transformer:small", SPLITS, "float32")
     trial = replace(trial, schedule=replace(trial.schedule, epochs=arguments.epochs))
     ways = {"plain": plainly, "Ray Train": through_ray}
@@ -119,7 +121,7 @@ def main() -> None:
         write_store(store)
         for number in range(arguments.rounds):
             for way, function in ways.items():
-                epochs = function(trial, store, Path(scratch) / f"{way}-{number}")
+                epochs = function(trial, store, Path(scratch) / f"{way}-{number}", arguments.ranks)
                 step_s[way] += [epoch.step_s for epoch in epochs[1:]]
                 ended_s = [epoch.ended_s for epoch in epochs]
                 epoch_s[way] += [after - before for before, after in itertools.pairwise(ended_s)]

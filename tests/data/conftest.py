@@ -1,7 +1,10 @@
 """Real audio, clips and stores, as small as they can be."""
 
+import contextlib
+import json
 import subprocess
 import sys
+import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -84,3 +87,33 @@ def write_split(tmp_path):
         return shards.open_split(store, "test/train")
 
     return write
+
+
+class ChatServer:
+    """A running `chat_server.py`."""
+
+    def __init__(self, process, port):
+        self.process, self.port = process, port
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+
+    def log(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/log") as answer:
+            return json.load(answer)
+
+    def set_faults(self, **faults):
+        data = json.dumps(faults).encode()
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}/faults", data)).close()
+
+
+@pytest.fixture
+def chat_server():
+    """A function: faults -> a server that speaks the chat protocol, in a process of its own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**faults):
+            command = [sys.executable, Path(__file__).with_name("chat_server.py"), json.dumps(faults)]
+            process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            return ChatServer(process, int(process.stdout.readline()))
+
+        yield start

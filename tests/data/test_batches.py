@@ -249,6 +249,15 @@ def test_a_caption_without_paraphrases_of_its_own_stays(make_clip, noise, write_
     split = write_split(clips, paraphrases=[Paraphrase(clips[0].clip_id, "A dog.", ("a hound",), "grammar")])
     pairs = pairs_of(split, probability=1.0)
     assert [pairs[0, pair].captions[0] for pair in range(4)] == ["a hound", "a cat", "a dog", "a cat"]
+    assert pairs.without_paraphrases == 3
+    assert pairs_of(split).without_paraphrases == 0
+
+
+def test_paraphrases_of_other_captions_are_as_good_as_none(make_clip, noise, write_split):
+    table = [Paraphrase("test/train/a.wav", "What it said before.", ("a hound",), "grammar")]
+    split = write_split([make_clip("a.wav", noise(0.01), ["A dog."])], paraphrases=table)
+    with pytest.raises(UserError, match="none of test/train's paraphrases is about a caption that it has now"):
+        pairs_of(split, probability=0.3)
 
 
 def test_clips_for_embedding_come_in_order_and_from_their_start(split):

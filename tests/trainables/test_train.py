@@ -76,6 +76,10 @@ def without_times(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if name not in times}
 
 
+def test_pairs_without_paraphrases_are_counted(run):
+    assert {metrics["pairs_without_paraphrases"] for metrics in run.epochs} == {0.0}
+
+
 def test_the_loss_falls(run):
     losses = [metrics["train_loss"] for metrics in run.epochs]
     assert losses[-1] < losses[1] < losses[0]

@@ -1,0 +1,159 @@
+"""What a chat model answers to the request for paraphrases: taken apart, and each sentence checked.
+
+The instruction asks for numbered sentences and nothing else; what comes has other numbering, quotes, introductions,
+explanations, thoughts, or is a refusal.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from data.captions import normalise
+
+MOST_WORDS = 19
+"""In a paraphrase: the instruction asks for less than 20."""
+
+INDEX = re.compile(
+    r"""^[\s>\#*_-]*                                          # Markdown around the index
+        (?:(?:audio\s+)?(?:caption|sentence|option|variant)\s*)?
+        [(\[]?\d{1,2}[*_]*(?:[.:)\]]+|\s?[-–—](?=\s))[*_]*   # 1. 1) 1: 1 - (1) [1] **1.** Caption 1:
+        (?=\s|["“”„«'‘]|[^\W\d_])\s*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)")
+"""Between two numbered sentences on one line."""
+
+BULLET = re.compile(r"^[-*•–]\s+")
+THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+FENCE = re.compile(r"^```\w*$")
+QUOTES = {'"': '"', "“": "”", "”": "”", "„": "“", "«": "»", "'": "'", "‘": "’"}
+MARKDOWN = "*_` "
+
+INTRODUCTION = re.compile(
+    r"^(?:sure|certainly|of course|okay|ok|here (?:are|is|you go)|these are|below (?:are|is)|the following)\b|:$", re.I
+)
+REFUSAL = re.compile(
+    r"^(?:\W*(?:i'?m|i am|we're|we are)\s+(?:very\s+)?(?:sorry|unable|afraid|not able)\b|\W*sorry\b|\W*as an ai\b|"
+    r"\W*(?:i|we)\s+(?:can(?:no|['’])t|can not|could(?:n['’]t| not)|won['’]t|am unable|do not|don['’]t)\b|"
+    r"\W*i apologi[sz]e\b|\W*unfortunately\b)",
+    re.I,
+)
+
+SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!\b(?:Mr|Dr|St|vs))[.!?]+[\"”']?\s+\S")
+CLOCK_TIME = re.compile(
+    r"\b\d{1,2}[:.]\d{2}\b|\b\d{1,2}\s?(?:a\.?m\b|p\.?m\b)|\bo['’]?\s?clock\b|\b(?:midnight|noon)\b", re.I
+)
+YEAR = re.compile(r"\b(?:1[5-9]|20)\d{2}\b(?!\s*(?:hz|hertz|rpm|watts?|w|meters?|metres?|m|feet|miles|people)\b)", re.I)
+FORBIDDEN = re.compile(r"\b(?:heard|recorded)\b", re.I)
+NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
+
+
+def parse(answer: str) -> list[str]:
+    """The sentences of an answer, in its order, without their numbering and quotes.
+
+    What stands before the first and after the last number isn't a sentence; where nothing is numbered, each line is
+    one that isn't an introduction. A refusal holds none.
+    """
+    text = THOUGHT.sub("", answer).strip()
+    if (listed := json_strings(text)) is not None:
+        return [sentence for entry in listed if (sentence := tidy(entry))]
+    if REFUSAL.match(text):
+        return []
+    lines = [part.strip() for line in text.splitlines() if not FENCE.match(line) for part in INLINE.split(line)]
+    if any(INDEX.match(line) for line in lines):
+        return numbered(lines)
+    return [sentence for line in lines if not INTRODUCTION.search(line) and (sentence := tidy(line))]
+
+
+def json_strings(text: str) -> list[str] | None:
+    """The strings of an answer in JSON, a list or an object that holds one; None if it isn't."""
+    with contextlib.suppress(ValueError):
+        value = json.loads("\n".join(line for line in text.splitlines() if not FENCE.match(line)))
+        inner = list(value.values()) if isinstance(value, dict) else [value]
+        for strings in inner:
+            if isinstance(strings, list) and strings and all(isinstance(entry, str) for entry in strings):
+                return strings
+    return None
+
+
+def numbered(lines: Sequence[str]) -> list[str]:
+    """The sentences of numbered lines. A sentence goes on in the next line where it hasn't ended."""
+    found: list[str] = []
+    open_ended = False
+    for line in lines:
+        if match := INDEX.match(line):
+            found.append(line[match.end() :])
+        elif line and open_ended:
+            found[-1] = f"{found[-1]} {line}".lstrip()
+        else:
+            open_ended = False
+            continue
+        open_ended = not re.search(r"[.!?][\"”'*]*$", found[-1])
+    return [sentence for text in found if (sentence := tidy(text))]
+
+
+def tidy(text: str) -> str:
+    """A sentence without numbering, bullet, quotes and doubled blanks; '' where no letter is left."""
+    text = " ".join(BULLET.sub("", INDEX.sub("", text, count=1)).split()).strip(MARKDOWN)
+    while len(text) > 1 and QUOTES.get(text[0]) == text[-1]:
+        text = text[1:-1].strip(MARKDOWN)
+    return text if any(character.isalpha() for character in text) else ""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A sentence of an answer, and the names of the checks that it fails."""
+
+    text: str
+    failed: tuple[str, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it can stand for the caption; what fails a check in MARKED only is kept, and marked."""
+        return MARKED.issuperset(self.failed)
+
+
+ALONE: dict[str, Callable[[str], bool]] = {
+    "one sentence": lambda text: len(text.split()) > 1 and not SENTENCE_END.search(text),
+    "under 20 words": lambda text: len(text.split()) <= MOST_WORDS,
+    "no year or clock time": lambda text: not (CLOCK_TIME.search(text) or YEAR.search(text)),
+    "no 'heard' or 'recorded'": lambda text: not FORBIDDEN.search(text),
+    "no name": lambda text: not NAME.search(text),
+}
+"""Checks that look at the sentence alone. A capital letter amid a sentence may begin a name."""
+
+NOT_THE_ORIGINAL, NOT_A_DUPLICATE = "not the original", "not a duplicate"
+CHECKS = (*ALONE, NOT_THE_ORIGINAL, NOT_A_DUPLICATE)
+MARKED = frozenset({"under 20 words", "no name"})
+"""What a person should look at; the sentence is kept."""
+
+
+def check(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[Variant]:
+    """Each sentence with the checks that it fails. `earlier` are sentences that are kept already.
+
+    Two sentences are the same where they are the same to the text encoder: in lower case, without punctuation.
+    """
+    original, seen = normalise(caption), {normalise(text) for text in earlier}
+    variants = []
+    for text in sentences:
+        plain = normalise(text)
+        failed = [name for name, holds in ALONE.items() if not holds(text)]
+        failed += [NOT_THE_ORIGINAL] * (plain == original) + [NOT_A_DUPLICATE] * (plain in seen)
+        seen.add(plain)
+        variants.append(Variant(text, tuple(failed)))
+    return variants
+
+
+def kept(caption: str, answers: Sequence[str], number: int) -> list[Variant]:
+    """The first `number` sentences of the answers to one caption that can stand for it."""
+    return [variant for variant in judged(caption, answers) if variant.is_kept][:number]
+
+
+def judged(caption: str, answers: Sequence[str]) -> list[Variant]:
+    """Every sentence of the answers to one caption, in their order, with the checks that it fails."""
+    found: list[Variant] = []
+    for answer in answers:
+        found += check(caption, parse(answer), [variant.text for variant in found if variant.is_kept])
+    return found

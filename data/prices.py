@@ -1,0 +1,38 @@
+"""What chat models cost, to say what a run will come to."""
+
+import re
+from dataclasses import dataclass
+
+AS_OF = "2025-06"
+"""When these prices were looked up last, in OpenAI's public list. `--price` says otherwise."""
+
+PRICES = {
+    "gpt-3.5-turbo": (0.50, 1.50),
+    "gpt-4o-mini": (0.15, 0.60),
+    "gpt-4o": (2.50, 10.00),
+    "gpt-4.1-nano": (0.10, 0.40),
+    "gpt-4.1-mini": (0.40, 1.60),
+    "gpt-4.1": (2.00, 8.00),
+}
+"""USD for a million tokens, of the request and of the answer."""
+
+BATCH_SHARE = 0.5
+"""Of the price, for what is asked through the Batch API."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD for a million tokens, of requests and of answers."""
+
+    input: float
+    output: float
+
+    def of(self, input_tokens: float, output_tokens: float) -> float:
+        """USD for so many tokens."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+
+
+def price_of(model: str) -> Price | None:
+    """A model's price, also under a dated name such as 'gpt-4o-mini-2024-07-18'; None where none is known."""
+    name = re.sub(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$", "", model)
+    return Price(*PRICES[name]) if name in PRICES else None

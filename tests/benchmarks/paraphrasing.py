@@ -1,0 +1,110 @@
+"""Paraphrasing through a server that takes 50 ms for an answer: against the ideal time, and memory against captions.
+
+python tests/benchmarks/paraphrasing.py [--captions 5000] [--rounds 3]
+
+The ideal is that of a client that takes no time itself: captions / requests at a time x latency. The command runs in a
+process of its own, and the server in another; what the command takes to start and to read the captions is told apart.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from measure import machine, say, told
+
+from data import shards
+from data.schema import SourceClip, Split
+
+ROOT = Path(__file__).parents[2]
+SERVER = ROOT / "tests" / "data" / "chat_server.py"
+LATENCY_S = 0.05
+CONCURRENCY = 64
+CAPTIONS_PER_CLIP = 5
+
+
+def load():
+    """Hardly any audio."""
+    yield np.zeros(320, np.float32)
+
+
+def write_store(store: Path, number: int) -> None:
+    """A split with so many captions."""
+    clips = [
+        SourceClip(
+            f"test/train/{clip:06d}.wav",
+            load,
+            tuple(f"Sound {clip} of kind {kind} comes after some other sound." for kind in range(CAPTIONS_PER_CLIP)),
+            origin="",
+            keywords=("field-recording", "sound"),
+        )
+        for clip in range(number // CAPTIONS_PER_CLIP)
+    ]
+    folder = store / "test" / "train"
+    parts = [clips[start : start + 128] for start in range(0, len(clips), 128)]
+    summaries = [
+        shards.write_shard(folder / shards.shard_name(place, part, "pcm16"), "test", "train", part, "pcm16")
+        for place, part in enumerate(parts)
+    ]
+    shards.write_split(folder, Split("test", "train", tuple(clips)), "pcm16", summaries)
+
+
+def run(store: Path, base_url: str) -> tuple[float, float, float]:
+    """Seconds of the whole command, seconds of CPU, and its peak memory in MB."""
+    words = [sys.executable, "data/paraphrase.py", "test", "--split", "train", "--store", str(store)]
+    words += ["--model", "canned", "--base-url", base_url, "--concurrency", str(CONCURRENCY)]
+    started = time.perf_counter()
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    said = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(said)
+    assert re.search(r"not a duplicate +100\.0 %", said)
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    say(f"{machine()}, {arguments.captions} captions, {LATENCY_S * 1000:g} ms, {CONCURRENCY} at a time")
+    faults = json.dumps({"latency_s": LATENCY_S, "canned": True})
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen([sys.executable, SERVER, faults], stdout=subprocess.PIPE, text=True) as server,
+    ):
+        base_url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        numbers = {"few": arguments.captions, "many": 10 * arguments.captions}
+        for name, number in numbers.items():
+            write_store(Path(scratch) / name, number)
+        runs, again = [], []
+        journal = Path(scratch) / "few" / "test" / "train" / "paraphrases.jsonl"
+        for _ in range(arguments.rounds):
+            journal.unlink(missing_ok=True)
+            runs.append(run(Path(scratch) / "few", base_url))
+            again.append(run(Path(scratch) / "few", base_url)[0])  # everything but the asking
+        many = run(Path(scratch) / "many", base_url)
+        server.kill()
+    whole_s, without_s = statistics.median(run[0] for run in runs), statistics.median(again)
+    ideal_s = arguments.captions / CONCURRENCY * LATENCY_S
+    told("the ideal", ideal_s, "s")
+    told("the command", whole_s, "s")
+    told("of it, without asking: start, reading, the table", without_s, "s")
+    told("asking, times the ideal", (whole_s - without_s) / ideal_s, "", most=1.5)
+    told("CPU of the command, a caption", 1000 * statistics.median(run[1] for run in runs) / arguments.captions, "ms")
+    told(f"memory, {numbers['few']:,} captions", runs[0][2], "MB")
+    told(f"memory, {numbers['many']:,} captions", many[2], "MB")
+    told("memory, ten times the captions", many[2] / runs[0][2], "", most=1.2)
+
+
+if __name__ == "__main__":
+    main()

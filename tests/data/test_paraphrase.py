@@ -1,0 +1,507 @@
+"""Paraphrasing, as a user runs it, against a server that speaks the protocol."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from data import grammar
+from data.captions import caption_hash
+from data.questions import Captions
+from data.schema import Paraphrase
+from data.shards import open_split
+
+ROOT = Path(__file__).parents[2]
+SOUNDS = ["a dog barks", "a baby cries", "rain falls", "a bell rings", "a man hits a drum", "waves crash on a shore"]
+KEY = "sk-very-secret-and-long-0123456789"
+
+
+def captions_of(number):
+    """Captions, all different, with other wordings that the rules find."""
+    times = ["once", "twice", "three times", "loudly", "nearby", "quickly", "slowly", "steadily"]
+    texts = [
+        f"{first[0].upper()}{first[1:]} {time} {link} {second} {other}."
+        for link in ("while", "before", "as", "and then")
+        for first in SOUNDS
+        for second in SOUNDS
+        for time in times
+        for other in times
+        if first != second
+    ]
+    return texts[:: max(1, len(texts) // number)][:number]
+
+
+@pytest.fixture
+def store_of(make_clip, noise, write_split):
+    """A function: a number of captions, five a clip -> a store with a split of them."""
+
+    def make(number):
+        texts = captions_of(number)
+        clips = [
+            make_clip(f"{place:05d}.wav", noise(0.01), texts[place : place + 5], keywords=("field", f"tag{place}"))
+            for place in range(0, len(texts), 5)
+        ]
+        return write_split(clips).store.path
+
+    return make
+
+
+def command(store, *arguments):
+    return [
+        sys.executable,
+        "data/paraphrase.py",
+        "test",
+        "--split",
+        "train",
+        "--store",
+        str(store),
+        *map(str, arguments),
+    ]
+
+
+def run(store, *arguments, status=0, key="", first=()):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    words = [sys.executable, "data/paraphrase.py", *map(str, first), "--store", str(store), *map(str, arguments)]
+    done = subprocess.run(
+        words if first else command(store, *arguments),
+        cwd=ROOT,
+        env=environment | ({"OPENAI_API_KEY": key} if key else {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def table_of(store):
+    """The paraphrases, without the times at which they were written."""
+    table = open_split(store, "test/train").paraphrases_table()
+    return table.drop_columns(["time"]).to_pylist()
+
+
+def journal_of(store):
+    path = store / "test/train/paraphrases.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_rules_need_no_server(store_of):
+    store = store_of(40)
+    said = run(store, "--model", "grammar")
+    rows = table_of(store)
+    assert [len(row["variants"]) for row in rows] == [5] * 40
+    assert {row["model"] for row in rows} == {"grammar"}
+    assert {row["instruction"] for row in rows} == {"dcase2023/5"}
+    split = open_split(store, "test/train")
+    captions = [caption for clip in split.captions for caption in clip]
+    assert [row["caption_hash"] for row in rows] == [caption_hash(caption) for caption in captions]
+    assert rows[0]["variants"] == grammar.paraphrases(captions[0], 5)
+    assert "200 paraphrases of 40 of 40 captions, 40 with all 5" in said
+    assert re.search(r"not a duplicate +100\.0 %", said)
+
+
+def test_a_server_is_asked_once_about_each_caption(store_of, chat_server):
+    store, server = store_of(40), chat_server()
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    expected = table_of(store)
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert table_of(store) == expected
+    log = server.log()
+    assert len(log["tries"]) == 40
+    assert set(log["tries"].values()) == {1}
+    split = open_split(store, "test/train")
+    (prompt,) = [text for text in log["tries"] if split.captions[0][0] in text]
+    assert prompt.startswith("I will give a description of an audio recording and tags")
+    assert "Generate 5 audio captions" in prompt
+    assert prompt.endswith(f"{split.captions[0][0]} [field, tag0]")
+    run(store, "--model", "grammar", "--replace")
+    assert [row["variants"] for row in table_of(store)] == [row["variants"] for row in expected]
+
+
+def test_through_all_faults_to_the_table_of_an_undisturbed_run(store_of, chat_server):
+    calm = store_of(120)
+    run(calm, "--model", "parrot", "--base-url", chat_server().base_url)
+    expected = table_of(calm)
+    for name in ("paraphrases.jsonl", "paraphrases.arrow"):
+        (calm / "test/train" / name).unlink()
+    server = chat_server(
+        share_429=0.15, share_500=0.1, share_cut=0.1, share_slow=0.05, share_torn=0.1, share_refused=0.1, share_few=0.1,
+        retry_after="0.2",
+    )  # fmt: skip
+    run(calm, "--model", "parrot", "--base-url", server.base_url, "--timeout", 2)
+    log = server.log()
+    assert set(log["given"]) == {"429", "500", "cut", "slow", "torn", "refused", "few"}
+    assert [row["variants"] for row in table_of(calm)] == [row["variants"] for row in expected]
+
+
+def test_what_is_refused_for_good_is_listed(store_of, chat_server):
+    store, server = store_of(10), chat_server(share_refused=0.3, share_filtered=0.2, tries=99)
+    said = run(store, "--model", "parrot", "--base-url", server.base_url)
+    there = {row["caption_hash"] for row in table_of(store)}
+    refused = [
+        text for texts in open_split(store, "test/train").captions for text in texts if caption_hash(text) not in there
+    ]
+    assert 0 < len(refused) < 10
+    assert f"for a person to look at: {len(refused)} captions" in said
+    for caption in refused:
+        assert re.search(rf"test/train/\d+.wav: '{re.escape(caption)}': 0 of 5 paraphrases: refused", said)
+        assert [tries for prompt, tries in server.log()["tries"].items() if f"{caption} [" in prompt] == [3]
+    tries = server.log()["tries"]
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert server.log()["tries"] == tries, "refused captions are asked about no more"
+
+
+def test_too_few_sentences_are_asked_for_again_and_kept_together(store_of, chat_server):
+    store, server = store_of(10), chat_server(share_few=1.0, tries=99)
+    said = run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert set(server.log()["tries"].values()) == {3}
+    assert [len(row["variants"]) for row in table_of(store)] == [1] * 10
+    assert "1 of 5 paraphrases" in said
+
+
+def test_retry_after_is_waited_for(store_of, chat_server):
+    """A lower bound on time: the server said so."""
+    store, server = store_of(5), chat_server(share_429=1.0, retry_after=2)
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    arrivals = server.log()["arrivals"]
+    assert len(arrivals) == 10
+    assert arrivals[5] - arrivals[0] >= 2
+
+
+def test_concurrency_adapts_to_rate_limits(store_of, chat_server):
+    store, server = store_of(200), chat_server(most_running=4, latency_s=0.05, retry_after="0.1")
+    run(store, "--model", "parrot", "--base-url", server.base_url, "--concurrency", 64)
+    log = server.log()
+    assert len(log["answered"]) == 200
+    assert log["given"]["429"] < 200, "most requests find a place"
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_nothing_is_asked_again(store_of, chat_server, kills):
+    number = 60 * kills
+    calm = store_of(number)
+    run(calm, "--model", "parrot", "--base-url", chat_server().base_url)
+    expected = table_of(calm)
+    for name in ("paraphrases.jsonl", "paraphrases.arrow"):
+        (calm / "test/train" / name).unlink()
+    server, rng, concurrency = chat_server(latency_s=0.1, share_few=0.1), random.Random(0), 8
+    words = command(calm, "--model", "parrot", "--base-url", server.base_url, "--concurrency", concurrency)
+    in_flight_at_kills, begun = 0, 0
+    for _ in range(kills):
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+        asked = sum(server.log()["tries"].values())
+        while process.poll() is None and sum(server.log()["tries"].values()) == asked and rng.random() < 0.999:
+            time.sleep(0.01)
+        begun += sum(server.log()["tries"].values()) > asked
+        time.sleep(rng.uniform(0, 1.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(0.15)  # what was asked is answered by now
+        paid = sum(server.log()["answered"].values())
+        kept = len(whole_lines(calm))
+        lost = paid - kept - in_flight_at_kills
+        assert 0 <= lost <= concurrency, "no more is lost than what was in flight"
+        in_flight_at_kills += lost
+    assert begun > kills / 2
+    run(calm, "--model", "parrot", "--base-url", server.base_url)
+    log = server.log()
+    assert sum(log["answered"].values()) == len(journal_of(calm)) + in_flight_at_kills
+    assert [row["variants"] for row in table_of(calm)] == [row["variants"] for row in expected]
+
+
+def whole_lines(store):
+    path = store / "test/train/paraphrases.jsonl"
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def test_a_torn_last_line_is_removed(store_of, chat_server):
+    store, server = store_of(10), chat_server()
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    expected = table_of(store)
+    path = store / "test/train/paraphrases.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert table_of(store) == expected
+    assert sorted(server.log()["tries"].values()) == [1] * 9 + [2]
+
+
+def test_a_damaged_journal_is_named(store_of):
+    store = store_of(10)
+    run(store, "--model", "grammar")
+    path = store / "test/train/paraphrases.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "{nonsense", *lines[3:]]) + "\n")
+    assert f"{path}, line 4 isn't an answer" in run(store, "--model", "grammar", status=2)
+
+
+def test_ctrl_c_keeps_what_is_being_answered(store_of, chat_server):
+    store, server = store_of(200), chat_server(latency_s=0.5)
+    process = subprocess.Popen(
+        command(store, "--model", "parrot", "--base-url", server.base_url, "--concurrency", 8),
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not server.log()["tries"]:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in said
+    assert sum(server.log()["answered"].values()) == len(journal_of(store)) > 0
+
+
+def test_the_key_is_never_told(store_of, chat_server):
+    store, server = store_of(10), chat_server(paid_key=KEY)
+    said = run(store, "--model", "parrot", "--base-url", server.base_url, key=KEY)
+    said += run(store, "--model", "absent", "--base-url", server.base_url, "--replace", key=KEY, status=2)
+    assert "knows no model 'absent'" in said
+    wrong = KEY.replace("very", "not")
+    said += run(store, "--model", "crow", "--base-url", server.base_url, "--replace", key=wrong, status=2)
+    assert "refused the key (401)" in said
+    assert "secret" not in said
+    for path in (store / "test/train").iterdir():
+        assert b"secret" not in path.read_bytes()
+
+
+def test_a_key_is_asked_for_before_anything_else(store_of):
+    assert "OPENAI_API_KEY isn't set" in run(store_of(5), status=2)
+
+
+def test_a_server_that_is_away_is_given_up(store_of, chat_server):
+    store, server = store_of(40), chat_server(share_500=1.0, tries=99, retry_after=0.1)
+    said = run(store, "--model", "parrot", "--base-url", server.base_url, status=2)
+    assert "the server doesn't answer" in said
+    server.set_faults()
+    assert "40 with all 5" in run(store, "--model", "parrot", "--base-url", server.base_url)
+
+
+def test_the_budget_ends_a_run_and_counts_earlier_ones(store_of, chat_server):
+    store, server = store_of(100), chat_server()
+    model = ("--model", "parrot", "--base-url", server.base_url, "--concurrency", 4)
+    said = run(store, *model, "--price", 1000, 2000, "--budget", 2.6, status=2)  # 0.26 USD an answer
+    assert "the budget of 2.6 USD is spent" in said
+    asked = len(server.log()["tries"])
+    assert 5 <= asked <= 10
+    run(store, *model, "--price", 1000, 2000, "--budget", 2.6, status=2)
+    assert len(server.log()["tries"]) <= 10
+    said = run(store, *model, "--price", 1000, 2000, "--budget", 1000)
+    assert len(server.log()["tries"]) == 100
+    assert "26.00 USD" in said
+    refused = run(store, "--model", "jay", "--base-url", server.base_url, "--budget", 3, status=2)
+    assert "no price of 'jay' is known" in refused
+
+
+def test_a_dry_run_asks_nothing(store_of, chat_server):
+    store, server = store_of(40), chat_server()
+    said = run(store, "--dry-run")
+    assert "40 captions, 40 different requests to gpt-3.5-turbo" in said
+    assert re.search(r"price: 0\.0\d USD \(0\.0\d with --batch\)", said)
+    assert not (store / "test/train/paraphrases.jsonl").exists()
+    model = ("--model", "gpt-4o-mini-2024-07-18", "--base-url", server.base_url)
+    run(store, *model)
+    said = run(store, *model, "--dry-run")
+    assert "answered already: 40; to be asked: 0" in said
+    assert len(server.log()["tries"]) == 40
+
+
+def test_another_models_paraphrases_are_not_replaced_by_accident(store_of):
+    store = store_of(5)
+    run(store, "--model", "grammar")
+    assert "has paraphrases by 'grammar' already" in run(
+        store, "--model", "x", "--base-url", "http://localhost:1", status=2
+    )
+
+
+def test_two_runs_at_once_are_refused(store_of, chat_server):
+    store, server = store_of(40), chat_server(latency_s=1.0)
+    words = command(store, "--model", "parrot", "--base-url", server.base_url, "--concurrency", 8)
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while not server.log()["tries"]:
+            time.sleep(0.02)
+        assert "another command is writing" in run(store, "--model", "parrot", "--base-url", server.base_url, status=2)
+        assert process.wait() == 0
+
+
+def test_clips_with_the_same_caption_and_tags_share_a_request(make_clip, noise, write_split, chat_server):
+    captions = ["A dog barks loudly while rain falls."]
+    clips = [make_clip(f"{n}.wav", noise(0.01), captions, keywords=("dog",)) for n in range(3)]
+    other = make_clip("other.wav", noise(0.01), captions, keywords=("cat",))
+    store, server = write_split([*clips, other]).store.path, chat_server()
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert len(server.log()["tries"]) == 2
+    assert len(table_of(store)) == 4
+
+
+def test_a_corrected_caption_is_asked_about(make_clip, noise, write_split, chat_server):
+    server = chat_server()
+    texts = ["A dog barks while rain falls.", "A bell rings."]
+    store = write_split([make_clip("a.wav", noise(0.01), texts)]).store.path
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    write_split([make_clip("a.wav", noise(0.01), [texts[0], "A bell chimes twice."])])
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert len(server.log()["tries"]) == 3
+    assert {row["caption_hash"] for row in table_of(store)} == {
+        caption_hash(text) for text in (texts[0], "A bell chimes twice.")
+    }
+
+
+class TestBatches:
+    def arguments(self, server):
+        return "--model", "parrot", "--base-url", server.base_url, "--batch", "--poll", 0.1
+
+    def test_the_table_is_that_of_single_requests(self, store_of, chat_server):
+        store, server = store_of(60), chat_server(share_refused=0.1, share_few=0.1)
+        run(store, *self.arguments(server))
+        found = table_of(store)
+        batches = list(server.log()["batches"].values())
+        assert len(batches) == 2, "what was refused is handed in again"
+        assert len(batches[0]["requests"].splitlines()) == 60
+        run(store, *self.arguments(server))
+        assert len(server.log()["batches"]) == 2
+        (store / "test/train/paraphrases.jsonl").unlink()
+        (store / "test/train/paraphrases-batches.json").unlink()
+        run(store, "--model", "parrot", "--base-url", chat_server().base_url)
+        assert [row["variants"] for row in table_of(store)] == [row["variants"] for row in found]
+
+    def test_killed_while_it_waits_it_finds_its_batch_again(self, store_of, chat_server):
+        store, server = store_of(40), chat_server()
+        words = command(store, *self.arguments(server)[:-1], 3600)
+        process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while not server.log()["batches"]:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        run(store, *self.arguments(server))
+        assert len(server.log()["batches"]) == 1
+        assert len(table_of(store)) == 40
+        assert set(server.log()["tries"].values()) == {1}
+
+    def test_what_an_expired_batch_has_not_answered_is_handed_in_again(self, store_of, chat_server):
+        store, server = store_of(40), chat_server(batch_status="expired", batch_share=0.5)
+        said = run(store, *self.arguments(server), status=1)
+        assert "not answered yet: 5 captions" in said  # three rounds, half of what is left in each
+        server.set_faults()
+        run(store, *self.arguments(server))
+        assert len(table_of(store)) == 40
+        assert set(server.log()["answered"].values()) == {1}
+
+    def test_a_batch_that_is_not_taken_is_named(self, store_of, chat_server):
+        store, server = store_of(10), chat_server(batch_status="failed")
+        assert "wasn't taken: the model isn't there" in run(store, *self.arguments(server), status=2)
+
+    def test_the_budget(self, store_of, chat_server):
+        store, server = store_of(40), chat_server()
+        said = run(store, *self.arguments(server), "--price", 2000, 4000, "--budget", 2.6, status=2)
+        assert "the budget of 2.6 USD is spent" in said
+        assert 1 <= len(server.log()["tries"]) <= 10
+
+
+class TestImport:
+    def entries(self, store):
+        split = open_split(store, "test/train")
+        return [
+            {"path": f"clotho\\development\\{clip_id.rpartition('/')[2]}", "caption": caption.lower().rstrip("."),
+             "variations": [f"{n}. {text}" for n, text in enumerate(grammar.paraphrases(caption, 5), start=1)]}
+            for clip_id, captions in zip(split.clip_ids, split.captions, strict=True)
+            for caption in captions
+        ]  # fmt: skip
+
+    def give(self, store, tmp_path, value, status=0):
+        file = tmp_path / "variations.json"
+        file.write_text(value if isinstance(value, str) else json.dumps(value))
+        return run(store, "--corpus", "test", "--split", "train", status=status, first=("import", file))
+
+    def test_published_variations(self, store_of, tmp_path):
+        store = store_of(20)
+        entries = self.entries(store)
+        entries[0]["variations"][0] = entries[0]["caption"]
+        entries.append({"path": "else.wav", "caption": "x", "variations": ["a b"]})
+        said = self.give(store, tmp_path, entries)
+        rows = table_of(store)
+        assert [len(row["variants"]) for row in rows] == [4] + [5] * 19
+        assert rows[1]["variants"] == grammar.paraphrases(open_split(store, "test/train").captions[0][1], 5)
+        assert {row["model"] for row in rows} == {"imported"}
+        assert "1 fail: not the original (left out)" in said
+        assert "variations.json, entry 21: test/train has no clip 'else.wav'" in said
+
+    @pytest.mark.parametrize(
+        ("value", "why"),
+        [
+            ("{", "isn't JSON"),
+            ({"path": "x"}, "isn't a list"),
+            ([{"path": "x", "caption": "y", "variations": "z"}], "entry 1"),
+            ([{"path": "x", "caption": "y", "variations": ["z"]}], "none of its 1 entries"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, store_of, tmp_path, value, why):
+        assert why in self.give(store_of(5), tmp_path, value, status=2)
+
+
+def test_the_page_shows_everything(make_clip, noise, write_split, chat_server):
+    captions = [f"A <b>dog</b> & a cat run {times} while rain falls." for times in ("once", "twice")]
+    clips = [make_clip("a.wav", noise(0.01), captions, keywords=("dog", "<i>tag</i>"))]
+    store, server = write_split(clips).store.path, chat_server(share_refused=0.5, tries=99)
+    run(store, "--model", "parrot", "--base-url", server.base_url)
+    said = run(store, first=("review",))
+    page = (store / "test/train/paraphrases.html").read_text()
+    assert f"test/train: {store}/test/train/paraphrases.html" in said
+    assert page.count("<section") == 2
+    assert "A &lt;b&gt;dog&lt;/b&gt; &amp; a cat run once" in page
+    assert "&lt;i&gt;tag&lt;/i&gt;" in page
+    assert "<b>" not in page
+    assert not re.search(r"(?:src|href)=", page)
+    assert "no paraphrases" in run(store, "--split", "other", first=("review",), status=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--variants", "0"), "isn't a whole number from 1 on"),
+        (("--timeout", "-1"), "isn't a number above 0"),
+        (("--budget", "nan"), "isn't a number above 0"),
+        (("--model", "grammar", "--batch"), "--batch: grammar is asked without a server"),
+    ],
+)
+def test_bad_arguments_are_refused(store_of, arguments, why):
+    assert why in run(store_of(5), *arguments, status=2)
+
+
+def test_a_split_that_is_not_there(store_of):
+    assert "holds no split 'clotho/development'" in run(store_of(5), first=("clotho",), status=2)
+
+
+def test_a_table_of_before_has_neither_instruction_nor_time(store_of):
+    store = store_of(5)
+    split = open_split(store, "test/train")
+    captions = Captions(split, "x", 5)
+    rows = [
+        {"clip_id": clip_id, "caption_hash": caption_hash(request.caption), "variants": ["a b"], "model": "grammar"}
+        for clip_id, request in captions.requests()
+    ]
+    table = pa.Table.from_pylist(rows)
+    with (
+        pa.OSFile(str(store / "test/train/paraphrases.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as out,
+    ):
+        out.write_table(table)
+    assert len(split.paraphrases()) == 5
+    run(store, first=("review",))
+    run(store, "--model", "grammar")
+    assert len(table_of(store)) == 5
+
+
+def test_paraphrases_keep_what_wrote_them(make_clip, noise, write_split):
+    row = Paraphrase("test/train/a.wav", "A dog.", ("a hound",), "grammar", "dcase2023/5")
+    split = write_split([make_clip("a.wav", noise(0.01), ["A dog."])], paraphrases=[row])
+    assert split.paraphrases_table().to_pylist() == [
+        {"clip_id": row.clip_id, "caption_hash": caption_hash("A dog."), "variants": ["a hound"], "model": "grammar",
+         "instruction": "dcase2023/5", "time": None}
+    ]  # fmt: skip
