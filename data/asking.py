@@ -3,17 +3,13 @@
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from data.chat import Model, UnansweredError
 from data.errors import UserError
 from data.journal import Journal
+from data.progress import ProgressLine
 from data.questions import Answered, Budget, Request, is_done, to_line
 
 logger = logging.getLogger("chorale.paraphrase")
@@ -22,9 +18,6 @@ GIVE_UP_AFTER = 16
 """Requests in a row that weren't answered: the server is away."""
 
 INTERRUPTED = "interrupted; the same command goes on"
-
-SAY_EVERY_S = 10.0
-"""Between two lines of progress where there is no terminal to renew one on."""
 
 
 @dataclass
@@ -108,32 +101,21 @@ class Run:
             self.stopped = f"the server doesn't answer: {error}"
 
 
-class Progress:
-    """A line that says how far a run is: renewed on a terminal, one every SAY_EVERY_S elsewhere."""
+class Progress(ProgressLine):
+    """Requests, their rate, and what they cost."""
 
     def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
+        super().__init__(logger)
         self.name, self.total, self.spent = name, total, spent
         self.done = self.before = 0
-        self.started = self.said = time.monotonic()
-        self.live = Live(console=Console(stderr=True), get_renderable=lambda: Text(self.line()), transient=True)
-
-    def __enter__(self) -> "Progress":
-        if self.live.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
 
     def add(self, before: bool = False) -> None:
         """A request is done, or was before."""
         self.done += 1
         self.before += before
-        if not self.live.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
-            self.said = time.monotonic()
-            logger.info(self.line())
+        self.changed()
 
     def line(self) -> str:
-        """Requests, rate, and what they cost."""
-        rate = (self.done - self.before) / max(time.monotonic() - self.started, 1e-3)
+        """How far a run is."""
+        rate = (self.done - self.before) / self.elapsed_s()
         return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.spent()}"

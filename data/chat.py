@@ -27,6 +27,9 @@ KEY = "OPENAI_API_KEY"
 RETRIES = 8
 """Of one request by the client; its pauses grow from 0.5 to 8 s, or are those that the server asks for."""
 
+PAUSES = 5
+"""After the client has given up on a rate limit, as long as the server asks for."""
+
 MOST_PATIENCE_S = 3600.0
 """The longest pause that a server may ask for."""
 
@@ -118,17 +121,18 @@ class ChatModel:
 
     async def ask(self, request: Request) -> Answer:
         """The model's answer."""
-        while True:
+        for _ in range(PAUSES):
             try:
                 # Not chat.completions.create, whose models of requests and responses cost more than all the rest.
                 response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
                 return read_completion(as_json(response.content))
             except openai.RateLimitError as error:
-                await asyncio.sleep(pause_s(error))
+                await asyncio.sleep(pause_s(error))  # the client has given up
             except openai.OpenAIError as error:
                 if (answer := filtered(error)) is not None:
                     return answer
                 raise told(error, self.client, request.model) from error
+        raise UnansweredError("rate limited, however long the server was left alone")
 
 
 class LimitedClient(openai.DefaultAioHttpClient):
@@ -157,7 +161,8 @@ def connect(base_url: str | None, timeout_s: float, concurrency: int) -> openai.
             f"{KEY} isn't set: set it to your key, or name a server of your own with --base-url, "
             f"or take --model {GRAMMAR}, which needs neither"
         )
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line a request
+    for name in ("httpx2", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line a request, and one a retry
     return openai.AsyncOpenAI(
         api_key=os.environ.get(KEY) or "none",
         base_url=base_url,

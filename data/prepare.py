@@ -15,7 +15,6 @@ import contextlib
 import datetime
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,11 @@ import filelock
 import pyarrow as pa
 import ray
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from data import corpora, describe, duplicates, exclusions, shards, storage, verify
 from data.corpora import Corpus
 from data.errors import UserError, run_command
+from data.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.shards import ShardSummary, StoredSplit, open_split
 from data.splits import roles
@@ -47,8 +45,6 @@ LEAST_CLIPS_PER_SHARD, MOST_CLIPS_PER_SHARD = 8, 128
 TASKS_PER_CPU = 3
 """Waiting or running at a time: none waits for the driver, and a cluster that can grow sees that there is work."""
 
-SAY_EVERY_S = 10
-"""Between two lines of progress where there is no terminal to renew one on."""
 SAID_SET_ASIDE = 20
 """Named one by one on the console; `describe --list` names them all."""
 
@@ -97,42 +93,30 @@ def in_parallel(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -
             raise UserError(f"a worker was lost: {error}; run it again: it goes on where it stopped") from error
 
 
-class Progress:
-    """A line that says how far a preparation is: renewed on a terminal, one every SAY_EVERY_S elsewhere."""
+class Progress(ProgressLine):
+    """Clips, hours, rate and the time that is left, by the bytes that are left to read."""
 
     def __init__(self, name: str, num_clips: int, num_bytes: int) -> None:
+        super().__init__(logger)
         self.name, self.num_clips, self.num_bytes = name, num_clips, num_bytes
         self.done_clips = self.done_samples = self.done_bytes = 0
-        self.started = self.said = time.monotonic()
-        console = Console(stderr=True)
-        self.live = Live(console=console, get_renderable=lambda: Text(self.line()), transient=True)
-
-    def __enter__(self) -> "Progress":
-        if self.live.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
 
     def add(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
         """Some clips are done."""
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes
-        if not self.live.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
-            self.said = time.monotonic()
-            logger.info(self.line())
+        self.changed()
 
     def line(self) -> str:
-        """Clips, hours, rate and the time that is left, by the bytes that are left to read."""
-        elapsed_s = time.monotonic() - self.started
+        """How far a preparation is."""
+        elapsed_s = self.elapsed_s()
         audio_s = self.done_samples / SAMPLE_RATE_HZ
         left_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
         left = "" if left_s is None else f", {datetime.timedelta(seconds=round(left_s))} left"
         return (
             f"{self.name}: {self.done_clips:,} of {self.num_clips:,} clips, {audio_s / 3600:.2f} h, "
-            f"{audio_s / max(elapsed_s, 1e-3):,.0f} times real time{left}"
+            f"{audio_s / elapsed_s:,.0f} times real time{left}"
         )
 
 
