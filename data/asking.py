@@ -105,9 +105,9 @@ class Progress(ProgressLine):
     """Requests, their rate, and what they cost."""
 
     def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
-        super().__init__(logger)
         self.name, self.total, self.spent = name, total, spent
         self.done = self.before = 0
+        super().__init__(logger)
 
     def add(self, before: bool = False) -> None:
         """A request is done, or was before."""

@@ -17,13 +17,12 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
-from data import answers, chat, corpora, prices, shards
+from data import answers, chat, commands, corpora, prices, shards
 from data.answers import CHECKS, MARKED
 from data.asking import INTERRUPTED, Progress, Run
 from data.batch_api import Batches
@@ -414,28 +413,15 @@ def above_zero(text: str) -> float:
     return value
 
 
-Command = Callable[[argparse.Namespace], int]
-COMMANDS: dict[str, tuple[Command, Callable[[argparse.ArgumentParser], Any]]] = {
+COMMANDS: dict[str, tuple[commands.Run, commands.AddArguments]] = {
     "import": (import_command, add_import),
     "review": (review_command, add_review),
 }
 
 
-def main() -> int:
+def main() -> int | None:
     """The command."""
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
-    given, words = shared.parse_known_args()
-    command = words[0] if words and words[0] in COMMANDS else ""
-    run, add_arguments = COMMANDS.get(command, (paraphrase_command, add_paraphrase))
-    parser = argparse.ArgumentParser(
-        prog=f"paraphrase.py {command}".rstrip(),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(words[1:] if command else words, given))
+    return commands.run_one("paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
 
 
 if __name__ == "__main__":

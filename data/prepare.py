@@ -26,6 +26,7 @@ import ray
 from rich.console import Console
 
 from data import corpora, describe, duplicates, exclusions, shards, storage, verify
+from data.commands import AddArguments, Run, run_one
 from data.corpora import Corpus
 from data.errors import UserError, run_command
 from data.progress import ProgressLine
@@ -97,9 +98,9 @@ class Progress(ProgressLine):
     """Clips, hours, rate and the time that is left, by the bytes that are left to read."""
 
     def __init__(self, name: str, num_clips: int, num_bytes: int) -> None:
-        super().__init__(logger)
         self.name, self.num_clips, self.num_bytes = name, num_clips, num_bytes
         self.done_clips = self.done_samples = self.done_bytes = 0
+        super().__init__(logger)
 
     def add(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
         """Some clips are done."""
@@ -368,9 +369,7 @@ def add_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, help="an object store, as s3://bucket/store")
 
 
-Run = Callable[[argparse.Namespace], int | None]
-
-COMMANDS: dict[str, tuple[Run, Callable[[argparse.ArgumentParser], None]]] = {
+COMMANDS: dict[str, tuple[Run, AddArguments]] = {
     "verify": (verify_command, lambda parser: None),
     "describe": (describe_command, add_describe),
     "exclude": (exclude_command, add_exclude),
@@ -381,19 +380,7 @@ COMMANDS: dict[str, tuple[Run, Callable[[argparse.ArgumentParser], None]]] = {
 
 def main() -> int | None:
     """The command."""
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
-    given, words = shared.parse_known_args()
-    command = words[0] if words and words[0] in COMMANDS else ""
-    run, add_arguments = COMMANDS.get(command, (prepare_command, add_prepare))
-    parser = argparse.ArgumentParser(
-        prog=f"prepare.py {command}".rstrip(),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(words[1:] if command else words, given))
+    return run_one("prepare.py", __doc__, (prepare_command, add_prepare), COMMANDS)
 
 
 if __name__ == "__main__":

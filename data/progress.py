@@ -13,7 +13,10 @@ SAY_EVERY_S = 10.0
 
 
 class ProgressLine:
-    """A line that is renewed on a terminal, and told every SAY_EVERY_S elsewhere; subclasses say what it says."""
+    """A line that is renewed on a terminal, and told every SAY_EVERY_S elsewhere; a subclass says what.
+
+    rich asks for the line at once: what `line` needs is set before this class' `__init__` is called.
+    """
 
     def __init__(self, logger: logging.Logger) -> None:
         self.logger = logger
