@@ -76,7 +76,8 @@ class Run:
     async def satisfy(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each is in the journal before it is looked at."""
         texts = self.answered.texts(request)
-        while not is_done(request, texts, self.attempts):
+        done = False  # or it wouldn't be asked about
+        while not done:
             if self.stopped:
                 return
             with self.budget.reserved(request) as granted:
@@ -92,6 +93,7 @@ class Run:
                 self.answered.add(await self.journal.append(line), line)
             self.in_a_row = 0
             texts.append(answer.text)
+            done = is_done(request, texts, self.attempts)
         self.progress.add()
 
     def gave_up(self, error: UnansweredError) -> None:

@@ -64,6 +64,7 @@ class Batches:
         for batch in [batch async for batch in self.ours()]:
             await self.collect(batch.id)
         for _ in range(self.attempts):
+            self.stopped = ""
             handed_in = [await self.hand_in(Path(file)) for file in self.files()]
             if not handed_in:
                 return

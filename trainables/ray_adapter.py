@@ -248,6 +248,7 @@ def report_of(log: Log, runs: Runs, lease: Lease, rank: int) -> Callable[[Metric
     checkpoint_upload_mode = CheckpointUploadMode.ASYNC
     written = threading.Event()
     written.set()
+    has_earlier = True
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
         if snapshot is None or rank != 0:
@@ -258,13 +259,16 @@ def report_of(log: Log, runs: Runs, lease: Lease, rank: int) -> Callable[[Metric
             log.epoch(metrics)
 
         def write(checkpoint: Checkpoint, name: str) -> Checkpoint:
+            nonlocal has_earlier
             try:
                 patiently(lambda: snapshot.write(Path(checkpoint.path)))
                 persisted = patiently(lambda: storage.persist_current_checkpoint(checkpoint, name))
                 log.flush()
                 lease.require(runs)
                 patiently(lambda: runs.write(committed(lease), name.encode()))
-                remove_earlier(runs, lease)
+                if has_earlier:
+                    remove_earlier(runs, lease)
+                    has_earlier = False
                 return persisted
             finally:
                 written.set()
