@@ -67,7 +67,7 @@ def ended(process):
     return printed
 
 
-def underway(process, runs, seconds=180):
+def underway(process, runs, seconds=600):
     """Wait until a sweep has a checkpoint that somebody would go on from."""
     for _ in range(seconds * 10):
         if committed(runs):
