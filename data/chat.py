@@ -230,7 +230,8 @@ def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> E
             case openai.NotFoundError():
                 return UserError(f"{client.base_url} knows no model {model!r} (404): see --model and --base-url")
         return UserError(f"{client.base_url} refused the request: {without_key(error.message, client)}")
-    return UnansweredError(without_key(str(error) or type(error).__name__, client))
+    why = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
+    return UnansweredError(without_key(why, client))
 
 
 def without_key(text: str, client: openai.AsyncOpenAI) -> str:

@@ -246,7 +246,7 @@ def shares(outcome: Outcome) -> list[str]:
 
 def import_command(arguments: argparse.Namespace) -> int:
     """Take over variations that are published as a JSON list of {"path", "caption", "variations"}."""
-    split = open_captions(arguments)
+    split, entries = open_captions(arguments), read_variations(arguments.file)
     model = arguments.model or IMPORTED
     require_own(split, model, arguments.replace)
     places: dict[tuple[str, str], tuple[str, str]] = {}  # by file and normalised caption
@@ -256,7 +256,7 @@ def import_command(arguments: argparse.Namespace) -> int:
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     unknown: list[str] = []
     failed: Counter[str] = Counter()
-    for number, (path, caption, variations) in enumerate(read_variations(arguments.file), start=1):
+    for number, (path, caption, variations) in enumerate(entries, start=1):
         name = PureWindowsPath(path).name  # whatever way its strokes go
         if (place := places.get((name, normalise(caption)))) is None:
             unknown.append(
@@ -421,7 +421,11 @@ COMMANDS: dict[str, tuple[commands.Run, commands.AddArguments]] = {
 
 def main() -> int | None:
     """The command."""
-    return commands.run_one("paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
+    try:
+        return commands.run_one("paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
+    except OSError as error:
+        problem = f"{error.filename or 'the store'} can't be used: {error.strerror or error}"
+        raise UserError(f"{problem}; what was answered is kept, and the same command goes on") from error
 
 
 if __name__ == "__main__":

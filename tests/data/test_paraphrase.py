@@ -474,6 +474,12 @@ def test_bad_arguments_are_refused(store_of, arguments, why):
     assert why in run(store_of(5), *arguments, status=2)
 
 
+def test_a_store_that_cannot_be_written_is_named(store_of):
+    store = store_of(5)
+    (store / "test/train/paraphrases.jsonl").mkdir()
+    assert "paraphrases.jsonl can't be used: Is a directory" in run(store, "--model", "grammar", status=2)
+
+
 def test_a_split_that_is_not_there(store_of):
     assert "holds no split 'clotho/development'" in run(store_of(5), first=("clotho",), status=2)
 
