@@ -7,8 +7,9 @@ explanations, thoughts, or is a refusal.
 import contextlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data.captions import normalise
 
@@ -18,10 +19,16 @@ MOST_WORDS = 19
 INDEX = re.compile(
     r"""^[\s>\#*_-]*                                          # Markdown around the index
         (?:(?:audio\s+)?(?:caption|sentence|option|variant)\s*)?
-        [(\[]?\d{1,2}[*_]*(?:[.:)\]]+|\s?[-–—](?=\s))[*_]*   # 1. 1) 1: 1 - (1) [1] **1.** Caption 1:
-        (?=\s|["“”„«'‘]|[^\W\d_])\s*""",
+        (?:[(\[]?\d{1,2}[*_]*(?:[.:)\]]+|\s?[-–—](?=\s))[*_]*  # 1. 1) 1: 1 - (1) [1] **1.** Caption 1:
+           (?=\s|["“”„«'‘]|[^\W\d_])
+          |(?<=\#)\d{1,2}(?=\s)                               # #1
+          |[(\[]?(?:[a-j]|[ivx]{1,4})(?:\.|[:)\]]+)(?=\s))\s*  # a) (b) c. iv.
+    """,
     re.VERBOSE | re.IGNORECASE,
 )
+BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
+"""A number and nothing else: an index where the lines count up from 1, else the sentence's own ("2 Dogs bark.")."""
+
 INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)")
 """Between two numbered sentences on one line."""
 
@@ -40,13 +47,22 @@ REFUSAL = re.compile(
     r"\W*i apologi[sz]e\b|\W*unfortunately\b)",
     re.I,
 )
+CLOSING = re.compile(
+    r"^\W*(?:(?:i )?hope (?:this|these|that|it)\b|let me know\b|note(?:\s+that\b|\W*:)|please\b|feel free\b|"
+    r"(?:these|each|all)(?: of (?:these|the))?(?: \w+)? (?:captions?|sentences?)\b|would you like\b|"
+    r"if you (?:need|want|would|have)\b)",
+    re.I,
+)
 
 SENTENCE_END = re.compile(r"(?<!\b[A-Za-z])(?<!\b(?:Mr|Dr|St|vs))[.!?]+[\"”']?\s+\S")
 CLOCK_TIME = re.compile(
     r"\b\d{1,2}[:.]\d{2}\b|\b\d{1,2}\s?(?:a\.?m\b|p\.?m\b)|\bo['’]?\s?clock\b|\b(?:midnight|noon)\b", re.I
 )
-YEAR = re.compile(r"\b(?:1[5-9]|20)\d{2}\b(?!\s*(?:hz|hertz|rpm|watts?|w|meters?|metres?|m|feet|miles|people)\b)", re.I)
+YEAR = re.compile(
+    r"\b(?:1[5-9]|20)\d{2}(?:['’]?s)?\b(?!\s*(?:hz|hertz|rpm|watts?|w|meters?|metres?|m|feet|miles|people)\b)", re.I
+)
 FORBIDDEN = re.compile(r"\b(?:heard|recorded)\b", re.I)
+MARKUP = re.compile(r"[{}\[\]<>|\\]|\"\s*:|://")
 NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 
 
@@ -58,24 +74,56 @@ def parse(answer: str) -> list[str]:
     """
     text = THOUGHT.sub("", answer).strip()
     if (listed := json_strings(text)) is not None:
-        return [sentence for entry in listed if (sentence := tidy(entry))]
-    if REFUSAL.match(text):
+        found = [tidy(entry) for entry in listed]
+    elif is_refusal(text):
         return []
-    lines = [part.strip() for line in text.splitlines() if not FENCE.match(line) for part in INLINE.split(line)]
-    if any(INDEX.match(line) for line in lines):
-        return numbered(lines)
-    return [sentence for line in lines if not INTRODUCTION.search(line) and (sentence := tidy(line))]
+    else:
+        lines = [part.strip() for line in text.splitlines() if not FENCE.match(line) for part in INLINE.split(line)]
+        lines = counted(lines)
+        if any(INDEX.match(line) for line in lines):
+            found = numbered(lines)
+        else:
+            found = [tidy(line) for line in lines if not INTRODUCTION.search(line)]
+    return [sentence for sentence in found if sentence and not (CLOSING.match(sentence) or is_refusal(sentence))]
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text says that the model won't answer."""
+    return bool(REFUSAL.match(text))
+
+
+def counted(lines: Sequence[str]) -> list[str]:
+    """Lines whose bare indexes, where they count up from 1, have got a full stop."""
+    indexes = [int(match[1]) for line in lines if (match := BARE_INDEX.match(line))]
+    if len(indexes) < 2 or indexes != list(range(1, len(indexes) + 1)):
+        return list(lines)
+    return [BARE_INDEX.sub(r"\1. ", line) for line in lines]
 
 
 def json_strings(text: str) -> list[str] | None:
-    """The strings of an answer in JSON, a list or an object that holds one; None if it isn't."""
-    with contextlib.suppress(ValueError):
-        value = json.loads("\n".join(line for line in text.splitlines() if not FENCE.match(line)))
-        inner = list(value.values()) if isinstance(value, dict) else [value]
-        for strings in inner:
-            if isinstance(strings, list) and strings and all(isinstance(entry, str) for entry in strings):
-                return strings
+    """All strings within an answer in JSON, which other words may surround; None if there is no JSON in it."""
+    plain = "\n".join(line for line in text.splitlines() if not FENCE.match(line))
+    parts = [plain]
+    if match := re.search(r"[\[{].*[\]}]", plain, re.DOTALL):
+        parts.append(match[0])
+    for part in parts:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(part)
+            if isinstance(value, list | dict):
+                return list(strings(value)) or None
     return None
+
+
+def strings(value: Any) -> Iterator[str]:
+    """The strings of a JSON value, without the names of its fields, in their order."""
+    match value:
+        case str():
+            yield value
+        case list():
+            for entry in value:
+                yield from strings(entry)
+        case dict():
+            yield from strings(list(value.values()))
 
 
 def numbered(lines: Sequence[str]) -> list[str]:
@@ -91,12 +139,12 @@ def numbered(lines: Sequence[str]) -> list[str]:
             open_ended = False
             continue
         open_ended = not re.search(r"[.!?][\"”'*]*$", found[-1])
-    return [sentence for text in found if (sentence := tidy(text))]
+    return [tidy(text) for text in found]
 
 
 def tidy(text: str) -> str:
     """A sentence without numbering, bullet, quotes and doubled blanks; '' where no letter is left."""
-    text = " ".join(BULLET.sub("", INDEX.sub("", text, count=1)).split()).strip(MARKDOWN)
+    text = " ".join(BULLET.sub("", INDEX.sub("", text.strip(), count=1)).split()).strip(MARKDOWN)
     while len(text) > 1 and QUOTES.get(text[0]) == text[-1]:
         text = text[1:-1].strip(MARKDOWN)
     return text if any(character.isalpha() for character in text) else ""
@@ -120,6 +168,7 @@ ALONE: dict[str, Callable[[str], bool]] = {
     "under 20 words": lambda text: len(text.split()) <= MOST_WORDS,
     "no year or clock time": lambda text: not (CLOCK_TIME.search(text) or YEAR.search(text)),
     "no 'heard' or 'recorded'": lambda text: not FORBIDDEN.search(text),
+    "plain text": lambda text: not MARKUP.search(text),
     "no name": lambda text: not NAME.search(text),
 }
 """Checks that look at the sentence alone. A capital letter amid a sentence may begin a name."""

@@ -15,7 +15,10 @@ from data.questions import Answered, Budget, Request, is_done, to_line
 logger = logging.getLogger("chorale.paraphrase")
 
 GIVE_UP_AFTER = 16
-"""Requests in a row that weren't answered: the server is away."""
+"""Requests in a row that weren't answered: the server is away, or takes none of them."""
+
+SAID = 20
+"""Requests that weren't answered told one by one."""
 
 INTERRUPTED = "interrupted; the same command goes on"
 
@@ -30,37 +33,46 @@ class Run:
     budget: Budget
     attempts: int
     progress: "Progress"
-    in_a_row: int = 0
     stopped: str = ""  # why nothing more is asked
+    interrupts: int = 0
+    unanswered: int = 0
+    in_a_row: int = 0
 
-    async def all(self, requests: Iterator[Request], concurrency: int) -> None:
+    def all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all that isn't done yet, `concurrency` captions at a time.
 
-        Ctrl-C lets what is being answered come to its end; a second one doesn't.
+        Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
+        raises KeyboardInterrupt.
         """
-        todo = (request for request in requests if not self.done_before(request))
+        try:
+            asyncio.run(self._all(requests, concurrency))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    async def _all(self, requests: Iterator[Request], concurrency: int) -> None:
+        todo = (request for request in requests if not self.is_done(request))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task
 
         def interrupt() -> None:
-            if self.stopped:
+            self.interrupts += 1
+            self.stop(INTERRUPTED)
+            if self.interrupts > 1:
                 task.cancel()
-            self.stopped = self.stopped or INTERRUPTED
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
-        try:
-            async with self.model, asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(self.work(todo))
-        except* UserError as errors:
-            raise errors.exceptions[0] from None
-        except* OSError as errors:
-            why = errors.exceptions[0]
-            raise UserError(f"{self.journal.path} can't be written ({why}); then the same command goes on") from None
+        async with self.model, asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(self.work(todo))
 
-    def done_before(self, request: Request) -> bool:
-        """Whether a request was done before this run, or twice in it."""
+    def stop(self, why: str) -> None:
+        """Ask nothing more; the first reason is told."""
+        self.stopped = self.stopped or why
+        self.model.stop()
+
+    def is_done(self, request: Request) -> bool:
+        """Whether there is nothing to ask about a caption, as earlier runs have; it is counted then."""
         done = self.answered.is_done(request, self.attempts)
         if done:
             self.progress.add(before=True)
@@ -69,9 +81,16 @@ class Run:
     async def work(self, todo: Iterator[Request]) -> None:
         """Ask about one caption after the other."""
         for request in todo:
-            await self.satisfy(request)
             if self.stopped:
                 return
+            try:
+                await self.satisfy(request)
+            except UnansweredError as error:
+                self.gave_up(request, error)
+            except UserError as error:
+                self.stop(str(error))
+            except OSError as error:
+                self.stop(f"{self.journal.path} can't be written ({error.strerror or error}); the same command goes on")
 
     async def satisfy(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each is in the journal before it is looked at."""
@@ -82,13 +101,9 @@ class Run:
                 return
             with self.budget.reserved(request) as granted:
                 if not granted:
-                    self.stopped = f"the budget of {self.budget.limit_usd:g} USD is spent ({self.budget.spent():.2f})"
+                    self.stopped = self.stopped or self.budget.exhausted()  # the others' money is set aside
                     return
-                try:
-                    answer = await self.model.ask(request)
-                except UnansweredError as error:
-                    self.gave_up(error)
-                    return
+                answer = await self.model.ask(request)
                 line = to_line(request, answer)
                 self.answered.add(await self.journal.append(line), line)
             self.in_a_row = 0
@@ -96,11 +111,16 @@ class Run:
             done = is_done(request, texts, self.attempts)
         self.progress.add()
 
-    def gave_up(self, error: UnansweredError) -> None:
+    def gave_up(self, request: Request, error: UnansweredError) -> None:
         """Leave a caption for the next run; after many in a row, all that are left."""
+        if self.stopped:
+            return
+        self.unanswered += 1
         self.in_a_row += 1
+        if self.unanswered <= SAID:
+            logger.warning("not answered: %r: %s", request.caption, error)
         if self.in_a_row >= GIVE_UP_AFTER:
-            self.stopped = f"the server doesn't answer: {error}"
+            self.stop(f"the server doesn't answer: {error}")
 
 
 class Progress(ProgressLine):

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import openai
 from openai.types import Batch
 
-from data.chat import read_completion, told
+from data.chat import FILTERED, as_json, read_completion, told
 from data.errors import UserError
-from data.journal import Journal, lines
+from data.journal import Journal, Line, lines
 from data.questions import Answer, Answered, Budget, Captions, Request, to_line
 from data.shards import write_json
 
@@ -33,14 +33,27 @@ MOST_REQUESTS = 50_000
 MOST_BYTES = 190 * 2**20
 """Of one batch: OpenAI takes 50,000 requests and 200 MB."""
 
+AT_A_TIME = 1000
+"""Answers that are written and synced together."""
+
+SETTLE_S = 5.0
+"""Before a batch that may have been taken is looked for."""
+
+LOST_LOOKS = 16
+"""At a batch in a row that the server doesn't answer, before the run is ended."""
+
 OPEN = {"validating", "in_progress", "finalizing", "cancelling"}
 ENDED = {"completed", "expired", "cancelled"}
 """A batch's states; the other one is 'failed'. What an expired or cancelled one has answered is paid for, too."""
 
 
+class LostError(Exception):
+    """A batch that brings no answers: it wasn't taken, or is gone from the server."""
+
+
 @dataclass
-class Batches:
-    """The batches of one split, model and instruction."""
+class BatchRun:
+    """One run through the batches of one split, model and instruction."""
 
     client: openai.AsyncOpenAI
     captions: Captions
@@ -49,6 +62,7 @@ class Batches:
     budget: Budget
     attempts: int
     poll_s: float
+    batch_size: int
     stopped: str = ""  # why not all was asked
 
     async def all(self) -> None:
@@ -56,7 +70,10 @@ class Batches:
         try:
             await self._all()
         except openai.OpenAIError as error:
-            raise as_user_error(told(error, self.client, self.captions.model)) from error
+            why = told(error, self.client, self.captions.model)
+            self.stopped = str(why) if isinstance(why, UserError) else f"the server doesn't answer: {why}"
+        except OSError as error:
+            self.stopped = f"{error.filename or self.journal.path} can't be used: {error.strerror or error}"
         finally:
             await self.client.close()
 
@@ -69,7 +86,7 @@ class Batches:
             if not handed_in:
                 return
             if not sum([await self.collect(batch_id) for batch_id in handed_in]):
-                self.stopped = "no request of the last batch was answered; the same command hands them in again"
+                self.stopped = self.stopped or "no request of the last batch was answered"
                 return
 
     @property
@@ -94,6 +111,20 @@ class Batches:
             if batch.metadata == self.mark and batch.id not in collected and batch.status in OPEN | ENDED:
                 yield batch
 
+    async def begin(self, input_file_id: str) -> Batch:
+        """Hand an uploaded file in, once: where the server's word is lost, its list says whether it was taken."""
+        once = self.client.with_options(max_retries=0)
+        try:
+            return await once.batches.create(
+                input_file_id=input_file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.mark
+            )
+        except (openai.APIConnectionError, openai.InternalServerError):
+            await asyncio.sleep(min(self.poll_s, SETTLE_S))
+            async for batch in self.ours():
+                if batch.input_file_id == input_file_id:
+                    return batch
+            raise  # the next run finds it, should it appear yet
+
     def todo(self) -> Iterator[Request]:
         """The requests that aren't done, as far as the budget goes."""
         planned = 0.0
@@ -101,8 +132,8 @@ class Batches:
             if self.answered.is_done(request, self.attempts):
                 continue
             planned += self.budget.estimate(request)
-            if self.budget.limit_usd is not None and self.budget.spent() + planned > self.budget.limit_usd:
-                self.stopped = f"the budget of {self.budget.limit_usd:g} USD is spent ({self.budget.spent():.2f})"
+            if not self.budget.has(planned):
+                self.stopped = self.budget.exhausted()
                 return
             yield request
 
@@ -112,7 +143,7 @@ class Batches:
         request = next(todo, None)
         while request:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
-                for _ in range(MOST_REQUESTS):
+                for _ in range(self.batch_size):
                     line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
                     file.write(json.dumps(line) + "\n")
                     request = next(todo, None)
@@ -124,42 +155,66 @@ class Batches:
     async def hand_in(self, file: Path) -> str:
         """Hand a file of requests in; its batch's id."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
-        batch = await self.client.batches.create(
-            input_file_id=uploaded.id,
-            endpoint=ENDPOINT,
-            completion_window="24h",
-            metadata=self.mark,
-        )
+        batch = await self.begin(uploaded.id)
         logger.info("handed in batch %s", batch.id)
         return batch.id
 
     async def collect(self, batch_id: str) -> int:
         """Wait for a batch to end, and put its answers into the journal; how many there were."""
-        batch = await self.ended(batch_id)
-        requests = {request.key: request for request in self.captions.distinct()}
-        there = {line["key"] for _, line in lines(self.captions.journal) if line.get("batch") == batch_id}
         number = 0
-        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-            content = await self.client.files.content(file_id)
-            for text in content.text.splitlines():
-                value = json.loads(text) if text.strip() else {}
-                request = requests.get(value.get("custom_id", ""))
-                answer = answer_of(value)
-                if request and answer and request.key not in there:
-                    line = to_line(request, answer) | {"batch": batch_id}
-                    self.answered.add(await self.journal.append(line), line)
-                    number += 1
+        try:
+            batch = await self.ended(batch_id)
+            there = {line["key"] for _, line in lines(self.captions.journal) if line.get("batch") == batch_id}
+            number += len(there)
+            for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+                content = await self.client.files.content(file_id)
+                number += await self.keep(batch_id, content.content, there)
+        except (LostError, openai.NotFoundError) as error:
+            why = str(error) if isinstance(error, LostError) else f"batch {batch_id} or its file is gone (404)"
+            logger.warning(why)
+            self.stopped = why
         write_json(self.collected_file, sorted(self.collected() | {batch_id}))
-        return number + len(there)
+        return number
+
+    async def keep(self, batch_id: str, content: bytes, there: set[str]) -> int:
+        """Put the answers of a batch's file into the journal that aren't there; how many."""
+        requests = {request.key: request for request in self.captions.distinct()}
+        new: list[Line] = []
+        for text in content.split(b"\n"):
+            value = as_json(text)
+            if not isinstance(value, dict):
+                continue
+            request = requests.get(value.get("custom_id", ""))
+            answer = answer_of(value)
+            if request and answer and request.key not in there:
+                there.add(request.key)
+                new.append(to_line(request, answer) | {"batch": batch_id})
+        for start in range(0, len(new), AT_A_TIME):
+            part = new[start : start + AT_A_TIME]
+            places = await asyncio.gather(*map(self.journal.append, part))
+            for place, line in zip(places, part, strict=True):
+                self.answered.add(place, line)
+        return len(new)
 
     async def ended(self, batch_id: str) -> Batch:
-        """A batch that has ended. A UserError where the server couldn't take it."""
-        said = ""
-        while (batch := await self.client.batches.retrieve(batch_id)).status in OPEN:
+        """A batch that has ended. A LostError where the server couldn't take it."""
+        said, lost = "", 0
+        while True:
+            try:
+                batch = await self.client.batches.retrieve(batch_id)
+                lost = 0
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                lost += 1
+                if lost == LOST_LOOKS:
+                    raise
+                logger.warning("batch %s: %s; looking again", batch_id, told(error, self.client, self.captions.model))
+                await asyncio.sleep(self.poll_s)
+                continue
+            if batch.status not in OPEN:
+                break
             counts = batch.request_counts
-            line = f"batch {batch_id}: {batch.status}" + (
-                f", {counts.completed:,} of {counts.total:,}" if counts else ""
-            )
+            line = f"batch {batch_id}: {batch.status}"
+            line += f", {counts.completed:,} of {counts.total:,}" if counts else ""
             if line != said:
                 logger.info(line)
             said = line
@@ -167,22 +222,15 @@ class Batches:
         if batch.status not in ENDED:
             errors = batch.errors.data or [] if batch.errors else []
             why = "; ".join(str(error.message) for error in errors) or batch.status
-            raise UserError(f"batch {batch_id} wasn't taken: {why}")
+            raise LostError(f"batch {batch_id} wasn't taken: {why}")
         return batch
 
 
 def answer_of(value: dict[str, Any]) -> Answer | None:
     """The answer in a line of a batch's output; None where the request failed and may be sent again."""
-    response = value.get("response") or {}
-    body = response.get("body") or {}
-    if response.get("status_code") == 200:
-        return read_completion(body)
-    error = body.get("error") or value.get("error") or {}
-    if isinstance(error, dict) and error.get("code") in ("content_filter", "content_policy_violation"):
-        return Answer("", "refused")
+    match value:
+        case {"response": {"status_code": 200, "body": body}}:
+            return read_completion(body)
+        case {"response": {"body": {"error": {"code": code}}}} | {"error": {"code": code}} if code in FILTERED:
+            return Answer("", "refused")
     return None
-
-
-def as_user_error(error: Exception) -> UserError:
-    """What ends the run: the same command goes on."""
-    return error if isinstance(error, UserError) else UserError(f"the server doesn't answer: {error}")

@@ -1,10 +1,25 @@
 """Captions as text: normalising, hashing, and swapping one for a paraphrase."""
 
-import functools
 import hashlib
 import unicodedata
 
 APOSTROPHES = "'\u2019\u02bc"
+
+
+class Letters(dict[int, str]):
+    """What becomes of each character, by its code point: found out once."""
+
+    def __missing__(self, code: int) -> str:
+        """Unicode counts punctuation as P* and symbols as S*."""
+        character = chr(code)
+        if character in APOSTROPHES:
+            self[code] = ""
+        else:
+            self[code] = " " if unicodedata.category(character)[0] in "PS" else character
+        return self[code]
+
+
+LETTERS = Letters()
 
 
 def normalise(caption: str) -> str:
@@ -13,14 +28,7 @@ def normalise(caption: str) -> str:
     Apostrophes vanish ("dog's" -> "dogs"); other punctuation becomes a blank, so that words which only a comma or a
     dash separates stay apart. Letters and digits beyond ASCII are kept.
     """
-    letters = (" " if is_punctuation(character) else character for character in caption if character not in APOSTROPHES)
-    return " ".join("".join(letters).lower().split())
-
-
-@functools.cache
-def is_punctuation(character: str) -> bool:
-    """Whether Unicode counts the character as punctuation or as a symbol."""
-    return unicodedata.category(character)[0] in "PS"
+    return " ".join(caption.translate(LETTERS).lower().split())
 
 
 def caption_hash(caption: str) -> str:

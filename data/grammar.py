@@ -47,6 +47,12 @@ PASSIVE = (
 )
 """Verbs that can take an object: third person and participle."""
 
+NAME = "grammar"
+"""The model's."""
+
+VERSION = "rules2"
+"""Of these rules: to be changed whenever they write other sentences."""
+
 DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
 ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
 SUBJECT = rf"(?:{DETERMINER}\s(?:\w+\s){{0,2}}?\w+|someone|somebody|people)"
@@ -71,7 +77,14 @@ ACTIVE = re.compile(
     rf"^(?P<subject>{SUBJECT}) (?P<verb>{'|'.join(PARTICIPLES)}) "
     rf"(?P<object>{DETERMINER} (?:\w+\s(?!{ADVERB}))?\w+)(?P<rest>(?: .*)?)$"
 )
-PLURAL = re.compile(r"^(?:some|several|two|three)\b|[^s]s$")
+PLURAL = re.compile(r"^(?:some|several|two|three)\b|^(?!an? ).*[^su]s$")
+CLAUSE = re.compile(
+    rf"""^(?!{DETERMINER}\s)\w+\s\w+                              # rain falls
+        |^{DETERMINER}\s(?:people|children|men|women|\w+s)\s\w+   # some people talk, the dogs bark
+        |^\w+\s\w+\s(?:.*\s)?\w+(?:s|ing|ed)\b                   # a big dog barks""",
+    re.VERBOSE,
+)
+"""What tells something that happens, and isn't merely a thing: 'the door'."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,11 @@ def paraphrases(caption: str, number: int) -> list[str]:
     scene = understand(caption)
     found: list[str] = []
     too_long: list[str] = []
+    tried: set[str] = set()
     for text in wordings(rng, scene):
+        if text in tried:
+            continue
+        tried.add(text)
         (variant,) = answers.check(caption, [text], found + too_long)
         if variant.is_kept:
             (too_long if variant.failed else found).append(text)
@@ -109,7 +126,7 @@ def understand(caption: str) -> Scene:
     if match := re.match(r"before ([^,]+), (.+)", text):
         return Scene((match[2], match[1]), ())
     parts = re.split(rf",? (?:{'|'.join(TOGETHER)}) (?!well\b|if\b|though\b)", text)
-    if any(len(part.split()) < 2 for part in parts):
+    if not all(CLAUSE.match(part) for part in parts):
         return Scene((text,), ())
     chains = [in_turn(part) for part in parts]
     longest = max(chains, key=len)
@@ -119,7 +136,7 @@ def understand(caption: str) -> Scene:
 def in_turn(text: str) -> tuple[str, ...]:
     """The clauses of a text that follow each other in time."""
     clauses = re.split(rf",? (?:{'|'.join(IN_TURN)}) ", text)
-    if all(len(clause.split()) > 1 for clause in clauses):
+    if all(CLAUSE.match(clause) for clause in clauses):
         return tuple(clauses)
     return (text,)
 

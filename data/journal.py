@@ -6,18 +6,25 @@ A line that was cut short, as its writer was killed, is the last one, and is rem
 """
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import filelock
 
 from data.errors import UserError
 
 Line = dict[str, Any]
+
+FIELDS: dict[str, type] = {
+    **dict.fromkeys(("key", "model", "instruction", "answer", "problem", "time"), str),
+    **dict.fromkeys(("input_tokens", "output_tokens"), int),
+}
+"""What each line has; `key` is hexadecimal."""
 
 
 class Journal:
@@ -32,22 +39,20 @@ class Journal:
         self.waiting: list[tuple[bytes, asyncio.Future[int]]] = []
         self.writer: asyncio.Task[None] | None = None
 
-    def __enter__(self) -> "Journal":
-        self.lock = filelock.FileLock(self.path.with_suffix(".lock"), timeout=0)
-        try:
-            self.lock.acquire()
-        except filelock.Timeout:
-            raise UserError(f"another command is writing into {self.path}; wait until it has ended") from None
-        self.file: BinaryIO = self.path.open("ab", buffering=0)
-        self.size = whole_bytes(self.path)
-        self.file.truncate(self.size)
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(alone(self.path))
+            self.file = stack.enter_context(self.path.open("ab", buffering=0))
+            sync_folder(self.path.parent)  # or the file may be gone after a power cut, whatever was synced
+            self.size = whole_bytes(self.path)
+            self.file.truncate(self.size)
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.file.close()
-        self.lock.release()
+        self.stack.close()
 
     async def append(self, line: Line) -> int:
         """Write a line; where it begins in the file is returned once it is on disk.
@@ -55,7 +60,7 @@ class Journal:
         Raises OSError where it can't be written; then nothing of it is there.
         """
         written = asyncio.get_running_loop().create_future()
-        self.waiting.append((json.dumps(line, ensure_ascii=False).encode() + b"\n", written))
+        self.waiting.append((json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n", written))
         if self.writer is None or self.writer.done():
             self.writer = asyncio.create_task(self._write_waiting())
         return await asyncio.shield(written)
@@ -84,6 +89,25 @@ class Journal:
             raise
 
 
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a journal. A UserError where another process has it."""
+    try:
+        with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+            yield
+    except filelock.Timeout:
+        raise UserError(f"another command is writing into {path}; wait until it has ended") from None
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names of a folder's files on disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def whole_bytes(path: Path) -> int:
     """How much of a file are whole lines."""
     with path.open("rb") as file:
@@ -109,7 +133,9 @@ def lines(path: Path) -> Iterator[tuple[int, Line]]:
                 return  # cut short
             try:
                 value = json.loads(line)
-                value["key"], value["answer"]
+                bytes.fromhex(value["key"])
+                if not all(isinstance(value[name], kind) for name, kind in FIELDS.items()):
+                    raise TypeError(f"not {FIELDS}")
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number} isn't an answer ({error!r}): the file is damaged; remove that line, or "

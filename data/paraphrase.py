@@ -8,29 +8,27 @@ python data/paraphrase.py import FILE --store DIR                             # 
 python data/paraphrase.py review --store DIR                                  # a page to read them on
 
 Every answer is kept in a journal beside the split before anything else happens. A run that was ended goes on where it
-was when the same command is given again, and what was answered is never asked again.
+was when the same command is given again; only what was being answered as it was killed is asked again.
 """
 
 import argparse
 import asyncio
-import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from data import answers, chat, commands, corpora, prices, shards
+from data import answers, chat, commands, corpora, grammar, prices, shards
 from data.answers import CHECKS, MARKED
 from data.asking import INTERRUPTED, Progress, Run
-from data.batch_api import Batches
+from data.batch_api import MOST_REQUESTS, BatchRun
 from data.captions import caption_hash, normalise
 from data.errors import UserError, positive, run_command
-from data.journal import Journal
+from data.journal import Journal, alone
 from data.prices import Price
-from data.questions import Answered, Budget, Captions, expected_tokens, is_done
+from data.questions import Answered, Budget, Captions, expected_tokens, is_done, journal_of
 from data.review import Row, write_page
 from data.schema import Paraphrase
 from data.shards import StoredSplit, open_split
@@ -46,6 +44,10 @@ DEFAULT_VARIANTS = 5
 
 SAID_INCOMPLETE = 20
 """Captions without all their paraphrases named on the console; the page of `review` has them all."""
+
+DEFAULT_CONCURRENCY = 32
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_POLL_S = 60.0
 
 REVIEW_FILE = "paraphrases.html"
 IMPORTED = "imported"
@@ -75,7 +77,8 @@ def judge(
         good = [variant.text for variant in variants if variant.is_kept][: captions.variants]
         problem, left = "", len(good) < captions.variants and len(found) < attempts
         if len(good) < captions.variants:
-            why = ", ".join(sorted({line["problem"] for line in found} - {""})) or ("not answered yet" if left else "")
+            whys = {line["problem"] or ("refused" if answers.is_refusal(line["answer"]) else "") for line in found}
+            why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
             problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
         outcome.captions += 1
         outcome.complete += not problem
@@ -96,39 +99,29 @@ def judge(
 
 def paraphrase_command(arguments: argparse.Namespace) -> int:
     """Paraphrase the captions of a split."""
+    by_rules = arguments.model == grammar.NAME
+    refuse_ignored(arguments, by_rules)
     captions = Captions(open_captions(arguments), arguments.model, arguments.variants)
-    by_rules = captions.model == chat.GRAMMAR and not (arguments.base_url or os.environ.get("OPENAI_BASE_URL"))
-    if by_rules and arguments.batch:
-        raise UserError(f"--batch: {chat.GRAMMAR} is asked without a server; leave it out, or give --base-url")
     price = price_of(arguments)
     attempts = 1 if by_rules else ATTEMPTS  # rules say the same again
     if arguments.dry_run:
         describe(captions, attempts, price, arguments.batch)
         return 0
-    require_own(captions.split, captions.model, arguments.replace)
+    own = require_own(captions.split, captions.model, captions.instruction, arguments.replace)
     with Journal(captions.journal) as journal:
         answered = Answered(captions)
-        budget = Budget(price, arguments.budget, answered)
+        budget = Budget(price, arguments.budget, answered, arguments.batch)
         if arguments.batch:
-            client = chat.connect(arguments.base_url, arguments.timeout, concurrency=1)
-            batches = Batches(client, captions, journal, answered, budget, attempts, arguments.poll)
-            asyncio.run(batches.all())
-            stopped = batches.stopped
+            stopped = ask_in_batches(arguments, captions, journal, answered, budget)
         else:
-            model = (
-                chat.Grammar()
-                if by_rules
-                else chat.ChatModel(arguments.base_url, arguments.timeout, arguments.concurrency)
-            )
+            model = grammar_or_server(arguments, by_rules)
             total = sum(1 for _ in captions.distinct())
-            with Progress(captions.split.name, total, budget.told) as progress:
+            with Progress(captions.split.name, total, budget.spent_told) as progress:
                 run = Run(model, journal, answered, budget, attempts, progress)
-                asyncio.run(run.all(captions.distinct(), arguments.concurrency))
-                stopped = run.stopped
-        outcome = Outcome()
-        rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
-        shards.write_paraphrases(captions.journal.parent, rows)
-    for line in told(outcome, captions, budget):
+                run.all(captions.distinct(), arguments.concurrency or DEFAULT_CONCURRENCY)
+            stopped = run.stopped
+        outcome = write_table(captions, answered, attempts, own)
+    for line in summary(outcome, captions, budget):
         logger.info(line)
     if stopped == INTERRUPTED:
         logger.info(stopped)
@@ -136,6 +129,63 @@ def paraphrase_command(arguments: argparse.Namespace) -> int:
     if stopped:
         raise UserError(stopped)
     return 1 if outcome.unanswered else 0
+
+
+def refuse_ignored(arguments: argparse.Namespace, by_rules: bool) -> None:
+    """Raise UserError for options that the way of asking has no use for."""
+    if by_rules:
+        why = f"{grammar.NAME} is asked without a server, for nothing"
+        ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
+    elif arguments.batch:
+        why, ignored = "with --batch the server decides", ["concurrency"]
+    else:
+        why, ignored = "that is for --batch", ["batch_size", "poll"]
+    for name in ignored:
+        if getattr(arguments, name):
+            raise UserError(f"--{name.replace('_', '-')}: {why}; leave it out")
+
+
+def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> chat.Model:
+    """What is asked, a request at a time."""
+    if by_rules:
+        return chat.Grammar()
+    concurrency = arguments.concurrency or DEFAULT_CONCURRENCY
+    return chat.ChatModel(arguments.base_url, arguments.timeout or DEFAULT_TIMEOUT_S, concurrency)
+
+
+def ask_in_batches(
+    arguments: argparse.Namespace, captions: Captions, journal: Journal, answered: Answered, budget: Budget
+) -> str:
+    """Ask through the Batch API; why not all was asked, '' if it was."""
+    timeout_s = arguments.timeout or DEFAULT_TIMEOUT_S
+    client = chat.connect(arguments.base_url, timeout_s, chat.LimitedClient(chat.Slots(1), timeout_s))
+    run = BatchRun(
+        client,
+        captions,
+        journal,
+        answered,
+        budget,
+        ATTEMPTS,
+        poll_s=arguments.poll or DEFAULT_POLL_S,
+        batch_size=arguments.batch_size or MOST_REQUESTS,
+    )
+    asyncio.run(run.all())
+    return run.stopped
+
+
+def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
+    """Write the split's table, unless that would replace another one by less than all there is to be."""
+    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
+    outcome = Outcome()
+    rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
+    if answered.tokens.answers and complete:
+        shards.write_paraphrases(captions.journal.parent, rows)
+    else:
+        for _ in rows:  # to count them
+            pass
+        if not complete:
+            logger.info("the table that was there stays until all captions are answered")
+    return outcome
 
 
 def open_captions(arguments: argparse.Namespace) -> StoredSplit:
@@ -158,19 +208,24 @@ def price_of(arguments: argparse.Namespace) -> Price | None:
             f"--budget {arguments.budget:g}: no price of {arguments.model!r} is known; "
             "give it as --price INPUT OUTPUT, in USD for a million tokens, or leave --budget out"
         )
-    if price and arguments.batch:
-        return Price(price.input * prices.BATCH_SHARE, price.output * prices.BATCH_SHARE)
     return price
 
 
-def require_own(split: StoredSplit, model: str, replace: bool) -> None:
-    """Raise UserError where a split has paraphrases that another model wrote, unless they are to be replaced."""
+def require_own(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
+    """Whether a split's paraphrases, if there are any, are by this model and instruction.
+
+    Raises UserError where they are not, unless they are to be replaced.
+    """
     there = written_by(split)
-    if there and there[0] != model and not replace:
+    if not there or there == (model, instruction) or there == (model, ""):  # '': from before it was kept
+        return True
+    if not replace:
+        again = "for nothing, from the journal" if there[1] else "by importing them again"
         raise UserError(
-            f"{split.name} has paraphrases by {there[0]!r} already: give --replace to have those by {model!r} instead "
-            "(what is in a journal is kept, and the table can be had again for nothing)"
+            f"{split.name} has paraphrases by {' '.join(there).rstrip()!r} already: give --replace to have those by "
+            f"{f'{model} {instruction}'.rstrip()!r} instead (the others can be had again {again})"
         )
+    return False
 
 
 def written_by(split: StoredSplit) -> tuple[str, str] | None:
@@ -194,7 +249,7 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
             asked, answer = expected_tokens(request, answered)
             input_tokens, output_tokens = input_tokens + asked, output_tokens + answer
     num_captions = sum(1 for _ in captions.requests())
-    basis = "as they were on average so far" if answered.number else "estimated: four characters each"
+    basis = "as they were on average so far" if answered.tokens.answers else "estimated: four characters each"
     lines = [
         f"{captions.split.name}: {num_captions:,} captions, {requests:,} different requests to {captions.model}",
         f"answered already: {requests - todo:,}; to be asked: {todo:,}",
@@ -202,7 +257,10 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
     ]
     if price:
         dollars = price.of(input_tokens, output_tokens)
-        way = ", through the Batch API" if batch else f" ({dollars * prices.BATCH_SHARE:,.2f} with --batch)"
+        cheaper = dollars * prices.BATCH_SHARE
+        way = f" ({cheaper:,.2f} with --batch)"
+        if batch:
+            dollars, way = cheaper, ", through the Batch API"
         source = f"prices of {prices.AS_OF} unless --price says otherwise; without what is asked again"
         lines.append(f"price: {dollars:,.2f} USD{way}; {source}")
     else:
@@ -211,13 +269,13 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
         logger.info(line)
 
 
-def told(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
+def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
     """What a run has come to, in lines."""
     lines = [
         (
             f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
             f"{outcome.captions:,} captions, {outcome.complete:,} with all {captions.variants}; "
-            f"{budget.answered.number:,} answers{budget.told()}"
+            f"{budget.answered.tokens.answers:,} answers{budget.spent_told()}"
         )
     ]
     lines += shares(outcome)
@@ -244,53 +302,64 @@ def shares(outcome: Outcome) -> list[str]:
     return lines
 
 
+@dataclass
+class Imported:
+    """What a file of variations has for a split."""
+
+    variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
+    unknown: list[str]  # entries about other captions
+    failed: Counter[str]  # sentences by check
+
+
 def import_command(arguments: argparse.Namespace) -> int:
     """Take over variations that are published as a JSON list of {"path", "caption", "variations"}."""
     split, entries = open_captions(arguments), read_variations(arguments.file)
     model = arguments.model or IMPORTED
-    require_own(split, model, arguments.replace)
-    places: dict[tuple[str, str], tuple[str, str]] = {}  # by file and normalised caption
-    for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
-        name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
-        places |= {(name, normalise(caption)): (clip_id, caption) for caption in captions}
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
-    unknown: list[str] = []
-    failed: Counter[str] = Counter()
-    for number, (path, caption, variations) in enumerate(entries, start=1):
-        name = PureWindowsPath(path).name  # whatever way its strokes go
-        if (place := places.get((name, normalise(caption)))) is None:
-            unknown.append(
-                f"{arguments.file}, entry {number}: {split.name} has no clip {name!r} with caption {caption!r}"
-            )
-            continue
-        variants = answers.check(caption, [text for entry in variations if (text := answers.tidy(entry))])
-        failed.update(name for variant in variants for name in variant.failed)
-        found[place] = tuple(variant.text for variant in variants if variant.is_kept)
-    rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in found.items() if kept]
+    require_own(split, model, "", arguments.replace)
+    found = match_entries(split, entries)
+    rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in found.variants.items() if kept]
     if not rows:
-        raise UserError(f"{arguments.file}: none of its {len(unknown):,} entries is about a caption of {split.name}")
-    shards.write_paraphrases(split.store.path / split.name, rows)
+        why = f"its {len(found.unknown):,} entries are about other captions" if found.unknown else "all fail the checks"
+        raise UserError(f"{arguments.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
+    with alone(journal_of(split)):
+        shards.write_paraphrases(split.store.path / split.name, rows)
     total = sum(len(captions) for captions in split.captions)
     logger.info(
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
     )
-    for name, count in failed.items():
+    for name, count in found.failed.items():
         logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKED else " (left out)"))
-    if unknown:
-        logger.info(f"{len(unknown):,} entries are about other captions:")
-        for line in unknown[:SAID_INCOMPLETE]:
-            logger.info(f"  {line}")
+    if found.unknown:
+        logger.info(f"{len(found.unknown):,} entries are about other captions:")
+        for line in found.unknown[:SAID_INCOMPLETE]:
+            logger.info(f"  {arguments.file}, {line}")
     return 0
+
+
+def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> Imported:
+    """The variations of a split's captions, by the clips' file names and the normalised captions."""
+    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
+        name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
+        for caption in captions:
+            places.setdefault((name, normalise(caption)), []).append((clip_id, caption))
+    found = Imported({}, [], Counter())
+    for number, (path, caption, variations) in enumerate(entries, start=1):
+        name = PureWindowsPath(path).name  # whatever way its strokes go
+        there = places.get((name, normalise(caption)), [])
+        if not there:
+            found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
+            continue
+        variants = answers.check(caption, [text for entry in variations if (text := answers.tidy(entry))])
+        found.failed.update(name for variant in variants for name in variant.failed)
+        kept = tuple(variant.text for variant in variants if variant.is_kept)
+        found.variants |= dict.fromkeys(there, kept)
+    return found
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
     """The entries of a file of variations. A UserError names what is wrong."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} isn't JSON: {error}") from error
+    entries = shards.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
     found: list[tuple[str, str, Sequence[str]]] = []
@@ -310,21 +379,22 @@ def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
 def review_command(arguments: argparse.Namespace) -> int:
     """Write a page with captions and paraphrases side by side, for each split that has any."""
     store = Store.of(arguments.store)
-    pages = 0
+    found: list[tuple[StoredSplit, str, str]] = []
     for name in store.splits():
         split = open_split(store, name)
         if split.manifest["clips_of"] or (arguments.split and arguments.split not in (name, name.partition("/")[2])):
             continue
-        if (by := written_by(split)) is None:
-            continue
-        path = arguments.out or store.path / name / REVIEW_FILE
-        write_review(split, *by, path)
-        logger.info(f"{name}: {path}")
-        pages += 1
-        if arguments.out:
-            break
-    if not pages:
+        if by := written_by(split):
+            found.append((split, *by))
+    if not found:
         raise UserError(f"{store} has no paraphrases" + (f" of {arguments.split}" if arguments.split else ""))
+    if arguments.out and len(found) > 1:
+        names = ", ".join(split.name for split, *_ in found)
+        raise UserError(f"--out {arguments.out}: one page for several splits ({names}); choose one with --split")
+    for split, model, instruction in found:
+        path = arguments.out or store.path / split.name / REVIEW_FILE
+        write_review(split, model, instruction, path)
+        logger.info(f"{split.name}: {path}")
     return 0
 
 
@@ -333,7 +403,7 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
     number = instruction.rpartition("/")[2]
     captions = Captions(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
     answered = Answered(captions)
-    if answered.number:
+    if answered.tokens.answers and captions.instruction == instruction:
         rows: Iterator[Row] = (row for row, _ in judge(captions, answered, 1, Outcome()))
     else:
         rows = table_rows(captions, split.paraphrases())
@@ -365,9 +435,9 @@ def add_paraphrase(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants", type=positive, default=DEFAULT_VARIANTS, help="paraphrases of a caption (default: %(default)s)"
     )
-    parser.add_argument("--concurrency", type=positive, default=32, help="requests at a time (default: %(default)s)")
+    parser.add_argument("--concurrency", type=positive, help=f"requests at a time (default: {DEFAULT_CONCURRENCY})")
     parser.add_argument(
-        "--timeout", type=above_zero, default=60.0, metavar="SECONDS", help="for an answer (default: %(default)g)"
+        "--timeout", type=above_zero, metavar="SECONDS", help=f"for an answer (default: {DEFAULT_TIMEOUT_S:g})"
     )
     parser.add_argument("--budget", type=above_zero, metavar="USD", help="for this split and model, all runs together")
     parser.add_argument(
@@ -379,11 +449,13 @@ def add_paraphrase(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", action="store_true", help="ask through the Batch API: half the price, within a day")
     parser.add_argument(
-        "--poll",
-        type=above_zero,
-        default=60.0,
-        metavar="SECONDS",
-        help="between two looks at a batch (default: %(default)g)",
+        "--batch-size",
+        type=batch_size,
+        metavar="N",
+        help=f"requests of a batch, where an account's limits are lower than the API's (default: {MOST_REQUESTS:,})",
+    )
+    parser.add_argument(
+        "--poll", type=above_zero, metavar="SECONDS", help=f"between two looks at a batch (default: {DEFAULT_POLL_S:g})"
     )
     parser.add_argument("--dry-run", action="store_true", help="say requests, tokens and price; ask nothing")
 
@@ -400,6 +472,13 @@ def add_review(parser: argparse.ArgumentParser) -> None:
     """The arguments of review."""
     parser.add_argument("--split", help="(default: all that have paraphrases)")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {REVIEW_FILE} beside the split)")
+
+
+def batch_size(text: str) -> int:
+    """As many requests as the Batch API takes at most, for argparse."""
+    if (value := positive(text)) > MOST_REQUESTS:
+        raise argparse.ArgumentTypeError(f"{text}: the API takes {MOST_REQUESTS:,} at most")
+    return value
 
 
 def above_zero(text: str) -> float:

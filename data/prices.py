@@ -13,8 +13,11 @@ PRICES = {
     "gpt-4.1-nano": (0.10, 0.40),
     "gpt-4.1-mini": (0.40, 1.60),
     "gpt-4.1": (2.00, 8.00),
+    "gpt-3.5-turbo-1106": (1.00, 2.00),
+    "gpt-3.5-turbo-0613": (1.50, 2.00),
+    "gpt-4o-2024-05-13": (5.00, 15.00),
 }
-"""USD for a million tokens, of the request and of the answer."""
+"""USD for a million tokens, of the request and of the answer. A dated model has a line where its price is its own."""
 
 BATCH_SHARE = 0.5
 """Of the price, for what is asked through the Batch API."""
@@ -34,5 +37,6 @@ class Price:
 
 def price_of(model: str) -> Price | None:
     """A model's price, also under a dated name such as 'gpt-4o-mini-2024-07-18'; None where none is known."""
-    name = re.sub(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$", "", model)
-    return Price(*PRICES[name]) if name in PRICES else None
+    undated = re.sub(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$", "", model)
+    prices = PRICES.get(model) or PRICES.get(undated)
+    return Price(*prices) if prices else None

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data import answers
+from data import answers, grammar
 from data.journal import Line, line_at, lines
-from data.prices import Price
+from data.prices import BATCH_SHARE, Price
 from data.shards import StoredSplit
 
 INSTRUCTION = (
@@ -45,7 +45,7 @@ class Request:
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that stand for the request."""
-        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])
+        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
@@ -74,6 +74,11 @@ class Answer:
     output_tokens: int | None = None
 
 
+def journal_of(split: StoredSplit) -> Path:
+    """Where the answers about a split's captions are kept."""
+    return split.store.path / split.name / JOURNAL_FILE
+
+
 @dataclass(frozen=True)
 class Captions:
     """A split's captions, and how they are asked about."""
@@ -84,13 +89,14 @@ class Captions:
 
     @property
     def instruction(self) -> str:
-        """The version of the instruction, and the number of sentences."""
-        return f"{INSTRUCTION_VERSION}/{self.variants}"
+        """The version of the instruction or, where nobody is instructed, of the rules; and the number of sentences."""
+        version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
+        return f"{version}/{self.variants}"
 
     @property
     def journal(self) -> Path:
         """Where the answers are kept."""
-        return self.split.store.path / self.split.name / JOURNAL_FILE
+        return journal_of(self.split)
 
     def requests(self) -> Iterator[tuple[str, Request]]:
         """Each clip's id with the request about each of its captions, in the order of the shards; audio isn't read."""
@@ -110,24 +116,44 @@ class Captions:
                 yield request
 
 
+@dataclass
+class Tokens:
+    """Of some requests and of their answers."""
+
+    input: int = 0
+    output: int = 0
+    answers: int = 0
+
+    def add(self, line: Line) -> None:
+        """Count a line of a journal."""
+        self.input += line["input_tokens"]
+        self.output += line["output_tokens"]
+        self.answers += 1
+
+
 class Answered:
-    """What a journal holds for one model and instruction: where each request's answers lie, and their tokens."""
+    """What a journal holds for one model and instruction: where each request's answers lie, and their tokens.
+
+    For the budget, the tokens of all the model's answers, whatever it was instructed to, are counted as well.
+    """
 
     def __init__(self, captions: Captions) -> None:
         self.captions = captions
         self.places: dict[bytes, tuple[int, ...]] = {}
-        self.input_tokens = self.output_tokens = self.number = 0
+        self.tokens = Tokens()
+        self.paid, self.paid_in_batches = Tokens(), Tokens()
         for place, line in lines(captions.journal):
-            if (line["model"], line["instruction"]) == (captions.model, captions.instruction):
-                self.add(place, line)
+            self.add(place, line)
 
     def add(self, place: int, line: Line) -> None:
         """Take note of a line of the journal."""
-        key = bytes.fromhex(line["key"])
-        self.places[key] = (*self.places.get(key, ()), place)
-        self.input_tokens += line["input_tokens"]
-        self.output_tokens += line["output_tokens"]
-        self.number += 1
+        if line["model"] != self.captions.model:
+            return
+        (self.paid_in_batches if "batch" in line else self.paid).add(line)
+        if line["instruction"] == self.captions.instruction:
+            key = bytes.fromhex(line["key"])
+            self.places[key] = (*self.places.get(key, ()), place)
+            self.tokens.add(line)
 
     def lines(self, request: Request) -> list[Line]:
         """A request's answers so far, as the journal has them."""
@@ -175,25 +201,39 @@ class Budget:
     price: Price | None
     limit_usd: float | None
     answered: Answered
+    in_batches: bool = False  # how this run asks
     running: float = 0.0  # USD, of requests that are being answered
 
     def spent(self) -> float:
         """USD so far."""
-        return self.price.of(self.answered.input_tokens, self.answered.output_tokens) if self.price else 0.0
+        if not self.price:
+            return 0.0
+        single, batched = self.answered.paid, self.answered.paid_in_batches
+        return self.price.of(single.input, single.output) + BATCH_SHARE * self.price.of(batched.input, batched.output)
 
-    def told(self) -> str:
+    def spent_told(self) -> str:
         """What was spent, to end a line with; '' where the price isn't known."""
         return f", {self.spent():.2f} USD" if self.price else ""
 
+    def exhausted(self) -> str:
+        """Why nothing more is asked."""
+        return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
+
+    def has(self, usd: float) -> bool:
+        """Whether so much can be spent yet."""
+        return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
+
     def estimate(self, request: Request) -> float:
         """USD for one request."""
-        return self.price.of(*expected_tokens(request, self.answered)) if self.price else 0.0
+        if not self.price:
+            return 0.0
+        return self.price.of(*expected_tokens(request, self.answered)) * (BATCH_SHARE if self.in_batches else 1)
 
     @contextlib.contextmanager
     def reserved(self, request: Request) -> Iterator[bool]:
         """Whether there is money for a request, which is set aside meanwhile."""
         cost = self.estimate(request)
-        if self.limit_usd is not None and self.spent() + self.running + cost > self.limit_usd:
+        if not self.has(cost):
             yield False
             return
         self.running += cost
@@ -205,8 +245,8 @@ class Budget:
 
 def expected_tokens(request: Request, answered: Answered) -> tuple[float, float]:
     """Tokens of a request and of its answer: as they have been on average, or as assumed."""
-    if answered.number:
-        return answered.input_tokens / answered.number, answered.output_tokens / answered.number
+    if number := answered.tokens.answers:
+        return answered.tokens.input / number, answered.tokens.output / number
     return tokens_of([request.prompt]), OUTPUT_TOKENS * request.number
 
 

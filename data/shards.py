@@ -78,6 +78,16 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file that a user names. A UserError says why it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} isn't JSON: {error}") from error
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow IPC file that appears whole or not at all."""
     with (

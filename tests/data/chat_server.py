@@ -4,14 +4,18 @@ It answers with what `data.grammar` writes, and prints its port. `GET /log` tell
 answered, `POST /faults` sets other faults. A fault falls on a request by its prompt and how often that has come, so
 that the same faults fall whatever the order of requests.
 
-    share_429, share_500, share_cut, share_slow, share_torn, share_refused, share_few    shares of requests
+    share_429, share_500, ...    shares of requests; all of them are in FAULTS
     retry_after    seconds, told with a 429 or 500
+    should_retry   "false": the client is told not to try again by itself
     latency_s      of every answer
     most_running   more requests at a time get a 429
     tries          a fault falls on the first so many tries of a request only
     paid_key       what the key has to be
     canned         the same five sentences whatever is asked, for next to no CPU time
     batch_status, batch_share    how a batch ends, and how much of it is answered
+    batch_cut      the connection is cut once a batch is taken
+    batch_lost     the files of batches are gone
+    files_s        what it takes until a file of answers is sent
 """
 
 import asyncio
@@ -35,7 +39,13 @@ FAULTS = {
     "share_refused": 0.0,
     "share_few": 0.0,
     "share_filtered": 0.0,
+    "share_400": 0.0,
+    "share_401": 0.0,
+    "share_quota": 0.0,
+    "share_garbled": 0.0,
+    "share_long": 0.0,
     "retry_after": "",
+    "should_retry": "",
     "latency_s": 0.0,
     "most_running": 10**6,
     "tries": 1,
@@ -43,12 +53,18 @@ FAULTS = {
     "canned": False,
     "batch_status": "",
     "batch_share": 1.0,
+    "batch_cut": False,
+    "batch_lost": False,
+    "files_s": 0.0,
 }
 SLOW_S = 30.0
 ERRORS = {
     "429": (429, "Rate limit reached", "rate_limit_exceeded"),
     "500": (500, "The server had an error", "server_error"),
     "filtered": (400, "The response was filtered", "content_filter"),
+    "400": (400, "Cannot take this from {key}", "bad_request"),
+    "401": (401, "Incorrect API key provided: {key}", "invalid_api_key"),
+    "quota": (429, "You exceeded your current quota", "insufficient_quota"),
 }
 
 
@@ -63,7 +79,7 @@ class Server:
         self.files, self.batches = {}, {}
 
     async def log(self, request):
-        names = ("tries", "answered", "given", "most", "arrivals")
+        names = ("tries", "answered", "given", "most", "running", "arrivals")
         batches = {
             name: batch | {"requests": self.files[batch["input_file_id"]]} for name, batch in self.batches.items()
         }
@@ -78,10 +94,11 @@ class Server:
         if number > self.faults["tries"]:
             return None
         draw = int.from_bytes(hashlib.sha256(f"{prompt}{number}".encode()).digest()[:6]) / 2**48
-        for name in ("429", "500", "cut", "slow", "torn", "refused", "few", "filtered"):
-            draw -= self.faults[f"share_{name}"]
-            if draw < 0:
-                return name
+        for fault in FAULTS:
+            if fault.startswith("share_"):
+                draw -= self.faults[fault]
+                if draw < 0:
+                    return fault.removeprefix("share_")
         return None
 
     async def chat(self, request):
@@ -96,8 +113,10 @@ class Server:
         if fault:
             self.given[fault] += 1
         if fault in ERRORS:
-            headers = {"retry-after": str(self.faults["retry_after"])} if self.faults["retry_after"] else {}
-            return error(*ERRORS[fault], headers)
+            names = {"retry-after": "retry_after", "x-should-retry": "should_retry"}
+            headers = {name: str(self.faults[key]) for name, key in names.items() if self.faults[key]}
+            status, message, code = ERRORS[fault]
+            return error(status, message.format(key=key_of(request)), code, headers)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -107,6 +126,10 @@ class Server:
         if fault == "cut":
             request.transport.abort()
             return web.Response()
+        if fault == "garbled":
+            request.transport.write(b"HTTP/1.1 nonsense\r\n\r\n")
+            request.transport.close()
+            return web.Response()
         self.answered[prompt] += 1
         if fault == "torn":
             return web.Response(text='{"id": "x", "choices": [{"mess', content_type="application/json")
@@ -115,7 +138,7 @@ class Server:
         return web.json_response(completion(body, fault))
 
     def refuse(self, request, body):
-        key = request.headers["authorization"].removeprefix("Bearer ")
+        key = key_of(request)
         if self.faults["paid_key"] not in ("", key):
             return error(401, f"Incorrect API key provided: {key}", "invalid_api_key")
         if body["model"] == "absent":
@@ -131,6 +154,9 @@ class Server:
                                   "purpose": "batch", "status": "processed"})  # fmt: skip
 
     async def download(self, request):
+        if self.faults["batch_lost"]:
+            return error(404, "No such file", "not_found")
+        await asyncio.sleep(self.faults["files_s"])
         return web.Response(text=self.files[request.match_info["name"]])
 
     async def create_batch(self, request):
@@ -142,6 +168,8 @@ class Server:
             "completion_window": "24h", "status": "validating", "created_at": int(time.time()),
             "metadata": body.get("metadata"), "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         }  # fmt: skip
+        if self.faults["batch_cut"]:
+            request.transport.abort()
         return web.json_response(self.batches[name])
 
     async def batch(self, request):
@@ -169,17 +197,25 @@ class Server:
                 failed.append(value)
                 continue
             self.answered[prompt] += 1
-            response = {"status_code": 200, "body": completion(line["body"], fault)}
+            body = completion(line["body"], fault)
+            body["choices"][0]["message"]["content"] += "\u2028"  # a line's end to Python, but not to JSON lines
+            response = {"status_code": 200, "body": body}
             out.append({"custom_id": line["custom_id"], "response": response, "error": None})
         batch["status"] = self.faults["batch_status"] or "completed"
         for name, values in (("output_file_id", out), ("error_file_id", failed)):
             if values:
                 batch[name] = f"file-{len(self.files)}"
-                self.files[batch[name]] = "".join(json.dumps(value) + "\n" for value in reversed(values))
+                self.files[batch[name]] = "".join(
+                    json.dumps(value, ensure_ascii=False) + "\n" for value in reversed(values)
+                )
 
     async def list_batches(self, request):
         found = list(self.batches.values())[::-1]
         return web.json_response({"object": "list", "data": found, "has_more": False})
+
+
+def key_of(request):
+    return request.headers["authorization"].removeprefix("Bearer ")
 
 
 def error(status, message, code, headers=None):
@@ -196,9 +232,12 @@ def completion(body, fault):
         text = "I'm sorry, but I can't help with that."
     if fault == "few":
         text = "Here is a caption:\n\n" + text.splitlines()[0]
+    if fault == "long":
+        text = text[: text.rindex(" ")]
+    reason = "length" if fault == "long" else "stop"
     return {
         "id": "chat-1", "object": "chat.completion", "created": 0, "model": body["model"],
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "choices": [{"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 80, "total_tokens": 180},
     }  # fmt: skip
 

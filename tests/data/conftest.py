@@ -71,20 +71,20 @@ def make_clip():
 
 @pytest.fixture
 def write_split(tmp_path):
-    """A function that writes clips as the split test/train, two a shard, and opens it."""
+    """A function that writes clips as a split of the corpus test, two a shard, and opens it."""
 
-    def write(clips, codec="pcm16", store=tmp_path / "store", paraphrases=(), **described):
-        folder = store / "test" / "train"
+    def write(clips, codec="pcm16", store=tmp_path / "store", paraphrases=(), name="train", **described):
+        folder = store / "test" / name
         folder.mkdir(parents=True, exist_ok=True)
         parts = [clips[start : start + 2] for start in range(0, len(clips), 2)]
         summaries = [
-            shards.write_shard(folder / shards.shard_name(number, part, codec), "test", "train", part, codec)
+            shards.write_shard(folder / shards.shard_name(number, part, codec), "test", name, part, codec)
             for number, part in enumerate(parts)
         ]
         if paraphrases:
             shards.write_paraphrases(folder, paraphrases)
-        shards.write_split(folder, Split("test", "train", tuple(clips), **described), codec, summaries)
-        return shards.open_split(store, "test/train")
+        shards.write_split(folder, Split("test", name, tuple(clips), **described), codec, summaries)
+        return shards.open_split(store, f"test/{name}")
 
     return write
 

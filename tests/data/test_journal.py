@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import resource
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from data.journal import Journal, line_at, lines, whole_bytes
 
 
 def line(number, text="x"):
-    return {"key": f"{number:032x}", "answer": text}
+    names = dict.fromkeys(("model", "instruction", "problem", "time"), "")
+    return {"key": f"{number:032x}", "answer": text, **names, "input_tokens": 1, "output_tokens": 1}
 
 
 def append_all(path, wanted):
@@ -54,11 +56,24 @@ def test_whole_lines_are_found_however_long_the_rest(tmp_path, size):
     assert whole_bytes(path) == 0
 
 
-def test_a_damaged_line_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [b"[]\n", b"{\n", b'{"key": "00", "answer": ""}\n', json.dumps(line(1) | {"time": None}).encode() + b"\n",
+               json.dumps(line(1) | {"key": "xyz"}).encode() + b"\n"],
+)  # fmt: skip
+def test_a_damaged_line_is_named(tmp_path, damage):
     path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"key": "1", "answer": ""}\n[]\n{"key": "2", "answer": ""}\n')
+    append_all(path, [line(0)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + damage + whole)
     with pytest.raises(UserError, match="line 2 isn't an answer"):
         list(lines(path))
+
+
+def test_any_text_can_be_kept(tmp_path):
+    """Half a surrogate pair, as a server's JSON may hold, has no UTF-8."""
+    path = tmp_path / "journal.jsonl"
+    append_all(path, [line(0, "a \ud83d b")])
+    assert [entry["answer"] for _, entry in lines(path)] == ["a ? b"]
 
 
 def test_one_process_at_a_time(tmp_path):
