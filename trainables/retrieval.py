@@ -97,17 +97,34 @@ def reciprocal_rank(ranks_P: NDArray[np.int64], relevant: Relevance) -> PerQuery
     return best
 
 
+def discounted_gain(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
+    """nDCG@k of each query [Q] with gains of 0 or 1: the sum of 1 / log2(1 + rank) over its relevant clips within k.
+
+    As a share of what the best order gives (Järvelin and Kekäläinen 2002).
+    """
+    gain_P = np.where(ranks_P <= k, 1 / np.log2(1 + ranks_P), 0.0)
+    counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
+    ideal = np.cumsum(1 / np.log2(1 + np.arange(1, max(1, int(counts.max())) + 1)))
+    best = ideal[np.minimum(np.maximum(counts, 1), k) - 1]
+    values: PerQuery = np.bincount(relevant.query_P, weights=gain_P, minlength=relevant.num_queries) / best
+    return values
+
+
 Metric = Callable[[NDArray[np.int64], Relevance], PerQuery]
 
 
 def metric(name: str) -> Metric:
-    """A metric by name: map10, r1 (any number) or mrr. An unknown name's error says which there are."""
-    match = re.fullmatch(r"(map|r)([1-9]\d*)", name)
+    """A metric by name: map10, r1, ndcg10 (any number), ndcg or mrr. An unknown name's error says which there are."""
+    match = re.fullmatch(r"(map|r|ndcg)([1-9]\d*)", name)
     if name == "mrr":
         return reciprocal_rank
+    if name == "ndcg":
+        return lambda ranks_P, relevant: discounted_gain(ranks_P, relevant, int(ranks_P.max(initial=1)))
     if match is None:
-        raise UserError(f"unknown metric {name!r}; known: mapK and rK for any K (map10, map16, r1, r5, r10), mrr")
-    compute, k = (average_precision if match[1] == "map" else recall), int(match[2])
+        raise UserError(
+            f"unknown metric {name!r}; known: mapK, rK and ndcgK for any K (map10, map16, r1, r5, r10), ndcg, mrr"
+        )
+    compute, k = {"map": average_precision, "r": recall, "ndcg": discounted_gain}[match[1]], int(match[2])
     return lambda ranks_P, relevant: compute(ranks_P, relevant, k)
 
 

@@ -122,7 +122,7 @@ def test_queries_with_the_same_relevant_clips_belong_together_in_whatever_order_
     assert relevance(names, CLIP_IDS).group_Q.tolist() == [0, 1, 0, 2, 2]
 
 
-@pytest.mark.parametrize("name", ["map", "map0", "r", "r0", "r-1", "map10 ", "R10", "recall10", "ndcg10", ""])
+@pytest.mark.parametrize("name", ["map", "map0", "r", "r0", "r-1", "map10 ", "R10", "recall10", "ndcg0", ""])
 def test_an_unknown_metric_is_refused_and_the_known_ones_are_listed(name):
     with pytest.raises(UserError, match="map10, map16, r1, r5, r10"):
         metric(name)
