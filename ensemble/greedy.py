@@ -1,26 +1,61 @@
-"""Greedy forward selection of an ensemble (Caruana et al. 2004): arrays in, selection and trajectory out.
+"""Which candidates make the best ensemble: greedy forward selection (Caruana et al. 2004) and what goes with it.
 
-Shapes: M candidates, Q queries, A audio clips. Scores are [Q, A], higher is better.
+What matters of the pool's scores goes in (`ensemble.live`), the selection and its whole way come out; nothing is read
+or written. Weights are whole numbers, sums of worths too, so that neither the pool's order nor the number of threads
+can change a result. Of equally good candidates the one whose name comes first is taken, and of equally good ensembles
+the one with fewer members.
+
+Shapes: M candidates, Q queries.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainables.retrieval import Scores
+from ensemble import exact
+from ensemble.live import Growing, Live
 
-Evaluate = Callable[[NDArray[np.float64]], float]
-"""Scores [Q, A] -> how good they are; a positive factor on all scores must not matter."""
+Counts = NDArray[np.int64]
+"""How often each of the M candidates is taken."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an ensemble is chosen."""
+
+    method: Literal["greedy", "exact", "all"] = "greedy"
+    max_size: int = 20
+    replacement: bool = True
+    sorted_start: int = 0  # so many of the best single candidates make the beginning
+    stop: Literal["best", "one-se"] = "best"
+    refine: bool = False
+    bags: int = 0
+    bag_share: float = 0.5  # of the candidates in a bag
+    seed: int = 0  # of the bags
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1:
+            raise ValueError(f"max_size is {self.max_size}: an ensemble has at least one member")
+        if not 0 <= self.sorted_start <= self.max_size:
+            raise ValueError(f"sorted_start is {self.sorted_start}: it has to lie between 0 and max_size")
+        if not 0 < self.bag_share <= 1:
+            raise ValueError(f"bag_share is {self.bag_share}: it has to lie above 0, up to 1")
+        if self.bags < 0:
+            raise ValueError(f"bags is {self.bags}: it can't be negative")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the selection: which candidate joined, and how good the ensemble then was."""
+    """A step of the selection: which candidate joined or left, and how good the ensemble then was."""
 
-    added: int
     value: float
+    added: int | None = None
+    removed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,40 +64,192 @@ class Selection:
 
     counts: tuple[int, ...]  # how often each of the M candidates was taken
     value: float
-    trajectory: tuple[Step, ...]
+    trajectory: tuple[Step, ...] = ()
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Of the M candidates; they sum to one."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
+    @property
+    def members(self) -> list[int]:
+        """The candidates that were taken."""
+        return [model for model, count in enumerate(self.counts) if count]
 
-def select(candidates: Sequence[Scores], evaluate: Evaluate, max_size: int = 20) -> Selection:
-    """Add, `max_size` times, the candidate whose addition makes the mean score best; the same one may come again.
 
-    Of equally good candidates the first one is taken, and of equally good sizes the smallest, so the result depends on
-    the candidates' order only where there are ties. Sums are float64, in which a few float32 scores add up without
-    rounding, whatever their order.
+@dataclass(frozen=True)
+class Task:
+    """What is to be chosen from, and on which queries."""
+
+    live: Live
+    include_Q: NDArray[np.bool_]
+    allowed: tuple[int, ...]  # candidates, in the order of their names
+    by_name: tuple[int, ...]  # each candidate's place in that order
+    costs: tuple[float, ...] = ()  # of each candidate
+    budget: float = math.inf  # of all members together
+
+    def value(self, worth: int) -> float:
+        """The metric's mean over the queries."""
+        return self.live.gains.value(int(worth), int(self.include_Q.sum()))
+
+    def worth(self, counts: Counts) -> int:
+        """Of an ensemble; that of none is 0."""
+        return int(self.live.worth_of(counts.tolist())[self.include_Q].sum())
+
+    def affords(self, history: Sequence[int], model: int) -> bool:
+        """Whether a candidate can join without the members costing too much."""
+        return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
+
+    def best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
+        """The candidate with the highest worth."""
+        return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
+
+    def preferred(self, first: Selection, second: Selection) -> Selection:
+        """The better of two ensembles; of equally good ones the smaller, else the first."""
+        return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
+
+
+def select(
+    live: Live,
+    rules: Rules | None = None,
+    include_Q: NDArray[np.bool_] | None = None,
+    allowed: Sequence[int] | None = None,
+    costs: Sequence[float] = (),
+    budget: float = math.inf,
+) -> Selection:
+    """Choose by some rules, on some of the queries (all), from some of the candidates (all).
+
+    With `costs` of the candidates, greedy selection keeps what the members cost together within a budget.
     """
-    if not candidates:
-        raise ValueError("there are no candidates to select from")
-    if max_size < 1:
-        raise ValueError(f"max_size is {max_size}: an ensemble has at least one member")
-    total_QA = np.zeros(candidates[0].shape)
-    trajectory: list[Step] = []
-    for _ in range(max_size):
-        values = [evaluate(total_QA + scores_QA) for scores_QA in candidates]
-        added = int(np.argmax(values))
-        total_QA += candidates[added]
-        trajectory.append(Step(added, values[added]))
-    best_size = 1 + int(np.argmax([step.value for step in trajectory]))
-    counts = np.bincount([step.added for step in trajectory[:best_size]], minlength=len(candidates))
-    return Selection(tuple(int(count) for count in counts), trajectory[best_size - 1].value, tuple(trajectory))
+    rules = rules or Rules()
+    order = sorted(range(live.num_models), key=lambda model: live.names[model])
+    by_name = {model: place for place, model in enumerate(order)}
+    models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
+    include_Q = np.ones(live.num_queries, bool) if include_Q is None else include_Q
+    task = Task(
+        live, include_Q, models, tuple(by_name[model] for model in range(live.num_models)), tuple(costs), budget
+    )
+    if rules.method == "all":
+        counts = np.bincount(models, minlength=live.num_models)
+        found = Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+    elif rules.method == "exact":
+        found = best_subset(task)
+    elif rules.bags:
+        found = bagged(task, rules)
+    else:
+        found = forward(task, rules)
+    return refined(task, rules, found) if rules.refine else found
 
 
-def fuse(candidates: Sequence[Scores], weights: Sequence[float]) -> NDArray[np.float64]:
-    """The weighted mean of scores [Q, A]."""
-    fused_QA = np.zeros(candidates[0].shape)
-    for scores_QA, weight in zip(candidates, weights, strict=True):
-        fused_QA += weight * scores_QA
-    return fused_QA
+def best_subset(task: Task) -> Selection:
+    """The best ensemble of equal weights: all subsets are scored."""
+    worth_S = exact.worth_of_subsets(task.live, task.allowed, task.include_Q)
+    best_worth = int(worth_S[1:].max())
+    members = min(
+        ([task.allowed[bit] for bit in exact.bits(int(subset))] for subset in np.flatnonzero(worth_S == best_worth)),
+        key=lambda models: (not models, len(models), [task.by_name[model] for model in models]),
+    )
+    counts = np.bincount(members, minlength=task.live.num_models)
+    return Selection(tuple(counts.tolist()), task.value(best_worth))
+
+
+def forward(task: Task, rules: Rules) -> Selection:
+    """Add, `max_size` times, the candidate whose addition makes the ensemble best; the best size is taken."""
+    live = task.live
+    growing = Growing(live, task.include_Q)
+    single_M = live.singles[:, task.include_Q].sum(axis=1)
+    best_first = [model for model in live.best_first(single_M) if model in task.allowed]
+    steps: list[Step] = []
+    for size in range(rules.max_size):
+        free = [
+            model
+            for model in task.allowed
+            if (rules.replacement or model not in growing.history) and task.affords(growing.history, model)
+        ]
+        if not free:
+            break
+        worth_M = growing.worths() if size else single_M
+        added = best_first[size] if size < min(rules.sorted_start, len(best_first)) else task.best(worth_M, free)
+        growing.add(added)
+        steps.append(Step(task.value(worth_M[added]), added))
+    best = 1 + int(np.argmax([step.value for step in steps]))
+    if rules.stop == "one-se":
+        best = smallest_within_one_error(task, growing.history, best)
+    counts = np.bincount(growing.history[:best], minlength=live.num_models)
+    return Selection(tuple(counts.tolist()), steps[best - 1].value, tuple(steps))
+
+
+def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> int:
+    """The smallest size that falls short of the best one by no more than one standard error of that difference.
+
+    The error is of the difference's mean over groups of queries (paired), after the rule of Breiman et al. (1984).
+    """
+
+    def worth_by_group(size: int) -> NDArray[np.float64]:
+        counts = np.bincount(history[:size], minlength=task.live.num_models)
+        worth_Q = task.live.worth_of(counts.tolist()) * task.include_Q
+        total_G = np.bincount(task.live.group_Q, weights=worth_Q).astype(np.float64)
+        return total_G[np.unique(task.live.group_Q[task.include_Q])]
+
+    best_G = worth_by_group(best)
+    for size in range(1, best):
+        short_G = best_G - worth_by_group(size)
+        if short_G.sum() <= math.sqrt(len(short_G)) * short_G.std(ddof=1 if len(short_G) > 1 else 0):
+            return size
+    return best
+
+
+def bagged(task: Task, rules: Rules) -> Selection:
+    """The mean of ensembles that were each chosen from some of the candidates, drawn at random."""
+    rng = np.random.default_rng(rules.seed)
+    number = max(1, round(rules.bag_share * len(task.allowed)))
+    chosen = []
+    for _ in range(rules.bags):
+        drawn = tuple(task.allowed[place] for place in sorted(rng.permutation(len(task.allowed))[:number]))
+        chosen.append(forward(replace(task, allowed=drawn), rules))
+    whole = math.lcm(*(sum(selection.counts) for selection in chosen))
+    counts = sum(np.array(selection.counts) * (whole // sum(selection.counts)) for selection in chosen)
+    counts = np.asarray(counts) // math.gcd(*np.asarray(counts).tolist())
+    return Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+
+
+def refined(task: Task, rules: Rules, selection: Selection) -> Selection:
+    """Take away, and swap, one member at a time, as long as that makes the ensemble better."""
+    while (better := swapped(task, rules, eliminated(task, selection))).value > selection.value:
+        selection = better
+    return task.preferred(selection, better)
+
+
+def eliminated(task: Task, selection: Selection) -> Selection:
+    """Backward elimination: the member without which the ensemble is best leaves, if that does no harm."""
+    while sum(selection.counts) > 1:
+        counts = np.array(selection.counts)
+        worth_M = np.full(len(counts), -1)
+        for model in selection.members:
+            worth_M[model] = task.worth(counts - (np.arange(len(counts)) == model))
+        removed = task.best(worth_M, selection.members)
+        if (value := task.value(worth_M[removed])) < selection.value:
+            break
+        counts[removed] -= 1
+        step = Step(value, removed=removed)
+        selection = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))
+    return selection
+
+
+def swapped(task: Task, rules: Rules, selection: Selection) -> Selection:
+    """The best ensemble that another candidate in one member's place gives; itself where none is better."""
+    best = selection
+    for removed in sorted(selection.members, key=task.by_name.__getitem__):
+        counts = np.array(selection.counts)
+        counts[removed] -= 1
+        history = list(itertools.chain.from_iterable([model] * count for model, count in enumerate(counts.tolist())))
+        worth_M = Growing(task.live, task.include_Q, history).worths()
+        free = [
+            model for model in task.allowed if (rules.replacement or not counts[model]) and task.affords(history, model)
+        ]
+        added = task.best(worth_M, free)
+        if (value := task.value(worth_M[added])) > best.value:
+            counts[added] += 1
+            step = Step(value, added, removed)
+            best = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))
+    return best

@@ -1,106 +1,252 @@
-"""Greedy selection against exhaustive search, a naive loop, and its stated rules."""
+"""Selection on live entries against the plain loop, exhaustive search and torchmetrics, and its stated rules."""
 
 import itertools
+from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
+import torchmetrics.functional.retrieval as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ensemble import greedy
+from data.errors import UserError
+from ensemble import exact, explanation, figures, greedy, honesty
+from ensemble.greedy import Rules
+from ensemble.live import compress
+from ensemble.matrices import fused, of_arrays, rank_transform, transposed, z_norm
 from trainables import retrieval
+from trainables.retrieval import Relevance
 
-QUERIES, CLIPS = 40, 25
+QUERIES, CLIPS = 60, 40
+METRICS = ["map10", "map3", "r1", "r5", "mrr", "ndcg5", "ndcg"]
 
 
-def make_pool(seed, models):
+def make_pool(seed, models, several=False, dtype=np.float32, noise=1.4, levels=None):
+    """Scores with many errors; with a few `levels` only, there are ties everywhere."""
     rng = np.random.default_rng(seed)
     target_Q = rng.integers(CLIPS, size=QUERIES)
     truth_QA = np.eye(CLIPS)[target_Q]
-    scores = [(truth_QA + rng.normal(0, 0.7, (QUERIES, CLIPS))).astype(np.float32) for _ in range(models)]
-    relevant = retrieval.Relevance(np.arange(QUERIES), target_Q, target_Q)
-    return scores, relevant
+    if several:
+        truth_QA = np.maximum(truth_QA, rng.random((QUERIES, CLIPS)) < 0.05)
+    shared = rng.normal(0, 0.5, (QUERIES, CLIPS))
+    scores = [truth_QA + shared + rng.normal(0, noise / 2, (QUERIES, CLIPS)) for _ in range(models)]
+    if levels:
+        scores = [np.round(one * levels) / levels for one in scores]
+    query_P, clip_P = np.nonzero(truth_QA)
+    relevant = Relevance(query_P, clip_P, target_Q)
+    return of_arrays([f"m{n}" for n in range(models)], "v", "", relevant, [one.astype(dtype) for one in scores])
 
 
-def map10_of(relevant):
-    return lambda scores_QA: retrieval.evaluate(scores_QA, relevant, ["map10"])["map10"]
+def value_of(pool, counts, metric):
+    """By the scores themselves."""
+    total = sum(count * pool.scores(model).astype(np.float64) for model, count in enumerate(counts))
+    return retrieval.evaluate(total, pool.relevance, [metric])[metric]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_each_step_is_the_best_single_addition(seed):
-    scores, relevant = make_pool(seed, models=5)
-    evaluate = map10_of(relevant)
-    selection = greedy.select(scores, evaluate, max_size=6)
-    members = []
-    for step in selection.trajectory:
-        values = [evaluate(sum(scores[m].astype(np.float64) for m in [*members, new])) for new in range(5)]
-        assert step.value == max(values)
-        assert step.added == values.index(max(values))
-        members.append(step.added)
+def naive_greedy(pool, metric, steps):
+    """The plain loop in float64."""
+    counts, found = np.zeros(len(pool.names), int), []
+    for _ in range(steps):
+        values = [value_of(pool, counts + np.eye(len(counts), dtype=int)[m], metric) for m in range(len(counts))]
+        counts[int(np.argmax(np.round(values, 12)))] += 1
+        found.append((max(values), counts.copy()))
+    return found
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_pairs_are_as_good_as_exhaustive_search_from_the_best_single_model(seed):
-    scores, relevant = make_pool(seed, models=6)
-    evaluate = map10_of(relevant)
-    selection = greedy.select(scores, evaluate, max_size=2)
-    first = int(np.argmax([evaluate(one) for one in scores]))
-    best_pair = max(evaluate(scores[first].astype(np.float64) + other) for other in scores)
-    assert selection.value == max(best_pair, evaluate(scores[first]))
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("levels", [None, 2])
+def test_each_step_is_that_of_the_plain_loop(metric, several, levels):
+    pool = make_pool(0, 6, several, levels=levels)
+    selection = greedy.select(compress(pool, metric), Rules(max_size=8))
+    for step, (value, counts) in zip(selection.trajectory, naive_greedy(pool, metric, 8), strict=True):
+        assert step.value == pytest.approx(value, abs=1e-6)
+        assert counts[step.added]
+    assert value_of(pool, selection.counts, metric) == pytest.approx(selection.value, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_it_lies_between_the_best_single_model_and_exhaustive_search(seed):
-    scores, relevant = make_pool(seed, models=4)
-    evaluate = map10_of(relevant)
-    selection = greedy.select(scores, evaluate, max_size=4)
-    multisets = [members for size in range(1, 5) for members in itertools.combinations_with_replacement(range(4), size)]
-    values = [evaluate(sum(scores[m].astype(np.float64) for m in members)) for members in multisets]
-    singles = max(values[:4])
-    assert singles <= selection.value <= max(values)
-    assert max(values) - selection.value < 0.05
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from([None, 1, 3]), st.lists(st.integers(0, 4), min_size=5,
+       max_size=5).filter(any))  # fmt: skip
+def test_ranks_are_those_of_exact_arithmetic(seed, several, levels, counts):
+    pool = make_pool(seed, 5, several, levels=levels)
+    live = compress(pool, "mrr")
+    arrays = [pool.scores(model) for model in range(5)]
+    ranks_P = live.ranks(counts)
+    for pair in np.random.default_rng(seed).integers(len(live.query_P), size=3):
+        query = live.query_P[pair]
+        clip = np.sort(pool.relevance.clip_P[pool.relevance.query_P == query])[pair - live.pair_first_Q[query]]
+        sums = [
+            sum(c * Fraction(float(one[query, a])) for c, one in zip(counts, arrays, strict=True)) for a in range(CLIPS)
+        ]
+        assert ranks_P[pair] == sum(total >= sums[clip] for total in sums)
 
 
-def test_the_best_size_is_returned_not_the_last():
-    values = iter([0.1, 0.3, 0.5, 0.4, 0.2, 0.2])
-    selection = greedy.select([np.zeros((1, 1), np.float32)] * 2, lambda _: next(values), max_size=3)
-    assert [step.value for step in selection.trajectory] == [0.3, 0.5, 0.2]
-    assert sum(selection.counts) == 2
-    assert selection.value == 0.5
+@pytest.mark.parametrize("metric", ["map10", "mrr", "ndcg5", "r5"])
+@pytest.mark.parametrize("several", [False, True])
+def test_all_subsets_are_scored(metric, several):
+    pool = make_pool(1, 9, several)
+    live = compress(pool, metric)
+    worth_S = exact.worth_of_subsets(live, range(9))
+    for subset in range(1, 2**9):
+        counts = [subset >> model & 1 for model in range(9)]
+        expected = live.worth(live.ranks(counts)).sum()
+        assert worth_S[subset] == expected
+    best = greedy.select(live, Rules(method="exact"))
+    assert best.value == pytest.approx(max(live.gains.value(int(w), QUERIES) for w in worth_S[1:]))
+    assert set(best.counts) <= {0, 1}
 
 
-def test_a_member_may_be_taken_again_and_weights_sum_to_one():
-    strong = np.eye(3, dtype=np.float32)
-    weak = np.full((3, 3), 0.5, np.float32) - 0.4 * np.eye(3, dtype=np.float32)[::-1]
-    relevant = retrieval.Relevance(np.arange(3), np.arange(3), np.arange(3))
-    selection = greedy.select([weak, strong], map10_of(relevant), max_size=4)
-    assert selection.counts == (0, 1)
-    assert sum(selection.weights) == 1
-    assert selection.trajectory[0].added == 1
+def test_too_many_for_all_subsets_are_refused():
+    with pytest.raises(UserError, match="--among"):
+        greedy.select(compress(make_pool(0, 29), "map10"), Rules(method="exact"))
 
 
-def test_of_equally_good_candidates_the_first_is_taken():
-    scores, relevant = make_pool(0, models=1)
-    selection = greedy.select([scores[0], scores[0].copy()], map10_of(relevant), max_size=3)
-    assert selection.counts == (1, 0)
+@pytest.mark.parametrize("rules", [Rules(), Rules(refine=True), Rules(bags=3), Rules(method="exact"),
+                                   Rules(stop="one-se"), Rules(sorted_start=3), Rules(replacement=False)],
+                         ids=str)  # fmt: skip
+def test_neither_order_nor_threads_matter(rules):
+    pool = make_pool(2, 7, levels=2)
+    expected = greedy.select(compress(pool, "map10", threads=1), rules)
+    order = [3, 1, 6, 0, 5, 2, 4]
+    for threads in (1, 3):
+        found = greedy.select(compress(pool.only(order), "map10", threads=threads), rules)
+        assert [found.counts[order.index(model)] for model in range(7)] == list(expected.counts)
+        assert found.value == expected.value
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_candidates_does_not_matter(seed):
-    scores, relevant = make_pool(seed, models=6)
-    evaluate = map10_of(relevant)
-    order = np.random.default_rng(seed).permutation(6)
-    straight = greedy.select(scores, evaluate)
-    shuffled = greedy.select([scores[index] for index in order], evaluate)
-    assert shuffled.value == straight.value
-    assert [shuffled.counts[list(order).index(index)] for index in range(6)] == list(straight.counts)
+def test_refining_and_searching_can_only_help():
+    live = compress(make_pool(3, 8), "map10")
+    plain, best = greedy.select(live), greedy.select(live, Rules(refine=True))
+    assert best.value >= plain.value
+    without = greedy.select(live, Rules(replacement=False))
+    assert max(without.counts) == 1
+    assert greedy.select(live, Rules(method="exact")).value >= without.value
+    assert greedy.select(live, Rules(method="all")).counts == (1,) * 8
 
 
-def test_fused_scores_are_the_weighted_mean():
-    scores, _ = make_pool(1, models=3)
-    expected = 0.5 * scores[0].astype(np.float64) + 0.3 * scores[1] + 0.2 * scores[2]
-    np.testing.assert_allclose(greedy.fuse(scores, [0.5, 0.3, 0.2]), expected, atol=1e-7)
+def test_the_best_size_is_taken_not_the_last():
+    selection = greedy.select(compress(make_pool(4, 6), "map10"))
+    values = [step.value for step in selection.trajectory]
+    assert selection.value == max(values)
+    assert sum(selection.counts) == values.index(max(values)) + 1
+    smaller = greedy.select(compress(make_pool(4, 6), "map10"), Rules(stop="one-se"))
+    assert sum(smaller.counts) <= sum(selection.counts)
 
 
-@pytest.mark.parametrize(("candidates", "size"), [([], 3), ([np.zeros((1, 1), np.float32)], 0)])
-def test_nothing_to_select_is_an_error(candidates, size):
-    with pytest.raises(ValueError, match=r"candidates|max_size"):
-        greedy.select(candidates, lambda _: 0.0, max_size=size)
+def test_a_constant_scores_nothing():
+    pool = make_pool(0, 2)
+    constant = of_arrays(["c"], "v", "", pool.relevance, [np.zeros((QUERIES, CLIPS), np.float32)])
+    for metric in ("map10", "r10", "ndcg10"):
+        assert greedy.select(compress(constant, metric)).value == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_types(dtype):
+    pool = make_pool(5, 4, dtype=dtype)
+    selection = greedy.select(compress(pool, "map10"))
+    assert value_of(pool, selection.counts, "map10") == pytest.approx(selection.value)
+
+
+def test_a_score_that_is_not_finite_is_named():
+    pool = make_pool(0, 3)
+    pool.arrays[1][7, 3] = np.nan
+    with pytest.raises(UserError, match="m1: query 7"):
+        compress(pool, "map10")
+
+
+@pytest.mark.parametrize("metric", ["map10", "mrr", "r5", "ndcg10", "r1"])
+def test_metrics_are_torchmetrics_where_these_agree(metric):
+    """One relevant clip, no ties."""
+    pool = make_pool(6, 1)
+    functions = {
+        "map10": lambda p, t: reference.retrieval_average_precision(p, t, top_k=10),
+        "mrr": reference.retrieval_reciprocal_rank,
+        "r5": lambda p, t: reference.retrieval_recall(p, t, top_k=5),
+        "r1": lambda p, t: reference.retrieval_recall(p, t, top_k=1),
+        "ndcg10": lambda p, t: reference.retrieval_normalized_dcg(p, t, top_k=10),
+    }
+    scores, clips = torch.from_numpy(pool.scores(0)), pool.relevance.clip_P
+    scores = scores - scores.min() + 1  # what isn't above 0 isn't found, to torchmetrics
+    expected = [float(functions[metric](scores[q], torch.arange(CLIPS) == int(clips[q]))) for q in range(QUERIES)]
+    assert retrieval.evaluate(pool.scores(0), pool.relevance, [metric])[metric] == pytest.approx(np.mean(expected))
+    assert greedy.select(compress(pool, metric)).value == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_the_other_direction_and_fusions():
+    pool = make_pool(7, 3)
+    other = transposed(pool)
+    assert other.num_queries == len(np.unique(pool.relevance.clip_P))
+    clips = np.unique(pool.relevance.clip_P)
+    np.testing.assert_array_equal(other.scores(1), pool.scores(1)[:, clips].T)
+    selection = greedy.select(compress(other, "map10"))
+    assert value_of(other, selection.counts, "map10") == pytest.approx(selection.value)
+    for name, transform in (("zscore", z_norm), ("rank", rank_transform)):
+        made = fused(pool, name)
+        np.testing.assert_array_equal(made.scores(2), transform(pool.scores(2)))
+        found = greedy.select(compress(made, "map10"))
+        assert value_of(made, found.counts, "map10") == pytest.approx(found.value)
+
+
+def test_shapley_values_add_up_to_the_ensemble():
+    live = compress(make_pool(8, 6), "map10")
+    selection = greedy.select(live)
+    members = explanation.members(live, selection)
+    assert sum(member.shapley for member in members) == pytest.approx(selection.value)
+    for member in members:
+        counts = [0 if model == member.candidate else count for model, count in enumerate(selection.counts)]
+        left = live.gains.value(int(live.worth(live.ranks(counts)).sum()), QUERIES) if any(counts) else 0
+        assert member.without == pytest.approx(left - selection.value)
+
+
+def test_shapley_values_are_means_over_all_orders():
+    worth_S = np.random.default_rng(0).random(16)
+    worth_S[0] = 0
+    expected = np.zeros(4)
+    for order in itertools.permutations(range(4)):
+        subset = 0
+        for player in order:
+            expected[player] += worth_S[subset | 1 << player] - worth_S[subset]
+            subset |= 1 << player
+    np.testing.assert_allclose(explanation.shapley(worth_S), expected / 24)
+
+
+def test_nested_cross_validation_judges_what_it_has_not_seen():
+    """Candidates of pure noise: choosing among them looks better than it is."""
+    rng = np.random.default_rng(0)
+    clip_Q = rng.integers(CLIPS, size=QUERIES)
+    arrays = [rng.normal(size=(QUERIES, CLIPS)).astype(np.float32) for _ in range(30)]
+    pool = of_arrays([f"m{n}" for n in range(30)], "v", "", Relevance(np.arange(QUERIES), clip_Q, clip_Q), arrays)
+    live = compress(pool, "map10")
+    found = honesty.nested(live, Rules())
+    assert found.ensemble < 0.6 * greedy.select(live).value
+    with pytest.raises(UserError, match="--folds"):
+        honesty.nested(live, Rules(), folds=1000)
+
+
+def test_the_front_has_better_and_dearer_ensembles():
+    live = compress(make_pool(9, 6), "map10")
+    points = explanation.front(live, Rules(), [1, 2, 3, 4, 5, 6])
+    costs, values = [point.cost for point in points], [point.selection.value for point in points]
+    assert costs == sorted(costs)
+    assert values == sorted(values)
+    assert values[-1] == greedy.select(live).value
+
+
+def test_differences_are_paired():
+    pool = make_pool(10, 2)
+    found = figures.compare(pool, {"ensemble": [1, 1], "best_single": [1, 0]}, ["map10"])
+    lead = found["ensemble"]["map10"] - found["best_single"]["map10"]
+    assert found["difference"]["map10"] == pytest.approx(lead)
+    low, high = found["difference"]["map10_interval"]
+    separate = found["ensemble"]["map10_interval"]
+    assert low <= lead <= high
+    assert high - low < separate[1] - separate[0] + 0.05
+
+
+def test_names_break_ties():
+    pool = make_pool(11, 1)
+    twins = replace(pool, names=("b", "a"), arrays=pool.arrays * 2, reads=pool.reads * 2)
+    assert greedy.select(compress(twins, "map10"), Rules(max_size=1)).counts == (0, 1)

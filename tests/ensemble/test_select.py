@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from ensemble import greedy, pool
+from ensemble import pool
 from trainables import retrieval, tracking
+from trainables.embed import read_embeddings
 from trainables.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
@@ -32,7 +33,7 @@ def test_ensemble_json_names_members_and_figures(selected):
     runs, _, ensemble = selected
     signatures = set(open_ledger(runs).sweep("first").signatures)
     for member in ensemble["members"]:
-        assert member.keys() == {"name", "weight", "run_id", "signature"}
+        assert member.keys() >= {"name", "weight", "run_id", "signature", "shapley", "without", "alone"}
         assert member["signature"] in signatures
     assert sum(member["weight"] for member in ensemble["members"]) == pytest.approx(1)
     for split in ("validation", "test"):
@@ -46,16 +47,12 @@ def test_ensemble_json_names_members_and_figures(selected):
 def test_the_figures_are_those_of_the_members_embeddings(selected):
     runs, _, ensemble = selected
     ledger = open_ledger(runs)
-    candidates = [
-        candidate
-        for member in ensemble["members"]
-        for candidate in pool.find_candidates(ledger, ledger.sweep("first"))
-        if candidate.signature == member["signature"]
-    ]
-    for split, file in (("validation", tracking.VALIDATION_FILE), ("test", tracking.TEST_FILE)):
-        scores = pool.load_scores(ledger, candidates, file)
-        fused = greedy.fuse(scores.scores, [member["weight"] for member in ensemble["members"]])
-        for name, value in retrieval.evaluate(fused, scores.relevance, METRICS).items():
+    found = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
+    candidates = [found[member["signature"]] for member in ensemble["members"]]
+    for split in ("validation", "test"):
+        source = pool.load(ledger, candidates, split)
+        fused = sum(member["weight"] * source.scores(place) for place, member in enumerate(ensemble["members"]))
+        for name, value in retrieval.evaluate(fused, source.relevance, METRICS).items():
             assert value == pytest.approx(ensemble[split]["ensemble"][name])
 
 
@@ -131,7 +128,7 @@ def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, run_comman
 
 def test_trials_whose_splits_differ_are_refused(selected):
     ledger = open_ledger(selected[0])
-    first, second, *_ = pool.find_candidates(ledger, ledger.sweep("first"))
+    first, second, *_ = pool.find_candidates(ledger, [ledger.sweep("first")])
     reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
     other = ledger.embeddings(second.run, tracking.TEST_FILE)
     with pytest.raises(UserError, match="differ in their splits"):
@@ -140,7 +137,7 @@ def test_trials_whose_splits_differ_are_refused(selected):
 
 def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
     ledger = open_ledger(selected[0])
-    first = pool.find_candidates(ledger, ledger.sweep("first"))[0]
+    first = pool.find_candidates(ledger, [ledger.sweep("first")])[0]
     reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
     rng = np.random.default_rng(0)
     rows, columns = rng.permutation(len(reference.queries)), rng.permutation(len(reference.clip_ids))
@@ -152,4 +149,40 @@ def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
         text_QD=reference.text_QD[rows],
         audio_AD=reference.audio_AD[columns],
     )
-    np.testing.assert_allclose(pool.aligned_scores(shuffled, reference, first, first), reference.scores(), atol=1e-6)
+    found = pool.aligned_scores(shuffled, reference, first, first)(0, len(rows))
+    np.testing.assert_allclose(found, reference.scores(), atol=1e-6)
+
+
+def test_an_index_of_the_ensemble_has_its_scores(selected, run_command, tmp_path):
+    runs, _, ensemble = selected
+    path = runs / "ensembles" / "first" / "ensemble.json"
+    done = run_command("ensemble/select.py", "--runs", runs, "--export", path, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    index = read_embeddings(tmp_path / "test-index.arrow")
+    ledger = open_ledger(runs)
+    members = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
+    source = pool.load(ledger, [members[member["signature"]] for member in ensemble["members"]], "test")
+    fused = sum(member["weight"] * source.scores(place) for place, member in enumerate(ensemble["members"]))
+    np.testing.assert_allclose(index.scores(), fused, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(index.audio_AD, axis=1), 1, atol=1e-5)
+
+
+def test_an_ensemble_is_evaluated_again(selected, run_command):
+    runs, _, ensemble = selected
+    path = runs / "ensembles" / "first" / "ensemble.json"
+    done = run_command("ensemble/select.py", "--runs", runs, "--evaluate", path, "--split", "test")
+    assert done.returncode == 0, done.stderr
+    assert f"{100 * ensemble['test']['ensemble']['map10']:.2f}" in done.stdout
+    assert re.search(r"came before this one: [1-9]", done.stdout)
+
+
+def test_only_trials_with_some_settings(selected, run_command, tmp_path):
+    runs = selected[0]
+    ledger = open_ledger(runs)
+    seeds = sorted({run.data.params["seed"] for run in ledger.runs("trial")})
+    words = ("ensemble/select.py", "--runs", runs, "--sweep", "first", "--no-test", "--out", tmp_path, "--folds", 0)
+    done = run_command(*words, "--filter", f"seed={seeds[0]}")
+    assert done.returncode == 0, done.stderr
+    failed = run_command(*words, "--filter", "seed=77")
+    assert "no trial has it; there are: " in failed.stderr
+    assert "NAME being one of: " in run_command(*words, "--filter", "nonsense=1").stderr

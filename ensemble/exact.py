@@ -1,0 +1,101 @@
+"""The worth of every ensemble of equal weights: all subsets of up to some 28 candidates.
+
+A tree over the candidates is walked for each query: taken or not, one after the other. An entry whose order the rest
+of the candidates can't change any more is counted and left behind; where none is left, the whole branch has one worth.
+At the last six or seven candidates the rest is counted for all their subsets at once. Work and memory double with each
+candidate.
+
+Shapes: M candidates, L live entries, S = 2**M subsets; bit m of a subset says whether candidate m belongs to it.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.kernels import low_models, walk
+from ensemble.live import Live
+
+MOST_MODELS = 28
+"""2**28 worths take 2 GB."""
+
+SAMPLE, LEFT_OUT = 64, 4
+"""Queries that are tried to say how long all will take, without so many of the candidates."""
+
+
+def worth_of_subsets(
+    live: Live,
+    models: Sequence[int],
+    include_Q: NDArray[np.bool_] | None = None,
+    counts: Sequence[int] | None = None,
+) -> NDArray[np.int64]:
+    """What each subset of some candidates is worth [2**len(models)]; that of none is 0.
+
+    With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
+    """
+    if len(models) > MOST_MODELS:
+        raise UserError(
+            f"exact: {len(models)} candidates have 2**{len(models)} subsets; {MOST_MODELS} candidates are the most: "
+            "choose among the best single ones with --among, or use --method greedy"
+        )
+    queries = np.flatnonzero(np.ones(live.num_queries, bool) if include_Q is None else include_Q)
+    rows = [restricted(chunk.rows, models, counts) for chunk in live.chunks]
+    return searched(live, rows, restricted(live.target_PM, models, counts), queries)
+
+
+def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
+    """Some of the columns, each times its count."""
+    found = scores[:, list(models)]
+    return np.ascontiguousarray(found if counts is None else found.astype(np.float64) * np.asarray(counts))
+
+
+def searched(
+    live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The worth of all subsets over some queries."""
+    num_models, gains = target_PM.shape[1], live.gains
+    low = int(low_models(num_models))
+    prefix_bits = min(num_models - low, max(0, live.threads - 1).bit_length())
+    leaves = 1 << (num_models - low - prefix_bits)
+    worth_PLS = np.zeros((1 << prefix_bits, leaves, 1 << low), np.int64)
+
+    def work(prefix: int) -> None:
+        nodes = np.zeros(2 * leaves, np.int64)
+        for chunk, chunk_rows in zip(live.chunks, rows, strict=True):
+            own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)]
+            own = own[live.pair_first_Q[own + 1] > live.pair_first_Q[own]]
+            if len(own):
+                walk(own, live.pair_first_Q, live.first_P, live.last_P, live.always_P, chunk_rows, target_PM,
+                     gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits, nodes,
+                     worth_PLS[prefix])  # fmt: skip
+        for node in range(2, 2 * leaves, 2):
+            nodes[node : node + 2] += nodes[node // 2]
+        worth_PLS[prefix] += nodes[leaves:, None]
+
+    with ThreadPoolExecutor(live.threads) as workers:
+        list(workers.map(work, range(1 << prefix_bits)))
+    worth_S = worth_PLS.reshape(-1)
+    worth_S[0] = 0
+    return worth_S
+
+
+def expected_s(live: Live, models: Sequence[int]) -> float:
+    """How long all subsets will take, from some of the queries."""
+    queries = np.unique(np.linspace(0, live.num_queries - 1, min(SAMPLE, live.num_queries)).astype(int))
+    fewer = models[: max(1, len(models) - LEFT_OUT)]
+    rows = [restricted(chunk.rows, fewer, None) for chunk in live.chunks]
+    target_PM = restricted(live.target_PM, fewer, None)
+    searched(live, rows, target_PM, queries[:1])  # compiles, or reads what was compiled
+    began = time.perf_counter()
+    searched(live, rows, target_PM, queries)
+    share = len(queries) / live.num_queries
+    return (time.perf_counter() - began) / share * 2.0 ** (len(models) - len(fewer))
+
+
+def bits(subset: int) -> list[int]:
+    """The candidates of a subset."""
+    return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -1,0 +1,74 @@
+"""Metrics as whole numbers: what each rank is worth, so that sums are exact and ties are ties.
+
+A query's value is the sum over its relevant clips of what their ranks are worth, over a norm of its own. Both are
+scaled to integers, which makes average precision and recall exact where 64 bits hold them; reciprocal ranks, discounted
+gains and what doesn't fit are rounded to some 2**-24 or better. Reported figures don't come from here but from
+`trainables.retrieval`.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from trainables.retrieval import Relevance, metric
+
+BITS = 62
+"""Of the sum over all queries."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """A metric on some queries.
+
+    A relevant clip at rank r, the h-th of its query, is worth table[min(r, k + 1)], times h if `by_hit`; those after
+    the first are worth nothing if `first_only`. A query's worth is multiplied by factor_Q.
+    """
+
+    name: str
+    k: int
+    table: NDArray[np.int64]
+    factor_Q: NDArray[np.int64]
+    by_hit: bool
+    first_only: bool
+    one: int  # the worth of a perfect query
+
+    def value(self, total: int, num_queries: int) -> float:
+        """The metric's mean over queries whose worths add up to `total`."""
+        return total / (self.one * num_queries)
+
+
+def gains(name: str, relevant: Relevance, num_clips: int) -> Gains:
+    """A metric by name, as `trainables.retrieval.metric` has it. Raises UserError for an unknown one."""
+    metric(name)
+    match = re.fullmatch(r"(map|r|ndcg|mrr)(\d*)", name)
+    if match is None:
+        raise UserError(f"{name!r} can't be selected by")
+    kind, k = match[1], min(int(match[2] or num_clips), num_clips)
+    count_Q = np.bincount(relevant.query_P, minlength=relevant.num_queries)
+    counts = sorted({int(count) for count in count_Q if count})
+    ranks = np.arange(1, k + 1)
+    if kind in ("map", "r"):
+        scale = math.lcm(*range(1, k + 1)) if kind == "map" else 1
+        norm = math.lcm(*counts)
+        if scale * norm * relevant.num_queries < 2**BITS:
+            whole = scale // ranks if kind == "map" else np.ones(k, np.int64)
+            factor_Q = norm // np.maximum(count_Q, 1)
+            return Gains(name, k, worths(whole), factor_Q, kind == "map", False, scale * norm)
+    bits = (BITS - 1 - max(1, relevant.num_queries).bit_length()) // 2
+    ideal = {"map": count_Q, "r": count_Q, "mrr": np.ones(len(count_Q))}.get(kind)
+    if ideal is None:
+        ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + ranks))])[np.minimum(count_Q, k)]
+    worth = {"map": 1 / ranks, "r": np.ones(k), "mrr": 1 / ranks, "ndcg": 1 / np.log2(1 + ranks)}[kind]
+    factor_Q = np.round(2.0**bits / np.maximum(ideal, 1e-9)) * (count_Q > 0)
+    return Gains(
+        name, k, worths(np.round(worth * 2.0**bits)), factor_Q.astype(np.int64), kind == "map", kind == "mrr", 4**bits
+    )
+
+
+def worths(worth: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+    """The table for ranks 0 (there is none) to k + 1."""
+    return np.concatenate([[0], worth, [0]]).astype(np.int64)

@@ -1,0 +1,156 @@
+"""Score matrices of many candidates, read a block of queries at a time: a pool may be larger than memory.
+
+Shapes: M candidates, Q queries, A clips. Scores are [Q, A], higher is better.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import NDArray
+
+from data.errors import UserError, unknown_name
+from trainables.retrieval import Relevance
+
+BLOCK_BYTES = 2**25
+"""Of scores of all candidates that are read at a time, where they have to be converted or computed."""
+
+Read = Callable[[int, int], NDArray[Any]]
+"""First and last query (exclusive) -> a candidate's scores [last - first, A]."""
+
+Transform = Callable[[NDArray[Any]], NDArray[Any]]
+"""Scores [q, A] -> scores [q, A], each query by itself."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries' scores of all candidates, as kernels read them."""
+
+    first_query: int
+    last_query: int
+    addresses: NDArray[np.int64]  # of each candidate's first row
+    row_bytes: int
+    holds: Any  # what the addresses point into
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Candidates' scores of the same queries and clips.
+
+    `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block.
+    """
+
+    names: tuple[str, ...]
+    split: str
+    fingerprint: str
+    relevance: Relevance
+    num_clips: int
+    reads: tuple[Read, ...]
+    dtype: Any = np.float32
+    arrays: tuple[NDArray[Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError("there are no candidates to select from")
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return self.relevance.num_queries
+
+    def blocks(self) -> Iterator[Block]:
+        """All queries in their order."""
+        if self.arrays:
+            addresses = np.array([array.ctypes.data for array in self.arrays], np.int64)
+            yield Block(0, self.num_queries, addresses, self.arrays[0].strides[0], self.arrays)
+            return
+        query_bytes = len(self.names) * self.num_clips * np.dtype(self.dtype).itemsize
+        size = max(1, BLOCK_BYTES // query_bytes)
+        for first in range(0, self.num_queries, size):
+            last = min(first + size, self.num_queries)
+            scores = np.stack([np.ascontiguousarray(read(first, last), self.dtype) for read in self.reads])
+            addresses = scores.ctypes.data + np.arange(len(scores)) * scores.strides[0]
+            yield Block(first, last, addresses.astype(np.int64), scores.strides[1], scores)
+
+    def scores(self, model: int) -> NDArray[Any]:
+        """One candidate's scores [Q, A]."""
+        return self.arrays[model] if self.arrays else self.reads[model](0, self.num_queries)
+
+    def only(self, models: Sequence[int]) -> "Matrices":
+        """Some of the candidates."""
+        return Matrices(
+            tuple(self.names[model] for model in models), self.split, self.fingerprint, self.relevance, self.num_clips,
+            tuple(self.reads[model] for model in models), self.dtype,
+            tuple(self.arrays[model] for model in models if self.arrays),
+        )  # fmt: skip
+
+
+def of_arrays(
+    names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
+) -> Matrices:
+    """A pool of matrices [Q, A] in memory, or memory-mapped; all float16, float32 or float64."""
+    widest = np.result_type(np.float32, *(array.dtype for array in arrays))
+    as_they_are = all(array.dtype == widest and array.flags.c_contiguous for array in arrays)
+
+    def reading(array: NDArray[Any]) -> Read:
+        return lambda first, last: array[first:last]
+
+    return Matrices(
+        tuple(names), split, fingerprint, relevant, arrays[0].shape[1] if arrays else 0, tuple(map(reading, arrays)),
+        widest, tuple(arrays) if as_they_are else (),
+    )  # fmt: skip
+
+
+def fused(pool: Matrices, fusion: str) -> Matrices:
+    """The pool as it is to be averaged: by name, a transform of each query's scores. An unknown name is an error."""
+    if fusion not in FUSIONS:
+        raise unknown_name("fusion", fusion, sorted(FUSIONS))
+    transform = FUSIONS[fusion]
+    if transform is None:
+        return pool
+
+    def reading(read: Read) -> Read:
+        return lambda first, last: transform(np.asarray(read(first, last)))
+
+    return Matrices(
+        pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(reading, pool.reads))
+    )
+
+
+def z_norm(scores_QA: NDArray[Any]) -> NDArray[Any]:
+    """Each query's scores with mean 0 and standard deviation 1; all 0 where they are all the same."""
+    wide = scores_QA.astype(np.float64)
+    deviation = wide.std(axis=1, keepdims=True)
+    normed: NDArray[np.float32] = (
+        (wide - wide.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)
+    ).astype(np.float32)
+    return normed
+
+
+def rank_transform(scores_QA: NDArray[Any]) -> NDArray[Any]:
+    """How many of the query's clips have a lower score, and half of those with the same; as a share of them."""
+    ranked: NDArray[np.float32] = (scipy.stats.rankdata(scores_QA, axis=1) / scores_QA.shape[1]).astype(np.float32)
+    return ranked
+
+
+FUSIONS: dict[str, Transform | None] = {"mean": None, "zscore": z_norm, "rank": rank_transform}
+"""What is averaged: cosine scores as they are, or after z-norm or a rank transform of each query's scores."""
+
+
+def transposed(pool: Matrices) -> Matrices:
+    """The other direction: clips ask for captions [A, Q]. Clips without a caption aren't asked about.
+
+    Each clip is a group of its own.
+    """
+    clips = np.unique(pool.relevance.clip_P)
+    place = np.full(pool.num_clips, -1)
+    place[clips] = np.arange(len(clips))
+    relevant = Relevance(place[pool.relevance.clip_P], pool.relevance.query_P, np.arange(len(clips)))
+
+    def reading(model: int) -> Read:
+        return lambda first, last: np.ascontiguousarray(pool.scores(model)[:, clips[first:last]].T)
+
+    reads = tuple(reading(model) for model in range(len(pool.names)))
+    return Matrices(pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, reads, pool.dtype)

@@ -1,0 +1,142 @@
+"""Score matrices of any system, as a user brings them."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from data.errors import UserError
+from ensemble.select import main
+from trainables import retrieval
+from trainables.retrieval import Relevance
+
+QUERIES, CLIPS = 30, 12
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pool of three systems."""
+    for seed, split in enumerate(("validation", "test")):
+        rng = np.random.default_rng(seed)
+        clip_Q = rng.integers(CLIPS, size=QUERIES)
+        (tmp_path / "pool" / split).mkdir(parents=True)
+        np.save(tmp_path / "pool" / split / "relevance.npy", clip_Q)
+        for name in ("ours", "theirs", "third"):
+            scores = np.eye(CLIPS)[clip_Q] + rng.normal(0, 0.7, (QUERIES, CLIPS))
+            np.save(tmp_path / "pool" / split / f"{name}.npy", scores.astype(np.float32))
+    return tmp_path / "pool"
+
+
+@pytest.fixture
+def select(monkeypatch, tmp_path, folder, capsys):
+    """Runs the command on the pool, in this process: what it says, or its UserError."""
+
+    def run(*words):
+        common = ("--pool", folder, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+        monkeypatch.setattr(sys, "argv", ["select.py", *map(str, [*common, *words])])
+        try:
+            main()
+        except UserError as error:
+            return f"error: {error}"
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_matrices_of_any_system(select, folder, tmp_path):
+    said = select("--method", "exact", "--cost", write(tmp_path / "costs.json", {"ours": 1, "theirs": 2, "third": 3}))
+    assert "7 subsets of 3 candidates" in said
+    ensemble = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    for split in ("validation", "test"):
+        clip_Q = np.load(folder / split / "relevance.npy")
+        fused = sum(m["weight"] * np.load(folder / split / f"{m['name']}.npy") for m in ensemble["members"])
+        expected = retrieval.evaluate(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
+        assert ensemble[split]["ensemble"]["map10"] == pytest.approx(expected)
+    page = (tmp_path / "out" / "ensemble.html").read_text()
+    assert page.count("<svg") >= 2
+    assert not re.search(r"(?:src|href)=\"http", page)
+    again = select("--evaluate", tmp_path / "out" / "ensemble.json", "--split", "test")
+    assert "came before this one: 1" in again
+    assert "only trials have embeddings" in select("--export", tmp_path / "out" / "ensemble.json")
+
+
+def test_several_relevant_clips_and_groups(select, folder):
+    rng = np.random.default_rng(0)
+    for split in ("validation", "test"):
+        relevant = np.eye(CLIPS, dtype=bool)[np.load(folder / split / "relevance.npy")] | (
+            rng.random((QUERIES, CLIPS)) < 0.1
+        )
+        np.save(folder / split / "relevance.npy", relevant)
+        np.save(folder / split / "groups.npy", np.arange(QUERIES) // 3)
+    assert "mAP@16" in select("--metric", "map16", "--direction", "a2t", "--fusion", "rank")
+    assert "ndcg10" in select("--metric", "ndcg10", "--fusion", "zscore", "--bags", 3, "--refine")
+
+
+def write(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def scores(shape=(QUERIES, CLIPS), dtype=np.float32):
+    return np.random.default_rng(0).normal(size=shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("ours.npy", scores((QUERIES, CLIPS + 1)), r"theirs.npy is \(30, 12\), ours.npy beside it is \(30, 13\)"),
+        ("ours.npy", scores(dtype=np.int64), "scores are float16, float32 or float64"),
+        ("ours.npy", np.full((QUERIES, CLIPS), np.nan, np.float32), "ours: query 0 has a score that isn't finite"),
+        ("ours.npy", b"nonsense", "isn't a NumPy file"),
+        ("relevance.npy", None, "relevance.npy can't be read: No such file"),
+        ("relevance.npy", np.full(QUERIES, CLIPS), "query 0 names clip 12, and there are 12"),
+        ("relevance.npy", np.zeros((QUERIES, CLIPS), bool), "query 0 has no relevant clip"),
+        ("relevance.npy", np.zeros(QUERIES), "it has to be int"),
+        ("groups.npy", np.zeros(3, int), "groups.npy is int64"),
+    ],
+)
+def test_what_is_wrong_is_named(select, folder, tmp_path, file, content, why):
+    path = folder / "validation" / file
+    path.unlink(missing_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    assert re.search(f"^error: .*{why}", select())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_split_is_named(select, folder):
+    for name in ("ours", "theirs", "third"):
+        np.save(folder / "validation" / f"{name}.npy", np.zeros((0, CLIPS), np.float32))
+    assert "is empty (0, 12)" in select()
+
+
+def test_float16_is_taken(select, folder):
+    for name in ("ours", "theirs", "third"):
+        for split in ("validation", "test"):
+            np.save(folder / split / f"{name}.npy", np.load(folder / split / f"{name}.npy").astype(np.float16))
+    assert "Wrote" in select()
+
+
+def test_weights_that_are_negative_are_named(select, tmp_path):
+    path = write(tmp_path / "bad.json", {"members": [{"name": "ours", "weight": -0.5}]})
+    assert "a weight that isn't negative, not -0.5" in select("--evaluate", path)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--method", "exact", "--bags", 3), "--bags: that is for --method greedy"),
+        (("--bag-share", 0.5), "--bag-share: that is for --bags"),
+        (("--split", "test"), "--split is for --evaluate"),
+        (("--folds", 1), "two or more"),
+        (("--folds", 500), "can't make 500 folds"),
+        (("--filter", "seed=1"), "files of scores have no parameters"),
+        (("--cost", "parameters"), "has no model"),
+    ],
+)
+def test_options_that_do_not_go_together(select, words, why):
+    assert why in select(*words)
