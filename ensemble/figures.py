@@ -3,7 +3,7 @@
 Shapes: Q queries, A clips, P (query, relevant clip) pairs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,45 @@ def fuse(pool: Matrices, weights: Sequence[float], first: int, last: int) -> NDA
 
 def ranks(pool: Matrices, weights: Sequence[float]) -> NDArray[np.int64]:
     """The rank of each pair's clip in an ensemble [P]."""
+    ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
+    for first, last, own_P, part in parts(pool):
+        ranks_P[own_P] = retrieval.ranks(fuse(pool, weights, first, last), part)
+    return ranks_P
+
+
+def ranks_along(pool: Matrices, history: Sequence[int]) -> NDArray[np.int64]:
+    """The rank of each pair's clip after each step of an ensemble that grows by a candidate at a time [S, P]."""
+    ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
+    for first, last, own_P, part in parts(pool):
+        scores = {model: pool.reads[model](first, last).astype(np.float64) for model in set(history)}
+        fused_QA = np.zeros((last - first, pool.num_clips))
+        for step, model in enumerate(history):
+            fused_QA += scores[model]
+            ranks_SP[step, own_P] = retrieval.ranks(fused_QA, part)
+    return ranks_SP
+
+
+def parts(pool: Matrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
+    """First and last query, which pairs are theirs, and their own relevance: of some queries at a time."""
     relevant = pool.relevance
-    ranks_P = np.empty(len(relevant.query_P), np.int64)
     for first in range(0, pool.num_queries, QUERIES_AT_A_TIME):
         last = min(first + QUERIES_AT_A_TIME, pool.num_queries)
-        own = (relevant.query_P >= first) & (relevant.query_P < last)
-        part = Relevance(relevant.query_P[own] - first, relevant.clip_P[own], relevant.group_Q[first:last])
-        ranks_P[own] = retrieval.ranks(fuse(pool, weights, first, last), part)
-    return ranks_P
+        own_P = (relevant.query_P >= first) & (relevant.query_P < last)
+        yield (
+            first,
+            last,
+            own_P,
+            Relevance(relevant.query_P[own_P] - first, relevant.clip_P[own_P], relevant.group_Q[first:last]),
+        )
+
+
+def along(pool: Matrices, history: Sequence[int], name: str) -> list[dict[str, Any]]:
+    """A metric after each step of an ensemble that grows by a candidate at a time: its value, with its interval."""
+    values_SQ = [retrieval.metric(name)(ranks_P, pool.relevance) for ranks_P in ranks_along(pool, history)]
+    return [
+        {"value": float(values_Q.mean()), "interval": list(interval(values_Q, pool.relevance))}
+        for values_Q in values_SQ
+    ]
 
 
 def values(pool: Matrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
@@ -63,5 +94,10 @@ def summary(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str,
     found: dict[str, Any] = {}
     for name, values_Q in per_query.items():
         found[name] = float(values_Q.mean())
-        found[f"{name}_interval"] = list(retrieval.bootstrap_interval(values_Q, relevant, draws=DRAWS))
+        found[f"{name}_interval"] = list(interval(values_Q, relevant))
     return found
+
+
+def interval(values_Q: PerQuery, relevant: Relevance) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a metric's mean."""
+    return retrieval.bootstrap_interval(values_Q, relevant, draws=DRAWS)

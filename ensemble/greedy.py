@@ -31,6 +31,7 @@ class Rules:
     method: Literal["greedy", "exact", "all"] = "greedy"
     max_size: int = 20
     replacement: bool = True
+    among: int = 0  # only so many of the best single candidates are looked at; 0: all of them
     sorted_start: int = 0  # so many of the best single candidates make the beginning
     stop: Literal["best", "one-se"] = "best"
     refine: bool = False
@@ -45,6 +46,8 @@ class Rules:
             raise ValueError(f"sorted_start is {self.sorted_start}: it has to lie between 0 and max_size")
         if not 0 < self.bag_share <= 1:
             raise ValueError(f"bag_share is {self.bag_share}: it has to lie above 0, up to 1")
+        if self.among < 0:
+            raise ValueError(f"among is {self.among}: it can't be negative")
         if self.bags < 0:
             raise ValueError(f"bags is {self.bags}: it can't be negative")
 
@@ -119,13 +122,17 @@ def select(
 ) -> Selection:
     """Choose by some rules, on some of the queries (all), from some of the candidates (all).
 
-    With `costs` of the candidates, greedy selection keeps what the members cost together within a budget.
+    `rules.among` is about the same queries. With `costs` of the candidates, greedy selection keeps what the members
+    cost together within a budget.
     """
     rules = rules or Rules()
     order = sorted(range(live.num_models), key=lambda model: live.names[model])
     by_name = {model: place for place, model in enumerate(order)}
     models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
     include_Q = np.ones(live.num_queries, bool) if include_Q is None else include_Q
+    if rules.among:
+        best_first = live.best_first(live.singles[:, include_Q].sum(axis=1))
+        models = tuple(sorted([m for m in best_first if m in models][: rules.among], key=by_name.__getitem__))
     task = Task(
         live, include_Q, models, tuple(by_name[model] for model in range(live.num_models)), tuple(costs), budget
     )

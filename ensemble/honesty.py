@@ -1,9 +1,9 @@
-"""How good a chosen ensemble really is: intervals, and what choosing on validation flatters it by.
+"""How good a way of choosing really is: what choosing on validation flatters the chosen by.
 
 Shapes: M candidates, Q queries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from ensemble.live import Live
 
 FOLDS = 5
 
+LiveOf = Callable[[NDArray[np.bool_]], Live]
+"""Some queries [Q] -> all queries of the candidates as they would be, had only those been there to choose epochs by."""
+
 
 @dataclass(frozen=True)
 class Nested:
@@ -22,8 +25,6 @@ class Nested:
 
     ensemble_Q: NDArray[np.float64]  # each query's value
     best_single_Q: NDArray[np.float64]
-    folds: int
-    redoes_epochs: bool
 
     @property
     def ensemble(self) -> float:
@@ -36,30 +37,27 @@ class Nested:
         return float(self.best_single_Q.mean())
 
 
-def nested(
-    live: Live, rules: Rules, families: Sequence[Sequence[int]] | None = None, folds: int = FOLDS, seed: int = 0
-) -> Nested:
-    """Choose on all folds but one, and judge on that one, for each of them. Groups of queries stay together.
+def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """The fold of each query [Q], drawn at random; groups of queries stay together.
 
-    `families` are the candidates that are one trial at several epochs: in each fold the one that is best on the others
-    stands for the trial, as training chose it on all. Raises UserError where there are fewer groups than folds.
+    Raises UserError where there are fewer groups than folds.
     """
-    groups = np.unique(live.group_Q)
+    groups = np.unique(group_Q)
     if len(groups) < folds:
         raise UserError(f"{len(groups)} clips can't make {folds} folds: give --folds, or --folds 0 to do without")
     fold_G = np.random.default_rng(seed).permutation(np.arange(len(groups)) % folds)
-    fold_Q = fold_G[np.searchsorted(groups, live.group_Q)]
-    families = families or [[model] for model in range(live.num_models)]
-    single_MQ = live.singles
-    ensemble_Q, best_single_Q = np.empty(live.num_queries), np.empty(live.num_queries)
-    for fold in range(folds):
+    found: NDArray[np.int64] = fold_G[np.searchsorted(groups, group_Q)]
+    return found
+
+
+def nested(live_of: LiveOf, rules: Rules, fold_Q: NDArray[np.int64]) -> Nested:
+    """Choose on all folds but one, and judge on that one, for each of them."""
+    ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
+    for fold in np.unique(fold_Q):
         seen_Q = fold_Q != fold
-        worth_M = single_MQ[:, seen_Q].sum(axis=1)
-        allowed = [max(family, key=lambda model: worth_M[model]) for family in families]
-        selection = select(live, rules, seen_Q, allowed)
-        best = next(model for model in live.best_first(worth_M) if model in allowed)
-        ensemble_Q[~seen_Q] = live.worth_of(selection.counts)[~seen_Q]
-        best_single_Q[~seen_Q] = single_MQ[best, ~seen_Q]
-    return Nested(
-        ensemble_Q / live.gains.one, best_single_Q / live.gains.one, folds, any(len(family) > 1 for family in families)
-    )
+        live = live_of(seen_Q)
+        selection = select(live, rules, seen_Q)
+        best = live.best_first(live.singles[:, seen_Q].sum(axis=1))[0]
+        ensemble_Q[~seen_Q] = live.worth_of(selection.counts)[~seen_Q] / live.gains.one
+        best_single_Q[~seen_Q] = live.singles[best, ~seen_Q] / live.gains.one
+    return Nested(ensemble_Q, best_single_Q)

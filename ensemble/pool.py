@@ -8,7 +8,7 @@ Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the em
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,15 +91,19 @@ def find_files(folder: Path) -> list[Candidate]:
     return [Candidate(name, folder=folder) for name in names]
 
 
-def load(ledger: Ledger | None, candidates: Sequence[Candidate], which: Which) -> Matrices:
+def load(
+    ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
+) -> Matrices:
     """The candidates' scores on a split.
 
-    Raises UserError where they don't fit together: trials that have seen different splits, files of other shapes, a
-    folder's relevant clips that aren't the trials'.
+    `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
+    candidates don't fit together: trials that have seen different splits, files of other shapes, a folder's relevant
+    clips that aren't the trials'.
     """
     trials = [candidate for candidate in candidates if candidate.run]
     files = [candidate for candidate in candidates if candidate.folder]
-    pools = [load_trials(ledger, trials, which)] if ledger and trials else []
+    wanted = [(trial, (artifacts or {}).get(trial.signature, FILES[which])) for trial in trials]
+    pools = [load_trials(ledger, wanted)] if ledger and trials else []
     for folder in dict.fromkeys(candidate.folder for candidate in files):
         assert folder is not None
         pools.append(load_files(folder, [candidate for candidate in files if candidate.folder == folder], which))
@@ -130,16 +134,19 @@ def agree(first: Matrices, second: Matrices) -> bool:
     return shapes[0] == shapes[1] and pairs(first) == pairs(second)
 
 
-def load_trials(ledger: Ledger, candidates: Sequence[Candidate], which: Which) -> Matrices:
-    """Trials' scores: the dot products of their embeddings, in the order of the first one's queries and clips."""
-    found = [ledger.embeddings(candidate.run, FILES[which]) for candidate in candidates]
-    reference = found[0]
+def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matrices:
+    """Trials' scores: the dot products of the embeddings in some artifact of each.
+
+    Rows and columns are in the order of the first one's queries and clips.
+    """
+    found = [ledger.embeddings(candidate.run, file) for candidate, file in wanted]
+    reference, first = found[0], wanted[0][0]
     reads = tuple(
-        aligned_scores(embeddings, reference, candidate, candidates[0])
-        for embeddings, candidate in zip(found, candidates, strict=True)
+        aligned_scores(embeddings, reference, candidate, first)
+        for embeddings, (candidate, _) in zip(found, wanted, strict=True)
     )
     relevant = relevance(reference.relevant_clip_ids, reference.clip_ids)
-    names = tuple(candidate.name for candidate in candidates)
+    names = tuple(candidate.name for candidate, _ in wanted)
     return Matrices(names, reference.split, reference.fingerprint, relevant, len(reference.clip_ids), reads)
 
 

@@ -152,7 +152,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         },
     }
     run_id = ledger.start_sweep(arguments.name, list(every), description)
-    site = Site(store, runs, ledger.tracking_uri, weights)
+    site = Site(store, runs, ledger.tracking_uri, weights, arguments.keep_epochs)
     execution = execution_of(arguments, resources["fine-tuning"])
     sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND, site, resources, execution)
     for signature in finished:

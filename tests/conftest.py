@@ -250,7 +250,7 @@ def swept(tone_store, space_file, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     done = run(
         "sweeps/grid.py", "--space", f"{space_file}:tiny", "--corpus", "folder",
-        "--store", tone_store, "--runs", runs, "--name", "first",
+        "--store", tone_store, "--runs", runs, "--name", "first", "--keep-epochs",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return runs, done

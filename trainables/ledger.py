@@ -132,9 +132,17 @@ class Ledger:
         return Sweep(run_id, found.info.run_name, description["signatures"], description)
 
     def embeddings(self, run: Run, file: str) -> Embeddings:
-        """A trial's embeddings of a split, `tracking.VALIDATION_FILE` or `tracking.TEST_FILE`."""
+        """A trial's embeddings of a split: `tracking.VALIDATION_FILE`, `tracking.TEST_FILE` or one of `epochs`."""
         path = self.client.download_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{file}")
         return read_embeddings(Path(path))
+
+    def epochs(self, run: Run) -> list[str]:
+        """The files of a trial's validation embeddings, of its epochs in their order; none unless all were kept."""
+        kept = self.client.list_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{tracking.EPOCHS_FOLDER}")
+        names = {Path(file.path).name for file in kept}
+        told = {metric.step for metric in self.client.get_metric_history(run.info.run_id, "map10")}
+        wanted = [tracking.epoch_file(epoch) for epoch in sorted(told)]
+        return [f"{tracking.EPOCHS_FOLDER}/{name}" for name in wanted] if names >= set(wanted) else []
 
 
 def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
     logger.info(
         "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
     )
-    site = Site(whole.location, runs, ledger.tracking_uri, weights)
+    site = Site(whole.location, runs, ledger.tracking_uri, weights, arguments.keep_epochs)
     with Heart(runs, lease):
         run_id = ledger.claim(trial, signature, None)
         metrics = fit_or_give_up(ledger, run_id, trial, lease, site, resources, execution)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +37,7 @@ from trainables.lease import Lease
 from trainables.resources import Bundle, Resources
 from trainables.runs import Runs
 from trainables.tracking import Log, patiently
-from trainables.train import DEFAULT, Execution, Metrics, OutOfMemoryError, Step, train
+from trainables.train import DEFAULT, Execution, Keep, Metrics, OutOfMemoryError, Step, train
 from trainables.trial import Precision, Trial, fastest_precision
 
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -84,6 +84,7 @@ class Site:
     runs: Runs
     tracking_uri: str
     weights: Path | None = None  # a folder of published checkpoints
+    keep_epochs: bool = False  # whether the validation split's embeddings of every epoch go there, too
 
 
 def nodes() -> list[Bundle]:
@@ -223,6 +224,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 execution=config["execution"],
                 weights=site.weights,
                 watch=watch_of(log, trial.schedule.epochs) if rank == 0 else lambda step: None,
+                keep=keep_of(log, lease.signature) if site.keep_epochs else lambda epoch, found: None,
             )
     except UserError as error:
         tracking.refuse(client, run_id, str(error))
@@ -285,6 +287,11 @@ def report_of(log: Log, runs: Runs, lease: Lease, rank: int) -> Callable[[Metric
         )
 
     return report
+
+
+def keep_of(log: Log, signature: str) -> Keep:
+    """What keeps each epoch's embeddings in MLflow."""
+    return lambda epoch, found: log.embeddings(epoch, replace(found, signature=signature))
 
 
 def watch_of(log: Log, epochs: int) -> Callable[[Step], None]:

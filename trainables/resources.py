@@ -133,6 +133,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     computed.add_argument("--checkpoint-activations", action="store_true", help="less memory, a second forward pass")
     computed.add_argument("--compile", action="store_true", help="compile the encoders' blocks with torch.compile")
     computed.add_argument("--checkpoint-every-s", type=float, default=default["checkpoint_every_s"], metavar="SECONDS")
+    computed.add_argument(
+        "--keep-epochs",
+        action="store_true",
+        help="keep the validation split's embeddings of every epoch: select.py then redoes the choice of the epoch",
+    )
 
 
 def execution_of(arguments: argparse.Namespace, resources: Resources) -> Execution:

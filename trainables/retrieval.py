@@ -7,13 +7,14 @@ fractions from 0 to 1.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 PerQuery = NDArray[np.float64]
 
 

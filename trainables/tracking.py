@@ -18,13 +18,14 @@ from obstore.exceptions import BaseError
 from data.shards import StoredSplit, write_json
 from trainables import checkpoint
 from trainables import trial as trials
-from trainables.embed import embed, read_embeddings, write_embeddings
+from trainables.embed import Embeddings, embed, read_embeddings, write_embeddings
 from trainables.model import DualEncoder
 from trainables.runs import Runs
 from trainables.train import Step, summary
 from trainables.trial import Trial
 
 EMBEDDINGS_FOLDER = "embeddings"
+EPOCHS_FOLDER = "epochs"
 VALIDATION_FILE = "validation.arrow"
 TEST_FILE = "test.arrow"
 
@@ -105,11 +106,27 @@ class Log:
 
         self.told.append(self.teller.submit(patiently, send))
 
+    def embeddings(self, epoch: int, found: Embeddings) -> None:
+        """Keep an epoch's embeddings of the validation split."""
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / epoch_file(epoch)
+                write_embeddings(path, found)
+                self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
+
+        self.told.append(self.teller.submit(patiently, send))
+
     def flush(self) -> None:
         """Wait until MLflow has all that was told. Raises what stood in the way."""
         told, self.told = self.told, []
         for future in told:
             future.result()
+
+
+def epoch_file(epoch: int) -> str:
+    """The name of the file of an epoch's embeddings."""
+    return f"{epoch:04}.arrow"
 
 
 def refuse(client: MlflowClient, run_id: str, reason: str) -> None:

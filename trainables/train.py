@@ -21,11 +21,11 @@ from data.captions import normalise
 from data.errors import UserError
 from data.exclusions import excluded
 from data.schema import SAMPLE_RATE_HZ
-from data.shards import StoredSplit, open_split
+from data.shards import open_split
 from data.storage import Location
 from trainables import checkpoint, gradient_cache, model, retrieval
 from trainables.checkpoint import Progress, Snapshot, Weights
-from trainables.embed import embed
+from trainables.embed import Embeddings, embed
 from trainables.gradient_cache import Outputs
 from trainables.loss import gather, nt_xent
 from trainables.model import DualEncoder
@@ -37,6 +37,9 @@ Metrics = dict[str, float]
 Report = Callable[[Metrics, Snapshot | None], None]
 """Takes an epoch's metrics, or none in the midst of one, and what a checkpoint holds. Every rank calls it, only rank 0
 with either."""
+
+Keep = Callable[[int, Embeddings], None]
+"""Takes an epoch's number, from 1, and its embeddings of the validation split; only rank 0 calls it."""
 
 
 class OutOfMemoryError(UserError):
@@ -94,12 +97,14 @@ def train(
     execution: Execution = DEFAULT,
     weights: Path | None = None,
     watch: Watch = lambda step: None,
+    keep: Keep = lambda epoch, embeddings: None,
 ) -> DualEncoder:
     """Train a trial to its end; the model of the best epoch by validation mAP@10 is returned.
 
     `pretrained` is the folder of the model that a fine-tuning starts from, `resume_from` a checkpoint of this very
-    training, `weights` a folder of published checkpoints. With several ranks every rank calls this; each computes its
-    share of every batch. Raises UserError for a loss that isn't finite, and where memory runs out.
+    training, `weights` a folder of published checkpoints; `watch` and `keep` are told of steps and epochs. With several
+    ranks every rank calls this; each computes its share of every batch. Raises UserError for a loss that isn't finite,
+    and where memory runs out.
     """
     if trial.pretraining and not (pretrained or resume_from):
         raise ValueError("a fine-tuning needs the folder of its pretrained model")
@@ -146,7 +151,9 @@ def train(
 
         took, metrics = clock.epoch(), Metrics()
         if rank == 0:
-            metrics = validate(network, trial, validation)
+            embeddings = embed(network, trial, "", validation)
+            metrics = validate(network, embeddings)
+            keep(epoch + 1, embeddings)
             if metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics["map10"], epoch + 1
                 best = checkpoint.weights_of(network)
@@ -365,9 +372,8 @@ def snapshot(
     return checkpoint.snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
 
-def validate(network: DualEncoder, trial: Trial, split: StoredSplit) -> Metrics:
-    """Retrieval metrics on the validation split, and the loss of the whole split as one batch."""
-    embeddings = embed(network, trial, "", split)
+def validate(network: DualEncoder, embeddings: Embeddings) -> Metrics:
+    """Retrieval metrics on a split, and the loss of the whole split as one batch."""
     relevant = retrieval.relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
     metrics = retrieval.evaluate(embeddings.scores(), relevant, METRICS)
     audio_PD = torch.from_numpy(embeddings.audio_AD[relevant.clip_P])

@@ -186,7 +186,7 @@ def main() -> None:
     selection = greedy.select(live)
     took, _ = timed(lambda: intervals(live, selection), arguments.rounds)
     told("1,000 bootstrap resamples of an ensemble", took, "s", most=2.0)
-    took, _ = timed(lambda: honesty.nested(live, greedy.Rules()), 1)
+    took, _ = timed(lambda: honesty.nested(lambda seen_Q: live, greedy.Rules(), honesty.folds_of(live.group_Q, 5)), 1)
     told("nested cross-validation, five folds", took, "s")
     if arguments.growth:
         growth()

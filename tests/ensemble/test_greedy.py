@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import ranx
 import torch
 import torchmetrics.functional.retrieval as reference
 from hypothesis import given, settings
@@ -175,6 +176,42 @@ def test_metrics_are_torchmetrics_where_these_agree(metric):
     assert greedy.select(compress(pool, metric)).value == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaTypeSafetyWarning")
+def test_metrics_are_those_of_ranx_where_these_agree():
+    """One relevant clip, no ties."""
+    names = {"map10": "map@10", "mrr": "mrr", "r1": "recall@1", "r5": "recall@5", "ndcg10": "ndcg@10", "ndcg": "ndcg"}
+    pool = make_pool(6, 1)
+    clip_Q = pool.relevance.clip_P
+    relevant = ranx.Qrels({f"q{q}": {f"c{clip}": 1} for q, clip in enumerate(clip_Q)})
+    scores = ranx.Run(
+        {f"q{q}": {f"c{c}": float(score) for c, score in enumerate(row)} for q, row in enumerate(pool.scores(0))}
+    )
+    expected = ranx.evaluate(relevant, scores, list(names.values()))
+    for ours, theirs in names.items():
+        found = retrieval.evaluate(pool.scores(0), pool.relevance, [ours])[ours]
+        assert found == pytest.approx(expected[theirs]), ours
+        assert greedy.select(compress(pool, ours)).value == pytest.approx(expected[theirs], abs=1e-6)
+
+
+def test_a_growing_ensemble_is_scored_as_each_of_its_sizes():
+    pool = make_pool(12, 4)
+    history = [2, 0, 2, 3]
+    for size, point in enumerate(figures.along(pool, history, "map10"), start=1):
+        counts = np.bincount(history[:size], minlength=4)
+        assert point["value"] == pytest.approx(value_of(pool, counts, "map10"))
+        assert point["interval"][0] <= point["value"] <= point["interval"][1]
+
+
+def test_only_the_best_candidates_are_looked_at_those_of_the_same_queries():
+    live = compress(make_pool(13, 8), "map10")
+    seen_Q = np.arange(QUERIES) < 20
+    best = live.best_first(live.singles[:, seen_Q].sum(axis=1))[:3]
+    for method in ("greedy", "exact", "all"):
+        found = greedy.select(live, Rules(method=method, among=3), seen_Q)
+        assert set(found.members) <= set(best)
+        assert found == greedy.select(live, Rules(method=method), seen_Q, allowed=best)
+
+
 def test_the_other_direction_and_fusions():
     pool = make_pool(7, 3)
     other = transposed(pool)
@@ -220,10 +257,10 @@ def test_nested_cross_validation_judges_what_it_has_not_seen():
     arrays = [rng.normal(size=(QUERIES, CLIPS)).astype(np.float32) for _ in range(30)]
     pool = of_arrays([f"m{n}" for n in range(30)], "v", "", Relevance(np.arange(QUERIES), clip_Q, clip_Q), arrays)
     live = compress(pool, "map10")
-    found = honesty.nested(live, Rules())
+    found = honesty.nested(lambda seen_Q: live, Rules(), honesty.folds_of(live.group_Q, 5))
     assert found.ensemble < 0.6 * greedy.select(live).value
     with pytest.raises(UserError, match="--folds"):
-        honesty.nested(live, Rules(), folds=1000)
+        honesty.folds_of(live.group_Q, 1000)
 
 
 def test_the_front_has_better_and_dearer_ensembles():

@@ -74,6 +74,21 @@ def test_several_relevant_clips_and_groups(select, folder):
     assert "ndcg10" in select("--metric", "ndcg10", "--fusion", "zscore", "--bags", 3, "--refine")
 
 
+def test_all_methods_are_compared_in_one_look_at_test(select, tmp_path):
+    said = select("--compare", "--folds", 3, "--refine")
+    ensemble = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    methods = {method["name"]: method for method in ensemble["methods"]}
+    assert list(methods) == ["best single", "all", "greedy", "greedy, refined", "exact"]
+    assert methods["best single"]["test"] == ensemble["test"]["best_single"]
+    assert methods["greedy, refined"]["test"] == ensemble["test"]["ensemble"]
+    assert methods["greedy, refined"]["nested"] == ensemble["nested"]["ensemble"]
+    assert methods["exact"]["validation"]["map10"] >= methods["all"]["validation"]["map10"]
+    assert len(methods["all"]["members"]) == 3
+    assert re.search(rf"greedy, refined +\d +{100 * methods['greedy, refined']['validation']['map10']:.2f}", said)
+    assert "came before this one: 0" in said
+    assert "came before this one: 1" in select("--compare")
+
+
 def write(path, value):
     path.write_text(json.dumps(value))
     return path

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from ensemble import pool
+from ensemble import epochs, pool
 from trainables import retrieval, tracking
 from trainables.embed import read_embeddings
 from trainables.ledger import open_ledger
@@ -151,6 +151,23 @@ def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
     )
     found = pool.aligned_scores(shuffled, reference, first, first)(0, len(rows))
     np.testing.assert_allclose(found, reference.scores(), atol=1e-6)
+
+
+def test_epochs_are_chosen_anew_within_the_folds(selected):
+    runs, done, ensemble = selected
+    ledger = open_ledger(runs)
+    candidates = pool.find_candidates(ledger, [ledger.sweep("first")])
+    kept = epochs.find(ledger, candidates, "t2a")
+    for candidate in candidates:
+        own = kept[candidate.signature]
+        told = ledger.client.get_metric_history(candidate.run.info.run_id, "map10")
+        assert own.values_EQ.mean(axis=1) == pytest.approx([metric.value for metric in told])
+        queries = own.values_EQ.shape[1]
+        assert own.best(np.ones(queries, bool)) == own.files[int(candidate.run.data.metrics["best_epoch"]) - 1]
+        one = np.arange(queries) == 0
+        assert own.best(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
+    assert ensemble["nested"]["redoes_epochs"]
+    assert "or more (epochs" not in done.stdout
 
 
 def test_an_index_of_the_ensemble_has_its_scores(selected, run_command, tmp_path):
