@@ -23,8 +23,15 @@ from ensemble.live import Live
 MOST_MODELS = 28
 """2**28 worths take 2 GB."""
 
-SAMPLE, LEFT_OUT = 64, 4
-"""Queries that are tried to say how long all will take, without so many of the candidates."""
+SAMPLE = 64
+"""Queries that are tried to say how long all will take; a quarter of them alone tells what doesn't grow with them."""
+
+MOST_TRIED = 22
+"""Candidates that those queries are tried with; each one more doubles the time."""
+
+APART_BYTES = 2**29
+"""Up to so much memory each thread has worths of its own for a share of the queries; beyond, each has its share of the
+subsets, and unpacks all queries."""
 
 
 def worth_of_subsets(
@@ -59,26 +66,30 @@ def searched(
     """The worth of all subsets over some queries."""
     num_models, gains = target_PM.shape[1], live.gains
     low = int(low_models(num_models))
-    prefix_bits = min(num_models - low, max(0, live.threads - 1).bit_length())
+    shares = live.threads if live.threads * 8 << num_models <= APART_BYTES else 1
+    prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, live.threads - 1).bit_length())
     leaves = 1 << (num_models - low - prefix_bits)
-    worth_PLS = np.zeros((1 << prefix_bits, leaves, 1 << low), np.int64)
+    worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), np.int64)
 
-    def work(prefix: int) -> None:
+    def work(share: int, prefix: int) -> None:
         nodes = np.zeros(2 * leaves, np.int64)
+        worth_LS = worth_TPLS[share, prefix]
         for chunk, chunk_rows in zip(live.chunks, rows, strict=True):
-            own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)]
+            own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)][share::shares]
             own = own[live.pair_first_Q[own + 1] > live.pair_first_Q[own]]
             if len(own):
                 walk(own, live.pair_first_Q, live.first_P, live.last_P, live.always_P, chunk_rows, target_PM,
                      gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits, nodes,
-                     worth_PLS[prefix])  # fmt: skip
-        for node in range(2, 2 * leaves, 2):
-            nodes[node : node + 2] += nodes[node // 2]
-        worth_PLS[prefix] += nodes[leaves:, None]
+                     worth_LS)  # fmt: skip
+        first = 1  # of a level of the heap: what a branch is worth, all that is below it is worth, too
+        while first < leaves:
+            nodes[2 * first : 4 * first] += np.repeat(nodes[first : 2 * first], 2)
+            first *= 2
+        worth_LS += nodes[leaves:, None]
 
     with ThreadPoolExecutor(live.threads) as workers:
-        list(workers.map(work, range(1 << prefix_bits)))
-    worth_S = worth_PLS.reshape(-1)
+        list(workers.map(work, *zip(*np.ndindex(shares, 1 << prefix_bits), strict=True)))
+    worth_S = worth_TPLS.sum(axis=0).reshape(-1) if shares > 1 else worth_TPLS.reshape(-1)
     worth_S[0] = 0
     return worth_S
 
@@ -86,14 +97,22 @@ def searched(
 def expected_s(live: Live, models: Sequence[int]) -> float:
     """How long all subsets will take, from some of the queries."""
     queries = np.unique(np.linspace(0, live.num_queries - 1, min(SAMPLE, live.num_queries)).astype(int))
-    fewer = models[: max(1, len(models) - LEFT_OUT)]
-    rows = [restricted(chunk.rows, fewer, None) for chunk in live.chunks]
-    target_PM = restricted(live.target_PM, fewer, None)
-    searched(live, rows, target_PM, queries[:1])  # compiles, or reads what was compiled
+    tried = models[:MOST_TRIED]
     began = time.perf_counter()
-    searched(live, rows, target_PM, queries)
-    share = len(queries) / live.num_queries
-    return (time.perf_counter() - began) / share * 2.0 ** (len(models) - len(fewer))
+    rows = [restricted(chunk.rows, tried, None) for chunk in live.chunks]
+    target_PM = restricted(live.target_PM, tried, None)
+    once_s = time.perf_counter() - began
+
+    def takes_s(some: NDArray[np.int64]) -> float:
+        began = time.perf_counter()
+        searched(live, rows, target_PM, some)
+        return time.perf_counter() - began
+
+    few = queries[::4]
+    takes_s(few[:1])  # compiles, or reads what was compiled
+    few_s, all_s = takes_s(few), takes_s(queries)
+    each_s = (all_s - few_s) / max(1, len(queries) - len(few))
+    return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
 
 
 def bits(subset: int) -> list[int]:

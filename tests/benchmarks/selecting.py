@@ -9,6 +9,7 @@ after the first use on a machine.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -200,14 +201,17 @@ def intervals(live: Live, selection: greedy.Selection) -> tuple[float, float]:
 
 
 def growth() -> None:
-    """How time and memory grow with candidates, queries and clips."""
+    """How time and memory grow with candidates, queries and clips; the last rows are parts of 100,000 clips' work."""
     say("candidates  queries    clips    pool GB  compression s  20 steps s  kept %  kept / pool")
     sizes = [(10, 5225, 1045), (100, 5225, 1045), (300, 5225, 1045), (1000, 5225, 1045), (100, 1000, 1045),
-             (100, 20000, 1045), (100, 1000, 10000), (30, 500, 100_000)]  # fmt: skip
+             (100, 20000, 1045), (100, 1000, 10000), (30, 500, 100_000), (300, 50, 100_000), (1000, 100, 100_000)]  # fmt: skip
     for candidates, queries, clips in sizes:
+        gigabytes = candidates * queries * clips * 4 / 1e9
         with tempfile.TemporaryDirectory() as scratch:
+            if shutil.disk_usage(scratch).free < 1.1e9 * gigabytes:
+                say(f"{candidates:10} {queries:8} {clips:8} {gigabytes:10.2f} left out: the disk has no room for it")
+                continue
             pool = pool_of(candidates, queries, clips, Path(scratch))
-            gigabytes = candidates * queries * clips * 4 / 1e9
             compress_s, live = timed(lambda pool=pool: compress(pool, "map10"), 1)
             select_s, _ = timed(lambda live=live: greedy.select(live, greedy.Rules(max_size=STEPS)), 1)
             say(
