@@ -204,7 +204,8 @@ def growth() -> None:
     """How time and memory grow with candidates, queries and clips; the last rows are parts of 100,000 clips' work."""
     say("candidates  queries    clips    pool GB  compression s  20 steps s  kept %  kept / pool")
     sizes = [(10, 5225, 1045), (100, 5225, 1045), (300, 5225, 1045), (1000, 5225, 1045), (100, 1000, 1045),
-             (100, 20000, 1045), (100, 1000, 10000), (30, 500, 100_000), (300, 50, 100_000), (1000, 100, 100_000)]  # fmt: skip
+             (100, 20000, 1045), (100, 1000, 10000), (30, 500, 100_000), (300, 50, 100_000),
+             (1000, 100, 100_000)]  # fmt: skip
     for candidates, queries, clips in sizes:
         gigabytes = candidates * queries * clips * 4 / 1e9
         with tempfile.TemporaryDirectory() as scratch:
