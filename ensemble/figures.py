@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import UserError
 from ensemble.matrices import Matrices
 from trainables import retrieval
 from trainables.retrieval import PerQuery, Relevance
@@ -23,8 +24,17 @@ def fuse(pool: Matrices, weights: Sequence[float], first: int, last: int) -> NDA
     members = [model for model, weight in enumerate(weights) if weight]
     fused_QA = np.zeros((last - first, pool.num_clips))
     for model in members:
-        fused_QA += weights[model] * pool.reads[model](first, last).astype(np.float64)
+        fused_QA += weights[model] * finite(pool, model, first, last)
     return fused_QA
+
+
+def finite(pool: Matrices, model: int, first: int, last: int) -> NDArray[np.float64]:
+    """A candidate's scores of some queries [last - first, A]. Raises UserError where one isn't finite."""
+    scores_QA = pool.reads[model](first, last).astype(np.float64)
+    if not np.isfinite(scores_QA).all():
+        query = first + int(np.argmin(np.isfinite(scores_QA).all(axis=1)))
+        raise UserError(f"{pool.names[model]} on {pool.split}: query {query} has a score that isn't finite")
+    return scores_QA
 
 
 def ranks(pool: Matrices, weights: Sequence[float]) -> NDArray[np.int64]:
@@ -39,7 +49,7 @@ def ranks_along(pool: Matrices, history: Sequence[int]) -> NDArray[np.int64]:
     """The rank of each pair's clip after each step of an ensemble that grows by a candidate at a time [S, P]."""
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
     for first, last, own_P, part in parts(pool):
-        scores = {model: pool.reads[model](first, last).astype(np.float64) for model in set(history)}
+        scores = {model: finite(pool, model, first, last) for model in set(history)}
         fused_QA = np.zeros((last - first, pool.num_clips))
         for step, model in enumerate(history):
             fused_QA += scores[model]

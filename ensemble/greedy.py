@@ -48,6 +48,8 @@ class Rules:
             raise ValueError(f"bag_share is {self.bag_share}: it has to lie above 0, up to 1")
         if self.among < 0:
             raise ValueError(f"among is {self.among}: it can't be negative")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it can't be negative")
         if self.bags < 0:
             raise ValueError(f"bags is {self.bags}: it can't be negative")
 

@@ -105,7 +105,11 @@ def find(arguments: argparse.Namespace, runs: Runs) -> tuple[Ledger, list[Sweep]
         sweeps = [ledger.sweep(name) for name in arguments.sweep or [None]]
         arguments.sweep = [sweep.name for sweep in sweeps]
     trials = pool.find_candidates(ledger, sweeps, arguments.filter) if sweeps else []
-    candidates = [*trials, *(candidate for folder in arguments.pool for candidate in pool.find_files(folder))]
+    files = [candidate for folder in arguments.pool for candidate in pool.find_files(folder)]
+    absent = [path for candidate in files if not (path := candidate.file("test")).exists()]
+    if absent and not arguments.no_test:
+        raise UserError(f"{absent[0]} is absent: add it, or choose without a look at test (--no-test)")
+    candidates = [*trials, *files]
     return ledger, sweeps, candidates
 
 

@@ -123,6 +123,15 @@ def test_what_is_wrong_is_named(select, folder, tmp_path, file, content, why):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_wrong_with_test_is_named_and_nothing_is_written(select, folder, tmp_path):
+    np.save(folder / "test" / "ours.npy", np.full((QUERIES, CLIPS), np.nan, np.float32))
+    assert re.search("error: ours on .*test: query 0 has a score that isn't finite", select("--method", "all"))
+    (folder / "test" / "ours.npy").unlink()
+    assert re.search("ours.npy is absent: add it, or choose without a look at test", select())
+    assert not (tmp_path / "out").exists()
+    assert "Wrote" in select("--no-test")
+
+
 def test_an_empty_split_is_named(select, folder):
     for name in ("ours", "theirs", "third"):
         np.save(folder / "validation" / f"{name}.npy", np.zeros((0, CLIPS), np.float32))
@@ -146,6 +155,7 @@ def test_weights_that_are_negative_are_named(select, tmp_path):
     [
         (("--method", "exact", "--bags", 3), "--bags: that is for --method greedy"),
         (("--bag-share", 0.5), "--bag-share: that is for --bags"),
+        (("--bags", 2, "--seed", -1), "seed is -1"),
         (("--split", "test"), "--split is for --evaluate"),
         (("--folds", 1), "two or more"),
         (("--folds", 500), "can't make 500 folds"),
