@@ -77,8 +77,7 @@ class Trial:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
-        if self.final_epoch is not None:
-            self.check_final_epoch(self.final_epoch)
+        self.check_final_epoch()
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
             self.pretraining.audio,
             self.pretraining.text,
@@ -86,10 +85,12 @@ class Trial:
         ):
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
 
-    def check_final_epoch(self, epoch: int) -> None:
-        """Raise UserError where training can't end after an epoch without validation."""
-        if not 1 <= epoch <= self.schedule.epochs:
-            raise UserError(f"final_epoch is {epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
+    def check_final_epoch(self) -> None:
+        """Raise UserError where training can't end after the final epoch without validation."""
+        if self.final_epoch is None:
+            return
+        if not 1 <= self.final_epoch <= self.schedule.epochs:
+            raise UserError(f"final_epoch is {self.final_epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
         if not isinstance(self.schedule, Schedule):
             raise UserError("final_epoch: a schedule that goes by validation losses needs validation; use another one")
 
