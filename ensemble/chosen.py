@@ -64,8 +64,10 @@ def member_json(candidate: Candidate, weight: float) -> dict[str, Any]:
     return found | {"folder": str(candidate.folder)}
 
 
-def members_json(candidates: Sequence[Candidate], live: Live, selection: Selection) -> list[dict[str, Any]]:
-    """The members with their shares in the ensemble, the heaviest first."""
+def members_json(
+    candidates: Sequence[Candidate], live: Live, selection: Selection, ledger: Ledger
+) -> list[dict[str, Any]]:
+    """The members with their shares in the ensemble, the heaviest first, and with what it takes to train them again."""
     return [
         member_json(candidates[member.candidate], member.weight)
         | {
@@ -74,6 +76,7 @@ def members_json(candidates: Sequence[Candidate], live: Live, selection: Selecti
             "without": member.without,
             "shapley": member.shapley,
         }
+        | (ledger.recipe(run) if (run := candidates[member.candidate].run) else {})
         for member in explanation.members(live, selection)
     ]
 

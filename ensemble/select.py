@@ -150,7 +150,7 @@ def choose(arguments: argparse.Namespace) -> None:
     selection = greedy.select(live, rules)
     others = chosen.compared(rules, len(candidates)) if arguments.compare else {}
     compared = {name: greedy.select(live, other) for name, other in others.items()}
-    ensemble = describe(candidates, validation, live, selection, compared, arguments)
+    ensemble = describe(candidates, validation, live, selection, compared, ledger, arguments)
     if arguments.folds:
         live_of, redoes_epochs = redoing_epochs(ledger, candidates, live, arguments)
         fold_Q = honesty.folds_of(live.group_Q, arguments.folds)
@@ -189,6 +189,7 @@ def describe(
     live: Live,
     selection: Selection,
     compared: Mapping[str, Selection],
+    ledger: Ledger,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """All that ensemble.json holds of the choice; test isn't looked at."""
@@ -196,7 +197,7 @@ def describe(
     best = live.best_first()[0]
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
     found, others = chosen.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
-    members = chosen.members_json(candidates, live, selection)
+    members = chosen.members_json(candidates, live, selection, ledger)
     ensemble = {
         "format_version": chosen.FORMAT_VERSION,
         "pool": " and ".join([*(arguments.sweep or []), *map(str, arguments.pool)]),

@@ -59,7 +59,7 @@ def seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
     audio = epoch.segments * flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
     text = epoch.pairs * flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
     rate = gpu.tflops * 1e12 * gpu.used * (1.0 if trial.precision == "bfloat16" else 0.5)
-    return trial.schedule.epochs * (audio + text) / rate
+    return trial.epochs * (audio + text) / rate
 
 
 @functools.cache

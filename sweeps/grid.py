@@ -3,6 +3,7 @@
 python sweeps/grid.py [--space demo] [--corpus synthetic] [--store DIR] [--runs DIR] [--name SWEEP]
 python sweeps/grid.py --dry-run ...                  # what would be run, what that shares, and what it would take
 python sweeps/grid.py --status [--runs DIR] [--name SWEEP]    # how far a sweep is, from another shell
+python sweeps/grid.py --retrain ensemble.json --store DIR ...   # its members once more, on all splits
 
 A sweep that was ended goes on when the same command is given again: finished trials aren't run again, by whatever sweep
 they were run, and interrupted ones go on from their last checkpoints.
@@ -13,7 +14,7 @@ import datetime
 import os
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -23,11 +24,13 @@ from rich.table import Table
 
 from data.errors import UserError, positive, run_command
 from data.prepare import prepare_if_absent, start_ray
+from data.shards import write_json
 from data.splits import add_arguments as add_split_arguments
 from data.splits import find_splits
 from data.storage import Location, Store
-from sweeps import estimate, tuning
+from sweeps import estimate, retraining, tuning
 from sweeps.progress import Display, Line, status, table
+from sweeps.retraining import From, Member
 from sweeps.spaces import check, named, space, with_seeds
 from sweeps.tuning import QUIET_TUNE, Sweep
 from trainables import encoders
@@ -43,8 +46,13 @@ from trainables.trial import Precision, Trial
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
+DEFAULT_SPACE = "demo"
+
 ASK_EVERY_S = 5.0
 """While another command trains what this one waits for."""
+
+TrialsOf = Callable[[Sequence[Bundle]], list[Trial]]
+"""The cluster's nodes -> the trials of a sweep."""
 
 Stages = list[dict[str, Trial]]
 """The trials of each stage by signature: pretrainings, then fine-tunings."""
@@ -96,12 +104,12 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
             unfinished.append(trial.name)
         else:
             rows.append((best_metrics(ledger.client, run.info.run_id), trial.name, signature))
-    rows.sort(key=lambda row: (-row[0]["map10"], row[2]))
+    rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
     shown = Table(title="Finished trials, on the validation split", title_justify="left", box=None)
     for heading in ("trial", "best epoch", *COLUMNS.values(), "signature"):
         shown.add_column(heading, justify="left" if heading in ("trial", "signature") else "right", no_wrap=True)
     for metrics, name, signature in rows:
-        values = [f"{100 * metrics[column]:.2f}" for column in COLUMNS]
+        values = [f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS]
         shown.add_row(name, f"{metrics['best_epoch']:.0f}", *values, signature)
     Console(width=max(160, Console().width)).print(shown)
     for name in unfinished:
@@ -113,14 +121,13 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     store, weights = whole.location, arguments.weights.resolve() if arguments.weights else None
-    prepare_if_absent(arguments.corpus, whole)
-    splits = find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
-    trials_of, ledger = space(arguments.space), create_ledger(runs, arguments.tracking_uri)
+    members = retraining.members(arguments.retrain, arguments.retrain_from) if arguments.retrain else []
+    trials_of = the_members(members) if members else trials_of_space(arguments, whole)
+    ledger = create_ledger(runs, arguments.tracking_uri)
     start_ray()
     found = nodes()
-    precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
-    named_trials = check(trials_of(splits, precision))
-    wanted = check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
+    wanted = trials_of(found)
+    precision = wanted[0].precision
     stages = by_stage(wanted, store, weights)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
     finished = {signature for signature in every if ledger.finished(signature)}
@@ -132,7 +139,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
     require_encoders(todo.values(), weights)
     resources = resources_by_stage(arguments, found, max((len(stage) for stage in stages), default=1))
-    say(f"Sweep {arguments.name}: space {arguments.space} on corpus {arguments.corpus}")
+    what = f"retraining {arguments.retrain}" if members else f"space {arguments.space} on corpus {arguments.corpus}"
+    say(f"Sweep {arguments.name}: {what}")
     say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run")
     say(f"  {what_each_gets(resources, found, arguments.max_concurrent)}, in {precision}")
     say(f"  corpus in {whole}, results in {runs}")
@@ -145,6 +153,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     description = {
         "space": arguments.space,
         "corpus": arguments.corpus,
+        "retrain": str(arguments.retrain) if members else None,
         "store": str(whole),
         "trials": {
             signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
@@ -170,10 +179,49 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         ledger.give_up(run_id, "FAILED")
     else:
         ledger.finish(run_id)
+        if members:
+            write_retrained(arguments, members, stages, ledger, runs)
     say()
     say(f"To look at the runs:  {look_command(ledger.tracking_uri)}")
-    say(f"Next:                 {next_command(arguments)}")
+    if not members:
+        say(f"Next:                 {next_command(arguments)}")
     return 1 if num_unfinished else 0
+
+
+def trials_of_space(arguments: argparse.Namespace, whole: Store) -> TrialsOf:
+    """What gives the trials of a named space, with the seeds that are asked for."""
+    prepare_if_absent(arguments.corpus, whole)
+    splits = find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
+    named_space = space(arguments.space)
+
+    def trials_of(found: Sequence[Bundle]) -> list[Trial]:
+        precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
+        named_trials = check(named_space(splits, precision))
+        return check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
+
+    return trials_of
+
+
+def the_members(members: Sequence[Member]) -> TrialsOf:
+    """What gives the members that are to be trained on all splits. Raises UserError where there are none."""
+    wanted = list(dict.fromkeys(member.trial for member in members if member.is_retrained))
+    if not wanted:
+        raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
+    return lambda found: check(wanted)
+
+
+def write_retrained(
+    arguments: argparse.Namespace, members: Sequence[Member], stages: Stages, ledger: Ledger, runs: Runs
+) -> None:
+    """Write the ensemble.json of the retrained members."""
+    done = {}
+    for signature, trial in (item for stage in stages for item in stage.items()):
+        run = ledger.finished(signature)
+        if run is not None:
+            done[trial] = (signature, run.info.run_id)
+    path = runs.local_folder / "ensembles" / arguments.name / "ensemble.json"
+    write_json(path, retraining.retrained(arguments.retrain, members, done))
+    say(f"Wrote {path}")
 
 
 def run_all(
@@ -248,6 +296,21 @@ def next_command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else [])])
 
 
+def settle_what_is_trained(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """A space, or the members of an ensemble. Raises UserError for options of the one that are given with the other."""
+    if arguments.retrain_from and not arguments.retrain:
+        raise UserError("--retrain-from: that is for --retrain; leave it out")
+    if not arguments.retrain:
+        arguments.space = arguments.space or DEFAULT_SPACE
+        return
+    for name in ("space", "corpus", "seeds", "pretraining_seeds", "precision", "pretrain_on", "hold_out"):
+        if getattr(arguments, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: the ensemble says what is trained; leave it out")
+    if arguments.scheduler != "none":
+        raise UserError("--scheduler: without validation there is nothing to stop trials by; leave it out")
+    arguments.retrain_from = arguments.retrain_from or "pretraining"
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -255,8 +318,18 @@ def main() -> int:
     )
     parser.add_argument(
         "--space",
-        default="demo",
-        help=f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function (default: %(default)s)",
+        help=f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function (default: {DEFAULT_SPACE})",
+    )
+    parser.add_argument(
+        "--retrain",
+        type=Path,
+        metavar="FILE",
+        help="instead of a space: the members of this ensemble.json, on all splits",
+    )
+    parser.add_argument(
+        "--retrain-from",
+        choices=get_args(From),
+        help="what is trained again: both stages (the default), or the fine-tuning alone",
     )
     add_split_arguments(parser)
     ledgers.add_arguments(parser)
@@ -278,6 +351,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.status:
         return show_status(arguments)
+    settle_what_is_trained(arguments, parser)
     arguments.name = arguments.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
     os.environ.update(QUIET_TUNE)
     return run_sweep(arguments)

@@ -167,8 +167,8 @@ class Display:
         line.epoch = max(line.epoch, epoch)
         line.update(metrics)
         self.say(
-            f"{line.name}: epoch {epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}, best validation mAP@10 "
-            f"{metrics['best_map10']:.3f}"
+            f"{line.name}: epoch {epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
+            + (f", best validation mAP@10 {metrics['best_map10']:.3f}" if "best_map10" in metrics else "")
         )
 
     def finished(self, signature: str) -> None:

@@ -176,7 +176,7 @@ def check(wanted: object) -> list[Trial]:
 
     That is: anything but a list of trials, with at least one; a trial that is there twice; trials that don't validate
     and test on the same splits, pretrainings included, as they couldn't be in one pool; and one that is trained on what
-    it is judged by.
+    it is judged by, unless it ends at a given epoch and isn't judged.
     """
     if not isinstance(wanted, list | tuple):
         raise UserError(f"the space gave a {type(wanted).__name__}: it must return a list of trials")
@@ -199,7 +199,8 @@ def check(wanted: object) -> list[Trial]:
                     f"the {role} split of {first_trial.name} is {split}, that of {trial.name} is {other}: a sweep's "
                     f"trials, and their pretrainings, are compared on the same ones"
                 )
-        if heard := {*trial.train} & {trial.validation, trial.test}:
+        heard = {*trial.train} & {trial.validation, trial.test}
+        if heard and trial.final_epoch is None:
             raise UserError(f"{trial.name} would be trained on and judged by {', '.join(sorted(heard))}: leave it out")
     return list(wanted)
 

@@ -73,7 +73,7 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     with Heart(runs, lease, sweep.command):
         if run := ledger.finished(signature):
             return best_metrics(ledger.client, run.info.run_id) | {FINISHED: True}
-        run_id = ledger.claim(trial, signature, sweep.run_id)
+        run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
         resources, callbacks = sweep.resources[trial.stage], [TuneReportCallback()]
         try:
             metrics = fit(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution, callbacks)
@@ -188,7 +188,7 @@ def run(
     queue = Queue(jobs, nodes(), max_concurrent)
     epochs = {trial.stage: 1 for trial in wanted.values()}
     for trial in wanted.values():
-        epochs[trial.stage] = max(epochs[trial.stage], trial.schedule.epochs)
+        epochs[trial.stage] = max(epochs[trial.stage], trial.epochs)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), {"cpu": DRIVER_CPUS}),
         tune_config=tune.TuneConfig(

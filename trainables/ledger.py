@@ -20,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from data.errors import UserError
-from trainables import tracking
+from data.shards import read_json
+from trainables import checkpoint, tracking
 from trainables import trial as trials
 from trainables.embed import Embeddings, read_embeddings
 from trainables.runs import Runs
@@ -82,16 +83,18 @@ class Ledger:
         run = self.trial_run(signature)
         return run if run and run.info.status == "FINISHED" else None
 
-    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None) -> str:
+    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
         """The id of the run that a trial is logged to from now on: the one it has, or a new one.
 
-        Only who holds the trial's lease may ask, or there would be two.
+        `parent` is the signature of its pretraining. Only who holds the trial's lease may ask, or there would be two.
         """
         run = self.trial_run(signature)
         if run is not None:
             self.client.update_run(run.info.run_id, status="RUNNING")
             return str(run.info.run_id)
         tags = {"kind": "trial", "signature": signature, "stage": trial.stage}
+        if parent:
+            tags["pretraining"] = parent
         if sweep_run_id:
             tags["mlflow.parentRunId"] = sweep_run_id
         run_id = str(self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name).info.run_id)
@@ -133,8 +136,20 @@ class Ledger:
 
     def embeddings(self, run: Run, file: str) -> Embeddings:
         """A trial's embeddings of a split: `tracking.VALIDATION_FILE`, `tracking.TEST_FILE` or one of `epochs`."""
+        if "final_epoch" in run.data.params:
+            raise UserError(
+                f"{run.info.run_name!r} was trained on all splits, those that it would be judged by included: there "
+                "are no figures of it; it is for submissions and search"
+            )
         path = self.client.download_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{file}")
         return read_embeddings(Path(path))
+
+    def recipe(self, run: Run) -> dict[str, Any]:
+        """What it takes to train a finished trial again: its config, its best epoch, and that of its pretraining."""
+        path = self.client.download_artifacts(run.info.run_id, checkpoint.TRIAL_FILE)
+        found = {"trial": read_json(Path(path)), "epoch": int(run.data.metrics["best_epoch"])}
+        parent = self.finished(signature) if (signature := run.data.tags.get("pretraining")) else None
+        return found | ({"pretraining_epoch": int(parent.data.metrics["best_epoch"])} if parent else {})
 
     def epochs(self, run: Run) -> list[str]:
         """The files of a trial's validation embeddings, of its epochs in their order; none unless all were kept."""

@@ -155,7 +155,7 @@ def fit_or_give_up(
 ) -> Metrics:
     """Train; where that doesn't come to its end, the ledger says so."""
     try:
-        with ProgressLine(ledger.tracking_uri, run_id, trial.schedule.epochs):
+        with ProgressLine(ledger.tracking_uri, run_id, trial.epochs):
             return fit(trial, lease, None, run_id, site, resources, execution)
     except KeyboardInterrupt:
         ledger.give_up(run_id, "KILLED")

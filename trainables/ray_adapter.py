@@ -223,7 +223,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 device=get_device(),
                 execution=config["execution"],
                 weights=site.weights,
-                watch=watch_of(log, trial.schedule.epochs) if rank == 0 else lambda step: None,
+                watch=watch_of(log, trial.epochs) if rank == 0 else lambda step: None,
                 keep=keep_of(log, lease.signature) if site.keep_epochs else lambda epoch, found: None,
             )
     except UserError as error:

@@ -156,12 +156,17 @@ def log_outcome(
     validation: StoredSplit,
     test: StoredSplit,
 ) -> None:
-    """Log the trial's config and its embeddings of both splits, and read them back. No metric of test is computed."""
+    """Log the trial's config and its embeddings of both splits, and read them back. No metric of test is computed.
+
+    What it has been trained on isn't embedded: no figure on it would mean anything.
+    """
+    wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
+              if split.name not in trial.heard]  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE)):
+        for split, name in wanted:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
         write_json(folder / checkpoint.TRIAL_FILE, trials.to_json(trial))
         client.log_artifacts(run_id, str(folder))
-        for name in (VALIDATION_FILE, TEST_FILE):
+        for _, name in wanted:
             read_embeddings(Path(client.download_artifacts(run_id, f"{EMBEDDINGS_FOLDER}/{name}")))

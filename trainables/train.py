@@ -21,7 +21,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.exclusions import excluded
 from data.schema import SAMPLE_RATE_HZ
-from data.shards import open_split
+from data.shards import StoredSplit, open_split
 from data.storage import Location
 from trainables import checkpoint, gradient_cache, model, retrieval
 from trainables.checkpoint import Progress, Snapshot, Weights
@@ -99,7 +99,7 @@ def train(
     watch: Watch = lambda step: None,
     keep: Keep = lambda epoch, embeddings: None,
 ) -> DualEncoder:
-    """Train a trial to its end; the model of the best epoch by validation mAP@10 is returned.
+    """Train a trial to its end; the model of the best epoch by validation mAP@10, or of its final one, is returned.
 
     `pretrained` is the folder of the model that a fine-tuning starts from, `resume_from` a checkpoint of this very
     training, `weights` a folder of published checkpoints; `watch` and `keep` are told of steps and epochs. With several
@@ -124,7 +124,7 @@ def train(
     distributed = on_several_ranks(network, trial, device) if world_size > 1 else network
     clock = Clock(execution.checkpoint_every_s, device)
 
-    while not trial.schedule.is_over(progress.epochs_done, progress.validation_losses):
+    while not trial.is_over(progress.epochs_done, progress.validation_losses):
         epoch = progress.epochs_done
         network.train()
         batches = pairs.epoch_batches(epoch, trial.batch_size)
@@ -151,17 +151,15 @@ def train(
 
         took, metrics = clock.epoch(), Metrics()
         if rank == 0:
-            embeddings = embed(network, trial, "", validation)
-            metrics = validate(network, embeddings)
-            keep(epoch + 1, embeddings)
-            if metrics["map10"] > progress.best_map10:
-                progress.best_map10, progress.best_epoch = metrics["map10"], epoch + 1
+            metrics = validate(network, trial, validation, epoch, keep)
+            if trial.final_epoch or metrics["map10"] > progress.best_map10:
+                progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
                 best = checkpoint.weights_of(network)
             metrics |= {
                 "epoch": epoch + 1,
-                "epochs": trial.schedule.epochs,
+                "epochs": trial.epochs,
                 "best_epoch": progress.best_epoch,
-                "best_map10": progress.best_map10,
+                **({} if trial.final_epoch else {"best_map10": progress.best_map10}),
                 "train_loss": progress.loss_sum / len(batches),
                 "temperature": float(network.temperature.detach()),
                 "learning_rate": optimizer.param_groups[0]["lr"],
@@ -372,8 +370,15 @@ def snapshot(
     return checkpoint.snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
 
-def validate(network: DualEncoder, embeddings: Embeddings) -> Metrics:
-    """Retrieval metrics on a split, and the loss of the whole split as one batch."""
+def validate(network: DualEncoder, trial: Trial, split: StoredSplit, epoch: int, keep: Keep) -> Metrics:
+    """Retrieval metrics on the validation split, and the loss of the whole split as one batch.
+
+    There are none of a trial that ends at a given epoch: it may have been trained on that split.
+    """
+    if trial.final_epoch:
+        return {}
+    embeddings = embed(network, trial, "", split)
+    keep(epoch + 1, embeddings)
     relevant = retrieval.relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
     metrics = retrieval.evaluate(embeddings.scores(), relevant, METRICS)
     audio_PD = torch.from_numpy(embeddings.audio_AD[relevant.clip_P])

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -57,6 +58,7 @@ class Trial:
     clip_norm: float | None = None  # of all gradients together; None: they aren't clipped, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
+    final_epoch: int | None = None  # it ends after that epoch, and nothing is validated: for training on all there is
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -75,6 +77,7 @@ class Trial:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
+        self.check_final_epoch()
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
             self.pretraining.audio,
             self.pretraining.text,
@@ -82,10 +85,33 @@ class Trial:
         ):
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
 
+    def check_final_epoch(self) -> None:
+        """Raise UserError where training can't end after the final epoch without validation."""
+        if self.final_epoch is None:
+            return
+        if not 1 <= self.final_epoch <= self.schedule.epochs:
+            raise UserError(f"final_epoch is {self.final_epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
+        if not isinstance(self.schedule, Schedule):
+            raise UserError("final_epoch: a schedule that goes by validation losses needs validation; use another one")
+
     @property
     def stage(self) -> str:
         """'pretraining' or 'fine-tuning'."""
         return "fine-tuning" if self.pretraining else "pretraining"
+
+    @property
+    def epochs(self) -> int:
+        """How many it is trained for, at most."""
+        return self.final_epoch or self.schedule.epochs
+
+    def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
+        """Whether training ends after `epoch` epochs, which had these losses."""
+        return epoch >= self.epochs or self.schedule.is_over(epoch, validation_losses)
+
+    @property
+    def heard(self) -> set[str]:
+        """The splits that it, or its pretraining, is trained on."""
+        return {*self.train, *(self.pretraining.heard if self.pretraining else ())}
 
     @property
     def name(self) -> str:
@@ -94,13 +120,17 @@ class Trial:
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
+        parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []
         return " ".join([*parts, f"seed {self.seed}"])
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
-    """The trial as JSON."""
+    """The trial as JSON; without a final epoch where it has none."""
+    fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
+    if trial.final_epoch is None:
+        del fields["final_epoch"]
     return {
-        **{field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)},
+        **fields,
         "audio": encoders.to_json(trial.audio),
         "text": encoders.to_json(trial.text),
         "train": list(trial.train),

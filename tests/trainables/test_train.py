@@ -292,6 +292,21 @@ def test_the_best_epoch_by_map10_is_returned(trial, store, tmp_path, seed):
     assert [(m["best_epoch"], m["best_map10"]) for m in one.epochs][-1] == (best, max(scores))
 
 
+def test_a_final_epoch_ends_a_training_on_its_schedule_without_validation(run, long_trial, store, tmp_path):
+    """Also where it is on what it would be judged by."""
+    ended = Run(replace(long_trial, final_epoch=2), store, tmp_path / "ended")
+    assert equal(ended.network.state_dict(), run.weights(2))
+    assert not {*METRICS, "validation_loss", "best_map10"} & {name for metrics in ended.epochs for name in metrics}
+    assert [metrics["best_epoch"] for metrics in ended.epochs] == [1, 2]
+    everything = (*long_trial.train, long_trial.validation, long_trial.test)
+    on_all = replace(long_trial, train=everything, final_epoch=2, paraphrase_probability=0)
+    assert on_all.heard == set(everything)
+    whole = Run(on_all, store, tmp_path / "whole")
+    assert sum(step.num_pairs for step in whole.steps) == 2 * 5 * (13 + 6 + 6)
+    again = Run(on_all, store, tmp_path / "again", resume_from=whole.folder / "1")
+    assert equal(again.network.state_dict(), whole.network.state_dict())
+
+
 def test_a_best_epoch_from_before_an_interruption_is_kept(run, long_trial, store, tmp_path):
     """An unbeatable first epoch: the checkpoints after it carry its weights along."""
     start = tmp_path / "start"

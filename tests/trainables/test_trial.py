@@ -54,7 +54,8 @@ def fine_tuning(trial) -> Trial:
 def test_a_trial_survives_json(trial, fine_tuning):
     twice = replace(fine_tuning, pretraining=fine_tuning)
     plateau = replace(trial, schedule=Plateau(3e-3, 1e-4, 2, 0.1, 5, 0.0, 0.0, 10, 60))
-    for one in (trial, fine_tuning, twice, published(trial), plateau):
+    final = replace(fine_tuning, final_epoch=1, pretraining=replace(fine_tuning.pretraining, final_epoch=2))
+    for one in (trial, fine_tuning, twice, published(trial), plateau, final):
         assert from_json(json.loads(json.dumps(to_json(one)))) == one
 
 
@@ -88,6 +89,9 @@ def test_settings_that_a_trial_does_not_have_are_refused(trial, change, message)
         ({"longest_audio_s": 0.0}, "longest_audio_s is 0.0"),
         ({"precision": "float16"}, "precision is 'float16': it must be float32 or bfloat16"),
         ({"seed": -1}, "seed is -1"),
+        ({"final_epoch": 0}, "final_epoch is 0: it must be from 1 to epochs"),
+        ({"final_epoch": 99}, "final_epoch is 99"),
+        ({"final_epoch": 1, "schedule": Plateau(3e-3, 1e-4, 2, 0.1, 5, 0.0, 0.0, 10, 60)}, "goes by validation losses"),
         ({"embedding_size": 8}, "pretraining's encoders and embedding size"),
         ({"audio": passt.VARIANTS["tiny"]}, "pretraining's encoders and embedding size"),
         ({"text": huggingface.VARIANTS["bert-base"]}, "pretraining's encoders and embedding size"),
