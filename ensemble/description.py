@@ -86,6 +86,7 @@ def describe(system: System, given: Given) -> dict[str, Any]:
     trials = [member.trial for member in system.members]
     stages = [stage for trial in trials for stage in stages_of(trial)]
     number = len(system.members)
+    parameters = {member.candidate.signature: member.parameters for member in system.members}
     last = given.label.rpartition("_")[2]
     return {
         "submission": {
@@ -111,9 +112,9 @@ def describe(system: System, given: Given) -> dict[str, Any]:
                 "metric_monitored": joined(f"mAP@10 on {trial.validation}" for trial in trials),
                 "ensemble": FUSIONS_TOLD[system.fusion] if number > 1 else None,
                 "ensemble_size": number,
-                "ensemble_members": [member_json(member) for member in system.members],
+                "ensemble_members": [member_json(member, system) for member in system.members],
             },
-            "complexity": {"total_parameters": sum(member.parameters for member in system.members)},
+            "complexity": {"total_parameters": sum(parameters.values())},
             "external_datasets": external(stages),
             "source_code": given.source_code,
         },
@@ -140,11 +141,11 @@ def augmentations(trial: Trial) -> list[str]:
     return told
 
 
-def member_json(member: Member) -> dict[str, Any]:
+def member_json(member: Member, system: System) -> dict[str, Any]:
     """A member as the description lists it; its figure on validation is the ledger's."""
     told = {
         "name": member.candidate.name,
-        "weight": float(member.weight),
+        "weight": round(member.weight / sum(other.weight for other in system.members), 4),
         "audio_modelling": f"{encoders.label(member.trial.audio)}, segments of {member.trial.audio.segment_s:g} s",
         "word_embeddings": encoders.label(member.trial.text),
         "parameters": member.parameters,

@@ -18,8 +18,11 @@ import yaml
 from data.errors import UserError
 from ensemble.challenges import Evaluation
 
+Look = Callable[[bytes, str, Evaluation], Iterator[str]]
+"""A file's contents, its system's label and what was asked -> what is wrong with it."""
+
 MOST_NAMED = 5
-"""Of problems of one kind in one file; the rest are counted."""
+"""Of the problems of one table; the rest are counted."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -77,12 +80,12 @@ def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
     for label, own in systems.items():
         if not form.fullmatch(label):
             found.append(f"{label} isn't a label: LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4, is one")
-        for ending, look in (("output.csv", LOOKS[challenge]), ("meta.yaml", look_at_description)):
+        for ending, look in (("output.csv", look_at_output(challenge)), ("meta.yaml", look_at_description)):
             if ending not in own:
                 found.append(f"{label}.{ending} is missing")
                 continue
             name, data = own[ending]
-            found += [f"{name}: {problem}" for problem in look_at_text(data) or few(look(data, label, evaluation))]
+            found += [f"{name}: {problem}" for problem in look_at_text(data) or look(data, label, evaluation)]
     return found
 
 
@@ -187,10 +190,10 @@ def look_at_captions(given: Sequence[str], wanted: Sequence[str]) -> Iterator[st
             yield f"caption {caption[:80]!r} occurs {there[caption]} times: it has to occur {asked[caption]} times"
 
 
-LOOKS: dict[str, Callable[[bytes, str, Evaluation], Iterator[str]]] = {
-    "dcase2023": look_at_ranking,
-    "dcase2025": look_at_matrix,
-}
+def look_at_output(challenge: str) -> Look:
+    """What looks through a challenge's output, and tells the first few problems."""
+    look: Look = {"dcase2023": look_at_ranking, "dcase2025": look_at_matrix}[challenge]
+    return lambda data, label, evaluation: few(look(data, label, evaluation))
 
 
 def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
