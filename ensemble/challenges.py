@@ -97,10 +97,8 @@ def best_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
 
 
 def ranked_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[Any]]:
-    """The rows of 2023's output, header included. Raises UserError where there are fewer than ten files."""
+    """The rows of 2023's output, header included."""
     files = evaluation.files
-    if len(files) < RANKED:
-        raise UserError(f"{evaluation.split} has {len(files)} files: a row of this format ranks {RANKED}")
     yield ["caption", *(f"fname_{rank}" for rank in range(1, RANKED + 1))]
     for query, columns in zip(evaluation.queries, best_files(scores_QF, RANKED).tolist(), strict=True):
         yield [query, *(files[column] for column in columns)]
@@ -115,13 +113,17 @@ def score_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[A
 
 @dataclass(frozen=True)
 class Challenge:
-    """A year's challenge: how labels call its task, and what an output's rows are."""
+    """A year's challenge: how labels call its task, what an output's rows are, and how many files a row needs."""
 
     task: str
     rows: Callable[[Scores, Evaluation], Iterator[Sequence[Any]]]
+    fewest_files: int
 
 
-CHALLENGES = {"dcase2023": Challenge("task6b", ranked_rows), "dcase2025": Challenge("task6", score_rows)}
+CHALLENGES = {
+    "dcase2023": Challenge("task6b", ranked_rows, fewest_files=RANKED),
+    "dcase2025": Challenge("task6", score_rows, fewest_files=1),
+}
 
 
 def challenge(name: str) -> Challenge:
@@ -129,6 +131,13 @@ def challenge(name: str) -> Challenge:
     if name not in CHALLENGES:
         raise unknown_name("format", name, sorted(CHALLENGES))
     return CHALLENGES[name]
+
+
+def require_files(name: str, evaluation: Evaluation) -> None:
+    """Raise UserError where an evaluation set has too few files for a challenge's format."""
+    fewest, number = challenge(name).fewest_files, len(evaluation.files)
+    if number < fewest:
+        raise UserError(f"{evaluation.split} has {number} files: a row of {name} ranks {fewest}")
 
 
 def output_name(label: str) -> str:

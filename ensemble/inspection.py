@@ -113,6 +113,11 @@ def few(found: Iterable[str]) -> Iterator[str]:
         yield f"and {len(told) - MOST_NAMED} problems more"
 
 
+def one_line(error: Exception) -> str:
+    """The beginning of what an error says, which may quote a whole row."""
+    return " ".join(str(error).split())[:200]
+
+
 def look_at_text(data: bytes) -> list[str]:
     """What is wrong with a file as text."""
     if data.startswith(BOM):
@@ -140,7 +145,7 @@ def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
-        yield f"it isn't a table: {error}"
+        yield f"it isn't a table: {one_line(error)}"
         return
     header = ["caption", "fname_1", "fname_2", "fname_3", "fname_4", "fname_5",
               "fname_6", "fname_7", "fname_8", "fname_9", "fname_10"]  # fmt: skip
@@ -162,7 +167,7 @@ def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[
     try:
         table = read_table(data, numbers=True)
     except pa.ArrowInvalid as error:
-        yield f"it isn't a table of scores: {error}"
+        yield f"it isn't a table of scores: {one_line(error)}"
         return
     first, *names = table.column_names
     if first != "index":
@@ -201,7 +206,7 @@ def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iter
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
-        yield f"it isn't YAML: {' '.join(str(error).split())}"
+        yield f"it isn't YAML: {one_line(error)}"
         return
     if at(value, "submission.label") != label:
         yield f"submission.label is {at(value, 'submission.label')!r}: its file is named {label!r}"

@@ -24,14 +24,15 @@ if __name__ == "__main__":
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.errors import UserError, run_command
 from data.shards import StoredSplit, open_split
 from data.storage import Store
 from ensemble import challenges, inspection
-from ensemble.challenges import CHALLENGES, MOST_SYSTEMS, Evaluation
+from ensemble.challenges import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
 from ensemble.description import Given, describe, label_of, read_authors
 from ensemble.systems import System, embed_all, fused, read_system, refuse_what_was_heard
 from trainables import ledger as ledgers
@@ -44,27 +45,28 @@ SPLIT = "clotho/challenge"
 """Both years' sentences and clips: the predictions of 2025's baseline, too, are of retrieval_audio and its captions."""
 
 
-def write(arguments: argparse.Namespace, split: StoredSplit, evaluation: Evaluation, systems: Sequence[System]) -> Path:
+def write(
+    arguments: argparse.Namespace, evaluation: Evaluation, systems: Sequence[System], scores: Sequence[Scores],
+    authors: Sequence[Mapping[str, Any]],
+) -> Path:  # fmt: skip
     """Write the submission: each system's answers and description, and all of them in one zip."""
-    found = embed_all(systems, split, Runs.of(arguments.runs))
     challenge = challenges.challenge(arguments.format)
-    authors = read_authors(arguments.authors) if arguments.authors else []
     prefix = f"{label_of(arguments.label, authors)}_{challenge.task}"
+    out: Path = arguments.out
     names = []
-    for number, system in enumerate(systems, start=1):
+    for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
         label = f"{prefix}_{number}"
-        scores_QF = challenges.of_all_files(fused(system, found, split), evaluation)
-        challenges.write_csv(arguments.out / challenges.output_name(label), challenge.rows(scores_QF, evaluation))
+        scores_QF = challenges.of_all_files(scores_QA, evaluation)
+        challenges.write_csv(out / challenges.output_name(label), challenge.rows(scores_QF, evaluation))
         given = Given(
             label, nth(arguments.name, number), nth(arguments.abbreviation, number), authors, arguments.source_code
         )
-        challenges.write_yaml(arguments.out / challenges.meta_name(label), describe(system, given))
+        challenges.write_yaml(out / challenges.meta_name(label), describe(system, given))
         names += [challenges.output_name(label), challenges.meta_name(label)]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
-    path: Path = arguments.out / f"{prefix}.zip"
-    challenges.write_zip(path, arguments.out, names)
-    logger.info("Wrote %s", path)
-    return path
+    challenges.write_zip(out / f"{prefix}.zip", out, names)
+    logger.info("Wrote %s", out / f"{prefix}.zip")
+    return out / f"{prefix}.zip"
 
 
 def nth(values: Sequence[str], number: int) -> str | None:
@@ -150,12 +152,21 @@ def main() -> int:
     if arguments.validate:
         return validate(arguments.validate, arguments.format or inspection.guess(arguments.validate), evaluation)
     arguments.format = arguments.format or "dcase2023"
+    challenges.require_files(arguments.format, evaluation)
+    authors = read_authors(arguments.authors) if arguments.authors else []
+    label_of(arguments.label, authors)  # a wrong one is refused before there is work done
     runs = Runs.of(arguments.runs)
     ledger = open_ledger(runs, arguments.tracking_uri)
     systems = [read_system(path, ledger, runs) for path in arguments.ensemble]
     refuse_what_was_heard(systems, split)
     tell_ranked_last(evaluation, split)
-    return validate(write(arguments, split, evaluation, systems), arguments.format, evaluation)
+    found = embed_all(systems, split, runs)
+    scores = [fused(system, found, split) for system in systems]
+    try:
+        path = write(arguments, evaluation, systems, scores, authors)
+    except OSError as error:
+        raise UserError(f"{error.filename or arguments.out} can't be written: {error.strerror or error}") from error
+    return validate(path, arguments.format, evaluation)
 
 
 if __name__ == "__main__":

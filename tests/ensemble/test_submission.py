@@ -245,8 +245,9 @@ def test_equal_scores_are_ranked_by_file_name():
 
 def test_too_few_files_for_a_row_are_refused():
     evaluation = challenges.Evaluation("a/b", ["q"], ["a.wav"], {})
-    with pytest.raises(UserError, match="a/b has 1 files: a row of this format ranks 10"):
-        list(challenges.ranked_rows(np.zeros((1, 1)), evaluation))
+    challenges.require_files("dcase2025", evaluation)
+    with pytest.raises(UserError, match="a/b has 1 files: a row of dcase2023 ranks 10"):
+        challenges.require_files("dcase2023", evaluation)
 
 
 def test_the_description_is_filled_in(entered, submit, tmp_path):
@@ -348,7 +349,10 @@ def without_column(text):
     [
         (lambda text: "\ufeff" + text, "it begins with a byte order mark"),
         (lambda text: text.replace("fname_10", "fname_11"), "its header is 'caption,.*it has to be 'caption,fname_1,"),
-        (lambda text: text.replace(",fname_10", ""), "it isn't a table: CSV parse error: .*Expected 10 columns"),
+        (
+            lambda text: text.replace(",fname_10", ""),
+            "it isn't a table: CSV parse error: .*Expected 10 columns, got 11",
+        ),
         (lambda text: text.rpartition("=1+1")[0], "it has 8 rows: there are 9 captions"),
         (lambda text: text.rpartition("=1+1")[0], "caption '=1.1' occurs 0 times: it has to occur 1 times"),
         (cell(3, 0, lambda row: "Another."), "'A dog barks, twice.' occurs 1 times: it has to occur 2 times"),
@@ -524,6 +528,8 @@ def test_ensembles_that_cant_be_submitted(settings, said, entered, submit, tmp_p
     [
         (["--ensemble", *(f"{n}.json" for n in range(5)), "--out", "o"], "5 systems: at most 4 .*leave out 4.json"),
         (["--ensemble", "absent.json", "--out", "o"], "absent.json can't be read: No such file"),
+        (["--ensemble", "first.json", "--out", "first.json"], "first.json.* can't be written: Not a directory"),
+        (["--ensemble", "first.json", "--out", "o", "--label", "Doe"], "--label 'Doe': give LASTNAME_INSTITUTE"),
         (["--ensemble", "a.json"], "name the folder that the submission goes into with --out"),
         ([], "give --ensemble to write a submission, or --validate"),
         (["--ensemble", "a.json", "--validate", "a.zip"], "give --ensemble to write a submission, or --validate"),
@@ -534,7 +540,8 @@ def test_ensembles_that_cant_be_submitted(settings, said, entered, submit, tmp_p
          "nowhere holds no split 'clotho/challenge' .*prepare it with: python data/prepare.py clotho --store"),
     ],
 )  # fmt: skip
-def test_a_users_mistake_is_one_line(words, said, submit):
+def test_a_users_mistake_is_one_line(words, said, entered, submit, monkeypatch):
+    monkeypatch.chdir(entered)
     status, told = submit(*words, authors=False)
     assert status == 2
     assert re.search(said, told), told
@@ -625,3 +632,53 @@ def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
 
 def test_what_is_looked_for_is_spelled_out_twice():
     assert {name: challenge.task for name, challenge in challenges.CHALLENGES.items()} == inspection.TASKS
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, run_command, cluster):
+    """Clotho in the published layout with the challenge's set, as the command prepares it."""
+    root = write_challenge(tmp_path_factory.mktemp("published"))
+    for split in ("development", "validation", "evaluation"):
+        (root / split).mkdir()
+        soundfile.write(root / split / "a.wav", np.random.default_rng(1).normal(0, 0.1, 8000), 8000)
+        with (root / f"clotho_captions_{split}.csv").open("w", encoding="utf-8", newline="") as file:
+            header = ["file_name", *(f"caption_{number}" for number in range(1, 6))]
+            csv.writer(file).writerows([header, ["a.wav", *("A dog barks." for _ in range(5))]])
+    store = tmp_path_factory.mktemp("prepared")
+    done = run_command("data/prepare.py", "clotho", "--source", root, "--store", store, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.mark.cluster
+def test_a_finished_sweep_enters_a_challenge(swept, prepared, cluster, entered, run_command, tmp_path):
+    runs = shutil.copytree(swept[0], tmp_path / "runs")
+    chosen = run_command("ensemble/select.py", "--runs", runs, "--sweep", "first", "--method", "all", "--folds", 0,
+                         "--out", tmp_path)  # fmt: skip
+    assert chosen.returncode == 0, chosen.stderr
+    whole = json.loads((tmp_path / "ensemble.json").read_text())
+    shards.write_json(tmp_path / "single.json", whole | {"members": [whole["members"][1]]})
+    words = (
+        "ensemble/submission.py", "--ensemble", tmp_path / "ensemble.json", tmp_path / "single.json", "--evaluation",
+        prepared, "--runs", runs, "--out", tmp_path / "out", "--authors", entered / "authors.yaml",
+    )  # fmt: skip
+    number = len(whole["members"])
+    done = run_command(*words, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stderr
+    assert f"{number} members, 0 of them have embedded clotho/challenge before" in done.stderr
+    assert re.search(rf"ranked last, by name: {re.escape(TORN)}: torn", done.stderr)
+    (path,) = (tmp_path / "out").glob("*.zip")
+    found = contents(path)
+    assert len(found) == 4
+    for number_of_system in (1, 2):
+        label = f"DoeMüller_EX_task6b_{number_of_system}"
+        rows = rows_of(found[f"{label}/{label}.output.csv"])[1:]
+        assert [row[0] for row in rows] == CAPTIONS
+        assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
+        figures = yaml.safe_load(found[f"{label}/{label}.meta.yaml"])["results"]["development_testing"]
+        assert figures["mAP@10"] == round(whole["test"]["ensemble"]["map10"], 4)
+    next((runs / "embeddings").iterdir()).unlink()
+    matrix = run_command(*words, "--format", "dcase2025", RAY_ADDRESS=cluster)
+    assert matrix.returncode == 0, matrix.stderr
+    assert f"{number} members, {number - 1} of them have embedded" in matrix.stderr
+    assert f"{len(CAPTIONS)} captions, {len(FILES) + 2} files, nothing wrong" in matrix.stderr
