@@ -75,9 +75,15 @@ def writing(store: Path) -> Iterator[None]:
         raise UserError(f"{problem}; put that right and run it again: it goes on where it stopped") from error
 
 
-def in_parallel(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-    """Call a function with each tuple of arguments on all of the cluster; results come with their place, as they do."""
-    task, waiting, running = ray.remote(function), deque(enumerate(work)), dict[Any, int]()
+def in_parallel(
+    function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
+) -> Iterator[tuple[int, Any]]:
+    """Call a function with each tuple of arguments on all of the cluster; results come with their place, as they do.
+
+    Each call gets so many CPUs and GPUs of one node.
+    """
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
+    waiting, running = deque(enumerate(work)), dict[Any, int]()
     while waiting or running:
         most = max(8, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
         while waiting and len(running) < most:

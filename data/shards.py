@@ -436,6 +436,19 @@ class StoredSplit:
         """What couldn't be used, with the columns of `data.schema.SET_ASIDE`."""
         return self.table("set_aside", self.manifest)
 
+    def undecodable(self) -> dict[str, str]:
+        """The clips whose files couldn't be decoded, by id, and why. A UserError where what says so is gone."""
+        reasons: dict[str, str] = {}
+        for shard in self.clips_manifest["shards"]:
+            name = f"{name_of(self.clips_manifest)}/{Path(shard).with_suffix('.json')}"
+            try:
+                reasons |= json.loads(self.store.read(name))["set_aside"]
+            except FileNotFoundError:
+                raise UserError(
+                    f"{self.store}/{name} is absent: prepare this split again: {prepare_command(self.store, self.name)}"
+                ) from None
+        return reasons
+
     @property
     def sources(self) -> set[str]:
         """Where the recordings come from that the corpus' tables list, with or without a file."""

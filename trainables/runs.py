@@ -4,6 +4,7 @@
     trials/SIGNATURE-NUMBER/    checkpoints of a training under its lease of that number
     leases/SIGNATURE/           who trains a trial (trainables.lease)
     mlflow.db, artifacts/       the tracking store, where no server keeps it
+    embeddings/                 what members of a submission have embedded, on the machine that writes it
 
 An object store is named as s3://bucket/runs, with region, endpoint_override and scheme as in a store's URI; its keys
 come from the environment or from the machine's role, never from the URI.
