@@ -70,6 +70,15 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
     ]
 
 
+def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
+    """The trials of `small`, and each of its fine-tunings with paraphrases, too, as in Figure 2 of the paper."""
+    return [
+        replace(trial, paraphrase_probability=probability)
+        for trial in small(splits, precision)
+        for probability in (0.0, recipes.PAPER_PARAPHRASES)
+    ]
+
+
 def table2(splits: Splits, precision: Precision) -> list[Trial]:
     """Every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
 

@@ -185,12 +185,12 @@ def test_trials_of_one_name_and_different_settings_are_fine(tuned):
 
 
 def test_the_names_are_those_of_the_functions():
-    assert set(spaces.named()) == {"demo", "full", "small", "table2"}
+    assert set(spaces.named()) == {"demo", "full", "small", "small_paraphrases", "table2"}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("tiny", "known: demo, full, small, table2"), ("absent.py:f", "is absent"), ("{file}:nothing", "known: .*tiny")],
+    [("tiny", "known: demo, full, small, small_paraphrases, table2"), ("absent.py:f", "is absent"), ("{file}:nothing", "known: .*tiny")],
 )
 def test_an_unknown_space_is_answered_with_the_known_ones(name, expected, space_file):
     with pytest.raises(UserError, match=expected):
