@@ -190,7 +190,11 @@ def test_the_names_are_those_of_the_functions():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("tiny", "known: demo, full, small, small_paraphrases, table2"), ("absent.py:f", "is absent"), ("{file}:nothing", "known: .*tiny")],
+    [
+        ("tiny", "known: demo, full, small, small_paraphrases, table2"),
+        ("absent.py:f", "is absent"),
+        ("{file}:nothing", "known: .*tiny"),
+    ],
 )
 def test_an_unknown_space_is_answered_with_the_known_ones(name, expected, space_file):
     with pytest.raises(UserError, match=expected):
