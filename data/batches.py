@@ -10,6 +10,7 @@ import heapq
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from data.captions import caption_hash, choose, normalise
 from data.errors import UserError
 from data.rooms import Rooms
-from data.schema import SAMPLE_RATE_HZ
+from data.schema import SAMPLE_RATE_HZ, Samples
 from data.shards import StoredSplit
-from data.waveform import count_segments, crop_start
+from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, crop_start, decode_file, to_pcm16
 
 MASK_DRAWS = 4
 """Uniform numbers a segment brings along for SpecAugment: width and place, in frequency and in time."""
@@ -353,10 +354,51 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
         segments = torch.empty(sum(sizes), segment_samples)
         for clip, count, part in zip(clips, counts, segments.split(sizes), strict=True):
             fill_segments(split, clip, 0, count, part.numpy())
-        yield Batch(
-            segments=segments,
-            segments_per_clip=torch.tensor(sizes),
-            mask_draws=torch.zeros(sum(sizes), MASK_DRAWS),
-            captions=[""] * len(clips),
-            clips=torch.tensor(clips),
-        )
+        yield without_captions(segments, sizes, clips)
+
+
+def load_files(
+    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, refuse: Callable[[Path, str], None]
+) -> Iterator[Batch]:
+    """Audio files in their order, cut and rounded as a store would keep them; `clips` are their places in `paths`.
+
+    No more than the first `longest_s` is decoded. `refuse` is told of what can't be, and why; it is left out.
+    """
+    segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
+    for first in range(0, len(paths), batch_size):
+        clips, parts = [], []
+        for clip in range(first, min(first + batch_size, len(paths))):
+            try:
+                samples = beginning(paths[clip], longest_samples)
+            except AudioError as error:
+                refuse(paths[clip], str(error))
+                continue
+            part = torch.zeros(count_segments(len(samples), segment_samples), segment_samples)
+            kept = min(len(samples), part.numel())
+            part.view(-1)[:kept] = torch.from_numpy(samples[:kept])
+            clips.append(clip)
+            parts.append(part)
+        if clips:
+            yield without_captions(torch.cat(parts), [len(part) for part in parts], clips)
+
+
+def beginning(path: Path, longest_samples: int) -> Samples:
+    """An audio file's first samples, rounded to 16 bits. Raises AudioError where they can't be decoded."""
+    blocks, num_samples = [], 0
+    for block in decode_file(path):
+        blocks.append(to_pcm16(block[: longest_samples - num_samples]))
+        num_samples += len(blocks[-1])
+        if num_samples >= longest_samples:
+            break
+    return np.concatenate(blocks) * np.float32(1 / PCM16_FULL_SCALE)
+
+
+def without_captions(segments: Tensor, sizes: Sequence[int], clips: Sequence[int]) -> Batch:
+    """A batch for embedding: nothing in it is drawn."""
+    return Batch(
+        segments=segments,
+        segments_per_clip=torch.tensor(sizes),
+        mask_draws=torch.zeros(len(segments), MASK_DRAWS),
+        captions=[""] * len(clips),
+        clips=torch.tensor(clips),
+    )

@@ -5,10 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.errors import UserError
-from data.shards import read_json
 from ensemble import explanation, figures
 from ensemble.greedy import Rules, Selection
 from ensemble.honesty import Nested
@@ -17,8 +14,6 @@ from ensemble.matrices import Matrices
 from ensemble.pool import Candidate
 from trainables import retrieval
 from trainables.ledger import Ledger
-
-FORMAT_VERSION = 2
 
 METHODS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
 
@@ -127,28 +122,6 @@ def figures_on(
     found = figures.compare(source, systems, metrics)
     others = {name: found.pop(name) for name in list(systems)[2:]}
     return found, others
-
-
-def read_ensemble(path: Path) -> dict[str, Any]:
-    """An ensemble.json. Raises UserError that names what is wrong with it."""
-    ensemble = read_json(path)
-    members = ensemble.get("members") if isinstance(ensemble, dict) else None
-    if not isinstance(members, list) or not members:
-        raise UserError(f"{path} has no members")
-    for number, member in enumerate(members, start=1):
-        weight = member.get("weight") if isinstance(member, dict) else None
-        if not isinstance(weight, int | float) or not np.isfinite(weight) or weight < 0 or "name" not in member:
-            raise UserError(
-                f"{path}, member {number}: it needs a name, and a weight that isn't negative, not {weight!r}"
-            )
-    if not sum(member["weight"] for member in members):
-        raise UserError(f"{path}: all weights are 0")
-    return dict(ensemble)
-
-
-def weights_of(ensemble: Mapping[str, Any]) -> list[float]:
-    """Its members' weights: how often each counts, where that is known, so that sums of scores stay exact."""
-    return [member.get("count", member["weight"]) for member in ensemble["members"]]
 
 
 def members_of(ensemble: Mapping[str, Any], path: Path, ledger: Ledger, folders: Sequence[Path]) -> list[Candidate]:

@@ -31,9 +31,10 @@ from rich.console import Console
 from data.errors import UserError, positive, run_command
 from data.shards import write_json
 from ensemble import chosen, epochs, exact, explanation, figures, greedy, honesty, index, matrices, pool
-from ensemble.chosen import COMPARED_EXACTLY, METHODS, members_of, one_hot, read_ensemble, weights_of
+from ensemble.chosen import COMPARED_EXACTLY, METHODS, members_of, one_hot
 from ensemble.costs import costs_of
 from ensemble.events import log_event
+from ensemble.format import FORMAT_VERSION, read_ensemble, weights_of
 from ensemble.greedy import Rules, Selection
 from ensemble.live import Live, compress
 from ensemble.matrices import Matrices
@@ -199,7 +200,7 @@ def describe(
     found, others = chosen.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
     members = chosen.members_json(candidates, live, selection, ledger)
     ensemble = {
-        "format_version": chosen.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "pool": " and ".join([*(arguments.sweep or []), *map(str, arguments.pool)]),
         "metric": arguments.metric,
         "metrics": metrics,

@@ -22,6 +22,7 @@ from data.shards import StoredSplit, name_of, open_split
 from ensemble import chosen, figures, matrices
 from ensemble.challenges import Scores
 from ensemble.costs import parameters_of
+from ensemble.format import FORMAT_VERSION, read_ensemble, weights_of
 from ensemble.matrices import Matrices
 from ensemble.pool import Candidate, aligned_scores
 from trainables import checkpoint
@@ -66,11 +67,11 @@ class System:
 
 def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
     """An ensemble that can be submitted. Raises UserError that says why another can't."""
-    ensemble = chosen.read_ensemble(path)
-    version = ensemble.get("format_version", chosen.FORMAT_VERSION)
-    if not isinstance(version, int) or version > chosen.FORMAT_VERSION:
+    ensemble = read_ensemble(path)
+    version = ensemble.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(
-            f"{path} has format version {version!r}, this code reads {chosen.FORMAT_VERSION}: choose the ensemble again"
+            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}: choose the ensemble again"
         )
     if ensemble.get("direction", "t2a") != "t2a":
         raise UserError(
@@ -86,7 +87,7 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
             f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
         )
     candidates = chosen.members_of(ensemble, path, ledger, [])
-    weights = chosen.weights_of(ensemble)
+    weights = weights_of(ensemble)
     members = [
         read_member(candidate, weight, path, runs)
         for candidate, weight in zip(candidates, weights, strict=True)

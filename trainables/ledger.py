@@ -74,6 +74,14 @@ class Ledger:
         found = list(self.runs("trial", f"tags.signature = '{signature}'"))
         return next((run for run in found if run.info.status == "FINISHED"), found[0] if found else None)
 
+    def signature_of(self, run_id: str) -> str | None:
+        """The signature of the trial that is logged to a run; None where there is no such run."""
+        try:
+            tags: dict[str, str] = self.client.get_run(run_id).data.tags
+        except MlflowException:
+            return None
+        return tags.get("signature")
+
     def running(self) -> Iterator[Run]:
         """The runs of the trials that are being trained."""
         return self.runs("trial", "attributes.status = 'RUNNING'")

@@ -1,0 +1,119 @@
+"""An ensemble's models, on their own: they embed sounds and sentences without Ray, MLflow or a store.
+
+    DIR/ensemble.json          members with their weights, and the folders of their models
+    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member
+    DIR/README.md              what it is, and what it is licensed for
+
+An ensemble's vector is its members' vectors, each times the square root of its weight, one after the other: on the unit
+sphere, so that dot products are the weighted mean of the members' cosines.
+
+Shapes: A clips, Q sentences, D the size of all members' embeddings together.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.format import read_ensemble
+from trainables import checkpoint
+from trainables.embed import embed_files, embed_text
+from trainables.model import DualEncoder
+from trainables.runs import Runs
+from trainables.trial import Trial
+
+ENSEMBLE_FILE = "ensemble.json"
+MEMBERS = "members"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model, and its share in the ensemble."""
+
+    model: DualEncoder
+    trial: Trial
+    weight: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """An ensemble's models. Their weights sum to one."""
+
+    signature: str  # of members and weights
+    ensemble: Mapping[str, Any]
+    members: Sequence[Member]
+
+    @property
+    def embedding_size(self) -> int:
+        """D."""
+        return sum(member.trial.embedding_size for member in self.members)
+
+    def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Sentences' vectors [Q, D]."""
+        return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
+
+    def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
+        """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
+        vectors: list[NDArray[np.float32]] = []
+        refused: dict[Path, str] = {}
+        for member in self.members:
+            vectors_AD, paths, own = embed_files(member.model, member.trial, paths)
+            refused |= own
+            vectors.append(vectors_AD)
+        return joined(vectors, self.members), list(paths), refused
+
+
+def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) -> NDArray[np.float32]:
+    """The members' vectors one after the other, each times the square root of its weight."""
+    weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
+    return np.concatenate(weighted, axis=1)
+
+
+def load(place: Path, runs: Runs | None = None) -> Models:
+    """An ensemble's models: from the folder that was exported, or from an ensemble.json and the runs' models.
+
+    Raises UserError where there is none, a member's model is gone, or the ensemble isn't a mean of scores.
+    """
+    path = place / ENSEMBLE_FILE if place.is_dir() else place
+    ensemble = read_mean(path)
+    entries = [entry for entry in ensemble["members"] if entry["weight"]]
+    whole = sum(entry["weight"] for entry in entries)
+    members = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in entries:
+            folder = folder_of(entry, path, runs, Path(scratch))
+            members.append(
+                Member(checkpoint.load_model(folder), checkpoint.load_trial(folder), entry["weight"] / whole)
+            )
+    described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
+    return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
+
+
+def read_mean(path: Path) -> dict[str, Any]:
+    """An ensemble.json whose members are models, and whose fusion is the mean. Raises UserError for another."""
+    ensemble = read_ensemble(path)
+    if ensemble.get("fusion_name", "mean") != "mean":
+        raise UserError(f"{path}: only the mean of scores can be searched, not the {ensemble['fusion']}")
+    for member in ensemble["members"]:
+        if not member.get("signature"):
+            raise UserError(f"{path}: member {member['name']!r} is a file of scores: it has no model")
+    return ensemble
+
+
+def folder_of(entry: Mapping[str, Any], path: Path, runs: Runs | None, scratch: Path) -> Path:
+    """Where a member's model lies: beside the ensemble.json that was exported, or among the runs."""
+    signature = str(entry["signature"])
+    exported = path.parent / MEMBERS / signature
+    if exported.is_dir():
+        return exported
+    if runs is None or not runs.has_model(signature):
+        place = "" if runs is None else f" or {runs.at(f'models/{signature}')}"
+        raise UserError(f"{path}: the model of member {entry['name']!r} is gone: neither {exported}{place} is there")
+    return runs.model(signature, scratch / signature)

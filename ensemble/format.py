@@ -1,0 +1,34 @@
+"""The file of an ensemble, ensemble.json, as anybody reads it who has its members."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.shards import read_json
+
+FORMAT_VERSION = 2
+
+
+def read_ensemble(path: Path) -> dict[str, Any]:
+    """An ensemble.json. Raises UserError that names what is wrong with it."""
+    ensemble = read_json(path)
+    members = ensemble.get("members") if isinstance(ensemble, dict) else None
+    if not isinstance(members, list) or not members:
+        raise UserError(f"{path} has no members")
+    for number, member in enumerate(members, start=1):
+        weight = member.get("weight") if isinstance(member, dict) else None
+        if not isinstance(weight, int | float) or not np.isfinite(weight) or weight < 0 or "name" not in member:
+            raise UserError(
+                f"{path}, member {number}: it needs a name, and a weight that isn't negative, not {weight!r}"
+            )
+    if not sum(member["weight"] for member in members):
+        raise UserError(f"{path}: all weights are 0")
+    return dict(ensemble)
+
+
+def weights_of(ensemble: Mapping[str, Any]) -> list[float]:
+    """Its members' weights: how often each counts, where that is known, so that sums of scores stay exact."""
+    return [member.get("count", member["weight"]) for member in ensemble["members"]]
