@@ -21,6 +21,18 @@ PAGE = Path(__file__).with_name("page.html")
 def write_page(path: Path, ensemble: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Write the page of an ensemble, as ensemble.json describes it."""
     metric = titles.get(ensemble["metric"], ensemble["metric"])
+    plots = plots_of(ensemble, metric)
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["percent"] = percent
+    text = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
+        ensemble=ensemble, plots=plots, titles=titles, metric=metric
+    )
+    with appearing_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def plots_of(ensemble: Mapping[str, Any], metric: str) -> dict[str, Markup]:
+    """The plots that explain an ensemble, by name, as far as there is something to draw."""
     names = [member["name"] for member in ensemble["members"]]
     plots = {}
     if any(ensemble["sizes"].values()):
@@ -30,13 +42,7 @@ def write_page(path: Path, ensemble: Mapping[str, Any], titles: Mapping[str, str
         plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble["likeness"], len(names)), side, side - 0.6)
     if ensemble.get("front"):
         plots["front"] = drawn(lambda axes: draw_front(axes, ensemble["front"], metric, ensemble["cost"]), 7, 3.6)
-    environment = jinja2.Environment(autoescape=True)
-    environment.filters["percent"] = percent
-    text = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        ensemble=ensemble, plots=plots, titles=titles, metric=metric
-    )
-    with appearing_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    return plots
 
 
 def percent(found: Mapping[str, Any], name: str) -> str:

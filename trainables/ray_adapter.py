@@ -128,6 +128,7 @@ def fit(
             f"{site.store} or the weights have changed since {trial.name} was asked for: give the command again"
         )
     tracking.refuse(client, run_id, "")
+    client.set_tag(run_id, "gpus", f"{resources.workers * resources.gpus_per_worker:g}")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

@@ -230,6 +230,7 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     assert "is there already" in again.stderr
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # of MLflow, about its own
 def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, runs, sounds, run_command, tmp_path):
     models = exported.load(ensemble, Runs.of(runs))
     recordings.add(tmp_path / "index", sounds, models)
