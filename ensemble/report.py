@@ -91,7 +91,7 @@ def line_of_ensemble(one: Chosen) -> Line:
     """An ensemble as cells of the table."""
     name = f"ensemble of {', '.join(str(row.number) for row in one.members)}"
     published = paper.ENSEMBLE if sorted(map(key_of, one.members)) == sorted(map(repr, paper.ENSEMBLE_OF)) else None
-    return ["", name, "", "", one.ensemble["method"], "", "", "", *cells(one.figures, published)]
+    return ["", name, *[""] * 6, *cells(one.figures, published)]
 
 
 def key_of(row: Row) -> str:
