@@ -125,7 +125,9 @@ class Tab:
         return message["result"]
 
     async def value(self, expression):
-        found = await self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        found = await self.call(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         return found["result"].get("value")
 
 
@@ -136,7 +138,8 @@ async def visit(tab, page, width):
     )
     await tab.call("Page.enable")
     await tab.call("Page.navigate", url=page.as_uri())
-    await tab.value("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
+    while not await tab.value("document.readyState == 'complete' && location.protocol == 'file:'"):
+        await asyncio.sleep(0.1)
     found = {
         "width": await tab.value("document.documentElement.scrollWidth"),
         "buttons": await tab.value("document.querySelectorAll('button[data-clip]').length"),
