@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import soundfile
@@ -230,7 +229,6 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     assert "is there already" in again.stderr
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning")  # of MLflow, about its own
 def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, runs, sounds, run_command, tmp_path):
     models = exported.load(ensemble, Runs.of(runs))
     recordings.add(tmp_path / "index", sounds, models)
@@ -238,10 +236,19 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, run
     done = run_command(*words, "--register", "tones", "--out", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
     assert "Registered models:/tones/1" in done.stderr
-    mlflow.set_tracking_uri(open_ledger(runs).tracking_uri)
-    answers = mlflow.pyfunc.load_model("models:/tones/1").predict([SENTENCE, CAPTIONS[0]])
+    script = (
+        "import json, mlflow; "
+        f"mlflow.set_tracking_uri({open_ledger(runs).tracking_uri!r}); "
+        f"answers = mlflow.pyfunc.load_model('models:/tones/1').predict({[SENTENCE, CAPTIONS[0]]!r}); "
+        "print(json.dumps([[[clip.score, clip.path] for clip in answer] for answer in answers]))"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    answers = [[tuple(clip) for clip in answer] for answer in json.loads(elsewhere.stdout.splitlines()[-1])]
     index = recordings.open_index(tmp_path / "index", models)
     expected = recordings.search(models, index, [SENTENCE, CAPTIONS[0]], 10)
-    assert [[(clip.score, clip.path) for clip in answer] for answer in answers] == expected
+    assert answers == expected
     alone = run_command(*words, "--out", tmp_path / "other")
     assert "--register and --index go together" in alone.stderr
