@@ -59,7 +59,7 @@ class Chosen:
 
 
 def ensembles_of(ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], which: Which) -> list[Chosen]:
-    """The ensembles that were chosen from these trials, the newest first, each once."""
+    """The text-to-audio ensembles that were chosen from these trials, the newest first, each once."""
     by_signature = {row.candidate.signature: row for row in rows}
     found: dict[tuple[Any, ...], Chosen] = {}
     for run in ledger.runs("ensemble"):
@@ -70,7 +70,8 @@ def ensembles_of(ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], w
         except (MlflowException, OSError, UserError):
             continue
         members = {member.get("signature", ""): member["weight"] for member in ensemble["members"]}
-        if which in ensemble and members.keys() <= by_signature.keys():
+        is_text_to_audio = ensemble.get("direction", "t2a") == "t2a"
+        if is_text_to_audio and which in ensemble and members.keys() <= by_signature.keys():
             key = (ensemble["metric"], *sorted(members.items()))
             own = sorted((by_signature[signature] for signature in members), key=lambda row: row.number)
             found.setdefault(key, Chosen(ensemble, own, ensemble[which]["ensemble"]))
