@@ -1,20 +1,20 @@
 """The report's page: one HTML file that needs nothing else, with plots as SVG and sounds as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from data.shards import appearing_whole
-from ensemble import page, survey
-from ensemble.plots import draw_bands, draw_curves, draw_effects, height_of
-from ensemble.retrieved import Retrieved
+from ensemble import factors, page, survey
+from ensemble.assembled import Chosen
+from ensemble.plots import draw_bands, draw_effects, height_of, panels
+from ensemble.retrieved import Answer, Heard
 from ensemble.survey import Row
 from ensemble.tables import TITLES
+from ensemble.tabulation import Tabulated
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -24,42 +24,62 @@ class Leaf:
     """What the page shows."""
 
     title: str
-    headings: Sequence[str]
-    lines: Sequence[Sequence[str]]
-    columns: Sequence[int]  # those in which something stands
+    tables: Sequence[Tabulated]
+    notes: Sequence[str]  # on what is missing
     rows: Sequence[Row]
-    ensemble: Mapping[str, Any] | None  # the newest
-    retrieved: Retrieved | None
+    chosen: Chosen | None  # the ensemble that is explained
+    answers: Sequence[Answer]
+    heard: Heard
 
 
-def write_leaf(path: Path, leaf: Leaf) -> None:
-    """Write the page."""
+@dataclass(frozen=True)
+class Cost:
+    """What the trials of a stage took; None where nothing says how much."""
+
+    stage: str
+    number: int
+    hours: float
+    gpu_hours: float | None
+    cpu_hours: float | None  # of those without a GPU
+
+
+def page_of(leaf: Leaf) -> str:
+    """The page."""
     fine_tunings = [row for row in leaf.rows if row.trial.pretraining]
-    levels = survey.effects(fine_tunings or leaf.rows)
-    bands = survey.bands(leaf.rows)
-    figure_2 = [page.drawn(partial(draw_bands, pair=pair, bands=own), 5, 3) for pair, own in bands.items()]
-    plots = {
-        "curves": page.drawn(lambda axes: draw_curves(axes, leaf.rows), 7, 4),
-        **({"effects": page.drawn(lambda axes: draw_effects(axes, levels), 7, height_of(levels))} if levels else {}),
-        **ensemble_plots(leaf.ensemble),
-    }
+    compared = fine_tunings or leaf.rows
+    levels = factors.effects([row.trial for row in compared], [row.best for row in compared])
+    figure_2 = [
+        page.drawn(partial(draw_bands, title=title, bands=own), page.WIDTH, page.HEIGHT)
+        for title, own in survey.bands(leaf.rows).items()
+    ]
+    curves = [page.drawn(draw, page.WIDTH, 1.25 * page.HEIGHT) for draw in panels(leaf.rows)]
+    effects = page.drawn(partial(draw_effects, levels=levels), page.WIDTH, height_of(levels)) if levels else None
     environment = jinja2.Environment(autoescape=True)
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        leaf=leaf, figure_2=figure_2, plots=plots, costs=costs(leaf.rows), titles=TITLES
+    text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        leaf=leaf, figure_2=figure_2, curves=curves, effects=effects, are_fine_tunings=bool(fine_tunings),
+        plots=ensemble_plots(leaf.chosen), costs=costs(leaf.rows), titles=TITLES,
+    )  # fmt: skip
+    return text
+
+
+def ensemble_plots(chosen: Chosen | None) -> dict[str, Markup]:
+    """The plots of the ensemble's own page, its members called by their numbers in the table."""
+    if chosen is None:
+        return {}
+    ensemble = chosen.ensemble
+    return page.plots_of(
+        ensemble, TITLES.get(ensemble["metric"], ensemble["metric"]), [row.number for row in chosen.members]
     )
-    with appearing_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
-def ensemble_plots(ensemble: Mapping[str, Any] | None) -> dict[str, Markup]:
-    """The plots of the ensemble's own page."""
-    return {} if ensemble is None else page.plots_of(ensemble, TITLES.get(ensemble["metric"], ensemble["metric"]))
-
-
-def costs(rows: Sequence[Row]) -> list[tuple[str, int, float, float]]:
-    """By stage: the trials, their hours, and GPU hours."""
+def costs(rows: Sequence[Row]) -> list[Cost]:
+    """What each stage took."""
     found = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]
-        found.append((stage, len(own), sum(row.hours for row in own), sum(row.hours * row.gpus for row in own)))
+        hours = sum(row.hours for row in own)
+        gpus = [row.hours * row.gpus for row in own if row.gpus is not None]
+        cpus = [0.0 if row.gpus else row.hours * row.cpus for row in own if row.cpus is not None]
+        known = [sum(part) if len(part) == len(own) else None for part in (gpus, cpus)]
+        found.append(Cost(stage, len(own), hours, *known))
     return found

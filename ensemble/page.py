@@ -17,6 +17,9 @@ from data.shards import appearing_whole
 PAGE = Path(__file__).with_name("page.html")
 """The page's template."""
 
+WIDTH, HEIGHT = 5.5, 3.2
+"""Of most plots, in inches: on a phone's width their letters can still be read."""
+
 
 def write_page(path: Path, ensemble: Mapping[str, Any], titles: Mapping[str, str]) -> None:
     """Write the page of an ensemble, as ensemble.json describes it."""
@@ -31,17 +34,22 @@ def write_page(path: Path, ensemble: Mapping[str, Any], titles: Mapping[str, str
         temporary.write_text(text, encoding="utf-8")
 
 
-def plots_of(ensemble: Mapping[str, Any], metric: str) -> dict[str, Markup]:
-    """The plots that explain an ensemble, by name, as far as there is something to draw."""
-    names = [member["name"] for member in ensemble["members"]]
+def plots_of(ensemble: Mapping[str, Any], metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
+    """The plots that explain an ensemble, by name, as far as there is something to draw.
+
+    `numbers` are what its members are called; by default they are counted from 1.
+    """
+    called = [str(number) for number in numbers or range(1, len(ensemble["members"]) + 1)]
     plots = {}
     if any(ensemble["sizes"].values()):
-        plots["size"] = drawn(lambda axes: draw_sizes(axes, ensemble["sizes"], metric), 7, 3.6)
-    if len(names) > 1:
-        side = max(4.0, 0.45 * len(names) + 2.5)
-        plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble["likeness"], len(names)), side, side - 0.6)
+        plots["size"] = drawn(lambda axes: draw_sizes(axes, ensemble["sizes"], metric), WIDTH, HEIGHT)
+    if len(called) > 1:
+        side = max(4.0, 0.45 * len(called) + 2.5)
+        plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble["likeness"], called), side, side - 0.6)
     if ensemble.get("front"):
-        plots["front"] = drawn(lambda axes: draw_front(axes, ensemble["front"], metric, ensemble["cost"]), 7, 3.6)
+        plots["front"] = drawn(
+            lambda axes: draw_front(axes, ensemble["front"], metric, ensemble["cost"]), WIDTH, HEIGHT
+        )
     return plots
 
 
@@ -76,12 +84,11 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Mapping[str, Any]]], met
     axes.legend()
 
 
-def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], number: int) -> None:
+def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], called: Sequence[str]) -> None:
     """A heat map of how alike the members err."""
     image = axes.imshow(likeness, vmin=0, vmax=1, cmap="viridis")
-    numbers = [str(place + 1) for place in range(number)]
-    axes.set_xticks(range(number), numbers)
-    axes.set_yticks(range(number), numbers)
+    axes.set_xticks(range(len(called)), called)
+    axes.set_yticks(range(len(called)), called)
     axes.figure.colorbar(image, ax=axes, label="correlation")
 
 

@@ -1,57 +1,101 @@
 """The report's plots: Figure 2 of the paper, learning curves, and what each factor of a grid does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ensemble.survey import Band, Level, Row
+from ensemble.factors import Level
+from ensemble.survey import Band, Row
+
+LINES = ("-", "--", ":", "-.")
+"""Of shares of paraphrases, from none on."""
 
 
-def draw_bands(axes: Axes, pair: str, bands: Sequence[Band]) -> None:
+def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """A colour for each pair of encoders."""
+    pairs = list(dict.fromkeys(pair_of(row) for row in rows))
+    palette = matplotlib.colormaps["tab10" if len(pairs) <= 10 else "tab20"]
+    return {pair: palette(place % palette.N) for place, pair in enumerate(pairs)}
+
+
+def pair_of(row: Row) -> str:
+    """A trial's encoders."""
+    return f"{row.key.audio}, {row.key.text}"
+
+
+def draw_bands(axes: Axes, title: str, bands: Sequence[Band]) -> None:
     """Validation loss of one pair of encoders: the mean over seeds, with a band from the least to the greatest."""
     for place, band in enumerate(bands):
         epochs = list(band.points)
         means, least, greatest = zip(*band.points.values(), strict=True)
-        colour = f"C{place}"
-        axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=f"{band.label} ({band.seeds} seeds)")
+        colour, seeds = f"C{place}", "1 seed" if band.seeds == 1 else f"{band.seeds} seeds"
+        axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=f"{band.label} ({seeds})")
         axes.fill_between(epochs, least, greatest, color=colour, alpha=0.15, linewidth=0)
-    axes.set_title(pair, fontsize=9)
+    axes.set_title(title, fontsize=9, wrap=True)
     axes.set_xlabel("epoch of fine-tuning")
     axes.set_ylabel("validation loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
 
 
-def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
-    """mAP@10 on validation after each epoch, a line a trial, a colour a pair of encoders."""
-    colours: dict[str, str] = {}
+def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], metric: str) -> None:
+    """A metric after each epoch, a line a trial, a colour a pair of encoders, dashed with paraphrases."""
+    shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:
-        curve = row.curves["map10"]
-        pair = f"{row.key.audio}, {row.key.text}"
-        is_first = pair not in colours
-        colour = colours.setdefault(pair, f"C{len(colours)}")
-        style = "-" if row.trial.pretraining is None else "--"
-        axes.plot(list(curve), [100 * value for value in curve.values()], style, color=colour, linewidth=1,
-                  label=pair if is_first else None)  # fmt: skip
-    axes.set_xlabel("epoch (fine-tunings dashed)")
-    axes.set_ylabel("mAP@10 on validation (%)")
+        curve = row.curves[metric]
+        factor = 100 if metric == "map10" else 1
+        style = LINES[shares.index(row.trial.paraphrase_probability) % len(LINES)]
+        marker = "o" if len(curve) == 1 else None
+        axes.plot(list(curve), [factor * value for value in curve.values()], style, color=colours[pair_of(row)],
+                  linewidth=1, marker=marker)  # fmt: skip
+    for pair in dict.fromkeys(map(pair_of, rows)):
+        axes.plot([], [], color=colours[pair], label=pair)
+    if len(shares) > 1:
+        for place, share in enumerate(shares):
+            axes.plot([], [], LINES[place % len(LINES)], color="0.3", label=f"p {share:g}")
+    axes.set_xlabel(f"epoch of {rows[0].trial.stage}")
+    axes.set_ylabel({"map10": "mAP@10 on validation (%)", "train_loss": "training loss"}[metric])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
 
 
 def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
-    """Each factor's levels as dots with intervals, one below the other."""
-    for place, level in enumerate(levels):
-        low, high = (100 * limit for limit in level.interval)
-        axes.plot([low, high], [-place, -place], color="C0", linewidth=1.5)
-        axes.plot([100 * level.mean], [-place], "o", color="C0", markersize=4)
-    names = [f"{level.factor}: {level.level} ({level.number})" for level in levels]
-    axes.set_yticks([-place for place in range(len(levels))], names, fontsize=8)
-    axes.set_xlabel("mean best mAP@10 on validation (%)")
+    """Each factor's levels as dots with intervals, one below the other, the factors set apart."""
+    at, previous = 0.0, levels[0].factor
+    places: list[float] = []
+    for level in levels:
+        at -= 0.0 if not places else (1.0 if level.factor == previous else 1.8)
+        previous = level.factor
+        places.append(at)
+        if level.interval:
+            axes.plot([100 * limit for limit in level.interval], [at, at], color="C0", linewidth=1.5)
+        axes.plot([100 * level.mean], [at], "o", color="C0", markersize=4)
+    axes.set_yticks(places, [named(level) for level in levels], fontsize=8)
+    axes.set_xlabel("mAP@10 on validation (%)")
     axes.grid(axis="x", linewidth=0.3)
 
 
-def height_of(levels: Sequence[Level] | Mapping[str, object]) -> float:
+def named(level: Level) -> str:
+    """A level, and over how many trials its mean is; names of two lines where one would take the plot's room."""
+    parts = (level.factor, level.level)
+    return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
+
+
+def height_of(levels: Sequence[Level]) -> float:
     """Inches for so many lines."""
-    return 1.0 + 0.3 * len(levels)
+    return 1.0 + 0.36 * len(levels)
+
+
+def panels(rows: Sequence[Row]) -> list[Callable[[Axes], None]]:
+    """What draws the learning curves: for each stage, mAP@10 and training loss."""
+    colours = colours_of(rows)
+    found: list[Callable[[Axes], None]] = []
+    for stage in dict.fromkeys(row.trial.stage for row in rows):
+        for metric in ("map10", "train_loss"):
+            own = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
+            if own:
+                found.append(lambda axes, own=own, metric=metric: draw_curves(axes, own, colours, metric))  # type: ignore[misc]
+    return found

@@ -3,8 +3,9 @@
 python ensemble/report.py --runs DIR [--sweep NAME ...] [--out DIR] [--no-test]
 
 Writes report.md, report.csv, report.tex (booktabs) and report.html, which needs nothing else: with learning curves,
-what each factor of the grid does, costs, and what the newest ensemble retrieves, to be listened to. Figures are of the
-test split: one more look at it, which MLflow counts; --no-test shows those of validation.
+what each factor of the grid does, costs, and what the newest ensemble retrieves, to be listened to; and, where settings
+were trained with several seeds, seeds.csv. Figures are of the test split: one more look at it, which MLflow counts;
+--no-test shows those of validation.
 """
 
 if __name__ == "__main__":
@@ -18,153 +19,103 @@ if __name__ == "__main__":
     os.environ["PYTHONSAFEPATH"] = "1"
 
 import argparse
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
+import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from data.errors import UserError, run_command
-from data.shards import appearing_whole, read_json
+from data.shards import appearing_whole, open_split
 from ensemble import paper, pool, survey
+from ensemble.assembled import Chosen, ensembles_of, pool_of
 from ensemble.events import log_event
-from ensemble.leaf import Leaf, write_leaf
+from ensemble.leaf import Leaf, page_of
 from ensemble.pool import Which
-from ensemble.retrieved import retrieved
-from ensemble.survey import Row
+from ensemble.retrieved import Answer, Heard, answers_of, hear
+from ensemble.survey import Judged, Row, by_setting
+from ensemble.tables import TITLES
+from ensemble.tabulation import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, for_terminal
 from trainables import ledger as ledgers
 from trainables.ledger import Ledger, Sweep, open_ledger
 from trainables.runs import Runs
 
-TITLES = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
-FIGURES = tuple(heading for title in TITLES.values() for heading in (title, f"{title}, 95 %", f"{title}, paper"))
-HEADINGS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "seed", *FIGURES)
-"""Of the table: a row a trial, then a row an ensemble."""
-
-Line = list[str]
+LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "seed")
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An ensemble of the ledger: its members' rows, and its figures."""
-
-    ensemble: dict[str, Any]
-    members: list[Row]
-    figures: dict[str, Any]
-
-
-def ensembles_of(ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], which: Which) -> list[Chosen]:
-    """The text-to-audio ensembles that were chosen from these trials, the newest first, each once."""
-    by_signature = {row.candidate.signature: row for row in rows}
-    found: dict[tuple[Any, ...], Chosen] = {}
-    for run in ledger.runs("ensemble"):
-        if run.data.tags.get("mlflow.parentRunId") not in {sweep.run_id for sweep in sweeps}:
-            continue
-        try:
-            ensemble = read_json(Path(ledger.client.download_artifacts(run.info.run_id, "ensemble.json")))
-        except (MlflowException, OSError, UserError):
-            continue
-        members = {member.get("signature", ""): member["weight"] for member in ensemble["members"]}
-        is_text_to_audio = ensemble.get("direction", "t2a") == "t2a"
-        if is_text_to_audio and which in ensemble and members.keys() <= by_signature.keys():
-            key = (ensemble["metric"], *sorted(members.items()))
-            own = sorted((by_signature[signature] for signature in members), key=lambda row: row.number)
-            found.setdefault(key, Chosen(ensemble, own, ensemble[which]["ensemble"]))
-    return list(found.values())
-
-
-def line_of(row: Row) -> Line:
-    """A trial as cells of the table."""
-    trial = row.trial
+def labels_of(row: Row, number: str, seed: str) -> list[str]:
+    """What a line says of a trial, or of trials that differ in their seeds."""
     return [
-        str(row.number), row.key.audio, f"{trial.audio.segment_s:g} s", row.overlap, row.key.text,
-        "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", str(trial.seed),
-        *cells(row.figures, row.published),
+        number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
+        "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", seed,
     ]  # fmt: skip
 
 
-def line_of_ensemble(one: Chosen) -> Line:
-    """An ensemble as cells of the table."""
-    name = f"ensemble of {', '.join(str(row.number) for row in one.members)}"
-    published = paper.ENSEMBLE if sorted(map(key_of, one.members)) == sorted(map(repr, paper.ENSEMBLE_OF)) else None
-    return ["", name, *[""] * 6, *cells(one.figures, published)]
+def percent(found: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures as a table has them."""
+    return {
+        name: Figure(100 * found[name], *(100 * limit for limit in found[f"{name}_interval"]))
+        for name in paper.METRICS
+        if found
+    }
 
 
-def key_of(row: Row) -> str:
-    """What tells a row of the paper's table from the others, as something that sorts."""
-    return repr(row.key)
+def beside(published: paper.Figures | None, which: Which) -> dict[str, float]:
+    """The paper's figures by metric. They are of test, and stand beside figures of test."""
+    theirs = published if published and which == "test" else [None] * len(paper.METRICS)
+    return {name: value for name, value in zip(paper.METRICS, theirs, strict=True) if value is not None}
 
 
-def cells(figures: dict[str, Any], published: paper.Figures | None) -> Line:
-    """The figures, their intervals, and the paper's; in percent."""
-    found = []
-    for place, name in enumerate(paper.METRICS):
-        if figures:
-            low, high = figures[f"{name}_interval"]
-            found += [f"{100 * figures[name]:.2f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+def line_of(row: Row, which: Which, tells_parents: bool) -> Line:
+    """A trial as a line of the table, with its own seed, or those of all that it comes from."""
+    seeds = survey.seeds_of(row.trial)
+    labels = labels_of(row, str(row.number), ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
+    return Line(labels, percent(row.figures), beside(paper.published(row.trial), which))
+
+
+def line_of_ensemble(one: Chosen, which: Which) -> Line:
+    """An ensemble as a line of the table."""
+    metric = one.ensemble.get("metric", "map10")
+    by = "" if metric == "map10" else f", by {TITLES.get(metric, metric)}"
+    labels = ["", f"ensemble of {counted(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
+    return Line(labels, percent(one.figures), beside(paper.ENSEMBLE if one.is_the_papers else None, which), True)
+
+
+def line_of_seeds(rows: Sequence[Row], which: Which) -> Line:
+    """Trials that differ in their seeds alone as a line: mean, least and greatest."""
+    values = {name: [100 * row.figures[name] for row in rows] for name in paper.METRICS}
+    figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
+    labels = labels_of(rows[0], counted([row.number for row in rows]), str(len(rows)))
+    return Line(labels, figures, beside(paper.published(rows[0].trial), which))
+
+
+def counted(numbers: Sequence[int]) -> str:
+    """Sorted numbers, for people: 1 to 3, 5."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
         else:
-            found += ["", ""]
-        theirs = published[place] if published else None
-        found.append("" if theirs is None else f"{theirs:.2f}")
-    return found
+            groups.append([number])
+    told = [str(own[0]) if len(own) == 1 else (", " if len(own) == 2 else " to ").join((str(own[0]), str(own[-1])))
+            for own in groups]  # fmt: skip
+    return ", ".join(told)
 
 
-def used(lines: Sequence[Line]) -> list[int]:
-    """The columns in which something stands."""
-    return [place for place in range(len(HEADINGS)) if any(line[place] for line in lines)]
-
-
-def as_markdown(lines: Sequence[Line]) -> str:
-    """The table in Markdown."""
-    columns = used(lines)
-
-    def row(line: Sequence[str]) -> str:
-        return "| " + " | ".join(line[place].replace("|", "\\|") for place in columns) + " |"
-
-    return "\n".join([row(HEADINGS), "|" + "---|" * len(columns), *map(row, lines)]) + "\n"
-
-
-def as_csv(lines: Sequence[Line]) -> str:
-    """The table as CSV, with all columns."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([HEADINGS, *lines])
-    return out.getvalue()
-
-
-LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-                       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
-
-
-def as_latex(lines: Sequence[Line]) -> str:
-    """The table in LaTeX, for booktabs."""
-    columns = used(lines)
-
-    def row(line: Sequence[str]) -> str:
-        return " & ".join(line[place].translate(LATEX) for place in columns) + r" \\"
-
-    body = [row(line) for line in lines]
-    first_ensemble = next((place for place, line in enumerate(lines) if not line[0]), len(lines))
-    body[first_ensemble:first_ensemble] = [r"\midrule"] * (0 < first_ensemble < len(lines))
-    return "\n".join(
-        [r"\begin{tabular}{" + "l" * len(columns) + "}", r"\toprule", row(HEADINGS), r"\midrule", *body, r"\bottomrule",
-         r"\end{tabular}", ""]
-    )  # fmt: skip
-
-
-def show(lines: Sequence[Line], title: str, console: Console) -> None:
-    """The table on the terminal: without intervals, which are in the files."""
-    columns = [place for place in used(lines) if not HEADINGS[place].endswith("95 %")]
-    table = Table(title=title, title_justify="left", box=None)
-    for place in columns:
-        table.add_column(HEADINGS[place], justify="left" if 0 < place < 5 else "right", no_wrap=place != 4)
-    for line in lines:
-        table.add_row(*(line[place] for place in columns))
-    console.print(table, markup=False)
+def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: Which) -> list[Tabulated]:
+    """The table of trials and ensembles, and one over seeds where there are several."""
+    parents = {survey.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
+    lines = [line_of(row, which, len(parents) > 1) for row in rows] + [line_of_ensemble(one, which) for one in chosen]
+    tables = [Tabulated(f"In percent, on {split}, with 95 % bootstrap intervals over clips.", LABELS,
+                        ("low", "high"), lines)]  # fmt: skip
+    groups = [[row for row in own if row.figures] for own in by_setting(rows).values()]
+    over_seeds = [line_of_seeds(own, which) for own in groups if len(own) > 1]
+    if over_seeds:
+        title = f"Over seeds, in percent, on {split}: the mean, and the least and the greatest."
+        tables.append(Tabulated(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
+    return tables
 
 
 def event(sweeps: Sequence[Sweep], rows: Sequence[Row], split: str, fingerprint: str) -> dict[str, Any]:
@@ -177,41 +128,95 @@ def event(sweeps: Sequence[Sweep], rows: Sequence[Row], split: str, fingerprint:
     }  # fmt: skip
 
 
+def notes_of(judged: Judged, chosen: Sequence[Chosen]) -> list[str]:
+    """What is missing from the table."""
+    rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in judged.rows if row.missing]
+    return rows + [f"The ensemble of {counted(one.numbers)}: {one.missing}" for one in chosen if one.missing]
+
+
+def explained(judged: Judged, chosen: Sequence[Chosen], store: str | None) -> tuple[Chosen | None, list[Answer], Heard]:
+    """The newest ensemble whose members' embeddings are there, its answers, and what they sound like."""
+    one = next((one for one in chosen if not one.missing), None)
+    source, split = judged.source, judged.split
+    if one is None or source is None or split is None:
+        return None, [], Heard({})
+    answers = answers_of(pool_of(source, judged.places, one.members, one.ensemble), one.ensemble, split)
+    if store is None:
+        return one, answers, Heard({}, ["no store is named: --store"])
+    try:
+        return one, answers, hear(store, answers, split.split, split.fingerprint)
+    except (UserError, OSError) as error:
+        return one, answers, Heard({}, [str(error)])
+
+
+def require_places(arguments: argparse.Namespace, rows: Sequence[Row], which: Which) -> None:
+    """Raise UserError where the report can't be written, or its sounds read: before test is looked at."""
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {arguments.out}: {error.strerror}; name a folder that can be written") from error
+    if arguments.store:
+        open_split(arguments.store, rows[0].trial.test if which == "test" else rows[0].trial.validation)
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Everything the command does."""
     which: Which = "validation" if arguments.no_test else "test"
     runs = Runs.of(arguments.runs)
     ledger = open_ledger(runs, arguments.tracking_uri)
-    sweeps = [ledger.sweep(name) for name in arguments.sweep or [None]]
-    console = Console(width=max(160, Console().width), highlight=False)
-    source, rows = survey.judge(ledger, survey.rows_of(ledger, pool.find_candidates(ledger, sweeps)), which)
-    for row in rows:
-        if row.missing:
-            console.print(f"no figures of {row.number}, {row.candidate.name}: {row.missing}", markup=False)
+    sweeps = [ledger.sweep(name) for name in dict.fromkeys(arguments.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
-    if source is None:
-        instead = "" if arguments.no_test else "; use --no-test"
-        raise UserError(f"no trial of {name} has embeddings of {which}: there are no figures to report{instead}")
-    chosen = ensembles_of(ledger, sweeps, rows, which)
-    lines = [*map(line_of, rows), *map(line_of_ensemble, chosen)]
-    out: Path = arguments.out or runs.local_folder / "reports" / name
-    answers = None
-    if chosen:
-        store = arguments.store or sweeps[0].description.get("store")
-        answers = retrieved(ledger, rows, chosen[0].ensemble, which, store)
-    title = f"{name} on {source.split}"
-    leaf = Leaf(title, HEADINGS, lines, used(lines), rows, chosen[0].ensemble if chosen else None, answers)
-    for suffix, text in (("md", as_markdown(lines)), ("csv", as_csv(lines)), ("tex", as_latex(lines))):
-        write_text(out / f"report.{suffix}", text)
-    write_leaf(out / "report.html", leaf)
-    files = [out / f"report.{suffix}" for suffix in ("md", "csv", "tex", "html")]
-    show(lines, f"In percent, on {source.split}", console)
+    arguments.out = arguments.out or runs.local_folder / "reports" / name
+    rows, notes = survey.rows_of(ledger, pool.find_candidates(ledger, sweeps))
+    if not rows:
+        raise UserError(f"no trial of {name} can be read: {notes[0]}")
+    require_places(arguments, rows, which)
+    judged = survey.judge(ledger, rows, which)
+    if judged.source is None:
+        instead = "" if arguments.no_test else "; --no-test reports on validation"
+        raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
+    chosen, unreadable = ensembles_of(ledger, sweeps, judged, which)
+    notes += unreadable + notes_of(judged, chosen)
+    store = arguments.store or sweeps[0].description.get("store")
+    one, answers, heard = explained(judged, chosen, store)
+    split, fingerprint = judged.source.split, judged.source.fingerprint
+    tables = tables_of(judged.rows, chosen, split, which)
+    title = f"{' and '.join(sweep.name for sweep in sweeps)} on {split}"
+    texts = {
+        **dict(zip(("report.csv", "seeds.csv"), map(as_csv, tables), strict=False)),
+        "report.md": "\n".join([f"# {title}\n", *map(as_markdown, tables), *(f"- {note}" for note in notes)]),
+        "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(as_latex, tables)),
+        "report.html": page_of(Leaf(title, tables, notes, judged.rows, one, answers, heard)),
+    }
+    console = Console(width=max(190, Console().width), highlight=False, markup=False)
+    earlier = log_look(ledger, sweeps, event(sweeps, judged.rows, split, fingerprint), texts) if which == "test" else 0
+    for table in tables:
+        console.print(for_terminal(table))
+    for note in (*notes, *(f"Without some sound: {problem}" for problem in heard.problems)):
+        console.print(note)
+    if not chosen:
+        console.print(f"No ensemble was chosen from these trials: python ensemble/select.py --sweep {sweeps[0].name}")
     if which == "test":
-        told = event(sweeps, rows, source.split, source.fingerprint)
-        earlier = log_event(ledger, "evaluation", f"report of {name}", told, files, sweeps[0].run_id)
-        console.print(f"Evaluations on {source.split} that came before this one: {earlier}", markup=False)
-    for file in files:
-        console.print(f"Wrote {file} ({file.stat().st_size / 1e6:.1f} MB)", markup=False)
+        console.print(f"Evaluations on {split} that came before this one: {earlier}")
+    for file, text in texts.items():
+        write_text(arguments.out / file, text)
+        console.print(f"Wrote {arguments.out / file} ({size_of(arguments.out / file)})")
+
+
+def log_look(ledger: Ledger, sweeps: Sequence[Sweep], told: Mapping[str, Any], texts: Mapping[str, str]) -> int:
+    """Tell MLflow of a look at test, before anybody has had it; returns how many came before."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, text in texts.items():
+            write_text(Path(scratch) / file, text)
+        files = [Path(scratch) / file for file in texts]
+        name = f"report of {'-'.join(sweep.name for sweep in sweeps)}"
+        return log_event(ledger, "evaluation", name, told, files, sweeps[0].run_id)
+
+
+def size_of(path: Path) -> str:
+    """A file's size, for people."""
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,38 +1,27 @@
-"""What a sweep has come to, read from the ledger: its trials as rows of a table, their curves, effects and costs.
+"""What a sweep has come to, read from the ledger: its trials as rows of a table, their figures, curves and costs.
 
 Shapes: Q queries, A clips.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from mlflow.exceptions import MlflowException
-from numpy.typing import NDArray
 
-from ensemble import figures, paper
+from data.errors import UserError
+from ensemble import factors, figures, paper
 from ensemble.chosen import one_hot
 from ensemble.matrices import Matrices
 from ensemble.pool import FILES, Candidate, Which, load_trials
-from trainables import encoders
 from trainables import trial as trials
+from trainables.embed import Embeddings
 from trainables.ledger import Ledger
 from trainables.trial import Trial
 
-FACTORS: dict[str, Callable[[Trial], str]] = {
-    "audio": lambda trial: encoders.label(trial.audio),
-    "text": lambda trial: encoders.label(trial.text),
-    "paraphrases": lambda trial: f"p {trial.paraphrase_probability:g}",
-    "stage": lambda trial: trial.stage,
-    "peak rate / pretraining's": lambda trial: (
-        f"{trial.schedule.peak_rate / trial.pretraining.schedule.peak_rate:.2g}" if trial.pretraining else "1"
-    ),
-    "seed": lambda trial: str(trial.seed),
-}
-"""What trials of a grid differ in."""
-
-LEVEL_DRAWS = 2000
+CURVES = ("train_loss", "validation_loss", "map10")
+"""What is told of each epoch."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +33,19 @@ class Row:
     trial: Trial
     curves: Mapping[str, Mapping[int, float]]  # of each metric, by epoch
     hours: float  # from its run's first start to its end
-    gpus: float  # 0: none, or not known
+    gpus: float | None = None  # None where nothing says how many
+    cpus: float | None = None
     figures: dict[str, Any] = field(default_factory=dict)  # as `figures.summary` has them; empty where there are none
     missing: str = ""  # why there are none
 
     @property
     def key(self) -> paper.Key:
         """The row of the paper's table that it would be."""
-        audio, text = encoders.label(self.trial.audio), encoders.label(self.trial.text)
-        return paper.Key(audio, text, self.trial.pretraining is not None, self.trial.paraphrase_probability > 0)
+        return paper.key_of(self.trial)
 
     @property
     def overlap(self) -> str:
-        """By how much patches of a spectrogram overlap: none, or the stride that makes them."""
+        """By how much patches of a spectrogram overlap, in mel bands and frames; '-' where there are no patches."""
         stride, patch = getattr(self.trial.audio, "stride", None), getattr(self.trial.audio, "patch", None)
         if stride is None or patch is None:
             return "-"
@@ -64,36 +53,59 @@ class Row:
         return " x ".join(map(str, shared)) if any(shared) else "none"
 
     @property
-    def published(self) -> paper.Figures | None:
-        """The paper's figures of that row."""
-        return paper.TABLE_2.get(self.key)
+    def best(self) -> float:
+        """The best mAP@10 on validation; not a number where nothing was validated."""
+        return max(self.curves["map10"].values(), default=float("nan"))
 
 
-def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> list[Row]:
-    """The trials as rows without figures: pairs together, pretrainings before fine-tunings."""
-    found = []
+def seedless(trial: Trial) -> Trial:
+    """The trial with seed 0, and so its pretrainings: the same for trials that differ in their seeds alone."""
+    return replace(trial, seed=0, pretraining=seedless(trial.pretraining) if trial.pretraining else None)
+
+
+def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row], list[str]]:
+    """The trials as rows without figures, and what is wrong with those that are left out.
+
+    Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
+    """
+    found, problems = [], []
     for candidate in candidates:
         assert candidate.run is not None
-        trial = trials.from_json(ledger.recipe(candidate.run)["trial"])
+        try:
+            trial = trials.from_json(ledger.config(candidate.run))
+        except (MlflowException, OSError, ValueError) as error:
+            reason = (
+                str(error) if isinstance(error, UserError) else f"it is gone from {candidate.run.info.artifact_uri}"
+            )
+            problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
+            continue
         found.append((order_of(trial), candidate, trial))
     found.sort(key=lambda entry: (entry[0], entry[1].key))
-    return [
-        Row(number, candidate, trial, curves_of(ledger, candidate), hours_of(candidate), gpus_of(candidate))
+    rows = [
+        Row(
+            number, candidate, trial, curves_of(ledger, candidate), hours_of(candidate), tag_of(candidate, "gpus"),
+            tag_of(candidate, "cpus"),
+        )
         for number, (_, candidate, trial) in enumerate(found, start=1)
-    ]
+    ]  # fmt: skip
+    return rows, problems
 
 
-def order_of(trial: Trial) -> tuple[str, str, bool, float, int]:
+def order_of(trial: Trial) -> tuple[Any, ...]:
     """Where a trial stands in the table."""
-    pair = encoders.label(trial.audio), encoders.label(trial.text)
-    return (*pair, trial.pretraining is not None, trial.paraphrase_probability, trial.seed)
+    rate = trial.schedule.peak_rate
+    return paper.key_of(trial), trial.paraphrase_probability, rate, repr(seedless(trial)), seeds_of(trial)
+
+
+def seeds_of(trial: Trial) -> tuple[int, ...]:
+    """The seeds of what a trial comes from, then its own."""
+    return (*(seeds_of(trial.pretraining) if trial.pretraining else ()), trial.seed)
 
 
 def curves_of(ledger: Ledger, candidate: Candidate) -> dict[str, dict[int, float]]:
     """A trial's losses and its mAP@10 after each epoch."""
     assert candidate.run is not None
-    names = ("train_loss", "validation_loss", "map10")
-    history = {name: ledger.client.get_metric_history(candidate.run.info.run_id, name) for name in names}
+    history = {name: ledger.client.get_metric_history(candidate.run.info.run_id, name) for name in CURVES}
     return {name: {entry.step: entry.value for entry in entries} for name, entries in history.items()}
 
 
@@ -104,79 +116,64 @@ def hours_of(candidate: Candidate) -> float:
     return max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6)
 
 
-def gpus_of(candidate: Candidate) -> float:
-    """How many GPUs a trial used; 0 where it used none, or nothing says how many."""
+def tag_of(candidate: Candidate, name: str) -> float | None:
+    """A number that a trial's run has as a tag."""
     assert candidate.run is not None
-    return float(candidate.run.data.tags.get("gpus", 0))
-
-
-def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> tuple[Matrices | None, list[Row]]:
-    """The rows with their figures on a split, and its scores; a row whose embeddings aren't there says why.
-
-    Without any, there are no scores.
-    """
-    there, reasons = [], {}
-    for row in rows:
-        try:
-            assert row.candidate.run is not None
-            ledger.embeddings(row.candidate.run, FILES[which])
-            there.append(row)
-        except (MlflowException, OSError, ValueError) as error:
-            reasons[row.number] = str(error).partition("\n")[0]
-    if not there:
-        return None, [with_figures(row, {}, reasons[row.number]) for row in rows]
-    source = load_trials(ledger, [(row.candidate, FILES[which]) for row in there])
-    found = {}
-    for place, row in enumerate(there):
-        values = figures.values(source.only([place]), one_hot(0, 1), paper.METRICS)
-        found[row.number] = figures.summary(values, source.relevance)
-    return source, [with_figures(row, found.get(row.number, {}), reasons.get(row.number, "")) for row in rows]
-
-
-def with_figures(row: Row, found: dict[str, Any], missing: str) -> Row:
-    """The row with figures, or with why it has none."""
-    return Row(row.number, row.candidate, row.trial, row.curves, row.hours, row.gpus, found, missing)
+    value = candidate.run.data.tags.get(name)
+    return None if value is None else float(value)
 
 
 @dataclass(frozen=True)
-class Level:
-    """The trials that share a level of a factor."""
+class Judged:
+    """Rows with their figures on a split, and the scores of those that have some."""
 
-    factor: str
-    level: str
-    number: int
-    mean: float
-    interval: tuple[float, float]  # 95 %, by drawing trials with replacement
+    rows: list[Row]
+    source: Matrices | None = None  # None where no row has figures
+    places: dict[str, int] = field(default_factory=dict)  # in the source, by signature
+    split: Embeddings | None = None  # whose queries and clips are in the source's order
 
 
-def effects(rows: Sequence[Row], metric: str = "map10") -> list[Level]:
-    """Each factor's main effects: the mean best mAP@10 on validation over the trials at each of its levels.
+def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
+    """The rows with their figures on a split; one whose embeddings aren't there says why."""
+    there, reasons = [], {}
+    for row in rows:
+        assert row.candidate.run is not None
+        try:
+            split = ledger.embeddings(row.candidate.run, FILES[which])
+            there.append((row, split))
+        except (MlflowException, OSError) as error:
+            code = f" ({error.error_code})" if isinstance(error, MlflowException) else ""
+            reasons[row.number] = (
+                f"its embeddings of {which} can't be found in run {row.candidate.run.info.run_id}{code}"
+            )
+        except UserError as error:
+            reasons[row.number] = str(error)
+    if not there:
+        return Judged([replace(row, missing=reasons[row.number]) for row in rows])
+    source = load_trials(ledger, [(row.candidate, FILES[which]) for row, _ in there])
+    found: dict[int, dict[str, Any]] = {}
+    for place, (row, _) in enumerate(there):
+        try:
+            values = figures.values(source.only([place]), one_hot(0, 1), paper.METRICS)
+            found[row.number] = figures.summary(values, source.relevance)
+        except UserError as error:
+            reasons[row.number] = str(error)
+    judged = [replace(row, figures=found.get(row.number, {}), missing=reasons.get(row.number, "")) for row in rows]
+    places = {row.candidate.signature: place for place, (row, _) in enumerate(there) if row.number in found}
+    return Judged(judged, source, places, there[0][1]) if places else Judged(judged)
 
-    Factors that don't vary are left out. In a full grid the other factors are the same at each level.
-    """
-    best = np.array([max(row.curves[metric].values(), default=np.nan) for row in rows])
-    rng = np.random.default_rng(0)
-    found = []
-    for factor, level_of in FACTORS.items():
-        levels = np.array([level_of(row.trial) for row in rows])
-        if len(set(levels)) < 2:
-            continue
-        for level in sorted(set(levels)):
-            values = best[levels == level]
-            found.append(Level(factor, str(level), len(values), float(values.mean()), spread(values, rng)))
+
+def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
+    """The rows that differ in their seeds alone, by what they share."""
+    found: dict[Trial, list[Row]] = {}
+    for row in rows:
+        found.setdefault(seedless(row.trial), []).append(row)
     return found
-
-
-def spread(values: NDArray[np.float64], rng: np.random.Generator) -> tuple[float, float]:
-    """The bootstrap interval of a mean over trials."""
-    means = values[rng.integers(len(values), size=(LEVEL_DRAWS, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class Band:
-    """Trials that differ in their seed alone: a curve's mean, and its least and greatest."""
+    """Trials that differ in their seeds alone: a curve's mean, and its least and greatest."""
 
     label: str
     seeds: int
@@ -184,16 +181,29 @@ class Band:
 
 
 def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, list[Band]]:
-    """Figure 2: the fine-tunings of each pair of encoders by their share of paraphrases, over seeds."""
-    groups: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        if row.trial.pretraining:
-            pair = f"{row.key.audio}, {row.key.text}, rate {row.trial.schedule.peak_rate:g}"
-            groups.setdefault(pair, {}).setdefault(f"p {row.trial.paraphrase_probability:g}", []).append(row)
-    return {
-        pair: [Band(label, len(own), points([row.curves[metric] for row in own])) for label, own in by_share.items()]
-        for pair, by_share in groups.items()
+    """Figure 2: the fine-tunings by their share of paraphrases, over seeds; apart by all else in which they differ."""
+    settings = {
+        setting: drawn
+        for setting, own in by_setting(rows).items()
+        if setting.pretraining and (drawn := [row for row in own if row.curves[metric]])
     }
+    names = titles([replace(setting, paraphrase_probability=0.0) for setting in settings])
+    found: dict[str, list[Band]] = {}
+    for (setting, own), title in zip(settings.items(), names, strict=True):
+        curve = points([row.curves[metric] for row in own])
+        if curve:
+            found.setdefault(title, []).append(Band(f"p {setting.paraphrase_probability:g}", len(own), curve))
+    return found
+
+
+def titles(settings: Sequence[Trial]) -> list[str]:
+    """What trials are called: their encoders, and what else they differ in."""
+    varying = factors.varying(settings)
+    found = []
+    for place, setting in enumerate(settings):
+        more = [f"{name} {levels[place]}" for name, levels in varying.items() if name not in ("audio", "text")]
+        found.append(", ".join([paper.key_of(setting).audio, paper.key_of(setting).text, *more]))
+    return found
 
 
 def points(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:

@@ -152,10 +152,15 @@ class Ledger:
         path = self.client.download_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{file}")
         return read_embeddings(Path(path))
 
+    def config(self, run: Run) -> dict[str, Any]:
+        """A finished trial's config, as JSON."""
+        path = self.client.download_artifacts(run.info.run_id, checkpoint.TRIAL_FILE)
+        found: dict[str, Any] = read_json(Path(path))
+        return found
+
     def recipe(self, run: Run) -> dict[str, Any]:
         """What it takes to train a finished trial again: its config, its best epoch, and that of its pretraining."""
-        path = self.client.download_artifacts(run.info.run_id, checkpoint.TRIAL_FILE)
-        found = {"trial": read_json(Path(path)), "epoch": int(run.data.metrics["best_epoch"])}
+        found = {"trial": self.config(run), "epoch": int(run.data.metrics["best_epoch"])}
         parent = self.finished(signature) if (signature := run.data.tags.get("pretraining")) else None
         return found | ({"pretraining_epoch": int(parent.data.metrics["best_epoch"])} if parent else {})
 

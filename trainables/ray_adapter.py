@@ -128,7 +128,8 @@ def fit(
             f"{site.store} or the weights have changed since {trial.name} was asked for: give the command again"
         )
     tracking.refuse(client, run_id, "")
-    client.set_tag(run_id, "gpus", f"{resources.workers * resources.gpus_per_worker:g}")
+    for kind, of_each in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
+        client.set_tag(run_id, kind, f"{resources.workers * of_each:g}")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={

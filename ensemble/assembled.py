@@ -1,0 +1,110 @@
+"""The ensembles that were chosen from the trials of a report, and what they come to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from data.errors import UserError
+from ensemble import figures, matrices, paper
+from ensemble.format import read_ensemble, weights_of
+from ensemble.matrices import Matrices
+from ensemble.pool import Which
+from ensemble.survey import Judged, Row
+from trainables.ledger import Ledger, Sweep
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An ensemble: its members' rows in its own order, and its figures."""
+
+    name: str  # of its run
+    ensemble: dict[str, Any]
+    members: list[Row]
+    figures: dict[str, Any]  # as `figures.summary` has them; empty where there are none
+    missing: str = ""  # why there are none, or why they are those of when it was chosen
+
+    @property
+    def numbers(self) -> list[int]:
+        """Its members' in the table."""
+        return sorted(row.number for row in self.members)
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether its members are those of the paper's ensemble."""
+        published = [row for row in self.members if paper.published(row.trial)]
+        return sorted(row.key for row in published) == sorted(paper.ENSEMBLE_OF) and published == self.members
+
+
+def ensembles_of(
+    ledger: Ledger, sweeps: Sequence[Sweep], judged: Judged, which: Which
+) -> tuple[list[Chosen], list[str]]:
+    """The text-to-audio ensembles that were chosen from these trials, the newest first, each once.
+
+    Also what is wrong with those that can't be shown.
+    """
+    by_signature = {row.candidate.signature: row for row in judged.rows}
+    found: dict[tuple[Any, ...], Chosen] = {}
+    problems = []
+    for run in runs_of(ledger, sweeps):
+        name = f"{run.info.run_name} ({run.info.run_id[:8]})"
+        try:
+            ensemble = read_ensemble(Path(ledger.client.download_artifacts(run.info.run_id, "ensemble.json")))
+        except (MlflowException, OSError):
+            problems.append(f"{name} isn't shown: its ensemble.json is gone")
+            continue
+        except UserError as error:
+            problems.append(f"{name} isn't shown: {error}")
+            continue
+        if ensemble.get("direction", "t2a") != "t2a":
+            continue
+        strangers = [one["name"] for one in ensemble["members"] if one.get("signature") not in by_signature]
+        if strangers:
+            problems.append(f"{name} isn't shown: its member {strangers[0]!r} is no trial of this report's; --sweep "
+                            "takes several names")  # fmt: skip
+            continue
+        key = (ensemble.get("metric"), ensemble.get("fusion_name", "mean"), *weighted(ensemble))
+        if key not in found:
+            members = [by_signature[one["signature"]] for one in ensemble["members"]]
+            found[key] = judge_ensemble(name, ensemble, members, judged, which)
+    return list(found.values()), problems
+
+
+def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Run]:
+    """The runs of the ensembles that were chosen from the sweeps, the newest first."""
+    parents = {sweep.run_id for sweep in sweeps}
+    return (run for run in ledger.runs("ensemble") if run.data.tags.get("mlflow.parentRunId") in parents)
+
+
+def weighted(ensemble: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Its members and how much they count, in an order of their own."""
+    return sorted((one["signature"], one["weight"]) for one in ensemble["members"])
+
+
+def judge_ensemble(name: str, ensemble: dict[str, Any], members: list[Row], judged: Judged, which: Which) -> Chosen:
+    """An ensemble with its figures: from its members' embeddings, or as they were told when it was chosen."""
+    gone = [str(row.number) for row in members if row.candidate.signature not in judged.places]
+    if not gone:
+        assert judged.source is not None
+        source = pool_of(judged.source, judged.places, members, ensemble)
+        values = figures.values(source, weights_of(ensemble), paper.METRICS)
+        return Chosen(name, ensemble, members, figures.summary(values, source.relevance))
+    lacks = f"the embeddings of {', '.join(gone)} aren't there"
+    told = ensemble.get(which, {})
+    of_the_same = judged.source is None or told.get("fingerprint") == judged.source.fingerprint
+    if of_the_same and all(metric in told.get("ensemble", {}) for metric in paper.METRICS):
+        return Chosen(
+            name, ensemble, members, told["ensemble"], f"{lacks}: the figures are those of when it was chosen"
+        )
+    return Chosen(name, ensemble, members, {}, f"{lacks}: there are no figures of it")
+
+
+def pool_of(
+    source: Matrices, places: Mapping[str, int], members: Sequence[Row], ensemble: Mapping[str, Any]
+) -> Matrices:
+    """The members' scores, as they are averaged."""
+    own = source.only([places[row.candidate.signature] for row in members])
+    return matrices.fused(own, ensemble.get("fusion_name", "mean"))
