@@ -42,6 +42,7 @@ from trainables import ledger as ledgers
 from trainables.ledger import Ledger, Sweep, open_ledger
 from trainables.runs import Runs
 
+SEEDS_FILE = "seeds.csv"
 LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "seed")
 
 
@@ -183,7 +184,7 @@ def run(arguments: argparse.Namespace) -> None:
     tables = tables_of(judged.rows, chosen, split, which)
     title = f"{' and '.join(sweep.name for sweep in sweeps)} on {split}"
     texts = {
-        **dict(zip(("report.csv", "seeds.csv"), map(as_csv, tables), strict=False)),
+        **dict(zip(("report.csv", SEEDS_FILE), map(as_csv, tables), strict=False)),
         "report.md": "\n".join([f"# {title}\n", *map(as_markdown, tables), *(f"- {note}" for note in notes)]),
         "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(as_latex, tables)),
         "report.html": page_of(Leaf(title, tables, notes, judged.rows, one, answers, heard)),
@@ -198,6 +199,7 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(f"No ensemble was chosen from these trials: python ensemble/select.py --sweep {sweeps[0].name}")
     if which == "test":
         console.print(f"Evaluations on {split} that came before this one: {earlier}")
+    (arguments.out / SEEDS_FILE).unlink(missing_ok=True)  # of an earlier report
     for file, text in texts.items():
         write_text(arguments.out / file, text)
         console.print(f"Wrote {arguments.out / file} ({size_of(arguments.out / file)})")

@@ -8,21 +8,37 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import time
-from types import SimpleNamespace
+import uuid
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
 
-from ensemble import paper, report, survey
-from ensemble.survey import Row
-from trainables import retrieval, tracking
-from trainables.ledger import open_ledger
+from data import shards
+from data.errors import UserError
+from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
+from data.shards import open_split, write_json
+from data.splits import Splits
+from ensemble import factors, paper, report, retrieved, survey, tabulation
+from ensemble.events import log_event
+from ensemble.leaf import costs
+from sweeps import spaces
+from trainables import checkpoint, recipes, retrieval, tracking
+from trainables import trial as trials
+from trainables.embed import Embeddings, write_embeddings
+from trainables.ledger import Ledger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
+SPLITS = Splits("made/train", "made/validation", "made/test", ("made/train",))
+NUM_CLIPS, NUM_CAPTIONS = 12, 2
+METRICS = ("map10", "r1", "r5", "r10")
 
 
 @pytest.fixture(scope="module")
@@ -38,66 +54,494 @@ def reported(swept, tone_store, run_command, tmp_path_factory):
     return out, done
 
 
+def read_csv(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
 @pytest.mark.cluster
-def test_the_table_has_the_figures_of_the_trials_and_of_the_ensemble(reported, swept):
+def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ensemble(reported, swept):
     out, done = reported
     ledger = open_ledger(swept[0])
-    lines = list(csv.DictReader(io.StringIO((out / "report.csv").read_text())))
-    trials = [line for line in lines if line["no."]]
-    assert len(trials) == 3
+    lines = read_csv(out / "report.csv")
     expected = set()
     for signature in ledger.sweep("first").signatures:
         found = ledger.embeddings(ledger.finished(signature), tracking.TEST_FILE)
         relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
         values = retrieval.evaluate(found.scores(), relevant, ["map10", "r1"])
         expected.add((f"{100 * values['map10']:.2f}", f"{100 * values['r1']:.2f}"))
-    assert {(line["mAP@10"], line["R@1"]) for line in trials} == expected
-    assert [line["fine-tuned"] for line in trials] == ["", "x", "x"]
+    assert {(line["mAP@10"], line["R@1"]) for line in lines if line["no."]} == expected
     ensemble = json.loads((out / "ensemble" / "ensemble.json").read_text())
     figure = f"{100 * ensemble['test']['ensemble']['map10']:.2f}"
     assert figure in [line["mAP@10"] for line in lines if line["audio"].startswith("ensemble of ")]
     assert figure in done.stdout
-    assert (out / "report.md").read_text().count("\n") == len(lines) + 2
-    assert r"\toprule" in (out / "report.tex").read_text()
 
 
 @pytest.mark.cluster
-def test_a_report_is_a_look_at_test_and_one_of_validation_is_none(reported, swept, run_command, tmp_path):
-    _, done = reported
-    before = int(re.search(r"came before this one: (\d+)", done.stdout)[1])
-    words = ("ensemble/report.py", "--runs", swept[0], "--sweep", "first", "--out", tmp_path)
-    without = run_command(*words, "--no-test")
-    assert without.returncode == 0, without.stderr
-    assert "came before" not in without.stdout
-    assert f"came before this one: {before + 1}" in run_command(*words).stdout
-    assert "no sweep is named 'absent'" in run_command(*words[:3], "--sweep", "absent").stderr
+def test_a_report_is_a_look_at_test_that_others_count(reported, swept, run_command, tmp_path):
+    before = int(re.search(r"came before this one: (\d+)", reported[1].stdout)[1])
+    words = ("--runs", swept[0], "--sweep", "first", "--out", tmp_path)
+    assert "came before" not in run_command("ensemble/report.py", *words, "--no-test").stdout
+    again = run_command("ensemble/select.py", *words, "--folds", 0)
+    assert f"came before this one: {before + 1}" in again.stdout
 
 
-@pytest.mark.cluster
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_the_page_fits_plays_and_asks_for_nothing(reported, width, tmp_path):
-    seen = asyncio.run(look(reported[0] / "report.html", width, tmp_path))
-    assert seen["asked"] == []
-    assert seen["width"] <= width
-    assert seen["buttons"] > 0
-    assert seen["duration"] > 0.5
-    picture = np.asarray(Image.open(io.BytesIO(seen["picture"])).convert("L"))
-    assert picture.std() > 10
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with a split to test on: a second of a tone in each clip."""
+    folder = tmp_path_factory.mktemp("store")
+    where = folder / "made" / "test"
+    where.mkdir(parents=True)
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    clips = [
+        SourceClip(
+            f"made/test/{number}, a <b> & c.wav",
+            partial(iter, ((0.3 * np.sin(2 * np.pi * 100 * (number + 2) * time_s)).astype(np.float32),)),
+            tuple(f"Tone {number} sounds, take {take}." for take in range(NUM_CAPTIONS)),
+            origin="made up",
+        )
+        for number in range(NUM_CLIPS)
+    ]
+    shard = shards.write_shard(where / shards.shard_name(0, clips, "pcm16"), "made", "test", clips, "pcm16")
+    shards.write_split(where, Split("made", "test", tuple(clips)), "pcm16", [shard])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    create_ledger(folder)
+    return folder
+
+
+@pytest.fixture
+def ledger(runs, monkeypatch):
+    """A ledger of its own: an experiment in the module's database, since making a database takes seconds."""
+    shared = open_ledger(runs)
+    artifacts = (runs / "artifacts" / uuid.uuid4().hex).as_uri()
+    own = Ledger(shared.tracking_uri, shared.client.create_experiment(uuid.uuid4().hex, artifacts))
+    monkeypatch.setattr(report, "open_ledger", lambda *_: own)
+    return own
+
+
+class Sweep:
+    """A finished sweep whose trials weren't trained: their embeddings are made up, all else is as a sweep leaves it."""
+
+    def __init__(self, ledger, store, wanted, described=None):
+        self.ledger, self.store = ledger, store
+        self.split = open_split(store, "made/test")
+        self.rng = np.random.default_rng(0)
+        self.signatures = [f"{number:016x}" for number in range(len(wanted))]
+        self.run_id = ledger.start_sweep("made", self.signatures, described or {"store": str(store)})
+        self.base = {which: self.rng.normal(size=(NUM_CLIPS, 8)) for which in ("validation", "test")}
+        self.embedded = {}
+        for trial, signature in zip(wanted, self.signatures, strict=True):
+            self.add(trial, signature)
+
+    def add(self, trial, signature):
+        client = self.ledger.client
+        run_id = self.ledger.claim(trial, signature, self.run_id)
+        for epoch in (1, 2, 3):
+            for name, value in (
+                ("map10", 0.2 + 0.1 * epoch),
+                ("validation_loss", 5 / epoch),
+                ("train_loss", 4 / epoch),
+            ):
+                client.log_metric(run_id, name, value + 0.01 * trial.seed, step=epoch)
+        folder = Path(self.ledger.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
+        write_json(folder / checkpoint.TRIAL_FILE, trials.to_json(trial))
+        for which, file in (("validation", tracking.VALIDATION_FILE), ("test", tracking.TEST_FILE)):
+            own = self.embeddings(signature, which)
+            self.embedded[signature, which] = own
+            (folder / "embeddings").mkdir(exist_ok=True)
+            write_embeddings(folder / "embeddings" / file, own)
+        self.ledger.finish(run_id)
+
+    def embeddings(self, signature, which):
+        noisy = [np.repeat(self.base[which], times, axis=0) for times in (1, NUM_CAPTIONS)]
+        audio, text = (one + 1.5 * self.rng.normal(size=one.shape) for one in noisy)
+        queries = self.split.queries
+        return Embeddings(
+            signature, f"made/{which}", self.split.fingerprint if which == "test" else "of validation",
+            self.split.clip_ids, queries["text"].to_pylist(), queries["relevant_clip_ids"].to_pylist(),
+            *((one / np.linalg.norm(one, axis=1, keepdims=True)).astype(np.float32) for one in (audio, text)),
+        )  # fmt: skip
+
+    def file(self, signature, name):
+        run = self.ledger.finished(signature)
+        return Path(run.info.artifact_uri.removeprefix("file://")) / name
+
+    def choose(self, weights, tmp_path, **more):
+        """An ensemble of these trials, as `select.py` leaves it; without figures unless they are given."""
+        ensemble = {
+            "metric": "map10", "method": "greedy forward selection", "fusion": "mean", "fusion_name": "mean",
+            "direction": "t2a", "pool": "made", "trajectory": [], "sizes": {"validation": []},
+            "likeness": np.eye(len(weights)).tolist(),
+            "members": [{"name": f"trial {signature}", "signature": signature, "weight": weight, "alone": 0.5,
+                         "shapley": 0.1} for signature, weight in weights.items()],
+        } | more  # fmt: skip
+        path = tmp_path / "ensemble.json"
+        write_json(path, ensemble)
+        log_event(self.ledger, "ensemble", "ensemble of made", ensemble, [path], self.run_id)
+
+
+def naive(scores_QA, truth_Q):
+    """The metrics, straight from their definitions, in percent."""
+    better_Q = [(row >= row[truth]).sum() for row, truth in zip(scores_QA, truth_Q, strict=True)]
+    found = {f"r{k}": 100 * np.mean([rank <= k for rank in better_Q]) for k in (1, 5, 10)}
+    return found | {"map10": 100 * np.mean([1 / rank if rank <= 10 else 0 for rank in better_Q])}
+
+
+@pytest.fixture
+def grid():
+    """Two pairs, each pretrained and fine-tuned with and without paraphrases, with two seeds."""
+    pretrainings = [
+        spaces.from_scratch(SPLITS, "float32", "passt:tiny", 1e-3, epochs=6, text=text)
+        for text in ("transformer:small", "transformer:shallow")
+    ]
+    fine = [
+        replace(spaces.fine_tuning(SPLITS, pretraining, 0.4, epochs=3), paraphrase_probability=p, seed=seed)
+        for pretraining in pretrainings
+        for p in (0.0, 0.3)
+        for seed in (0, 1)
+    ]
+    return [*pretrainings, *fine]
+
+
+def make(monkeypatch, runs, out, *words):
+    """Run the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["report.py", "--runs", str(runs), "--out", str(out), *map(str, words)])
+    report.main()
+
+
+def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(ledger, store, grid)
+    weights = {sweep.signatures[3]: 0.75, sweep.signatures[9]: 0.25}
+    sweep.choose(weights, tmp_path)
+    make(monkeypatch, runs, tmp_path)
+    truth_Q = np.repeat(np.arange(NUM_CLIPS), NUM_CAPTIONS)
+    scores = {key: one.text_QD.astype(float) @ one.audio_AD.T.astype(float) for key, one in sweep.embedded.items()}
+    expected = {f"{number}": naive(scores[sweep.signatures[place], "test"], truth_Q)
+                for number, place in enumerate((1, 6, 7, 8, 9, 0, 2, 3, 4, 5), start=1)}  # fmt: skip
+    expected[""] = naive(sum(weight * scores[key, "test"] for key, weight in weights.items()), truth_Q)
+    lines = read_csv(tmp_path / "report.csv")
+    assert [line["no."] for line in lines] == list(expected)
+    texts = [(tmp_path / f"report.{kind}").read_text() for kind in ("md", "tex", "html")]
+    printed = capsys.readouterr().out
+    for line in lines:
+        for name, title in zip(METRICS, ("mAP@10", "R@1", "R@5", "R@10"), strict=True):
+            told = f"{expected[line['no.']][name]:.2f}"
+            assert line[title] == told
+            assert float(line[f"{title} low"]) <= float(told) <= float(line[f"{title} high"])
+            assert all(told in text for text in (*texts, printed))
+    assert lines[-1]["audio"] == "ensemble of 5, 8"
+    assert [line["fine-tuned"] + line["GPT"] for line in lines[:5]] == ["", "x", "x", "xx", "xx"]
+    assert {line["overlap"] for line in lines[:10]} == {"none"}
+    found = sweep.embedded[sweep.signatures[1], "test"]
+    relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
+    per_query = retrieval.metric("map10")(retrieval.ranks(found.scores(), relevant), relevant)
+    low, high = retrieval.bootstrap_interval(per_query, relevant, draws=1000)
+    assert (lines[0]["mAP@10 low"], lines[0]["mAP@10 high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
+    seeds = read_csv(tmp_path / "seeds.csv")
+    assert [(line["no."], line["seeds"]) for line in seeds] == [(f"{n}, {n + 1}", "2") for n in (2, 4, 7, 9)]
+    for line, first in zip(seeds, (2, 4, 7, 9), strict=True):
+        own = [expected[f"{number}"]["map10"] for number in (first, first + 1)]
+        assert [line["mAP@10"], line["mAP@10 least"], line["mAP@10 greatest"]] == [
+            f"{value:.2f}" for value in (np.mean(own), min(own), max(own))
+        ]
+
+
+def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, runs, tmp_path, monkeypatch,
+                                                                    capsys):  # fmt: skip
+    sweep = Sweep(ledger, store, grid[:1])
+    make(monkeypatch, runs, tmp_path / "a", "--no-test")
+    assert "came before" not in capsys.readouterr().out
+    assert not list(ledger.runs("evaluation"))
+    for earlier in (0, 1):
+        make(monkeypatch, runs, tmp_path / "a")
+        out = capsys.readouterr().out
+        assert f"Evaluations on made/test that came before this one: {earlier}" in out
+        assert "No ensemble was chosen from these trials" in out
+    newest, *_ = ledger.runs("evaluation")
+    assert newest.data.tags["test_fingerprint"] == sweep.split.fingerprint
+    kept = {file.path for file in ledger.client.list_artifacts(newest.info.run_id)}
+    assert kept == {"report.csv", "report.md", "report.tex", "report.html"}
+
+
+def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(ledger, store, grid[:4])
+    recorded = dict.fromkeys(METRICS, 0.4321) | {f"{name}_interval": [0.4, 0.5] for name in METRICS}
+    test = {"split": "made/test", "fingerprint": sweep.split.fingerprint, "ensemble": recorded}
+    sweep.choose({sweep.signatures[2]: 0.5, sweep.signatures[3]: 0.5}, tmp_path)
+    sweep.choose({sweep.signatures[0]: 0.5, sweep.signatures[3]: 0.5}, tmp_path, test=test)
+    sweep.choose({"f" * 16: 1.0}, tmp_path)
+    sweep.choose({sweep.signatures[0]: 1.0}, tmp_path, direction="a2t")
+    sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
+    newest = next(ledger.runs("ensemble"))
+    (Path(newest.info.artifact_uri.removeprefix("file://")) / "ensemble.json").unlink()
+    sweep.file(sweep.signatures[3], "embeddings/test.arrow").unlink()
+    sweep.file(sweep.signatures[1], checkpoint.TRIAL_FILE).unlink()
+    make(monkeypatch, runs, tmp_path / "out")
+    out = " ".join(capsys.readouterr().out.split())
+    lines = read_csv(tmp_path / "out" / "report.csv")
+    assert [line["mAP@10"] == "" for line in lines] == [False, False, True, False, True]
+    assert lines[3]["audio"] == "ensemble of 1, 3"
+    assert lines[3]["mAP@10"] == "43.21"
+    assert "No figures of 3, passt:tiny transformer:small" in out
+    assert "its embeddings of test can't be found in run " in out
+    assert "The ensemble of 1, 3: the embeddings of 3 aren't there: the figures are those of when it was chosen" in out
+    assert "The ensemble of 2, 3: the embeddings of 3 aren't there: there are no figures of it" in out
+    assert "its member 'trial ffffffffffffffff' is no trial of this report's" in out
+    assert "isn't shown: its ensemble.json is gone" in out
+    assert re.search("passt:tiny transformer:shallow .* is left out: its config can't be read: it is gone", out)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "its embeddings of test can&#39;t be found" in page
+    assert "What the ensemble retrieves" not in page
+
+
+def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, runs, tmp_path, monkeypatch):
+    sweep = Sweep(ledger, store, grid[:2])
+    for signature in sweep.signatures:
+        sweep.file(signature, "embeddings/test.arrow").unlink()
+    with pytest.raises(
+        UserError, match=r"no trial of made has figures of test: its embeddings .*; --no-test reports on"
+    ):
+        make(monkeypatch, runs, tmp_path)
+    assert not list(ledger.runs("evaluation"))
+    make(monkeypatch, runs, tmp_path, "--no-test")
+    assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
+
+
+def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, runs, tmp_path, monkeypatch):
+    Sweep(ledger, store, grid[:1])
+    with pytest.raises(UserError, match="holds no split 'made/test'"):
+        make(monkeypatch, runs, tmp_path, "--store", tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out .*file: .*name a folder"):
+        make(monkeypatch, runs, tmp_path / "file")
+    with pytest.raises(UserError, match="no sweep is named 'other'; known: made"):
+        make(monkeypatch, runs, tmp_path, "--sweep", "other")
+    assert not list(ledger.runs("evaluation"))
+
+
+def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(ledger, store, grid[:1], {"store": str(tmp_path / "gone")})
+    sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
+    make(monkeypatch, runs, tmp_path)
+    assert "Without some sound: " in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert "Tone 3 sounds, take 0." in page
+    assert "data:audio" not in page
+    assert "holds no split &#39;made/test&#39;" in page
+
+
+def test_clips_that_the_store_lacks_are_named_and_the_others_are_heard(store):
+    split = open_split(store, "made/test")
+    clips = [retrieved.Clip(clip_id, "", 0.5, 1, True) for clip_id in (*split.clip_ids[:2], "made/test/gone.wav")]
+    heard = retrieved.hear(store, [retrieved.Answer("a tone", clips, clips[:1])], "made/test", split.fingerprint)
+    assert list(heard.sounds) == split.clip_ids[:2]
+    assert len(heard.problems) == 1
+    assert "has no clip made/test/gone.wav" in heard.problems[0]
+    changed = retrieved.hear(store, [], "made/test", "another")
+    assert "has changed since it was embedded" in changed.problems[0]
+
+
+def test_a_page_stays_small(store, monkeypatch):
+    split = open_split(store, "made/test")
+    clips = [retrieved.Clip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
+    answers = [retrieved.Answer("a tone", clips, [])]
+    whole = retrieved.hear(store, answers, "made/test", split.fingerprint).sounds
+    monkeypatch.setattr(retrieved, "MOST_SOUND_BYTES", sum(map(len, whole.values())) // 2)
+    heard = retrieved.hear(store, answers, "made/test", split.fingerprint)
+    assert 0 < len(heard.sounds) < len(whole)
+    assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips are without sound" in heard.problems[0]
+
+
+def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
+    named = [(str(clip), "") for clip in range(8)]
+    clips = retrieved.ranked(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
+    assert [(clip.clip_id, clip.rank) for clip in clips if clip.is_true] == [("0", 3), ("7", 8)]
+    assert [clip.clip_id for clip in clips[:5]] == ["1", "2", "0", "6", "5"]
+
+
+def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
+    best = recipes.paper("passt:N", "huggingface:roberta-large", SPLITS, "float32")
+    own = recipes.paper_fine_tuning(best, SPLITS)
+    assert paper.published(own) == (38.56, 26.07, 55.27, 69.30)
+    assert paper.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
+    assert paper.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
+    assert paper.published(best) == (36.27, 24.38, 52.54, 66.22)
+    assert paper.published(replace(own, paraphrase_probability=0.5)) is None
+    assert paper.published(recipes.paper_fine_tuning(best, SPLITS, peak_rate=4e-6)) is None
+    assert report.beside(paper.published(own), "test")["map10"] == 38.56
+    assert report.beside(paper.published(own), "validation") == {}
+    every = [trial for trial in spaces.table2(SPLITS, "float32") if paper.published(trial)]
+    assert {paper.key_of(trial) for trial in every} == set(paper.TABLE_2)
+    assert len(paper.ENSEMBLE_OF) == 8
+    assert set(paper.TABLE_2) >= paper.ENSEMBLE_OF
+
+
+@pytest.fixture
+def factorial():
+    """A full grid of two rates, three batch sizes and two seeds, over one pretraining."""
+    pretraining = spaces.from_scratch(SPLITS, "float32", "cnn:small", 1e-3, epochs=6)
+    return [
+        replace(spaces.fine_tuning(SPLITS, pretraining, share, epochs=3), batch_size=size, seed=seed)
+        for share in (0.2, 0.4)
+        for size in (8, 16, 64)
+        for seed in (0, 1)
+    ]
+
+
+def value_of(trial):
+    return 0.3 + 0.05 * (trial.schedule.peak_rate > 3e-4) + 0.01 * (trial.batch_size == 16) + 0.002 * trial.seed
+
+
+@pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
+def test_main_effects_are_those_that_made_the_values(factorial, left_out):
+    those = [trial for place, trial in enumerate(factorial) if place not in left_out]
+    levels = factors.effects(those, [value_of(trial) for trial in those])
+    means = {(level.factor, level.level): level.mean for level in levels}
+    rate = "peak rate / pretraining's"
+    assert means[rate, "0.4"] - means[rate, "0.2"] == pytest.approx(0.05)
+    assert means["batch size", "16"] - means["batch size", "8"] == pytest.approx(0.01)
+    assert means["batch size", "64"] - means["batch size", "8"] == pytest.approx(0, abs=1e-9)
+    assert means["seed", "1"] - means["seed", "0"] == pytest.approx(0.002)
+    assert list(dict.fromkeys(level.factor for level in levels)) == [rate, "batch size", "seed"]
+    assert [level.level for level in levels if level.factor == "batch size"] == ["8", "16", "64"]
+
+
+def test_means_of_a_full_grid_are_plain_means_and_intervals_leave_out_what_others_do(factorial):
+    noise = 0.001 * np.random.default_rng(0).normal(size=len(factorial))
+    values = np.array([value_of(trial) for trial in factorial]) + noise
+    for level in factors.effects(factorial, values):
+        if level.factor == "batch size":
+            own = values[[str(trial.batch_size) == level.level for trial in factorial]]
+            assert level.mean == pytest.approx(own.mean())
+            low, high = level.interval
+            assert low < level.mean < high
+            assert high - low < 0.01  # rates alone make a difference of 0.05 within each level
+    assert factors.effects(factorial[:1], values[:1]) == []
+    two = factors.effects([factorial[0], factorial[6]], [0.1, np.nan])
+    assert two == []
+    assert [level.interval for level in factors.effects([factorial[0], factorial[6]], [0.1, 0.2])] == [None, None]
+
+
+def test_what_follows_from_another_factor_is_no_factor(grid):
+    other = [
+        spaces.fine_tuning(SPLITS, spaces.from_scratch(SPLITS, "float32", "cnn:small", 2e-3, epochs=6), share, epochs=3)
+        for share in (0.2, 0.4)
+    ]
+    assert list(factors.varying([*grid[2:], *other])) == ["audio", "text", "paraphrases", "peak rate / pretraining's",
+                                                          "seed"]  # fmt: skip
+
+
+def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
+    curves = [{1: 5.0, 2: 4.0}, {1: 7.0, 2: 3.0, 3: 2.0}]
+    assert survey.points(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
+    rows = [survey.Row(number, None, trial, {"validation_loss": {1: float(trial.seed)}, "map10": {}}, 1.0)
+            for number, trial in enumerate([*grid, replace(grid[2], batch_size=7)])]  # fmt: skip
+    bands = survey.bands(rows)
+    assert list(bands) == [
+        "passt:tiny, transformer:small, batch size 32",
+        "passt:tiny, transformer:shallow, batch size 32",
+        "passt:tiny, transformer:small, batch size 7",
+    ]
+    two, _, one = bands.values()
+    assert [(band.label, band.seeds, band.points) for band in two] == [
+        (label, 2, {1: (0.5, 0.0, 1.0)}) for label in ("p 0", "p 0.3")
+    ]
+    assert [band.seeds for band in one] == [1]
+
+
+def test_hours_of_gpus_are_told_where_they_are_known(grid):
+    rows = [survey.Row(1, None, grid[0], {}, 2.0, 4.0, 8.0), survey.Row(2, None, grid[0], {}, 1.0, 0.0, 2.0),
+            survey.Row(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
+    pretraining, fine_tuning = costs(rows)
+    assert (pretraining.hours, pretraining.gpu_hours, pretraining.cpu_hours) == (3.0, 8.0, 2.0)
+    assert (fine_tuning.hours, fine_tuning.gpu_hours, fine_tuning.cpu_hours) == (3.0, None, None)
+
+
+def test_tables_escape_what_their_formats_need():
+    odd = r"50 % & a|b_c #1 {x} ~ ^ \ $"
+    line = tabulation.Line(["1", odd], {"map10": tabulation.Figure(38.2449, 31.0, 45.05)}, {"map10": 38.56})
+    ensemble = tabulation.Line(["", "ensemble of 1_2"], {}, {}, is_ensemble=True)
+    table = tabulation.Tabulated("Title", ("no.", "50 %"), ("low", "high"), [line, ensemble])
+    assert r"50 % & a\|b_c #1 {x} ~ ^ \\ $ | 38.24 (31.0 to 45.0) | 38.56 |" in tabulation.as_markdown(table)
+    latex = tabulation.as_latex(table)
+    escaped = r"50 \% \& a|b\_c \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
+    assert rf"1 & {escaped} & 38.24 {{\scriptsize 31.0--45.0}} & 38.56 &" in latex
+    assert r"\midrule" + "\n" + r" & \multicolumn{1}{l}{ensemble of 1\_2} &" in latex
+    assert {row.count(" & ") for row in latex.splitlines() if row.endswith(r"\\")} == {6}
+    read = next(csv.DictReader(io.StringIO(tabulation.as_csv(table))))
+    assert (read["50 %"], read["mAP@10"], read["mAP@10 paper"], read["R@1"]) == (odd, "38.24", "38.56", "")
+
+
+def test_numbers_are_told_as_in_the_paper():
+    assert report.counted([1, 2, 3, 4, 5, 6, 7, 8]) == "1 to 8"
+    assert report.counted([4, 8, 9, 12, 13, 14]) == "4, 8, 9, 12 to 14"
+
+
+@pytest.fixture
+def page(ledger, store, grid, runs, tmp_path, monkeypatch):
+    """The page of a report with an ensemble and sounds."""
+    sweep = Sweep(ledger, store, grid)
+    sweep.choose({sweep.signatures[3]: 0.75, sweep.signatures[9]: 0.25}, tmp_path)
+    make(monkeypatch, runs, tmp_path)
+    return tmp_path / "report.html"
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the PATH: pages can't be opened")
+
+
+@needs_chromium
+def test_the_page_fits_plays_and_asks_for_nothing(page, tmp_path):
+    for width in (PHONE, DESKTOP):
+        seen = asyncio.run(look(page, width, tmp_path / f"{width}"))
+        assert seen["asked"] == []
+        assert seen["width"] <= width
+        assert seen["beyond"] == []
+        assert seen["buttons"] > NUM_CLIPS
+        assert seen["duration"] == pytest.approx(1, abs=0.2)
+        assert seen["errors"] == []
+        assert len(seen["plots"]) >= 8
+        for picture in (seen["picture"], *seen["plots"]):
+            assert np.asarray(Image.open(io.BytesIO(picture)).convert("L")).std() > 10
+
+
+@needs_chromium
+def test_a_page_that_asks_or_is_too_wide_would_be_noticed(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<meta name="viewport" content="width=device-width"><p style="width: 900px">wide'
+                    '<img src="http://127.0.0.1:9/picture.png"><div id="player"></div>')  # fmt: skip
+    seen = asyncio.run(look(page, PHONE, tmp_path))
+    assert seen["asked"] == ["http://127.0.0.1:9/picture.png"]
+    assert seen["width"] > PHONE
+    assert "P" in seen["beyond"]
+
+
+BEYOND = """[...document.querySelectorAll('body *')].filter(one => !one.closest('.scroll, svg')
+    && one.getBoundingClientRect().right > WIDTH + 1).map(one => one.tagName)"""
+"""What lies beyond the right edge of the page, but for what scrolls in a box of its own."""
+
+PLAY = """new Promise(done => {
+    const audio = document.querySelector('#player audio'), button = document.querySelector('button[data-clip]');
+    if (!button) return done(null);
+    audio.addEventListener('loadedmetadata', () => done(audio.duration));
+    audio.addEventListener('error', () => done(-1));
+    button.click();
+})"""
+
+PLOTS = """[...document.querySelectorAll('svg')].map(one => one.getBoundingClientRect())
+    .map(box => ({x: box.x, y: box.y + scrollY, width: box.width, height: box.height, scale: 1}))"""
 
 
 async def look(page, width, folder):
-    """Open a page in Chromium: what it asks the network for, how wide it is, and whether a sound can be played."""
-    flags = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--remote-debugging-port=0",
-        f"--user-data-dir={folder}",
-    ]
+    """Open a page in Chromium: what it asks the network for, how wide it is, what it looks like, what is heard."""
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+             f"--user-data-dir={folder}/browser"]  # fmt: skip
     browser = subprocess.Popen([CHROMIUM, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not (port_file := folder / "DevToolsActivePort").exists() or not port_file.read_text():
+        while not (port_file := folder / "browser" / "DevToolsActivePort").exists() or not port_file.read_text():
             assert browser.poll() is None
             time.sleep(0.1)
         port = port_file.read_text().splitlines()[0]
@@ -130,69 +574,33 @@ class Tab:
         )
         return found["result"].get("value")
 
+    async def picture(self, **clip):
+        where = {"clip": clip, "captureBeyondViewport": True} if clip else {}
+        return base64.b64decode((await self.call("Page.captureScreenshot", **where))["data"])
+
+    def told(self, method):
+        return [event["params"] for event in self.events if event.get("method") == method]
+
 
 async def visit(tab, page, width):
     await tab.call("Network.enable")
-    await tab.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
-    )
+    await tab.call("Runtime.enable")
+    await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1,
+                   mobile=width < 600)  # fmt: skip
     await tab.call("Page.enable")
     await tab.call("Page.navigate", url=page.as_uri())
     while not await tab.value("document.readyState == 'complete' && location.protocol == 'file:'"):
         await asyncio.sleep(0.1)
     found = {
         "width": await tab.value("document.documentElement.scrollWidth"),
+        "beyond": await tab.value(BEYOND.replace("WIDTH", str(width))),
         "buttons": await tab.value("document.querySelectorAll('button[data-clip]').length"),
-        "duration": await tab.value("""new Promise(done => {
-            const audio = document.querySelector('#player audio');
-            audio.addEventListener('loadedmetadata', () => done(audio.duration));
-            audio.addEventListener('error', () => done(-1));
-            document.querySelector('button[data-clip]').click();
-        })"""),
-        "picture": base64.b64decode((await tab.call("Page.captureScreenshot"))["data"]),
+        "plots": [await tab.picture(**clip) for clip in await tab.value(PLOTS)],
+        "picture": await tab.picture(),
+        "duration": await tab.value(PLAY),
     }
-    urls = [event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"]
-    return found | {"asked": [url for url in urls if not url.startswith((page.as_uri(), "data:", "about:"))]}
-
-
-def row(number, audio, p, seed, value):
-    trial = SimpleNamespace(
-        audio=SimpleNamespace(), text=SimpleNamespace(), paraphrase_probability=p, seed=seed, stage="fine-tuning",
-        pretraining=None, schedule=SimpleNamespace(peak_rate=1.0),
-    )  # fmt: skip
-    return Row(number, None, trial, {"map10": {1: value / 2, 2: value}}, 1.0, 0.0)
-
-
-def test_main_effects_of_a_full_grid_are_those_that_made_it(monkeypatch):
-    factors = {name: survey.FACTORS[name] for name in ("paraphrases", "seed")}
-    monkeypatch.setattr(survey, "FACTORS", factors)
-    rows = [
-        row(place, "a", p, seed, 0.3 + 0.05 * (p > 0) + 0.01 * seed)
-        for place, (p, seed) in enumerate((p, seed) for p in (0.0, 0.3) for seed in (0, 1, 2))
-    ]
-    found = {(level.factor, level.level): level for level in survey.effects(rows)}
-    assert found["paraphrases", "p 0.3"].mean - found["paraphrases", "p 0"].mean == pytest.approx(0.05)
-    assert found["seed", "2"].mean - found["seed", "0"].mean == pytest.approx(0.02)
-    assert found["paraphrases", "p 0"].number == 3
-    low, high = found["paraphrases", "p 0"].interval
-    assert low <= found["paraphrases", "p 0"].mean <= high
-
-
-def test_a_band_goes_from_the_least_to_the_greatest_seed():
-    curves = [{1: 5.0, 2: 4.0}, {1: 7.0, 2: 3.0, 3: 2.0}]
-    assert survey.points(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
-
-
-def test_tables_escape_what_their_formats_need():
-    line = ["1", "a|b_c", "10 s", "none", "50 % & more", "x", "", "0", *[""] * 12]
-    assert r"a\|b_c" in report.as_markdown([line])
-    assert r"a|b\_c & 10 s & none & 50 \% \& more" in report.as_latex([line])
-    assert next(csv.DictReader(io.StringIO(report.as_csv([line]))))["text"] == "50 % & more"
-
-
-def test_the_papers_table_is_there():
-    best = paper.TABLE_2[paper.Key("passt:N", "huggingface:roberta-large", fine_tuned=True, paraphrases=True)]
-    assert best == (38.56, 26.07, 55.27, 69.30)
-    assert len(paper.TABLE_2) == 14
-    assert len(paper.ENSEMBLE_OF) == 8
-    assert set(paper.TABLE_2) >= paper.ENSEMBLE_OF
+    urls = [asked["request"]["url"] for asked in tab.told("Network.requestWillBeSent")]
+    return found | {
+        "asked": [url for url in urls if not url.startswith((page.as_uri(), "data:", "about:"))],
+        "errors": [str(error["exceptionDetails"]) for error in tab.told("Runtime.exceptionThrown")],
+    }
