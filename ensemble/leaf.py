@@ -48,11 +48,12 @@ def page_of(leaf: Leaf) -> str:
     fine_tunings = [row for row in leaf.rows if row.trial.pretraining]
     compared = fine_tunings or leaf.rows
     levels = factors.effects([row.trial for row in compared], [row.best for row in compared])
+    shares = sorted({row.trial.paraphrase_probability for row in fine_tunings})
     figure_2 = [
-        page.drawn(partial(draw_bands, title=title, bands=own), page.WIDTH, page.HEIGHT)
+        page.drawn(partial(draw_bands, title=title, bands=own, shares=shares), page.WIDTH, page.HEIGHT)
         for title, own in survey.bands(leaf.rows).items()
     ]
-    curves = [page.drawn(draw, page.WIDTH, 1.25 * page.HEIGHT) for draw in panels(leaf.rows)]
+    curves = [page.drawn(draw, page.WIDTH, height) for draw, height in panels(leaf.rows)]
     effects = page.drawn(partial(draw_effects, levels=levels), page.WIDTH, height_of(levels)) if levels else None
     environment = jinja2.Environment(autoescape=True)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

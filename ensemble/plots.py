@@ -1,6 +1,7 @@
 """The report's plots: Figure 2 of the paper, learning curves, and what each factor of a grid does."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ensemble.factors import Level
+from ensemble.page import HEIGHT
 from ensemble.survey import Band, Row
 
 LINES = ("-", "--", ":", "-.")
@@ -26,13 +28,17 @@ def pair_of(row: Row) -> str:
     return f"{row.key.audio}, {row.key.text}"
 
 
-def draw_bands(axes: Axes, title: str, bands: Sequence[Band]) -> None:
-    """Validation loss of one pair of encoders: the mean over seeds, with a band from the least to the greatest."""
-    for place, band in enumerate(bands):
+def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[float]) -> None:
+    """Validation loss of one pair of encoders: the mean over seeds, with a band from the least to the greatest.
+
+    A share of paraphrases has the same colour in all plots that are drawn for the same `shares`.
+    """
+    for band in bands:
         epochs = list(band.points)
         means, least, greatest = zip(*band.points.values(), strict=True)
-        colour, seeds = f"C{place}", "1 seed" if band.seeds == 1 else f"{band.seeds} seeds"
-        axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=f"{band.label} ({seeds})")
+        colour = f"C{shares.index(band.share)}"
+        label = f"p {band.share:g} ({band.seeds} seed{'s' if band.seeds > 1 else ''})"
+        axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=label)
         axes.fill_between(epochs, least, greatest, color=colour, alpha=0.15, linewidth=0)
     axes.set_title(title, fontsize=9, wrap=True)
     axes.set_xlabel("epoch of fine-tuning")
@@ -89,13 +95,15 @@ def height_of(levels: Sequence[Level]) -> float:
     return 1.0 + 0.36 * len(levels)
 
 
-def panels(rows: Sequence[Row]) -> list[Callable[[Axes], None]]:
-    """What draws the learning curves: for each stage, mAP@10 and training loss."""
+def panels(rows: Sequence[Row]) -> list[tuple[Callable[[Axes], None], float]]:
+    """What draws the learning curves, for each stage mAP@10 and training loss, and how high it is for its legend."""
     colours = colours_of(rows)
-    found: list[Callable[[Axes], None]] = []
+    found: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         for metric in ("map10", "train_loss"):
             own = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
             if own:
-                found.append(lambda axes, own=own, metric=metric: draw_curves(axes, own, colours, metric))  # type: ignore[misc]
+                names = len({pair_of(row) for row in own}) + len({row.trial.paraphrase_probability for row in own})
+                draw = partial(draw_curves, rows=own, colours=colours, metric=metric)
+                found.append((draw, HEIGHT + 0.1 * names))
     return found

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +38,20 @@ from ensemble.pool import Which
 from ensemble.retrieved import Answer, Heard, answers_of, hear
 from ensemble.survey import Judged, Row, by_setting
 from ensemble.tables import TITLES
-from ensemble.tabulation import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, for_terminal
+from ensemble.tabulation import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
 from trainables import ledger as ledgers
 from trainables.ledger import Ledger, Sweep, open_ledger
 from trainables.runs import Runs
 
 SEEDS_FILE = "seeds.csv"
-LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "seed")
+LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "other settings", "seed")
 
 
-def labels_of(row: Row, number: str, seed: str) -> list[str]:
+def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
     """What a line says of a trial, or of trials that differ in their seeds."""
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
-        "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", seed,
+        "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", others, seed,
     ]  # fmt: skip
 
 
@@ -69,10 +70,10 @@ def beside(published: paper.Figures | None, which: Which) -> dict[str, float]:
     return {name: value for name, value in zip(paper.METRICS, theirs, strict=True) if value is not None}
 
 
-def line_of(row: Row, which: Which, tells_parents: bool) -> Line:
+def line_of(row: Row, which: Which, others: str, tells_parents: bool) -> Line:
     """A trial as a line of the table, with its own seed, or those of all that it comes from."""
     seeds = survey.seeds_of(row.trial)
-    labels = labels_of(row, str(row.number), ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
+    labels = labels_of(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
     return Line(labels, percent(row.figures), beside(paper.published(row.trial), which))
 
 
@@ -84,11 +85,11 @@ def line_of_ensemble(one: Chosen, which: Which) -> Line:
     return Line(labels, percent(one.figures), beside(paper.ENSEMBLE if one.is_the_papers else None, which), True)
 
 
-def line_of_seeds(rows: Sequence[Row], which: Which) -> Line:
+def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
     """Trials that differ in their seeds alone as a line: mean, least and greatest."""
     values = {name: [100 * row.figures[name] for row in rows] for name in paper.METRICS}
     figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
-    labels = labels_of(rows[0], counted([row.number for row in rows]), str(len(rows)))
+    labels = labels_of(rows[0], counted([row.number for row in rows]), others, str(len(rows)))
     return Line(labels, figures, beside(paper.published(rows[0].trial), which))
 
 
@@ -108,15 +109,28 @@ def counted(numbers: Sequence[int]) -> str:
 def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: Which) -> list[Tabulated]:
     """The table of trials and ensembles, and one over seeds where there are several."""
     parents = {survey.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
-    lines = [line_of(row, which, len(parents) > 1) for row in rows] + [line_of_ensemble(one, which) for one in chosen]
-    tables = [Tabulated(f"In percent, on {split}, with 95 % bootstrap intervals over clips.", LABELS,
-                        ("low", "high"), lines)]  # fmt: skip
+    others = survey.others_of(rows)
+    lines = [line_of(row, which, others[row.number], len(parents) > 1) for row in rows]
+    lines += [line_of_ensemble(one, which) for one in chosen]
+    title = f"In percent, on {split}, with 95 % bootstrap intervals over clips."
+    tables = [Tabulated(title, LABELS, ("low", "high"), lines)]
     groups = [[row for row in own if row.figures] for own in by_setting(rows).values()]
-    over_seeds = [line_of_seeds(own, which) for own in groups if len(own) > 1]
+    over_seeds = [line_of_seeds(own, which, others[own[0].number]) for own in groups if len(own) > 1]
     if over_seeds:
         title = f"Over seeds, in percent, on {split}: the mean, and the least and the greatest."
         tables.append(Tabulated(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
-    return tables
+    return tables if any(others.values()) else [without(table, "other settings") for table in tables]
+
+
+def without(table: Tabulated, heading: str) -> Tabulated:
+    """A table without one of its columns of labels."""
+    place = list(table.headings).index(heading)
+
+    def rest(labels: Sequence[str]) -> list[str]:
+        return [*labels[:place], *labels[place + 1 :]]
+
+    lines = [replace(line, labels=rest(line.labels)) for line in table.lines]
+    return replace(table, headings=rest(table.headings), lines=lines)
 
 
 def event(sweeps: Sequence[Sweep], rows: Sequence[Row], split: str, fingerprint: str) -> dict[str, Any]:
@@ -189,10 +203,10 @@ def run(arguments: argparse.Namespace) -> None:
         "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(as_latex, tables)),
         "report.html": page_of(Leaf(title, tables, notes, judged.rows, one, answers, heard)),
     }
-    console = Console(width=max(190, Console().width), highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     earlier = log_look(ledger, sweeps, event(sweeps, judged.rows, split, fingerprint), texts) if which == "test" else 0
     for table in tables:
-        console.print(for_terminal(table))
+        show(table)
     for note in (*notes, *(f"Without some sound: {problem}" for problem in heard.problems)):
         console.print(note)
     if not chosen:

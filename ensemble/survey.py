@@ -171,11 +171,26 @@ def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
     return found
 
 
+def others_of(rows: Sequence[Row]) -> dict[int, str]:
+    """By a row's number, what it differs in from others of its stage that the paper's table has no column for."""
+    found = {}
+    for stage in dict.fromkeys(row.trial.stage for row in rows):
+        own = [row for row in rows if row.trial.stage == stage]
+        varying = factors.varying([row.trial for row in own])
+        shares = {row.trial.paraphrase_probability for row in own} - {0.0}
+        hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}
+        names = [name for name in varying if name not in hidden and not name.endswith("seed")]
+        for place, row in enumerate(own):
+            told = [(name, varying[name][place]) for name in names]
+            found[row.number] = ", ".join(level if name == "paraphrases" else f"{name} {level}" for name, level in told)
+    return found
+
+
 @dataclass(frozen=True)
 class Band:
     """Trials that differ in their seeds alone: a curve's mean, and its least and greatest."""
 
-    label: str
+    share: float  # of paraphrases
     seeds: int
     points: Mapping[int, tuple[float, float, float]]  # by epoch
 
@@ -192,7 +207,7 @@ def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, lis
     for (setting, own), title in zip(settings.items(), names, strict=True):
         curve = points([row.curves[metric] for row in own])
         if curve:
-            found.setdefault(title, []).append(Band(f"p {setting.paraphrase_probability:g}", len(own), curve))
+            found.setdefault(title, []).append(Band(setting.paraphrase_probability, len(own), curve))
     return found
 
 

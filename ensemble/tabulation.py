@@ -5,10 +5,15 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ensemble.paper import METRICS
 from ensemble.tables import TITLES
+
+WIDEST = 1000
+"""Columns that a table on the terminal may take: what doesn't fit is wrapped there, not cut off."""
 
 LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
                        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
@@ -138,12 +143,19 @@ def as_latex(table: Tabulated) -> str:
     return f"% {table.title}\n" + "\n".join(lines) + "\n"
 
 
-def for_terminal(table: Tabulated) -> Table:
-    """The table for the terminal."""
+def show(table: Tabulated) -> None:
+    """The table on the terminal: with the limits of the first metric, as those of all would be too wide."""
     shown = Table(title=table.title, title_justify="left", box=None)
-    for place, heading in enumerate(table.all_headings()):
-        is_text = 0 < place < len(table.headings)
-        shown.add_column(heading, justify="left" if is_text else "right", no_wrap=place != 1, max_width=40)
+    for place, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if place else "right", no_wrap=True)
+    for name, is_papers in table.columns():
+        shown.add_column("paper" if is_papers else TITLES[name], justify="right", no_wrap=True)
     for line in table.lines:
-        shown.add_row(*cells(table, line))
-    return shown
+        row = cells(table, line)
+        for place, (name, _) in enumerate(table.columns(), start=len(table.headings)):
+            if name != METRICS[0]:
+                row[place] = row[place].partition(" ")[0]
+        shown.add_row(*row)
+    wide = Console(width=WIDEST)
+    width = Measurement.get(wide, wide.options, shown).maximum
+    Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)

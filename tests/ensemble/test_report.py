@@ -447,8 +447,8 @@ def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
         "passt:tiny, transformer:small, batch size 7",
     ]
     two, _, one = bands.values()
-    assert [(band.label, band.seeds, band.points) for band in two] == [
-        (label, 2, {1: (0.5, 0.0, 1.0)}) for label in ("p 0", "p 0.3")
+    assert [(band.share, band.seeds, band.points) for band in two] == [
+        (share, 2, {1: (0.5, 0.0, 1.0)}) for share in (0.0, 0.3)
     ]
     assert [band.seeds for band in one] == [1]
 
@@ -474,6 +474,19 @@ def test_tables_escape_what_their_formats_need():
     assert {row.count(" & ") for row in latex.splitlines() if row.endswith(r"\\")} == {6}
     read = next(csv.DictReader(io.StringIO(tabulation.as_csv(table))))
     assert (read["50 %"], read["mAP@10"], read["mAP@10 paper"], read["R@1"]) == (odd, "38.24", "38.56", "")
+
+
+def test_rows_tell_in_what_else_they_differ(grid):
+    wanted = [*grid, replace(grid[2], batch_size=7), replace(grid[2], paraphrase_probability=0.5)]
+    rows = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)]
+    others = survey.others_of(rows)
+    assert (others[0], others[2], others[10], others[11]) == (
+        "", "p 0, batch size 32", "p 0, batch size 7", "p 0.5, batch size 32",
+    )  # fmt: skip
+    headings = [list(table.headings) for table in report.tables_of(rows, [], "made/test", "test")]
+    assert [heading.count("other settings") for heading in headings] == [1]
+    headings = [list(table.headings) for table in report.tables_of(rows[:10], [], "made/test", "test")]
+    assert [heading.count("other settings") for heading in headings] == [0]
 
 
 def test_numbers_are_told_as_in_the_paper():
