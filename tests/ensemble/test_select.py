@@ -67,8 +67,9 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
 
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, run_command):
-    runs, _, _ = selected
-    before = len(list(open_ledger(runs).runs("ensemble")))
+    runs, _, ensemble = selected
+    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).runs(kind)]
+    before = sum(run.data.tags.get("test_fingerprint") == ensemble["test"]["fingerprint"] for run in seen)
     again = run_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
