@@ -11,7 +11,7 @@ from ensemble.greedy import Rules, Selection
 from ensemble.honesty import Nested
 from ensemble.live import Live
 from ensemble.matrices import Matrices
-from ensemble.pool import Candidate
+from ensemble.pool import Candidate, Which
 from trainables import retrieval
 from trainables.ledger import Ledger
 
@@ -42,12 +42,14 @@ def told(rules: Rules) -> str:
 def compared(rules: Rules, num_candidates: int) -> dict[str, Rules]:
     """The methods that a choice is compared with, by name, with the choice's own settings as far as they have them."""
     greedy = replace(rules, refine=False) if rules.method == "greedy" else Rules(among=rules.among)
-    among = rules.among or (COMPARED_EXACTLY if num_candidates > COMPARED_EXACTLY else 0)
+    among = rules.among
+    if not among and num_candidates > COMPARED_EXACTLY and rules.method != "exact":
+        among = COMPARED_EXACTLY
     return {
         "all": Rules("all", among=rules.among),
         "greedy": greedy,
         "greedy, refined": replace(greedy, refine=True),
-        "exact": Rules("exact", among=among),
+        f"exact among {among}" if among and not rules.among else "exact": Rules("exact", among=among),
     }
 
 
@@ -124,8 +126,13 @@ def figures_on(
     return found, others
 
 
-def members_of(ensemble: Mapping[str, Any], path: Path, ledger: Ledger, folders: Sequence[Path]) -> list[Candidate]:
-    """The candidates that an ensemble's members are. Raises UserError that names one that is gone."""
+def members_of(
+    ensemble: Mapping[str, Any], path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
+) -> list[Candidate]:
+    """The candidates that an ensemble's members are, to be read on a split. A UserError names one that is gone.
+
+    Files are looked for in `folders`, first in the one that the ensemble names, or in that alone where none are given.
+    """
     found = []
     for member in ensemble["members"]:
         if signature := member.get("signature"):
@@ -136,9 +143,13 @@ def members_of(ensemble: Mapping[str, Any], path: Path, ledger: Ledger, folders:
                 )
             found.append(Candidate(member["name"], signature, run))
             continue
-        places = folders or [Path(member["folder"])] if member.get("folder") or folders else []
-        folder = next((place for place in places if (place / "validation" / f"{member['name']}.npy").exists()), None)
-        if folder is None:
-            raise UserError(f"{path}: no file of member {member['name']!r} was found; name its folder with --pool")
-        found.append(Candidate(member["name"], folder=folder))
+        own = Path(member.get("folder", ""))
+        places = sorted(folders, key=lambda folder: folder.resolve() != own.resolve()) or [own]
+        files = [Candidate(member["name"], folder=place) for place in places]
+        file = next((file for file in files if file.file(which).exists()), None)
+        if file is None:
+            raise UserError(
+                f"{path}: no {which} scores of member {member['name']!r} were found; name its folder with --pool"
+            )
+        found.append(file)
     return found

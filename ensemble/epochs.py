@@ -1,6 +1,7 @@
 """The choice of each trial's epoch, redone without the queries that are to judge it.
 
-Training takes the epoch with the highest mAP@10 on validation, the first of equally good ones. Where a sweep has kept
+Training takes the epoch with the highest mAP@10 of text-to-audio retrieval on validation, the first of equally good
+ones, whatever the direction in which an ensemble is chosen. Where a sweep has kept
 the validation split's embeddings of every epoch, cross-validation can leave a fold's queries out of that choice, too.
 Which epoch of its pretraining a fine-tuning started from stays as it was.
 
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble import figures, matrices
+from ensemble import figures
+from ensemble.matrices import Matrices
 from ensemble.pool import FILES, Candidate, load_trials
 from trainables.ledger import Ledger
 
@@ -33,11 +35,8 @@ class Epochs:
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
 
-def find(ledger: Ledger, candidates: Sequence[Candidate], direction: str) -> dict[str, Epochs]:
-    """The epochs, by signature, of those trials that have kept them all.
-
-    In the direction a2t queries are clips, and mAP@10 is that of clips asking for captions.
-    """
+def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
+    """The epochs, by signature, of those trials that have kept them all."""
     trials = [candidate for candidate in candidates if candidate.run]
     found = {}
     for trial in trials:
@@ -46,7 +45,6 @@ def find(ledger: Ledger, candidates: Sequence[Candidate], direction: str) -> dic
             continue
         reference = (trials[0], FILES["validation"])  # whose order of queries is the pool's
         source = load_trials(ledger, [reference, *[(trial, file) for file in files]])
-        source = matrices.transposed(source) if direction == "a2t" else source
         values = [
             figures.values(source.only([place]), [1], [CHOSEN_BY])[CHOSEN_BY] for place in range(1, len(files) + 1)
         ]
@@ -57,3 +55,10 @@ def find(ledger: Ledger, candidates: Sequence[Candidate], direction: str) -> dic
 def best_of(epochs: Mapping[str, Epochs], include_Q: NDArray[np.bool_]) -> dict[str, str]:
     """The file of each trial's best epoch on some of the queries, by signature."""
     return {signature: own.best(include_Q) for signature, own in epochs.items()}
+
+
+def captions_seen(pool: Matrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where clips ask for captions: the captions whose clips are all among those seen [A]."""
+    seen_Q = np.ones(pool.num_clips, bool)
+    seen_Q[pool.relevance.clip_P[~seen_A[pool.relevance.query_P]]] = False
+    return seen_Q

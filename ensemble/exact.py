@@ -21,7 +21,7 @@ from ensemble.kernels import low_models, walk
 from ensemble.live import Live
 
 MOST_MODELS = 28
-"""2**28 worths take 2 GB."""
+"""2**28 worths take 1 GB, or 2 where they don't fit into 32 bits."""
 
 SAMPLE = 64
 """Queries that are tried to say how long all will take; a quarter of them alone tells what doesn't grow with them."""
@@ -39,7 +39,7 @@ def worth_of_subsets(
     models: Sequence[int],
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
-) -> NDArray[np.int64]:
+) -> NDArray[np.integer]:
     """What each subset of some candidates is worth [2**len(models)]; that of none is 0.
 
     With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
@@ -62,17 +62,18 @@ def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int
 
 def searched(
     live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The worth of all subsets over some queries."""
+) -> NDArray[np.integer]:
+    """The worth of all subsets over some queries, in as few bits as hold it."""
     num_models, gains = target_PM.shape[1], live.gains
     low = int(low_models(num_models))
-    shares = live.threads if live.threads * 8 << num_models <= APART_BYTES else 1
+    dtype = np.dtype(np.int32 if gains.one * live.num_queries < 2**31 else np.int64)
+    shares = live.threads if live.threads * dtype.itemsize << num_models <= APART_BYTES else 1
     prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, live.threads - 1).bit_length())
     leaves = 1 << (num_models - low - prefix_bits)
-    worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), np.int64)
+    worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), dtype)
 
     def work(share: int, prefix: int) -> None:
-        nodes = np.zeros(2 * leaves, np.int64)
+        nodes = np.zeros(2 * leaves, dtype)
         worth_LS = worth_TPLS[share, prefix]
         for chunk, chunk_rows in zip(live.chunks, rows, strict=True):
             own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)][share::shares]
@@ -89,7 +90,8 @@ def searched(
 
     with ThreadPoolExecutor(live.threads) as workers:
         list(workers.map(work, *zip(*np.ndindex(shares, 1 << prefix_bits), strict=True)))
-    worth_S = worth_TPLS.sum(axis=0).reshape(-1) if shares > 1 else worth_TPLS.reshape(-1)
+    worth_S: NDArray[np.integer] = worth_TPLS.sum(axis=0, dtype=dtype) if shares > 1 else worth_TPLS
+    worth_S = worth_S.reshape(-1)
     worth_S[0] = 0
     return worth_S
 
@@ -113,6 +115,16 @@ def expected_s(live: Live, models: Sequence[int]) -> float:
     few_s, all_s = takes_s(few), takes_s(queries)
     each_s = (all_s - few_s) / max(1, len(queries) - len(few))
     return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
+
+
+def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
+    """Of some subsets, none of them empty, the smallest; of those the one whose candidates come first."""
+    sizes = np.bitwise_count(subsets)
+    subsets = subsets[sizes == sizes.min()]
+    backwards = np.zeros_like(subsets)
+    for bit in range(num_models):
+        backwards |= (subsets >> bit & 1) << (num_models - 1 - bit)
+    return int(subsets[np.argmax(backwards)])
 
 
 def bits(subset: int) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble import exact
-from ensemble.greedy import Rules, Selection, select
+from ensemble.greedy import Rules, Selection, select, subsets_by_cost
 from ensemble.live import Live
 
 MOST_EXACT = 16
@@ -119,9 +119,12 @@ class Point:
 def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
     """The ensembles on the front of accuracy and cost, the cheapest first.
 
-    Greedy selection is run under budgets from the cheapest candidate's cost to that of the ensemble it finds without
-    one, in equal ratios. An ensemble costs what its distinct members cost.
+    An ensemble costs what its distinct members cost. For 'exact' these are all ensembles of equal weights that no
+    cheaper one reaches. Greedy selection is run under budgets, in equal ratios, from the cheapest candidate's cost to
+    that of the ensemble it finds without one. The mean of all, and bags, know no budget.
     """
+    if rules.method == "exact":
+        return [Point(cost, selection) for cost, selection in subsets_by_cost(live, rules, costs)]
     free = select(live, rules)
     lowest, highest = min(costs), cost_of(free, costs)
     points = [Point(highest, free)]

@@ -1,8 +1,9 @@
 """The file of an ensemble, ensemble.json, as anybody reads it who has its members."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -20,13 +21,29 @@ def read_ensemble(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has no members")
     for number, member in enumerate(members, start=1):
         weight = member.get("weight") if isinstance(member, dict) else None
-        if not isinstance(weight, int | float) or not np.isfinite(weight) or weight < 0 or "name" not in member:
+        if not is_number(weight) or weight < 0 or "name" not in member:
             raise UserError(
                 f"{path}, member {number}: it needs a name, and a weight that isn't negative, not {weight!r}"
             )
-    if not sum(member["weight"] for member in members):
+    whole = sum(member["weight"] for member in members)
+    if not whole:
         raise UserError(f"{path}: all weights are 0")
+    counts = [member.get("count") for member in members]
+    if counts != [None] * len(counts):
+        if not all(isinstance(count, int) and count > 0 for count in counts):
+            raise UserError(f"{path}: 'count' has to be a whole number above 0 for each member, or be left out")
+        for number, member in enumerate(members, start=1):
+            if not np.isclose(member["count"] / sum(counts), member["weight"] / whole, atol=1e-6):
+                raise UserError(
+                    f"{path}, member {number}: its count ({member['count']} of {sum(counts)}) isn't its weight "
+                    f"({member['weight']}); leave 'count' out of all members to have the weights count"
+                )
     return dict(ensemble)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of a JSON file is a number, and finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def weights_of(ensemble: Mapping[str, Any]) -> list[float]:

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from ensemble import exact
 from ensemble.live import Growing, Live
 
+FINEST_WEIGHT = 2**20
+"""Of a bag's ensemble, in whole numbers: sums of scores, each so many times, are exact yet."""
+
 Counts = NDArray[np.int64]
 """How often each of the M candidates is taken."""
 
@@ -128,6 +131,28 @@ def select(
     cost together within a budget.
     """
     rules = rules or Rules()
+    task = task_of(live, rules, include_Q, allowed, costs, budget)
+    if rules.method == "all":
+        counts = np.bincount(task.allowed, minlength=live.num_models)
+        found = Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+    elif rules.method == "exact":
+        found = best_subset(task)
+    elif rules.bags:
+        return bagged(task, rules)
+    else:
+        found = forward(task, rules)
+    return refined(task, rules, found) if rules.refine else found
+
+
+def task_of(
+    live: Live,
+    rules: Rules,
+    include_Q: NDArray[np.bool_] | None = None,
+    allowed: Sequence[int] | None = None,
+    costs: Sequence[float] = (),
+    budget: float = math.inf,
+) -> Task:
+    """What `select` is to choose from, and on which queries."""
     order = sorted(range(live.num_models), key=lambda model: live.names[model])
     by_name = {model: place for place, model in enumerate(order)}
     models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
@@ -135,31 +160,35 @@ def select(
     if rules.among:
         best_first = live.best_first(live.singles[:, include_Q].sum(axis=1))
         models = tuple(sorted([m for m in best_first if m in models][: rules.among], key=by_name.__getitem__))
-    task = Task(
-        live, include_Q, models, tuple(by_name[model] for model in range(live.num_models)), tuple(costs), budget
-    )
-    if rules.method == "all":
-        counts = np.bincount(models, minlength=live.num_models)
-        found = Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
-    elif rules.method == "exact":
-        found = best_subset(task)
-    elif rules.bags:
-        found = bagged(task, rules)
-    else:
-        found = forward(task, rules)
-    return refined(task, rules, found) if rules.refine else found
+    names = tuple(by_name[model] for model in range(live.num_models))
+    return Task(live, include_Q, models, names, tuple(costs), budget)
 
 
 def best_subset(task: Task) -> Selection:
     """The best ensemble of equal weights: all subsets are scored."""
     worth_S = exact.worth_of_subsets(task.live, task.allowed, task.include_Q)
     best_worth = int(worth_S[1:].max())
-    members = min(
-        ([task.allowed[bit] for bit in exact.bits(int(subset))] for subset in np.flatnonzero(worth_S == best_worth)),
-        key=lambda models: (not models, len(models), [task.by_name[model] for model in models]),
-    )
-    counts = np.bincount(members, minlength=task.live.num_models)
-    return Selection(tuple(counts.tolist()), task.value(best_worth))
+    subset = exact.first_of(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
+    return of_subset(task, subset, best_worth)
+
+
+def of_subset(task: Task, subset: int, worth: int) -> Selection:
+    """The ensemble of equal weights that a subset of the allowed candidates is."""
+    counts = np.bincount([task.allowed[bit] for bit in exact.bits(subset)], minlength=task.live.num_models)
+    return Selection(tuple(counts.tolist()), task.value(worth))
+
+
+def subsets_by_cost(live: Live, rules: Rules, costs: Sequence[float]) -> list[tuple[float, Selection]]:
+    """The ensembles of equal weights that no cheaper one reaches, with what their members cost, the cheapest first."""
+    task = task_of(live, rules)
+    worth_S = exact.worth_of_subsets(live, task.allowed)
+    cost_S = np.zeros(1)
+    for model in task.allowed:
+        cost_S = np.concatenate([cost_S, cost_S + costs[model]])
+    by_cost = 1 + np.lexsort((-worth_S[1:], cost_S[1:]))
+    best = np.maximum.accumulate(worth_S[by_cost])
+    first = np.flatnonzero(np.concatenate([[True], best[1:] > best[:-1]]))
+    return [(float(cost_S[subset]), of_subset(task, int(subset), int(worth_S[subset]))) for subset in by_cost[first]]
 
 
 def forward(task: Task, rules: Rules) -> Selection:
@@ -168,6 +197,7 @@ def forward(task: Task, rules: Rules) -> Selection:
     growing = Growing(live, task.include_Q)
     single_M = live.singles[:, task.include_Q].sum(axis=1)
     best_first = [model for model in live.best_first(single_M) if model in task.allowed]
+    sorted_start = min(rules.sorted_start, len(best_first))
     steps: list[Step] = []
     for size in range(rules.max_size):
         free = [
@@ -178,7 +208,8 @@ def forward(task: Task, rules: Rules) -> Selection:
         if not free:
             break
         worth_M = growing.worths() if size else single_M
-        added = best_first[size] if size < min(rules.sorted_start, len(best_first)) else task.best(worth_M, free)
+        next_best = [model for model in best_first if model in free and model not in growing.history]
+        added = next_best[0] if size < sorted_start and next_best else task.best(worth_M, free)
         growing.add(added)
         steps.append(Step(task.value(worth_M[added]), added))
     best = 1 + int(np.argmax([step.value for step in steps]))
@@ -209,16 +240,22 @@ def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> 
 
 
 def bagged(task: Task, rules: Rules) -> Selection:
-    """The mean of ensembles that were each chosen from some of the candidates, drawn at random."""
+    """The mean of ensembles that were each chosen, and refined, from some of the candidates, drawn at random.
+
+    Weights are whole numbers of the sizes' common multiple or, where that is large, of its FINEST_WEIGHT-th part.
+    """
     rng = np.random.default_rng(rules.seed)
     number = max(1, round(rules.bag_share * len(task.allowed)))
     chosen = []
     for _ in range(rules.bags):
         drawn = tuple(task.allowed[place] for place in sorted(rng.permutation(len(task.allowed))[:number]))
-        chosen.append(forward(replace(task, allowed=drawn), rules))
-    whole = math.lcm(*(sum(selection.counts) for selection in chosen))
-    counts = sum(np.array(selection.counts) * (whole // sum(selection.counts)) for selection in chosen)
-    counts = np.asarray(counts) // math.gcd(*np.asarray(counts).tolist())
+        bag = replace(task, allowed=drawn)
+        found = forward(bag, rules)
+        chosen.append(refined(bag, rules, found) if rules.refine else found)
+    whole = min(math.lcm(*(sum(selection.counts) for selection in chosen)), FINEST_WEIGHT)
+    weights = sum(np.array(selection.weights) for selection in chosen)
+    counts: Counts = np.rint(np.asarray(weights) * whole).astype(np.int64)
+    counts //= math.gcd(*counts.tolist())
     return Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
 
 

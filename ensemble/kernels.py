@@ -237,7 +237,7 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
     pair_L = np.empty(most_rows, np.int32)
     count_PS = np.empty((most_pairs, num_low), np.int32)
     ranks = np.empty(most_pairs, np.int32)
-    own_table = np.empty_like(table)
+    own_table = np.empty(len(table), leaf_worth.dtype)
     for query in queries:
         first, pairs = pair_first_Q[query], pair_first_Q[query + 1] - pair_first_Q[query]
         own_table[:] = factor_Q[query] * table
@@ -295,6 +295,26 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
                     continue
                 if depth == depth_end:
                     leaf = node_D[depth] - (1 << depth_end)
+                    if pairs == 1 and kept == 1:  # the most frequent case: two worths, and no ranks to look up
+                        entry, total = entry_D[depth, 0], sum_D[depth, 0]
+                        worths, sums = leaf_worth[leaf], rounded_LS[entry]
+                        single, near = np.float32(total), np.int32(0)
+                        unsure = np.float32(ROUNDING * (abs(total) + greatest_LM[entry, low] - least_LM[entry, low]))
+                        higher = own_table[min(up_DP[depth, 0], k + 1)]
+                        lower = own_table[min(up_DP[depth, 0] + 1, k + 1)]
+                        for subset in range(num_low):
+                            about = single + sums[subset]
+                            worths[subset] += lower if about >= 0 else higher
+                            near += np.int32(abs(about) <= unsure)
+                        if near:
+                            for subset in range(num_low):
+                                about = single + sums[subset]
+                                decided = total + low_LS[entry, subset]
+                                worths[subset] += (lower if decided >= 0 else higher) - (
+                                    lower if about >= 0 else higher
+                                )
+                        depth -= 1
+                        continue
                     for number in range(pairs):
                         count_PS[number, :] = up_DP[depth, number]
                     for place in range(kept):

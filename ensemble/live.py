@@ -4,8 +4,8 @@ Weights are never negative. So a clip that no candidate scores above the relevan
 all score at least as high always does; only the others, the live ones, are kept, as rows of all candidates' scores. A
 query whose relevant clip has more than k always above it is worth nothing to a metric that ends at k: it keeps no rows.
 
-Equal scores count against the relevant clip. Sums of scores are float64: exact for float32 scores whose magnitudes lie
-within a factor of 2**24, or so, of each other.
+Equal scores count against the relevant clip. Scores are float32 and their sums float64: exact for scores whose
+magnitudes lie within a factor of 2**24, or so, of each other.
 
 Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries.
 """
@@ -37,7 +37,7 @@ class Chunk:
 
     first_query: int
     last_query: int
-    rows: NDArray[Any]  # [L, M] scores
+    rows: NDArray[np.float32]  # [L, M] scores
     low_L: NDArray[np.float64]  # of score - the relevant clip's, over candidates
     high_L: NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Live:
     pair_first_Q: NDArray[np.int64]  # [Q + 1]
     query_P: NDArray[np.int64]
     group_Q: NDArray[np.int64]
-    target_PM: NDArray[Any]
+    target_PM: NDArray[np.float32]
     always_P: NDArray[np.int32]
     first_P: NDArray[np.int64]  # rows of its query's chunk
     last_P: NDArray[np.int64]
@@ -175,17 +175,17 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
     pair_first_Q = np.searchsorted(query_P, np.arange(relevant.num_queries + 1))
     metric_gains = gains(metric_name, relevant, pool.num_clips)
     num_models, num_pairs = len(pool.names), len(query_P)
-    target_PM = np.empty((num_pairs, num_models), pool.dtype)
+    target_PM = np.empty((num_pairs, num_models), np.float32)
     always_P, single_PM = np.empty(num_pairs, np.int32), np.empty((num_pairs, num_models), np.int32)
     first_P, last_P = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.int64)
     most_pairs = int(np.max(np.diff(pair_first_Q)))
-    row_bytes = num_models * np.dtype(pool.dtype).itemsize
+    row_bytes = num_models * target_PM.itemsize
     capacity = max(CHUNK_BYTES // row_bytes, most_pairs * pool.num_clips)
 
     def work(block: Block, first: int, last: int) -> list[Chunk]:
         chunks, query = [], first
         while query < last:
-            rows = np.empty((capacity, num_models), pool.dtype)  # what isn't used takes no memory
+            rows = np.empty((capacity, num_models), np.float32)  # what isn't used takes no memory
             low_L, high_L = np.empty(capacity), np.empty(capacity)
             start = query
             query, used, bad = scan(

@@ -1,5 +1,8 @@
 """Score matrices of many candidates, read a block of queries at a time: a pool may be larger than memory.
 
+Scores are float32. float16 is widened, and float64 rounded: sums of float32 scores in float64 are the same in any
+order, and so are choices.
+
 Shapes: M candidates, Q queries, A clips. Scores are [Q, A], higher is better.
 """
 
@@ -17,10 +20,15 @@ from trainables.retrieval import Relevance
 BLOCK_BYTES = 2**25
 """Of scores of all candidates that are read at a time, where they have to be converted or computed."""
 
-Read = Callable[[int, int], NDArray[Any]]
-"""First and last query (exclusive) -> a candidate's scores [last - first, A]."""
+BLOCK_BYTES_ACROSS = 2**27
+"""The same for the other direction, where a file is read once for each block."""
 
-Transform = Callable[[NDArray[Any]], NDArray[Any]]
+Scores = NDArray[np.float32]
+
+Read = Callable[[int, int], Scores]
+"""First and last query (exclusive) -> a candidate's scores [last - first, A]. Or of clips, and [last - first, Q]."""
+
+Transform = Callable[[Scores], Scores]
 """Scores [q, A] -> scores [q, A], each query by itself."""
 
 
@@ -39,7 +47,8 @@ class Block:
 class Matrices:
     """Candidates' scores of the same queries and clips.
 
-    `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block.
+    `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block. `across` gives
+    them by clips, for the other direction.
     """
 
     names: tuple[str, ...]
@@ -48,8 +57,9 @@ class Matrices:
     relevance: Relevance
     num_clips: int
     reads: tuple[Read, ...]
-    dtype: Any = np.float32
-    arrays: tuple[NDArray[Any], ...] = ()
+    across: tuple[Read, ...] = ()
+    arrays: tuple[Scores, ...] = ()
+    block_bytes: int = BLOCK_BYTES
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -66,15 +76,15 @@ class Matrices:
             addresses = np.array([array.ctypes.data for array in self.arrays], np.int64)
             yield Block(0, self.num_queries, addresses, self.arrays[0].strides[0], self.arrays)
             return
-        query_bytes = len(self.names) * self.num_clips * np.dtype(self.dtype).itemsize
-        size = max(1, BLOCK_BYTES // query_bytes)
+        query_bytes = len(self.names) * self.num_clips * np.dtype(np.float32).itemsize
+        size = max(1, self.block_bytes // query_bytes)
         for first in range(0, self.num_queries, size):
             last = min(first + size, self.num_queries)
-            scores = np.stack([np.ascontiguousarray(read(first, last), self.dtype) for read in self.reads])
+            scores = np.stack([np.ascontiguousarray(read(first, last)) for read in self.reads])
             addresses = scores.ctypes.data + np.arange(len(scores)) * scores.strides[0]
             yield Block(first, last, addresses.astype(np.int64), scores.strides[1], scores)
 
-    def scores(self, model: int) -> NDArray[Any]:
+    def scores(self, model: int) -> Scores:
         """One candidate's scores [Q, A]."""
         return self.arrays[model] if self.arrays else self.reads[model](0, self.num_queries)
 
@@ -82,25 +92,35 @@ class Matrices:
         """Some of the candidates."""
         return Matrices(
             tuple(self.names[model] for model in models), self.split, self.fingerprint, self.relevance, self.num_clips,
-            tuple(self.reads[model] for model in models), self.dtype,
-            tuple(self.arrays[model] for model in models if self.arrays),
+            tuple(self.reads[model] for model in models),
+            tuple(self.across[model] for model in models if self.across),
+            tuple(self.arrays[model] for model in models if self.arrays), self.block_bytes,
         )  # fmt: skip
 
 
 def of_arrays(
     names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
 ) -> Matrices:
-    """A pool of matrices [Q, A] in memory, or memory-mapped; all float16, float32 or float64."""
-    widest = np.result_type(np.float32, *(array.dtype for array in arrays))
-    as_they_are = all(array.dtype == widest and array.flags.c_contiguous for array in arrays)
+    """A pool of matrices [Q, A] in memory, or memory-mapped; each float16, float32 or float64."""
+    as_they_are = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
 
-    def reading(array: NDArray[Any]) -> Read:
-        return lambda first, last: array[first:last]
+    def reading(name: str, array: NDArray[Any]) -> Read:
+        return lambda first, last: single(array[first:last], name)
 
     return Matrices(
-        tuple(names), split, fingerprint, relevant, arrays[0].shape[1] if arrays else 0, tuple(map(reading, arrays)),
-        widest, tuple(arrays) if as_they_are else (),
+        tuple(names), split, fingerprint, relevant, arrays[0].shape[1] if arrays else 0,
+        tuple(map(reading, names, arrays)), tuple(map(reading, names, [array.T for array in arrays])),
+        tuple(arrays) if as_they_are else (),
     )  # fmt: skip
+
+
+def single(scores: NDArray[Any], name: str) -> Scores:
+    """Scores as float32; what is too large becomes infinite. Raises UserError where what isn't 0 would become 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        found = scores.astype(np.float32, copy=False)
+    if scores.dtype == np.float64 and np.any((found == 0) & (scores != 0)):
+        raise UserError(f"{name} has scores too near to 0 for float32: multiply them by a number, or take logarithms")
+    return found
 
 
 def fused(pool: Matrices, fusion: str) -> Matrices:
@@ -112,26 +132,27 @@ def fused(pool: Matrices, fusion: str) -> Matrices:
         return pool
 
     def reading(read: Read) -> Read:
-        return lambda first, last: transform(np.asarray(read(first, last)))
+        return lambda first, last: transform(read(first, last))
 
     return Matrices(
-        pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(reading, pool.reads))
-    )
+        pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(reading, pool.reads)),
+        block_bytes=pool.block_bytes,
+    )  # fmt: skip
 
 
-def z_norm(scores_QA: NDArray[Any]) -> NDArray[Any]:
+def z_norm(scores_QA: Scores) -> Scores:
     """Each query's scores with mean 0 and standard deviation 1; all 0 where they are all the same."""
     wide = scores_QA.astype(np.float64)
     deviation = wide.std(axis=1, keepdims=True)
-    normed: NDArray[np.float32] = (
-        (wide - wide.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)
-    ).astype(np.float32)
+    normed: Scores = ((wide - wide.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)).astype(
+        np.float32
+    )
     return normed
 
 
-def rank_transform(scores_QA: NDArray[Any]) -> NDArray[Any]:
-    """How many of the query's clips have a lower score, and half of those with the same; as a share of them."""
-    ranked: NDArray[np.float32] = (scipy.stats.rankdata(scores_QA, axis=1) / scores_QA.shape[1]).astype(np.float32)
+def rank_transform(scores_QA: Scores) -> Scores:
+    """How many of the query's clips have a lower score, and half of those with the same: float32 holds halves."""
+    ranked: Scores = scipy.stats.rankdata(scores_QA, axis=1).astype(np.float32)
     return ranked
 
 
@@ -149,8 +170,14 @@ def transposed(pool: Matrices) -> Matrices:
     place[clips] = np.arange(len(clips))
     relevant = Relevance(place[pool.relevance.clip_P], pool.relevance.query_P, np.arange(len(clips)))
 
-    def reading(model: int) -> Read:
-        return lambda first, last: np.ascontiguousarray(pool.scores(model)[:, clips[first:last]].T)
+    def reading(across: Read) -> Read:
+        def read(first: int, last: int) -> Scores:
+            own = clips[first:last]
+            return np.ascontiguousarray(across(own[0], own[-1] + 1)[own - own[0]])
 
-    reads = tuple(reading(model) for model in range(len(pool.names)))
-    return Matrices(pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, reads, pool.dtype)
+        return read
+
+    return Matrices(
+        pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, tuple(map(reading, pool.across)),
+        block_bytes=BLOCK_BYTES_ACROSS,
+    )  # fmt: skip

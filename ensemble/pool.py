@@ -4,6 +4,8 @@
     DIR/{validation,test}/relevance.npy    int [queries], the column of the one relevant clip; or bool [queries, clips]
     DIR/{validation,test}/groups.npy       int [queries], which belong together; else those with the same relevant clips
 
+Where clips ask for captions, each clip is a group of its own.
+
 Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the embeddings.
 """
 
@@ -83,55 +85,76 @@ def parameters(candidate: Candidate) -> dict[str, str]:
     return dict(candidate.run.data.params) if candidate.run else {}
 
 
-def find_files(folder: Path) -> list[Candidate]:
-    """The candidates of a folder of score matrices. Raises UserError where there is none."""
+def find_files(folders: Sequence[Path]) -> list[Candidate]:
+    """The candidates of folders of score matrices. Raises UserError for a folder without any, or a name in two."""
+    found: dict[str, Candidate] = {}
+    for folder in folders:
+        for name in score_files(folder):
+            if name in found:
+                raise UserError(f"{folder} and {found[name].folder} both have a {name}.npy: call one of them otherwise")
+            found[name] = Candidate(name, folder=folder)
+    return list(found.values())
+
+
+def score_files(folder: Path) -> list[str]:
+    """The names of a folder's score matrices. Raises UserError where there is none."""
     names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
     if not names:
         raise UserError(f"{folder}/validation holds no NAME.npy: score matrices [queries, clips] are looked for there")
-    return [Candidate(name, folder=folder) for name in names]
+    return names
 
 
 def load(
     ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
 ) -> Matrices:
-    """The candidates' scores on a split.
+    """The candidates' scores on a split, in their order.
 
     `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
     candidates don't fit together: trials that have seen different splits, files of other shapes, a folder's relevant
     clips that aren't the trials'.
     """
-    trials = [candidate for candidate in candidates if candidate.run]
-    files = [candidate for candidate in candidates if candidate.folder]
-    wanted = [(trial, (artifacts or {}).get(trial.signature, FILES[which])) for trial in trials]
-    pools = [load_trials(ledger, wanted)] if ledger and trials else []
-    for folder in dict.fromkeys(candidate.folder for candidate in files):
-        assert folder is not None
-        pools.append(load_files(folder, [candidate for candidate in files if candidate.folder == folder], which))
+    wanted = [
+        (candidate, (artifacts or {}).get(candidate.signature, FILES[which]))
+        for candidate in candidates
+        if candidate.run
+    ]
+    places = [place for place, candidate in enumerate(candidates) if candidate.run]
+    pools = [load_trials(ledger, wanted)] if ledger and wanted else []
+    for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):
+        own = [place for place, candidate in enumerate(candidates) if candidate.folder == folder]
+        pools.append(load_files(folder, [candidates[place] for place in own], which))
+        places += own
     first = pools[0]
     for pool in pools[1:]:
-        if not agree(first, pool):
-            raise UserError(
-                f"{pool.split} and {first.split} don't fit together: the same queries have to have the same relevant "
-                f"clips, in the same order ({pool.num_queries} queries x {pool.num_clips} clips here, "
-                f"{first.num_queries} x {first.num_clips} there)"
-            )
-    names = [candidate.name for candidate in (*trials, *files)]
-    if len(pools) == 1:
-        return first
-    return Matrices(
-        tuple(names), first.split, first.fingerprint, first.relevance, first.num_clips,
-        tuple(read for pool in pools for read in pool.reads), np.result_type(*(pool.dtype for pool in pools)),
+        if problem := disagreement(first, pool):
+            raise UserError(f"{pool.split} and {first.split} don't fit together: {problem}")
+    joined = Matrices(
+        tuple(name for pool in pools for name in pool.names), first.split, first.fingerprint, first.relevance,
+        first.num_clips, tuple(read for pool in pools for read in pool.reads),
+        tuple(read for pool in pools for read in pool.across),
+        tuple(array for pool in pools for array in pool.arrays) if all(pool.arrays for pool in pools) else (),
     )  # fmt: skip
+    return joined.only(np.argsort(places).tolist())
 
 
-def agree(first: Matrices, second: Matrices) -> bool:
-    """Whether two pools have the same queries and clips, as far as their relevant clips tell."""
+def disagreement(first: Matrices, second: Matrices) -> str:
+    """Why two pools don't have the same queries and clips, as far as their relevant clips tell; '' if they do."""
 
     def pairs(pool: Matrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
 
     shapes = [(pool.num_queries, pool.num_clips) for pool in (first, second)]
-    return shapes[0] == shapes[1] and pairs(first) == pairs(second)
+    if shapes[0] != shapes[1] or pairs(first) != pairs(second):
+        return (
+            "the same queries have to have the same relevant clips, in the same order "
+            f"({second.num_queries} queries x {second.num_clips} clips here, "
+            f"{first.num_queries} x {first.num_clips} there)"
+        )
+    both = np.stack([first.relevance.group_Q, second.relevance.group_Q])
+    groups = [len(np.unique(group_Q)) for group_Q in both]
+    if len(np.unique(both, axis=1).T) != max(groups) or groups[0] != groups[1]:
+        return f"their queries are grouped otherwise: give the same {GROUPS}.npy in each folder, or none"
+    return ""
 
 
 def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matrices:
@@ -141,17 +164,22 @@ def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matr
     """
     found = [ledger.embeddings(candidate.run, file) for candidate, file in wanted]
     reference, first = found[0], wanted[0][0]
-    reads = tuple(
-        aligned_scores(embeddings, reference, candidate, first)
-        for embeddings, (candidate, _) in zip(found, wanted, strict=True)
-    )
+    reads, across = [], []
+    for embeddings, (candidate, _) in zip(found, wanted, strict=True):
+        read, read_across = aligned_scores(embeddings, reference, candidate, first)
+        reads.append(read)
+        across.append(read_across)
     relevant = relevance(reference.relevant_clip_ids, reference.clip_ids)
     names = tuple(candidate.name for candidate, _ in wanted)
-    return Matrices(names, reference.split, reference.fingerprint, relevant, len(reference.clip_ids), reads)
+    return Matrices(
+        names, reference.split, reference.fingerprint, relevant, len(reference.clip_ids), tuple(reads), tuple(across)
+    )
 
 
-def aligned_scores(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> Read:
-    """What gives scores with the reference's rows and columns."""
+def aligned_scores(
+    embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
+) -> tuple[Read, Read]:
+    """What gives scores with the reference's rows and columns, by queries and by clips."""
     same_split(embeddings, reference, candidate, first)
     rows = order_of(query_keys(embeddings), query_keys(reference))
     columns = order_of(embeddings.clip_ids, reference.clip_ids)
@@ -159,7 +187,10 @@ def aligned_scores(embeddings: Embeddings, reference: Embeddings, candidate: Can
     def read(first_query: int, last_query: int) -> NDArray[np.float32]:
         return cosines(embeddings.text_QD[rows[first_query:last_query]], embeddings.audio_AD[columns])
 
-    return read
+    def read_across(first_clip: int, last_clip: int) -> NDArray[np.float32]:
+        return cosines(embeddings.audio_AD[columns[first_clip:last_clip]], embeddings.text_QD[rows])
+
+    return read, read_across
 
 
 def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
@@ -171,9 +202,9 @@ def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candida
         )
 
 
-def cosines(text_QD: NDArray[np.float32], audio_AD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Dot products [Q, A], summed up in float64: the same whatever block of them is computed at a time."""
-    return (text_QD.astype(np.float64) @ audio_AD.astype(np.float64).T).astype(np.float32)
+def cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Dot products [N, M], summed up in float64: the same whatever block of them is computed at a time."""
+    return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
 
 
 def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +77,13 @@ def rules_of(arguments: argparse.Namespace) -> Rules:
             raise UserError(f"--{name.replace('_', '-')}: that is for --method greedy; leave it out")
     if arguments.method != "greedy" and arguments.stop != "best":
         raise UserError("--stop: that is for --method greedy; leave it out")
-    if arguments.bag_share and not arguments.bags:
-        raise UserError("--bag-share: that is for --bags; leave it out")
+    for name in ("bag_share", "seed"):
+        if getattr(arguments, name) is not None and not arguments.bags:
+            raise UserError(f"--{name.replace('_', '-')}: that is for --bags; leave it out")
+    if arguments.cost and (arguments.method == "all" or arguments.bags):
+        raise UserError(
+            "--cost: the mean of all, and bags, know no budget; take --method greedy without bags, or exact"
+        )
     try:
         return Rules(
             method=arguments.method,
@@ -88,8 +94,8 @@ def rules_of(arguments: argparse.Namespace) -> Rules:
             stop=arguments.stop,
             refine=arguments.refine,
             bags=arguments.bags,
-            bag_share=arguments.bag_share or Rules.bag_share,
-            seed=arguments.seed,
+            bag_share=Rules.bag_share if arguments.bag_share is None else arguments.bag_share,
+            seed=Rules.seed if arguments.seed is None else arguments.seed,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -106,7 +112,7 @@ def find(arguments: argparse.Namespace, runs: Runs) -> tuple[Ledger, list[Sweep]
         sweeps = [ledger.sweep(name) for name in arguments.sweep or [None]]
         arguments.sweep = [sweep.name for sweep in sweeps]
     trials = pool.find_candidates(ledger, sweeps, arguments.filter) if sweeps else []
-    files = [candidate for folder in arguments.pool for candidate in pool.find_files(folder)]
+    files = pool.find_files(arguments.pool)
     absent = [path for candidate in files if not (path := candidate.file("test")).exists()]
     if absent and not arguments.no_test:
         raise UserError(f"{absent[0]} is absent: add it, or choose without a look at test (--no-test)")
@@ -114,23 +120,29 @@ def find(arguments: argparse.Namespace, runs: Runs) -> tuple[Ledger, list[Sweep]
     return ledger, sweeps, candidates
 
 
-def say_how_long(live: Live, rules: Rules, console: Console) -> None:
-    """Before all subsets are scored, how many there are, and how long that takes."""
-    models = live.best_first()[: rules.among or None]
-    if rules.method == "exact" and len(models) <= exact.MOST_MODELS:
-        expected = exact.expected_s(live, models)
-        console.print(f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {expected:.1f} s")
+def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Console) -> None:
+    """Before all subsets are scored: how many there are, and how long that takes, with cross-validation's rounds."""
+    for own in rules:
+        models = live.best_first()[: own.among or None]
+        if own.method == "exact" and len(models) <= exact.MOST_MODELS:
+            once_s = exact.expected_s(live, models)
+            told = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
+            if folds:
+                told += f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each on all queries but a fold's
+            console.print(told)
 
 
 def redoing_epochs(
-    ledger: Ledger, candidates: Sequence[Candidate], live: Live, arguments: argparse.Namespace
+    ledger: Ledger, candidates: Sequence[Candidate], validation: Matrices, live: Live, arguments: argparse.Namespace
 ) -> tuple[honesty.LiveOf, bool]:
     """What gives the candidates with their epochs chosen on some queries, and whether all of them have theirs."""
-    kept = epochs.find(ledger, candidates, arguments.direction)
+    kept = epochs.find(ledger, candidates)
 
     @functools.cache
     def of(seen: bytes) -> Live:
-        files = epochs.best_of(kept, np.frombuffer(seen, bool))
+        seen_Q = np.frombuffer(seen, bool)
+        captions = epochs.captions_seen(validation, seen_Q) if arguments.direction == "a2t" else seen_Q
+        files = epochs.best_of(kept, captions)
         source = read(candidates, "validation", ledger, arguments.fusion, arguments.direction, files)
         return compressed(source, candidates, arguments.metric)
 
@@ -147,13 +159,13 @@ def choose(arguments: argparse.Namespace) -> None:
     ledger, sweeps, candidates = find(arguments, runs)
     validation = read(candidates, "validation", ledger, arguments.fusion, arguments.direction)
     live = compressed(validation, candidates, arguments.metric)
-    say_how_long(live, rules, console)
-    selection = greedy.select(live, rules)
     others = chosen.compared(rules, len(candidates)) if arguments.compare else {}
+    say_how_long(live, list(dict.fromkeys([rules, *others.values()])), arguments.folds, console)
+    selection = greedy.select(live, rules)
     compared = {name: greedy.select(live, other) for name, other in others.items()}
     ensemble = describe(candidates, validation, live, selection, compared, ledger, arguments)
     if arguments.folds:
-        live_of, redoes_epochs = redoing_epochs(ledger, candidates, live, arguments)
+        live_of, redoes_epochs = redoing_epochs(ledger, candidates, validation, live, arguments)
         fold_Q = honesty.folds_of(live.group_Q, arguments.folds)
 
         def judged(by: Rules, value: float) -> dict[str, Any]:
@@ -174,14 +186,22 @@ def choose(arguments: argparse.Namespace) -> None:
         look_at_test(ensemble, candidates, selection, compared, live, ledger)
     name = sweeps[0].name if sweeps else Path(arguments.pool[0]).resolve().name
     folder = arguments.out or runs.local_folder / "ensembles" / name
-    write_json(folder / "ensemble.json", ensemble)
-    write_page(folder / "ensemble.html", ensemble, TITLES)
-    files = [folder / "ensemble.json", folder / "ensemble.html"]
     parent = sweeps[0].run_id if sweeps else ""
-    earlier = log_event(ledger, "ensemble", f"ensemble of {name}", ensemble, files, parent)
+    with tempfile.TemporaryDirectory() as scratch:  # a look at test is logged before anybody can have had it
+        files = write_files(Path(scratch), ensemble)
+        earlier = log_event(ledger, "ensemble", f"ensemble of {name}", ensemble, files, parent)
+    files = write_files(folder, ensemble)
     show(ensemble, None if arguments.no_test else earlier)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
+
+
+def write_files(folder: Path, ensemble: Mapping[str, Any]) -> list[Path]:
+    """Write an ensemble, and the page that explains it, into a folder."""
+    files = [folder / "ensemble.json", folder / "ensemble.html"]
+    write_page(files[1], ensemble, TITLES)
+    write_json(files[0], ensemble)
+    return files
 
 
 def describe(
@@ -264,7 +284,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     path: Path = arguments.evaluate
     ensemble, runs = read_ensemble(path), Runs.of(arguments.runs)
     ledger = (create_ledger if arguments.pool else open_ledger)(runs, arguments.tracking_uri)
-    candidates, weights = members_of(ensemble, path, ledger, arguments.pool), weights_of(ensemble)
+    candidates, weights = members_of(ensemble, path, ledger, arguments.pool, arguments.split), weights_of(ensemble)
     source = read(
         candidates, arguments.split, ledger, ensemble.get("fusion_name", "mean"), ensemble.get("direction", "t2a")
     )
@@ -288,12 +308,21 @@ def export(arguments: argparse.Namespace) -> None:
     if ensemble.get("fusion_name", "mean") != "mean":
         raise UserError(f"{path}: only the mean of scores can be an index, not the {ensemble['fusion']}")
     ledger = (create_ledger if arguments.pool else open_ledger)(Runs.of(arguments.runs), arguments.tracking_uri)
-    candidates, weights = members_of(ensemble, path, ledger, arguments.pool), weights_of(ensemble)
+    candidates, weights = members_of(ensemble, path, ledger, arguments.pool, arguments.split), weights_of(ensemble)
     shares = [weight / sum(weights) for weight in weights]
     target = (arguments.out or path.parent) / f"{arguments.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_embeddings(target, index.concatenated(ledger, candidates, shares, arguments.split))
     Console(soft_wrap=True, highlight=False).print(f"Wrote {target}", markup=False)
+
+
+def refuse_choosing(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Raise UserError for options of choosing, where an ensemble was chosen before."""
+    way = "evaluate" if arguments.evaluate else "export"
+    taken = {way, "split", "pool", "runs", "tracking_uri"} | ({"out"} if way == "export" else set())
+    for name, value in vars(arguments).items():
+        if name not in taken and value != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}: --{way} takes what ensemble.json says; leave it out")
 
 
 def main() -> None:
@@ -324,7 +353,7 @@ def main() -> None:
         "--bags", type=positive, default=0, metavar="B", help="the mean of B selections from some candidates"
     )
     rules.add_argument("--bag-share", type=float, help=f"of the candidates in a bag (default: {Rules.bag_share})")
-    rules.add_argument("--seed", type=int, default=0, help="of the bags (default: %(default)s)")
+    rules.add_argument("--seed", type=int, help=f"of the bags (default: {Rules.seed})")
     rules.add_argument("--stop", choices=["best", "one-se"], default="best",
                        help="at the best size, or the smallest within one standard error of it")  # fmt: skip
     rules.add_argument("--refine", action="store_true", help="then take away and swap members while that helps")
@@ -344,6 +373,7 @@ def main() -> None:
     if arguments.folds < 0 or arguments.folds == 1:
         raise UserError(f"--folds {arguments.folds}: two or more, or 0 to do without")
     if arguments.evaluate or arguments.export:
+        refuse_choosing(parser, arguments)
         arguments.split = arguments.split or "test"
         (evaluate if arguments.evaluate else export)(arguments)
         return

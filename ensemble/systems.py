@@ -86,7 +86,7 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
         raise UserError(
             f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
         )
-    candidates = chosen.members_of(ensemble, path, ledger, [])
+    candidates = chosen.members_of(ensemble, path, ledger, [], "validation")
     weights = weights_of(ensemble)
     members = [
         read_member(candidate, weight, path, runs)
@@ -218,7 +218,7 @@ def fused(system: System, found: Mapping[str, Embeddings], split: StoredSplit) -
         split.fingerprint,
         Relevance(nothing, nothing, queries),
         len(reference.clip_ids),
-        tuple(aligned_scores(found[candidate.signature], reference, candidate, first) for candidate in candidates),
+        tuple(aligned_scores(found[candidate.signature], reference, candidate, first)[0] for candidate in candidates),
     )
     weights = [member.weight for member in system.members]
     pool = matrices.fused(source, system.fusion)

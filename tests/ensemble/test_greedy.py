@@ -105,17 +105,39 @@ def test_too_many_for_all_subsets_are_refused():
         greedy.select(compress(make_pool(0, 29), "map10"), Rules(method="exact"))
 
 
-@pytest.mark.parametrize("rules", [Rules(), Rules(refine=True), Rules(bags=3), Rules(method="exact"),
+@pytest.mark.parametrize("rules", [Rules(), Rules(refine=True), Rules(bags=3, refine=True), Rules(method="exact"),
                                    Rules(stop="one-se"), Rules(sorted_start=3), Rules(replacement=False)],
                          ids=str)  # fmt: skip
-def test_neither_order_nor_threads_matter(rules):
-    pool = make_pool(2, 7, levels=2)
+@pytest.mark.parametrize(("dtype", "levels"), [(np.float32, 2), (np.float64, 10)])
+def test_neither_order_nor_threads_matter(rules, dtype, levels):
+    pool = make_pool(2, 7, levels=levels, dtype=dtype)
     expected = greedy.select(compress(pool, "map10", threads=1), rules)
     order = [3, 1, 6, 0, 5, 2, 4]
     for threads in (1, 3):
         found = greedy.select(compress(pool.only(order), "map10", threads=threads), rules)
         assert [found.counts[order.index(model)] for model in range(7)] == list(expected.counts)
         assert found.value == expected.value
+        assert value_of(pool.only(order), found.counts, "map10") == pytest.approx(found.value)
+
+
+def test_many_bags_of_many_sizes_are_refined():
+    live = compress(make_pool(14, 12), "map10")
+    found = greedy.select(live, Rules(bags=12, refine=True))
+    assert sum(found.counts) <= 12 * greedy.FINEST_WEIGHT
+    bags = [greedy.select(live, Rules(bags=1, refine=True, seed=seed)) for seed in range(3)]
+    assert all(bag.value >= greedy.select(live, Rules(bags=1, seed=seed)).value for seed, bag in enumerate(bags))
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["d", "c", "b", "a"]])
+def test_of_equally_good_subsets_the_smallest_is_taken_then_the_one_whose_names_come_first(names):
+    pool = make_pool(15, 2)
+    arrays = [pool.arrays[0], pool.arrays[1], pool.arrays[0], pool.arrays[1]]
+    live = compress(of_arrays(names, "v", "", pool.relevance, arrays), "map10")
+    found = greedy.select(live, Rules(method="exact"))
+    worth_S = exact.worth_of_subsets(live, range(4))
+    best = [exact.bits(s) for s in range(1, 16) if worth_S[s] == worth_S.max()]
+    expected = min(best, key=lambda models: (len(models), sorted(names[model] for model in models)))
+    assert found.members == expected
 
 
 def test_refining_and_searching_can_only_help():
@@ -218,6 +240,7 @@ def test_the_other_direction_and_fusions():
     assert other.num_queries == len(np.unique(pool.relevance.clip_P))
     clips = np.unique(pool.relevance.clip_P)
     np.testing.assert_array_equal(other.scores(1), pool.scores(1)[:, clips].T)
+    np.testing.assert_array_equal(other.reads[1](3, 7), pool.scores(1)[:, clips[3:7]].T)
     selection = greedy.select(compress(other, "map10"))
     assert value_of(other, selection.counts, "map10") == pytest.approx(selection.value)
     for name, transform in (("zscore", z_norm), ("rank", rank_transform)):
@@ -270,6 +293,36 @@ def test_the_front_has_better_and_dearer_ensembles():
     assert costs == sorted(costs)
     assert values == sorted(values)
     assert values[-1] == greedy.select(live).value
+
+
+def test_the_front_of_all_subsets_misses_none():
+    live = compress(make_pool(9, 6), "map10")
+    costs = [1, 2, 4, 8, 16, 32]
+    worth_S = exact.worth_of_subsets(live, range(6))
+    expected, best = [], 0
+    for subset in range(1, 64):  # its cost, with these costs
+        if worth_S[subset] > best:
+            best = worth_S[subset]
+            expected.append((float(subset), exact.bits(subset)))
+    points = explanation.front(live, Rules("exact"), costs)
+    assert [(point.cost, point.selection.members) for point in points] == expected
+
+
+def test_a_sorted_start_keeps_within_a_budget():
+    live = compress(make_pool(9, 6), "map10")
+    for budget in (1.0, 5.0, 8.0):
+        found = greedy.select(live, Rules(sorted_start=4), costs=[1, 2, 4, 8, 16, 32], budget=budget, allowed=[0, 1, 2])
+        assert sum([1, 2, 4, 8, 16, 32][model] for model in found.members) <= budget
+
+
+def test_sums_of_ranks_are_ties_where_they_are_equal():
+    pool = fused(make_pool(16, 4), "rank")
+    ranks = [pool.scores(model) for model in range(4)]
+    doubled = sum((2 * one).astype(np.int64) for one in ranks)
+    live = compress(pool, "mrr")
+    wanted = retrieval.ranks(doubled, pool.relevance)
+    np.testing.assert_array_equal(live.ranks([1] * 4), wanted)
+    np.testing.assert_array_equal(figures.ranks(pool, [0.25] * 4), wanted)
 
 
 def test_differences_are_paired():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -34,7 +35,8 @@ def select(monkeypatch, tmp_path, folder, capsys):
     """Runs the command on the pool, in this process: what it says, or its UserError."""
 
     def run(*words):
-        common = ("--pool", folder, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+        common = [] if "--pool" in words else ["--pool", folder]
+        common += ["--runs", tmp_path / "runs"] + ([] if "--evaluate" in words else ["--out", tmp_path / "out"])
         monkeypatch.setattr(sys, "argv", ["select.py", *map(str, [*common, *words])])
         try:
             main()
@@ -89,6 +91,34 @@ def test_all_methods_are_compared_in_one_look_at_test(select, tmp_path):
     assert "came before this one: 1" in select("--compare")
 
 
+def test_systems_of_several_folders_keep_their_weights(select, folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for split in ("validation", "test"):
+        clip_Q = np.load(folder / split / "relevance.npy")
+        for name in ("ours", "theirs", "third"):
+            (other / split / f"{name}.npy").unlink()
+        for seed, name in enumerate(("better", "best")):
+            noise = np.random.default_rng(seed).normal(0, 0.4, (QUERIES, CLIPS))
+            np.save(other / split / f"{name}.npy", np.eye(CLIPS)[clip_Q] + noise)
+    both = ("--pool", folder, other)
+    select(*both, "--method", "all")
+    ensemble = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    for number, member in enumerate(ensemble["members"], start=1):
+        member["count"], member["weight"] = number, number / 15
+    path = write(tmp_path / "weighted.json", ensemble)
+    said = select(*both, "--evaluate", path, "--split", "validation")
+    fused = sum(m["weight"] * np.load(f"{m['folder']}/validation/{m['name']}.npy") for m in ensemble["members"])
+    clip_Q = np.load(folder / "validation" / "relevance.npy")
+    expected = retrieval.evaluate(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
+    assert f"{100 * expected:.2f}" in said
+    np.save(other / "validation" / "groups.npy", np.arange(QUERIES))
+    assert "their queries are grouped otherwise" in select(*both)
+    for split in ("validation", "test"):
+        shutil.copy(other / split / "best.npy", other / split / "ours.npy")
+    assert "both have a ours.npy: call one of them otherwise" in select(*both)
+
+
 def write(path, value):
     path.write_text(json.dumps(value))
     return path
@@ -104,6 +134,8 @@ def scores(shape=(QUERIES, CLIPS), dtype=np.float32):
         ("ours.npy", scores((QUERIES, CLIPS + 1)), r"theirs.npy is \(30, 12\), ours.npy beside it is \(30, 13\)"),
         ("ours.npy", scores(dtype=np.int64), "scores are float16, float32 or float64"),
         ("ours.npy", np.full((QUERIES, CLIPS), np.nan, np.float32), "ours: query 0 has a score that isn't finite"),
+        ("ours.npy", np.full((QUERIES, CLIPS), 1e40), "ours: query 0 has a score that isn't finite"),
+        ("ours.npy", np.full((QUERIES, CLIPS), 1e-50), "ours has scores too near to 0 for float32"),
         ("ours.npy", b"nonsense", "isn't a NumPy file"),
         ("relevance.npy", None, "relevance.npy can't be read: No such file"),
         ("relevance.npy", np.full(QUERIES, CLIPS), "query 0 names clip 12, and there are 12"),
@@ -145,9 +177,19 @@ def test_float16_is_taken(select, folder):
     assert "Wrote" in select()
 
 
-def test_weights_that_are_negative_are_named(select, tmp_path):
-    path = write(tmp_path / "bad.json", {"members": [{"name": "ours", "weight": -0.5}]})
-    assert "a weight that isn't negative, not -0.5" in select("--evaluate", path)
+@pytest.mark.parametrize(
+    ("members", "why"),
+    [
+        ([{"name": "ours", "weight": -0.5}], "a weight that isn't negative, not -0.5"),
+        ([{"name": "ours", "weight": float("inf")}], "a weight that isn't negative, not inf"),
+        ([{"name": "ours", "weight": 1, "count": -3}], "'count' has to be a whole number above 0"),
+        ([{"name": "ours", "weight": 1, "count": 2}, {"name": "third", "weight": 1}], "'count' has to be a whole"),
+        ([{"name": "ours", "weight": 9, "count": 1}, {"name": "third", "weight": 1, "count": 1}], "isn't its weight"),
+        ([{"name": "fourth", "weight": 1}], "no test scores of member 'fourth' were found"),
+    ],
+)
+def test_what_is_wrong_with_members_is_named(select, tmp_path, members, why):
+    assert why in select("--evaluate", write(tmp_path / "bad.json", {"members": members}))
 
 
 @pytest.mark.parametrize(
@@ -155,6 +197,12 @@ def test_weights_that_are_negative_are_named(select, tmp_path):
     [
         (("--method", "exact", "--bags", 3), "--bags: that is for --method greedy"),
         (("--bag-share", 0.5), "--bag-share: that is for --bags"),
+        (("--bags", 3, "--bag-share", 0), "bag_share is 0.0"),
+        (("--seed", 7), "--seed: that is for --bags"),
+        (("--method", "all", "--cost", "parameters"), "--cost: the mean of all, and bags, know no budget"),
+        (("--evaluate", "x.json", "--no-test"), "--no-test: --evaluate takes what ensemble.json says"),
+        (("--evaluate", "x.json", "--export", "x.json"), "--export: --evaluate takes"),
+        (("--export", "x.json", "--fusion", "rank"), "--fusion: --export takes"),
         (("--bags", 2, "--seed", -1), "seed is -1"),
         (("--split", "test"), "--split is for --evaluate"),
         (("--folds", 1), "two or more"),

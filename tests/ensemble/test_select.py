@@ -150,15 +150,17 @@ def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
         text_QD=reference.text_QD[rows],
         audio_AD=reference.audio_AD[columns],
     )
-    found = pool.aligned_scores(shuffled, reference, first, first)(0, len(rows))
-    np.testing.assert_allclose(found, reference.scores(), atol=1e-6)
+    by_query, by_clip = pool.aligned_scores(shuffled, reference, first, first)
+    np.testing.assert_allclose(by_query(0, len(rows)), reference.scores(), atol=1e-6)
+    np.testing.assert_array_equal(by_clip(0, len(columns)), by_query(0, len(rows)).T)
+    np.testing.assert_array_equal(by_clip(1, 2), by_query(0, len(rows)).T[1:2])
 
 
 def test_epochs_are_chosen_anew_within_the_folds(selected):
     runs, done, ensemble = selected
     ledger = open_ledger(runs)
     candidates = pool.find_candidates(ledger, [ledger.sweep("first")])
-    kept = epochs.find(ledger, candidates, "t2a")
+    kept = epochs.find(ledger, candidates)
     for candidate in candidates:
         own = kept[candidate.signature]
         told = ledger.client.get_metric_history(candidate.run.info.run_id, "map10")
