@@ -11,6 +11,7 @@ import pytest
 from data.errors import UserError
 from ensemble.select import main
 from trainables import retrieval
+from trainables.ledger import create_ledger
 from trainables.retrieval import Relevance
 
 QUERIES, CLIPS = 30, 12
@@ -30,9 +31,18 @@ def folder(tmp_path):
     return tmp_path / "pool"
 
 
+@pytest.fixture(scope="module")
+def new_ledger(tmp_path_factory):
+    """A ledger that holds nothing yet: making its tables takes longer than most tests."""
+    runs = tmp_path_factory.mktemp("runs")
+    create_ledger(runs)
+    return runs
+
+
 @pytest.fixture
-def select(monkeypatch, tmp_path, folder, capsys):
+def select(monkeypatch, tmp_path, folder, new_ledger, capsys):
     """Runs the command on the pool, in this process: what it says, or its UserError."""
+    shutil.copytree(new_ledger, tmp_path / "runs")
 
     def run(*words):
         common = [] if "--pool" in words else ["--pool", folder]
