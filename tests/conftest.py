@@ -215,8 +215,8 @@ def endless(splits, precision):
 
 def patient(splits, precision):
     pretraining = endless(splits, precision)[0]
-    pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=30))
-    return [fine_tuning(splits, pretraining, 0.3, epochs=3)]
+    pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=12))
+    return [fine_tuning(splits, pretraining, 0.3, epochs=2)]
 
 def hopeless(splits, precision):
     base = tiny(splits, precision)[0].pretraining
