@@ -18,6 +18,8 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
+import scipy.stats
+from matplotlib.figure import Figure
 from PIL import Image
 
 from data import shards
@@ -28,6 +30,7 @@ from data.splits import Splits
 from ensemble import factors, paper, report, retrieved, survey, tabulation
 from ensemble.events import log_event
 from ensemble.leaf import costs
+from ensemble.plots import draw_crossed
 from sweeps import spaces
 from trainables import checkpoint, recipes, retrieval, tracking
 from trainables import trial as trials
@@ -399,7 +402,8 @@ def value_of(trial):
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_main_effects_are_those_that_made_the_values(factorial, left_out):
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
-    levels = factors.effects(those, [value_of(trial) for trial in those])
+    levels, left_out = factors.effects(those, [value_of(trial) for trial in those])
+    assert left_out == []
     means = {(level.factor, level.level): level.mean for level in levels}
     rate = "peak rate / pretraining's"
     assert means[rate, "0.4"] - means[rate, "0.2"] == pytest.approx(0.05)
@@ -413,17 +417,79 @@ def test_main_effects_are_those_that_made_the_values(factorial, left_out):
 def test_means_of_a_full_grid_are_plain_means_and_intervals_leave_out_what_others_do(factorial):
     noise = 0.001 * np.random.default_rng(0).normal(size=len(factorial))
     values = np.array([value_of(trial) for trial in factorial]) + noise
-    for level in factors.effects(factorial, values):
+    for level in factors.effects(factorial, values)[0]:
         if level.factor == "batch size":
             own = values[[str(trial.batch_size) == level.level for trial in factorial]]
             assert level.mean == pytest.approx(own.mean())
             low, high = level.interval
             assert low < level.mean < high
             assert high - low < 0.01  # rates alone make a difference of 0.05 within each level
-    assert factors.effects(factorial[:1], values[:1]) == []
-    two = factors.effects([factorial[0], factorial[6]], [0.1, np.nan])
-    assert two == []
-    assert [level.interval for level in factors.effects([factorial[0], factorial[6]], [0.1, 0.2])] == [None, None]
+    assert factors.effects(factorial[:1], values[:1]) == ([], [])
+    two = [factorial[0], factorial[6]]
+    assert factors.effects(two, [0.1, np.nan]) == ([], [])
+    assert [level.interval for level in factors.effects(two, [0.1, 0.2])[0]] == [None, None]
+
+
+@pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
+def test_intervals_hold_the_truth_as_often_as_they_say(factorial, left_out):
+    truth = {
+        (level.factor, level.level): level.mean
+        for level in factors.effects(factorial, [value_of(trial) for trial in factorial])[0]
+    }
+    those = [trial for place, trial in enumerate(factorial) if place not in left_out]
+    rng, held = np.random.default_rng(0), []
+    for _ in range(150):
+        drawn = [value_of(trial) + 0.01 * rng.normal() for trial in those]
+        for level in factors.effects(those, drawn)[0]:
+            low, high = level.interval
+            held.append(low <= truth[level.factor, level.level] <= high)
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_intervals_are_those_of_ordinary_least_squares(factorial):
+    """A factor of two levels with three trials each: textbook figures."""
+    those = [replace(factorial[0], batch_size=size, schedule=replace(factorial[0].schedule, peak_rate=rate))
+             for size in (8, 16) for rate in (1e-4, 2e-4, 3e-4)]  # fmt: skip
+    values = np.array([0.1, 0.2, 0.33, 0.3, 0.37, 0.5])
+    means, sizes = values.reshape(2, 3), np.array([8, 16])
+    left = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+    reach = scipy.stats.t.ppf(0.975, 2) * np.sqrt((left**2).sum() / 2 / 3)
+    found = {level.level: level for level in factors.effects(those, values)[0] if level.factor == "batch size"}
+    for size, mean in zip(sizes, means.mean(axis=1), strict=True):
+        assert found[str(size)].interval == pytest.approx((mean - reach, mean + reach))
+
+
+def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(factorial):
+    """Batch sizes that go with an encoder, and so say which one it is."""
+    pretrainings = {audio: spaces.from_scratch(SPLITS, "float32", audio, 1e-3, epochs=6)
+                    for audio in ("cnn:small", "passt:tiny")}  # fmt: skip
+    nested = [
+        replace(spaces.fine_tuning(SPLITS, pretrainings[audio], share, epochs=3), batch_size=size, seed=seed)
+        for audio, size in (("cnn:small", 8), ("cnn:small", 16), ("passt:tiny", 32), ("passt:tiny", 64))
+        for share in (0.2, 0.4)
+        for seed in (0, 1)
+    ]
+    values = [0.3 + 0.1 * (trial.batch_size > 16) + 0.002 * trial.seed for trial in nested]
+    levels, left_out = factors.effects(nested, values)
+    assert left_out == ["batch size"]
+    means = {level.level: level.mean for level in levels if level.factor == "audio"}
+    assert means == pytest.approx({"cnn:small": 0.301, "passt:tiny": 0.401})
+    assert {level.factor for level in levels} == {"audio", "peak rate / pretraining's", "seed"}
+
+
+def test_two_factors_are_crossed_with_gaps(factorial):
+    those = [trial for trial in factorial if (trial.batch_size, trial.schedule.peak_rate) != (64, 4e-4)]
+    values = [value_of(trial) for trial in those]
+    levels, _ = factors.effects(those, values)
+    found = factors.crossed(those, values, levels)
+    assert found.factors == ("batch size", "peak rate / pretraining's")
+    assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
+    np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
+    few = [trial for trial in those if trial.batch_size == 8]
+    assert factors.crossed(few, values[:len(few)], factors.effects(few, values[:len(few)])[0]) is None
+    axes = Figure().subplots()
+    draw_crossed(axes, found)
+    assert [text.get_text() for text in axes.texts] == ["30.10", "35.10", "31.10", "36.10", "30.10"]
 
 
 def test_what_follows_from_another_factor_is_no_factor(grid):
