@@ -57,7 +57,9 @@ def page_of(leaf: Leaf) -> str:
     ]
     curves = [page.drawn(draw, page.WIDTH, height) for draw, height in panels(leaf.rows)]
     effects = page.drawn(partial(draw_effects, levels=levels), page.WIDTH, height_of(levels)) if levels else None
-    heat_map = page.drawn(partial(draw_crossed, found=crossed), page.WIDTH, height_of_crossed(crossed)) if crossed else None
+    heat_map = (
+        page.drawn(partial(draw_crossed, found=crossed), page.WIDTH, height_of_crossed(crossed)) if crossed else None
+    )
     environment = jinja2.Environment(autoescape=True)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         leaf=leaf, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,

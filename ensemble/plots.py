@@ -1,4 +1,4 @@
-"""The report's plots: Figure 2 of the paper, learning curves, what each factor of a grid does, and two of them crossed."""
+"""The report's plots: Figure 2 of the paper, learning curves, what factors do, and two of them crossed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
