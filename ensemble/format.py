@@ -29,6 +29,15 @@ def read_ensemble(path: Path) -> dict[str, Any]:
     return dict(ensemble)
 
 
+def require_version(ensemble: Mapping[str, Any], path: Path | str) -> None:
+    """Raise UserError for an ensemble.json that later code wrote."""
+    version = ensemble.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}: choose the ensemble again"
+        )
+
+
 def weights_of(ensemble: Mapping[str, Any]) -> list[float]:
     """Its members' weights: how often each counts, where that is known, so that sums of scores stay exact."""
     return [member.get("count", member["weight"]) for member in ensemble["members"]]

@@ -22,12 +22,13 @@ import scipy.stats
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import shards
+from data import corpora, shards
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.shards import open_split, write_json
 from data.splits import Splits
 from ensemble import factors, paper, report, retrieved, survey, tabulation
+from ensemble.assembled import Chosen
 from ensemble.events import log_event
 from ensemble.leaf import costs
 from ensemble.plots import draw_crossed
@@ -40,6 +41,9 @@ from trainables.ledger import Ledger, create_ledger, open_ledger
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
 SPLITS = Splits("made/train", "made/validation", "made/test", ("made/train",))
+CLOTHO = Splits("clotho/development", "clotho/validation", "clotho/evaluation",
+                tuple(f"{corpus}/{name}" for corpus in ("clotho", "audiocaps", "wavcaps")
+                      for name in corpora.load(corpus).PRETRAINING))  # fmt: skip
 NUM_CLIPS, NUM_CAPTIONS = 12, 2
 METRICS = ("map10", "r1", "r5", "r10")
 
@@ -312,6 +316,42 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
     assert not list(ledger.runs("evaluation"))
     make(monkeypatch, runs, tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
+    for signature in sweep.signatures:
+        sweep.file(signature, "embeddings/validation.arrow").unlink()
+    with pytest.raises(UserError, match=r"no trial of made has figures of test: [^;]*$"):
+        make(monkeypatch, runs, tmp_path)
+
+
+def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(ledger, store, grid, runs, tmp_path,
+                                                                              monkeypatch, capsys):  # fmt: skip
+    sweep = Sweep(ledger, store, grid[:4])
+    first, second = sweep.signatures[:2]
+    sweep.choose({first: 0.5, second: 0.5}, tmp_path)
+    path = tmp_path / "ensemble.json"
+    whole = json.loads(path.read_text())
+    for number, change in enumerate(
+        ({"sizes": None}, {"likeness": None}, {"format_version": 99}, {"fusion_name": "x"})
+    ):
+        changed = {name: value for name, value in (whole | change).items() if value is not None}
+        write_json(path, changed)
+        log_event(ledger, "ensemble", f"ensemble {number}", changed, [path], sweep.run_id)
+    make(monkeypatch, runs, tmp_path / "out")
+    out = " ".join(capsys.readouterr().out.split())
+    for number, why in enumerate(("lacks sizes: another version", "lacks likeness: another version",
+                                  "has format version 99, this code reads", "unknown fusion")):  # fmt: skip
+        assert re.search(rf"ensemble {number} \(\w+\) isn't shown: .*{why}", out)
+    lines = read_csv(tmp_path / "out" / "report.csv")
+    assert [line["mAP@10"] != "" for line in lines if line["audio"].startswith("ensemble of ")] == [True]
+    assert "How alike the members err" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_brackets_in_a_cell_are_no_markup(capsys):
+    label = "text.model /models/[/v2]/bert"
+    table = tabulation.Tabulated(
+        "Title", ("no.", "other settings"), ("low", "high"), [tabulation.Line(["1", label], {})]
+    )
+    tabulation.show(table)
+    assert label in capsys.readouterr().out
 
 
 def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, runs, tmp_path, monkeypatch):
@@ -367,20 +407,56 @@ def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
 
 
 def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
-    best = recipes.paper("passt:N", "huggingface:roberta-large", SPLITS, "float32")
-    own = recipes.paper_fine_tuning(best, SPLITS)
+    best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
+    own = recipes.paper_fine_tuning(best, CLOTHO)
     assert paper.published(own) == (38.56, 26.07, 55.27, 69.30)
     assert paper.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
     assert paper.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
     assert paper.published(best) == (36.27, 24.38, 52.54, 66.22)
     assert paper.published(replace(own, paraphrase_probability=0.5)) is None
-    assert paper.published(recipes.paper_fine_tuning(best, SPLITS, peak_rate=4e-6)) is None
+    assert paper.published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
     assert report.beside(paper.published(own), "test")["map10"] == 38.56
     assert report.beside(paper.published(own), "validation") == {}
-    every = [trial for trial in spaces.table2(SPLITS, "float32") if paper.published(trial)]
+    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper.published(trial)]
+    assert every == spaces.table2(CLOTHO, "float32")
     assert {paper.key_of(trial) for trial in every} == set(paper.TABLE_2)
+    held_out = replace(CLOTHO, pretrain=tuple(name for name in CLOTHO.pretrain if name != "audiocaps/test"))
+    assert all(map(paper.published, spaces.table2(held_out, "float32")))
     assert len(paper.ENSEMBLE_OF) == 8
     assert set(paper.TABLE_2) >= paper.ENSEMBLE_OF
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        SPLITS,
+        replace(CLOTHO, test="clotho/evaluation_2025"),
+        replace(CLOTHO, train="made/train", pretrain=("made/train",)),
+        replace(CLOTHO, train="clotho/other", pretrain=("clotho/development", "wavcaps/freesound")),
+    ],
+    ids=["another corpus", "another test split", "trained on another corpus", "without a corpus"],
+)
+def test_the_papers_figures_stand_beside_nothing_else(splits):
+    wanted = spaces.table2(splits, "float32")
+    shown = {paper.key_of(trial).audio for trial in wanted if paper.published(trial)}
+    assert shown == set()
+    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
+               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    assert not Chosen("one", {}, members, {}).is_the_papers
+
+
+def test_the_papers_ensemble_is_that_of_its_members():
+    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(spaces.table2(CLOTHO, "float32"))
+               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    assert Chosen("one", {}, members, {}).is_the_papers
+    assert not Chosen("one", {}, members[1:], {}).is_the_papers
+
+
+def test_another_rate_of_pretraining_is_not_the_papers():
+    best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
+    other = replace(best, schedule=replace(best.schedule, peak_rate=1e-4))
+    assert paper.published(other) is None
+    assert paper.published(recipes.paper_fine_tuning(other, CLOTHO)) is None
 
 
 @pytest.fixture
@@ -486,7 +562,7 @@ def test_two_factors_are_crossed_with_gaps(factorial):
     assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
     np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
     few = [trial for trial in those if trial.batch_size == 8]
-    assert factors.crossed(few, values[:len(few)], factors.effects(few, values[:len(few)])[0]) is None
+    assert factors.crossed(few, values[: len(few)], factors.effects(few, values[: len(few)])[0]) is None
     axes = Figure().subplots()
     draw_crossed(axes, found)
     assert [text.get_text() for text in axes.texts] == ["30.10", "35.10", "31.10", "36.10", "30.10"]
