@@ -94,10 +94,11 @@ def named(level: Level) -> str:
 def draw_crossed(axes: Axes, found: Crossed) -> None:
     """A heat map of two factors with each cell's mean in it; cells without a trial stay blank."""
     percent = 100 * found.means
-    image = axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
+    low, high = np.nanmin(percent), np.nanmax(percent)
+    axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
     for (row, column), value in np.ndenumerate(percent):
         if np.isfinite(value):
-            is_dark = image.norm(value) < 0.6
+            is_dark = value <= low + 0.6 * (high - low)
             axes.text(column, row, f"{value:.2f}", color="white" if is_dark else "black", ha="center", va="center")
     rows, columns = found.levels
     axes.set_yticks(range(len(rows)), rows, fontsize=8)

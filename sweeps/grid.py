@@ -220,7 +220,8 @@ def retraining_of(arguments: argparse.Namespace) -> list[str]:
 
 def retrained_path(arguments: argparse.Namespace, runs: Runs) -> Path:
     """Where the ensemble.json of the retrained members is written."""
-    return runs.local_folder / "ensembles" / arguments.name / "ensemble.json"
+    name: str = arguments.name
+    return runs.local_folder / "ensembles" / name / "ensemble.json"
 
 
 def require_name_of_its_own(arguments: argparse.Namespace, ledger: Ledger, runs: Runs) -> None:
