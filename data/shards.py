@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import mmap
 import os
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import dacite
 import numpy as np
@@ -86,6 +87,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} isn't JSON: {error}") from error
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value of a JSON file is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from data.errors import UserError
+from data.errors import UserError, unknown_name
 from ensemble import figures, matrices, paper
-from ensemble.format import read_ensemble, weights_of
+from ensemble.format import read_ensemble, require_version, weights_of
 from ensemble.matrices import Matrices
 from ensemble.pool import Which
 from ensemble.survey import Judged, Row
 from trainables.ledger import Ledger, Sweep
+
+SHOWN = ("metric", "method", "sizes", "likeness")
+"""Of an ensemble, what its part of the page is made of."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def ensembles_of(
     for run in runs_of(ledger, sweeps):
         name = f"{run.info.run_name} ({run.info.run_id[:8]})"
         try:
-            ensemble = read_ensemble(Path(ledger.client.download_artifacts(run.info.run_id, "ensemble.json")))
+            ensemble = read_shown(Path(ledger.client.download_artifacts(run.info.run_id, "ensemble.json")))
         except (MlflowException, OSError):
             problems.append(f"{name} isn't shown: its ensemble.json is gone")
             continue
@@ -71,6 +74,18 @@ def ensembles_of(
             members = [by_signature[one["signature"]] for one in ensemble["members"]]
             found[key] = judge_ensemble(name, ensemble, members, judged, which)
     return list(found.values()), problems
+
+
+def read_shown(path: Path) -> dict[str, Any]:
+    """An ensemble.json with all that is shown of it. Raises UserError that says what is wrong with it."""
+    ensemble = read_ensemble(path)
+    require_version(ensemble, path)
+    absent = [name for name in SHOWN if name not in ensemble]
+    if absent:
+        raise UserError(f"{path} lacks {', '.join(absent)}: another version of this code wrote it; choose it again")
+    if ensemble.get("fusion_name", "mean") not in matrices.FUSIONS:
+        raise unknown_name(f"fusion in {path}:", ensemble["fusion_name"], sorted(matrices.FUSIONS))
+    return ensemble
 
 
 def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Run]:

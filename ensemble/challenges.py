@@ -1,14 +1,24 @@
 """A system's scores as the files that a challenge asks for.
 
-    LABEL/LABEL.output.csv    what the system answers
-    LABEL/LABEL.meta.yaml     what it is
-
 LABEL is LASTNAME_INSTITUTE_TASK_NUMBER, the number being 1 to 4, and a submission is one zip of up to four systems
 (cited: DCASE's pages on submission). The technical report that belongs beside them is for people to write.
 
 DCASE 2023, task 6b: a row for each caption of the challenge's table, in its order: the caption, and the names of the
-ten best files. DCASE 2025, task 6: the scores of all files, one column each, under the same captions. Captions that
-occur twice are two rows.
+ten best files.
+
+    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_output.csv       what the system answers
+    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_metadata.yaml    what it is
+
+The table's name is cited: from public code that writes it after the task's rules
+(https://dcase.community/challenge2023/task-language-based-audio-retrieval#submission). Assumed, after it: the
+description's name, and that the folder has the label's.
+
+DCASE 2025, task 6: the scores of all files, one column each, under the same captions.
+
+    LABEL/LABEL.output.csv
+    LABEL/LABEL.meta.yaml
+
+Captions that occur twice are two rows.
 
 Equal scores are ranked by file name, in the order of code points. Files that couldn't be decoded are ranked last, by
 file name, with scores below all others.
@@ -113,16 +123,38 @@ def score_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[A
 
 @dataclass(frozen=True)
 class Challenge:
-    """A year's challenge: how labels call its task, what an output's rows are, and how many files a row needs."""
+    """A year's challenge: how labels call its task, what an output's rows are, how many files a row needs, and names.
+
+    A system is named by its prefix, LASTNAME_INSTITUTE, and its number.
+    """
 
     task: str
     rows: Callable[[Scores, Evaluation], Iterator[Sequence[Any]]]
     fewest_files: int
+    output: str  # the file's name, after LASTNAME_INSTITUTE_TASK, with {number} in it
+    meta: str
+
+    def label(self, prefix: str, number: int) -> str:
+        """A system's label."""
+        return f"{prefix}_{self.task}_{number}"
+
+    def output_name(self, prefix: str, number: int) -> str:
+        """Where a system's answers lie, from the submission's root."""
+        return self._path(prefix, number, self.output)
+
+    def meta_name(self, prefix: str, number: int) -> str:
+        """Where a system's description lies, from the submission's root."""
+        return self._path(prefix, number, self.meta)
+
+    def _path(self, prefix: str, number: int, ending: str) -> str:
+        return f"{self.label(prefix, number)}/{prefix}_{self.task}{ending.format(number=number)}"
 
 
 CHALLENGES = {
-    "dcase2023": Challenge("task6b", ranked_rows, fewest_files=RANKED),
-    "dcase2025": Challenge("task6", score_rows, fewest_files=1),
+    "dcase2023": Challenge(
+        "task6b", ranked_rows, RANKED, "_submission_{number}_output.csv", "_submission_{number}_metadata.yaml"
+    ),
+    "dcase2025": Challenge("task6", score_rows, 1, "_{number}.output.csv", "_{number}.meta.yaml"),
 }
 
 
@@ -138,16 +170,6 @@ def require_files(name: str, evaluation: Evaluation) -> None:
     fewest, number = challenge(name).fewest_files, len(evaluation.files)
     if number < fewest:
         raise UserError(f"{evaluation.split} has {number} files: a row of {name} ranks {fewest}")
-
-
-def output_name(label: str) -> str:
-    """Where a system's answers lie, from the submission's root."""
-    return f"{label}/{label}.output.csv"
-
-
-def meta_name(label: str) -> str:
-    """Where a system's description lies, from the submission's root."""
-    return f"{label}/{label}.meta.yaml"
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:

@@ -38,8 +38,8 @@ ROOT = Path(__file__).parents[1]
 CODE = ("data", "trainables", "ensemble")
 """The packages that an MLflow model brings along."""
 
-REQUIREMENTS = ("dacite", "hear21passt", "numpy", "pyarrow", "safetensors", "soundfile", "soxr", "tokenizers", "torch",
-                "transformers")  # fmt: skip
+REQUIREMENTS = ("dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow", "pydantic",
+                "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio", "transformers")  # fmt: skip
 """What it needs besides."""
 
 

@@ -21,13 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.batches import load_files
 from data.errors import UserError
 from ensemble.format import read_ensemble
 from trainables import checkpoint
-from trainables.embed import embed_files, embed_text
+from trainables.embed import CLIPS_PER_BATCH, embed_audio, embed_text, fastest_device
 from trainables.model import DualEncoder
 from trainables.runs import Runs
 from trainables.trial import Trial
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Some clips' vectors, and which clips they are."""
 
 ENSEMBLE_FILE = "ensemble.json"
 MEMBERS = "members"
@@ -60,14 +64,29 @@ class Models:
         return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-        """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
-        vectors: list[NDArray[np.float32]] = []
+        """Audio files' vectors [A, D], the files that these are of, and why the others are left out.
+
+        Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
+        """
         refused: dict[Path, str] = {}
-        for member in self.members:
-            vectors_AD, paths, own = embed_files(member.model, member.trial, paths)
-            refused |= own
-            vectors.append(vectors_AD)
-        return joined(vectors, self.members), list(paths), refused
+        found: list[list[Rows]] = [[] for _ in self.members]
+        for (segment_s, longest_s), places in self.places_by_cut().items():
+            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, refused.__setitem__):
+                for place in places:
+                    found[place].append(embed_audio(self.members[place].model, self.members[place].trial, [batch]))
+        heard = [clip for clip, path in enumerate(paths) if path not in refused]
+        whole = []
+        for own, member in zip(found, self.members, strict=True):
+            nothing = np.zeros((0, member.trial.embedding_size), np.float32)
+            whole.append(np.concatenate([nothing, *(vectors[np.isin(clips, heard)] for vectors, clips in own)]))
+        return joined(whole, self.members), [paths[clip] for clip in heard], refused
+
+    def places_by_cut(self) -> dict[tuple[float, float], list[int]]:
+        """The members by the length of their segments, and by how much of a file they hear, in seconds."""
+        places: dict[tuple[float, float], list[int]] = {}
+        for place, member in enumerate(self.members):
+            places.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(place)
+        return places
 
 
 def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) -> NDArray[np.float32]:
@@ -79,6 +98,8 @@ def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) ->
 def load(place: Path, runs: Runs | None = None) -> Models:
     """An ensemble's models: from the folder that was exported, or from an ensemble.json and the runs' models.
 
+    They are on this process' GPU, if it has one.
+
     Raises UserError where there is none, a member's model is gone, or the ensemble isn't a mean of scores.
     """
     path = place / ENSEMBLE_FILE if place.is_dir() else place
@@ -89,9 +110,8 @@ def load(place: Path, runs: Runs | None = None) -> Models:
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             folder = folder_of(entry, path, runs, Path(scratch))
-            members.append(
-                Member(checkpoint.load_model(folder), checkpoint.load_trial(folder), entry["weight"] / whole)
-            )
+            model = checkpoint.load_model(folder).to(fastest_device())
+            members.append(Member(model, checkpoint.load_trial(folder), entry["weight"] / whole))
     described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
     return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 

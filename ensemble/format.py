@@ -1,14 +1,13 @@
 """The file of an ensemble, ensemble.json, as anybody reads it who has its members."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from data.errors import UserError
-from data.shards import read_json
+from data.shards import is_number, read_json
 
 FORMAT_VERSION = 2
 
@@ -41,9 +40,13 @@ def read_ensemble(path: Path) -> dict[str, Any]:
     return dict(ensemble)
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a JSON file is a number, and finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def require_version(ensemble: Mapping[str, Any], path: Path | str) -> None:
+    """Raise UserError for an ensemble.json that later code wrote."""
+    version = ensemble.get("format_version", FORMAT_VERSION)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}: choose the ensemble again"
+        )
 
 
 def weights_of(ensemble: Mapping[str, Any]) -> list[float]:

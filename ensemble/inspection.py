@@ -5,6 +5,7 @@ Nothing here is told how the zip came about: names, headers and fields are spell
 
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -38,14 +39,30 @@ FIGURES = ("mAP@10", "R@1", "R@5", "R@10")
 
 TASKS = {"dcase2023": "task6b", "dcase2025": "task6"}
 
+OUTPUT, META = "answers", "description"
+
+NAMES = {
+    "dcase2023": {
+        OUTPUT: "{system}_submission_{number}_output.csv",
+        META: "{system}_submission_{number}_metadata.yaml",
+    },
+    "dcase2025": {OUTPUT: "{system}_{number}.output.csv", META: "{system}_{number}.meta.yaml"},
+}
+"""Of a system's files; its label is SYSTEM_NUMBER."""
+
 
 def guess(path: Path) -> str:
     """Which challenge a zip is for, by the labels in it. Raises UserError where none of them says."""
     names = " ".join(names_in(path))
-    found = [name for name, task in TASKS.items() if re.search(rf"_{task}_\d+\.output\.csv", names)]
+    found = [name for name, task in TASKS.items() if re.search(pattern(NAMES[name][OUTPUT], rf"\S+_{task}"), names)]
     if len(found) != 1:
         raise UserError(f"{path} doesn't say which challenge it is for: give --format")
     return found[0]
+
+
+def pattern(name: str, system: str = ".+") -> str:
+    """What a system's file is named like, as a regular expression with the groups `system` and `number`."""
+    return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
 
 def names_in(path: Path) -> list[str]:
@@ -64,42 +81,46 @@ def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
 
     Raises UserError where it is no zip at all.
     """
-    names = names_in(path)
+    names, names_of = names_in(path), NAMES[challenge]
     found = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
     found += [f"{name} leads out of the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"]
     form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
     with zipfile.ZipFile(path) as archive:
         try:
             contents = {name: archive.read(name) for name in names if not name.endswith("/")}
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
             return [*found, f"what it holds can't be read: {error}"]
-    systems, others = systems_in(contents)
-    found += [f"{name} belongs to no system: LABEL.output.csv and LABEL.meta.yaml do" for name in others]
+    systems, others = systems_in(contents, challenge)
+    wanted = " and ".join(name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values())
+    found += [f"{name} belongs to no system: {wanted} do" for name in others]
     if not 1 <= len(systems) <= 4:
         found.append(f"it holds {len(systems)} systems: from one to four may be submitted")
     for label, own in systems.items():
         if not form.fullmatch(label):
             found.append(f"{label} isn't a label: LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4, is one")
-        for ending, look in (("output.csv", look_at_output(challenge)), ("meta.yaml", look_at_description)):
-            if ending not in own:
-                found.append(f"{label}.{ending} is missing")
+        system, _, number = label.rpartition("_")
+        for kind, look in ((OUTPUT, look_at_output(challenge)), (META, look_at_description)):
+            if kind not in own:
+                found.append(f"{names_of[kind].format(system=system, number=number)} is missing")
                 continue
-            name, data = own[ending]
+            name, data = own[kind]
             found += [f"{name}: {problem}" for problem in look_at_text(data) or look(data, label, evaluation)]
     return found
 
 
 def systems_in(
-    contents: Mapping[str, bytes],
+    contents: Mapping[str, bytes], challenge: str
 ) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
-    """Each label's files by their ending, and the names of all other files but technical reports."""
+    """Each label's files by what they are, and the names of all other files but technical reports."""
     systems: dict[str, dict[str, tuple[str, bytes]]] = {}
     others = []
     for name, data in contents.items():
         file = PurePosixPath(name).name
-        match = re.fullmatch(r"(.+)\.(output\.csv|meta\.yaml)", file)
-        if match and match[2] not in systems.get(match[1], {}):
-            systems.setdefault(match[1], {})[match[2]] = (name, data)
+        matches = {kind: re.fullmatch(pattern(named), file) for kind, named in NAMES[challenge].items()}
+        kind, match = next(((kind, match) for kind, match in matches.items() if match), ("", None))
+        label = f"{match['system']}_{match['number']}" if match else ""
+        if match and kind not in systems.get(label, {}):
+            systems.setdefault(label, {})[kind] = (name, data)
         elif not file.endswith(".pdf"):
             others.append(name)
     return systems, others

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ensemble import factors, page, survey
 from ensemble.assembled import Chosen
-from ensemble.plots import draw_bands, draw_effects, height_of, panels
+from ensemble.plots import draw_bands, draw_crossed, draw_effects, height_of, height_of_crossed, panels
 from ensemble.retrieved import Answer, Heard
 from ensemble.survey import Row
 from ensemble.tables import TITLES
@@ -47,7 +47,9 @@ def page_of(leaf: Leaf) -> str:
     """The page."""
     fine_tunings = [row for row in leaf.rows if row.trial.pretraining]
     compared = fine_tunings or leaf.rows
-    levels = factors.effects([row.trial for row in compared], [row.best for row in compared])
+    trials, values = [row.trial for row in compared], [row.best for row in compared]
+    levels, left_out = factors.effects(trials, values)
+    crossed = factors.crossed(trials, values, levels)
     shares = sorted({row.trial.paraphrase_probability for row in fine_tunings})
     figure_2 = [
         page.drawn(partial(draw_bands, title=title, bands=own, shares=shares), page.WIDTH, page.HEIGHT)
@@ -55,9 +57,13 @@ def page_of(leaf: Leaf) -> str:
     ]
     curves = [page.drawn(draw, page.WIDTH, height) for draw, height in panels(leaf.rows)]
     effects = page.drawn(partial(draw_effects, levels=levels), page.WIDTH, height_of(levels)) if levels else None
+    heat_map = (
+        page.drawn(partial(draw_crossed, found=crossed), page.WIDTH, height_of_crossed(crossed)) if crossed else None
+    )
     environment = jinja2.Environment(autoescape=True)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        leaf=leaf, figure_2=figure_2, curves=curves, effects=effects, are_fine_tunings=bool(fine_tunings),
+        leaf=leaf, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,
+        crossed=crossed, heat_map=heat_map, are_fine_tunings=bool(fine_tunings),
         plots=ensemble_plots(leaf.chosen), costs=costs(leaf.rows), titles=TITLES,
     )  # fmt: skip
     return text

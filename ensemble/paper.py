@@ -13,8 +13,17 @@ from trainables.trial import Trial
 
 METRICS = ("map10", "r1", "r5", "r10")
 
-FINE_TUNING_RATE = 8e-6
-"""The peak rate of the table's fine-tunings (from the paper)."""
+TEST, TRAIN = "clotho/evaluation", ("clotho/development",)
+"""What its figures are of, and what fine-tunings and the baseline are trained on (from the paper)."""
+
+PRETRAINING_CORPORA = {"audiocaps", "clotho", "wavcaps"}
+"""From the paper; which of their splits are held out may differ."""
+
+PRETRAINING_RATE, FINE_TUNING_RATE, BASELINE_RATE = 2e-5, 8e-6, 1e-3
+"""Peak rates: from the paper, that of the baseline from its published code."""
+
+BASELINE = "cnn14:dcase2023"
+"""The baseline's audio encoder: it is trained once, on Clotho."""
 
 Figures = tuple[float | None, float, float, float]
 """mAP@10, R@1, R@5, R@10."""
@@ -37,12 +46,24 @@ def key_of(trial: Trial) -> Key:
 
 
 def published(trial: Trial) -> Figures | None:
-    """The paper's figures of a trial that is a row of its table; those of other rates or probabilities aren't."""
-    is_fine_tuned_so = trial.schedule.peak_rate == FINE_TUNING_RATE and trial.paraphrase_probability in (
-        0.0,
-        PAPER_PARAPHRASES,
-    )
-    return TABLE_2.get(key_of(trial)) if trial.pretraining is None or is_fine_tuned_so else None
+    """The paper's figures of a trial that is a row of its table.
+
+    None for one that is tested on another split, or trained on other corpora, or with other rates or probabilities.
+    """
+    return TABLE_2.get(key_of(trial)) if trial.test == TEST and is_trained_so(trial) else None
+
+
+def is_trained_so(trial: Trial) -> bool:
+    """Whether a trial, and its pretraining, were trained on the paper's corpora, at the paper's rates."""
+    rate = trial.schedule.peak_rate
+    if trial.pretraining:
+        is_fine_tuned_so = (rate, trial.train) == (FINE_TUNING_RATE, TRAIN)
+        is_share = trial.paraphrase_probability in (0.0, PAPER_PARAPHRASES)
+        return is_fine_tuned_so and is_share and is_trained_so(trial.pretraining)
+    if encoders.label(trial.audio) == BASELINE:
+        return (rate, trial.train) == (BASELINE_RATE, TRAIN)
+    corpora = {split.partition("/")[0] for split in trial.train}
+    return rate == PRETRAINING_RATE and corpora == PRETRAINING_CORPORA
 
 
 def _row(audio: str, text: str, fine_tuned: bool = True, paraphrases: bool = True) -> Key:

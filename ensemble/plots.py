@@ -1,14 +1,15 @@
-"""The report's plots: Figure 2 of the paper, learning curves, and what each factor of a grid does."""
+"""The report's plots: Figure 2 of the paper, learning curves, what factors do, and two of them crossed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ensemble.factors import Level
+from ensemble.factors import Crossed, Level
 from ensemble.page import HEIGHT
 from ensemble.survey import Band, Row
 
@@ -88,6 +89,27 @@ def named(level: Level) -> str:
     """A level, and over how many trials its mean is; names of two lines where one would take the plot's room."""
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
+
+
+def draw_crossed(axes: Axes, found: Crossed) -> None:
+    """A heat map of two factors with each cell's mean in it; cells without a trial stay blank."""
+    percent = 100 * found.means
+    low, high = np.nanmin(percent), np.nanmax(percent)
+    axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
+    for (row, column), value in np.ndenumerate(percent):
+        if np.isfinite(value):
+            is_dark = value <= low + 0.6 * (high - low)
+            axes.text(column, row, f"{value:.2f}", color="white" if is_dark else "black", ha="center", va="center")
+    rows, columns = found.levels
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_ylabel(found.factors[0])
+    axes.set_xlabel(found.factors[1])
+
+
+def height_of_crossed(found: Crossed) -> float:
+    """Inches for so many rows, above the names of the columns."""
+    return 1.4 + 0.45 * len(found.levels[0])
 
 
 def height_of(levels: Sequence[Level]) -> float:

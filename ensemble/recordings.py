@@ -67,15 +67,18 @@ def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> 
 def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
     """Embed the audio files of a folder that the index doesn't have as they are; why some are left out.
 
-    Files of that folder that are gone leave the index.
+    Files of that folder that are gone leave the index. A file that is linked to goes by the link's path: what it links
+    to may lie elsewhere.
     """
-    paths = [path.resolve() for path in audio_files(audio)]
+    audio = audio.resolve()
+    paths = audio_files(audio)
     stamps = {str(path): stamp(path) for path in paths}
     index, known = Index([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
     if (folder / VECTORS_FILE).exists():
-        index, known = open_index(folder, models), read_json(folder / FILES_FILE)
+        index = open_index(folder, models)
+        known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
     new = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
-    kept = places_kept(index, audio.resolve(), stamps, {str(path) for path in new})
+    kept = places_kept(index, audio, stamps, {str(path) for path in new})
     vectors_AD, embedded, refused = models.embed_files(new)
     names = [index.paths[place] for place in kept] + [str(path) for path in embedded]
     if not names:
@@ -106,12 +109,14 @@ def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: s
 def write(
     folder: Path, names: Sequence[str], vectors_AD: NDArray[np.float32], stamps: Mapping[str, list[int]], models: Models
 ) -> None:
-    """Write an index, its files last: one that was cut off is embedded again, not trusted."""
+    """Write an index, its files last: one that was cut off is embedded again, not trusted.
+
+    Recordings without a stamp, of folders that were added before an index was cut off, stay without one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILES_FILE).unlink(missing_ok=True)
     write_json(folder / FILES_FILE, {})
     nothing = np.zeros((0, models.embedding_size), np.float32)
     write_embeddings(
         folder / VECTORS_FILE, Embeddings(models.signature, str(folder), "", list(names), [], [], vectors_AD, nothing)
     )
-    write_json(folder / FILES_FILE, {name: stamps[name] for name in names})
+    write_json(folder / FILES_FILE, {name: stamps[name] for name in names if name in stamps})

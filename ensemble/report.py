@@ -188,7 +188,8 @@ def run(arguments: argparse.Namespace) -> None:
     require_places(arguments, rows, which)
     judged = survey.judge(ledger, rows, which)
     if judged.source is None:
-        instead = "" if arguments.no_test else "; --no-test reports on validation"
+        has_others = which == "test" and survey.judge(ledger, rows, "validation").source is not None
+        instead = "; --no-test reports on validation" if has_others else ""
         raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
     chosen, unreadable = ensembles_of(ledger, sweeps, judged, which)
     notes += unreadable + notes_of(judged, chosen)

@@ -51,22 +51,24 @@ def write(
 ) -> Path:  # fmt: skip
     """Write the submission: each system's answers and description, and all of them in one zip."""
     challenge = challenges.challenge(arguments.format)
-    prefix = f"{label_of(arguments.label, authors)}_{challenge.task}"
+    prefix = label_of(arguments.label, authors)
     out: Path = arguments.out
     names = []
     for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
-        label = f"{prefix}_{number}"
+        label = challenge.label(prefix, number)
+        output, meta = challenge.output_name(prefix, number), challenge.meta_name(prefix, number)
         scores_QF = challenges.of_all_files(scores_QA, evaluation)
-        challenges.write_csv(out / challenges.output_name(label), challenge.rows(scores_QF, evaluation))
+        challenges.write_csv(out / output, challenge.rows(scores_QF, evaluation))
         given = Given(
             label, nth(arguments.name, number), nth(arguments.abbreviation, number), authors, arguments.source_code
         )
-        challenges.write_yaml(out / challenges.meta_name(label), describe(system, given))
-        names += [challenges.output_name(label), challenges.meta_name(label)]
+        challenges.write_yaml(out / meta, describe(system, given))
+        names += [output, meta]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
-    challenges.write_zip(out / f"{prefix}.zip", out, names)
-    logger.info("Wrote %s", out / f"{prefix}.zip")
-    return out / f"{prefix}.zip"
+    path = out / f"{prefix}_{challenge.task}.zip"
+    challenges.write_zip(path, out, names)
+    logger.info("Wrote %s", path)
+    return path
 
 
 def nth(values: Sequence[str], number: int) -> str | None:
@@ -91,7 +93,7 @@ def validate(path: Path, format_name: str, evaluation: Evaluation) -> int:
         logger.error("%s can't be sent like this: %d problems", path, len(found))
         return 1
     logger.info(
-        "%s: %d captions, %d files, nothing wrong; what it lacks is the technical report (LABEL.technical_report.pdf)",
+        "%s: %d captions, %d files, nothing wrong; what it lacks is the technical report, a PDF",
         path,
         len(evaluation.queries),
         len(evaluation.files),

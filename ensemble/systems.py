@@ -22,12 +22,12 @@ from data.shards import StoredSplit, name_of, open_split
 from ensemble import chosen, figures, matrices
 from ensemble.challenges import Scores
 from ensemble.costs import parameters_of
-from ensemble.format import FORMAT_VERSION, read_ensemble, weights_of
+from ensemble.format import read_ensemble, require_version, weights_of
 from ensemble.matrices import Matrices
 from ensemble.pool import Candidate, aligned_scores
 from trainables import checkpoint
 from trainables import trial as trials
-from trainables.embed import Embeddings, embed, read_embeddings, write_embeddings
+from trainables.embed import Embeddings, embed, fastest_device, read_embeddings, write_embeddings
 from trainables.ledger import Ledger
 from trainables.ray_adapter import nodes
 from trainables.resources import Wish, share_out
@@ -68,11 +68,7 @@ class System:
 def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
     """An ensemble that can be submitted. Raises UserError that says why another can't."""
     ensemble = read_ensemble(path)
-    version = ensemble.get("format_version", FORMAT_VERSION)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {version!r}, this code reads {FORMAT_VERSION}: choose the ensemble again"
-        )
+    require_version(ensemble, path)
     if ensemble.get("direction", "t2a") != "t2a":
         raise UserError(
             f"{path} was chosen for --direction {ensemble['direction']}: a challenge's sentences ask for clips; choose "
@@ -149,8 +145,7 @@ def embed_member(runs: Runs, signature: str, store: str, split_name: str, thread
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return embed(network.to(device), trial, signature, open_split(store, split_name))
+        return embed(network.to(fastest_device()), trial, signature, open_split(store, split_name))
 
 
 class Progress(ProgressLine):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from ensemble.paper import METRICS
 from ensemble.tables import TITLES
@@ -155,7 +156,7 @@ def show(table: Tabulated) -> None:
         for place, (name, _) in enumerate(table.columns(), start=len(table.headings)):
             if name != METRICS[0]:
                 row[place] = row[place].partition(" ")[0]
-        shown.add_row(*row)
+        shown.add_row(*map(Text, row))  # a cell's brackets aren't markup
     wide = Console(width=WIDEST)
     width = Measurement.get(wide, wide.options, shown).maximum
     Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)

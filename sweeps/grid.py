@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from data.errors import UserError, positive, run_command
 from data.prepare import prepare_if_absent, start_ray
-from data.shards import write_json
+from data.shards import read_json, write_json
 from data.splits import add_arguments as add_split_arguments
 from data.splits import find_splits
 from data.storage import Location, Store
@@ -121,9 +121,12 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     """Everything the command does; returns its exit status."""
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     store, weights = whole.location, arguments.weights.resolve() if arguments.weights else None
-    members = retraining.members(arguments.retrain, arguments.retrain_from) if arguments.retrain else []
+    chosen = read_json(arguments.retrain) if arguments.retrain else {}
+    members = retraining.members(chosen, arguments.retrain, arguments.retrain_from) if arguments.retrain else []
     trials_of = the_members(members) if members else trials_of_space(arguments, whole)
     ledger = create_ledger(runs, arguments.tracking_uri)
+    if members:
+        require_name_of_its_own(arguments, ledger, runs)
     start_ray()
     found = nodes()
     wanted = trials_of(found)
@@ -153,7 +156,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     description = {
         "space": arguments.space,
         "corpus": arguments.corpus,
-        "retrain": str(arguments.retrain) if members else None,
+        "retrain": retraining_of(arguments) if members else None,
         "store": str(whole),
         "trials": {
             signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
@@ -180,7 +183,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     else:
         ledger.finish(run_id)
         if members:
-            write_retrained(arguments, members, stages, ledger, runs)
+            write_retrained(retrained_path(arguments, runs), chosen, members, stages, ledger)
     say()
     say(f"To look at the runs:  {look_command(ledger.tracking_uri)}")
     if not members:
@@ -210,8 +213,33 @@ def the_members(members: Sequence[Member]) -> TrialsOf:
     return lambda found: check(wanted)
 
 
+def retraining_of(arguments: argparse.Namespace) -> list[str]:
+    """What tells a retraining from others: the ensemble, and what is trained again."""
+    return [str(arguments.retrain.resolve()), arguments.retrain_from]
+
+
+def retrained_path(arguments: argparse.Namespace, runs: Runs) -> Path:
+    """Where the ensemble.json of the retrained members is written."""
+    name: str = arguments.name
+    return runs.local_folder / "ensembles" / name / "ensemble.json"
+
+
+def require_name_of_its_own(arguments: argparse.Namespace, ledger: Ledger, runs: Runs) -> None:
+    """Raise UserError where a retraining would take the place of the ensemble that it is of, or of another sweep."""
+    path = retrained_path(arguments, runs)
+    if path.resolve() == arguments.retrain.resolve():
+        raise UserError(f"--name {arguments.name}: {path} is the ensemble that is retrained; give another name")
+    if arguments.name in {run.info.run_name for run in ledger.runs("sweep")}:
+        before = ledger.sweep(arguments.name).description.get("retrain")
+        if before != retraining_of(arguments):
+            raise UserError(
+                f"--name {arguments.name}: a sweep has that name, and isn't this retraining of {arguments.retrain}; "
+                "give another name"
+            )
+
+
 def write_retrained(
-    arguments: argparse.Namespace, members: Sequence[Member], stages: Stages, ledger: Ledger, runs: Runs
+    path: Path, chosen: Mapping[str, Any], members: Sequence[Member], stages: Stages, ledger: Ledger
 ) -> None:
     """Write the ensemble.json of the retrained members."""
     done = {}
@@ -219,8 +247,7 @@ def write_retrained(
         run = ledger.finished(signature)
         if run is not None:
             done[trial] = (signature, run.info.run_id)
-    path = runs.local_folder / "ensembles" / arguments.name / "ensemble.json"
-    write_json(path, retraining.retrained(arguments.retrain, members, done))
+    write_json(path, retraining.retrained(chosen, members, done))
     say(f"Wrote {path}")
 
 

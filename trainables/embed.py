@@ -42,6 +42,11 @@ CLIPS_PER_BATCH = 16
 QUERIES_PER_BATCH = 256
 
 
+def fastest_device() -> torch.device:
+    """Where models embed: on this process' GPU, if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """A split as one trial sees it. Vectors lie on the unit sphere, so that scores are dot products."""
@@ -213,8 +218,7 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.checkpoint, Runs.of(arguments.runs), arguments.tracking_uri, Path(scratch) / "m"
         )
         trial, model = checkpoint.load_trial(folder), checkpoint.load_model(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    audio, embedded, refused = embed_files(model.to(device), trial, paths)
+    audio, embedded, refused = embed_files(model.to(fastest_device()), trial, paths)
     for path, reason in refused.items():
         logger.warning("left out: %s: %s", path, reason)
     if paths and not embedded:

@@ -141,6 +141,8 @@ def to_json(trial: Trial) -> dict[str, Any]:
 
 def from_json(value: dict[str, Any]) -> Trial:
     """The trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
+    if not isinstance(value, dict):
+        raise UserError(f"not a trial: it must be settings by name, not {value!r}")
     settings = dict(value)
     try:
         settings["audio"] = encoders.from_json("audio", settings["audio"])

@@ -1,23 +1,27 @@
 """An ensemble's models on their own: exported, searched with, and served by MLflow."""
 
+import ast
 import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from data import batches
 from data.batches import load_files
 from data.errors import UserError
 from data.shards import open_split
 from data.splits import Splits
-from ensemble import exported, recordings
+from data.waveform import decode_file
+from ensemble import export, exported, recordings
 from trainables import checkpoint, model
-from trainables import trial as trials
-from trainables.embed import embed, embed_audio, embed_files, read_embeddings
+from trainables.embed import embed, embed_audio, embed_files, embed_text, read_embeddings
 from trainables.ledger import open_ledger
 from trainables.runs import Runs
 
@@ -26,16 +30,20 @@ SENTENCE = "a dog barks while it rains"
 
 
 @pytest.fixture(scope="module")
-def runs(tone_store, space_file, tmp_path_factory):
+def runs(space_file, tmp_path_factory):
     """A folder of runs with two models, random as they are, and the trials."""
     folder = tmp_path_factory.mktemp("runs")
     splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
     found = runpy.run_path(str(space_file))["tiny"](splits, "float32")
-    for trial in found:
-        network = model.build(trial, CAPTIONS)
-        place = folder / "models" / trials.signature(trial, tone_store)
-        checkpoint.save_model(place, trial, network.text, checkpoint.weights_of(network))
+    for number, trial in enumerate(found):
+        save(folder, trial, f"{number:016x}")
     return folder
+
+
+def save(runs, trial, signature):
+    """A model, random as it is."""
+    network = model.build(trial, CAPTIONS)
+    checkpoint.save_model(runs / "models" / signature, trial, network.text, checkpoint.weights_of(network))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,7 @@ def sounds(tmp_path_factory):
     return folder
 
 
+@pytest.mark.cluster
 def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
     """As decoded, resampled, rounded and cut by data/prepare.py: the same vectors to the last bit."""
     folder = next((runs / "models").iterdir())
@@ -86,9 +95,9 @@ def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
     folder = next((runs / "models").iterdir())
     network, trial = checkpoint.load_model(folder), checkpoint.load_trial(folder)
     path = sounds / "below" / "[wind].ogg"
-    batches = list(load_files([path], trial.audio.segment_s, 2.0, 4, lambda path, why: None))
-    assert batches[0].segments_per_clip.tolist() == [2]
-    assert embed_audio(network, trial, batches)[0].shape == (1, trial.embedding_size)
+    found = list(load_files([path], trial.audio.segment_s, 2.0, 4, lambda path, why: None))
+    assert found[0].segments_per_clip.tolist() == [2]
+    assert embed_audio(network, trial, found)[0].shape == (1, trial.embedding_size)
 
 
 def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_command, tmp_path):
@@ -138,11 +147,107 @@ def test_dot_products_are_the_weighted_means_of_the_members(ensemble, runs, soun
     audio_AD, _, _ = models.embed_files(paths)
     scores = models.embed_text([SENTENCE]) @ audio_AD.T
     expected = sum(
-        own.weight
-        * (exported.embed_text(own.model, own.trial, [SENTENCE]) @ embed_files(own.model, own.trial, paths)[0].T)
+        own.weight * (embed_text(own.model, own.trial, [SENTENCE]) @ embed_files(own.model, own.trial, paths)[0].T)
         for own in models.members
     )
     np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def write_ensemble(path, signatures):
+    members = [{"name": f"member {signature}", "weight": 1.0, "signature": signature} for signature in signatures]
+    path.write_text(json.dumps({"members": members, "fusion_name": "mean", "fusion": "weighted mean of scores"}))
+    return path
+
+
+def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
+    """A member that hears a second doesn't notice that a file is torn later on."""
+    trial = checkpoint.load_trial(runs / "models" / f"{0:016x}")
+    for signature, longest_s in (("a" * 16, 1.0), ("b" * 16, 30.0)):
+        save(tmp_path, replace(trial, longest_audio_s=longest_s), signature)
+    paths = [sounds / "torn.wav", sounds / "below" / "rain.flac"]
+    for order in ("ab", "ba"):
+        path = write_ensemble(tmp_path / "ensemble.json", [letter * 16 for letter in order])
+        models = exported.load(path, Runs.of(tmp_path))
+        vectors_AD, embedded, refused = models.embed_files(paths)
+        assert embedded == paths[1:]
+        assert list(refused) == paths[:1]
+        np.testing.assert_allclose(vectors_AD, models.embed_files(paths[1:])[0], atol=1e-6)
+        assert models.embed_files(paths[:1])[0].shape == (0, models.embedding_size)
+
+
+def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(batches, "decode_file", lambda path: decoded.append(path) or decode_file(path))
+    paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
+    exported.load(ensemble, Runs.of(runs)).embed_files(paths)
+    assert decoded == paths
+
+
+def test_models_are_where_this_process_embeds_fastest(ensemble, runs, monkeypatch):
+    monkeypatch.setattr(exported, "fastest_device", lambda: torch.device("meta"))
+    members = exported.load(ensemble, Runs.of(runs)).members
+    assert {weights.device.type for member in members for weights in member.model.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_scores_of_a_cpu(ensemble, runs, sounds, monkeypatch):
+    paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
+    models = exported.load(ensemble, Runs.of(runs))
+    assert {weights.device.type for weights in models.members[0].model.parameters()} == {"cuda"}
+    scores = models.embed_text([SENTENCE]) @ models.embed_files(paths)[0].T
+    monkeypatch.setattr(exported, "fastest_device", lambda: torch.device("cpu"))
+    plain = exported.load(ensemble, Runs.of(runs))
+    np.testing.assert_allclose(scores, plain.embed_text([SENTENCE]) @ plain.embed_files(paths)[0].T, atol=1e-3)
+
+
+def test_links_are_listed_once_and_leave_with_their_name(ensemble, runs, sounds, tmp_path):
+    models = exported.load(ensemble, Runs.of(runs))
+    audio, index = tmp_path / "audio", tmp_path / "index"
+    audio.mkdir()
+    (audio / "own.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
+    (audio / "inside.flac").symlink_to(audio / "own.flac")
+    (audio / "outside.wav").symlink_to(sounds / "dög, barking.wav")
+    recordings.add(index, audio, models)
+    names = [str(audio / name) for name in ("inside.flac", "outside.wav", "own.flac")]
+    assert recordings.open_index(index, models).paths == names
+    (audio / "outside.wav").unlink()
+    (audio / "inside.flac").unlink()
+    recordings.add(index, audio, models)
+    assert recordings.open_index(index, models).paths == names[2:]
+
+
+def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, caplog):
+    """Wherever that was: before its stamps are written they are none, or the file of them is absent."""
+    models = exported.load(ensemble, Runs.of(runs))
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "rain.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
+        recordings.add(tmp_path / "index", folder, models)
+    names = [str(folder / "rain.flac") for folder in folders]
+    stamps = tmp_path / "index" / recordings.FILES_FILE
+    for cut_off in (lambda: stamps.write_text("{}"), stamps.unlink):
+        cut_off()
+        for folder in folders:
+            with caplog.at_level("INFO"):
+                recordings.add(tmp_path / "index", folder, models)
+            assert caplog.messages[-1] == "1 files embedded, 1 were there, 0 are gone"
+        assert recordings.open_index(tmp_path / "index", models).paths == names
+        assert set(json.loads(stamps.read_text())) == set(names)
+
+
+def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypatch):
+    models = exported.load(ensemble, Runs.of(runs))
+    recordings.add(tmp_path, sounds / "below", models)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recordings, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recordings.add(tmp_path, sounds / "below", models)
+    assert (tmp_path / recordings.FILES_FILE).exists()
 
 
 def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, tmp_path):
@@ -194,7 +299,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
     other.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="the index of another ensemble"):
         recordings.open_index(tmp_path, exported.load(other, Runs.of(runs)))
-    gone = {"name": "gone", "weight": 1.0, "signature": "0" * 16}
+    gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
     for change, why in (
         ({"fusion_name": "rank", "fusion": "mean of ranks"}, "only the mean"),
         ({"members": [{"name": "file", "weight": 1.0}]}, "is a file of scores"),
@@ -227,6 +332,48 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     again = run_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def file_of(module):
+    """The file of one of our modules; None for others."""
+    place = ROOT / Path(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.exists()), None)
+
+
+def imports(nodes):
+    """The modules that these import, or may: of `from a import b`, also a.b."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_a_registered_model_imports_is_required():
+    """From what MLflow runs on, and every encoder: what modules import at once of ours, and all they import of others.
+
+    Imports of ours within functions are for commands, but for those of the model that MLflow runs.
+    """
+    todo = ["ensemble.retriever", "ensemble.exported", "ensemble.recordings"]
+    todo += [".".join(path.relative_to(ROOT).with_suffix("").parts)
+             for path in (ROOT / "trainables" / "encoders").glob("*/*.py")]  # fmt: skip
+    seen, others = set(), {}
+    while todo:
+        module = todo.pop()
+        if module in seen or (path := file_of(module)) is None:
+            continue
+        seen.add(module)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        todo += imports(tree.body)
+        others |= {name.partition(".")[0]: module for name in imports(ast.walk(tree)) if file_of(name) is None}
+    ours = {"data", "trainables", "sweeps", "ensemble"}
+    needed = {name: module for name, module in others.items() if name not in sys.stdlib_module_names | ours}
+    assert needed["torch"]
+    assert {name: module for name, module in needed.items() if name not in export.REQUIREMENTS} == {}
 
 
 def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, runs, sounds, run_command, tmp_path):

@@ -18,16 +18,20 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
+import scipy.stats
+from matplotlib.figure import Figure
 from PIL import Image
 
-from data import shards
+from data import corpora, shards
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.shards import open_split, write_json
 from data.splits import Splits
 from ensemble import factors, paper, report, retrieved, survey, tabulation
+from ensemble.assembled import Chosen
 from ensemble.events import log_event
 from ensemble.leaf import costs
+from ensemble.plots import draw_crossed
 from sweeps import spaces
 from trainables import checkpoint, recipes, retrieval, tracking
 from trainables import trial as trials
@@ -37,6 +41,9 @@ from trainables.ledger import Ledger, create_ledger, open_ledger
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
 SPLITS = Splits("made/train", "made/validation", "made/test", ("made/train",))
+CLOTHO = Splits("clotho/development", "clotho/validation", "clotho/evaluation",
+                tuple(f"{corpus}/{name}" for corpus in ("clotho", "audiocaps", "wavcaps")
+                      for name in corpora.load(corpus).PRETRAINING))  # fmt: skip
 NUM_CLIPS, NUM_CAPTIONS = 12, 2
 METRICS = ("map10", "r1", "r5", "r10")
 
@@ -309,6 +316,42 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
     assert not list(ledger.runs("evaluation"))
     make(monkeypatch, runs, tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
+    for signature in sweep.signatures:
+        sweep.file(signature, "embeddings/validation.arrow").unlink()
+    with pytest.raises(UserError, match=r"no trial of made has figures of test: [^;]*$"):
+        make(monkeypatch, runs, tmp_path)
+
+
+def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(ledger, store, grid, runs, tmp_path,
+                                                                              monkeypatch, capsys):  # fmt: skip
+    sweep = Sweep(ledger, store, grid[:4])
+    first, second = sweep.signatures[:2]
+    sweep.choose({first: 0.5, second: 0.5}, tmp_path)
+    path = tmp_path / "ensemble.json"
+    whole = json.loads(path.read_text())
+    for number, change in enumerate(
+        ({"sizes": None}, {"likeness": None}, {"format_version": 99}, {"fusion_name": "x"})
+    ):
+        changed = {name: value for name, value in (whole | change).items() if value is not None}
+        write_json(path, changed)
+        log_event(ledger, "ensemble", f"ensemble {number}", changed, [path], sweep.run_id)
+    make(monkeypatch, runs, tmp_path / "out")
+    out = " ".join(capsys.readouterr().out.split())
+    for number, why in enumerate(("lacks sizes: another version", "lacks likeness: another version",
+                                  "has format version 99, this code reads", "unknown fusion")):  # fmt: skip
+        assert re.search(rf"ensemble {number} \(\w+\) isn't shown: .*{why}", out)
+    lines = read_csv(tmp_path / "out" / "report.csv")
+    assert [line["mAP@10"] != "" for line in lines if line["audio"].startswith("ensemble of ")] == [True]
+    assert "How alike the members err" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_brackets_in_a_cell_are_no_markup(capsys):
+    label = "text.model /models/[/v2]/bert"
+    table = tabulation.Tabulated(
+        "Title", ("no.", "other settings"), ("low", "high"), [tabulation.Line(["1", label], {})]
+    )
+    tabulation.show(table)
+    assert label in capsys.readouterr().out
 
 
 def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, runs, tmp_path, monkeypatch):
@@ -364,20 +407,56 @@ def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
 
 
 def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
-    best = recipes.paper("passt:N", "huggingface:roberta-large", SPLITS, "float32")
-    own = recipes.paper_fine_tuning(best, SPLITS)
+    best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
+    own = recipes.paper_fine_tuning(best, CLOTHO)
     assert paper.published(own) == (38.56, 26.07, 55.27, 69.30)
     assert paper.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
     assert paper.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
     assert paper.published(best) == (36.27, 24.38, 52.54, 66.22)
     assert paper.published(replace(own, paraphrase_probability=0.5)) is None
-    assert paper.published(recipes.paper_fine_tuning(best, SPLITS, peak_rate=4e-6)) is None
+    assert paper.published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
     assert report.beside(paper.published(own), "test")["map10"] == 38.56
     assert report.beside(paper.published(own), "validation") == {}
-    every = [trial for trial in spaces.table2(SPLITS, "float32") if paper.published(trial)]
+    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper.published(trial)]
+    assert every == spaces.table2(CLOTHO, "float32")
     assert {paper.key_of(trial) for trial in every} == set(paper.TABLE_2)
+    held_out = replace(CLOTHO, pretrain=tuple(name for name in CLOTHO.pretrain if name != "audiocaps/test"))
+    assert all(map(paper.published, spaces.table2(held_out, "float32")))
     assert len(paper.ENSEMBLE_OF) == 8
     assert set(paper.TABLE_2) >= paper.ENSEMBLE_OF
+
+
+@pytest.mark.parametrize(
+    "splits",
+    [
+        SPLITS,
+        replace(CLOTHO, test="clotho/evaluation_2025"),
+        replace(CLOTHO, train="made/train", pretrain=("made/train",)),
+        replace(CLOTHO, train="clotho/other", pretrain=("clotho/development", "wavcaps/freesound")),
+    ],
+    ids=["another corpus", "another test split", "trained on another corpus", "without a corpus"],
+)
+def test_the_papers_figures_stand_beside_nothing_else(splits):
+    wanted = spaces.table2(splits, "float32")
+    shown = {paper.key_of(trial).audio for trial in wanted if paper.published(trial)}
+    assert shown == set()
+    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
+               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    assert not Chosen("one", {}, members, {}).is_the_papers
+
+
+def test_the_papers_ensemble_is_that_of_its_members():
+    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(spaces.table2(CLOTHO, "float32"))
+               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    assert Chosen("one", {}, members, {}).is_the_papers
+    assert not Chosen("one", {}, members[1:], {}).is_the_papers
+
+
+def test_another_rate_of_pretraining_is_not_the_papers():
+    best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
+    other = replace(best, schedule=replace(best.schedule, peak_rate=1e-4))
+    assert paper.published(other) is None
+    assert paper.published(recipes.paper_fine_tuning(other, CLOTHO)) is None
 
 
 @pytest.fixture
@@ -399,7 +478,8 @@ def value_of(trial):
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_main_effects_are_those_that_made_the_values(factorial, left_out):
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
-    levels = factors.effects(those, [value_of(trial) for trial in those])
+    levels, left_out = factors.effects(those, [value_of(trial) for trial in those])
+    assert left_out == []
     means = {(level.factor, level.level): level.mean for level in levels}
     rate = "peak rate / pretraining's"
     assert means[rate, "0.4"] - means[rate, "0.2"] == pytest.approx(0.05)
@@ -413,17 +493,79 @@ def test_main_effects_are_those_that_made_the_values(factorial, left_out):
 def test_means_of_a_full_grid_are_plain_means_and_intervals_leave_out_what_others_do(factorial):
     noise = 0.001 * np.random.default_rng(0).normal(size=len(factorial))
     values = np.array([value_of(trial) for trial in factorial]) + noise
-    for level in factors.effects(factorial, values):
+    for level in factors.effects(factorial, values)[0]:
         if level.factor == "batch size":
             own = values[[str(trial.batch_size) == level.level for trial in factorial]]
             assert level.mean == pytest.approx(own.mean())
             low, high = level.interval
             assert low < level.mean < high
             assert high - low < 0.01  # rates alone make a difference of 0.05 within each level
-    assert factors.effects(factorial[:1], values[:1]) == []
-    two = factors.effects([factorial[0], factorial[6]], [0.1, np.nan])
-    assert two == []
-    assert [level.interval for level in factors.effects([factorial[0], factorial[6]], [0.1, 0.2])] == [None, None]
+    assert factors.effects(factorial[:1], values[:1]) == ([], [])
+    two = [factorial[0], factorial[6]]
+    assert factors.effects(two, [0.1, np.nan]) == ([], [])
+    assert [level.interval for level in factors.effects(two, [0.1, 0.2])[0]] == [None, None]
+
+
+@pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
+def test_intervals_hold_the_truth_as_often_as_they_say(factorial, left_out):
+    truth = {
+        (level.factor, level.level): level.mean
+        for level in factors.effects(factorial, [value_of(trial) for trial in factorial])[0]
+    }
+    those = [trial for place, trial in enumerate(factorial) if place not in left_out]
+    rng, held = np.random.default_rng(0), []
+    for _ in range(150):
+        drawn = [value_of(trial) + 0.01 * rng.normal() for trial in those]
+        for level in factors.effects(those, drawn)[0]:
+            low, high = level.interval
+            held.append(low <= truth[level.factor, level.level] <= high)
+    assert 0.93 < np.mean(held) < 0.97
+
+
+def test_intervals_are_those_of_ordinary_least_squares(factorial):
+    """A factor of two levels with three trials each: textbook figures."""
+    those = [replace(factorial[0], batch_size=size, schedule=replace(factorial[0].schedule, peak_rate=rate))
+             for size in (8, 16) for rate in (1e-4, 2e-4, 3e-4)]  # fmt: skip
+    values = np.array([0.1, 0.2, 0.33, 0.3, 0.37, 0.5])
+    means, sizes = values.reshape(2, 3), np.array([8, 16])
+    left = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+    reach = scipy.stats.t.ppf(0.975, 2) * np.sqrt((left**2).sum() / 2 / 3)
+    found = {level.level: level for level in factors.effects(those, values)[0] if level.factor == "batch size"}
+    for size, mean in zip(sizes, means.mean(axis=1), strict=True):
+        assert found[str(size)].interval == pytest.approx((mean - reach, mean + reach))
+
+
+def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(factorial):
+    """Batch sizes that go with an encoder, and so say which one it is."""
+    pretrainings = {audio: spaces.from_scratch(SPLITS, "float32", audio, 1e-3, epochs=6)
+                    for audio in ("cnn:small", "passt:tiny")}  # fmt: skip
+    nested = [
+        replace(spaces.fine_tuning(SPLITS, pretrainings[audio], share, epochs=3), batch_size=size, seed=seed)
+        for audio, size in (("cnn:small", 8), ("cnn:small", 16), ("passt:tiny", 32), ("passt:tiny", 64))
+        for share in (0.2, 0.4)
+        for seed in (0, 1)
+    ]
+    values = [0.3 + 0.1 * (trial.batch_size > 16) + 0.002 * trial.seed for trial in nested]
+    levels, left_out = factors.effects(nested, values)
+    assert left_out == ["batch size"]
+    means = {level.level: level.mean for level in levels if level.factor == "audio"}
+    assert means == pytest.approx({"cnn:small": 0.301, "passt:tiny": 0.401})
+    assert {level.factor for level in levels} == {"audio", "peak rate / pretraining's", "seed"}
+
+
+def test_two_factors_are_crossed_with_gaps(factorial):
+    those = [trial for trial in factorial if (trial.batch_size, trial.schedule.peak_rate) != (64, 4e-4)]
+    values = [value_of(trial) for trial in those]
+    levels, _ = factors.effects(those, values)
+    found = factors.crossed(those, values, levels)
+    assert found.factors == ("batch size", "peak rate / pretraining's")
+    assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
+    np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
+    few = [trial for trial in those if trial.batch_size == 8]
+    assert factors.crossed(few, values[: len(few)], factors.effects(few, values[: len(few)])[0]) is None
+    axes = Figure().subplots()
+    draw_crossed(axes, found)
+    assert [text.get_text() for text in axes.texts] == ["30.10", "35.10", "31.10", "36.10", "30.10"]
 
 
 def test_what_follows_from_another_factor_is_no_factor(grid):

@@ -185,15 +185,20 @@ def test_a_submission_of_2023_ranks_ten_files_for_each_caption(entered, submit, 
     assert re.search(rf"ranked last, by name: {ABSENT}: .*is absent", said)
     found = contents(tmp_path / "DoeMüller_EX_task6b.zip")
     labels = ["DoeMüller_EX_task6b_1", "DoeMüller_EX_task6b_2"]
-    assert list(found) == [f"{label}/{label}.{end}" for label in labels for end in ("output.csv", "meta.yaml")]
+    system = "DoeMüller_EX_task6b_submission"
+    assert list(found) == [
+        f"{label}/{system}_{number}_{end}"
+        for number, label in enumerate(labels, 1)
+        for end in ("output.csv", "metadata.yaml")
+    ]
     for name, data in found.items():
         assert (tmp_path / name).read_bytes() == data
-    header, *rows = rows_of(found[f"{labels[0]}/{labels[0]}.output.csv"])
+    header, *rows = rows_of(found[f"{labels[0]}/{system}_1_output.csv"])
     assert header == ["caption", *(f"fname_{rank}" for rank in range(1, 11))]
     assert [row[0] for row in rows] == CAPTIONS
     assert rows[0] == rows[2]
     assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
-    read = pd.read_csv(io.BytesIO(found[f"{labels[0]}/{labels[0]}.output.csv"]))
+    read = pd.read_csv(io.BytesIO(found[f"{labels[0]}/{system}_1_output.csv"]))
     assert read.to_numpy().tolist() == rows
 
 
@@ -231,7 +236,7 @@ def test_scores_are_fused_as_the_ensemble_was_chosen_by(name, fuse, entered, sub
     assert np.isfinite(matrix.to_numpy()).all()
     assert matrix[TORN].max() < matrix[FILES].min().min()
     assert (matrix[ABSENT] < matrix[TORN]).all()
-    ranked = contents(tmp_path / "DoeMüller_EX_task6b.zip")["DoeMüller_EX_task6b_1/DoeMüller_EX_task6b_1.output.csv"]
+    ranked = contents(tmp_path / "DoeMüller_EX_task6b.zip")[OUTPUT]
     order = np.argsort(-matrix.to_numpy(), axis=1, kind="stable")[:, :10]
     assert [row[1:] for row in rows_of(ranked)[1:]] == matrix.columns.to_numpy()[order].tolist()
 
@@ -254,7 +259,7 @@ def test_the_description_is_filled_in(entered, submit, tmp_path):
     status, _ = submit(*ensembles(entered, "first"), "--out", tmp_path, "--name", "Two ears", "--abbreviation", "ears",
                        "--source-code", "https://example.org/code")  # fmt: skip
     assert status == 0
-    (path,) = tmp_path.rglob("*.meta.yaml")
+    (path,) = tmp_path.rglob("*_metadata.yaml")
     told = yaml.safe_load(path.read_text("utf-8"))
     assert told["submission"] | {"authors": None} == {
         "label": "DoeMüller_EX_task6b_1", "name": "Two ears", "abbreviation": "ears", "authors": None,
@@ -302,7 +307,7 @@ def test_the_same_submission_has_the_same_bytes(entered, submit, tmp_path):
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def edited(edit, path, where=".output.csv"):
+def edited(edit, path, where="output.csv"):
     """A zip with a file edited as text."""
     found = contents(path)
     name = next(name for name in found if name.endswith(where))
@@ -389,7 +394,7 @@ def test_a_broken_matrix_is_found(edit, said, entered, submit, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda text: "a: [", "meta.yaml: it isn't YAML"),
+        (lambda text: "a: [", "metadata.yaml: it isn't YAML"),
         (lambda text: "[1, 2]", "system.description.optimiser is missing"),
         (field("submission.label", "Doe_EX_task6b_2"), "submission.label is 'Doe_EX_task6b_2': its file is named"),
         (field("submission.abbreviation", "much too long"), "abbreviation is 'much too long': at most 10 characters"),
@@ -405,10 +410,12 @@ def test_a_broken_matrix_is_found(edit, said, entered, submit, tmp_path):
     ],
 )
 def test_a_broken_description_is_found(edit, said, entered, submit, tmp_path):
-    assert_found(submit, entered, tmp_path, "dcase2023", lambda path: edited(edit, path, ".meta.yaml"), said)
+    assert_found(submit, entered, tmp_path, "dcase2023", lambda path: edited(edit, path, "_metadata.yaml"), said)
 
 
 LABEL = "DoeMüller_EX_task6b_1"
+OUTPUT = f"{LABEL}/DoeMüller_EX_task6b_submission_1_output.csv"
+META = f"{LABEL}/DoeMüller_EX_task6b_submission_1_metadata.yaml"
 
 
 def renamed(old, new):
@@ -417,8 +424,7 @@ def renamed(old, new):
 
 def latin(path):
     found = contents(path)
-    name = f"{LABEL}/{LABEL}.output.csv"
-    return found | {name: found[name].decode("utf-8").encode("iso-8859-1")}
+    return found | {OUTPUT: found[OUTPUT].decode("utf-8").encode("iso-8859-1")}
 
 
 def five(path):
@@ -435,9 +441,10 @@ def five(path):
         (five, "it holds 5 systems: from one to four may be submitted"),
         (five, "DoeMüller_EX_task6b_5 isn't a label"),
         (renamed("task6b", "task6"), "DoeMüller_EX_task6_1 isn't a label: LASTNAME_INSTITUTE_task6b_NUMBER"),
-        (renamed(".meta.yaml", ".yaml"), "DoeMüller_EX_task6b_1.meta.yaml is missing"),
-        (renamed(".meta.yaml", ".yaml"), "task6b_1.yaml belongs to no system"),
-        (renamed(".output.csv", ".csv"), "DoeMüller_EX_task6b_1.output.csv is missing"),
+        (renamed("_metadata.yaml", ".yaml"), "DoeMüller_EX_task6b_submission_1_metadata.yaml is missing"),
+        (renamed("_metadata.yaml", ".yaml"), "submission_1.yaml belongs to no system"),
+        (renamed("_output.csv", ".csv"), "DoeMüller_EX_task6b_submission_1_output.csv is missing"),
+        (renamed("_submission_1_output.csv", "_1.output.csv"), "task6b_1.output.csv belongs to no system"),
         (renamed(f"{LABEL}/", "../"), "leads out of the zip"),
         (lambda path: {}, "it holds 0 systems"),
     ],
@@ -465,10 +472,10 @@ def test_a_file_that_is_in_the_zip_twice_is_found(entered, submit, tmp_path):
     assert submit(*ensembles(entered, "first"), "--out", tmp_path)[0] == 0
     (path,) = tmp_path.glob("*.zip")
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr(f"{LABEL}/{LABEL}.meta.yaml", "other")
+        archive.writestr(META, "other")
     status, said = submit("--validate", path)
     assert status == 1
-    assert f"{LABEL}/{LABEL}.meta.yaml is in the zip twice" in said
+    assert f"{META} is in the zip twice" in said
 
 
 def test_a_torn_zip_is_found(entered, submit, tmp_path):
@@ -482,6 +489,11 @@ def test_a_torn_zip_is_found(entered, submit, tmp_path):
     path.write_bytes(data[:-100])
     status, said = submit("--validate", path)
     assert (status, "isn't a zip file" in said) == (2, True)
+    place = data.index(META.encode()) + len(META.encode())
+    path.write_bytes(data[:place] + b"\xff" * 20 + data[place + 20 :])  # no compressed block begins like that
+    status, said = submit("--validate", path)
+    assert status == 1
+    assert re.search("what it holds can't be read: .*invalid block type", said)
     assert submit("--validate", tmp_path / "absent.zip")[1].endswith(
         "absent.zip can't be read: No such file or directory"
     )
@@ -632,6 +644,19 @@ def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
 
 def test_what_is_looked_for_is_spelled_out_twice():
     assert {name: challenge.task for name, challenge in challenges.CHALLENGES.items()} == inspection.TASKS
+    for name, challenge in challenges.CHALLENGES.items():
+        written = challenge.output_name("Doe_EX", 3), challenge.meta_name("Doe_EX", 3)
+        looked_for = inspection.NAMES[name].values()
+        folder = f"Doe_EX_{challenge.task}"
+        assert list(written) == [f"{folder}_3/{one.format(system=folder, number=3)}" for one in looked_for]
+
+
+def test_names_of_2025_are_those_of_its_labels(entered, submit, tmp_path):
+    assert submit(*ensembles(entered, "first"), "--out", tmp_path, "--format", "dcase2025")[0] == 0
+    label = "DoeMüller_EX_task6_1"
+    assert list(contents(tmp_path / "DoeMüller_EX_task6.zip")) == [
+        f"{label}/{label}.{end}" for end in ("output.csv", "meta.yaml")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -671,11 +696,12 @@ def test_a_finished_sweep_enters_a_challenge(swept, prepared, cluster, entered, 
     found = contents(path)
     assert len(found) == 4
     for number_of_system in (1, 2):
-        label = f"DoeMüller_EX_task6b_{number_of_system}"
-        rows = rows_of(found[f"{label}/{label}.output.csv"])[1:]
+        folder = f"DoeMüller_EX_task6b_{number_of_system}"
+        named = f"{folder}/DoeMüller_EX_task6b_submission_{number_of_system}"
+        rows = rows_of(found[f"{named}_output.csv"])[1:]
         assert [row[0] for row in rows] == CAPTIONS
         assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
-        figures = yaml.safe_load(found[f"{label}/{label}.meta.yaml"])["results"]["development_testing"]
+        figures = yaml.safe_load(found[f"{named}_metadata.yaml"])["results"]["development_testing"]
         assert figures["mAP@10"] == round(whole["test"]["ensemble"]["map10"], 4)
     next((runs / "embeddings").iterdir()).unlink()
     matrix = run_command(*words, "--format", "dcase2025", RAY_ADDRESS=cluster)

@@ -66,6 +66,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 def from_json(kind: Kind, value: dict[str, Any]) -> Any:
     """The Config that `to_json` wrote. Raises UserError for an unknown family or setting."""
+    if not isinstance(value, dict) or "family" not in value:
+        raise UserError(f"{kind} encoder: it must be settings with a family, not {value!r}")
     settings = dict(value)
     config_class = family(kind, settings.pop("family")).Config
     try:
