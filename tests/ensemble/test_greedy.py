@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import UserError
-from ensemble import exact, explanation, figures, greedy, honesty
+from ensemble import epochs, exact, explanation, figures, greedy, honesty
 from ensemble.greedy import Rules
 from ensemble.live import compress
 from ensemble.matrices import fused, of_arrays, rank_transform, transposed, z_norm
@@ -248,6 +248,17 @@ def test_the_other_direction_and_fusions():
         np.testing.assert_array_equal(made.scores(2), transform(pool.scores(2)))
         found = greedy.select(compress(made, "map10"))
         assert value_of(made, found.counts, "map10") == pytest.approx(found.value)
+
+
+def test_captions_have_been_seen_where_all_their_clips_have():
+    pool = make_pool(17, 1, several=True)
+    clips = np.unique(pool.relevance.clip_P)
+    seen_A = np.random.default_rng(0).random(len(clips)) < 0.6
+    found = epochs.captions_seen(transposed(pool), seen_A)
+    seen = set(clips[seen_A].tolist())
+    for query in range(QUERIES):
+        own = set(pool.relevance.clip_P[pool.relevance.query_P == query].tolist())
+        assert found[query] == (own <= seen)
 
 
 def test_shapley_values_add_up_to_the_ensemble():
