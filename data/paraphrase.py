@@ -77,7 +77,7 @@ def judge(
         good = [variant.text for variant in variants if variant.is_kept][: captions.variants]
         problem, left = "", len(good) < captions.variants and len(found) < attempts
         if len(good) < captions.variants:
-            whys = {line["problem"] or ("refused" if answers.is_refusal(line["answer"]) else "") for line in found}
+            whys = {line["problem"] or ("refused" if answers.is_refused(line["answer"]) else "") for line in found}
             why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
             problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
         outcome.captions += 1
