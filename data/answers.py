@@ -16,27 +16,42 @@ from data.captions import normalise
 MOST_WORDS = 19
 """In a paraphrase: the instruction asks for less than 20."""
 
+BEFORE_INDEX = r"""^[\s>\#*_-]*                              # Markdown around the index
+        (?:(?:audio\s+)?(?:caption|sentence|option|variant|variation|paraphrase|description|index)\s*)?"""
 INDEX = re.compile(
-    r"""^[\s>\#*_-]*                                          # Markdown around the index
-        (?:(?:audio\s+)?(?:caption|sentence|option|variant)\s*)?
-        (?:[(\[]?\d{1,2}[*_]*(?:[.:)\]]+|\s?[-–—](?=\s))[*_]*  # 1. 1) 1: 1 - (1) [1] **1.** Caption 1:
+    rf"""{BEFORE_INDEX}
+        (?:[(\[]?\d{{1,2}}[*_]*(?:[.:)\]]+|/(?=\s)|\s?[-–—](?=\s))[*_]*  # 1. 1) 1: 1/ 1 - (1) [1] **1.** Caption 1:
            (?=\s|["“”„«'‘]|[^\W\d_])
-          |(?<=\#)\d{1,2}(?=\s)                               # #1
-          |[(\[]?(?:[a-j]|[ivx]{1,4})(?:\.|[:)\]]+)(?=\s))\s*  # a) (b) c. iv.
+          |(?<=\#)\d{{1,2}}(?=\s)                               # #1
+          |(?:\d\ufe0f?\u20e3|\U0001f51f|[①-⑳❶-❿➀-➓])[.:)]?       # keycaps, circled digits
+          |[(\[]?(?:[a-j]|[ivx]{{1,4}})(?:\.|[:)\]]+)(?=\s))\s*  # a) (b) c. iv.
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+HEADING = re.compile(rf"{BEFORE_INDEX}[(\[]?\d{{1,2}}[\s.:)\]*_-]*$", re.VERBOSE | re.IGNORECASE)
+"""A line that is an index and nothing else: the sentence is in the next one."""
+
 BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
 """A number and nothing else: an index where the lines count up from 1, else the sentence's own ("2 Dogs bark.")."""
 
-INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)")
-"""Between two numbered sentences on one line."""
+INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+(?=\(?1[.)]\s)")
+"""Between two numbered sentences on one line, and between an introduction and the first."""
 
 BULLET = re.compile(r"^[-*•–]\s+")
-THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL)
+THOUGHT = re.compile(
+    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>", re.DOTALL
+)
+"""The tag that opens the first one may be part of what a server puts before the answer."""
+
+EMBEDDED = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+"""JSON that other words may surround."""
+
 FENCE = re.compile(r"^```\w*$")
 QUOTES = {'"': '"', "“": "”", "”": "”", "„": "“", "«": "»", "'": "'", "‘": "’"}
 MARKDOWN = "*_` "
+SENTENCE_ENDED = re.compile(r"[.!?][\"”'*]*$")
+WORD_COUNT = re.compile(r"\s*[(\[]\d{1,2} words?[)\]]\W*$", re.I)
+"""Told behind a sentence: "A dog barks loudly. (4 words)"."""
 
 INTRODUCTION = re.compile(
     r"^(?:sure|certainly|of course|okay|ok|here (?:are|is|you go)|these are|below (?:are|is)|the following)\b|:$", re.I
@@ -69,27 +84,48 @@ NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 def parse(answer: str) -> list[str]:
     """The sentences of an answer, in its order, without their numbering and quotes.
 
-    What stands before the first and after the last number isn't a sentence; where nothing is numbered, each line is
-    one that isn't an introduction. A refusal holds none.
+    What stands before the first and after the last number isn't a sentence; where nothing is numbered, each string of
+    JSON is one, or each line that isn't an introduction. A refusal holds none.
     """
-    text = THOUGHT.sub("", answer).strip()
+    lines = [line for line in THOUGHT.sub("", answer).strip().splitlines() if not FENCE.match(line)]
+    text = "\n".join(lines)
+    parts = counted(headed([part.strip() for line in lines for part in INLINE.split(line)]))
     if (listed := json_strings(text)) is not None:
+        found = [tidy(entry) for entry in listed]
+    elif any(INDEX.match(part) for part in parts):
+        found = numbered(parts)
+    elif (embedded := EMBEDDED.search(text)) and (listed := json_strings(embedded[0])) is not None:
         found = [tidy(entry) for entry in listed]
     elif is_refusal(text):
         return []
     else:
-        lines = [part.strip() for line in text.splitlines() if not FENCE.match(line) for part in INLINE.split(line)]
-        lines = counted(lines)
-        if any(INDEX.match(line) for line in lines):
-            found = numbered(lines)
-        else:
-            found = [tidy(line) for line in lines if not INTRODUCTION.search(line)]
+        found = [tidy(part) for part in parts if not INTRODUCTION.search(part)]
     return [sentence for sentence in found if sentence and not (CLOSING.match(sentence) or is_refusal(sentence))]
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text says that the model won't answer."""
+    """Whether a text begins as one in which a model won't answer."""
     return bool(REFUSAL.match(text))
+
+
+def is_refused(answer: str) -> bool:
+    """Whether an answer says that the model won't answer, and holds no sentence."""
+    return is_refusal(THOUGHT.sub("", answer).strip()) and not parse(answer)
+
+
+def headed(lines: Sequence[str]) -> list[str]:
+    """Lines, where each that is an index and nothing else has gone to the front of the next one that isn't empty."""
+    found: list[str] = []
+    is_headed = False
+    for line in lines:
+        if HEADING.match(line):
+            is_headed = True
+        elif line and is_headed:
+            found.append(line if INDEX.match(line) else f"1. {line}")
+            is_headed = False
+        else:
+            found.append(line)
+    return found
 
 
 def counted(lines: Sequence[str]) -> list[str]:
@@ -101,16 +137,11 @@ def counted(lines: Sequence[str]) -> list[str]:
 
 
 def json_strings(text: str) -> list[str] | None:
-    """All strings within an answer in JSON, which other words may surround; None if there is no JSON in it."""
-    plain = "\n".join(line for line in text.splitlines() if not FENCE.match(line))
-    parts = [plain]
-    if match := re.search(r"[\[{].*[\]}]", plain, re.DOTALL):
-        parts.append(match[0])
-    for part in parts:
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(part)
-            if isinstance(value, list | dict):
-                return list(strings(value)) or None
+    """All strings within a text that is JSON; None if it isn't, or has none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if isinstance(value, list | dict):
+            return list(strings(value)) or None
     return None
 
 
@@ -133,20 +164,23 @@ def numbered(lines: Sequence[str]) -> list[str]:
     for line in lines:
         if match := INDEX.match(line):
             found.append(line[match.end() :])
-        elif line and open_ended:
+        elif line and open_ended and not CLOSING.match(line):
             found[-1] = f"{found[-1]} {line}".lstrip()
         else:
             open_ended = False
             continue
-        open_ended = not re.search(r"[.!?][\"”'*]*$", found[-1])
+        open_ended = not (SENTENCE_ENDED.search(found[-1]) or WORD_COUNT.search(found[-1]))
     return [tidy(text) for text in found]
 
 
 def tidy(text: str) -> str:
-    """A sentence without numbering, bullet, quotes and doubled blanks; '' where no letter is left."""
-    text = " ".join(BULLET.sub("", INDEX.sub("", text.strip(), count=1)).split()).strip(MARKDOWN)
-    while len(text) > 1 and QUOTES.get(text[0]) == text[-1]:
-        text = text[1:-1].strip(MARKDOWN)
+    """A sentence without numbering, bullet, quotes, a count of words and doubled blanks; '' where no letter is left."""
+    before, text = "", " ".join(text.split())
+    while text != before:
+        before = text
+        text = WORD_COUNT.sub("", BULLET.sub("", INDEX.sub("", text))).strip(MARKDOWN)
+        while len(text) > 1 and QUOTES.get(text[0]) == text[-1]:
+            text = text[1:-1].strip(MARKDOWN)
     return text if any(character.isalpha() for character in text) else ""
 
 

@@ -98,7 +98,8 @@ class Pairs(Dataset[Batch]):
     caption that it lacks stands for itself: `without_paraphrases` is the number of pairs with such a caption. Clips
     whose ids are in `excluded` are left out.
 
-    Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices.
+    Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices, and of their
+    tables of paraphrases.
     """
 
     def __init__(
@@ -120,12 +121,12 @@ class Pairs(Dataset[Batch]):
         self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
         self.caption_of_pair = np.concatenate([captions for _, captions in kept])
         self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
-        self.paraphrases = (
-            {key: variants for split in splits for key, variants in split.paraphrases().items()}
-            if paraphrase_probability > 0
-            else {}
-        )
-        self.without_paraphrases = self._count_without_paraphrases() if paraphrase_probability > 0 else 0
+        self.variants: list[pa.Array] = []  # by split
+        self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # a place in its split's, -1 where there is none
+        self.without_paraphrases = 0
+        if paraphrase_probability > 0:
+            self._find_paraphrases()
+            self.without_paraphrases = int((self.variants_of_pair < 0).sum())
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -136,22 +137,24 @@ class Pairs(Dataset[Batch]):
         for split, flat in enumerate(self._flat_captions):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
 
-    def _count_without_paraphrases(self) -> int:
-        """How many pairs' captions stand for themselves in any case. A UserError if all of a split's do."""
-        missing = 0
+    def _find_paraphrases(self) -> None:
+        """Find each pair's paraphrases. A UserError if all of a split's captions have none."""
         for number, split in enumerate(self.splits):
+            table = split.required_paraphrases()
+            columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
+            places = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # gone once they are found
             pairs = np.flatnonzero(self.split_of_pair == number)
             captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
             keys = zip(self.clip_ids(pairs), map(caption_hash, captions), strict=True)
-            without = sum(key not in self.paraphrases for key in keys)
-            if without == len(pairs) > 0:
+            found = np.array([places.get(key, -1) for key in keys], np.int64)
+            if len(pairs) and (found < 0).all():
                 raise UserError(
                     f"none of {split.name}'s paraphrases is about a caption that it has now: set the paraphrase "
                     "probability to 0, or have them written anew: "
                     f"python data/paraphrase.py {split.name.partition('/')[0]} --store {split.store}"
                 )
-            missing += without
-        return missing
+            self.variants_of_pair[pairs] = found
+            self.variants.append(table["variants"].combine_chunks())
 
     def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
         """The ids of some pairs' clips."""
@@ -203,10 +206,10 @@ class Pairs(Dataset[Batch]):
         """A pair's caption, or a paraphrase of it."""
         split = int(self.split_of_pair[pair])
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
-        if self.paraphrase_probability == 0:
+        place = int(self.variants_of_pair[pair])
+        if place < 0:
             return caption
-        (clip_id,) = self.clip_ids(np.array([pair]))
-        variants = self.paraphrases.get((clip_id, caption_hash(caption)), [])
+        variants = self.variants[split][place].as_py()
         return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
     def epoch_batches(self, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:

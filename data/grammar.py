@@ -55,6 +55,7 @@ VERSION = "rules2"
 
 DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
 ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
+ARTICLE = re.compile(r"(?:an?|the)\s")
 SUBJECT = rf"(?:{DETERMINER}\s(?:\w+\s){{0,2}}?\w+|someone|somebody|people)"
 
 TOGETHER = ("and meanwhile", "whilst", "while", "as")
@@ -182,12 +183,12 @@ def say(rng: Generator, clause: str) -> str:
 
 
 def fitting(match: re.Match[str]) -> list[str]:
-    """The words that can stand in a word's place: none with an article of its own behind another one."""
+    """What can stand in a word's place, if only itself: nothing with an article of its own behind another one."""
     before = match.string[: match.start()].rstrip().rpartition(" ")[2]
     words = GROUPS[match[0]]
     if before in ("a", "an"):
-        words = [word for word in words if (word[0] in "aeiou") == (before == "an")]
-    return words
+        words = [word for word in words if (word[0] in "aeiou") == (before == "an") and not ARTICLE.match(word)]
+    return words or [match[0]]
 
 
 def passive(clause: str) -> str:

@@ -515,6 +515,11 @@ class StoredSplit:
 
     def paraphrases(self) -> dict[tuple[str, str], list[str]]:
         """Variants by clip id and caption hash. Raises UserError where the split has none."""
+        rows = self.required_paraphrases().select(["clip_id", "caption_hash", "variants"]).to_pylist()
+        return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
+
+    def required_paraphrases(self) -> pa.Table:
+        """The table of paraphrases. Raises UserError where the split has none."""
         table = self.paraphrases_table()
         if table is None or not len(table):
             raise UserError(
@@ -522,8 +527,7 @@ class StoredSplit:
                 f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
                 f"or have them written: python data/paraphrase.py {self.name.partition('/')[0]} --store {self.store}"
             )
-        rows = table.select(["clip_id", "caption_hash", "variants"]).to_pylist()
-        return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
+        return table
 
     def paraphrases_table(self) -> pa.Table | None:
         """The paraphrases, with the columns of `data.schema.PARAPHRASES`; None where the split has no table."""

@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow.fs
 import pytest
@@ -21,6 +22,8 @@ import soundfile
 ROOT = Path(__file__).parents[1]
 RATE_HZ = 32_000
 
+hypothesis.settings.register_profile("any time", deadline=None)
+hypothesis.settings.load_profile("any time")
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIAKEY",

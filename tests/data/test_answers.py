@@ -20,7 +20,10 @@ NUMBERINGS = {
     "1. ": "{}. {}", "1) ": "{}) {}", "1: ": "{}: {}", "(1) ": "({}) {}", "[1] ": "[{}] {}", "1.": "{}.{}",
     "1 - ": "{} - {}", "**1.** ": "**{}.** {}", "**1. ** ": "**{}. {}**", "Caption 1: ": "Caption {}: {}",
     "Audio caption 1: ": "Audio caption {}: {}", "- 1. ": "- {}. {}", '1. "': '{}. "{}"', "1. “": "{}. “{}”",
-    '"1. ': '{}. \'{}\'', "> 1. ": "> {}. {}", "Sentence 1. ": "Sentence {}. {}",
+    '"1. ': '{}. \'{}\'', "> 1. ": "> {}. {}", "Sentence 1. ": "Sentence {}. {}", "Index 1: ": "Index {}: {}",
+    "Description 1: ": "Description {}: {}", "1/ ": "{}/ {}", "keycap": "{}\ufe0f\u20e3 {}",
+    "### 1": "### Caption {}\n{}", "**1:**": "**Caption {}:**\n\n{}", "(5 words)": "{}. {} (5 words)",
+    '"1." (5 words)': '{}. "{}" (5 words)',
 }  # fmt: skip
 
 
@@ -31,14 +34,31 @@ def test_any_numbering_comes_off(pattern, between):
     assert parse(between.join(lines)) == SENTENCES
 
 
-@pytest.mark.parametrize(
-    "before",
-    ["", "Sure! Here are three captions:\n\n", "Here are the captions you asked for.\n", "<think>1. Hm.</think>\n"],
-)
-@pytest.mark.parametrize("after", ["", "\n\nI hope this helps!", "\n\nNote: the time is left out.", "\n\nLet me know."])
-def test_introductions_explanations_and_thoughts_are_left_out(before, after):
-    lines = "\n".join(f"{number}. {text}" for number, text in enumerate(SENTENCES, start=1))
-    assert parse(before + lines + after) == SENTENCES
+def test_circled_digits_come_off():
+    assert parse("\n".join(f"{digit} {text}" for digit, text in zip("①②③", SENTENCES, strict=True))) == SENTENCES
+
+
+BEFORE = [
+    "",
+    "Sure! Here are three captions:\n\n",
+    "Here are three captions: ",
+    "Here are the captions you asked for.\n",
+    "<think>1. Hm.</think>\n",
+    "1. Hm, a dog.\n</think>\n\n",
+    "I'm sorry for the confusion. Here are the captions:\n",
+    'Tags: ["car engine", "door slam"]\n',
+]
+AFTER = ["", "\n\nI hope this helps!", "\n(Note: the time is left out.)", "\nLet me know.", "\n<think>1. Hm.</think>"]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("end", ["", "."])
+def test_introductions_explanations_and_thoughts_are_left_out(before, after, end):
+    sentences = [text.rstrip(".") + end for text in SENTENCES]
+    lines = "\n".join(f"{number}. {text}" for number, text in enumerate(sentences, start=1))
+    assert parse(before + lines + after) == sentences
+    assert not answers.is_refused(before + lines + after)
 
 
 @pytest.mark.parametrize("mark", ["", "- ", "* ", "• "])
@@ -84,6 +104,7 @@ def test_a_number_that_belongs_to_the_sentence_stays(text):
 )  # fmt: skip
 def test_a_refusal_holds_no_sentence(text):
     assert parse(text) == []
+    assert answers.is_refused(text) == bool(text.strip())
 
 
 @given(st.text(max_size=400))
@@ -92,11 +113,16 @@ def test_a_refusal_holds_no_sentence(text):
 @example("[]")
 @example('{"a": []}')
 @example('"\'"')
+@example("1. 2. - a) 'Rain.' (2 words) (2 words)")
+@example("### Caption 1\n* Rain\n``` \nfalls\n2 Rain")
 def test_anything_can_be_parsed(text):
     """Sentences are single lines with a letter in them, tidied for good, and nothing that the answer didn't hold."""
     for sentence in parse(text):
         assert sentence == " ".join(sentence.split())
         assert any(character.isalpha() for character in sentence)
+        assert answers.tidy(sentence) == sentence
+        rest = iter(text)
+        assert "\\" in text or all(character in rest for character in sentence.replace(" ", "")), "in this order"
 
 
 WORDS = st.lists(st.sampled_from(["dog", "cat", "rain", "engine", "door", "bell", "loud"]), min_size=2, max_size=19)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.batches import MASK_DRAWS, Pairs, load_clips, share_out
-from data.captions import normalise
+from data.captions import caption_hash, choose, normalise
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Paraphrase
 
@@ -251,6 +251,32 @@ def test_a_caption_without_paraphrases_of_its_own_stays(make_clip, noise, write_
     assert [pairs[0, pair].captions[0] for pair in range(4)] == ["a hound", "a cat", "a dog", "a cat"]
     assert pairs.without_paraphrases == 3
     assert pairs_of(split).without_paraphrases == 0
+
+
+def test_paraphrases_are_those_of_the_pair_in_whatever_order_their_table_is(make_clip, noise, write_split, tmp_path):
+    """Against a dictionary of them all, with two splits and a clip that is left out."""
+    splits = []
+    for name in ("one", "two"):
+        clips = [
+            make_clip(f"{name}{clip}.wav", noise(0.01, clip), [f"{name} {clip} {n}." for n in range(3)])
+            for clip in range(6)
+        ]
+        table = [
+            Paraphrase(clip.clip_id, text, tuple(f"{text} again {n}" for n in range(1 + number)), "grammar")
+            for clip in clips
+            for number, text in enumerate(clip.captions[:2])
+        ]
+        splits.append(write_split(clips, store=tmp_path / name, paraphrases=table[::-1]))
+    pairs = Pairs(splits, SEGMENT_S, LONGEST_S, 0.7, 0, {"test/train/two3.wav"})
+    known = {key: variants for split in splits for key, variants in split.paraphrases().items()}
+    draws = np.random.default_rng(0).random((len(pairs), 2))
+    expected = [
+        choose(caption, known.get((clip_id, caption_hash(caption)), []), 0.7, *draw)
+        for caption, clip_id, draw in zip(pairs.captions(), pairs.clip_ids(np.arange(len(pairs))), draws, strict=True)
+    ]
+    assert [pairs.wording(pair, *draw) for pair, draw in enumerate(draws)] == expected
+    assert pickle.loads(pickle.dumps(pairs)).wording(0, 0.0, 0.5) == pairs.wording(0, 0.0, 0.5)
+    assert pairs.without_paraphrases == 11
 
 
 def test_paraphrases_of_other_captions_are_as_good_as_none(make_clip, noise, write_split):
