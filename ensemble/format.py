@@ -29,8 +29,8 @@ def read_ensemble(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: all weights are 0")
     counts = [member.get("count") for member in members]
     if counts != [None] * len(counts):
-        if not all(isinstance(count, int) and count > 0 for count in counts):
-            raise UserError(f"{path}: 'count' has to be a whole number above 0 for each member, or be left out")
+        if not all(isinstance(count, int) and count >= 0 for count in counts) or not sum(counts):
+            raise UserError(f"{path}: 'count' has to be a whole number from 0 on for each member, or be left out")
         for number, member in enumerate(members, start=1):
             if not np.isclose(member["count"] / sum(counts), member["weight"] / whole, atol=1e-6):
                 raise UserError(

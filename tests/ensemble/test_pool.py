@@ -192,7 +192,7 @@ def test_float16_is_taken(select, folder):
     [
         ([{"name": "ours", "weight": -0.5}], "a weight that isn't negative, not -0.5"),
         ([{"name": "ours", "weight": float("inf")}], "a weight that isn't negative, not inf"),
-        ([{"name": "ours", "weight": 1, "count": -3}], "'count' has to be a whole number above 0"),
+        ([{"name": "ours", "weight": 1, "count": -3}], "'count' has to be a whole number from 0 on"),
         ([{"name": "ours", "weight": 1, "count": 2}, {"name": "third", "weight": 1}], "'count' has to be a whole"),
         ([{"name": "ours", "weight": 9, "count": 1}, {"name": "third", "weight": 1, "count": 1}], "isn't its weight"),
         ([{"name": "fourth", "weight": 1}], "no test scores of member 'fourth' were found"),

@@ -117,7 +117,7 @@ def entered(tmp_path_factory):
         run_id = ledger.claim(trial, signature, None)
         ledger.client.log_metric(run_id, "best_map10", 0.25 + seed / 100)
         ledger.finish(run_id)
-        members.append({"name": trial.name, "weight": 0.5, "count": seed + 1, "run_id": run_id, "signature": signature})
+        members.append({"name": trial.name, "count": seed + 1, "run_id": run_id, "signature": signature})
         found = embed_member(runs, signature, str(root / "store"), "clotho/challenge", 1)
         write_embeddings(root / "runs" / "embeddings" / f"{signature}-{split.fingerprint}.arrow", found)
     (root / "authors.yaml").write_text(AUTHORS, encoding="utf-8")
@@ -132,7 +132,9 @@ def entered(tmp_path_factory):
 
 def write_ensemble(path, members, **settings):
     """An ensemble.json, as far as a submission reads it."""
-    ensemble = {"format_version": 2, "direction": "t2a", "fusion_name": "mean", "members": members}
+    whole = sum(member.get("count", 0) for member in members)
+    weighted = [member | {"weight": member["count"] / whole} if "count" in member else member for member in members]
+    ensemble = {"format_version": 2, "direction": "t2a", "fusion_name": "mean", "members": weighted}
     shards.write_json(path, ensemble | {"test": {"split": "clotho/evaluation", "ensemble": TEST}} | settings)
     return path
 
@@ -221,7 +223,7 @@ def z(scores):
 
 
 def rank(scores):
-    return pd.DataFrame(scores).rank(axis=1).to_numpy() / scores.shape[1]
+    return pd.DataFrame(scores).rank(axis=1).to_numpy()
 
 
 @pytest.mark.parametrize(("name", "fuse"), [("first", lambda scores: scores), ("second", z), ("third", rank)])
@@ -634,7 +636,7 @@ def test_embeddings_in_another_order_are_made_anew(entered, tmp_path):
 
 def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
     members = json.loads((entered / "first.json").read_text())["members"]
-    path = write_ensemble(tmp_path / "ensemble.json", [members[0], members[1] | {"weight": 0, "count": 0}])
+    path = write_ensemble(tmp_path / "ensemble.json", [members[0], members[1] | {"count": 0}])
     runs = Runs.of(entered / "runs")
     system = read_system(path, open_ledger(runs), runs)
     split = shards.open_split(entered / "store", "clotho/challenge")
