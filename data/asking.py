@@ -37,12 +37,13 @@ class Run:
     interrupts: int = 0
     unanswered: int = 0
     in_a_row: int = 0
+    defect: Exception | None = None
 
     def all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all that isn't done yet, `concurrency` captions at a time.
 
         Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
-        raises KeyboardInterrupt.
+        raises KeyboardInterrupt. An error that nobody thought of is raised after that.
         """
         try:
             asyncio.run(self._all(requests, concurrency))
@@ -65,6 +66,8 @@ class Run:
         async with self.model, asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(self.work(todo))
+        if self.defect:
+            raise self.defect
 
     def stop(self, why: str) -> None:
         """Ask nothing more; the first reason is told."""
@@ -91,6 +94,9 @@ class Run:
                 self.stop(str(error))
             except OSError as error:
                 self.stop(f"{self.journal.path} can't be written ({error.strerror or error}); the same command goes on")
+            except Exception as error:
+                self.defect = self.defect or error
+                self.stop(repr(error))
 
     async def satisfy(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each is in the journal before it is looked at."""

@@ -1,32 +1,38 @@
 """Ask through the Batch API: half the price, answers within a day.
 
-Requests are handed in as files; which batches are ours, and what they were about, is known from the metadata that the
-server keeps, so that a run that was killed right after it handed one in finds it again.
+Requests are handed in as files. Which batches are ours, and what they were about, is kept beside the journal, so that
+nobody asks at once what a batch is about; and in metadata that the server keeps, so that a run that was killed right as
+it handed one in finds it again.
 """
 
 import asyncio
 import hashlib
+import io
+import itertools
 import json
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import openai
 from openai.types import Batch
 
-from data.chat import FILTERED, as_json, read_completion, told
+from data.chat import FILTERED, PAUSES, as_json, pause_s, read_completion, told
 from data.errors import UserError
-from data.journal import Journal, Line, lines
+from data.journal import Journal, lines
 from data.questions import Answer, Answered, Budget, Captions, Request, to_line
-from data.shards import write_json
+from data.shards import read_json, write_json
 
 logger = logging.getLogger("chorale.paraphrase")
 
-COLLECTED_FILE = "paraphrases-batches.json"
-"""The batches whose answers are all in the journal."""
+BATCHES_FILE = "paraphrases-batches.json"
+"""What was handed in for a split: Entry by the id of the file of requests."""
+
+Entry = dict[str, str]
+"""'model' and 'instruction'; 'batch', its id, '' until the server has told it; 'state', 'open' or 'collected'."""
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MOST_REQUESTS = 50_000
@@ -51,6 +57,26 @@ class LostError(Exception):
     """A batch that brings no answers: it wasn't taken, or is gone from the server."""
 
 
+def batches_file(captions: Captions) -> Path:
+    """Lies beside the journal, and is written by who holds that."""
+    return captions.journal.with_name(BATCHES_FILE)
+
+
+def handed_in(captions: Captions) -> dict[str, Entry]:
+    """All that was handed in for a split, by any model and instruction."""
+    path = batches_file(captions)
+    return read_json(path) if path.exists() else {}
+
+
+def open_batches(captions: Captions) -> dict[str, str]:
+    """The batches that are about the same captions, model and instruction, and aren't collected, by their files."""
+    return {
+        file_id: entry["batch"]
+        for file_id, entry in handed_in(captions).items()
+        if (entry["state"], entry["model"], entry["instruction"]) == ("open", captions.model, captions.instruction)
+    }
+
+
 @dataclass
 class BatchRun:
     """One run through the batches of one split, model and instruction."""
@@ -69,6 +95,8 @@ class BatchRun:
         """Collect what was handed in before, then hand in what isn't done, until each caption is."""
         try:
             await self._all()
+        except UserError as error:
+            self.stopped = str(error)
         except openai.OpenAIError as error:
             why = told(error, self.client, self.captions.model)
             self.stopped = str(why) if isinstance(why, UserError) else f"the server doesn't answer: {why}"
@@ -78,16 +106,13 @@ class BatchRun:
             await self.client.close()
 
     async def _all(self) -> None:
-        for batch in [batch async for batch in self.ours()]:
-            await self.collect(batch.id)
-        for _ in range(self.attempts):
+        files = await self.left_open()
+        while not files or any([await self.collect(*ids) for ids in files]):
             self.stopped = ""
-            handed_in = [await self.hand_in(Path(file)) for file in self.files()]
-            if not handed_in:
+            files = [await self.hand_in(Path(file)) for file in self.files()]
+            if not files:
                 return
-            if not sum([await self.collect(batch_id) for batch_id in handed_in]):
-                self.stopped = self.stopped or "no request of the last batch was answered"
-                return
+        self.stopped = self.stopped or "no request of the last batch was answered"
 
     @property
     def mark(self) -> dict[str, str]:
@@ -95,35 +120,64 @@ class BatchRun:
         what = json.dumps([self.captions.split.name, self.captions.model, self.captions.instruction])
         return {"chorale": hashlib.sha256(what.encode()).hexdigest()[:32]}
 
-    @property
-    def collected_file(self) -> Path:
-        """Lies beside the journal."""
-        return self.captions.journal.with_name(COLLECTED_FILE)
+    def note(self, file_id: str, batch_id: str, state: str) -> None:
+        """Keep what became of a file of requests."""
+        what = {"model": self.captions.model, "instruction": self.captions.instruction}
+        entry = what | {"batch": batch_id, "state": state}
+        write_json(batches_file(self.captions), handed_in(self.captions) | {file_id: entry})
 
-    def collected(self) -> set[str]:
-        """The batches whose answers are all in the journal."""
-        return set(json.loads(self.collected_file.read_text())) if self.collected_file.exists() else set()
+    def forget(self, file_id: str) -> None:
+        """A file of requests that the server hasn't taken."""
+        entries = handed_in(self.captions)
+        del entries[file_id]
+        write_json(batches_file(self.captions), entries)
+
+    async def left_open(self) -> list[tuple[str, str]]:
+        """The files that were handed in before and aren't collected, and their batches."""
+        noted = open_batches(self.captions)
+        listed = {batch.input_file_id: batch.id async for batch in self.ours()}
+        for file_id in [file_id for file_id, batch_id in noted.items() if not batch_id and file_id not in listed]:
+            self.forget(file_id)
+            del noted[file_id]
+        return list((noted | listed).items())
 
     async def ours(self) -> AsyncIterator[Batch]:
-        """The batches that were handed in before and aren't collected."""
-        collected = self.collected()
+        """The batches that the server knows as ours and that aren't collected."""
+        collected = {file_id for file_id, entry in handed_in(self.captions).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
-            if batch.metadata == self.mark and batch.id not in collected and batch.status in OPEN | ENDED:
+            if batch.metadata == self.mark and batch.input_file_id not in collected and batch.status in OPEN | ENDED:
                 yield batch
 
-    async def begin(self, input_file_id: str) -> Batch:
+    async def begin(self, file_id: str) -> str:
         """Hand an uploaded file in, once: where the server's word is lost, its list says whether it was taken."""
-        once = self.client.with_options(max_retries=0)
         try:
-            return await once.batches.create(
-                input_file_id=input_file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.mark
-            )
+            return await self.create(file_id)
         except (openai.APIConnectionError, openai.InternalServerError):
             await asyncio.sleep(min(self.poll_s, SETTLE_S))
             async for batch in self.ours():
-                if batch.input_file_id == input_file_id:
-                    return batch
+                if batch.input_file_id == file_id:
+                    return batch.id
             raise  # the next run finds it, should it appear yet
+        except (openai.APIStatusError, UserError):
+            self.forget(file_id)
+            raise
+
+    async def create(self, file_id: str) -> str:
+        """Have a batch created; its id. After a rate limit, which says that it wasn't, that is tried again."""
+        once = self.client.with_options(max_retries=0)
+        pauses = 0
+        while True:
+            try:
+                batch = await once.batches.create(
+                    input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.mark
+                )
+                return batch.id
+            except openai.RateLimitError as error:
+                wait_s = pause_s(error)
+                if pauses == PAUSES:
+                    raise
+                pauses += 1
+                await asyncio.sleep(self.poll_s if wait_s is None else wait_s)
 
     def todo(self) -> Iterator[Request]:
         """The requests that aren't done, as far as the budget goes."""
@@ -152,49 +206,52 @@ class BatchRun:
                 file.flush()
                 yield file.name
 
-    async def hand_in(self, file: Path) -> str:
-        """Hand a file of requests in; its batch's id."""
+    async def hand_in(self, file: Path) -> tuple[str, str]:
+        """Hand a file of requests in; the ids of the file and of its batch."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
-        batch = await self.begin(uploaded.id)
-        logger.info("handed in batch %s", batch.id)
-        return batch.id
+        self.note(uploaded.id, "", "open")  # the server may take it, and its word be lost
+        batch_id = await self.begin(uploaded.id)
+        self.note(uploaded.id, batch_id, "open")
+        logger.info("handed in batch %s", batch_id)
+        return uploaded.id, batch_id
 
-    async def collect(self, batch_id: str) -> int:
+    async def collect(self, file_id: str, batch_id: str) -> int:
         """Wait for a batch to end, and put its answers into the journal; how many there were."""
         number = 0
         try:
             batch = await self.ended(batch_id)
             there = {line["key"] for _, line in lines(self.captions.journal) if line.get("batch") == batch_id}
             number += len(there)
-            for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
-                content = await self.client.files.content(file_id)
+            for answers_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+                content = await self.client.files.content(answers_id)
                 number += await self.keep(batch_id, content.content, there)
         except (LostError, openai.NotFoundError) as error:
-            why = str(error) if isinstance(error, LostError) else f"batch {batch_id} or its file is gone (404)"
+            why = str(error) if isinstance(error, LostError) else f"the answers of batch {batch_id} are gone (404)"
             logger.warning(why)
             self.stopped = why
-        write_json(self.collected_file, sorted(self.collected() | {batch_id}))
+        self.note(file_id, batch_id, "collected")
         return number
 
     async def keep(self, batch_id: str, content: bytes, there: set[str]) -> int:
         """Put the answers of a batch's file into the journal that aren't there; how many."""
-        requests = {request.key: request for request in self.captions.distinct()}
-        new: list[Line] = []
-        for text in content.split(b"\n"):
-            value = as_json(text)
-            if not isinstance(value, dict):
-                continue
-            request = requests.get(value.get("custom_id", ""))
-            answer = answer_of(value)
-            if request and answer and request.key not in there:
-                there.add(request.key)
-                new.append(to_line(request, answer) | {"batch": batch_id})
-        for start in range(0, len(new), AT_A_TIME):
-            part = new[start : start + AT_A_TIME]
-            places = await asyncio.gather(*map(self.journal.append, part))
-            for place, line in zip(places, part, strict=True):
+        file = io.BytesIO(content)
+        places = places_of(file)
+        wanted = places.keys() - there
+        new = (request for request in self.captions.distinct() if request.key in wanted)
+        number = 0
+        while part := list(itertools.islice(new, AT_A_TIME)):
+            lines_of_part = []
+            for request in part:
+                file.seek(places[request.key])
+                answer = answer_of(as_json(file.readline()))
+                assert answer
+                lines_of_part.append(to_line(request, answer) | {"batch": batch_id})
+            written = await asyncio.gather(*map(self.journal.append, lines_of_part))
+            for place, line in zip(written, lines_of_part, strict=True):
                 self.answered.add(place, line)
-        return len(new)
+            number += len(part)
+        there |= wanted
+        return number
 
     async def ended(self, batch_id: str) -> Batch:
         """A batch that has ended. A LostError where the server couldn't take it."""
@@ -203,6 +260,11 @@ class BatchRun:
             try:
                 batch = await self.client.batches.retrieve(batch_id)
                 lost = 0
+            except openai.NotFoundError as error:
+                raise UserError(
+                    f"{self.client.base_url} knows no batch {batch_id} (404): give the --base-url and the key that it "
+                    f"was handed in with; or remove {batches_file(self.captions)}, and it is asked and paid for anew"
+                ) from error
             except (openai.APIConnectionError, openai.InternalServerError) as error:
                 lost += 1
                 if lost == LOST_LOOKS:
@@ -226,7 +288,19 @@ class BatchRun:
         return batch
 
 
-def answer_of(value: dict[str, Any]) -> Answer | None:
+def places_of(file: BinaryIO) -> dict[str, int]:
+    """Where the answer to each request, by its key, begins in a batch's output."""
+    places: dict[str, int] = {}
+    place = 0
+    for text in file:
+        value = as_json(text)
+        if answer_of(value) and isinstance(key := value.get("custom_id"), str):
+            places.setdefault(key, place)
+        place += len(text)
+    return places
+
+
+def answer_of(value: Any) -> Answer | None:
     """The answer in a line of a batch's output; None where the request failed and may be sent again."""
     match value:
         case {"response": {"status_code": 200, "body": body}}:

@@ -220,6 +220,10 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
         raise UserError(
             f"{KEY} holds a blank, a line break or a character beyond ASCII, which no key does: set it anew"
         )
+    if base_url is not None and re.match(r"(?:\w+://)?[^/?#]*@", base_url):
+        raise UserError(
+            f"--base-url (or {BASE_URL}) names a user before an @: leave that out, and set {KEY} to the key"
+        )
     if base_url is not None and not is_address(base_url):
         raise UserError(f"--base-url (or {BASE_URL}) {base_url!r} isn't an address such as http://localhost:8000/v1")
     for name in ("httpx2", "openai"):
@@ -242,7 +246,7 @@ def as_json(content: bytes) -> Any:
     """What a response holds, None where that isn't JSON."""
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -251,10 +255,10 @@ def read_completion(body: Any) -> Answer | None:
     try:
         choice = body["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
-        usage = body.get("usage") or {}
+        usage = body.get("usage")
+        tokens = (tokens_told(usage, "prompt_tokens"), tokens_told(usage, "completion_tokens"))
         text = message.get("content") or ""
-        tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-        if not isinstance(text, str) or not all(count is None or isinstance(count, int) for count in tokens):
+        if not isinstance(text, str):
             return None
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
@@ -263,6 +267,12 @@ def read_completion(body: Any) -> Answer | None:
     if reason == "length" and not re.search(r"[.!?][\"”]?\s*$", text):
         return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # half a sentence is none
     return Answer(text, "" if text else "empty", *tokens)
+
+
+def tokens_told(usage: Any, name: str) -> int | None:
+    """Tokens by a server's count; None where that isn't a whole number."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
 
 
 def filtered(error: openai.OpenAIError) -> Answer | None:

@@ -13,6 +13,7 @@ was when the same command is given again; only what was being answered as it was
 
 import argparse
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from data import answers, chat, commands, corpora, grammar, prices, shards
 from data.answers import CHECKS, MARKED
 from data.asking import INTERRUPTED, Progress, Run
-from data.batch_api import MOST_REQUESTS, BatchRun
+from data.batch_api import MOST_REQUESTS, BatchRun, open_batches
 from data.captions import caption_hash, normalise
 from data.errors import UserError, positive, run_command
 from data.journal import Journal, alone
@@ -74,7 +75,8 @@ def judge(
     for clip_id, request in captions.requests():
         found = answered.lines(request)
         variants = answers.judged(request.caption, [line["answer"] for line in found])
-        good = [variant.text for variant in variants if variant.is_kept][: captions.variants]
+        used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
+        good = [variants[place].text for place in used]
         problem, left = "", len(good) < captions.variants and len(found) < attempts
         if len(good) < captions.variants:
             whys = {line["problem"] or ("refused" if answers.is_refused(line["answer"]) else "") for line in found}
@@ -89,7 +91,7 @@ def judge(
         outcome.failed.update(name for variant in variants for name in variant.failed)
         if problem and not left and len(outcome.incomplete) < SAID_INCOMPLETE:
             outcome.incomplete.append(f"{clip_id}: {request.caption!r}: {problem}")
-        row = Row(clip_id, request.caption, request.tags, tuple(variants), problem)
+        row = Row(clip_id, request.caption, request.tags, tuple(variants), used, problem)
         if not good:
             yield row, None
             continue
@@ -114,6 +116,7 @@ def paraphrase_command(arguments: argparse.Namespace) -> int:
         if arguments.batch:
             stopped = ask_in_batches(arguments, captions, journal, answered, budget)
         else:
+            refuse_open(captions)
             model = grammar_or_server(arguments, by_rules)
             total = sum(1 for _ in captions.distinct())
             with Progress(captions.split.name, total, budget.spent_told) as progress:
@@ -153,6 +156,16 @@ def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> chat.Mod
     return chat.ChatModel(arguments.base_url, arguments.timeout or DEFAULT_TIMEOUT_S, concurrency)
 
 
+def refuse_open(captions: Captions) -> None:
+    """Raise UserError while a batch is about the same captions: each would be paid for twice."""
+    if files := open_batches(captions):
+        batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
+        raise UserError(
+            f"{captions.split.name} was handed in to {captions.model} and isn't collected ({batches}): the same "
+            "command with --batch collects it"
+        )
+
+
 def ask_in_batches(
     arguments: argparse.Namespace, captions: Captions, journal: Journal, answered: Answered, budget: Budget
 ) -> str:
@@ -174,17 +187,20 @@ def ask_in_batches(
 
 
 def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
-    """Write the split's table, unless that would replace another one by less than all there is to be."""
+    """Write the split's table, unless it would be empty, or replace another one by less than all there is to be."""
     complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
     outcome = Outcome()
     rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
-    if answered.tokens.answers and complete:
-        shards.write_paraphrases(captions.journal.parent, rows)
-    else:
-        for _ in rows:  # to count them
-            pass
-        if not complete:
-            logger.info("the table that was there stays until all captions are answered")
+    first = next(rows, None)
+    if first and complete:
+        shards.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
+        return outcome
+    for _ in rows:  # to count them
+        pass
+    if not complete:
+        logger.info("the table that was there stays until all captions are answered")
+    elif captions.split.paraphrases_table():
+        logger.info("the table that was there stays, as no caption has a paraphrase to put in its place")
     return outcome
 
 
@@ -217,24 +233,28 @@ def require_own(split: StoredSplit, model: str, instruction: str, replace: bool)
     Raises UserError where they are not, unless they are to be replaced.
     """
     there = written_by(split)
-    if not there or there == (model, instruction) or there == (model, ""):  # '': from before it was kept
+    if not there or there == (model, instruction) or there == (model, None):
         return True
     if not replace:
-        again = "for nothing, from the journal" if there[1] else "by importing them again"
+        again = "for nothing, from the journal" if there[1] else "from where they came"
+        others, ours = " ".join(filter(None, there)), f"{model} {instruction}".rstrip()
         raise UserError(
-            f"{split.name} has paraphrases by {' '.join(there).rstrip()!r} already: give --replace to have those by "
-            f"{f'{model} {instruction}'.rstrip()!r} instead (the others can be had again {again})"
+            f"{split.name} has paraphrases by {others!r} already: give --replace to have those by {ours!r} instead "
+            f"(the others can be had again {again})"
         )
     return False
 
 
-def written_by(split: StoredSplit) -> tuple[str, str] | None:
-    """The model and the version of the instruction by which a split's paraphrases were written; None if it has none."""
+def written_by(split: StoredSplit) -> tuple[str, str | None] | None:
+    """The model and the version of the instruction by which a split's paraphrases were written; None if it has none.
+
+    The version is '' where there was no instruction that we know of, and None in a table from before it was kept.
+    """
     table = split.paraphrases_table()
     if not table:
         return None
     (row,) = table.slice(0, 1).to_pylist()
-    return row["model"], row.get("instruction", "")
+    return row["model"], row.get("instruction")
 
 
 def describe(captions: Captions, attempts: int, price: Price | None, batch: bool) -> None:
@@ -385,7 +405,7 @@ def review_command(arguments: argparse.Namespace) -> int:
         if split.manifest["clips_of"] or (arguments.split and arguments.split not in (name, name.partition("/")[2])):
             continue
         if by := written_by(split):
-            found.append((split, *by))
+            found.append((split, by[0], by[1] or ""))
     if not found:
         raise UserError(f"{store} has no paraphrases" + (f" of {arguments.split}" if arguments.split else ""))
     if arguments.out and len(found) > 1:
@@ -415,7 +435,8 @@ def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> I
     for clip_id, request in captions.requests():
         found = table.get((clip_id, caption_hash(request.caption)), [])
         variants = tuple(answers.check(request.caption, found))
-        yield Row(clip_id, request.caption, request.tags, variants, "" if found else "no paraphrases")
+        problem = "" if found else "no paraphrases"
+        yield Row(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """A page on which a person reads paraphrases beside their captions: one HTML file that needs nothing else."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ class Row:
     caption: str
     tags: tuple[str, ...]
     variants: tuple[Variant, ...]
+    used: Container[int]  # places in variants
     problem: str = ""  # why it has too few
 
     @property

@@ -15,6 +15,8 @@ that the same faults fall whatever the order of requests.
     batch_status, batch_share    how a batch ends, and how much of it is answered
     batch_cut      the connection is cut once a batch is taken
     batch_lost     the files of batches are gone
+    batch_429      so many tries to create a batch get a 429
+    most_queued    requests in batches that haven't ended; a batch with which there would be more fails
     files_s        what it takes until a file of answers is sent
 """
 
@@ -55,6 +57,8 @@ FAULTS = {
     "batch_share": 1.0,
     "batch_cut": False,
     "batch_lost": False,
+    "batch_429": 0,
+    "most_queued": 10**6,
     "files_s": 0.0,
 }
 SLOW_S = 30.0
@@ -161,28 +165,43 @@ class Server:
 
     async def create_batch(self, request):
         body = await request.json()
+        if self.given["batch_429"] < self.faults["batch_429"]:
+            self.given["batch_429"] += 1
+            self.arrivals.append(time.time())
+            return error(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": "1"})
+        self.arrivals.append(time.time())
         name = f"batch-{len(self.batches)}"
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
+        states = ("validating", "in_progress")
+        queued = sum(batch["request_counts"]["total"] for batch in self.batches.values() if batch["status"] in states)
         self.batches[name] = {
             "id": name, "object": "batch", "endpoint": body["endpoint"], "input_file_id": body["input_file_id"],
             "completion_window": "24h", "status": "validating", "created_at": int(time.time()),
             "metadata": body.get("metadata"), "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         }  # fmt: skip
+        if queued + len(lines) > self.faults["most_queued"]:
+            self.fail(self.batches[name], "Enqueued token limit reached")
         if self.faults["batch_cut"]:
             request.transport.abort()
         return web.json_response(self.batches[name])
 
     async def batch(self, request):
         """A batch; each look at it brings it to its next state."""
+        if request.match_info["name"] not in self.batches:
+            return error(404, "No such batch", "not_found")
         batch = self.batches[request.match_info["name"]]
         status = self.faults["batch_status"]
         if batch["status"] == "validating":
             batch["status"] = "failed" if status == "failed" else "in_progress"
             if status == "failed":
-                batch["errors"] = {"object": "list", "data": [{"code": "x", "message": "the model isn't there"}]}
+                self.fail(batch, "the model isn't there")
         elif batch["status"] == "in_progress":
             self.complete(batch)
         return web.json_response(batch)
+
+    def fail(self, batch, message):
+        batch["status"] = "failed"
+        batch["errors"] = {"object": "list", "data": [{"code": "x", "message": message}]}
 
     def complete(self, batch):
         lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]

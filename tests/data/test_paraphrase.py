@@ -1,5 +1,6 @@
 """Paraphrasing, as a user runs it, against a server that speaks the protocol."""
 
+import asyncio
 import hashlib
 import json
 import os
@@ -15,10 +16,13 @@ import pyarrow as pa
 import pytest
 
 from data import grammar
+from data.asking import Progress, Run
 from data.captions import caption_hash
-from data.chat import PAUSES, Slots
+from data.chat import PAUSES, Grammar, Slots, as_json, read_completion
 from data.journal import Journal
-from data.questions import INSTRUCTION, INSTRUCTION_VERSION, Captions
+from data.paraphrase import Outcome, judge
+from data.questions import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answered, Budget, Captions, to_line
+from data.review import write_page
 from data.schema import Paraphrase
 from data.shards import open_split
 
@@ -348,6 +352,71 @@ def test_a_table_stays_until_all_of_its_successor_is_there(store_of, chat_server
     assert "has paraphrases by 'parrot dcase2023/5' already" in run(store, *model[:-1], "--variants", 3, status=2)
 
 
+def test_an_empty_table_does_not_take_the_place_of_a_full_one(make_clip, noise, write_split, chat_server):
+    store, server = write_split([make_clip("a.wav", noise(0.01), ["A dog barks once."])]).store.path, chat_server()
+    model = ("--model", "parrot", "--base-url", server.base_url)
+    run(store, *model)
+    expected = table_of(store)
+    write_split([make_clip("a.wav", noise(0.01), ["A cat meows once."])])
+    server.set_faults(share_refused=1.0, tries=99)
+    assert "the table that was there stays, as no caption has a paraphrase" in run(store, *model)
+    assert table_of(store) == expected
+    run(store, "--model", "crow", *model[2:], "--replace")
+    assert table_of(store) == expected
+
+
+class Failing:
+    """A model that answers as rules do, but for a request of its own, which makes it fail as nobody thought of."""
+
+    def __init__(self, failing):
+        self.failing, self.rules, self.is_stopping = failing, Grammar(), asyncio.Event()
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error): ...
+
+    async def ask(self, request):
+        if request.caption == self.failing:
+            raise LookupError("nobody thought of it")
+        await self.is_stopping.wait()
+        return await self.rules.ask(request)
+
+    def stop(self):
+        self.is_stopping.set()
+
+
+def test_an_error_that_nobody_thought_of_loses_nothing_that_is_being_answered(store_of):
+    split = open_split(store_of(40), "test/train")
+    captions = Captions(split, "parrot", 5)
+    with Journal(captions.journal) as journal, Progress(split.name, 40, str) as progress:
+        answered = Answered(captions)
+        model = Failing(split.captions[1][2])
+        run = Run(model, journal, answered, Budget(None, None, answered), 1, progress)
+        with pytest.raises(LookupError, match="nobody thought of it"):
+            run.all(captions.distinct(), 20)
+    assert len(whole_lines(split.store.path)) == 7, "of the captions before, which were being answered"
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 100, "completion_tokens": 80}, (100, 80)),
+        ({"prompt_tokens": 100.0, "completion_tokens": "80"}, (None, None)),
+        ({"completion_tokens": 80}, (None, 80)),
+        (None, (None, None)),
+        ([1], (None, None)),
+    ],
+)
+def test_tokens_that_a_server_counts_in_its_own_way_are_unknown(usage, counts):
+    body = {"choices": [{"message": {"content": "1. A hound woofs."}, "finish_reason": "stop"}], "usage": usage}
+    assert read_completion(body) == Answer("1. A hound woofs.", "", *counts)
+
+
+def test_json_that_is_too_deep_is_none():
+    assert as_json(b"[" * 200_000) is None
+
+
 def test_an_instruction_that_changed_has_another_version():
     """Answers to the one are no answers to the other: with a new text, change INSTRUCTION_VERSION, and this."""
     assert INSTRUCTION_VERSION == "dcase2023"
@@ -372,6 +441,8 @@ def test_errors_do_not_raise_the_number_of_requests():
         ("", "localhost:8000", "isn't an address"),
         ("", "http://[::1/v1", "isn't an address"),
         ("", "ftp://localhost/v1", "isn't an address"),
+        ("", "http://me:sk-1@localhost:1/v1", "names a user before an @"),
+        ("", "me:sk-1@localhost:1", "names a user before an @"),
     ],
 )
 def test_a_key_or_an_address_that_cannot_be_is_named(store_of, key, url, why):
@@ -504,8 +575,16 @@ class TestBatches:
 
     def test_what_an_expired_batch_has_not_answered_is_handed_in_again(self, store_of, chat_server):
         store, server = store_of(40), chat_server(batch_status="expired", batch_share=0.5)
-        said = run(store, *self.arguments(server), status=1)
-        assert "not answered yet: 5 captions" in said  # three rounds, half of what is left in each
+        said = run(store, *self.arguments(server), status=2)
+        assert "not answered yet: 1 captions" in said  # half of what is left in each round, and of one, none
+        assert [len(batch["requests"].splitlines()) for batch in server.log()["batches"].values()] == [
+            40,
+            20,
+            10,
+            5,
+            3,
+            1,
+        ]
         server.set_faults()
         run(store, *self.arguments(server))
         assert len(table_of(store)) == 40
@@ -540,6 +619,71 @@ class TestBatches:
         assert sizes == [15, 15, 10]
         assert len(table_of(store)) == 40
 
+    def test_a_limit_on_what_is_queued(self, store_of, chat_server):
+        store, server = store_of(50), chat_server(most_queued=10)
+        run(store, *self.arguments(server), "--batch-size", 10)
+        assert len(table_of(store)) == 50
+        assert set(server.log()["answered"].values()) == {1}
+
+    def test_after_a_rate_limit_a_batch_is_created_as_the_server_asks(self, store_of, chat_server):
+        """A lower bound on time: the server said so."""
+        store, server = store_of(10), chat_server(batch_429=2)
+        run(store, *self.arguments(server))
+        arrivals = server.log()["arrivals"]
+        assert len(arrivals) == 3
+        assert arrivals[2] - arrivals[0] >= 2
+        assert len(table_of(store)) == 10
+
+    def test_what_a_batch_is_about_is_not_asked_at_once(self, store_of, chat_server):
+        store, server = store_of(10), chat_server(files_s=3600.0)
+        process = subprocess.Popen(command(store, *self.arguments(server)), cwd=ROOT, stderr=subprocess.DEVNULL)
+        while not server.log()["answered"]:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        server.set_faults()
+        single = ("--model", "parrot", "--base-url", server.base_url)
+        said = run(store, *single, status=2)
+        assert "test/train was handed in to parrot and isn't collected (batch-0): the same command with --batch" in said
+        run(store, *single, "--variants", 3)
+        assert len(server.log()["tries"]) == 20, "another instruction is another request"
+        run(store, *single, "--replace", "--batch")
+        run(store, *single)
+        assert len(server.log()["tries"]) == 20
+
+    def test_a_batch_of_another_server_stays_open(self, store_of, chat_server):
+        store, server, other = store_of(10), chat_server(), chat_server()
+        process = subprocess.Popen(
+            command(store, *self.arguments(server)[:-1], 3600), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        while "handed in batch" not in process.stderr.readline():
+            pass
+        process.kill()
+        process.communicate()
+        assert "knows no batch batch-0 (404)" in run(store, *self.arguments(other), status=2)
+        assert not other.log()["batches"]
+        run(store, *self.arguments(server))
+        assert len(server.log()["batches"]) == 1
+        assert len(table_of(store)) == 10
+
+    def test_what_may_have_been_taken_is_not_asked_at_once(self, store_of, chat_server):
+        """The file of requests is noted before the server can take it, and forgotten where it says that it didn't."""
+        store, server = store_of(10), chat_server(batch_cut=True)
+        process = subprocess.Popen(
+            command(store, *self.arguments(server)[:-1], 3600), cwd=ROOT, stderr=subprocess.DEVNULL
+        )
+        while not server.log()["batches"]:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        server.set_faults()
+        single = ("--model", "parrot", "--base-url", server.base_url)
+        assert re.search(r"isn't collected \((a batch of file-0|batch-0)\)", run(store, *single, status=2))
+        run(store, *self.arguments(server))
+        assert len(server.log()["batches"]) == 1
+        assert "10 with all 5" in run(store, *single)
+        assert set(server.log()["answered"].values()) == {1}
+
     def test_killed_while_it_collects_nothing_is_asked_again(self, store_of, chat_server):
         store, server = store_of(40), chat_server(files_s=3600.0)
         process = subprocess.Popen(command(store, *self.arguments(server)), cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -560,7 +704,7 @@ class TestBatches:
 
     def test_a_batch_whose_answers_are_gone_is_asked_again(self, store_of, chat_server):
         store, server = store_of(10), chat_server(batch_lost=True)
-        assert "or its file is gone (404)" in run(store, *self.arguments(server), status=2)
+        assert "the answers of batch batch-0 are gone (404)" in run(store, *self.arguments(server), status=2)
         server.set_faults()
         run(store, *self.arguments(server))
         assert len(table_of(store)) == 10
@@ -600,6 +744,15 @@ class TestImport:
         self.give(store, tmp_path, [{"path": "x.wav", "caption": "a dog barks", "variations": ["A hound woofs."]}])
         assert [row["variants"] for row in table_of(store)] == [["A hound woofs."]] * 2
 
+    def test_they_are_not_replaced_by_accident(self, store_of, tmp_path):
+        """Not even by the model that is said to have written them."""
+        store = store_of(10)
+        self.give(store, tmp_path, self.entries(store))
+        arguments = ("--model", "imported", "--base-url", "http://localhost:1")
+        assert "has paraphrases by 'imported' already" in run(store, *arguments, status=2)
+        self.give(store, tmp_path, self.entries(store)[:5])
+        assert len(table_of(store)) == 5
+
     @pytest.mark.parametrize(
         ("value", "why"),
         [
@@ -612,6 +765,28 @@ class TestImport:
     )
     def test_what_is_wrong_is_named(self, store_of, tmp_path, value, why):
         assert why in self.give(store_of(5), tmp_path, value, status=2)
+
+
+def test_the_page_tells_what_is_good_but_not_used(make_clip, noise, write_split):
+    split = write_split([make_clip("a.wav", noise(0.01), ["A dog barks once."])])
+    captions = Captions(split, "parrot", 2)
+    (request,) = captions.distinct()
+    texts = [f"A hound woofs {word}." for word in ("once", "at 5 p.m.", "loudly", "twice")]
+    answer = Answer("\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1)))
+    asyncio.run(append_line(captions.journal, to_line(request, answer)))
+    answered = Answered(captions)
+    ((row, _),) = judge(captions, answered, 1, Outcome())
+    answered.file.close()
+    assert list(row.used) == [0, 2]
+    write_page(split.store.path / "page.html", split.name, "parrot", captions.instruction, [row])
+    page = (split.store.path / "page.html").read_text()
+    assert re.findall(r'"dropped">([^<]+)<', page) == [texts[1], texts[3]]
+    assert re.findall(r"([^<>]+)</span> <span class=\"unused\">", page) == [texts[3]]
+
+
+async def append_line(path, line):
+    with Journal(path) as journal:
+        await journal.append(line)
 
 
 def test_the_page_shows_everything(make_clip, noise, write_split, chat_server):
@@ -680,6 +855,8 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of):
         out.write_table(table)
     assert len(split.paraphrases()) == 5
     run(store, first=("review",))
+    model = ("--model", "x", "--base-url", "http://localhost:1")
+    assert "has paraphrases by 'grammar' already" in run(store, *model, status=2)
     run(store, "--model", "grammar")
     assert len(table_of(store)) == 5
 
