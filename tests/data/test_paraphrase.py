@@ -774,7 +774,9 @@ def test_the_page_tells_what_is_good_but_not_used(make_clip, noise, write_split)
     texts = [f"A hound woofs {word}." for word in ("once", "at 5 p.m.", "loudly", "twice")]
     answer = Answer("\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1)))
     asyncio.run(append_line(captions.journal, to_line(request, answer)))
-    ((row, _),) = judge(captions, Answered(captions), 1, Outcome())
+    answered = Answered(captions)
+    ((row, _),) = judge(captions, answered, 1, Outcome())
+    answered.file.close()
     assert list(row.used) == [0, 2]
     write_page(split.store.path / "page.html", split.name, "parrot", captions.instruction, [row])
     page = (split.store.path / "page.html").read_text()
