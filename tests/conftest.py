@@ -218,7 +218,7 @@ def endless(splits, precision):
 
 def patient(splits, precision):
     pretraining = endless(splits, precision)[0]
-    pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=12))
+    pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=6))
     return [fine_tuning(splits, pretraining, 0.3, epochs=2)]
 
 def hopeless(splits, precision):
