@@ -1,22 +1,74 @@
-"""Commands whose first word may say which of several things they are to do."""
+"""What all commands share: their exit status and messages, and subcommands named by the first word."""
 
 import argparse
-from collections.abc import Callable, Mapping
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from data.errors import UserError
 
 Run = Callable[[argparse.Namespace], int | None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
 
+def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
+    """Decorate a command's `main`, so that it returns the exit status of a process, and raises only defects.
+
+    The decorated function takes the words after the command's name (default: those of `sys.argv`). A UserError becomes
+    one line on standard error and status 2, as do argparse's errors; Ctrl-C becomes status 130, and a reader that
+    closed the pipe early (`| head`) status 141. Log messages go to standard error while the command runs.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        with logging_to_stderr():
+            try:
+                status = main(None if argv is None else [str(word) for word in argv]) or 0
+                sys.stdout.flush()
+                return status
+            except SystemExit as end:  # argparse has printed its help, or what is wrong
+                return int(end.code or 0)
+            except UserError as error:
+                sys.stderr.write(f"error: {error}\n")
+                return 2
+            except KeyboardInterrupt:
+                return 130
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 141
+
+    return run
+
+
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Write log messages from INFO on to standard error, as bare lines, within the context."""
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
 def run_one(
+    argv: Sequence[str] | None,
     prog: str,
     description: str | None,
     default: tuple[Run, AddArguments],
     others: Mapping[str, tuple[Run, AddArguments]],
 ) -> int | None:
-    """Run one of `others` where the first word names it, else `default`; all of them take --store."""
+    """Run one of `others` where the first word of `argv` names it, else `default`; all of them take --store."""
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     shared.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
-    given, words = shared.parse_known_args()
+    given, words = shared.parse_known_args(argv)
     command = words[0] if words and words[0] in others else ""
     run, add_arguments = others.get(command, default)
     parser = argparse.ArgumentParser(

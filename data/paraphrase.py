@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import itertools
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from data.answers import CHECKS, MARKED
 from data.asking import INTERRUPTED, Progress, Run
 from data.batch_api import MOST_REQUESTS, BatchRun, open_batches
 from data.captions import caption_hash, normalise
-from data.errors import UserError, positive, run_command
+from data.errors import UserError, positive
 from data.journal import Journal, alone
 from data.prices import Price
 from data.questions import Answered, Budget, Captions, expected_tokens, is_done, journal_of
@@ -519,14 +520,15 @@ COMMANDS: dict[str, tuple[commands.Run, commands.AddArguments]] = {
 }
 
 
-def main() -> int | None:
-    """The command."""
+@commands.command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command."""
     try:
-        return commands.run_one("paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
+        return commands.run_one(argv, "paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
     except OSError as error:
         problem = f"{error.filename or 'the store'} can't be used: {error.strerror or error}"
         raise UserError(f"{problem}; what was answered is kept, and the same command goes on") from error
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -15,6 +15,7 @@ import contextlib
 import datetime
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,9 @@ import ray
 from rich.console import Console
 
 from data import corpora, describe, duplicates, exclusions, shards, storage, verify
-from data.commands import AddArguments, Run, run_one
+from data.commands import AddArguments, Run, command, run_one
 from data.corpora import Corpus
-from data.errors import UserError, run_command
+from data.errors import UserError
 from data.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.shards import ShardSummary, StoredSplit, open_split
@@ -384,10 +385,11 @@ COMMANDS: dict[str, tuple[Run, AddArguments]] = {
 }
 
 
-def main() -> int | None:
-    """The command."""
-    return run_one("prepare.py", __doc__, (prepare_command, add_prepare), COMMANDS)
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command."""
+    return run_one(argv, "prepare.py", __doc__, (prepare_command, add_prepare), COMMANDS)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

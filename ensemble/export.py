@@ -19,12 +19,14 @@ if __name__ == "__main__":
 import argparse
 import logging
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, run_command
+from data.commands import command
+from data.errors import UserError
 from data.shards import write_json
 from ensemble import exported, recordings
 from ensemble.exported import ENSEMBLE_FILE, MEMBERS
@@ -118,8 +120,9 @@ def run(arguments: argparse.Namespace) -> None:
         logger.info("Registered %s", register(arguments.out, arguments.index, arguments.register, ledger))
 
 
-def main() -> None:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,8 +131,8 @@ def main() -> None:
     parser.add_argument("--register", metavar="NAME", help="register it with MLflow under this name")
     parser.add_argument("--index", type=Path, metavar="DIR", help="the index that a registered model answers from")
     ledgers.add_arguments(parser)
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     os.environ["PYTHONSAFEPATH"] = "1"
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data.errors import UserError, run_command
+from data.commands import command
+from data.errors import UserError
 from data.shards import appearing_whole, open_split
 from ensemble import paper, pool, survey
 from ensemble.assembled import Chosen, ensembles_of, pool_of
@@ -242,8 +244,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def main() -> None:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -252,8 +255,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RUNS/reports/NAME)")
     parser.add_argument("--no-test", action="store_true", help="figures of validation; test isn't looked at")
     parser.add_argument("--store", help="where the recordings are to be heard from (default: the sweep's)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -21,12 +21,13 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from data.errors import UserError, positive, run_command
+from data.commands import command
+from data.errors import UserError, positive
 from ensemble import exported, recordings
 from trainables.runs import Runs
 
@@ -61,8 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
             console.print(f"{score:.4f}  {path}", markup=False)
 
 
-def main() -> None:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="search.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,8 +76,8 @@ def main() -> None:
     parser.add_argument("--add", type=Path, metavar="FOLDER", help="embed the audio files of this folder first")
     parser.add_argument("--runs", default="runs", help="where the members' models lie (default: %(default)s)")
     parser.add_argument("--top", type=positive, default=10, help="recordings a sentence (default: %(default)s)")
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import functools
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data.errors import UserError, positive, run_command
+from data.commands import command
+from data.errors import UserError, positive
 from data.shards import write_json
 from ensemble import chosen, epochs, exact, explanation, figures, greedy, honesty, index, matrices, pool
 from ensemble.chosen import COMPARED_EXACTLY, METHODS, members_of, one_hot
@@ -325,8 +327,9 @@ def refuse_choosing(parser: argparse.ArgumentParser, arguments: argparse.Namespa
             raise UserError(f"--{name.replace('_', '-')}: --{way} takes what ensemble.json says; leave it out")
 
 
-def main() -> None:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="select.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -368,7 +371,7 @@ def main() -> None:
     later.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate this ensemble.json on --split")
     later.add_argument("--export", type=Path, metavar="FILE", help="write this ensemble.json's --split as one index")
     later.add_argument("--split", choices=get_args(Which), help="(default: test)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     retrieval.metric(arguments.metric)
     if arguments.folds < 0 or arguments.folds == 1:
         raise UserError(f"--folds {arguments.folds}: two or more, or 0 to do without")
@@ -383,4 +386,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

@@ -24,11 +24,13 @@ if __name__ == "__main__":
 
 import argparse
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.errors import UserError, run_command
+from data.commands import command
+from data.errors import UserError
 from data.shards import StoredSplit, open_split
 from data.storage import Store
 from ensemble import challenges, inspection
@@ -122,7 +124,7 @@ def require_options(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: give one for each system, {number}, not {len(getattr(arguments, name))}")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="submission.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -142,12 +144,13 @@ def parse() -> argparse.Namespace:
     told.add_argument("--name", nargs="+", default=[], help="of each system")
     told.add_argument("--abbreviation", nargs="+", default=[], help="of each system, at most 10 characters")
     told.add_argument("--source-code", metavar="URL", help="where the code is published")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> int:
-    """The command."""
-    arguments = parse()
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = parse(argv)
     require_options(arguments)
     split = open_split(Store.of(arguments.evaluation), arguments.split)
     evaluation = challenges.evaluation_of(split)
@@ -172,4 +175,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

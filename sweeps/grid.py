@@ -13,6 +13,7 @@ import argparse
 import datetime
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,8 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import UserError, positive, run_command
+from data.commands import command
+from data.errors import UserError, positive
 from data.prepare import prepare_if_absent, start_ray
 from data.shards import read_json, write_json
 from data.splits import add_arguments as add_split_arguments
@@ -338,8 +340,9 @@ def settle_what_is_trained(arguments: argparse.Namespace, parser: argparse.Argum
     arguments.retrain_from = arguments.retrain_from or "pretraining"
 
 
-def main() -> int:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="grid.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -375,7 +378,7 @@ def main() -> int:
     computing.add_arguments(parser)
     parser.add_argument("--pretraining-workers", type=positive, help="of pretrainings (default: --workers)")
     parser.add_argument("--max-concurrent", type=positive, help="trials at a time (default: one a GPU, or else a CPU)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.status:
         return show_status(arguments)
     settle_what_is_trained(arguments, parser)
@@ -385,4 +388,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

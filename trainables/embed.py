@@ -10,6 +10,7 @@ Shapes: A clips, Q queries, D the size of the embeddings.
 import argparse
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 
 from data.batches import Batch, load_clips, load_files
 from data.captions import normalise
+from data.commands import command
 from data.corpora._recordings import files_below
-from data.errors import UserError, run_command
+from data.errors import UserError
 from data.shards import StoredSplit, read_table, write_table
 from data.tables import read_csv, read_text
 from trainables import checkpoint
@@ -239,8 +241,9 @@ def run(arguments: argparse.Namespace) -> None:
                 trial.embedding_size)  # fmt: skip
 
 
-def main() -> None:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -255,8 +258,8 @@ def main() -> None:
     parser.add_argument("--runs", default="runs", help="where trials lie (default: %(default)s)")
     parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI",
                         help="of an MLflow server (default: MLFLOW_TRACKING_URI, else SQLite in --runs)")  # fmt: skip
-    run(parser.parse_args())
+    run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())

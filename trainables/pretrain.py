@@ -11,9 +11,10 @@ the same pretraining finds it.
 import argparse
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +24,8 @@ from rich.live import Live
 from rich.text import Text
 
 from data import splits
-from data.errors import UserError, positive, run_command
+from data.commands import command
+from data.errors import UserError, positive
 from data.prepare import prepare_if_absent, start_ray
 from data.storage import Store
 from trainables import lease as leases
@@ -193,8 +195,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trial.add_argument("--weights", type=Path, help="a folder of published checkpoints, where nothing can be fetched")
 
 
-def main() -> int:
-    """The command."""
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -202,10 +205,10 @@ def main() -> int:
     ledgers.add_arguments(parser)
     add_arguments(parser)
     computing.add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.environ.update(TRAIN_ENVIRONMENT)
     return run(arguments)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    sys.exit(main())
