@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.captions import caption_hash, choose, normalise
 from data.errors import UserError
+from data.exclusions import pairs_of
 from data.rooms import Rooms
 from data.schema import SAMPLE_RATE_HZ, Samples
 from data.shards import StoredSplit
@@ -319,17 +319,6 @@ class _IntoRooms(Dataset[Any]):
 def _as_it_is(batch: Any) -> Any:
     """What the datasets here give is a batch already."""
     return batch
-
-
-def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The clip and the caption of each pair of a split: a row of its index, and a place in all captions joined."""
-    captions = split.index["captions"].combine_chunks()
-    clips = captions.value_parent_indices().to_numpy()
-    kept = np.ones(len(clips), bool)
-    if excluded:
-        is_excluded = pc.is_in(split.index["clip_id"], pa.array(list(excluded), pa.string())).to_numpy()
-        kept = ~is_excluded[clips]
-    return clips[kept].astype(np.int64), np.flatnonzero(kept)
 
 
 def share_out(sizes: Sequence[int], world_size: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import matplotlib.figure
 import numpy as np
 import pyarrow.compute as pc
 from rich.console import Console
@@ -106,6 +105,8 @@ def duplicate_lines(store: Location) -> list[str]:
 
 def draw(splits: list[StoredSplit], picture: Path) -> None:
     """Draw, for each corpus, how long its clips and its captions are."""
+    import matplotlib.figure
+
     durations: dict[str, list[np.ndarray]] = {}
     words: dict[str, list[np.ndarray]] = {}
     for split in splits:

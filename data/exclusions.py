@@ -9,10 +9,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from data import corpora
 from data.errors import UserError
@@ -237,3 +240,17 @@ def parse_id(text: str, origin: str, kind: str | None = None) -> str:
     if kind != "freesound" and re.fullmatch(r"Y?[\w-]{11}", plain, re.ASCII):
         return f"youtube:{plain[-11:]}"
     raise UserError(f"{origin}: {text!r} is neither a Freesound nor a YouTube id; others are given as bbc:ID")
+
+
+def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P].
+
+    A clip is a row of the split's index, a caption a place in all captions joined.
+    """
+    captions = split.index["captions"].combine_chunks()
+    clips = captions.value_parent_indices().to_numpy()
+    kept = np.ones(len(clips), bool)
+    if excluded:
+        is_excluded = pc.is_in(split.index["clip_id"], pa.array(list(excluded), pa.string())).to_numpy()
+        kept = ~is_excluded[clips]
+    return clips[kept].astype(np.int64), np.flatnonzero(kept)

@@ -14,28 +14,26 @@ import argparse
 import contextlib
 import datetime
 import logging
-import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 import pyarrow as pa
-import ray
 from rich.console import Console
 
-from data import corpora, describe, duplicates, exclusions, shards, storage, verify
+from data import corpora, describe, exclusions, shards, storage
 from data.commands import AddArguments, Run, command, run_one
 from data.corpora import Corpus
 from data.errors import UserError
+from data.parallel import Results, run_in_threads, run_on_ray, share
 from data.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.shards import ShardSummary, StoredSplit, open_split
-from data.splits import roles
+from data.splits import is_built_on_demand
 from data.storage import Store
-from data.waveform import CODECS, Codec
+from data.waveform import CODECS, PCM16_BYTES, Codec
 
 logger = logging.getLogger("chorale.prepare")
 
@@ -44,20 +42,11 @@ SHARDS_PER_SPLIT = 64
 LEAST_CLIPS_PER_SHARD, MOST_CLIPS_PER_SHARD = 8, 128
 """A worker that is killed loses one shard's work; a store of 400,000 clips is some 3,000 files."""
 
-TASKS_PER_CPU = 3
-"""Waiting or running at a time: none waits for the driver, and a cluster that can grow sees that there is work."""
+MAX_CLIPS_HERE, MAX_BYTES_HERE = 2_000, 10**9
+"""Up to so much is read in threads of this process, without Ray: it takes less than 20 s on two cores (measured)."""
 
 SAID_SET_ASIDE = 20
 """Named one by one on the console; `describe --list` names them all."""
-
-
-def start_ray() -> None:
-    """Join the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's own lines on the console."""
-    # Drivers of trials take next to no CPU, so there are more processes than cores; Ray warns of that on the console.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is told
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
 
 
 @contextlib.contextmanager
@@ -74,31 +63,6 @@ def writing(store: Path) -> Iterator[None]:
     except OSError as error:
         problem = f"{error.filename or store} can't be written: {error.strerror or error}"
         raise UserError(f"{problem}; put that right and run it again: it goes on where it stopped") from error
-
-
-def in_parallel(
-    function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
-) -> Iterator[tuple[int, Any]]:
-    """Call a function with each tuple of arguments on all of the cluster; results come with their place, as they do.
-
-    Each call gets so many CPUs and GPUs of one node.
-    """
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
-    waiting, running = deque(enumerate(work)), dict[Any, int]()
-    while waiting or running:
-        most = max(8, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-        while waiting and len(running) < most:
-            number, arguments = waiting.popleft()
-            running[task.remote(*arguments)] = number
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        try:
-            yield running.pop(done), ray.get(done)
-        except ray.exceptions.RayError as error:
-            for other in running:
-                ray.cancel(other)
-            if isinstance(error, ray.exceptions.RayTaskError):
-                raise error.cause from None
-            raise UserError(f"a worker was lost: {error}; run it again: it goes on where it stopped") from error
 
 
 class Progress(ProgressLine):
@@ -149,7 +113,7 @@ def prepare(
 
 def prepare_if_absent(corpus: str, store: Store) -> None:
     """Prepare the built-in corpus, which needs no files, where a local store doesn't hold it."""
-    if corpus != "synthetic" or store.is_remote or set(roles(corpus).values()) <= set(store.splits()):
+    if not is_built_on_demand(corpus, store):
         return
     logger.info("Preparing the corpus %r (once, about a minute) ...", corpus)
     for split in prepare(corpus, None, store.path):
@@ -189,13 +153,32 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
         logger.info("%s/%s: %d of %d shards are there already", split.corpus, split.name, len(summaries), len(parts))
     work = [(paths[number], split.corpus, split.name, parts[number], codec) for number in todo]
     clips_left = sum(len(parts[number]) for number in todo)
-    start_ray()
-    with Progress(f"{split.corpus}/{split.name}", clips_left, sum(num_bytes[number] for number in todo)) as progress:
-        for place, summary in in_parallel(shards.write_shard, work):
+    bytes_left = sum(num_bytes[number] for number in todo)
+    with Progress(f"{split.corpus}/{split.name}", clips_left, bytes_left) as progress:
+        for place, summary in in_parallel(shards.write_shard, work, clips_left, bytes_left):
             number = todo[place]
             summaries[number] = summary
             progress.add(len(parts[number]), summary.num_samples, num_bytes[number])
     return [summaries[number] for number in range(len(parts))]
+
+
+def in_parallel(
+    function: Callable[..., Any], work: Sequence[tuple[Any, ...]], num_clips: int, num_bytes: int
+) -> Results:
+    """Call a function with each tuple of arguments: in this process if there is little to read, on Ray otherwise."""
+    return run_in_threads(function, work) if is_small(num_clips, num_bytes) else run_on_ray(function, work)
+
+
+def is_small(num_clips: int, num_bytes: int) -> bool:
+    """Return whether so much is read faster in this process than it takes to start Ray."""
+    return num_clips <= MAX_CLIPS_HERE and num_bytes <= MAX_BYTES_HERE
+
+
+def size_of(splits: Sequence[StoredSplit]) -> tuple[int, int]:
+    """Return how many clips some splits hold, and how many bytes these are as 16-bit PCM."""
+    own = [split for split in splits if not split.manifest["clips_of"]]
+    num_samples = sum(int(split.manifest["num_samples"]) for split in own)
+    return sum(len(split.index) for split in own), num_samples * PCM16_BYTES
 
 
 def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
@@ -252,11 +235,12 @@ def download(module: Corpus, target: Path | None, corpus: str) -> None:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Read everything back; the exit status is 1 if something is wrong."""
+    from data import verify
+
     store = Store.of(arguments.store)
     names = store.splits()
     if not names:
         raise UserError(f"{store} holds no split")
-    start_ray()
     num_wrong = 0
     for name in names:
         problems: list[str] = []
@@ -265,7 +249,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
             problems = verify.tables(split)
             if not split.manifest["clips_of"]:
                 work = [(split, number) for number in range(len(split.manifest["shards"]))]
-                for _, found in in_parallel(verify.shard, work):
+                for _, found in in_parallel(verify.shard, work, *size_of([split])):
                     problems += found
         except (UserError, OSError, pa.ArrowException) as error:
             problems = [*problems, f"{name}: {error}"]
@@ -314,15 +298,17 @@ def look_for_duplicates(store: Path, exclude: bool) -> None:
     splits = [open_split(store, name) for name in Store.of(store).splits()]
     if not splits:
         raise UserError(f"{store} holds no split")
-    start_ray()
+    from data import duplicates
+
+    size = size_of(splits)
     with writing(store):
         held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
-        index = duplicates.build([clips for _, clips in in_parallel(duplicates.landmarks_to_find, held_out)])
-        shared = ray.put(index)
+        found = in_parallel(duplicates.landmarks_to_find, held_out, *size)
+        index = duplicates.build([clips for _, clips in found])
         trained_on = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
-        rows = [
-            row for _, found in in_parallel(duplicates.find, [(*part, shared) for part in trained_on]) for row in found
-        ]
+        shared = index if is_small(*size) else share(index)
+        work = [(*part, shared) for part in trained_on]
+        rows = [row for _, alike in in_parallel(duplicates.find, work, *size) for row in alike]
         duplicates.write(Store.of(store), rows, exclude)
         exclusions.update(store)
 

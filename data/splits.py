@@ -54,6 +54,11 @@ def roles(corpus: str) -> dict[str, str]:
     return names
 
 
+def is_built_on_demand(corpus: str, store: Store) -> bool:
+    """Return whether a command has to prepare a corpus: the built-in one, where a local store doesn't hold it."""
+    return corpus == "synthetic" and not store.is_remote and not set(roles(corpus).values()) <= set(store.splits())
+
+
 def splits_of(name: str, present: Sequence[str]) -> list[str]:
     """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
     if "/" in name and name not in present:

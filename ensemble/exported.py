@@ -25,7 +25,8 @@ from data.batches import load_files
 from data.errors import UserError
 from ensemble.format import read_ensemble
 from trainables import checkpoint
-from trainables.embed import CLIPS_PER_BATCH, embed_audio, embed_text, fastest_device
+from trainables import trial as trials
+from trainables.embedding import CLIPS_PER_BATCH, embed_audio, embed_text, fastest_device
 from trainables.model import DualEncoder
 from trainables.runs import Runs
 from trainables.trial import Trial
@@ -111,7 +112,7 @@ def load(place: Path, runs: Runs | None = None) -> Models:
         for entry in entries:
             folder = folder_of(entry, path, runs, Path(scratch))
             model = checkpoint.load_model(folder).to(fastest_device())
-            members.append(Member(model, checkpoint.load_trial(folder), entry["weight"] / whole))
+            members.append(Member(model, trials.load_trial(folder), entry["weight"] / whole))
     described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
     return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.errors import UserError
 from ensemble.pool import FILES, Candidate, Which, order_of, query_keys, same_split
-from trainables.embed import Embeddings
+from trainables.embeddings import Embeddings
 from trainables.ledger import Ledger
 
 

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from ensemble import matrices
 from ensemble.matrices import Matrices, Read
-from trainables import tracking
-from trainables.embed import Embeddings
+from trainables.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.ledger import Ledger, Sweep
 from trainables.retrieval import Relevance, relevance
 
 Which = Literal["validation", "test"]
 
-FILES = {"validation": tracking.VALIDATION_FILE, "test": tracking.TEST_FILE}
+FILES = {"validation": VALIDATION_FILE, "test": TEST_FILE}
 RELEVANCE, GROUPS = "relevance", "groups"
 
 

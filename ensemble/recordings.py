@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.audio_files import audio_files
 from data.captions import normalise
 from data.errors import UserError
 from data.shards import read_json, write_json
 from ensemble.exported import Models
-from trainables.embed import Embeddings, audio_files, read_embeddings, write_embeddings
+from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
 
 logger = logging.getLogger("chorale.recordings")
 

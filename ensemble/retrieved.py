@@ -21,7 +21,7 @@ from data.storage import Location
 from ensemble import figures
 from ensemble.format import weights_of
 from ensemble.matrices import Matrices
-from trainables.embed import Embeddings
+from trainables.embeddings import Embeddings
 
 MOST_QUERIES, TOP = 100, 5
 HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95

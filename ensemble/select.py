@@ -46,7 +46,7 @@ from ensemble.pool import Candidate, Which
 from ensemble.tables import TITLES, show
 from trainables import ledger as ledgers
 from trainables import retrieval
-from trainables.embed import write_embeddings
+from trainables.embeddings import write_embeddings
 from trainables.ledger import Ledger, Sweep, create_ledger, open_ledger
 from trainables.runs import Runs
 

@@ -16,7 +16,7 @@ from ensemble.chosen import one_hot
 from ensemble.matrices import Matrices
 from ensemble.pool import FILES, Candidate, Which, load_trials
 from trainables import trial as trials
-from trainables.embed import Embeddings
+from trainables.embeddings import Embeddings
 from trainables.ledger import Ledger
 from trainables.trial import Trial
 

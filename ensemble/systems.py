@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from data.errors import UserError, unknown_name
-from data.prepare import in_parallel, start_ray
+from data.parallel import run_on_ray, start_ray
 from data.progress import ProgressLine
 from data.shards import StoredSplit, name_of, open_split
 from ensemble import chosen, figures, matrices
@@ -27,9 +27,10 @@ from ensemble.matrices import Matrices
 from ensemble.pool import Candidate, aligned_scores
 from trainables import checkpoint
 from trainables import trial as trials
-from trainables.embed import Embeddings, embed, fastest_device, read_embeddings, write_embeddings
+from trainables.cluster import nodes
+from trainables.embedding import embed, fastest_device
+from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.ledger import Ledger
-from trainables.ray_adapter import nodes
 from trainables.resources import Wish, share_out
 from trainables.retrieval import Relevance
 from trainables.runs import Runs
@@ -95,7 +96,7 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
 def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> Member:
     """A member whose model is there. Raises UserError where it is gone, or isn't one that this code reads."""
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
-    written = runs.read(f"models/{candidate.signature}/{checkpoint.TRIAL_FILE}")
+    written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
     if written is None:
         raise UserError(
             f"{where} has no model: {runs.at(f'models/{candidate.signature}')} is gone; bring it back, or name with "
@@ -141,7 +142,7 @@ def embed_member(runs: Runs, signature: str, store: str, split_name: str, thread
     with tempfile.TemporaryDirectory() as scratch:
         folder = runs.model(signature, Path(scratch) / "model")
         try:
-            network, trial = checkpoint.load_model(folder), checkpoint.load_trial(folder)
+            network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
@@ -184,7 +185,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict
     each = share_out(nodes(), Wish(), trials=len(todo))
     work = [(runs, signature, split.store.location, split.name, each.threads) for signature in todo]
     with Progress(len(todo)) as progress:
-        for place, embeddings in in_parallel(embed_member, work, each.cpus_per_worker, each.gpus_per_worker):
+        for place, embeddings in run_on_ray(embed_member, work, each.cpus_per_worker, each.gpus_per_worker):
             signature = todo[place]
             require_finite(embeddings, members[signature])
             write_embeddings(paths[signature], embeddings)

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.table import Table
 
-from data.batches import pairs_of
-from data.exclusions import excluded
+from data.exclusions import excluded, pairs_of
 from data.schema import SAMPLE_RATE_HZ
 from data.shards import open_split
 from data.storage import Location, Store

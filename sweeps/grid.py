@@ -15,36 +15,37 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from data.commands import command
 from data.errors import UserError, positive
-from data.prepare import prepare_if_absent, start_ray
 from data.shards import read_json, write_json
+from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
-from data.splits import find_splits
 from data.storage import Location, Store
-from sweeps import estimate, retraining, tuning
+from sweeps import retraining
 from sweeps.progress import Display, Line, status, table
 from sweeps.retraining import From, Member
 from sweeps.spaces import check, named, space, with_seeds
-from sweeps.tuning import QUIET_TUNE, Sweep
 from trainables import encoders
 from trainables import lease as leases
 from trainables import ledger as ledgers
 from trainables import resources as computing
 from trainables import trial as trials
 from trainables.ledger import Ledger, create_ledger, open_ledger
-from trainables.ray_adapter import Site, best_metrics, fastest_precision_on, nodes
 from trainables.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
 from trainables.runs import Runs
+from trainables.tracking import best_metrics
 from trainables.trial import Precision, Trial
+
+if TYPE_CHECKING:
+    from sweeps.tuning import Sweep
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
@@ -52,9 +53,6 @@ DEFAULT_SPACE = "demo"
 
 ASK_EVERY_S = 5.0
 """While another command trains what this one waits for."""
-
-TrialsOf = Callable[[Sequence[Bundle]], list[Trial]]
-"""The cluster's nodes -> the trials of a sweep."""
 
 Stages = list[dict[str, Trial]]
 """The trials of each stage by signature: pretrainings, then fine-tunings."""
@@ -120,24 +118,27 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
 
 
 def run_sweep(arguments: argparse.Namespace) -> int:
-    """Everything the command does; returns its exit status."""
+    """Run a sweep as the command line says, and return the exit status."""
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     store, weights = whole.location, arguments.weights.resolve() if arguments.weights else None
     chosen = read_json(arguments.retrain) if arguments.retrain else {}
     members = retraining.members(chosen, arguments.retrain, arguments.retrain_from) if arguments.retrain else []
-    trials_of = the_members(members) if members else trials_of_space(arguments, whole)
+    splits = None if members or is_built_on_demand(arguments.corpus, whole) else find_splits_of(arguments, whole)
     ledger = create_ledger(runs, arguments.tracking_uri)
     if members:
         require_name_of_its_own(arguments, ledger, runs)
-    start_ray()
-    found = nodes()
-    wanted = trials_of(found)
+    found = start_cluster(arguments)
+    wanted = (
+        the_members(members) if members else trials_of_space(arguments, splits or built_splits(arguments, whole), found)
+    )
     precision = wanted[0].precision
     stages = by_stage(wanted, store, weights)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
     finished = {signature for signature in every if ledger.finished(signature)}
     todo = {signature: trial for signature, trial in every.items() if signature not in finished}
     if arguments.dry_run:
+        from sweeps import estimate
+
         Console(width=max(160, Console().width)).print(estimate.report(stages, finished, store))
         say(estimate.basis(stages, finished, store))
         return 0
@@ -149,6 +150,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run")
     say(f"  {what_each_gets(resources, found, arguments.max_concurrent)}, in {precision}")
     say(f"  corpus in {whole}, results in {runs}")
+
+    from sweeps import estimate, tuning
+    from sweeps.tuning import Sweep
+    from trainables.session import Site
 
     costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
     lines = {
@@ -193,26 +198,49 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 1 if num_unfinished else 0
 
 
-def trials_of_space(arguments: argparse.Namespace, whole: Store) -> TrialsOf:
-    """What gives the trials of a named space, with the seeds that are asked for."""
+def start_cluster(arguments: argparse.Namespace) -> list[Bundle]:
+    """Start Ray, or join the cluster of RAY_ADDRESS, and return what its nodes have.
+
+    The processes of a cluster that is started here import what trains while this one prepares the sweep.
+    """
+    from data.parallel import start_ray
+    from sweeps.tuning import QUIET_TUNE
+    from trainables.cluster import TRAIN_ENVIRONMENT, TRAINING_MODULES, nodes
+
+    uses_ray_train = max(arguments.workers or 1, arguments.pretraining_workers or 1) > 1
+    os.environ.update(QUIET_TUNE | (TRAIN_ENVIRONMENT if uses_ray_train else {}))
+    start_ray(() if arguments.dry_run or uses_ray_train else TRAINING_MODULES, include_dashboard=uses_ray_train)
+    return nodes()
+
+
+def find_splits_of(arguments: argparse.Namespace, whole: Store) -> Splits:
+    """Return the splits that the options name. Raises UserError for what the store doesn't hold."""
+    return find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
+
+
+def built_splits(arguments: argparse.Namespace, whole: Store) -> Splits:
+    """Prepare the built-in corpus, and return its splits."""
+    from data.prepare import prepare_if_absent
+
     prepare_if_absent(arguments.corpus, whole)
-    splits = find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out)
-    named_space = space(arguments.space)
-
-    def trials_of(found: Sequence[Bundle]) -> list[Trial]:
-        precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
-        named_trials = check(named_space(splits, precision))
-        return check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
-
-    return trials_of
+    return find_splits_of(arguments, whole)
 
 
-def the_members(members: Sequence[Member]) -> TrialsOf:
-    """What gives the members that are to be trained on all splits. Raises UserError where there are none."""
+def trials_of_space(arguments: argparse.Namespace, splits: Splits, found: Sequence[Bundle]) -> list[Trial]:
+    """Return the trials of a named space, with the seeds that are asked for."""
+    from trainables.cluster import fastest_precision_on
+
+    precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
+    named_trials = check(space(arguments.space)(splits, precision))
+    return check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
+
+
+def the_members(members: Sequence[Member]) -> list[Trial]:
+    """Return the members that are to be trained on all splits. Raises UserError where there are none."""
     wanted = list(dict.fromkeys(member.trial for member in members if member.is_retrained))
     if not wanted:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
-    return lambda found: check(wanted)
+    return check(wanted)
 
 
 def retraining_of(arguments: argparse.Namespace) -> list[str]:
@@ -256,12 +284,14 @@ def write_retrained(
 def run_all(
     todo: Mapping[str, Trial],
     costs: Mapping[str, float],
-    sweep: Sweep,
+    sweep: "Sweep",
     ledger: Ledger,
     display: Display,
     arguments: argparse.Namespace,
 ) -> None:
     """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
+    from sweeps import tuning
+
     left, lost, parents = dict(todo), set[str](), {key: sweep.parent(trial) for key, trial in todo.items()}
     while left:
         held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}
@@ -331,6 +361,7 @@ def settle_what_is_trained(arguments: argparse.Namespace, parser: argparse.Argum
         raise UserError("--retrain-from: that is for --retrain; leave it out")
     if not arguments.retrain:
         arguments.space = arguments.space or DEFAULT_SPACE
+        space(arguments.space)  # an unknown one is refused before anything is started
         return
     for name in ("space", "corpus", "seeds", "pretraining_seeds", "precision", "pretrain_on", "hold_out"):
         if getattr(arguments, name) != parser.get_default(name):
@@ -383,7 +414,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return show_status(arguments)
     settle_what_is_trained(arguments, parser)
     arguments.name = arguments.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
-    os.environ.update(QUIET_TUNE)
     return run_sweep(arguments)
 
 

@@ -1,5 +1,7 @@
 """How far a sweep is: a live table on a terminal, a line an epoch elsewhere, and the same table from another shell."""
 
+from __future__ import annotations
+
 import datetime
 import statistics
 import threading
@@ -7,9 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import Run
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -17,6 +18,9 @@ from rich.text import Text
 
 from trainables.ledger import Ledger
 from trainables.tracking import STEP
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 ASK_EVERY_S = 3.0
 
@@ -129,7 +133,7 @@ class Display:
         self.asking = threading.Thread(target=self.ask, daemon=True)
         self.live = Live(console=console, get_renderable=self.view, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Display:
         if self.console.is_terminal:
             self.live.start()
             self.asking.start()

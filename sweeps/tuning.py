@@ -3,6 +3,8 @@
 Each is claimed by its lease, trained, and finished once its artifacts have been read back.
 """
 
+import functools
+import os
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from sweeps.progress import Display
@@ -18,19 +20,25 @@ from sweeps.searcher import SEARCHER_ENVIRONMENT, StagesSearcher
 from sweeps.stages import Job, Queue
 from trainables import lease as leases
 from trainables import trial as trials
+from trainables.cluster import nodes
+from trainables.execution import Execution
 from trainables.lease import Heart, Holder
 from trainables.ledger import Ledger
-from trainables.ray_adapter import TRAIN_ENVIRONMENT, Site, best_metrics, fit, nodes
 from trainables.resources import DRIVER_CPUS, Bundle, Resources
-from trainables.train import Execution
+from trainables.session import Site, Work, train_here
+from trainables.timing import Metrics
+from trainables.tracking import best_metrics
 from trainables.trial import Trial
 
 QUIET_TUNE = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep within seconds
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
-    **TRAIN_ENVIRONMENT,
+    "RAY_AIR_NEW_OUTPUT": "0",
     **SEARCHER_ENVIRONMENT,
 }
+
+THREAD_ENDS_WITHIN_S = "600"
+"""How long Tune waits for the thread of a stopped trial, which may be writing a checkpoint, before the next one."""
 
 FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
 """How a trial ends: three are keys of what it tells Tune; one that has told none was stopped by the scheduler."""
@@ -64,6 +72,7 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
 
     What goes wrong is told, not raised: Tune tries again what ends with an error, which is for drivers that are lost.
     """
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_ENDS_WITHIN_S)
     work, runs = config["work"], sweep.site.runs
     signature, trial = work["signature"], trials.from_json(work["trial"])
     ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
@@ -74,9 +83,9 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
         if run := ledger.finished(signature):
             return best_metrics(ledger.client, run.info.run_id) | {FINISHED: True}
         run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
-        resources, callbacks = sweep.resources[trial.stage], [TuneReportCallback()]
+        resources = sweep.resources[trial.stage]
         try:
-            metrics = fit(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution, callbacks)
+            metrics = train(Work(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution))
             lease.require(runs)
         except Exception:
             if not lease.is_held(runs):  # whatever it is, the trial is another's by now
@@ -87,9 +96,41 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     return metrics | {FINISHED: True}
 
 
+def trains_here(resources: Resources) -> bool:
+    """Return whether a trial trains in Tune's own process of the trial: one that has a single worker does.
+
+    That process is used again for the next trial, which then costs no start-up and no imports. Several workers are
+    started by Ray Train, anew for each trial, while Tune's process waits for them.
+    """
+    return resources.workers == 1
+
+
+def train(work: Work) -> Metrics:
+    """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
+    if trains_here(work.resources):
+        return train_here(work, tune.report)
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainables.ray_adapter import fit
+
+    return fit(work, [TuneReportCallback()])
+
+
+def own_bundle(resources: Resources) -> Bundle:
+    """Return what Tune's process of a trial needs: what a worker does, or next to nothing where it only waits."""
+    return resources.worker if trains_here(resources) else Bundle(DRIVER_CPUS)
+
+
 def job_of(signature: str, parent: str | None, cost: float, resources: Resources) -> Job:
-    """A trial's place in the line."""
-    return Job(signature, (Bundle(DRIVER_CPUS), *[resources.worker] * resources.workers), cost, parent)
+    """Return a trial's entry in the queue: what it has to have room for, and what it waits for."""
+    workers = [] if trains_here(resources) else [resources.worker] * resources.workers
+    return Job(signature, (own_bundle(resources), *workers), cost, parent)
+
+
+def resources_of_process(config: Mapping[str, Any], sweep: Sweep) -> tune.PlacementGroupFactory:
+    """Return what Tune reserves for its process of a trial."""
+    bundle = own_bundle(sweep.resources[config["work"]["stage"]])
+    return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
 
 
 class Watch(tune.Callback):
@@ -185,17 +226,23 @@ def run(
         jobs.append(job_of(signature, parent, costs[signature], sweep.resources[trial.stage]))
         work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trials.to_json(trial)}
         configs[signature] = {"work": work}
+    # Ray gives a process that it has started in advance only to what has no environment variables of its own; this one
+    # is for PyTorch Lightning.
+    class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
     queue = Queue(jobs, nodes(), max_concurrent)
     epochs = {trial.stage: 1 for trial in wanted.values()}
     for trial in wanted.values():
         epochs[trial.stage] = max(epochs[trial.stage], trial.epochs)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, sweep=sweep), {"cpu": DRIVER_CPUS}),
+        tune.with_resources(
+            tune.with_parameters(run_trial, sweep=sweep), functools.partial(resources_of_process, sweep=sweep)
+        ),
         tune_config=tune.TuneConfig(
             search_alg=StagesSearcher(queue, configs, lambda signature: bool(ledger.finished(signature)), nodes),
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
-            reuse_actors=not with_asha,  # a stopped trial's actor still waits for its workers
+            # A stopped trial's process ends its training by itself, but not the workers that it may wait for.
+            reuse_actors=not with_asha or all(trains_here(each) for each in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(
             name=sweep.run_id,

@@ -21,14 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.errors import UserError
 from data.shards import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
 from trainables.model import DualEncoder, restore
-from trainables.trial import Trial
+from trainables.trial import TRIAL_FILE, Trial, load_trial
 
-TRIAL_FILE = "trial.json"
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"
@@ -69,14 +67,6 @@ def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
     """Write a model but for its tokenizer."""
     save_file(weights, folder / MODEL_FILE)
     write_json(folder / TRIAL_FILE, trials.to_json(trial))
-
-
-def load_trial(folder: Path) -> Trial:
-    """The config beside a model. Raises UserError where there is none."""
-    try:
-        return trials.from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is absent)") from None
 
 
 def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:

@@ -4,6 +4,8 @@ One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep
 trials; a `trial`; an `ensemble`.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
@@ -11,21 +13,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-import requests
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from data.errors import UserError
 from data.shards import read_json
-from trainables import checkpoint, tracking
+from trainables import tracking
 from trainables import trial as trials
-from trainables.embed import Embeddings, read_embeddings
+from trainables.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings
 from trainables.runs import Runs
-from trainables.trial import Trial
+from trainables.trial import TRIAL_FILE, Trial
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 EXPERIMENT = "chorale"
 SWEEP_FILE = "sweep.json"
@@ -76,6 +77,8 @@ class Ledger:
 
     def signature_of(self, run_id: str) -> str | None:
         """The signature of the trial that is logged to a run; None where there is no such run."""
+        from mlflow.exceptions import MlflowException
+
         try:
             tags: dict[str, str] = self.client.get_run(run_id).data.tags
         except MlflowException:
@@ -143,18 +146,18 @@ class Ledger:
         return Sweep(run_id, found.info.run_name, description["signatures"], description)
 
     def embeddings(self, run: Run, file: str) -> Embeddings:
-        """A trial's embeddings of a split: `tracking.VALIDATION_FILE`, `tracking.TEST_FILE` or one of `epochs`."""
+        """A trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `epochs`."""
         if "final_epoch" in run.data.params:
             raise UserError(
                 f"{run.info.run_name!r} was trained on all splits, those that it would be judged by included: there "
                 "are no figures of it; it is for submissions and search"
             )
-        path = self.client.download_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{file}")
+        path = self.client.download_artifacts(run.info.run_id, f"{EMBEDDINGS_FOLDER}/{file}")
         return read_embeddings(Path(path))
 
     def config(self, run: Run) -> dict[str, Any]:
         """A finished trial's config, as JSON."""
-        path = self.client.download_artifacts(run.info.run_id, checkpoint.TRIAL_FILE)
+        path = self.client.download_artifacts(run.info.run_id, TRIAL_FILE)
         found: dict[str, Any] = read_json(Path(path))
         return found
 
@@ -166,11 +169,11 @@ class Ledger:
 
     def epochs(self, run: Run) -> list[str]:
         """The files of a trial's validation embeddings, of its epochs in their order; none unless all were kept."""
-        kept = self.client.list_artifacts(run.info.run_id, f"{tracking.EMBEDDINGS_FOLDER}/{tracking.EPOCHS_FOLDER}")
+        kept = self.client.list_artifacts(run.info.run_id, f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
         names = {Path(file.path).name for file in kept}
         told = {metric.step for metric in self.client.get_metric_history(run.info.run_id, "map10")}
-        wanted = [tracking.epoch_file(epoch) for epoch in sorted(told)]
-        return [f"{tracking.EPOCHS_FOLDER}/{name}" for name in wanted] if names >= set(wanted) else []
+        wanted = [epoch_file(epoch) for epoch in sorted(told)]
+        return [f"{EPOCHS_FOLDER}/{name}" for name in wanted] if names >= set(wanted) else []
 
 
 def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:
@@ -190,6 +193,8 @@ def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> L
 
 def with_experiment(tracking_uri: str, artifacts: str | None) -> Ledger:
     """The ledger of a tracking store, its experiment made if it isn't there."""
+    from mlflow.exceptions import MlflowException
+
     with refusing(tracking_uri):
         client = tracking.connect(tracking_uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -230,6 +235,8 @@ def require_server(tracking_uri: str) -> None:
     """Raise UserError unless an MLflow server answers at an HTTP address."""
     if not tracking_uri.startswith(("http://", "https://")):
         return
+    import requests
+
     try:
         answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
     except requests.RequestException as error:
@@ -243,7 +250,11 @@ def require_server(tracking_uri: str) -> None:
 
 @contextlib.contextmanager
 def refusing(tracking_uri: str) -> Iterator[None]:
-    """Name a tracking store that can't be read."""
+    """Raise a UserError that names a tracking store that can't be read."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:

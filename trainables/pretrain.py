@@ -26,7 +26,6 @@ from rich.text import Text
 from data import splits
 from data.commands import command
 from data.errors import UserError, positive
-from data.prepare import prepare_if_absent, start_ray
 from data.storage import Store
 from trainables import lease as leases
 from trainables import ledger as ledgers
@@ -34,13 +33,14 @@ from trainables import recipes
 from trainables import resources as computing
 from trainables import trial as trials
 from trainables.encoders import families
-from trainables.lease import Heart, Holder, Lease
+from trainables.lease import Heart, Holder
 from trainables.ledger import Ledger, create_ledger
-from trainables.ray_adapter import TRAIN_ENVIRONMENT, Site, best_metrics, fit, nodes
-from trainables.resources import Resources, Wish, execution_of, share_out
+from trainables.resources import Wish, execution_of, share_out
+from trainables.retrieval import METRICS
 from trainables.runs import Runs
-from trainables.tracking import STEP, connect
-from trainables.train import METRICS, Execution, Metrics
+from trainables.session import Site, Work
+from trainables.timing import Metrics
+from trainables.tracking import STEP, best_metrics, connect
 from trainables.trial import Precision, Trial, fastest_precision
 
 logger = logging.getLogger("chorale.pretrain")
@@ -117,7 +117,12 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Everything the command does; returns its exit status."""
+    """Train as the command line says, and return the exit status."""
+    from data.parallel import start_ray
+    from data.prepare import prepare_if_absent
+    from trainables.cluster import TRAIN_ENVIRONMENT, nodes
+
+    os.environ.update(TRAIN_ENVIRONMENT)
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     prepare_if_absent(arguments.corpus, whole)
     trial = trial_of(arguments, splits.find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out))
@@ -146,26 +151,26 @@ def run(arguments: argparse.Namespace) -> int:
     site = Site(whole.location, runs, ledger.tracking_uri, weights, arguments.keep_epochs)
     with Heart(runs, lease):
         run_id = ledger.claim(trial, signature, None)
-        metrics = fit_or_give_up(ledger, run_id, trial, lease, site, resources, execution)
+        metrics = fit_or_give_up(ledger, Work(trial, lease, None, run_id, site, resources, execution))
         ledger.finish(run_id)
     show(metrics, signature)
     return 0
 
 
-def fit_or_give_up(
-    ledger: Ledger, run_id: str, trial: Trial, lease: Lease, site: Site, resources: Resources, execution: Execution
-) -> Metrics:
-    """Train; where that doesn't come to its end, the ledger says so."""
+def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
+    """Train through Ray Train, and note in the ledger where that doesn't come to its end."""
+    from trainables.ray_adapter import fit
+
     try:
-        with ProgressLine(ledger.tracking_uri, run_id, trial.epochs):
-            return fit(trial, lease, None, run_id, site, resources, execution)
+        with ProgressLine(ledger.tracking_uri, work.run_id, work.trial.epochs):
+            return fit(work)
     except KeyboardInterrupt:
-        ledger.give_up(run_id, "KILLED")
+        ledger.give_up(work.run_id, "KILLED")
         logger.info("Interrupted. To go on from the last checkpoint, give the same command again.")
         raise
     except Exception:
-        if lease.is_held(site.runs):
-            ledger.give_up(run_id, "FAILED")
+        if work.lease.is_held(work.site.runs):
+            ledger.give_up(work.run_id, "FAILED")
         raise
 
 
@@ -206,7 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     computing.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    os.environ.update(TRAIN_ENVIRONMENT)
     return run(arguments)
 
 

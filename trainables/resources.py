@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UserError, positive
-from trainables.train import Execution
+from trainables.execution import Execution
 
 MOST_LOADERS = 4
 """Loader processes for a GPU, if there are cores for them: enough for 16-bit PCM on the GPUs of 2023."""

@@ -17,6 +17,9 @@ from data.errors import UserError
 Scores = NDArray[np.floating[Any]]
 PerQuery = NDArray[np.float64]
 
+METRICS = ("map10", "r1", "r5", "r10")
+"""What is reported of a system wherever several figures are: mAP@10, R@1, R@5 and R@10."""
+
 
 @dataclass(frozen=True)
 class Relevance:

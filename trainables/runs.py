@@ -13,6 +13,7 @@ come from the environment or from the machine's role, never from the URI.
 import functools
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -138,13 +139,36 @@ class Runs:
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
     def model(self, signature: str, scratch: Path) -> Path:
-        """The folder of a trained model; that of an object store is copied into `scratch` first."""
+        """Return the folder of a trained model; that of an object store is copied into `scratch` first."""
+        return self.fetch(f"models/{signature}", scratch)
+
+    def fetch(self, name: str, scratch: Path) -> Path:
+        """Return a folder of that name; that of an object store is copied into `scratch` first."""
         if not self.is_remote:
-            return self.folder / "models" / signature
-        filesystem, path = filesystem_of(self.at(f"models/{signature}"))
+            return self.folder / name
+        filesystem, path = filesystem_of(self.at(name))
         scratch.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(scratch), filesystem, pyarrow.fs.LocalFileSystem())
         return scratch
+
+    def store(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have `write` fill a folder, and keep it under that name; what had the name is replaced.
+
+        In a folder of runs it is renamed once it is complete; in an object store it is copied file by file.
+        """
+        if self.is_remote:
+            with tempfile.TemporaryDirectory() as scratch:
+                write(Path(scratch))
+                filesystem, path = filesystem_of(self.at(name))
+                pyarrow.fs.copy_files(scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
+            return
+        target = self.folder / name
+        part = target.with_name(f".{target.name}.part")
+        for folder in (part, target):
+            shutil.rmtree(folder, ignore_errors=True)
+        part.mkdir(parents=True)
+        write(part)
+        part.rename(target)
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""What rank 0 of a trial tells MLflow. The run is made by the driver before any worker starts."""
+"""Log a training to MLflow. The run is created by the driver before any worker starts."""
+
+from __future__ import annotations
 
 import logging
 import os
@@ -7,27 +9,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
-from mlflow import MlflowClient
-from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from obstore.exceptions import BaseError
 
-from data.shards import StoredSplit, write_json
-from trainables import checkpoint
-from trainables import trial as trials
-from trainables.embed import Embeddings, embed, read_embeddings, write_embeddings
-from trainables.model import DualEncoder
-from trainables.runs import Runs
-from trainables.train import Step, summary
-from trainables.trial import Trial
+from trainables.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, write_embeddings
+from trainables.timing import Metrics, Step, summary
 
-EMBEDDINGS_FOLDER = "embeddings"
-EPOCHS_FOLDER = "epochs"
-VALIDATION_FILE = "validation.arrow"
-TEST_FILE = "test.arrow"
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 STEP = "step/"
 """Begins the names of metrics that are about steps, not epochs."""
@@ -57,21 +48,25 @@ def connect(tracking_uri: str) -> MlflowClient:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient  # after the settings above, some of which it reads when it is imported
+
     return MlflowClient(tracking_uri)
 
 
-def patiently(function: Callable[[], Result]) -> Result:
+def with_retries(function: Callable[[], Result]) -> Result:
     """What a function returns; it is tried again for PATIENCE_S where storage or the tracking store fails."""
     return tenacity.Retrying(
-        retry=tenacity.retry_if_exception(may_pass),
+        retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(max=AT_MOST_S),
         stop=tenacity.stop_after_delay(PATIENCE_S),
         reraise=True,
     )(function)
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether an error is of a kind that goes by itself, or once somebody makes room."""
+    from mlflow.exceptions import MlflowException
+
     if isinstance(error, MlflowException):
         return error.error_code in PASSING
     return isinstance(error, OSError | BaseError)
@@ -98,13 +93,15 @@ class Log:
 
     def tell(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics under a step."""
+        from mlflow.entities import Metric
+
         now_ms = time.time_ns() // 1_000_000
         metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
 
         def send() -> None:
             self.client.log_batch(self.run_id, metrics=metrics)
 
-        self.told.append(self.teller.submit(patiently, send))
+        self.told.append(self.teller.submit(with_retries, send))
 
     def embeddings(self, epoch: int, found: Embeddings) -> None:
         """Keep an epoch's embeddings of the validation split."""
@@ -115,18 +112,13 @@ class Log:
                 write_embeddings(path, found)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 
-        self.told.append(self.teller.submit(patiently, send))
+        self.told.append(self.teller.submit(with_retries, send))
 
     def flush(self) -> None:
         """Wait until MLflow has all that was told. Raises what stood in the way."""
         told, self.told = self.told, []
         for future in told:
             future.result()
-
-
-def epoch_file(epoch: int) -> str:
-    """The name of the file of an epoch's embeddings."""
-    return f"{epoch:04}.arrow"
 
 
 def refuse(client: MlflowClient, run_id: str, reason: str) -> None:
@@ -140,33 +132,15 @@ def refused(client: MlflowClient, run_id: str) -> str:
     return reason
 
 
-def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
-    """Write the trained model where fine-tunings look for it; it appears whole or not at all."""
-    with runs.scratch() as scratch:
-        checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.weights_of(network))
-        runs.keep_model(signature, Path(scratch) / "model")
-
-
-def log_outcome(
-    client: MlflowClient,
-    run_id: str,
-    trial: Trial,
-    signature: str,
-    network: DualEncoder,
-    validation: StoredSplit,
-    test: StoredSplit,
-) -> None:
-    """Log the trial's config and its embeddings of both splits, and read them back. No metric of test is computed.
-
-    What it has been trained on isn't embedded: no figure on it would mean anything.
-    """
-    wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
-              if split.name not in trial.heard]  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for split, name in wanted:
-            write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
-        write_json(folder / checkpoint.TRIAL_FILE, trials.to_json(trial))
-        client.log_artifacts(run_id, str(folder))
-        for _, name in wanted:
-            read_embeddings(Path(client.download_artifacts(run_id, f"{EMBEDDINGS_FOLDER}/{name}")))
+def best_metrics(client: Any, run_id: str) -> Metrics:
+    """The metrics of a trial's best epoch, as MLflow has them."""
+    run = client.get_run(run_id)
+    best_epoch = int(run.data.metrics["best_epoch"])
+    names = [name for name in run.data.metrics if not name.startswith(STEP)]
+    history = {name: client.get_metric_history(run_id, name) for name in names}
+    best = {
+        name: entries[-1].value
+        for name, all_ in history.items()
+        if (entries := [m for m in all_ if m.step == best_epoch])
+    }
+    return best | {"epoch": float(best_epoch)}

@@ -3,10 +3,7 @@
 Nothing here knows of Ray: `report` is what the caller wants to be told after each epoch, `watch` after each step.
 """
 
-import resource
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -25,15 +22,15 @@ from data.shards import StoredSplit, open_split
 from data.storage import Location
 from trainables import checkpoint, gradient_cache, model, retrieval
 from trainables.checkpoint import Progress, Snapshot, Weights
-from trainables.embed import Embeddings, embed
+from trainables.embedding import embed
+from trainables.embeddings import Embeddings
+from trainables.execution import DEFAULT, Execution
 from trainables.gradient_cache import Outputs
 from trainables.loss import gather, nt_xent
 from trainables.model import DualEncoder
+from trainables.timing import Clock, Metrics, Step, from_rank_0, reset_peak_memory
 from trainables.trial import Trial
 
-METRICS = ("map10", "r1", "r5", "r10")
-
-Metrics = dict[str, float]
 Report = Callable[[Metrics, Snapshot | None], None]
 """Takes an epoch's metrics, or none in the midst of one, and what a checkpoint holds. Every rank calls it, only rank 0
 with either."""
@@ -44,43 +41,6 @@ Keep = Callable[[int, Embeddings], None]
 
 class OutOfMemoryError(UserError):
     """A rank has no memory left."""
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a training is computed, none of which is part of a trial.
-
-    What is computed stays the same, but for the order in which numbers are added and, as with the number of ranks, for
-    which units dropout drops.
-    """
-
-    loader_workers: int = 0  # processes that load batches, for each rank; 0: the training process loads them
-    micro_batch: int | None = None  # pairs of a rank whose activations are held at a time; None: all of them
-    checkpoint_activations: bool = False  # compute the activations of each block again in the backward pass
-    compile: bool = False  # compile each block with torch.compile
-    checkpoint_every_s: float = 900.0  # between checkpoints in the midst of an epoch; one is written after each, too
-
-    def __post_init__(self) -> None:
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"micro_batch is {self.micro_batch}: it must be at least 1, or left out")
-        if self.checkpoint_every_s < 0:
-            raise UserError(f"checkpoint_every_s is {self.checkpoint_every_s}: it must be 0 or more")
-
-
-DEFAULT = Execution()
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step took, on this rank."""
-
-    number: int  # from 1
-    epoch: float
-    loss: float
-    num_pairs: int  # all ranks together
-    duration_s: float
-    waited_s: float  # of it, for data
-    memory_bytes: int  # the most so far: of the GPU, or of the process
 
 
 Watch = Callable[[Step], None]
@@ -122,6 +82,7 @@ def train(
     if resume_from:
         progress, best = checkpoint.load_training(resume_from, network, optimizer)
     distributed = on_several_ranks(network, trial, device) if world_size > 1 else network
+    reset_peak_memory(device)
     clock = Clock(execution.checkpoint_every_s, device)
 
     while not trial.is_over(progress.epochs_done, progress.validation_losses):
@@ -218,14 +179,6 @@ def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -
     return distributed
 
 
-def from_rank_0(value: float, device: torch.device) -> float:
-    """Rank 0's number, on every rank."""
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        dist.broadcast(shared, 0)
-    return float(shared)
-
-
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
@@ -304,65 +257,6 @@ def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
     )
 
 
-class Clock:
-    """How long steps take, and when it is time for a checkpoint."""
-
-    def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
-        self.checkpoint_every_s = checkpoint_every_s
-        self.device = device
-        self.checkpointed = self.stepped = time.monotonic()
-        self.waited_s = 0.0
-        self.steps: list[Step] = []
-
-    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; how long each keeps its step waiting is noted."""
-        while True:
-            asked = self.stepped = time.monotonic()
-            batch = next(batches, None)
-            self.waited_s = time.monotonic() - asked
-            if batch is None:
-                return
-            yield batch
-
-    def step(self, number: int, epoch: float, loss: float, num_pairs: int) -> Step:
-        """A step has been made."""
-        duration_s = time.monotonic() - self.stepped
-        self.steps.append(Step(number, epoch, loss, num_pairs, duration_s, self.waited_s, peak_memory(self.device)))
-        return self.steps[-1]
-
-    def epoch(self) -> Metrics:
-        """An epoch's steps, as metrics; the next ones are another epoch's."""
-        steps, self.steps = self.steps, []
-        return summary(steps)
-
-    def is_time_for_a_checkpoint(self) -> bool:
-        """Whether rank 0 says so."""
-        is_time = bool(from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device))
-        if is_time:
-            self.checkpointed = time.monotonic()
-        return is_time
-
-
-def summary(steps: Sequence[Step]) -> Metrics:
-    """Seconds a step, pairs a second, the share of time that is spent waiting for data, and the most memory in GB."""
-    if not steps:
-        return {}
-    duration_s = sum(step.duration_s for step in steps)
-    return {
-        "step_s": duration_s / len(steps),
-        "pairs_per_second": sum(step.num_pairs for step in steps) / duration_s,
-        "waiting_share": sum(step.waited_s for step in steps) / duration_s,
-        "memory_gb": steps[-1].memory_bytes / 1e9,
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most that has been in use so far: of the GPU's memory, or by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def snapshot(
     rank: int, trial: Trial, network: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
 ) -> Snapshot | None:
@@ -380,7 +274,7 @@ def validate(network: DualEncoder, trial: Trial, split: StoredSplit, epoch: int,
     embeddings = embed(network, trial, "", split)
     keep(epoch + 1, embeddings)
     relevant = retrieval.relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
-    metrics = retrieval.evaluate(embeddings.scores(), relevant, METRICS)
+    metrics = retrieval.evaluate(embeddings.scores(), relevant, retrieval.METRICS)
     audio_PD = torch.from_numpy(embeddings.audio_AD[relevant.clip_P])
     text_PD = torch.from_numpy(embeddings.text_QD[relevant.query_P])
     clips_P: Tensor = torch.from_numpy(relevant.clip_P)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import dacite
-import torch
 
 from data.errors import UserError
 from data.exclusions import exclusions_fingerprint
@@ -21,13 +20,33 @@ from trainables.schedule import Plateau, Schedule
 TRAINING_VERSION = 2
 """Part of every signature: raise it with a change after which the same config trains to another result."""
 
+TRIAL_FILE = "trial.json"
+"""The config beside a trained model, and among a run's artifacts."""
+
 Precision = Literal["float32", "bfloat16"]
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fastest_precision() -> Precision:
-    """bfloat16 where this machine multiplies matrices in it, float32 elsewhere."""
+    """Return bfloat16 where this machine multiplies matrices in it, float32 elsewhere."""
+    import torch
+
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return fastest_cpu_precision()
+
+
+def fastest_cpu_precision() -> Precision:
+    """Return bfloat16 where this machine's processor multiplies matrices in it, float32 elsewhere.
+
+    Linux lists what the processor has, which is quicker to read than torch is to import.
+    """
+    if CPU_INFO.exists():
+        flags = set(CPU_INFO.read_text(encoding="utf-8").split())
+        return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else "float32"
+    import torch
+
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 
@@ -151,6 +170,14 @@ def from_json(value: dict[str, Any]) -> Trial:
         return dacite.from_dict(Trial, settings, dacite.Config(strict=True, cast=[tuple]))
     except (dacite.DaciteError, KeyError) as error:
         raise UserError(f"not a trial: {error}") from error
+
+
+def load_trial(folder: Path) -> Trial:
+    """The config beside a model. Raises UserError where there is none."""
+    try:
+        return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is absent)") from None
 
 
 def signature(trial: Trial, store: Location, weights: Path | None = None) -> str:

@@ -29,7 +29,8 @@ from trainables import lease as leases
 from trainables import recipes
 from trainables import trial as trials
 from trainables.checkpoint import Snapshot
-from trainables.train import Metrics, train
+from trainables.timing import Metrics
+from trainables.train import train
 from trainables.trial import Trial
 
 SIZES = synthetic.Config(development=200, validation=20, evaluation=20)
@@ -83,9 +84,10 @@ def work(rank: int, trial: Trial, store: Path, folder: Path, ranks: int) -> None
 def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:
     """Train on Ray Train's workers."""
     from trainables.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
-    from trainables.ray_adapter import Site, fit
+    from trainables.ray_adapter import fit
     from trainables.resources import Resources
     from trainables.runs import Runs
+    from trainables.session import Site
 
     ledger, runs = create_ledger(folder), Runs.of(folder)
     lease = leases.acquire(runs, trials.signature(trial, str(store)))
@@ -105,8 +107,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
     arguments = parser.parse_args()
-    from data.prepare import start_ray
-    from trainables.ray_adapter import CPU_ALLOCATOR
+    from data.parallel import start_ray
+    from trainables.session import CPU_ALLOCATOR
 
     os.environ |= CPU_ALLOCATOR  # what Ray's workers get, for the plain ranks
     say(f"{machine()}, torch {torch.__version__}, {arguments.ranks} ranks of one thread")

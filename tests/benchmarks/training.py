@@ -34,13 +34,14 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from data.batches import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
-from trainables.embed import CLIPS_PER_BATCH, QUERIES_PER_BATCH
+from trainables.embedding import CLIPS_PER_BATCH, QUERIES_PER_BATCH
 from trainables.encoders.audio import passt
-from trainables.encoders.audio.passt import PasstEncoder
 from trainables.encoders.text import Tokens, huggingface
-from trainables.frontend import LogMel
 from trainables.loss import nt_xent
 from trainables.model import DualEncoder
+from trainables.networks import huggingface as networks
+from trainables.networks.log_mel import LogMel
+from trainables.networks.passt import PasstEncoder, network
 
 PASST_N = replace(passt.VARIANTS["N"], pretrained=False)
 BERT_BASE = huggingface.VARIANTS["bert-base"]
@@ -169,7 +170,7 @@ def build_network(layers: int) -> DualEncoder:
             nn.init.normal_(parameter)  # large enough to matter when results are compared
     dropout = {"hidden_dropout_prob": BERT_BASE.dropout, "attention_probs_dropout_prob": BERT_BASE.dropout}
     bert = BertModel(BertConfig(num_hidden_layers=layers, **dropout), add_pooling_layer=False)
-    text = huggingface.HuggingFaceEncoder(BERT_BASE, bert, build_tokenizer())
+    text = networks.HuggingFaceEncoder(BERT_BASE, bert, build_tokenizer())
     return DualEncoder(audio, text, EMBEDDING_SIZE, temperature=0.01)
 
 
@@ -190,7 +191,7 @@ class PublishedPasst(nn.Module):
 
     def __init__(self, ours: PasstEncoder) -> None:
         super().__init__()
-        net = passt.network(ours.config)
+        net = network(ours.config)
         published.first_RUN = False  # of its first pass it prints every shape
         net.blocks = net.blocks[: len(ours.net.blocks)]
         net.head = net.head_dist = nn.Identity()

@@ -21,7 +21,9 @@ from data.splits import Splits
 from data.waveform import decode_file
 from ensemble import export, exported, recordings
 from trainables import checkpoint, model
-from trainables.embed import embed, embed_audio, embed_files, embed_text, read_embeddings
+from trainables import trial as trials
+from trainables.embedding import embed, embed_audio, embed_files, embed_text
+from trainables.embeddings import read_embeddings
 from trainables.ledger import open_ledger
 from trainables.runs import Runs
 
@@ -81,7 +83,7 @@ def sounds(tmp_path_factory):
 def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
     """As decoded, resampled, rounded and cut by data/prepare.py: the same vectors to the last bit."""
     folder = next((runs / "models").iterdir())
-    network, trial = checkpoint.load_model(folder), checkpoint.load_trial(folder)
+    network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
     split = open_split(tone_store, "folder/test")
     stored = embed(network, trial, "", split)
     paths = [Path(tones) / clip_id.removeprefix("folder/test/") for clip_id in split.clip_ids]
@@ -93,7 +95,7 @@ def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
 
 def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
     folder = next((runs / "models").iterdir())
-    network, trial = checkpoint.load_model(folder), checkpoint.load_trial(folder)
+    network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
     path = sounds / "below" / "[wind].ogg"
     found = list(load_files([path], trial.audio.segment_s, 2.0, 4, lambda path, why: None))
     assert found[0].segments_per_clip.tolist() == [2]
@@ -161,7 +163,7 @@ def write_ensemble(path, signatures):
 
 def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
     """A member that hears a second doesn't notice that a file is torn later on."""
-    trial = checkpoint.load_trial(runs / "models" / f"{0:016x}")
+    trial = trials.load_trial(runs / "models" / f"{0:016x}")
     for signature, longest_s in (("a" * 16, 1.0), ("b" * 16, 30.0)):
         save(tmp_path, replace(trial, longest_audio_s=longest_s), signature)
     paths = [sounds / "torn.wav", sounds / "below" / "rain.flac"]

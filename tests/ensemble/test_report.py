@@ -33,9 +33,9 @@ from ensemble.events import log_event
 from ensemble.leaf import costs
 from ensemble.plots import draw_crossed
 from sweeps import spaces
-from trainables import checkpoint, recipes, retrieval, tracking
+from trainables import checkpoint, recipes, retrieval
 from trainables import trial as trials
-from trainables.embed import Embeddings, write_embeddings
+from trainables.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
 from trainables.ledger import Ledger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -72,7 +72,7 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
     lines = read_csv(out / "report.csv")
     expected = set()
     for signature in ledger.sweep("first").signatures:
-        found = ledger.embeddings(ledger.finished(signature), tracking.TEST_FILE)
+        found = ledger.embeddings(ledger.finished(signature), TEST_FILE)
         relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
         values = retrieval.evaluate(found.scores(), relevant, ["map10", "r1"])
         expected.add((f"{100 * values['map10']:.2f}", f"{100 * values['r1']:.2f}"))
@@ -156,7 +156,7 @@ class Sweep:
                 client.log_metric(run_id, name, value + 0.01 * trial.seed, step=epoch)
         folder = Path(self.ledger.client.get_run(run_id).info.artifact_uri.removeprefix("file://"))
         write_json(folder / checkpoint.TRIAL_FILE, trials.to_json(trial))
-        for which, file in (("validation", tracking.VALIDATION_FILE), ("test", tracking.TEST_FILE)):
+        for which, file in (("validation", VALIDATION_FILE), ("test", TEST_FILE)):
             own = self.embeddings(signature, which)
             self.embedded[signature, which] = own
             (folder / "embeddings").mkdir(exist_ok=True)

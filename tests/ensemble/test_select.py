@@ -13,8 +13,8 @@ import pytest
 
 from data.errors import UserError
 from ensemble import epochs, pool
-from trainables import retrieval, tracking
-from trainables.embed import read_embeddings
+from trainables import retrieval
+from trainables.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
 from trainables.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
@@ -130,8 +130,8 @@ def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, run_comman
 def test_trials_whose_splits_differ_are_refused(selected):
     ledger = open_ledger(selected[0])
     first, second, *_ = pool.find_candidates(ledger, [ledger.sweep("first")])
-    reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
-    other = ledger.embeddings(second.run, tracking.TEST_FILE)
+    reference = ledger.embeddings(first.run, VALIDATION_FILE)
+    other = ledger.embeddings(second.run, TEST_FILE)
     with pytest.raises(UserError, match="differ in their splits"):
         pool.aligned_scores(other, reference, second, first)
 
@@ -139,7 +139,7 @@ def test_trials_whose_splits_differ_are_refused(selected):
 def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
     ledger = open_ledger(selected[0])
     first = pool.find_candidates(ledger, [ledger.sweep("first")])[0]
-    reference = ledger.embeddings(first.run, tracking.VALIDATION_FILE)
+    reference = ledger.embeddings(first.run, VALIDATION_FILE)
     rng = np.random.default_rng(0)
     rows, columns = rng.permutation(len(reference.queries)), rng.permutation(len(reference.clip_ids))
     shuffled = replace(

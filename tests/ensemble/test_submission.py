@@ -26,7 +26,7 @@ from ensemble.submission import main
 from ensemble.systems import embed_member, fused, kept, read_system
 from sweeps.spaces import from_scratch
 from trainables import checkpoint, model
-from trainables.embed import read_embeddings, write_embeddings
+from trainables.embeddings import read_embeddings, write_embeddings
 from trainables.ledger import create_ledger, open_ledger
 from trainables.runs import Runs
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from data.schema import FORMAT_VERSION
-from trainables import checkpoint
+from trainables import trial as trials
 from trainables.ledger import open_ledger
 from trainables.runs import Runs
 
@@ -64,7 +64,7 @@ def test_a_trials_artifacts_hold_its_config_and_its_embeddings_of_both_splits(sw
             assert (embeddings.split, len(embeddings.clip_ids)) == (split, 6)
         kept = json.loads(Path(ledger.client.download_artifacts(run.info.run_id, "trial.json")).read_text())
         assert kept["train"] == ["folder/train"]
-        assert checkpoint.load_trial(swept[0] / "models" / run.data.tags["signature"])
+        assert trials.load_trial(swept[0] / "models" / run.data.tags["signature"])
 
 
 def test_a_finished_trial_is_not_run_again_by_another_sweep(swept, run_command, space_file, tone_store):

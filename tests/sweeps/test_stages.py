@@ -10,7 +10,7 @@ from ray import tune
 
 from sweeps.searcher import SEARCHER_ENVIRONMENT, StagesSearcher
 from sweeps.stages import Job, Queue, Room
-from trainables.ray_adapter import nodes as cluster_nodes
+from trainables.cluster import nodes as cluster_nodes
 from trainables.resources import Bundle
 
 CPU = (Bundle(1),)

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from data.errors import UserError
 from trainables.encoders.audio import cnn14
-from trainables.encoders.audio.cnn14 import VARIANTS, Cnn14Encoder, Config
+from trainables.encoders.audio.cnn14 import VARIANTS, Config
+from trainables.networks.cnn14 import Cnn14Encoder
 
 SMALL = replace(VARIANTS["audioset"], pretrained=False, channels=(4, 6, 8, 8, 10, 12), segment_s=2.0)
 

@@ -17,7 +17,8 @@ from data.schema import Query, Split
 from data.shards import StoredSplit, open_split
 from trainables import embed as embedding
 from trainables import model, retrieval
-from trainables.embed import Embeddings, embed, read_embeddings, write_embeddings
+from trainables.embedding import embed
+from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.model import DualEncoder
 
 

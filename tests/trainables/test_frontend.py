@@ -10,8 +10,9 @@ from hear21passt.models.preprocess import AugmentMelSTFT
 from torch import Tensor
 
 from data.errors import UserError
-from trainables import frontend
-from trainables.frontend import Config, LogMel, mask_stripes
+from trainables.frontend import Config
+from trainables.networks import log_mel as frontend
+from trainables.networks.log_mel import LogMel, mask_stripes
 
 NO_MASKS = torch.zeros(5, 4)
 MASKED = frontend.NORMALISE_SHIFT / frontend.NORMALISE_SCALE  # what a masked entry is after normalising

@@ -13,7 +13,9 @@ from torch import Tensor
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders.audio import passt
-from trainables.encoders.audio.passt import VARIANTS, Config, PasstEncoder
+from trainables.encoders.audio.passt import VARIANTS, Config
+from trainables.networks import passt as networks
+from trainables.networks.passt import PasstEncoder
 
 SHAPES = {
     name: replace(VARIANTS[name], arch=None, pretrained=False, width=48, depth=1, heads=3) for name in ("N", "S", "S15")
@@ -43,7 +45,7 @@ def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | 
 
     What it draws from the global generator (which columns are dropped, then which rows) are `generator`'s next numbers.
     """
-    net = passt.network(encoder.config).train(encoder.training)
+    net = networks.network(encoder.config).train(encoder.training)
     net.load_state_dict(encoder.net.state_dict(), strict=False)  # but for the heads
     with (
         warnings.catch_warnings(action="ignore"),
@@ -58,7 +60,7 @@ def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | 
 @pytest.fixture(params=["plain", "fused"])
 def attention(request, monkeypatch) -> None:
     """Both forms, on a CPU."""
-    monkeypatch.setattr(passt, "FUSED_ON", ("cpu",) if request.param == "fused" else ())
+    monkeypatch.setattr(networks, "FUSED_ON", ("cpu",) if request.param == "fused" else ())
 
 
 @pytest.mark.usefixtures("attention")

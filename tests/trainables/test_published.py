@@ -24,6 +24,7 @@ from trainables.encoders import published
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
 from trainables.loss import nt_xent
+from trainables.networks.passt import PasstEncoder
 from trainables.trial import described
 
 CNN14 = "Cnn14_mAP=0.431.pth"
@@ -65,7 +66,7 @@ def build(name: str, weights: Path | None) -> Any:
 
 def weights_of(encoder: Any) -> dict[str, Tensor]:
     """Under their released names."""
-    state: dict[str, Tensor] = (encoder.net if isinstance(encoder, passt.PasstEncoder) else encoder).state_dict()
+    state: dict[str, Tensor] = (encoder.net if isinstance(encoder, PasstEncoder) else encoder).state_dict()
     return state
 
 

@@ -8,12 +8,13 @@ import pytest
 import ray
 
 from data.errors import UserError
-from data.prepare import start_ray
+from data.parallel import start_ray
 from data.splits import Splits
 from sweeps.spaces import own_space
-from trainables import checkpoint, ray_adapter, trial
 from trainables import lease as leases
-from trainables.embed import read_embeddings
+from trainables import ray_adapter, trial
+from trainables import trial as trials
+from trainables.embeddings import read_embeddings
 from trainables.ledger import create_ledger
 from trainables.resources import Resources
 from trainables.runs import Runs
@@ -54,7 +55,7 @@ def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone
     np.testing.assert_allclose(together.audio_AD, alone.audio_AD, atol=1e-4)
     np.testing.assert_allclose(together.text_QD, alone.text_QD, atol=1e-4)
     assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
-    assert checkpoint.load_trial(folder) == without_dropout
+    assert trials.load_trial(folder) == without_dropout
 
 
 def test_a_training_that_is_asked_for_again_goes_on_where_it_was(cluster, without_dropout, tone_store, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from data.errors import UserError
-from trainables.ray_adapter import could_be
+from trainables.cluster import could_be
 from trainables.resources import Bundle, Resources, Wish, places, require_room, share_out
 
 

@@ -8,8 +8,8 @@ from mlflow.exceptions import MlflowException
 
 from trainables import tracking
 from trainables.ledger import create_ledger
+from trainables.timing import Step
 from trainables.tracking import Log
-from trainables.train import Step
 
 TRIALS, EPOCHS = 100, 5
 
@@ -87,5 +87,5 @@ def test_storage_that_fails_is_tried_again():
             raise OSError("no space left on device")
         return "written"
 
-    assert tracking.patiently(write) == "written"
+    assert tracking.with_retries(write) == "written"
     assert len(tries) == 3

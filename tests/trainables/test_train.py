@@ -18,6 +18,7 @@ from data.schema import SAMPLE_RATE_HZ
 from data.shards import open_split
 from data.waveform import SHORTEST_LAST_SEGMENT_S
 from trainables import checkpoint, model
+from trainables import trial as trials
 from trainables.checkpoint import (
     BEST_FILE,
     MODEL_FILE,
@@ -28,10 +29,13 @@ from trainables.checkpoint import (
     Weights,
     load_model,
 )
-from trainables.embed import embed
+from trainables.embedding import embed
 from trainables.encoders.audio import cnn14
+from trainables.execution import Execution
+from trainables.retrieval import METRICS
 from trainables.schedule import Plateau, Schedule
-from trainables.train import METRICS, Execution, Metrics, seed_step, train
+from trainables.timing import Metrics
+from trainables.train import seed_step, train
 from trainables.trial import Trial
 
 STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
@@ -355,7 +359,7 @@ def test_a_checkpoint_holds_no_pickles(run):
 def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store, tmp_path):
     checkpoint.save_model(tmp_path, long_trial, run.network.text, checkpoint.weights_of(run.network))
     assert {path.name for path in tmp_path.iterdir()} == {TRIAL_FILE, MODEL_FILE, "tokenizer.json"}
-    assert checkpoint.load_trial(tmp_path) == long_trial
+    assert trials.load_trial(tmp_path) == long_trial
     split = open_split(store, "synthetic/evaluation")
     expected, loaded = (embed(network, long_trial, "", split) for network in (run.network, load_model(tmp_path)))
     assert np.array_equal(loaded.audio_AD, expected.audio_AD)

@@ -16,9 +16,10 @@ from data.shards import open_split
 from trainables import model
 from trainables.checkpoint import MODEL_FILE
 from trainables.encoders.audio import passt
+from trainables.execution import Execution
 from trainables.loss import gather, nt_xent
 from trainables.schedule import Plateau
-from trainables.train import Execution, backward, seed_step, train
+from trainables.train import backward, seed_step, train
 from trainables.trial import Trial
 
 GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"

@@ -1,18 +1,21 @@
 """Published checkpoints: found or downloaded, read without running their code, and refused if they don't fit."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import pickle
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 NAMED_IN_ERRORS = 3
 """How many of each kind of difference an error names."""
@@ -40,6 +43,8 @@ def locate(url: str, weights: Path | None) -> Path:
         if not (weights / name).is_file():
             raise UserError(f"{weights} holds no file {name!r}: download it from {url} into that directory")
         return weights / name
+    import torch
+
     path = Path(torch.hub.get_dir(), "checkpoints", name)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +72,8 @@ def sha256_of_version(path: Path, num_bytes: int, changed_ns: int) -> str:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The weights in a file of torch's: a state dict, or one under 'model'. Raises UserError for any other."""
+    import torch
+
     try:
         with torch.serialization.safe_globals(NUMPY):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -74,7 +81,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is torn, or no checkpoint ({error}): download it again") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no weights: it must be a dict of tensors by name")
     return dict(state)
 

@@ -6,10 +6,13 @@
 forward pass in training, for estimates; None where they aren't known.
 """
 
-from typing import Protocol
+from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 class AudioEncoder(Protocol):

@@ -8,14 +8,15 @@ nothing depends on the other segments of a batch, and ranks and micro-batches do
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables import frontend
 from trainables.encoders import operations
+
+if TYPE_CHECKING:
+    from trainables.networks.cnn import CnnEncoder
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 
 def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
-    """The encoder with random weights."""
+    """Return the encoder with random weights."""
+    from trainables.networks.cnn import CnnEncoder
+
     return CnnEncoder(config)
 
 
@@ -86,41 +89,3 @@ def flops(config: Config) -> float:
             total += operations.convolution(channels, width, (3, 3), positions)
         before = width
     return total
-
-
-class CnnEncoder(nn.Module):
-    """Segments -> the maximum plus the mean over time of the last stage's features."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.width = config.channels[-1] * config.final_bands
-        self.front_end = frontend.LogMel(config.front_end)
-        padding = (config.stem_kernel - config.stem_stride + 1) // 2
-        stem = nn.Conv2d(1, config.stem_channels, config.stem_kernel, config.stem_stride, padding, bias=False)
-        layers: list[nn.Module] = [stem, nn.GroupNorm(1, config.stem_channels), nn.ReLU()]
-        widths = [config.stem_channels, *config.channels]
-        for stage, (before, width, count) in enumerate(zip(widths, config.channels, config.convolutions, strict=False)):
-            layers += [nn.AvgPool2d(2)] if stage else []
-            layers += [convolution(before if index == 0 else width, width) for index in range(count)]
-        self.layers = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(config.dropout)
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
-
-    def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """[S, N] samples -> [S, width]."""
-        log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
-        features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
-        features_SCT = features_SCMT.flatten(1, 2)
-        features_SW: Tensor = self.dropout(features_SCT.amax(dim=-1) + features_SCT.mean(dim=-1))
-        return features_SW
-
-
-def convolution(channels_in: int, channels_out: int) -> nn.Module:
-    """3 x 3 convolution, normalisation, ReLU."""
-    layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())

@@ -6,13 +6,16 @@ return an `nn.Module` that is a `TextEncoder`. `flops(config, num_tokens)` gives
 forward pass of one caption that is padded to so many tokens, for estimates; None where they aren't known.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Tokens:
     ids: Tensor
     mask: Tensor  # 1 for a token, 0 for padding
 
-    def to(self, device: torch.device) -> "Tokens":
+    def to(self, device: torch.device) -> Tokens:
         """The same tokens on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device))
 

@@ -1,0 +1,1 @@
+"""The networks behind the encoders' configs: torch modules, imported where one is built."""

@@ -1,0 +1,104 @@
+"""The network of CNN14 (Kong et al. 2020), with the names of the released checkpoint's weights.
+
+Shapes: S segments, N samples, M mel bands, T frames, C channels, W width.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchaudio.functional import melscale_fbanks
+
+from data.schema import SAMPLE_RATE_HZ
+from trainables.encoders.audio.cnn14 import (
+    CHANNELS,
+    FMAX_HZ,
+    FMIN_HZ,
+    HOP_SAMPLES,
+    NUM_MELS,
+    SMALLEST_POWER,
+    WINDOW_SAMPLES,
+    Config,
+)
+from trainables.networks import log_mel
+
+
+class Cnn14Encoder(nn.Module):
+    """Segments -> the maximum plus the mean over time of the last block's features, through a linear layer and ReLU."""
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.channels[-1]
+        self.register_buffer("window", torch.hann_window(WINDOW_SAMPLES), persistent=False)
+        num_bins = WINDOW_SAMPLES // 2 + 1
+        bank = melscale_fbanks(num_bins, FMIN_HZ, FMAX_HZ, NUM_MELS, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney")
+        self.register_buffer("bank", bank.T.contiguous(), persistent=False)
+        self.bn0 = nn.BatchNorm2d(NUM_MELS)
+        for number, (before, after) in enumerate(zip((1, *config.channels), config.channels, strict=False), start=1):
+            self.add_module(f"conv_block{number}", ConvBlock(before, after))
+        self.fc1 = nn.Linear(self.width, self.width)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return [self.get_submodule(f"conv_block{number}") for number in range(1, len(self.config.channels) + 1)]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation; frozen statistics stay as in evaluation."""
+        super().train(mode)
+        if self.config.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+        """[S, N] samples -> [S, W]; nothing is drawn from `generator`."""
+        config = self.config
+        log_mel_SMT = self.bn0(log_mel.in_blocks(segments_SN, self.log_mel).unsqueeze(2)).squeeze(2)
+        if self.training:
+            log_mel_SMT = log_mel.mask_stripes(log_mel_SMT, 1, config.mask_mels, mask_draws[:, :2])
+            log_mel_SMT = log_mel.mask_stripes(log_mel_SMT, 2, config.mask_frames, mask_draws[:, 2:])
+        features_SCTM = log_mel_SMT.mT.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        for number, block in enumerate(self.blocks):
+            features_SCTM = block(features_SCTM)
+            if number < len(CHANNELS) - 1:
+                features_SCTM = functional.avg_pool2d(features_SCTM, 2)
+            features_SCTM = functional.dropout(features_SCTM, config.block_dropout, self.training)
+        features_SCT = features_SCTM.mean(dim=3)
+        features_SC = features_SCT.amax(dim=2) + features_SCT.mean(dim=2)
+        features_SW: Tensor = self.fc1(functional.dropout(features_SC, config.dropout, self.training))
+        return features_SW.relu()
+
+    def log_mel(self, segments_SN: Tensor) -> Tensor:
+        """The mel spectrogram [S, M, T] in decibels."""
+        spectrum = torch.stft(
+            segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        return 10 * (self.bank @ power).clamp(min=SMALLEST_POWER).log10()
+
+
+class ConvBlock(nn.Module):
+    """Two 3 x 3 convolutions, each with BatchNorm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        for layer in (self.conv1, self.conv2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, features_SCTM: Tensor) -> Tensor:
+        """[S, channels_in, T, M] -> [S, channels_out, T, M]."""
+        features_SCTM = functional.relu_(self.bn1(self.conv1(features_SCTM)))
+        return functional.relu_(self.bn2(self.conv2(features_SCTM)))

@@ -1,0 +1,110 @@
+"""A text model of Hugging Face's transformers as a text encoder.
+
+Shapes: B captions, L tokens, W width.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from data.errors import UserError
+from trainables.encoders import published
+from trainables.encoders.text import Tokens, huggingface
+from trainables.encoders.text.huggingface import Config
+
+
+def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
+    """The published model and its tokenizer, from the directory `weights` if given; `captions` aren't needed.
+
+    Raises UserError where the model is absent, torn, or has other weights than its config.json says.
+    """
+    place = huggingface.source(config, weights)
+    revision = None if Path(place).is_dir() else config.revision or huggingface.newest_commit(config.model)
+    try:
+        shape = AutoConfig.from_pretrained(place, revision=revision)
+        set_dropout(shape, config.dropout)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        model, differences = AutoModel.from_pretrained(
+            place,
+            config=shape,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with what else differs
+        )
+    except Exception as error:  # torn files raise what the parsers of JSON, safetensors and tokenizers happen to
+        raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
+    published.refuse_differences(
+        place,
+        missing=of_body(model, differences["missing_keys"]),
+        unexpected=of_body(model, differences["unexpected_keys"]),
+        misshapen=[
+            f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in differences["mismatched_keys"]
+        ],
+    )
+    return HuggingFaceEncoder(config, model, tokenizer)
+
+
+def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
+    """A model of the same shape without its weights, and the tokenizer, from a folder that `save_tokenizer` wrote."""
+    shape = AutoConfig.from_pretrained(folder)
+    return HuggingFaceEncoder(
+        config, AutoModel.from_config(shape, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
+    )
+
+
+def set_dropout(shape: Any, dropout: float) -> None:
+    """Set each dropout rate that the architecture has: they are called otherwise in each, but all by that word."""
+    for name, value in shape.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float):
+            setattr(shape, name, dropout)
+
+
+def of_body(model: Any, names: Collection[str]) -> list[str]:
+    """The names that belong to the embeddings and layers: a checkpoint's heads aren't used, nor is the pooler."""
+    parts = {name for name, _ in model.named_children()} - {"pooler"}
+    stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
+    return sorted(name for name, stem in stems.items() if stem in parts)
+
+
+class HuggingFaceEncoder(nn.Module):
+    """Captions -> the output for the first token, or the mean over all of a caption's."""
+
+    def __init__(self, config: Config, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.config = config
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # it isn't used, and would have no gradient
+        self.model = model
+        self.tokenizer = tokenizer
+        self.width: int = model.config.hidden_size
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes: each architecture has one list of them."""
+        layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
+        return list(layers)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Captions as token ids, cut to `max_tokens` and padded to the longest."""
+        encoded = self.tokenizer(
+            list(captions), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
+        )
+        return Tokens(encoded["input_ids"], encoded["attention_mask"])
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, width]."""
+        states_BLW: Tensor = self.model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
+        if self.config.pooling == "first":
+            return states_BLW[:, 0]
+        mask_BL1 = tokens.mask.unsqueeze(2).to(states_BLW.dtype)
+        return (states_BLW * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write what `restore` needs."""
+        self.tokenizer.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)

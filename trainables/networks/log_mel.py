@@ -1,0 +1,106 @@
+"""Log-mel spectrograms as PaSST computes them (hear21passt 0.0.26, `AugmentMelSTFT`), which other encoders share.
+
+Differences from hear21passt: the filter bank of evaluation is built once, what training draws comes from generators
+that are passed in, and nothing is printed.
+
+Shapes: S segments, N samples, M mel bands, T frames.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from data.schema import SAMPLE_RATE_HZ
+from trainables.frontend import Config
+
+PRE_EMPHASIS = 0.97
+LOG_OFFSET = 1e-5
+NORMALISE_SHIFT, NORMALISE_SCALE = 4.5, 5.0
+"""Approximate mean and standard deviation of AudioSet's log-mel spectrograms, from hear21passt."""
+
+CPU_BLOCK = 4
+"""Segments that a CPU transforms at a time: their spectra stay in its cache, which halves the time (measured)."""
+
+
+class LogMel(nn.Module):
+    """Samples [S, N] -> normalised log-mel spectrograms [S, M, T]."""
+
+    window: Tensor
+    bank: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        window = torch.hann_window(config.window_samples, periodic=False)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("bank", self.filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
+
+    def filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
+        """Kaldi's triangular mel filters [M, fft_samples / 2 + 1]."""
+        config = self.config
+        bank, _ = get_mel_banks(
+            config.num_mels,
+            config.fft_samples,
+            SAMPLE_RATE_HZ,
+            fmin_hz,
+            fmax_hz,
+            vtln_low=100.0,
+            vtln_high=-500.0,
+            vtln_warp_factor=1.0,
+        )
+        return nn.functional.pad(bank, (0, 1))  # Kaldi leaves out the Nyquist bin
+
+    def jittered_bank(self, generator: torch.Generator) -> Tensor:
+        """A filter bank whose limits are drawn anew: one a global batch."""
+        config = self.config
+        low, high = (
+            int(torch.randint(max(1, span), (1,), generator=generator))
+            for span in (config.fmin_jitter_hz, config.fmax_jitter_hz)
+        )
+        return self.filter_bank(config.fmin_hz + low, config.fmax_hz + config.fmax_jitter_hz // 2 - high).to(self.bank)
+
+    def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+        """The spectrograms; in training with jittered filters and masked bands and frames."""
+        config = self.config
+        bank = self.jittered_bank(generator) if self.training else self.bank
+        log_mel_SMT = in_blocks(segments_SN, lambda segments: self.log_mel(segments, bank))
+        if self.training:
+            log_mel_SMT = mask_stripes(log_mel_SMT, 1, config.mask_mels, mask_draws[:, :2])
+            log_mel_SMT = mask_stripes(log_mel_SMT, 2, config.mask_frames, mask_draws[:, 2:])
+        return (log_mel_SMT + NORMALISE_SHIFT) / NORMALISE_SCALE
+
+    def log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
+        """The logarithm of the mel spectrogram [S, M, T], neither masked nor normalised."""
+        emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
+        spectrum = torch.stft(
+            emphasised,
+            self.config.fft_samples,
+            hop_length=self.config.hop_samples,
+            win_length=self.config.window_samples,
+            window=self.window,
+            return_complex=True,
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (bank @ power + LOG_OFFSET).log()
+
+
+def in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `transform` makes of segments, in float32 also under autocast; a CPU is given a few of them at a time."""
+    block = len(segments_SN) if segments_SN.is_cuda else CPU_BLOCK
+    with torch.autocast(segments_SN.device.type, enabled=False):
+        return torch.cat([transform(segments) for segments in segments_SN.split(max(1, block))])
+
+
+def mask_stripes(log_mel_SMT: Tensor, dim: int, widest: int, draws_S2: Tensor) -> Tensor:
+    """SpecAugment (Park et al. 2019): in each segment, zeros in one stripe across `dim` of up to `widest` entries.
+
+    `draws_S2` holds the stripe's width and place as uniform numbers on [0, 1).
+    """
+    size = log_mel_SMT.shape[dim]
+    width_S = (draws_S2[:, 0] * min(widest, size)).floor()
+    start_S = (draws_S2[:, 1] * (size - width_S)).floor()
+    position = torch.arange(size, device=log_mel_SMT.device)
+    stripe = (position >= start_S[:, None]) & (position < (start_S + width_S)[:, None])
+    return log_mel_SMT.masked_fill(stripe.unsqueeze(3 - dim), 0.0)

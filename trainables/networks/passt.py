@@ -1,0 +1,119 @@
+"""PaSST's network: hear21passt's parameters with a forward pass of our own.
+
+hear21passt's own forward pass prints, warns about shorter input and draws the dropped patches from the global
+generator; `PasstEncoder.forward` computes the same from the same parameters.
+
+Shapes: S segments, N samples, M mel bands, T frames, P patches, L tokens, D width, H heads, E entries of a head.
+"""
+
+import contextlib
+import io
+from typing import Any
+
+import torch
+from hear21passt.models.passt import PaSST, get_model
+from torch import Tensor, nn
+
+from trainables.encoders.audio.passt import Config
+from trainables.networks.log_mel import LogMel
+
+FUSED_ON = ("cuda",)
+"""Devices whose attention is torch's scaled_dot_product_attention.
+
+On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
+and backward, float32, one thread).
+"""
+
+
+def network(config: Config) -> Any:
+    """hear21passt's model with random weights."""
+    size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
+    with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
+        if config.arch is None:
+            return PaSST(
+                img_size=(config.front_end.num_mels, config.num_frames),
+                patch_size=config.patch,
+                stride=config.stride,
+                embed_dim=config.width,
+                depth=config.depth,
+                num_heads=config.heads,
+                distilled=True,
+                **size,
+            )
+        return get_model(
+            config.arch,
+            pretrained=False,
+            fstride=config.stride[0],
+            tstride=config.stride[1],
+            input_fdim=config.front_end.num_mels,
+            input_tdim=config.num_frames,
+            **size,
+        )
+
+
+class PasstEncoder(nn.Module):
+    """Segments -> the mean of PaSST's class and distillation tokens."""
+
+    def __init__(self, config: Config, net: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.width: int = net.embed_dim
+        self.front_end = LogMel(config.front_end)
+        net.head = net.head_dist = nn.Identity()  # the classifiers: no parameter without a gradient
+        for block in net.blocks:
+            block.attn = Attention(block.attn)
+        self.net = net
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return list(self.net.blocks)
+
+    def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+        """[S, N] samples -> [S, width]; in training, `generator` draws the patches that are dropped."""
+        net: Any = self.net
+        log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
+        patches_SDFT = net.patch_embed.proj(log_mel_SMT.unsqueeze(1))
+        patches_SDFT = patches_SDFT + net.time_new_pos_embed[..., : patches_SDFT.shape[-1]] + net.freq_new_pos_embed
+        if self.training:
+            patches_SDFT = drop(patches_SDFT, 3, self.config.patchout_time, generator)
+            patches_SDFT = drop(patches_SDFT, 2, self.config.patchout_frequency, generator)
+        patches_SPD = patches_SDFT.flatten(2).transpose(1, 2)
+        added = zip((net.cls_token, net.dist_token), net.new_pos_embed.split(1, dim=1), strict=True)
+        tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in added]
+        tokens_SLD = torch.cat([*tokens_S1D, patches_SPD], dim=1)
+        sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
+        return sequence[:, :2].mean(dim=1)
+
+
+class Attention(nn.Module):
+    """Self-attention with the parameters of hear21passt's, whose names it keeps; neither drops any of it."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.heads: int = theirs.num_heads
+        self.qkv, self.proj = theirs.qkv, theirs.proj
+
+    def forward(self, tokens_SLD: Tensor) -> Tensor:
+        """[S, L, D] -> [S, L, D]."""
+        query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attend = nn.functional.scaled_dot_product_attention if tokens_SLD.device.type in FUSED_ON else plain_attention
+        mixed_SHLE: Tensor = attend(query_SHLE, key_SHLE, value_SHLE)
+        mixed_SLD: Tensor = self.proj(mixed_SHLE.transpose(1, 2).flatten(2))
+        return mixed_SLD
+
+
+def plain_attention(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
+    """Attention in the plain form, for H heads of E entries: [S, H, L, E]."""
+    scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
+    mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
+    return mixed_SHLE
+
+
+def drop(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
+    """Structured patchout: the patches without `count` rows or columns, the same ones in the whole batch."""
+    if count == 0:
+        return patches_SDFT
+    size = patches_SDFT.shape[dim]
+    kept = torch.randperm(size, generator=generator)[: size - count].sort().values
+    return patches_SDFT.index_select(dim, kept.to(patches_SDFT.device))

@@ -1,0 +1,80 @@
+"""The small transformer of `trainables.encoders.text.transformer`, and how its vocabulary is learned.
+
+Shapes: B captions, L tokens, W width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+from trainables.encoders.text import Tokens
+from trainables.encoders.text.transformer import Config
+
+TOKENIZER_FILE = "tokenizer.json"
+PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+
+def build(config: Config, captions: Sequence[str]) -> "TransformerEncoder":
+    """The encoder with random weights, and a vocabulary learned from normalised `captions`."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Left to itself, the trainer numbers the letters inside words in the order of a hash map, anew in each process, and
+    # breaks ties between pieces by these numbers. Special tokens are numbered as given.
+    inner = sorted({f"##{letter}" for caption in captions for word in caption.split() for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocabulary, special_tokens=[PADDING, UNKNOWN, FIRST, LAST, *inner], show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ends = [(FIRST, tokenizer.token_to_id(FIRST)), (LAST, tokenizer.token_to_id(LAST))]
+    tokenizer.post_processor = processors.TemplateProcessing(f"{FIRST} $A {LAST}", special_tokens=ends)
+    tokenizer.enable_truncation(config.max_tokens)
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PADDING), pad_token=PADDING)
+    return TransformerEncoder(config, tokenizer)
+
+
+def restore(config: Config, folder: Path) -> "TransformerEncoder":
+    """An encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
+    return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+
+
+class TransformerEncoder(nn.Module):
+    """Captions -> the output for the first token."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.width = config.width
+        self.words = nn.Embedding(tokenizer.get_vocab_size(), config.width)
+        self.positions = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        for table in (self.words.weight, self.positions):
+            nn.init.normal_(table, std=0.02)  # as BERT does
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers in which nearly all of the time goes."""
+        return list(self.layers.layers)
+
+    def tokenize(self, captions: Sequence[str]) -> Tokens:
+        """Captions as token ids, cut to `max_tokens` and padded to the longest."""
+        encoded = self.tokenizer.encode_batch(list(captions))
+        return Tokens(torch.tensor([one.ids for one in encoded]), torch.tensor([one.attention_mask for one in encoded]))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[B, width]."""
+        states_BLW: Tensor = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
+        states_BLW = self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)
+        return states_BLW[:, 0]
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write what `restore` needs."""
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
