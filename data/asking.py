@@ -10,7 +10,7 @@ from data.chat import Model, UnansweredError
 from data.errors import UserError
 from data.journal import Journal
 from data.progress import ProgressLine
-from data.questions import Answered, Budget, Request, is_done, to_line
+from data.questions import INTERRUPTED, Answered, Budget, Request, is_done, to_line
 
 logger = logging.getLogger("chorale.paraphrase")
 
@@ -19,8 +19,6 @@ GIVE_UP_AFTER = 16
 
 SAID = 20
 """Requests that weren't answered told one by one."""
-
-INTERRUPTED = "interrupted; the same command goes on"
 
 
 @dataclass

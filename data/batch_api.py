@@ -35,9 +35,8 @@ Entry = dict[str, str]
 """'model' and 'instruction'; 'batch', its id, '' until the server has told it; 'state', 'open' or 'collected'."""
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-MOST_REQUESTS = 50_000
 MOST_BYTES = 190 * 2**20
-"""Of one batch: OpenAI takes 50,000 requests and 200 MB."""
+"""Of one batch: OpenAI takes 200 MB."""
 
 AT_A_TIME = 1000
 """Answers that are written and synced together."""

@@ -21,20 +21,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
-from data import answers, chat, commands, corpora, grammar, prices, shards
+from data import answers, commands, corpora, grammar, prices, shards
 from data.answers import CHECKS, MARKED
-from data.asking import INTERRUPTED, Progress, Run
-from data.batch_api import MOST_REQUESTS, BatchRun, open_batches
 from data.captions import caption_hash, normalise
 from data.errors import UserError, positive
 from data.journal import Journal, alone
 from data.prices import Price
-from data.questions import Answered, Budget, Captions, expected_tokens, is_done, journal_of
+from data.questions import INTERRUPTED, MOST_REQUESTS, Answered, Budget, Captions, expected_tokens, is_done, journal_of
 from data.review import Row, write_page
 from data.schema import Paraphrase
 from data.shards import StoredSplit, open_split
 from data.storage import Store
+
+if TYPE_CHECKING:
+    from data.chat import Model
 
 logger = logging.getLogger("chorale.paraphrase")
 
@@ -117,6 +119,8 @@ def paraphrase_command(arguments: argparse.Namespace) -> int:
         if arguments.batch:
             stopped = ask_in_batches(arguments, captions, journal, answered, budget)
         else:
+            from data.asking import Progress, Run
+
             refuse_open(captions)
             model = grammar_or_server(arguments, by_rules)
             total = sum(1 for _ in captions.distinct())
@@ -149,8 +153,10 @@ def refuse_ignored(arguments: argparse.Namespace, by_rules: bool) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {why}; leave it out")
 
 
-def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> chat.Model:
-    """What is asked, a request at a time."""
+def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> "Model":
+    """Return what is asked, a request at a time."""
+    from data import chat  # the client of a server takes half a second to import
+
     if by_rules:
         return chat.Grammar()
     concurrency = arguments.concurrency or DEFAULT_CONCURRENCY
@@ -159,6 +165,8 @@ def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> chat.Mod
 
 def refuse_open(captions: Captions) -> None:
     """Raise UserError while a batch is about the same captions: each would be paid for twice."""
+    from data.batch_api import open_batches
+
     if files := open_batches(captions):
         batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
         raise UserError(
@@ -171,6 +179,9 @@ def ask_in_batches(
     arguments: argparse.Namespace, captions: Captions, journal: Journal, answered: Answered, budget: Budget
 ) -> str:
     """Ask through the Batch API; why not all was asked, '' if it was."""
+    from data import chat
+    from data.batch_api import BatchRun
+
     timeout_s = arguments.timeout or DEFAULT_TIMEOUT_S
     client = chat.connect(arguments.base_url, timeout_s, chat.LimitedClient(chat.Slots(1), timeout_s))
     run = BatchRun(

@@ -15,6 +15,11 @@ from data.journal import Line, line_at, lines
 from data.prices import BATCH_SHARE, Price
 from data.shards import StoredSplit
 
+MOST_REQUESTS = 50_000
+"""Of one batch: what OpenAI takes."""
+
+INTERRUPTED = "interrupted; the same command goes on"
+
 INSTRUCTION = (
     "I will give a description of an audio recording and tags associated with the audio recording. Generate {number} "
     "audio captions describing the sound event. Each audio caption should be one sentence with less than 20 words. Use "

@@ -1,12 +1,11 @@
 """The ensembles that were chosen from the trials of a report, and what they come to."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError, unknown_name
 from ensemble import figures, matrices, paper
@@ -15,6 +14,9 @@ from ensemble.matrices import Matrices
 from ensemble.pool import Which
 from ensemble.survey import Judged, Row
 from trainables.ledger import Ledger, Sweep
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 SHOWN = ("metric", "method", "sizes", "likeness")
 """Of an ensemble, what its part of the page is made of."""
@@ -49,6 +51,8 @@ def ensembles_of(
 
     Also what is wrong with those that can't be shown.
     """
+    from mlflow.exceptions import MlflowException
+
     by_signature = {row.candidate.signature: row for row in judged.rows}
     found: dict[tuple[Any, ...], Chosen] = {}
     problems = []

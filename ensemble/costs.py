@@ -7,12 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from data.errors import UserError
 from ensemble.pool import Candidate
-from trainables.checkpoint import load_model
 from trainables.runs import Runs
 
 SENTENCE = "a dog barks in the distance while rain falls on a tin roof"
@@ -55,6 +51,9 @@ def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 def parameters_of(folder: Path) -> float:
     """How many numbers a model's weights are."""
+    import torch
+    from safetensors import safe_open
+
     total = 0
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
@@ -62,13 +61,17 @@ def parameters_of(folder: Path) -> float:
     return float(total)
 
 
-@torch.inference_mode()
 def latency_ms(folder: Path) -> float:
-    """The median time to embed one query."""
+    """Return the median time to embed one query, in ms."""
+    import torch
+
+    from trainables.checkpoint import load_model
+
     model = load_model(folder).eval()
     took = []
     for _ in range(REPEATS):
         began = time.perf_counter()
-        model.embed_text(model.text.tokenize([SENTENCE]))
+        with torch.inference_mode():
+            model.embed_text(model.text.tokenize([SENTENCE]))
         took.append(time.perf_counter() - began)
     return 1000 * statistics.median(took[1:])

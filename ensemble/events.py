@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param
-
 from trainables.ledger import Ledger
 
 KINDS = ("ensemble", "evaluation")
@@ -33,6 +31,8 @@ def log_event(
     tags |= {"mlflow.parentRunId": parent} if parent else {}
     run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=name).info.run_id
     now_ms = time.time_ns() // 1_000_000
+    from mlflow.entities import Metric, Param
+
     metrics = [Metric(key, value, now_ms, step) for key, value, step in values(ensemble)]
     params = [Param(key, str(ensemble[key])) for key in ("metric", "method", "fusion", "direction", "pool")]
     ledger.client.log_batch(run_id, params=params)

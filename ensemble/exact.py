@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.kernels import low_models, walk
 from ensemble.live import Live
 
 MOST_MODELS = 28
@@ -64,6 +63,8 @@ def searched(
     live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
     """The worth of all subsets over some queries, in as few bits as hold it."""
+    from ensemble.kernels import low_models, walk
+
     num_models, gains = target_PM.shape[1], live.gains
     low = int(low_models(num_models))
     dtype = np.dtype(np.int32 if gains.one * live.num_queries < 2**31 else np.int64)

@@ -14,6 +14,9 @@ from ensemble import exact
 from ensemble.greedy import Rules, Selection, select, subsets_by_cost
 from ensemble.live import Live
 
+MAX_ONE_BY_ONE = 8
+"""Members whose subsets are scored one after the other: 255 of them take a second on a pool of 5,000 queries."""
+
 MOST_EXACT = 16
 """Members whose subsets are all scored for Shapley values; of more, orders are drawn."""
 
@@ -42,7 +45,7 @@ def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
     counts = [selection.counts[model] for model in chosen]
     single_M = live.singles.sum(axis=1)
     if len(chosen) <= MOST_EXACT:
-        worth_S = exact.worth_of_subsets(live, chosen, counts=counts).astype(np.float64)
+        worth_S = worth_of_each_subset(live, chosen, counts).astype(np.float64)
         shapley_N = shapley(worth_S)
         without_N = [worth_S[(len(worth_S) - 1) ^ (1 << place)] for place in range(len(chosen))]
     else:
@@ -60,6 +63,23 @@ def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
         )
         for model, without, share in zip(chosen, without_N, shapley_N, strict=True)
     ]
+
+
+def worth_of_each_subset(live: Live, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
+    """Return what each subset of some members is worth [2**len(chosen)], each member with its count.
+
+    The loop that scores all subsets at once takes five seconds to compile after an installation, so it is left to those
+    who have many subsets to score.
+    """
+    if len(chosen) > MAX_ONE_BY_ONE:
+        return exact.worth_of_subsets(live, chosen, counts=counts)
+    worth_S = np.zeros(1 << len(chosen), np.int64)
+    for subset in range(1, len(worth_S)):
+        taken_M = np.zeros(live.num_models, np.int64)
+        for place, model in enumerate(chosen):
+            taken_M[model] = counts[place] * (subset >> place & 1)
+        worth_S[subset] = live.worth_of(taken_M.tolist()).sum()
+    return worth_S
 
 
 def worth_of(live: Live, models: Sequence[int], selection: Selection) -> int:

@@ -10,26 +10,27 @@ sphere, so that dot products are the weighted mean of the members' cosines.
 Shapes: A clips, Q sentences, D the size of all members' embeddings together.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.batches import load_files
 from data.errors import UserError
 from ensemble.format import read_ensemble
-from trainables import checkpoint
 from trainables import trial as trials
-from trainables.embedding import CLIPS_PER_BATCH, embed_audio, embed_text, fastest_device
-from trainables.model import DualEncoder
 from trainables.runs import Runs
 from trainables.trial import Trial
+
+if TYPE_CHECKING:
+    from trainables.model import DualEncoder
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Some clips' vectors, and which clips they are."""
@@ -61,7 +62,9 @@ class Models:
         return sum(member.trial.embedding_size for member in self.members)
 
     def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Sentences' vectors [Q, D]."""
+        """Return sentences' vectors [Q, D]."""
+        from trainables.embedding import embed_text
+
         return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
@@ -69,6 +72,9 @@ class Models:
 
         Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
         """
+        from data.batches import load_files
+        from trainables.embedding import CLIPS_PER_BATCH, embed_audio
+
         refused: dict[Path, str] = {}
         found: list[list[Rows]] = [[] for _ in self.members]
         for (segment_s, longest_s), places in self.places_by_cut().items():
@@ -103,6 +109,9 @@ def load(place: Path, runs: Runs | None = None) -> Models:
 
     Raises UserError where there is none, a member's model is gone, or the ensemble isn't a mean of scores.
     """
+    from trainables.checkpoint import load_model
+    from trainables.embedding import fastest_device
+
     path = place / ENSEMBLE_FILE if place.is_dir() else place
     ensemble = read_mean(path)
     entries = [entry for entry in ensemble["members"] if entry["weight"]]
@@ -111,7 +120,7 @@ def load(place: Path, runs: Runs | None = None) -> Models:
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             folder = folder_of(entry, path, runs, Path(scratch))
-            model = checkpoint.load_model(folder).to(fastest_device())
+            model = load_model(folder).to(fastest_device())
             members.append(Member(model, trials.load_trial(folder), entry["weight"] / whole))
     described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
     return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from trainables import encoders
@@ -162,7 +161,9 @@ def interval(mean: float, variance: float | None, freedom: int) -> tuple[float, 
     """A mean's t-interval; None where no freedom is left to tell its variance."""
     if variance is None:
         return None
-    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
+    from scipy.stats import t
+
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
     return mean - reach, mean + reach
 
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from ensemble.gains import Gains, gains
-from ensemble.kernels import rank, scan, step, worth_of_all
 from ensemble.matrices import Block, Matrices
 
 CHUNK_BYTES = 2**24
@@ -93,6 +92,8 @@ class Live:
 
     def ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
         """The rank of each pair's clip in an ensemble, exact up to k [P]."""
+        from ensemble.kernels import rank
+
         given = np.asarray(weights, np.float64)
         members = np.flatnonzero(given)
         rank_P = np.empty(len(self.query_P), np.int32)
@@ -107,6 +108,8 @@ class Live:
 
     def worth(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
         """What each query is worth [Q], at some ranks of its pairs."""
+        from ensemble.kernels import worth_of_all
+
         worth_Q: NDArray[np.int64] = worth_of_all(
             self.pair_first_Q, rank_P, self.gains.table, self.gains.factor_Q, self.gains.by_hit, self.gains.first_only
         )
@@ -143,6 +146,8 @@ class Growing:
 
     def worths(self) -> NDArray[np.int64]:
         """What the ensemble with each of the candidates would be worth [M]."""
+        from ensemble.kernels import step
+
         live, joined = self.live, np.array(self.history[self.num_summed :], np.int64)
         gains = live.gains
 
@@ -168,6 +173,8 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
 
     Raises UserError for scores that aren't finite.
     """
+    from ensemble.kernels import scan
+
     threads = threads or os.cpu_count() or 1
     relevant = pool.relevance
     order = np.argsort(relevant.query_P, kind="stable")

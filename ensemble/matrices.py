@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from numpy.typing import NDArray
 
 from data.errors import UserError, unknown_name
@@ -152,7 +151,9 @@ def z_norm(scores_QA: Scores) -> Scores:
 
 def rank_transform(scores_QA: Scores) -> Scores:
     """How many of the query's clips have a lower score, and half of those with the same: float32 holds halves."""
-    ranked: Scores = scipy.stats.rankdata(scores_QA, axis=1).astype(np.float32)
+    from scipy.stats import rankdata
+
+    ranked: Scores = rankdata(scores_QA, axis=1).astype(np.float32)
     return ranked
 
 

@@ -1,18 +1,20 @@
 """The page that explains an ensemble: one HTML file that needs nothing else, with plots as SVG."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from data.shards import appearing_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PAGE = Path(__file__).with_name("page.html")
 """The page's template."""
@@ -61,6 +63,8 @@ def percent(found: Mapping[str, Any], name: str) -> str:
 
 def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
     """A plot as SVG."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     draw(figure.subplots())
     file = io.StringIO()
@@ -71,6 +75,8 @@ def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
 
 def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
     """The metric against the number of members, with its intervals, on each split."""
+    from matplotlib.ticker import MaxNLocator
+
     for (split, points), colour in zip(sizes.items(), ("C0", "C1"), strict=False):
         steps = np.arange(1, len(points) + 1)
         axes.plot(

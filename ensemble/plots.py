@@ -1,17 +1,19 @@
 """The report's plots: Figure 2 of the paper, learning curves, what factors do, and two of them crossed."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from ensemble.factors import Crossed, Level
 from ensemble.page import HEIGHT
 from ensemble.survey import Band, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LINES = ("-", "--", ":", "-.")
 """Of shares of paraphrases, from none on."""
@@ -20,6 +22,8 @@ LINES = ("-", "--", ":", "-.")
 def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
     """A colour for each pair of encoders."""
     pairs = list(dict.fromkeys(pair_of(row) for row in rows))
+    import matplotlib
+
     palette = matplotlib.colormaps["tab10" if len(pairs) <= 10 else "tab20"]
     return {pair: palette(place % palette.N) for place, pair in enumerate(pairs)}
 
@@ -27,6 +31,13 @@ def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
 def pair_of(row: Row) -> str:
     """A trial's encoders."""
     return f"{row.key.audio}, {row.key.text}"
+
+
+def count_by_ones(axes: Axes) -> None:
+    """Label the x axis with whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[float]) -> None:
@@ -44,7 +55,7 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[f
     axes.set_title(title, fontsize=9, wrap=True)
     axes.set_xlabel("epoch of fine-tuning")
     axes.set_ylabel("validation loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_by_ones(axes)
     axes.legend(fontsize=8)
 
 
@@ -65,7 +76,7 @@ def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], met
             axes.plot([], [], LINES[place % len(LINES)], color="0.3", label=f"p {share:g}")
     axes.set_xlabel(f"epoch of {rows[0].trial.stage}")
     axes.set_ylabel({"map10": "mAP@10 on validation (%)", "train_loss": "training loss"}[metric])
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_by_ones(axes)
     axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
 
 

@@ -9,14 +9,15 @@ Where clips ask for captions, each clip is a group of its own.
 Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the embeddings.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from mlflow.entities import Run
 from numpy.typing import NDArray
 
 from data.errors import UserError
@@ -25,6 +26,9 @@ from ensemble.matrices import Matrices, Read
 from trainables.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.ledger import Ledger, Sweep
 from trainables.retrieval import Relevance, relevance
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 Which = Literal["validation", "test"]
 

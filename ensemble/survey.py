@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from mlflow.exceptions import MlflowException
 
 from data.errors import UserError
 from ensemble import factors, figures, paper
@@ -68,6 +67,8 @@ def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row],
 
     Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
     """
+    from mlflow.exceptions import MlflowException
+
     found, problems = [], []
     for candidate in candidates:
         assert candidate.run is not None
@@ -135,6 +136,8 @@ class Judged:
 
 def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
     """The rows with their figures on a split; one whose embeddings aren't there says why."""
+    from mlflow.exceptions import MlflowException
+
     there, reasons = [], {}
     for row in rows:
         assert row.candidate.run is not None

@@ -3,6 +3,8 @@
 Shapes: Q queries, A clips.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import tempfile
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 
 from data.errors import UserError, unknown_name
@@ -25,10 +26,7 @@ from ensemble.costs import parameters_of
 from ensemble.format import read_ensemble, require_version, weights_of
 from ensemble.matrices import Matrices
 from ensemble.pool import Candidate, aligned_scores
-from trainables import checkpoint
 from trainables import trial as trials
-from trainables.cluster import nodes
-from trainables.embedding import embed, fastest_device
 from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.ledger import Ledger
 from trainables.resources import Wish, share_out
@@ -112,9 +110,7 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> 
         except (OSError, SafetensorError) as error:
             raise UserError(f"{where}: its weights can't be read: {error}") from error
     if not parameters:
-        raise UserError(
-            f"{where} has no weights: {runs.at(f'models/{candidate.signature}')} lacks {checkpoint.MODEL_FILE}"
-        )
+        raise UserError(f"{where} has no weights: {runs.at(f'models/{candidate.signature}')} lacks {trials.MODEL_FILE}")
     return Member(candidate, weight, trial, int(parameters))
 
 
@@ -138,11 +134,16 @@ def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None
 
 def embed_member(runs: Runs, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
     """A member's embeddings of a split, on a GPU where this process has one."""
+    import torch
+
+    from trainables.checkpoint import load_model
+    from trainables.embedding import embed, fastest_device
+
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = runs.model(signature, Path(scratch) / "model")
         try:
-            network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
+            network, trial = load_model(folder), trials.load_trial(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
@@ -181,6 +182,8 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict
     logger.info("%d members, %d of them have embedded %s before", len(members), len(found), split.name)
     if not todo:
         return found
+    from trainables.cluster import nodes
+
     start_ray()
     each = share_out(nodes(), Wish(), trials=len(todo))
     work = [(runs, signature, split.store.location, split.name, each.threads) for signature in todo]

@@ -25,9 +25,8 @@ from data.shards import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
 from trainables.model import DualEncoder, restore
-from trainables.trial import TRIAL_FILE, Trial, load_trial
+from trainables.trial import MODEL_FILE, TRIAL_FILE, Trial, load_trial
 
-MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"
 PROGRESS_FILE = "progress.json"

@@ -27,9 +27,9 @@ from data import splits
 from data.commands import command
 from data.errors import UserError, positive
 from data.storage import Store
+from trainables import encoders, recipes
 from trainables import lease as leases
 from trainables import ledger as ledgers
-from trainables import recipes
 from trainables import resources as computing
 from trainables import trial as trials
 from trainables.encoders import families
@@ -118,6 +118,9 @@ def given(settings: dict[str, Any]) -> dict[str, Any]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train as the command line says, and return the exit status."""
+    recipes.recipe(arguments.recipe)  # what is unknown is refused before anything is imported that takes time
+    encoders.choose("audio", arguments.audio)
+    encoders.choose("text", arguments.text)
     from data.parallel import start_ray
     from data.prepare import prepare_if_absent
     from trainables.cluster import TRAIN_ENVIRONMENT, nodes

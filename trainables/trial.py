@@ -20,8 +20,8 @@ from trainables.schedule import Plateau, Schedule
 TRAINING_VERSION = 2
 """Part of every signature: raise it with a change after which the same config trains to another result."""
 
-TRIAL_FILE = "trial.json"
-"""The config beside a trained model, and among a run's artifacts."""
+TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
+"""Of a trained model: its config, which is among its run's artifacts, too, and its weights."""
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -32,7 +32,6 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from data import download as fetching
 from data.corpora._recordings import of_file
 from data.errors import UserError
 from data.schema import Query, SetAside, SourceClip, Split
@@ -218,6 +217,8 @@ def sources(metadata: Iterable[Row]) -> frozenset[str]:
 
 def download(target: Path) -> None:
     """Fetch Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
+    from data import download as fetching
+
     fetching.fetch(CLOTHO_URL, CLOTHO_MD5, target)
     fetching.fetch(CHALLENGE_URL, CHALLENGE_MD5, target)
     for split in ROLES.values():

@@ -26,7 +26,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data import download as fetching
 from data.archives import members
 from data.corpora._recordings import Recording, files_below, of_file, of_member
 from data.errors import UserError
@@ -186,4 +185,6 @@ def source_of(subset: str, stem: str) -> str:
 
 def download(target: Path) -> None:
     """Fetch all of WavCaps from the Hugging Face hub: 770 GB."""
+    from data import download as fetching
+
     fetching.dataset("cvssp/WavCaps", target)
