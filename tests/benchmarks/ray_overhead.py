@@ -87,13 +87,13 @@ def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epo
     from trainables.ray_adapter import fit
     from trainables.resources import Resources
     from trainables.runs import Runs
-    from trainables.session import Site
+    from trainables.session import Site, Work
 
     ledger, runs = create_ledger(folder), Runs.of(folder)
     lease = leases.acquire(runs, trials.signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     site = Site(str(store), runs, ledger.tracking_uri)
-    fit(trial, lease, None, run_id, site, Resources(workers=ranks, cpus_per_worker=0.9))
+    fit(Work(trial, lease, None, run_id, site, Resources(workers=ranks, cpus_per_worker=0.9)))
     history = ledger.client.get_metric_history(run_id, "step_s")
     return [
         Epoch(metric.timestamp / 1000, metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))

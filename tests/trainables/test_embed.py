@@ -15,8 +15,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.schema import Query, Split
 from data.shards import StoredSplit, open_split
-from trainables import embed as embedding
-from trainables import model, retrieval
+from trainables import embedding, model, retrieval
 from trainables.embedding import embed
 from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.model import DualEncoder

@@ -1,4 +1,4 @@
-"""Training through Ray Train: two workers, and a training that goes on from its last checkpoint."""
+"""Training through Ray Train: the same as in this process, on one worker or two, and from the last checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.parallel import start_ray
@@ -18,8 +19,12 @@ from trainables.embeddings import read_embeddings
 from trainables.ledger import create_ledger
 from trainables.resources import Resources
 from trainables.runs import Runs
+from trainables.session import Site, Work, train_here
+from trainables.trial import MODEL_FILE
 
 pytestmark = pytest.mark.cluster
+
+TRAINED = ("map10", "train_loss", "validation_loss", "epoch")
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +44,27 @@ def without_dropout(space_file):
 
 
 def fitted(one_trial, store, runs, workers):
-    """The best epoch's metrics, the embeddings of the validation split, and the model, after training on `workers`."""
+    """The best epoch's metrics, the embeddings of the validation split, and the model, after training on `workers`.
+
+    With 0 of them it is trained in this process.
+    """
     ledger, place = create_ledger(runs), Runs.of(runs)
     lease = leases.acquire(place, trial.signature(one_trial, store))
     run_id = ledger.claim(one_trial, lease.signature, None)
-    site = ray_adapter.Site(store, place, ledger.tracking_uri)
-    metrics = ray_adapter.fit(one_trial, lease, None, run_id, site, Resources(workers=workers, cpus_per_worker=0.9))
+    resources = Resources(workers=workers or 1, cpus_per_worker=0.9)
+    work = Work(one_trial, lease, None, run_id, Site(store, place, ledger.tracking_uri), resources)
+    metrics = ray_adapter.fit(work) if workers else train_here(work, lambda metrics: None)
     path = ledger.client.download_artifacts(run_id, "embeddings/validation.arrow")
     return metrics, read_embeddings(Path(path)), runs / "models" / lease.signature
+
+
+def test_a_worker_trains_what_this_process_trains(cluster, without_dropout, tone_store, tmp_path):
+    """Both ways with dropout and paraphrases' draws as they are: the same weights to the last bit."""
+    here, _, folder = fitted(without_dropout, tone_store, tmp_path / "here", workers=0)
+    there, _, other = fitted(without_dropout, tone_store, tmp_path / "there", workers=1)
+    assert {name: here[name] for name in TRAINED} == {name: there[name] for name in TRAINED}
+    expected, got = (load_file(path / MODEL_FILE) for path in (folder, other))
+    assert all((got[name] == tensor).all() for name, tensor in expected.items())
 
 
 def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone_store, tmp_path):
@@ -72,6 +90,6 @@ def test_a_store_that_has_changed_since_is_refused(cluster, without_dropout, ton
     lease = leases.acquire(place, "0123456789abcdef")
     ledger = create_ledger(place)
     run_id = ledger.claim(without_dropout, lease.signature, None)
-    site = ray_adapter.Site(tone_store, place, ledger.tracking_uri)
-    with pytest.raises(UserError, match=r"have changed since cnn:custom .* give the command again"):
-        ray_adapter.fit(without_dropout, lease, None, run_id, site, Resources())
+    site = Site(tone_store, place, ledger.tracking_uri)
+    with pytest.raises(UserError, match=r"have changed since cnn:custom .* run the command again"):
+        ray_adapter.fit(Work(without_dropout, lease, None, run_id, site, Resources()))
