@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.table import Table
 
 from data.exclusions import excluded, pairs_of
 from data.schema import SAMPLE_RATE_HZ
 from data.shards import open_split
 from data.storage import Location, Store
 from data.waveform import count_segments
+from sweeps.layout import Column, Sheet
 from trainables import encoders
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
@@ -98,22 +98,22 @@ def unknown_encoders(trial: Trial) -> dict[str, Any]:
     return {kind: getattr(trial, kind) for kind, count in known.items() if count is None}
 
 
-def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> Table:
-    """A table of a sweep's trials: what shares a pretraining, what is finished already, and GPU hours.
+def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> Sheet:
+    """Return a table of a sweep's trials: what shares a pretraining, what is finished already, and GPU hours.
 
     `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
     """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     tuned = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
-    table = Table(box=None)
-    for heading in ("trial", "stage", "pretraining", "state", "GPU hours", "signature"):
-        table.add_column(heading, justify="right" if heading == "GPU hours" else "left", no_wrap=True)
+    headings = ("trial", "stage", "pretraining", "state", "GPU hours", "signature")
+    columns = [Column(heading, is_figure=heading == "GPU hours") for heading in headings]
+    rows = []
     for signature, trial in trials.items():
         others = tuned[trial.pretraining] - 1 if trial.pretraining else 0
         shared = f"shared with {others}" if others else f"for {tuned[trial]}" if tuned[trial] else ""
         state = "finished" if signature in finished else "to run"
-        table.add_row(trial.name, trial.stage, shared, state, hours(seconds(trial, store, gpu)), signature)
-    return table
+        rows.append((trial.name, trial.stage, shared, state, hours(seconds(trial, store, gpu)), signature))
+    return Sheet("", columns, rows)
 
 
 def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> str:

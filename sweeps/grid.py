@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
-from rich.table import Table
 
 from data.commands import command
 from data.errors import UserError, positive
@@ -30,6 +29,7 @@ from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
 from data.storage import Location, Store
 from sweeps import retraining
+from sweeps.layout import Column, Sheet, show
 from sweeps.progress import Display, Line, status, table
 from sweeps.retraining import From, Member
 from sweeps.spaces import check, named, space, with_seeds
@@ -105,13 +105,16 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
         else:
             rows.append((best_metrics(ledger.client, run.info.run_id), trial.name, signature))
     rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
-    shown = Table(title="Finished trials, on the validation split", title_justify="left", box=None)
-    for heading in ("trial", "best epoch", *COLUMNS.values(), "signature"):
-        shown.add_column(heading, justify="left" if heading in ("trial", "signature") else "right", no_wrap=True)
+    columns = [
+        Column("trial", is_figure=False),
+        *(Column(heading) for heading in ("best epoch", *COLUMNS.values())),
+        Column("signature", is_figure=False),
+    ]
+    shown = []
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS]
-        shown.add_row(name, f"{metrics['best_epoch']:.0f}", *values, signature)
-    Console(width=max(160, Console().width)).print(shown)
+        shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
+    show(Console(), Sheet("Finished trials, on the validation split", columns, shown))
     for name in unfinished:
         say(f"not finished: {name}")
     return len(unfinished)
@@ -139,7 +142,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from sweeps import estimate
 
-        Console(width=max(160, Console().width)).print(estimate.report(stages, finished, store))
+        show(Console(), estimate.report(stages, finished, store))
         say(estimate.basis(stages, finished, store))
         return 0
 
@@ -325,9 +328,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     ledger = open_ledger(runs, arguments.tracking_uri)
     sweep = ledger.sweep(arguments.name)
     held = {signature: leases.holder(runs, signature) is not None for signature in sweep.signatures}
-    Console(width=max(160, Console().width)).print(
-        table(status(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
-    )
+    show(Console(), table(status(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, "))
     return 0
 
 

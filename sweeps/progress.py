@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
+from sweeps.layout import Column, Sheet
 from trainables.ledger import Ledger
 from trainables.tracking import STEP
 
@@ -57,20 +56,27 @@ class Line:
         self.left_s = metrics.get(f"{STEP}left_s", self.left_s)
 
 
-def table(lines: Sequence[Line], heading: str) -> Group:
-    """A count of all trials by state, and those that run or have come to no good end."""
+COLUMNS = (
+    Column("trial", is_figure=False),
+    Column("stage", is_figure=False),
+    Column("state", is_figure=False),
+    *(Column(heading) for heading in ("epoch", "loss", "best mAP@10", "pairs/s", "time left")),
+)
+
+
+def table(lines: Sequence[Line], heading: str) -> Sheet:
+    """Return a count of all trials by state, and those that run or did not finish."""
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
-    shown = Table(box=None)
-    for title in ("trial", "stage", "state", "epoch", "loss", "best mAP@10", "pairs/s", "time left"):
-        shown.add_column(title, justify="left" if title in ("trial", "stage", "state") else "right", no_wrap=True)
-    for line in lines:
-        if line.state in SHOWN:
-            shown.add_row(
-                line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", figure(line.loss, ".3f"),
-                figure(line.best_map10, ".4f"), figure(line.pairs_per_second, ".1f"), duration(line.left_s),
-            )  # fmt: skip
-    return Group(Text(f"{heading}{len(states)} trials: {counts}; about {duration(time_left(lines))} left"), shown)
+    rows = [
+        (
+            line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", figure(line.loss, ".3f"),
+            figure(line.best_map10, ".4f"), figure(line.pairs_per_second, ".1f"), duration(line.left_s),
+        )
+        for line in lines
+        if line.state in SHOWN
+    ]  # fmt: skip
+    return Sheet(f"{heading}{len(states)} trials: {counts}; about {duration(time_left(lines))} left", COLUMNS, rows)
 
 
 def figure(value: float | None, form: str) -> str:
@@ -155,7 +161,7 @@ class Display:
                 if line and line.state == "running":
                     line.update(run.data.metrics)
 
-    def view(self) -> Group:
+    def view(self) -> Sheet:
         """What the terminal shows."""
         return table(list(self.lines.values()), f"{duration(time.monotonic() - self.started)}, ")
 

@@ -1,11 +1,9 @@
 """What trials cost, by hand on a store of known size; and the table that says so."""
 
-import io
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
-from rich.console import Console
 
 from data import shards
 from data.corpora import synthetic
@@ -97,25 +95,21 @@ def test_every_trial_of_every_space_has_a_cost(store):
         assert all(seconds(trial, store) > 0 for trial in trials)
 
 
-def lines_of(table):
-    console = Console(file=io.StringIO(), width=200)
-    console.print(table)
-    return [line.rstrip() for line in console.file.getvalue().splitlines()]
-
-
 def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, trial):
     tuned = [recipes.paper_fine_tuning(trial, SPLITS, paraphrase_probability=share) for share in (0.0, 0.3, 0.5)]
     alone = recipes.baseline("cnn14:dcase2023", "huggingface:all-mpnet-base-v2", SPLITS, "bfloat16")
     stages = [{"aaaa": trial, "bbbb": alone}, dict(zip(("cccc", "dddd", "eeee"), tuned, strict=True))]
     weak = Gpu("slow one", tflops=1e-2, used=1.0)
-    heading, first, second, *rest = lines_of(report(stages, {"aaaa"}, store, weak))
-    assert heading.split() == ["trial", "stage", "pretraining", "state", "GPU", "hours", "signature"]
-    assert first.startswith(f" {trial.name} ")
-    assert "for 3" in first
-    assert first.split()[-3:] == ["finished", f"{seconds(trial, store, weak) / 3600:.2f}", "aaaa"]
-    assert second.startswith(f" {alone.name} ")
-    assert second.split()[-4:-2] == ["to", "run"]
-    assert all("fine-tuning" in line and "shared with 2" in line for line in rest)
+    sheet = report(stages, {"aaaa"}, store, weak)
+    assert [column.heading for column in sheet.columns] == [
+        "trial", "stage", "pretraining", "state", "GPU hours", "signature",
+    ]  # fmt: skip
+    first, second, *rest = sheet.rows
+    cost = f"{seconds(trial, store, weak) / 3600:.2f}"
+    assert first == (trial.name, "pretraining", "for 3", "finished", cost, "aaaa")
+    assert (second[0], second[3]) == (alone.name, "to run")
+    assert all(row[1:3] == ("fine-tuning", "shared with 2") for row in rest)
+    assert max(map(len, sheet.lines(80))) <= 80
     every = [trial, alone, *tuned]
     left, total = (sum(seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
     text = basis(stages, {"aaaa"}, store, weak)

@@ -1,11 +1,13 @@
-"""What a display prints where there is no terminal, and shows where there is one."""
+"""What a display prints where there is no terminal, and shows where there is one of any width."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
-from sweeps.progress import Display, Line, status, time_left
+from sweeps.layout import Column, Sheet, show
+from sweeps.progress import Display, Line, status, table, time_left
 from sweeps.spaces import Splits, demo
 from trainables.ledger import create_ledger
 
@@ -45,9 +47,9 @@ def test_without_a_terminal_each_epoch_is_a_line(make_display):
     assert lines[5:] == ["second: finished by another command"]
 
 
-def shown(renderable):
-    console = Console(file=io.StringIO(), width=160)
-    console.print(renderable)
+def shown(sheet, width=160, **settings):
+    console = Console(file=io.StringIO(), width=width, **settings)
+    show(console, sheet)
     return console.file.getvalue()
 
 
@@ -97,3 +99,70 @@ def test_status_tells_what_is_trained_from_what_was_interrupted(ledger):
         ("trained", "running"), ("interrupted", "interrupted"), ("finished", "finished"), ("stopped", "stopped"),
         ("waiting", "waiting"),
     ]  # fmt: skip
+
+
+# Tables in terminals of any width.
+
+LONGEST = "passt:tiny5 transformer:shallow rate 0.00028 frozen audio p 0.3 final epoch 3 seed 12"
+
+
+def busy_line(name="cnn:small5 transformer:small rate 0.0004 p 0.3 seed 0", state="running"):
+    return Line(
+        name, "fine-tuning", 16, state=state, epoch=10.25, loss=1.5, best_map10=0.1234, pairs_per_second=123.4,
+        left_s=36_001.0,
+    )  # fmt: skip
+
+
+FIGURES = ("fine-tuning", "10.25/16", "1.500", "0.1234", "123.4", "10:00:01")
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 200])
+@pytest.mark.parametrize("state", ["running", "failed", "stopped", "interrupted", "held by another command"])
+def test_no_figure_is_cut_and_no_line_is_longer_than_the_terminal(width, state):
+    lines = [busy_line(), busy_line(LONGEST, state)]
+    text = shown(table(lines, "1:23:45, "), width, force_terminal=True, color_system=None)
+    assert max(map(len, text.splitlines())) <= width
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    words = " ".join(text.split())
+    for line in lines:
+        assert line.name in words
+    assert state in words
+    for figure in FIGURES:
+        assert len(re.findall(rf"(?<!\S){re.escape(figure)}(?=[\s,]|$)", words)) >= 2, figure
+
+
+def test_in_80_columns_a_trial_takes_two_lines_with_its_figures_under_their_headings():
+    title, trial, heading, name, figures = shown(
+        table([busy_line()], ""), 80, force_terminal=True, color_system=None
+    ).splitlines()
+    assert title == "1 trials: 0 finished, 1 running; about 10:00:01 left"
+    assert (trial, name) == ("trial", busy_line().name)
+    for value, column in {"10.25/16": "epoch", "1.500": "loss", "123.4": "pairs/s", "10:00:01": "time left"}.items():
+        assert figures.index(value) + len(value) == heading.index(column) + len(column)
+
+
+def test_a_wide_terminal_has_a_trial_a_line():
+    lines = shown(table([busy_line(), busy_line()], ""), 160, force_terminal=True, color_system=None).splitlines()
+    assert len(lines) == 1 + 1 + 2
+    assert lines[1].split()[0] == "trial"
+
+
+def test_the_live_table_cuts_nothing_off_in_80_columns(ledger):
+    console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True, color_system=None, soft_wrap=True)
+    with Display({"a": busy_line(), "b": busy_line(LONGEST)}, console, ledger):
+        pass
+    frame = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", console.file.getvalue())
+    for figure in FIGURES:
+        assert frame.count(figure) >= 2
+    assert max(map(len, frame.replace("\r", "\n").splitlines())) <= 80
+
+
+def test_into_a_file_a_row_is_a_plain_line_with_tabs():
+    columns = [Column("trial", is_figure=False), Column("epoch"), Column("state", is_figure=False)]
+    text = shown(Sheet("Trials", columns, [(LONGEST, "1", "running"), ("short", "12", "")]), width=20)
+    assert text == f"Trials\ntrial\tepoch\tstate\n{LONGEST}\t1\trunning\nshort\t12\t\n"
+
+
+def test_without_rows_there_is_a_title_alone():
+    assert shown(Sheet("Trials", [Column("trial")], []), force_terminal=True, color_system=None) == "Trials\n"
+    assert shown(Sheet("Trials", [Column("trial")], [])) == "Trials\n"
