@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,12 @@ def log_outcome(
     """
     wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.heard]  # fmt: skip
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for split, name in wanted:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
+        client.log_metric(run_id, "embedding_s", time.monotonic() - began)
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         client.log_artifacts(run_id, str(folder))
         for _, name in wanted:

@@ -60,9 +60,9 @@ class Clock:
         return self.steps[-1]
 
     def epoch(self) -> Metrics:
-        """An epoch's steps, as metrics; the next ones are another epoch's."""
+        """Return the steps of an epoch as metrics, and the seconds they took; the next ones are another epoch's."""
         steps, self.steps = self.steps, []
-        return summary(steps)
+        return summary(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_time_for_a_checkpoint(self) -> bool:
         """Whether rank 0 says so."""

@@ -3,6 +3,7 @@
 Nothing here knows of Ray: `report` is what the caller wants to be told after each epoch, `watch` after each step.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
@@ -112,6 +113,7 @@ def train(
 
         took, metrics = clock.epoch(), Metrics()
         if rank == 0:
+            began = time.monotonic()
             metrics = validate(network, trial, validation, epoch, keep)
             if trial.final_epoch or metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
@@ -126,6 +128,7 @@ def train(
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "pairs_without_paraphrases": pairs.without_paraphrases,
                 **took,
+                "validation_s": time.monotonic() - began,
             }
         progress.validation_losses += (from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0

@@ -76,7 +76,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def without_times(metrics: Metrics) -> Metrics:
-    times = {"step_s", "pairs_per_second", "waiting_share", "memory_gb"}
+    times = {"step_s", "training_s", "validation_s", "pairs_per_second", "waiting_share", "memory_gb"}
     return {name: value for name, value in metrics.items() if name not in times}
 
 
