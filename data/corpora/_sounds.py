@@ -37,22 +37,41 @@ def _band(num_samples: int, low_hz: float, high_hz: float) -> Samples:
 def _noise(rng: Generator, duration_s: float, low_hz: float, high_hz: float) -> Wave:
     """Noise of unit power in a band; drawn as a spectrum, which saves a transform."""
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
-    gains = _band(num_samples, low_hz, high_hz)
+    length = _fast_length(num_samples)
+    gains = _band(length, low_hz, high_hz)
     spectrum = rng.standard_normal(2 * len(gains), dtype=np.float32).view(np.complex64) * gains
-    wave = np.fft.irfft(spectrum, num_samples)
+    wave = np.fft.irfft(spectrum, length)[:num_samples]
     return np.asarray(wave / wave.std(), np.float64)
 
 
 def _filtered(wave: Wave, low_hz: float, high_hz: float) -> Wave:
-    return np.fft.irfft(np.fft.rfft(wave) * _band(len(wave), low_hz, high_hz), len(wave))
+    length = _fast_length(len(wave))
+    return np.fft.irfft(np.fft.rfft(wave, length) * _band(length, low_hz, high_hz), length)[: len(wave)]
+
+
+def _fast_length(num_samples: int) -> int:
+    """Return the next of 8, 9, 10, 12 and 15 times a power of two, from `num_samples` on.
+
+    A Fourier transform of a length with large prime factors takes several times as long.
+    """
+    exponent = max(num_samples.bit_length() - 4, 0)
+    return min(
+        factor << power
+        for factor in (8, 9, 10, 12, 15)
+        for power in (exponent, exponent + 1)
+        if factor << power >= num_samples
+    )
 
 
 def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
     """A tone whose fundamental follows `freq_hz` [num_samples]; `levels` [num_harmonics] are its harmonics'."""
     phase = 2 * np.pi * np.cumsum(freq_hz) / SAMPLE_RATE_HZ
-    wave = np.zeros(len(phase))
-    for number, level in enumerate(levels, start=1):
-        wave += level * np.sin(number * phase)
+    last, sine, twice_cosine = np.zeros(len(phase)), np.sin(phase), 2 * np.cos(phase)
+    wave = levels[0] * sine
+    for level in levels[1:]:
+        # sin((n + 1) x) = 2 cos(x) sin(n x) - sin((n - 1) x) takes a tenth of the time of a sine.
+        last, sine = sine, twice_cosine * sine - last
+        wave += level * sine
     return wave
 
 

@@ -134,7 +134,7 @@ def over(event: Samples, background: Samples, rng: Generator) -> Samples:
 
 def synthetic_material(seed: int, num_held_out: int) -> Material:
     """Scenes of the synthetic corpus."""
-    sizes = synthetic.Config(development=NUM_OTHERS + NUM_COPIES, validation=num_held_out, evaluation=1)
+    sizes = synthetic.Config(NUM_OTHERS + NUM_COPIES, num_held_out, 1, min_duration_s=5.0, max_duration_s=30.0)
     others, held_out, _ = synthetic.read(None, seed, sizes)
     return Material(
         lambda number: (np.concatenate(list(held_out.clips[number].load())), frozenset()),

@@ -52,7 +52,7 @@ def cpu_s(function: Callable[[int], object], number: int) -> float:
 def write_recordings(folder: Path, number: int, duration_s: float) -> list[Path]:
     """WAV files as Clotho has them, mono at 44.1 kHz in 16 bits, of the synthetic corpus' scenes joined end to end."""
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = synthetic.Config(development=max(8, number), validation=1, evaluation=1)
+    sizes = synthetic.Config(max(8, number), 1, 1, min_duration_s=5.0, max_duration_s=30.0)
     clips = synthetic.read(None, 0, sizes)[0].clips
     paths = []
     for item in range(number):

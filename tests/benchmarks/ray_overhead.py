@@ -33,7 +33,7 @@ from trainables.timing import Metrics
 from trainables.train import train
 from trainables.trial import Trial
 
-SIZES = synthetic.Config(development=200, validation=20, evaluation=20)
+SIZES = synthetic.Config(200, 20, 20, min_duration_s=5.0, max_duration_s=30.0)
 SPLITS = Splits(
     "synthetic/development", "synthetic/validation", "synthetic/evaluation", pretrain=("synthetic/development",)
 )

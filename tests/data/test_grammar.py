@@ -95,7 +95,7 @@ def test_any_text_will_do(text):
 
 def test_the_synthetic_corpus():
     """Most of its captions have five other wordings."""
-    clips = synthetic.read(None)[1].clips
+    clips = synthetic.read(None, config=synthetic.Config(150, 50, 50, 5.0, 30.0))[1].clips
     counts = [len(grammar.paraphrases(caption, 5)) for clip in clips for caption in clip.captions]
     assert sum(count == 5 for count in counts) > 0.9 * len(counts)
     assert min(counts) > 0

@@ -15,7 +15,7 @@ from data.corpora._sounds import BACKGROUNDS, FOREGROUNDS
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Samples, SourceClip, Split
 
-SMALL = synthetic.Config(development=16, validation=4, evaluation=4, max_duration_s=10.0)
+SMALL = synthetic.Config(16, 4, 4, min_duration_s=5.0, max_duration_s=10.0)
 COUNT_WORDS = {"once": 1, "twice": 2, "two times": 2, "three times": 3}
 BAND_EDGES_HZ = np.geomspace(60, 16_000, 25)
 QUIET = 1e-4
@@ -111,9 +111,9 @@ def nearest(features: np.ndarray, centroids: dict[str, np.ndarray]) -> str:
 
 def test_splits_and_sizes(corpus: list[Split]) -> None:
     assert [(split.name, len(split.clips)) for split in corpus] == [
-        ("development", 150),
-        ("validation", 50),
-        ("evaluation", 50),
+        ("development", 300),
+        ("validation", 300),
+        ("evaluation", 400),
     ]
     assert set(synthetic.ROLES.values()) == {split.name for split in corpus}
     assert corpus[1].clips[7].clip_id == "synthetic/validation/00007.wav"
@@ -176,11 +176,21 @@ def test_samples_are_sound(rendered: list[tuple[SourceClip, Samples]]) -> None:
         assert 0.3 < np.abs(samples).max() <= 0.9
 
 
-def test_durations_are_within_bounds_and_mostly_short(corpus: list[Split]) -> None:
-    durations_s = [scene_of(clip).duration_s for split in corpus for clip in split.clips]
-    assert min(durations_s) >= 5.0
-    assert max(durations_s) <= 30.0
-    assert 8.0 < np.median(durations_s) < 12.0
+def durations_s(corpus: list[Split]) -> list[float]:
+    return [scene_of(clip).duration_s for split in corpus for clip in split.clips]
+
+
+def test_by_default_a_clip_fits_into_a_segment_of_the_demo(corpus: list[Split]) -> None:
+    assert min(durations_s(corpus)) >= 3.0
+    assert max(durations_s(corpus)) <= 5.0
+    assert 3.5 < np.median(durations_s(corpus)) < 4.5
+
+
+def test_longer_clips_are_within_bounds_and_mostly_short() -> None:
+    longer = synthetic.read(None, config=synthetic.Config(150, 50, 50, 5.0, 30.0))
+    assert min(durations_s(longer)) >= 5.0
+    assert max(durations_s(longer)) <= 30.0
+    assert 8.0 < np.median(durations_s(longer)) < 12.0
 
 
 def test_events_come_one_after_the_other_within_the_clip(corpus: list[Split]) -> None:
