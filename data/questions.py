@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -167,8 +168,10 @@ class Answered:
 
     @cached_property
     def file(self) -> BinaryIO:
-        """The journal, to read from."""
-        return self.captions.journal.open("rb")
+        """The journal, to read from; closed when nothing uses this object any more."""
+        file = self.captions.journal.open("rb")
+        weakref.finalize(self, file.close)
+        return file
 
     def texts(self, request: Request) -> list[str]:
         """The texts of a request's answers so far."""

@@ -1,29 +1,86 @@
-"""A small corpus of real audio files, prepared by the command, for the tests that run commands."""
+"""What tests share: ways to run commands, one Ray cluster, a small corpus of real audio files, and a finished sweep.
 
+Heavy packages are imported where they are used, so that tests are collected quickly.
+"""
+
+import contextlib
 import csv
+import importlib
+import io
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import numpy as np
-import pyarrow.fs
 import pytest
-import ray
-import requests
 import soundfile
 
 ROOT = Path(__file__).parents[1]
 RATE_HZ = 32_000
 
-hypothesis.settings.register_profile("any time", deadline=None)
-hypothesis.settings.load_profile("any time")
+# The same examples in every run, so that a run fails where the code was changed; more of them, and others in each run,
+# with HYPOTHESIS_PROFILE=all.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.register_profile("all", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+LEFT_OUT = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Run files and tests that are named in this process, and folders of them in two to four."""
+    named = all(".py" in word for word in config.args)
+    return 0 if named else max(2, min(4, os.cpu_count() or 1))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep tests that use the cluster in one process of pytest-xdist, and those of a file; leave slow ones out."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("cluster")
+        group = "cluster" if item.get_closest_marker("cluster") else item.path.relative_to(ROOT).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+    asked_for = "slow" in config.option.markexpr or any("::" in word for word in config.args)
+    left_out = [] if asked_for else [item for item in items if item.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take over what a process of pytest-xdist left out: each of them collects the same tests."""
+    if left_out := getattr(node, "workeroutput", {}).get("left_out"):
+        node.config.stash[LEFT_OUT] = left_out
+
+
+def pytest_sessionfinish(session):
+    """Tell the first process what this one left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, [])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Name the slow tests that were left out, and how to run them."""
+    if left_out := config.stash.get(LEFT_OUT, []):
+        terminalreporter.section(f"{len(left_out)} slow tests were left out")
+        for nodeid in left_out:
+            terminalreporter.line(nodeid)
+        terminalreporter.line("To run them: python -m pytest -m slow")
+
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIAKEY",
@@ -57,9 +114,11 @@ class ObjectStore:
 
 def start(log):
     """An object store, and Arrow's way to it with keys that may do anything."""
+    from pyarrow.fs import S3FileSystem
+
     server = ObjectStore(log)
     address = server.endpoint.removeprefix("http://")
-    filesystem = pyarrow.fs.S3FileSystem(
+    filesystem = S3FileSystem(
         access_key="k", secret_key="s", endpoint_override=address, scheme="http", allow_bucket_creation=True,
         allow_delayed_open=True,
     )  # fmt: skip
@@ -107,7 +166,41 @@ def run(*words, cwd=ROOT, timeout=600, **environment):
 
 @pytest.fixture(scope="session")
 def run_command():
+    """A function that runs a command in a process of its own, which takes seconds."""
     return run
+
+
+@dataclass
+class Called:
+    """What became of a command that ran in this process."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(command, *words):
+    """Run a command of the project in this process, by its `main`, with the warnings that a user would see."""
+    module = importlib.import_module(command.removesuffix(".py").replace("/", "."))
+    before, folder, out, err = dict(os.environ), Path.cwd(), io.StringIO(), io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            warnings.simplefilter("ignore")
+            status = module.main([str(word) for word in words])
+    finally:
+        os.chdir(folder)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+    if status == 130:  # the command has answered Ctrl-C, which was meant for the test run
+        raise KeyboardInterrupt
+    return Called(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def call_command():
+    """A function that runs a command in this process: nothing is started or imported anew."""
+    return call
 
 
 @pytest.fixture(scope="session")
@@ -133,27 +226,53 @@ def tones(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tone_store(tones, tmp_path_factory):
+def tone_store(cluster, tones, tmp_path_factory):
     """The tones in a store."""
     store = tmp_path_factory.mktemp("store")
-    prepared = run("data/prepare.py", "folder", "--source", tones, "--store", store)
+    prepared = call("data/prepare.py", "folder", "--source", tones, "--store", store)
     assert prepared.returncode == 0, prepared.stderr
     return store
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
-    """A cluster that commands join by RAY_ADDRESS, which is quicker than one for each."""
-    with warnings.catch_warnings():
+    """The cluster of the test run: this process is connected to it, others join it by RAY_ADDRESS.
+
+    Its workers have keys for `object_store`, as a real cluster's nodes have.
+    """
+    import ray
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        for name, value in KEYS.items():
+            patch.setenv(name, value)
         context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield context.address_info["gcs_address"]
-        ray.shutdown()
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
 
 
-@pytest.fixture
-def mlflow_server(tmp_path):
-    """A function that starts an MLflow server at an address that stays the same, and one that ends it."""
+@pytest.fixture(scope="session")
+def ray_processes():
+    """A function that finds processes of this run's clusters by a part of their command lines."""
+    import psutil
+
+    def find(title):
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory):
+    """A function that starts an MLflow server, or finds it running, at an address that stays; and one that ends it."""
+    import requests
+
+    folder = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,9 +280,9 @@ def mlflow_server(tmp_path):
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     places = [
         "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
+        f"sqlite:///{folder}/server.db",
         "--artifacts-destination",
-        str(tmp_path / "kept"),
+        str(folder / "kept"),
     ]
 
     def answers():
@@ -173,6 +292,8 @@ def mlflow_server(tmp_path):
             return False
 
     def start():
+        if running:
+            return uri
         environment = os.environ | {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "100",  # as in cluster.yaml
@@ -248,12 +369,32 @@ def space_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def swept(tone_store, space_file, tmp_path_factory):
-    """A finished sweep: the folder of runs, and what the command printed."""
+def swept(cluster, tone_store, space_file, tmp_path_factory):
+    """A finished sweep, made by the command in a process of its own: the folder of runs, and what was printed.
+
+    Tests share it and only read it; `own_runs` is for those that change it.
+    """
     runs = tmp_path_factory.mktemp("runs")
     done = run(
         "sweeps/grid.py", "--space", f"{space_file}:tiny", "--corpus", "folder",
-        "--store", tone_store, "--runs", runs, "--name", "first", "--keep-epochs",
+        "--store", tone_store, "--runs", runs, "--name", "first", "--keep-epochs", RAY_ADDRESS=cluster,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return runs, done
+
+
+def copy_of_runs(runs, to):
+    """Copy a folder of runs, whose ledger then says that its artifacts are in the copy."""
+    shutil.copytree(runs, to)
+    before, after = runs.as_uri(), to.as_uri()
+    database = to / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, after))
+    return to
+
+
+@pytest.fixture(scope="module")
+def own_runs(swept, tmp_path_factory):
+    """A copy of the finished sweep for the tests of a module, which may add to it."""
+    return copy_of_runs(swept[0], tmp_path_factory.mktemp("own") / "runs")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 
 from data import shards
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
@@ -23,9 +25,18 @@ def published(tmp_path_factory):
     """Clotho, AudioCaps and WavCaps as they are published, on a small scale: clotho_v2, audiocaps and wavcaps below."""
     if not (CORPORA / "build.py").exists():
         pytest.skip(f"{CORPORA} is absent: it builds the corpora as they are published")
-    out = tmp_path_factory.mktemp("published")
-    subprocess.run([sys.executable, CORPORA / "build.py", out, "--scale", "0.05"], check=True, capture_output=True)
-    return out
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        return build_corpora(tmp_path_factory.mktemp("published") / "built")
+    out = tmp_path_factory.getbasetemp().parent / "published"  # which all processes of the run share
+    with FileLock(f"{out}.lock"):
+        return out if out.exists() else build_corpora(out)
+
+
+def build_corpora(out):
+    """Build them in a folder that appears when it is complete."""
+    part = out.with_name(f"{out.name}.part")
+    subprocess.run([sys.executable, CORPORA / "build.py", part, "--scale", "0.05"], check=True, capture_output=True)
+    return part.rename(out)
 
 
 @pytest.fixture(scope="session")

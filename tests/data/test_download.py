@@ -114,18 +114,19 @@ def parts(folder):
 
 def start_child(statement, **environment):
     code = f"""
-import resource
+import resource, sys
 from pathlib import Path
+from data.commands import command
 from data.download import dataset, extract, fetch
-from data.errors import run_command
 
 def limit_files(num_bytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
-def main():
+@command
+def main(argv):
     {statement}
 
-run_command(main)
+sys.exit(main())
 """
     return subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}

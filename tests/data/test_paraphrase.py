@@ -74,20 +74,23 @@ def command(store, *arguments):
     ]
 
 
-def run(store, *arguments, status=0, key="", first=()):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    words = [sys.executable, "data/paraphrase.py", *map(str, first), "--store", str(store), *map(str, arguments)]
-    done = subprocess.run(
-        words if first else command(store, *arguments),
-        cwd=ROOT,
-        env=environment | ({"OPENAI_API_KEY": key} if key else {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+@pytest.fixture
+def run(call_command, monkeypatch):
+    """A function that runs the command in this process to an expected status: what it says."""
+    for name in list(os.environ):
+        if name.startswith("OPENAI_"):
+            monkeypatch.delenv(name)
+
+    def run_to(store, *arguments, status=0, key="", first=()):
+        words = first or ("test", "--split", "train")
+        with monkeypatch.context() as patch:
+            if key:
+                patch.setenv("OPENAI_API_KEY", key)
+            done = call_command("data/paraphrase.py", *words, "--store", store, *arguments)
+        assert done.returncode == status, done.stderr
+        return done.stderr
+
+    return run_to
 
 
 def table_of(store):
@@ -100,9 +103,12 @@ def journal_of(store):
     return [json.loads(line) for line in whole_lines(store)]
 
 
-def test_rules_need_no_server(store_of):
+def test_rules_need_no_server(store_of, run_command):
+    """In a process of its own, as a user runs it."""
     store = store_of(40)
-    said = run(store, "--model", "grammar")
+    done = run_command("data/paraphrase.py", "test", "--split", "train", "--store", store, "--model", "grammar")
+    assert done.returncode == 0
+    said = done.stderr
     rows = table_of(store)
     assert [len(row["variants"]) for row in rows] == [5] * 40
     assert {row["model"] for row in rows} == {"grammar"}
@@ -115,7 +121,7 @@ def test_rules_need_no_server(store_of):
     assert re.search(r"not a duplicate +100\.0 %", said)
 
 
-def test_a_server_is_asked_once_about_each_caption(store_of, chat_server):
+def test_a_server_is_asked_once_about_each_caption(store_of, chat_server, run):
     store, server = store_of(40), chat_server()
     run(store, "--model", "parrot", "--base-url", server.base_url)
     expected = table_of(store)
@@ -133,7 +139,7 @@ def test_a_server_is_asked_once_about_each_caption(store_of, chat_server):
     assert [row["variants"] for row in table_of(store)] == [row["variants"] for row in expected]
 
 
-def test_through_all_faults_to_the_table_of_an_undisturbed_run(store_of, chat_server):
+def test_through_all_faults_to_the_table_of_an_undisturbed_run(store_of, chat_server, run):
     calm = store_of(120)
     run(calm, "--model", "parrot", "--base-url", chat_server().base_url)
     expected = table_of(calm)
@@ -150,7 +156,7 @@ def test_through_all_faults_to_the_table_of_an_undisturbed_run(store_of, chat_se
 
 
 @pytest.mark.parametrize("fault", ["refused", "filtered"])
-def test_what_is_refused_for_good_is_listed(store_of, chat_server, fault):
+def test_what_is_refused_for_good_is_listed(store_of, chat_server, fault, run):
     store, server = store_of(10), chat_server(**{f"share_{fault}": 0.4}, tries=99)
     said = run(store, "--model", "parrot", "--base-url", server.base_url)
     there = {row["caption_hash"] for row in table_of(store)}
@@ -167,7 +173,7 @@ def test_what_is_refused_for_good_is_listed(store_of, chat_server, fault):
     assert server.log()["tries"] == tries, "refused captions are asked about no more"
 
 
-def test_too_few_sentences_are_asked_for_again_and_kept_together(store_of, chat_server):
+def test_too_few_sentences_are_asked_for_again_and_kept_together(store_of, chat_server, run):
     store, server = store_of(10), chat_server(share_few=1.0, tries=99)
     said = run(store, "--model", "parrot", "--base-url", server.base_url)
     assert set(server.log()["tries"].values()) == {3}
@@ -175,7 +181,7 @@ def test_too_few_sentences_are_asked_for_again_and_kept_together(store_of, chat_
     assert "1 of 5 paraphrases" in said
 
 
-def test_retry_after_is_waited_for(store_of, chat_server):
+def test_retry_after_is_waited_for(store_of, chat_server, run):
     """A lower bound on time: the server said so."""
     store, server = store_of(5), chat_server(share_429=1.0, retry_after=2)
     run(store, "--model", "parrot", "--base-url", server.base_url)
@@ -184,7 +190,7 @@ def test_retry_after_is_waited_for(store_of, chat_server):
     assert arrivals[5] - arrivals[0] >= 2
 
 
-def test_concurrency_adapts_to_rate_limits(store_of, chat_server):
+def test_concurrency_adapts_to_rate_limits(store_of, chat_server, run):
     store, server = store_of(200), chat_server(most_running=4, latency_s=0.05, retry_after="0.1")
     run(store, "--model", "parrot", "--base-url", server.base_url, "--concurrency", 64)
     log = server.log()
@@ -193,7 +199,7 @@ def test_concurrency_adapts_to_rate_limits(store_of, chat_server):
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_nothing_is_asked_again(store_of, chat_server, kills):
+def test_killed_at_any_moment_nothing_is_asked_again(store_of, chat_server, kills, run):
     number = 60 * kills
     calm = store_of(number)
     run(calm, "--model", "parrot", "--base-url", chat_server().base_url)
@@ -231,7 +237,7 @@ def whole_lines(store):
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def test_a_torn_last_line_is_removed(store_of, chat_server):
+def test_a_torn_last_line_is_removed(store_of, chat_server, run):
     store, server = store_of(10), chat_server()
     run(store, "--model", "parrot", "--base-url", server.base_url)
     expected = table_of(store)
@@ -242,7 +248,7 @@ def test_a_torn_last_line_is_removed(store_of, chat_server):
     assert sorted(server.log()["tries"].values()) == [1] * 9 + [2]
 
 
-def test_a_damaged_journal_is_named(store_of):
+def test_a_damaged_journal_is_named(store_of, run):
     store = store_of(10)
     run(store, "--model", "grammar")
     path = store / "test/train/paraphrases.jsonl"
@@ -305,7 +311,7 @@ def test_ctrl_c_ends_pauses(store_of, chat_server):
         ({"share_500": 0.1, "retry_after": "Fri, 31 Dec 2100 23:59:59 GMT"}, "the server asks to wait"),
     ],
 )
-def test_what_ends_a_run_loses_nothing_that_is_being_answered(store_of, chat_server, fault, why):
+def test_what_ends_a_run_loses_nothing_that_is_being_answered(store_of, chat_server, fault, why, run):
     store, server = store_of(100), chat_server(latency_s=0.3, tries=99, **fault)
     said = run(store, "--model", "parrot", "--base-url", server.base_url, status=2)
     assert why in said
@@ -319,7 +325,7 @@ def test_what_ends_a_run_loses_nothing_that_is_being_answered(store_of, chat_ser
 @pytest.mark.parametrize(
     ("fault", "why"), [("400", "400: .*Cannot take this"), ("torn", "doesn't answer with chat completions")]
 )
-def test_what_goes_wrong_with_one_request_ends_that_one_alone(store_of, chat_server, fault, why):
+def test_what_goes_wrong_with_one_request_ends_that_one_alone(store_of, chat_server, fault, why, run):
     store, server = store_of(100), chat_server(**{f"share_{fault}": 0.1}, tries=99)
     said = run(store, "--model", "parrot", "--base-url", server.base_url, key=KEY, status=1)
     assert re.search(rf"not answered: '.+': .*{why}", said)
@@ -331,7 +337,7 @@ def test_what_goes_wrong_with_one_request_ends_that_one_alone(store_of, chat_ser
     assert len(table_of(store)) == 100
 
 
-def test_after_a_rate_limit_that_the_client_gives_up_on_there_are_pauses(store_of, chat_server):
+def test_after_a_rate_limit_that_the_client_gives_up_on_there_are_pauses(store_of, chat_server, run):
     store, server = store_of(5), chat_server(share_429=1.0, tries=99, retry_after=0.1, should_retry="false")
     said = run(store, "--model", "parrot", "--base-url", server.base_url, status=1)
     assert "not answered yet: 5 captions" in said
@@ -339,7 +345,7 @@ def test_after_a_rate_limit_that_the_client_gives_up_on_there_are_pauses(store_o
     assert not (store / "test/train/paraphrases.arrow").exists(), "an empty table is none"
 
 
-def test_a_table_stays_until_all_of_its_successor_is_there(store_of, chat_server):
+def test_a_table_stays_until_all_of_its_successor_is_there(store_of, chat_server, run):
     store, server = store_of(40), chat_server(share_400=0.2, tries=99)
     run(store, "--model", "grammar")
     expected = table_of(store)
@@ -352,7 +358,7 @@ def test_a_table_stays_until_all_of_its_successor_is_there(store_of, chat_server
     assert "has paraphrases by 'parrot dcase2023/5' already" in run(store, *model[:-1], "--variants", 3, status=2)
 
 
-def test_an_empty_table_does_not_take_the_place_of_a_full_one(make_clip, noise, write_split, chat_server):
+def test_an_empty_table_does_not_take_the_place_of_a_full_one(make_clip, noise, write_split, chat_server, run):
     store, server = write_split([make_clip("a.wav", noise(0.01), ["A dog barks once."])]).store.path, chat_server()
     model = ("--model", "parrot", "--base-url", server.base_url)
     run(store, *model)
@@ -445,13 +451,13 @@ def test_errors_do_not_raise_the_number_of_requests():
         ("", "me:sk-1@localhost:1", "names a user before an @"),
     ],
 )
-def test_a_key_or_an_address_that_cannot_be_is_named(store_of, key, url, why):
+def test_a_key_or_an_address_that_cannot_be_is_named(store_of, key, url, why, run):
     said = run(store_of(5), "--model", "parrot", "--base-url", url, key=key, status=2)
     assert why in said
     assert "sk-" not in said
 
 
-def test_the_key_is_never_told(store_of, chat_server):
+def test_the_key_is_never_told(store_of, chat_server, run):
     store, server = store_of(10), chat_server(paid_key=KEY)
     said = run(store, "--model", "parrot", "--base-url", server.base_url, key=KEY)
     said += run(store, "--model", "absent", "--base-url", server.base_url, "--replace", key=KEY, status=2)
@@ -464,11 +470,11 @@ def test_the_key_is_never_told(store_of, chat_server):
         assert b"secret" not in path.read_bytes()
 
 
-def test_a_key_is_asked_for_before_anything_else(store_of):
+def test_a_key_is_asked_for_before_anything_else(store_of, run):
     assert "OPENAI_API_KEY isn't set" in run(store_of(5), status=2)
 
 
-def test_a_server_that_is_away_is_given_up(store_of, chat_server):
+def test_a_server_that_is_away_is_given_up(store_of, chat_server, run):
     store, server = store_of(40), chat_server(share_500=1.0, tries=99, retry_after=0.1)
     said = run(store, "--model", "parrot", "--base-url", server.base_url, status=2)
     assert "the server doesn't answer" in said
@@ -476,7 +482,7 @@ def test_a_server_that_is_away_is_given_up(store_of, chat_server):
     assert "40 with all 5" in run(store, "--model", "parrot", "--base-url", server.base_url)
 
 
-def test_the_budget_ends_a_run_and_counts_earlier_ones(store_of, chat_server):
+def test_the_budget_ends_a_run_and_counts_earlier_ones(store_of, chat_server, run):
     store, server = store_of(100), chat_server()
     model = ("--model", "parrot", "--base-url", server.base_url, "--concurrency", 4)
     said = run(store, *model, "--price", 1000, 2000, "--budget", 2.6, status=2)  # 0.26 USD an answer
@@ -492,7 +498,7 @@ def test_the_budget_ends_a_run_and_counts_earlier_ones(store_of, chat_server):
     assert "no price of 'jay' is known" in refused
 
 
-def test_a_dry_run_asks_nothing(store_of, chat_server):
+def test_a_dry_run_asks_nothing(store_of, chat_server, run):
     store, server = store_of(40), chat_server()
     said = run(store, "--dry-run")
     assert "40 captions, 40 different requests to gpt-3.5-turbo" in said
@@ -505,7 +511,7 @@ def test_a_dry_run_asks_nothing(store_of, chat_server):
     assert len(server.log()["tries"]) == 40
 
 
-def test_another_models_paraphrases_are_not_replaced_by_accident(store_of):
+def test_another_models_paraphrases_are_not_replaced_by_accident(store_of, run):
     store = store_of(5)
     run(store, "--model", "grammar")
     assert f"has paraphrases by 'grammar {grammar.VERSION}/5' already" in run(
@@ -513,13 +519,13 @@ def test_another_models_paraphrases_are_not_replaced_by_accident(store_of):
     )
 
 
-def test_two_runs_at_once_are_refused(store_of):
+def test_two_runs_at_once_are_refused(store_of, run):
     store = store_of(5)
     with Journal(store / "test/train/paraphrases.jsonl"):
         assert "another command is writing" in run(store, "--model", "grammar", status=2)
 
 
-def test_clips_with_the_same_caption_and_tags_share_a_request(make_clip, noise, write_split, chat_server):
+def test_clips_with_the_same_caption_and_tags_share_a_request(make_clip, noise, write_split, chat_server, run):
     captions = ["A dog barks loudly while rain falls."]
     clips = [make_clip(f"{n}.wav", noise(0.01), captions, keywords=("dog",)) for n in range(3)]
     other = make_clip("other.wav", noise(0.01), captions, keywords=("cat",))
@@ -529,7 +535,7 @@ def test_clips_with_the_same_caption_and_tags_share_a_request(make_clip, noise, 
     assert len(table_of(store)) == 4
 
 
-def test_a_corrected_caption_is_asked_about(make_clip, noise, write_split, chat_server):
+def test_a_corrected_caption_is_asked_about(make_clip, noise, write_split, chat_server, run):
     server = chat_server()
     texts = ["A dog barks while rain falls.", "A bell rings."]
     store = write_split([make_clip("a.wav", noise(0.01), texts)]).store.path
@@ -546,7 +552,7 @@ class TestBatches:
     def arguments(self, server):
         return "--model", "parrot", "--base-url", server.base_url, "--batch", "--poll", 0.1
 
-    def test_the_table_is_that_of_single_requests(self, store_of, chat_server):
+    def test_the_table_is_that_of_single_requests(self, store_of, chat_server, run):
         store, server = store_of(60), chat_server(share_refused=0.1, share_few=0.1)
         run(store, *self.arguments(server))
         found = table_of(store)
@@ -560,7 +566,7 @@ class TestBatches:
         run(store, "--model", "parrot", "--base-url", chat_server().base_url)
         assert [row["variants"] for row in table_of(store)] == [row["variants"] for row in found]
 
-    def test_killed_while_it_waits_it_finds_its_batch_again(self, store_of, chat_server):
+    def test_killed_while_it_waits_it_finds_its_batch_again(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server()
         words = command(store, *self.arguments(server)[:-1], 3600)
         process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -573,7 +579,7 @@ class TestBatches:
         assert len(table_of(store)) == 40
         assert set(server.log()["tries"].values()) == {1}
 
-    def test_what_an_expired_batch_has_not_answered_is_handed_in_again(self, store_of, chat_server):
+    def test_what_an_expired_batch_has_not_answered_is_handed_in_again(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server(batch_status="expired", batch_share=0.5)
         said = run(store, *self.arguments(server), status=2)
         assert "not answered yet: 1 captions" in said  # half of what is left in each round, and of one, none
@@ -590,11 +596,11 @@ class TestBatches:
         assert len(table_of(store)) == 40
         assert set(server.log()["answered"].values()) == {1}
 
-    def test_a_batch_that_is_not_taken_is_named(self, store_of, chat_server):
+    def test_a_batch_that_is_not_taken_is_named(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(batch_status="failed")
         assert "wasn't taken: the model isn't there" in run(store, *self.arguments(server), status=2)
 
-    def test_the_budget(self, store_of, chat_server):
+    def test_the_budget(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server()
         said = run(store, *self.arguments(server), "--price", 2000, 4000, "--budget", 2.6, status=2)
         assert "the budget of 2.6 USD is spent" in said
@@ -606,26 +612,26 @@ class TestBatches:
         """What the journal's answers cost: 0.52 USD each, and half in a batch."""
         return sum(0.26 if "batch" in line else 0.52 for line in journal_of(store))
 
-    def test_a_batch_whose_word_was_lost_is_not_handed_in_twice(self, store_of, chat_server):
+    def test_a_batch_whose_word_was_lost_is_not_handed_in_twice(self, store_of, chat_server, run):
         store, server = store_of(20), chat_server(batch_cut=True)
         run(store, *self.arguments(server))
         assert len(server.log()["batches"]) == 1
         assert len(table_of(store)) == 20
 
-    def test_several_batches(self, store_of, chat_server):
+    def test_several_batches(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server()
         run(store, *self.arguments(server), "--batch-size", 15)
         sizes = [len(batch["requests"].splitlines()) for batch in server.log()["batches"].values()]
         assert sizes == [15, 15, 10]
         assert len(table_of(store)) == 40
 
-    def test_a_limit_on_what_is_queued(self, store_of, chat_server):
+    def test_a_limit_on_what_is_queued(self, store_of, chat_server, run):
         store, server = store_of(50), chat_server(most_queued=10)
         run(store, *self.arguments(server), "--batch-size", 10)
         assert len(table_of(store)) == 50
         assert set(server.log()["answered"].values()) == {1}
 
-    def test_after_a_rate_limit_a_batch_is_created_as_the_server_asks(self, store_of, chat_server):
+    def test_after_a_rate_limit_a_batch_is_created_as_the_server_asks(self, store_of, chat_server, run):
         """A lower bound on time: the server said so."""
         store, server = store_of(10), chat_server(batch_429=2)
         run(store, *self.arguments(server))
@@ -634,7 +640,7 @@ class TestBatches:
         assert arrivals[2] - arrivals[0] >= 2
         assert len(table_of(store)) == 10
 
-    def test_what_a_batch_is_about_is_not_asked_at_once(self, store_of, chat_server):
+    def test_what_a_batch_is_about_is_not_asked_at_once(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(files_s=3600.0)
         process = subprocess.Popen(command(store, *self.arguments(server)), cwd=ROOT, stderr=subprocess.DEVNULL)
         while not server.log()["answered"]:
@@ -651,7 +657,7 @@ class TestBatches:
         run(store, *single)
         assert len(server.log()["tries"]) == 20
 
-    def test_a_batch_of_another_server_stays_open(self, store_of, chat_server):
+    def test_a_batch_of_another_server_stays_open(self, store_of, chat_server, run):
         store, server, other = store_of(10), chat_server(), chat_server()
         process = subprocess.Popen(
             command(store, *self.arguments(server)[:-1], 3600), cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -666,7 +672,7 @@ class TestBatches:
         assert len(server.log()["batches"]) == 1
         assert len(table_of(store)) == 10
 
-    def test_what_may_have_been_taken_is_not_asked_at_once(self, store_of, chat_server):
+    def test_what_may_have_been_taken_is_not_asked_at_once(self, store_of, chat_server, run):
         """The file of requests is noted before the server can take it, and forgotten where it says that it didn't."""
         store, server = store_of(10), chat_server(batch_cut=True)
         process = subprocess.Popen(
@@ -684,7 +690,7 @@ class TestBatches:
         assert "10 with all 5" in run(store, *single)
         assert set(server.log()["answered"].values()) == {1}
 
-    def test_killed_while_it_collects_nothing_is_asked_again(self, store_of, chat_server):
+    def test_killed_while_it_collects_nothing_is_asked_again(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server(files_s=3600.0)
         process = subprocess.Popen(command(store, *self.arguments(server)), cwd=ROOT, stderr=subprocess.DEVNULL)
         while not server.log()["answered"]:
@@ -702,7 +708,7 @@ class TestBatches:
         assert len(journal_of(store)) == 40
         assert set(server.log()["answered"].values()) == {1}
 
-    def test_a_batch_whose_answers_are_gone_is_asked_again(self, store_of, chat_server):
+    def test_a_batch_whose_answers_are_gone_is_asked_again(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(batch_lost=True)
         assert "the answers of batch batch-0 are gone (404)" in run(store, *self.arguments(server), status=2)
         server.set_faults()
@@ -720,17 +726,23 @@ class TestImport:
             for caption in captions
         ]  # fmt: skip
 
-    def give(self, store, tmp_path, value, status=0):
-        file = tmp_path / "variations.json"
-        file.write_text(value if isinstance(value, str) else json.dumps(value))
-        return run(store, "--corpus", "test", "--split", "train", status=status, first=("import", file))
+    @pytest.fixture
+    def give(self, run, tmp_path):
+        """A function that imports a file of variations: what the command says."""
 
-    def test_published_variations(self, store_of, tmp_path):
+        def give_to(store, value, status=0):
+            file = tmp_path / "variations.json"
+            file.write_text(value if isinstance(value, str) else json.dumps(value))
+            return run(store, "--corpus", "test", "--split", "train", status=status, first=("import", file))
+
+        return give_to
+
+    def test_published_variations(self, store_of, give):
         store = store_of(20)
         entries = self.entries(store)
         entries[0]["variations"][0] = entries[0]["caption"]
         entries.append({"path": "else.wav", "caption": "x", "variations": ["a b"]})
-        said = self.give(store, tmp_path, entries)
+        said = give(store, entries)
         rows = table_of(store)
         assert [len(row["variants"]) for row in rows] == [4] + [5] * 19
         assert rows[1]["variants"] == grammar.paraphrases(open_split(store, "test/train").captions[0][1], 5)
@@ -738,19 +750,19 @@ class TestImport:
         assert "1 fail: not the original (left out)" in said
         assert "variations.json, entry 21: test/train has no clip 'else.wav'" in said
 
-    def test_clips_of_the_same_name_share_what_was_written(self, make_clip, noise, write_split, tmp_path):
+    def test_clips_of_the_same_name_share_what_was_written(self, make_clip, noise, write_split, give):
         clips = [make_clip(name, noise(0.01), ["A dog barks."]) for name in ("a/x.wav", "b/x.wav")]
         store = write_split(clips).store.path
-        self.give(store, tmp_path, [{"path": "x.wav", "caption": "a dog barks", "variations": ["A hound woofs."]}])
+        give(store, [{"path": "x.wav", "caption": "a dog barks", "variations": ["A hound woofs."]}])
         assert [row["variants"] for row in table_of(store)] == [["A hound woofs."]] * 2
 
-    def test_they_are_not_replaced_by_accident(self, store_of, tmp_path):
+    def test_they_are_not_replaced_by_accident(self, store_of, run, give):
         """Not even by the model that is said to have written them."""
         store = store_of(10)
-        self.give(store, tmp_path, self.entries(store))
+        give(store, self.entries(store))
         arguments = ("--model", "imported", "--base-url", "http://localhost:1")
         assert "has paraphrases by 'imported' already" in run(store, *arguments, status=2)
-        self.give(store, tmp_path, self.entries(store)[:5])
+        give(store, self.entries(store)[:5])
         assert len(table_of(store)) == 5
 
     @pytest.mark.parametrize(
@@ -763,8 +775,8 @@ class TestImport:
             ([], "empty"),
         ],
     )
-    def test_what_is_wrong_is_named(self, store_of, tmp_path, value, why):
-        assert why in self.give(store_of(5), tmp_path, value, status=2)
+    def test_what_is_wrong_is_named(self, store_of, give, value, why):
+        assert why in give(store_of(5), value, status=2)
 
 
 def test_the_page_tells_what_is_good_but_not_used(make_clip, noise, write_split):
@@ -789,7 +801,7 @@ async def append_line(path, line):
         await journal.append(line)
 
 
-def test_the_page_shows_everything(make_clip, noise, write_split, chat_server):
+def test_the_page_shows_everything(make_clip, noise, write_split, chat_server, run):
     captions = ["A dog & a cat run once while rain falls.", "A <b>dog</b> & a cat run twice while rain falls."]
     clips = [make_clip("a.wav", noise(0.01), captions, keywords=("dog", "<i>tag</i>"))]
     store, server = write_split(clips).store.path, chat_server(share_refused=0.5, tries=99)
@@ -825,21 +837,21 @@ def test_the_page_shows_everything(make_clip, noise, write_split, chat_server):
         (("--batch", "--batch-size", "60000"), "the API takes 50,000 at most"),
     ],
 )
-def test_bad_arguments_are_refused(store_of, arguments, why):
+def test_bad_arguments_are_refused(store_of, arguments, why, run):
     assert why in run(store_of(5), *arguments, status=2)
 
 
-def test_a_store_that_cannot_be_written_is_named(store_of):
+def test_a_store_that_cannot_be_written_is_named(store_of, run):
     store = store_of(5)
     (store / "test/train/paraphrases.jsonl").mkdir()
     assert "paraphrases.jsonl can't be used: Is a directory" in run(store, "--model", "grammar", status=2)
 
 
-def test_a_split_that_is_not_there(store_of):
+def test_a_split_that_is_not_there(store_of, run):
     assert "holds no split 'clotho/development'" in run(store_of(5), first=("clotho",), status=2)
 
 
-def test_a_table_of_before_has_neither_instruction_nor_time(store_of):
+def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
     store = store_of(5)
     split = open_split(store, "test/train")
     captions = Captions(split, "x", 5)

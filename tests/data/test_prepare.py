@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from data import prepare as prepare_module
 from data.errors import UserError
 from data.schema import DUPLICATES
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 TABLE = """file_name,caption,split
 a.wav,A dog barks.,train
@@ -35,9 +36,9 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture
-def prepare(run_command, cluster):
-    """A function that runs the command."""
-    return lambda *words, **options: run_command("data/prepare.py", *words, RAY_ADDRESS=cluster, **options)
+def prepare(call_command):
+    """A function that runs the command in this process."""
+    return partial(call_command, "data/prepare.py")
 
 
 @pytest.fixture
@@ -60,9 +61,11 @@ def assert_refused(done, said):
     assert said in line
 
 
-def test_a_folder_becomes_a_store(corpus, prepare, noise, tmp_path):
+def test_a_folder_becomes_a_store(corpus, run_command, cluster, noise, tmp_path):
+    """In a process of its own, as a user runs it."""
     store = tmp_path / "store"
-    done = prepare("folder", "--source", corpus, "--store", store, "--codec", "flac")
+    words = ("folder", "--source", corpus, "--store", store, "--codec", "flac")
+    done = run_command("data/prepare.py", *words, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -163,7 +166,7 @@ import os, signal, sys
 from pathlib import Path
 import ray
 from data import prepare, shards
-from data.errors import run_command
+from data.commands import command
 mode, source, store, workers = sys.argv[1:]
 ray.init(num_cpus=int(workers), log_to_driver=False)
 if mode == "killed":
@@ -172,7 +175,7 @@ if mode == "killed":
         if next(count) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
     prepare.Progress.add = killing
-run_command(lambda: prepare.prepare("folder", Path(source), Path(store)) and None)
+sys.exit(command(lambda argv: prepare.prepare("folder", Path(source), Path(store)) and None)())
 """
 
 
@@ -222,7 +225,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"a small file system can't be mounted here: {mounted.stderr.decode().strip()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)  # workers of the cluster may still look at it
 
 
 def test_a_full_disk_is_named_and_leaves_a_valid_store(recordings, corpus, prepare, small_disk):

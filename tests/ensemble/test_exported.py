@@ -102,7 +102,7 @@ def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
     assert embed_audio(network, trial, found)[0].shape == (1, trial.embedding_size)
 
 
-def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_command, tmp_path):
+def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_command, call_command, tmp_path):
     folder = sorted((runs / "models").iterdir())[0]
     sentences = tmp_path / "sentences.csv"
     sentences.write_text('caption,more\n"a dog, barking",x\nrain falls,y\n', encoding="utf-8")
@@ -115,7 +115,7 @@ def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_c
     assert found.clip_ids == ["below/[wind].ogg", "below/rain.flac", "dög, barking.wav"]
     assert found.queries == ["a dog, barking", "rain falls"]
     np.testing.assert_allclose(np.linalg.norm(found.audio_AD, axis=1), 1, atol=1e-5)
-    assert run_command(*words, "--checkpoint", folder.name, "--runs", runs).returncode == 0
+    assert call_command(*words, "--checkpoint", folder.name, "--runs", runs).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_c
         (["--checkpoint", "{model}"], "nothing to embed"),
     ],
 )
-def test_what_can_not_be_embedded_is_named(words, why, runs, sounds, tmp_path, run_command):
+def test_what_can_not_be_embedded_is_named(words, why, runs, sounds, tmp_path, call_command):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "marks.txt").write_text("rain\n?!\n")
     (tmp_path / "table.csv").write_text("text\nrain\n")
     places = {name: tmp_path / f"{name}.{'csv' if name == 'table' else 'txt'}" for name in ("empty", "marks", "table")}
     given = [word.format(runs=runs, sounds=sounds, model=next((runs / "models").iterdir()), **places) for word in words]
-    failed = run_command("trainables/embed.py", *given, "--out", tmp_path / "out.arrow", "--runs", runs)
+    failed = call_command("trainables/embed.py", *given, "--out", tmp_path / "out.arrow", "--runs", runs)
     assert failed.returncode == 2
     assert why in failed.stderr
     assert not (tmp_path / "out.arrow").exists()
@@ -252,10 +252,10 @@ def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypa
     assert (tmp_path / recordings.FILES_FILE).exists()
 
 
-def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, tmp_path):
+def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, call_command, tmp_path):
     index = tmp_path / "index"
     words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
-    made = run_command(*words, "--add", sounds)
+    made = call_command(*words, "--add", sounds)
     assert made.returncode == 0, made.stderr
     assert "3 files embedded, 0 were there, 0 are gone" in made.stderr
     assert "left out" in made.stderr
@@ -312,9 +312,9 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
             exported.load(other, Runs.of(runs))
 
 
-def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, run_command, tmp_path):
+def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):
     out = tmp_path / "exported"
-    done = run_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
+    done = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"README.md", "ensemble.json", "members"}
     vector = exported.load(ensemble, Runs.of(runs)).embed_text([SENTENCE])
@@ -330,8 +330,8 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     assert alone.stdout.strip() == vector.tobytes().hex()
     index = tmp_path / "index"
     words = ("ensemble/search.py", "--ensemble", out, "--index", index, "--runs", tmp_path / "nowhere")
-    assert run_command(*words, "--add", sounds, SENTENCE).returncode == 0
-    again = run_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
+    assert call_command(*words, "--add", sounds, SENTENCE).returncode == 0
+    again = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert again.returncode == 2
     assert "is there already" in again.stderr
 
@@ -378,7 +378,9 @@ def test_what_a_registered_model_imports_is_required():
     assert {name: module for name, module in needed.items() if name not in export.REQUIREMENTS} == {}
 
 
-def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, runs, sounds, run_command, tmp_path):
+def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
+    ensemble, runs, sounds, run_command, call_command, tmp_path
+):
     models = exported.load(ensemble, Runs.of(runs))
     recordings.add(tmp_path / "index", sounds, models)
     words = ("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
@@ -399,5 +401,5 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(ensemble, run
     index = recordings.open_index(tmp_path / "index", models)
     expected = recordings.search(models, index, [SENTENCE, CAPTIONS[0]], 10)
     assert answers == expected
-    alone = run_command(*words, "--out", tmp_path / "other")
+    alone = call_command(*words, "--out", tmp_path / "other")
     assert "--register and --index go together" in alone.stderr

@@ -3,13 +3,10 @@
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from data.errors import UserError
-from ensemble.select import main
 from trainables import retrieval
 from trainables.ledger import create_ledger
 from trainables.retrieval import Relevance
@@ -40,19 +37,16 @@ def new_ledger(tmp_path_factory):
 
 
 @pytest.fixture
-def select(monkeypatch, tmp_path, folder, new_ledger, capsys):
-    """Runs the command on the pool, in this process: what it says, or its UserError."""
+def select(call_command, tmp_path, folder, new_ledger):
+    """A function that runs the command on the pool, in this process: what it prints, or says is wrong."""
     shutil.copytree(new_ledger, tmp_path / "runs")
 
     def run(*words):
         common = [] if "--pool" in words else ["--pool", folder]
         common += ["--runs", tmp_path / "runs"] + ([] if "--evaluate" in words else ["--out", tmp_path / "out"])
-        monkeypatch.setattr(sys, "argv", ["select.py", *map(str, [*common, *words])])
-        try:
-            main()
-        except UserError as error:
-            return f"error: {error}"
-        return capsys.readouterr().out
+        done = call_command("ensemble/select.py", *common, *words)
+        assert done.returncode in (0, 2), done.stderr
+        return done.stderr if done.returncode else done.stdout
 
     return run
 

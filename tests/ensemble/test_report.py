@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import time
 import uuid
 from dataclasses import replace
@@ -23,7 +22,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from data import corpora, shards
-from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.shards import open_split, write_json
 from data.splits import Splits
@@ -49,10 +47,10 @@ METRICS = ("map10", "r1", "r5", "r10")
 
 
 @pytest.fixture(scope="module")
-def reported(swept, tone_store, run_command, tmp_path_factory):
+def reported(own_runs, tone_store, call_command, run_command, tmp_path_factory):
     """The folder of a report on the tiny sweep, and what the command said."""
-    runs, out = swept[0], tmp_path_factory.mktemp("report")
-    chosen = run_command(
+    runs, out = own_runs, tmp_path_factory.mktemp("report")
+    chosen = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--out", out / "ensemble", "--folds", 0
     )
     assert chosen.returncode == 0, chosen.stderr
@@ -66,9 +64,9 @@ def read_csv(path):
 
 
 @pytest.mark.cluster
-def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ensemble(reported, swept):
+def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ensemble(reported, own_runs):
     out, done = reported
-    ledger = open_ledger(swept[0])
+    ledger = open_ledger(own_runs)
     lines = read_csv(out / "report.csv")
     expected = set()
     for signature in ledger.sweep("first").signatures:
@@ -84,11 +82,11 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
 
 
 @pytest.mark.cluster
-def test_a_report_is_a_look_at_test_that_others_count(reported, swept, run_command, tmp_path):
+def test_a_report_is_a_look_at_test_that_others_count(reported, own_runs, call_command, tmp_path):
     before = int(re.search(r"came before this one: (\d+)", reported[1].stdout)[1])
-    words = ("--runs", swept[0], "--sweep", "first", "--out", tmp_path)
-    assert "came before" not in run_command("ensemble/report.py", *words, "--no-test").stdout
-    again = run_command("ensemble/select.py", *words, "--folds", 0)
+    words = ("--runs", own_runs, "--sweep", "first", "--out", tmp_path)
+    assert "came before" not in call_command("ensemble/report.py", *words, "--no-test").stdout
+    again = call_command("ensemble/select.py", *words, "--folds", 0)
     assert f"came before this one: {before + 1}" in again.stdout
 
 
@@ -214,17 +212,23 @@ def grid():
     return [*pretrainings, *fine]
 
 
-def make(monkeypatch, runs, out, *words):
-    """Run the command in this process."""
-    monkeypatch.setattr(sys, "argv", ["report.py", "--runs", str(runs), "--out", str(out), *map(str, words)])
-    report.main()
+@pytest.fixture
+def make(call_command, runs):
+    """A function that runs the command in this process, to a good end or one that is expected: what it prints."""
+
+    def run(out, *words, status=0):
+        done = call_command("ensemble/report.py", "--runs", runs, "--out", out, *words)
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
+
+    return run
 
 
-def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid)
     weights = {sweep.signatures[3]: 0.75, sweep.signatures[9]: 0.25}
     sweep.choose(weights, tmp_path)
-    make(monkeypatch, runs, tmp_path)
+    printed = make(tmp_path)
     truth_Q = np.repeat(np.arange(NUM_CLIPS), NUM_CAPTIONS)
     scores = {key: one.text_QD.astype(float) @ one.audio_AD.T.astype(float) for key, one in sweep.embedded.items()}
     expected = {f"{number}": naive(scores[sweep.signatures[place], "test"], truth_Q)
@@ -233,7 +237,6 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
     lines = read_csv(tmp_path / "report.csv")
     assert [line["no."] for line in lines] == list(expected)
     texts = [(tmp_path / f"report.{kind}").read_text() for kind in ("md", "tex", "html")]
-    printed = capsys.readouterr().out
     for line in lines:
         for name, title in zip(METRICS, ("mAP@10", "R@1", "R@5", "R@10"), strict=True):
             told = f"{expected[line['no.']][name]:.2f}"
@@ -257,15 +260,12 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
         ]
 
 
-def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, runs, tmp_path, monkeypatch,
-                                                                    capsys):  # fmt: skip
+def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1])
-    make(monkeypatch, runs, tmp_path / "a", "--no-test")
-    assert "came before" not in capsys.readouterr().out
+    assert "came before" not in make(tmp_path / "a", "--no-test")
     assert not list(ledger.runs("evaluation"))
     for earlier in (0, 1):
-        make(monkeypatch, runs, tmp_path / "a")
-        out = capsys.readouterr().out
+        out = make(tmp_path / "a")
         assert f"Evaluations on made/test that came before this one: {earlier}" in out
         assert "No ensemble was chosen from these trials" in out
     newest, *_ = ledger.runs("evaluation")
@@ -274,7 +274,7 @@ def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, stor
     assert kept == {"report.csv", "report.md", "report.tex", "report.html"}
 
 
-def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:4])
     recorded = dict.fromkeys(METRICS, 0.4321) | {f"{name}_interval": [0.4, 0.5] for name in METRICS}
     test = {"split": "made/test", "fingerprint": sweep.split.fingerprint, "ensemble": recorded}
@@ -287,8 +287,7 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, run
     (Path(newest.info.artifact_uri.removeprefix("file://")) / "ensemble.json").unlink()
     sweep.file(sweep.signatures[3], "embeddings/test.arrow").unlink()
     sweep.file(sweep.signatures[1], checkpoint.TRIAL_FILE).unlink()
-    make(monkeypatch, runs, tmp_path / "out")
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(make(tmp_path / "out").split())
     lines = read_csv(tmp_path / "out" / "report.csv")
     assert [line["mAP@10"] == "" for line in lines] == [False, False, True, False, True]
     assert lines[3]["audio"] == "ensemble of 1, 3"
@@ -305,25 +304,21 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, run
     assert "What the ensemble retrieves" not in page
 
 
-def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, runs, tmp_path, monkeypatch):
+def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:2])
     for signature in sweep.signatures:
         sweep.file(signature, "embeddings/test.arrow").unlink()
-    with pytest.raises(
-        UserError, match=r"no trial of made has figures of test: its embeddings .*; --no-test reports on"
-    ):
-        make(monkeypatch, runs, tmp_path)
+    refused = make(tmp_path, status=2)
+    assert re.search("no trial of made has figures of test: its embeddings .*; --no-test reports on", refused)
     assert not list(ledger.runs("evaluation"))
-    make(monkeypatch, runs, tmp_path, "--no-test")
+    make(tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
     for signature in sweep.signatures:
         sweep.file(signature, "embeddings/validation.arrow").unlink()
-    with pytest.raises(UserError, match=r"no trial of made has figures of test: [^;]*$"):
-        make(monkeypatch, runs, tmp_path)
+    assert re.search("no trial of made has figures of test: [^;]*$", make(tmp_path, status=2))
 
 
-def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(ledger, store, grid, runs, tmp_path,
-                                                                              monkeypatch, capsys):  # fmt: skip
+def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:4])
     first, second = sweep.signatures[:2]
     sweep.choose({first: 0.5, second: 0.5}, tmp_path)
@@ -335,8 +330,7 @@ def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(l
         changed = {name: value for name, value in (whole | change).items() if value is not None}
         write_json(path, changed)
         log_event(ledger, "ensemble", f"ensemble {number}", changed, [path], sweep.run_id)
-    make(monkeypatch, runs, tmp_path / "out")
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(make(tmp_path / "out").split())
     for number, why in enumerate(("lacks sizes: another version", "lacks likeness: another version",
                                   "has format version 99, this code reads", "unknown fusion")):  # fmt: skip
         assert re.search(rf"ensemble {number} \(\w+\) isn't shown: .*{why}", out)
@@ -354,23 +348,19 @@ def test_brackets_in_a_cell_are_no_markup(capsys):
     assert label in capsys.readouterr().out
 
 
-def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, runs, tmp_path, monkeypatch):
+def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, make, tmp_path):
     Sweep(ledger, store, grid[:1])
-    with pytest.raises(UserError, match="holds no split 'made/test'"):
-        make(monkeypatch, runs, tmp_path, "--store", tmp_path / "absent")
+    assert "holds no split 'made/test'" in make(tmp_path, "--store", tmp_path / "absent", status=2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*file: .*name a folder"):
-        make(monkeypatch, runs, tmp_path / "file")
-    with pytest.raises(UserError, match="no sweep is named 'other'; known: made"):
-        make(monkeypatch, runs, tmp_path, "--sweep", "other")
+    assert re.search("--out .*file: .*name a folder", make(tmp_path / "file", status=2))
+    assert "no sweep is named 'other'; known: made" in make(tmp_path, "--sweep", "other", status=2)
     assert not list(ledger.runs("evaluation"))
 
 
-def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, runs, tmp_path, monkeypatch, capsys):
+def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1], {"store": str(tmp_path / "gone")})
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
-    make(monkeypatch, runs, tmp_path)
-    assert "Without some sound: " in capsys.readouterr().out
+    assert "Without some sound: " in make(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Tone 3 sounds, take 0." in page
     assert "data:audio" not in page
@@ -637,11 +627,11 @@ def test_numbers_are_told_as_in_the_paper():
 
 
 @pytest.fixture
-def page(ledger, store, grid, runs, tmp_path, monkeypatch):
+def page(ledger, store, grid, make, tmp_path):
     """The page of a report with an ensemble and sounds."""
     sweep = Sweep(ledger, store, grid)
     sweep.choose({sweep.signatures[3]: 0.75, sweep.signatures[9]: 0.25}, tmp_path)
-    make(monkeypatch, runs, tmp_path)
+    make(tmp_path)
     return tmp_path / "report.html"
 
 

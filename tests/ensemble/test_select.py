@@ -22,8 +22,9 @@ METRICS = ("map10", "r1", "r5", "r10")
 
 
 @pytest.fixture(scope="module")
-def selected(swept, run_command):
-    runs, _ = swept
+def selected(own_runs, run_command):
+    """The folder of runs, what the command printed in a process of its own, and the ensemble."""
+    runs = own_runs
     done = run_command("ensemble/select.py", "--metric", "map10", "--runs", runs, "--sweep", "first")
     assert done.returncode == 0, done.stderr
     return runs, done, json.loads((runs / "ensembles" / "first" / "ensemble.json").read_text())
@@ -66,11 +67,11 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
             assert re.search(rf"{split} +{system.replace('_', ' ')} +{figure}", done.stdout)
 
 
-def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, run_command):
+def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
     runs, _, ensemble = selected
     seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).runs(kind)]
     before = sum(run.data.tags.get("test_fingerprint") == ensemble["test"]["fingerprint"] for run in seen)
-    again = run_command(
+    again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
     assert f"came before this one: {before}" in again.stdout
@@ -83,15 +84,16 @@ def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, run_comma
     )
 
 
-@pytest.mark.parametrize(
-    ("way", "metric"), [("from the root", "r1"), ("from inside ensemble", "map16"), ("as a module", "r5")]
-)
+@pytest.mark.parametrize(("way", "metric"), [("from inside ensemble", "map16"), ("as a module", "r5")])
 def test_it_runs_from_anywhere_where_the_standard_select_is_a_shared_library(way, metric, selected, tmp_path):
+    """In processes of their own: what a module named select hides depends on how Python is started.
+
+    The fixture `selected` runs the command from the root.
+    """
     if select.__spec__.origin == "built-in":
         pytest.skip("this Python has select built in, where the shadowing can't bite")
     root = __file__.rpartition("/tests/")[0]
     words, folder = {
-        "from the root": (["ensemble/select.py"], root),
         "from inside ensemble": (["select.py"], f"{root}/ensemble"),
         "as a module": (["-m", "ensemble.select"], root),
     }[way]
@@ -110,19 +112,19 @@ def test_it_runs_from_anywhere_where_the_standard_select_is_a_shared_library(way
         (["--max-size", "0"], "isn't a whole number from 1 on"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(words, expected, selected, run_command, tmp_path):
+def test_a_users_mistake_is_one_line_and_status_2(words, expected, selected, call_command, tmp_path):
     words = ["--runs", selected[0], *[word.format(empty=tmp_path) for word in words]]
-    failed = run_command("ensemble/select.py", *words)
+    failed = call_command("ensemble/select.py", *words)
     assert failed.returncode == 2
     assert re.search(expected, failed.stderr)
     assert "Traceback" not in failed.stderr
 
 
-def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, run_command):
+def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, call_command):
     runs = shutil.copytree(selected[0], tmp_path / "runs")
     ledger = open_ledger(runs)
     ledger.start_sweep("unfinished", ["0123456789abcdef"], {})
-    failed = run_command("ensemble/select.py", "--runs", runs)
+    failed = call_command("ensemble/select.py", "--runs", runs)
     assert failed.returncode == 2
     assert "sweep 'unfinished' has no finished trial of 1" in failed.stderr
 
@@ -173,10 +175,10 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
     assert "or more (epochs" not in done.stdout
 
 
-def test_an_index_of_the_ensemble_has_its_scores(selected, run_command, tmp_path):
+def test_an_index_of_the_ensemble_has_its_scores(selected, call_command, tmp_path):
     runs, _, ensemble = selected
     path = runs / "ensembles" / "first" / "ensemble.json"
-    done = run_command("ensemble/select.py", "--runs", runs, "--export", path, "--out", tmp_path)
+    done = call_command("ensemble/select.py", "--runs", runs, "--export", path, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     index = read_embeddings(tmp_path / "test-index.arrow")
     ledger = open_ledger(runs)
@@ -187,22 +189,22 @@ def test_an_index_of_the_ensemble_has_its_scores(selected, run_command, tmp_path
     np.testing.assert_allclose(np.linalg.norm(index.audio_AD, axis=1), 1, atol=1e-5)
 
 
-def test_an_ensemble_is_evaluated_again(selected, run_command):
+def test_an_ensemble_is_evaluated_again(selected, call_command):
     runs, _, ensemble = selected
     path = runs / "ensembles" / "first" / "ensemble.json"
-    done = run_command("ensemble/select.py", "--runs", runs, "--evaluate", path, "--split", "test")
+    done = call_command("ensemble/select.py", "--runs", runs, "--evaluate", path, "--split", "test")
     assert done.returncode == 0, done.stderr
     assert f"{100 * ensemble['test']['ensemble']['map10']:.2f}" in done.stdout
     assert re.search(r"came before this one: [1-9]", done.stdout)
 
 
-def test_only_trials_with_some_settings(selected, run_command, tmp_path):
+def test_only_trials_with_some_settings(selected, call_command, tmp_path):
     runs = selected[0]
     ledger = open_ledger(runs)
     seeds = sorted({run.data.params["seed"] for run in ledger.runs("trial")})
     words = ("ensemble/select.py", "--runs", runs, "--sweep", "first", "--no-test", "--out", tmp_path, "--folds", 0)
-    done = run_command(*words, "--filter", f"seed={seeds[0]}")
+    done = call_command(*words, "--filter", f"seed={seeds[0]}")
     assert done.returncode == 0, done.stderr
-    failed = run_command(*words, "--filter", "seed=77")
+    failed = call_command(*words, "--filter", "seed=77")
     assert "no trial has it; there are: " in failed.stderr
-    assert "NAME being one of: " in run_command(*words, "--filter", "nonsense=1").stderr
+    assert "NAME being one of: " in call_command(*words, "--filter", "nonsense=1").stderr

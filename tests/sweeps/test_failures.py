@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
@@ -82,11 +81,6 @@ def committed(runs):
     return list(runs.glob("trials/*/committed"))
 
 
-def processes(title):
-    """Ray's processes of a kind."""
-    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or [])]
-
-
 WORKER, DRIVER = "RayTrainWorker", "ray::ImplicitFunc"
 
 
@@ -128,10 +122,10 @@ def undisturbed(nodes, space_file, tone_store, run_command, tmp_path_factory):
 
 
 @pytest.mark.parametrize("lost", [WORKER, DRIVER])
-def test_a_lost_process_of_a_trial_is_replaced(lost, sweep, undisturbed, tmp_path):
+def test_a_lost_process_of_a_trial_is_replaced(lost, ray_processes, sweep, undisturbed, tmp_path):
     process = sweep(tmp_path)
     underway(process, tmp_path)
-    processes(lost)[0].kill()
+    ray_processes(lost)[0].kill()
     ended(process)
     assert_same(tmp_path, undisturbed)
 
@@ -211,10 +205,12 @@ def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(sweep, undisturbed, tmp_path):
+def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(
+    ray_processes, sweep, undisturbed, tmp_path
+):
     hanging = sweep(tmp_path, name="hanging")
     underway(hanging, tmp_path)
-    (driver,) = processes(DRIVER)
+    (driver,) = ray_processes(DRIVER)
     driver.suspend()
     signature = committed(tmp_path)[0].parent.name.rpartition("-")[0]
     ended(sweep(tmp_path, name="waiting"))

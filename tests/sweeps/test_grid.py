@@ -19,7 +19,7 @@ from trainables import trial as trials
 from trainables.ledger import open_ledger
 from trainables.runs import Runs
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,7 +40,7 @@ def test_it_says_what_it_will_do_then_what_came_of_it_and_what_to_do_next(swept)
 def test_nothing_of_ray_or_hear21passt_reaches_the_console(swept):
     _, done = swept
     printed = done.stdout + done.stderr
-    assert not re.search(r"\(pid=|\(raylet\)|\(RayTrain|INFO |WARNING|patch_embed|first_RUN", printed)
+    assert not re.search(r"\(pid=|\(raylet\)|\(RayTrain|INFO |WARNING|patch_embed|first_RUN", printed), printed
 
 
 def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
@@ -67,10 +67,10 @@ def test_a_trials_artifacts_hold_its_config_and_its_embeddings_of_both_splits(sw
         assert trials.load_trial(swept[0] / "models" / run.data.tags["signature"])
 
 
-def test_a_finished_trial_is_not_run_again_by_another_sweep(swept, run_command, space_file, tone_store):
-    runs, _ = swept
+def test_a_finished_trial_is_not_run_again_by_another_sweep(own_runs, call_command, space_file, tone_store):
+    runs = own_runs
     words = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--runs", runs)
-    again = run_command("sweeps/grid.py", *words, "--name", "second")
+    again = call_command("sweeps/grid.py", *words, "--name", "second")
     assert again.returncode == 0, again.stderr
     assert "0 of them are still to be run" in again.stdout
     assert "started" not in again.stdout
@@ -79,7 +79,8 @@ def test_a_finished_trial_is_not_run_again_by_another_sweep(swept, run_command, 
     assert ledger.sweep("second").signatures == ledger.sweep("first").signatures
 
 
-def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(space_file, tone_store, tmp_path):
+def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(cluster, space_file, tone_store, tmp_path):
+    """In processes of their own, which alone get signals: the first with a cluster that it starts and ends itself."""
     words = ["--space", f"{space_file}:endless", "--corpus", "folder"]
     words += ["--store", str(tone_store), "--runs", str(tmp_path / "runs"), "--name", "long"]
     first = epochs_until_interrupted([sys.executable, "sweeps/grid.py", *words])
@@ -87,17 +88,16 @@ def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(space_file, tone_
     (run,) = ledger.runs("trial")
     assert run.info.status == "KILLED"
     logged = ledger.client.get_metric_history(run.info.run_id, "map10")[-1].step
-    second = epochs_until_interrupted([sys.executable, *first["named command"][1:]])
+    second = epochs_until_interrupted([sys.executable, *first["named command"][1:]], RAY_ADDRESS=cluster)
     assert second["epochs"][0] > 1
     assert second["epochs"][0] <= logged + 1
     assert len(list(ledger.runs("trial"))) == 1
 
 
-def epochs_until_interrupted(command):
+def epochs_until_interrupted(command, **environment):
     """Start a sweep, interrupt it after its third epoch, and say what it printed."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     epochs = []
     for line in process.stdout:
         if match := re.search(r"epoch (\d+)/2000", line):
@@ -134,27 +134,27 @@ def epochs_until_interrupted(command):
         (["--status"], "holds no runs"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_status_2(words, expected, run_command, tone_store, space_file, tmp_path):
+def test_a_users_mistake_is_one_line_and_status_2(words, expected, call_command, tone_store, space_file, tmp_path):
     corpus = [] if "--corpus" in words else ["--corpus", "folder"]
     words = [word.format(space=space_file) for word in words]
-    failed = run_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
+    failed = call_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
     assert failed.returncode == 2
     assert re.search(expected, failed.stderr), failed.stderr
     assert "HIDDEN" not in failed.stderr
     assert "Traceback" not in failed.stderr
 
 
-def test_a_store_of_another_schema_version_is_refused_with_the_remedy(run_command, tone_store, tmp_path):
+def test_a_store_of_another_schema_version_is_refused_with_the_remedy(call_command, tone_store, tmp_path):
     store = shutil.copytree(tone_store, tmp_path / "store")
     for manifest in store.glob("*/*/manifest.json"):
         manifest.write_text(manifest.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 0'))
-    failed = run_command("sweeps/grid.py", "--corpus", "folder", "--store", store, "--runs", tmp_path / "runs")
+    failed = call_command("sweeps/grid.py", "--corpus", "folder", "--store", store, "--runs", tmp_path / "runs")
     assert failed.returncode == 2
     assert "schema version 0" in failed.stderr
     assert "python data/prepare.py folder" in failed.stderr
 
 
-def test_an_address_where_something_else_answers_is_refused(run_command, tone_store, space_file, tmp_path):
+def test_an_address_where_something_else_answers_is_refused(call_command, tone_store, space_file, tmp_path):
     class Nonsense(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -166,7 +166,7 @@ def test_an_address_where_something_else_answers_is_refused(run_command, tone_st
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    failed = run_command(
+    failed = call_command(
         "sweeps/grid.py", "--corpus", "folder", "--store", tone_store, "--runs", tmp_path,
         "--space", f"{space_file}:tiny", "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
     )  # fmt: skip
@@ -176,9 +176,9 @@ def test_an_address_where_something_else_answers_is_refused(run_command, tone_st
     assert "isn't an MLflow server: 200 '<html>hello" in failed.stderr
 
 
-def test_a_dry_run_says_what_would_be_run_and_runs_nothing(run_command, tone_store, space_file, tmp_path):
+def test_a_dry_run_says_what_would_be_run_and_runs_nothing(call_command, tone_store, space_file, tmp_path):
     words = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--runs", tmp_path)
-    done = run_command("sweeps/grid.py", *words, "--seeds", "3", "--dry-run")
+    done = call_command("sweeps/grid.py", *words, "--seeds", "3", "--dry-run")
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if re.search(r"[0-9a-f]{16}\s*$", line)]
     assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
@@ -187,25 +187,25 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(run_command, tone_sto
     assert not list(open_ledger(tmp_path).runs("trial"))
 
 
-def test_status_says_how_far_a_sweep_is_from_another_shell(swept, run_command):
-    done = run_command("sweeps/grid.py", "--status", "--runs", swept[0])
+def test_status_says_how_far_a_sweep_is_from_another_shell(swept, call_command):
+    done = call_command("sweeps/grid.py", "--status", "--runs", swept[0])
     assert done.returncode == 0, done.stderr
     assert "3 trials: 3 finished, 0 running; about 0:00:00 left" in done.stdout
 
 
 def test_results_lie_in_an_object_store_beside_an_mlflow_server(
-    run_command, object_store, mlflow_server, tone_store, space_file, tmp_path
+    call_command, object_store, mlflow_server, tone_store, space_file, tmp_path
 ):
     start, _ = mlflow_server
     words = ("--runs", object_store.uri(f"bucket/{tmp_path.name}"), "--tracking-uri", start())
     sweep = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--name", "far")
-    done = run_command("sweeps/grid.py", *words, *sweep)
+    done = call_command("sweeps/grid.py", *words, *sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "View run" not in done.stdout
     runs = Runs.of(words[1])
     signatures = open_ledger(runs, words[3]).sweep("far").signatures
     assert len(signatures) == 3
     assert all(runs.has_model(signature) for signature in signatures)
-    selected = run_command("ensemble/select.py", "--metric", "map10", *words, "--out", tmp_path / "out")
+    selected = call_command("ensemble/select.py", "--metric", "map10", *words, "--out", tmp_path / "out")
     assert selected.returncode == 0, selected.stderr
     assert (tmp_path / "out" / "ensemble.json").exists()

@@ -8,12 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
-from data.errors import UserError
-from trainables import pretrain as pretrain_command
 from trainables.checkpoint import MODEL_FILE
 from trainables.ledger import open_ledger
 
@@ -30,9 +27,9 @@ def words(store, runs, *more):
 
 
 @pytest.fixture
-def pretrain(run_command, cluster):
-    """A function that runs the command to its end."""
-    return lambda *given: run_command(*words(*given), RAY_ADDRESS=cluster)
+def pretrain(call_command, cluster):
+    """A function that runs the command to its end, in this process."""
+    return lambda *given: call_command(*words(*given))
 
 
 def model_of(runs):
@@ -97,13 +94,9 @@ def test_asked_for_again_it_is_finished_already(pretrained, pretrain, tone_store
     assert done.stdout.splitlines()[-1] == pretrained[1].stdout.splitlines()[-1]
 
 
-def test_it_goes_on_by_itself_after_a_worker_is_lost(pretrained, cluster, tone_store, tmp_path):
+def test_it_goes_on_by_itself_after_a_worker_is_lost(pretrained, cluster, ray_processes, tone_store, tmp_path):
     process = started(cluster, tone_store, tmp_path)
-    workers = [
-        one for one in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(one.info["cmdline"] or [])
-    ]
-    assert workers
-    workers[-1].kill()
+    ray_processes("RayTrainWorker")[-1].kill()
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert_same_end(tmp_path, pretrained[0])
@@ -145,7 +138,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
         (["--weights", "nowhere", "--audio", "passt:N"], "nowhere"),
     ],
 )
-def test_what_cannot_be_is_refused(more, said, cluster, tone_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", [str(word) for word in words(tone_store, tmp_path, *more)])
-    with pytest.raises(UserError, match=re.escape(said)):
-        pretrain_command.main()
+def test_what_cannot_be_is_refused(more, said, pretrain, tone_store, tmp_path):
+    refused = pretrain(tone_store, tmp_path, *more)
+    assert refused.returncode == 2
+    assert said in refused.stderr

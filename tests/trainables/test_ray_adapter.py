@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from safetensors.torch import load_file
 
 from data.errors import UserError
-from data.parallel import start_ray
 from data.splits import Splits
 from sweeps.spaces import own_space
 from trainables import lease as leases
@@ -25,13 +23,6 @@ from trainables.trial import MODEL_FILE
 pytestmark = pytest.mark.cluster
 
 TRAINED = ("map10", "train_loss", "validation_loss", "epoch")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    start_ray()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
