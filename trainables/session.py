@@ -158,6 +158,7 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
     keep_freed_memory()
     site, lease = work.site, work.lease
     device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
+    release_memory(device)  # an error's traceback may have kept that of the trial before
     try:
         with tempfile.TemporaryDirectory() as folder, CheckpointWriter(site.runs, lease) as writer:
             earlier = last_committed(site.runs, lease)
@@ -171,11 +172,18 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
                 before_outcome=writer.wait,
             )
     finally:
-        gc.collect()  # the model and its gradients, before the next trial asks for memory
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(device)
     lease.require(site.runs)
     return best_metrics(tracking.connect(site.tracking_uri), work.run_id)
+
+
+def release_memory(device: torch.device) -> None:
+    """Free what a training has left, and give a GPU's memory back, which other processes may be short of."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> Report:

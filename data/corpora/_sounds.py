@@ -67,7 +67,7 @@ def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
     """A tone whose fundamental follows `freq_hz` [num_samples]; `levels` [num_harmonics] are its harmonics'."""
     phase = 2 * np.pi * np.cumsum(freq_hz) / SAMPLE_RATE_HZ
     last, sine, twice_cosine = np.zeros(len(phase)), np.sin(phase), 2 * np.cos(phase)
-    wave = levels[0] * sine
+    wave: Wave = levels[0] * sine
     for level in levels[1:]:
         # sin((n + 1) x) = 2 cos(x) sin(n x) - sin((n - 1) x) takes a tenth of the time of a sine.
         last, sine = sine, twice_cosine * sine - last
