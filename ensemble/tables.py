@@ -18,6 +18,8 @@ def show(ensemble: Mapping[str, Any], earlier: int | None) -> None:
         console.print(members(ensemble))
         console.print(f"Best single candidate: {ensemble['best_single']['name']}", markup=False)
     console.print(figures(ensemble))
+    if "test" in ensemble:
+        console.print(lead(ensemble), markup=False)
     if "methods" in ensemble:
         console.print(methods(ensemble))
     if nested := ensemble.get("nested"):
@@ -60,6 +62,16 @@ def figures(ensemble: Mapping[str, Any]) -> Table:
             if found := ensemble.get(split, {}).get(system):
                 table.add_row(split, system.replace("_", " "), *(percent(found, name) for name in ensemble["metrics"]))
     return table
+
+
+def lead(ensemble: Mapping[str, Any]) -> str:
+    """Return a sentence that says whether the ensemble and the other system can be told apart on test."""
+    metric, found = ensemble["metrics"][0], ensemble["test"]["difference"]
+    other = "best single candidate" if "best_single" in ensemble["test"] else "heaviest member"
+    low, high = found[f"{metric}_interval"]
+    verdict = "the interval excludes zero" if low > 0 or high < 0 else "it may be chance, as the interval includes zero"
+    name = TITLES.get(metric, metric)
+    return f"On test, {name} of the ensemble minus that of the {other} is {percent(found, metric)}: {verdict}."
 
 
 def methods(ensemble: Mapping[str, Any]) -> Table:

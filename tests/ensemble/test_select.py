@@ -13,6 +13,7 @@ import pytest
 
 from data.errors import UserError
 from ensemble import epochs, pool
+from ensemble.tables import lead
 from trainables import retrieval
 from trainables.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
 from trainables.ledger import open_ledger
@@ -65,6 +66,24 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
         for system in ("best_single", "ensemble"):
             figure = f"{100 * ensemble[split][system]['map10']:.2f}"
             assert re.search(rf"{split} +{system.replace('_', ' ')} +{figure}", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ([0.01, 0.05], "3.00 (1.0 to 5.0): the interval excludes zero."),
+        ([-0.01, 0.05], "3.00 (-1.0 to 5.0): it may be chance, as the interval includes zero."),
+    ],
+)
+def test_it_says_whether_the_lead_on_test_may_be_chance(interval, told):
+    found = {"best_single": {}, "difference": {"map10": 0.03, "map10_interval": interval}}
+    sentence = lead({"metrics": ["map10"], "test": found})
+    assert sentence == f"On test, mAP@10 of the ensemble minus that of the best single candidate is {told}"
+
+
+def test_the_lead_on_test_is_told(selected):
+    _, done, ensemble = selected
+    assert lead(ensemble) in done.stdout.splitlines()
 
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
