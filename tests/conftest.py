@@ -246,6 +246,8 @@ def cluster():
         warnings.simplefilter("ignore")
         for name, value in KEYS.items():
             patch.setenv(name, value)
+        # Else Ray warns everyone who is connected that many workers have been started, as so many commands share it.
+        patch.setenv("RAY_worker_maximum_startup_concurrency", "8")
         context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["gcs_address"]
     ray.shutdown()
@@ -333,6 +335,9 @@ def tiny(splits, precision):
     base = replace(base, audio=audio, text=text, batch_size=8, embedding_size=16)
     return [replace(fine_tuning(splits, base, 0.3, epochs=2), seed=seed) for seed in (0, 1)]
 
+def pair(splits, precision):
+    return tiny(splits, precision)[:1]
+
 def endless(splits, precision):
     base = tiny(splits, precision)[0].pretraining
     return [replace(base, schedule=replace(base.schedule, epochs=2000))]
@@ -341,6 +346,9 @@ def patient(splits, precision):
     pretraining = endless(splits, precision)[0]
     pretraining = replace(pretraining, schedule=replace(pretraining.schedule, epochs=6))
     return [fine_tuning(splits, pretraining, 0.3, epochs=2)]
+
+def lasting(splits, precision):
+    return [patient(splits, precision)[0].pretraining]
 
 def hopeless(splits, precision):
     base = tiny(splits, precision)[0].pretraining

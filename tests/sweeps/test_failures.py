@@ -1,6 +1,7 @@
 """Failures that a sweep survives: each ends with the trials and, to the last bit, the models of an undisturbed one.
 
-What is lost of a training is what it did since its last checkpoint, here the last step.
+What is lost of a training is what it did since its last checkpoint, here the last step. The sweeps are processes, since
+only these can be killed and show what is left of them. Those that take longest are marked slow.
 """
 
 import os
@@ -29,7 +30,7 @@ TRAINED = ("map10", "train_loss", "validation_loss", "best_epoch")
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster whose nodes can be lost: two CPUs on a node that isn't the head."""
+    """A cluster whose nodes can be lost, which the test run's own can't: two CPUs on a node that isn't the head."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
     made.worker = made.add_node(num_cpus=2)
     yield made
@@ -37,15 +38,15 @@ def nodes():
 
 
 @pytest.fixture
-def sweep(nodes, space_file, tone_store):
-    """A function that starts a sweep, in a process group of its own, and one that waits for its good end."""
+def sweep(cluster, space_file, tone_store):
+    """A function that starts a sweep in a process group of its own."""
     started = []
 
-    def start(runs, *more, name="sweep", space="patient"):
+    def start(runs, *more, name="sweep", space="patient", address=cluster):
         words = ["--space", f"{space_file}:{space}", "--corpus", "folder", "--store", tone_store, "--runs", runs]
         process = subprocess.Popen(
             [sys.executable, "sweeps/grid.py", *map(str, words), "--name", name, *EACH, *more],
-            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": nodes.address},
+            cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": address},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         started.append(process)
@@ -109,25 +110,33 @@ def assert_same(runs, expected, tracking_uri=None):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(nodes, space_file, tone_store, run_command, tmp_path_factory):
+def undisturbed(cluster, space_file, tone_store, call_command, tmp_path_factory):
     """What a sweep comes to that nothing happens to."""
     runs = tmp_path_factory.mktemp("undisturbed")
-    done = run_command(
+    done = call_command(
         "sweeps/grid.py", "--space", f"{space_file}:patient", "--corpus", "folder", "--store", tone_store,
-        "--runs", runs, "--name", "sweep", *EACH, RAY_ADDRESS=nodes.address,
+        "--runs", runs, "--name", "sweep", *EACH,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(results(runs)) == 2
-    return results(runs)
+    found = results(runs)
+    assert len(found) == 2
+    return found
 
 
-@pytest.mark.parametrize("lost", [WORKER, DRIVER])
-def test_a_lost_process_of_a_trial_is_replaced(lost, ray_processes, sweep, undisturbed, tmp_path):
-    process = sweep(tmp_path)
+@pytest.fixture(scope="module")
+def undisturbed_pretraining(undisturbed):
+    """The same of its pretraining, which the space `lasting` has alone."""
+    return {signature: found for signature, found in undisturbed.items() if max(found[0]["map10"]) == 6}
+
+
+@pytest.mark.parametrize("lost", [pytest.param(WORKER, marks=pytest.mark.slow), DRIVER])
+def test_a_lost_process_of_a_trial_is_replaced(lost, ray_processes, sweep, undisturbed_pretraining, tmp_path):
+    """Of the two, a lost worker of Ray Train is also in tests/trainables/test_pretrain.py."""
+    process = sweep(tmp_path, space="lasting")
     underway(process, tmp_path)
     ray_processes(lost)[0].kill()
     ended(process)
-    assert_same(tmp_path, undisturbed)
+    assert_same(tmp_path, undisturbed_pretraining)
 
 
 def test_a_sweep_whose_driver_was_killed_goes_on_by_its_command_under_any_name(sweep, undisturbed, tmp_path):
@@ -139,26 +148,31 @@ def test_a_sweep_whose_driver_was_killed_goes_on_by_its_command_under_any_name(s
     assert_same(tmp_path, undisturbed)
 
 
-def test_a_lost_node_is_made_up_for_by_another(sweep, nodes, undisturbed, tmp_path):
-    process = sweep(tmp_path)
+@pytest.mark.slow
+def test_a_lost_node_is_made_up_for_by_another(sweep, nodes, undisturbed_pretraining, tmp_path):
+    process = sweep(tmp_path, space="lasting", address=nodes.address)
     underway(process, tmp_path)
     nodes.remove_node(nodes.worker, allow_graceful=False)
     nodes.worker = nodes.add_node(num_cpus=2)
     ended(process)
-    assert_same(tmp_path, undisturbed)
+    assert_same(tmp_path, undisturbed_pretraining)
 
 
-def test_a_tracking_server_that_is_away_for_a_while_misses_nothing(sweep, mlflow_server, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_a_tracking_server_that_is_away_for_a_while_misses_nothing(
+    sweep, mlflow_server, undisturbed_pretraining, tmp_path
+):
+    """The whole sweep; tests/trainables/test_tracking.py has the same of what one training tells."""
     start, stop = mlflow_server
     uri = start()
-    process = sweep(tmp_path / "runs", "--tracking-uri", uri)
+    process = sweep(tmp_path / "runs", "--tracking-uri", uri, space="lasting")
     underway(process, tmp_path / "runs")
     stop()
     time.sleep(10)
     assert process.poll() is None
     start()
     ended(process)
-    assert_same(tmp_path / "runs", undisturbed, uri)
+    assert_same(tmp_path / "runs", undisturbed_pretraining, uri)
 
 
 @pytest.fixture
@@ -221,9 +235,12 @@ def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(
 
 
 @pytest.mark.slow
-def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, tmp_path):
+def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, nodes, tmp_path):
+    """On the cluster with Ray's dashboard, by which the place of a stopped trial is given back."""
     words = ("--max-concurrent", "1")
-    printed, _ = (process := sweep(tmp_path, *words, "--scheduler", "asha", space="hopeless")).communicate(timeout=600)
+    printed, _ = (
+        process := sweep(tmp_path, *words, "--scheduler", "asha", space="hopeless", address=nodes.address)
+    ).communicate(timeout=600)
     assert process.returncode == 1, printed
     ledger = open_ledger(tmp_path)
     status = {run.info.run_name: run.info.status for run in ledger.runs("trial")}
@@ -231,7 +248,7 @@ def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, tmp_path)
     (stopped,) = [run for run in ledger.runs("trial") if run.info.status == "KILLED"]
     assert stopped.data.params["schedule.peak_rate"] == "1.0"
     epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10"))
-    ended(sweep(tmp_path, *words, space="hopeless"))
+    ended(sweep(tmp_path, *words, space="hopeless", address=nodes.address))
     again = ledger.client.get_run(stopped.info.run_id)
     assert again.info.status == "FINISHED"
     steps = [entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10")]

@@ -196,15 +196,16 @@ def test_status_says_how_far_a_sweep_is_from_another_shell(swept, call_command):
 def test_results_lie_in_an_object_store_beside_an_mlflow_server(
     call_command, object_store, mlflow_server, tone_store, space_file, tmp_path
 ):
+    """A sweep of its own: a fine-tuning starts from a model in the store, and selection reads what the server keeps."""
     start, _ = mlflow_server
     words = ("--runs", object_store.uri(f"bucket/{tmp_path.name}"), "--tracking-uri", start())
-    sweep = ("--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store, "--name", "far")
+    sweep = ("--space", f"{space_file}:pair", "--corpus", "folder", "--store", tone_store, "--name", "far")
     done = call_command("sweeps/grid.py", *words, *sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "View run" not in done.stdout
     runs = Runs.of(words[1])
     signatures = open_ledger(runs, words[3]).sweep("far").signatures
-    assert len(signatures) == 3
+    assert len(signatures) == 2
     assert all(runs.has_model(signature) for signature in signatures)
     selected = call_command("ensemble/select.py", "--metric", "map10", *words, "--out", tmp_path / "out")
     assert selected.returncode == 0, selected.stderr
