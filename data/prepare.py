@@ -241,6 +241,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
     names = store.splits()
     if not names:
         raise UserError(f"{store} holds no split")
+    storage.forget_mapped()
     num_wrong = 0
     for name in names:
         problems: list[str] = []

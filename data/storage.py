@@ -188,6 +188,11 @@ def _mapped(folder: str, name: str) -> pa.Buffer:
     return _map_file(f"{folder}/{name}")
 
 
+def forget_mapped() -> None:
+    """Map a folder's files anew from now on: for who can't assume that they are as they were written."""
+    _mapped.cache_clear()
+
+
 @functools.cache
 def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """A URI's file system, opened once a process, and the path of the store in it."""

@@ -248,7 +248,7 @@ def cluster():
             patch.setenv(name, value)
         # Else Ray warns everyone who is connected that many workers have been started, as so many commands share it.
         patch.setenv("RAY_worker_maximum_startup_concurrency", "8")
-        context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        context = ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

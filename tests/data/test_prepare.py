@@ -15,6 +15,7 @@ import soundfile
 from data import exclusions, shards
 from data import prepare as prepare_module
 from data.errors import UserError
+from data.parallel import run_on_ray
 from data.schema import DUPLICATES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
@@ -164,11 +165,13 @@ def recordings(tmp_path_factory):
 IN_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-import ray
 from data import prepare, shards
 from data.commands import command
 mode, source, store, workers = sys.argv[1:]
-ray.init(num_cpus=int(workers), log_to_driver=False)
+if workers != "0":
+    import ray
+    prepare.MAX_CLIPS_HERE = 0
+    ray.init("local", num_cpus=int(workers), log_to_driver=False)
 if mode == "killed":
     count = iter(range(100))
     def killing(self, *numbers):
@@ -180,21 +183,22 @@ sys.exit(command(lambda argv: prepare.prepare("folder", Path(source), Path(store
 
 
 def run_in_process(run_command, mode, source, store, workers):
-    """Prepare with a number of workers; the process may be killed after two shards."""
+    """Prepare with a number of Ray's workers, or in threads; the process may be killed after two shards."""
     return run_command("-c", IN_PROCESS, mode, source, store, workers)
 
 
-def test_any_number_of_workers_writes_the_same_bytes_and_a_killed_run_goes_on(recordings, run_command, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(workers, recordings, run_command, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    done = run_in_process(run_command, "whole", recordings, whole, 1)
+    done = run_in_process(run_command, "whole", recordings, whole, 0)
     assert done.returncode == 0, done.stderr
-    killed = run_in_process(run_command, "killed", recordings, resumed, 2)
+    killed = run_in_process(run_command, "killed", recordings, resumed, workers)
     assert killed.returncode == -signal.SIGKILL
     assert shards.Store.of(resumed).splits() == []
     finished = {path: path.stat().st_mtime_ns for path in resumed.rglob("clips-*.json")}
     assert 2 <= len(finished) < 5
 
-    done = run_in_process(run_command, "whole", recordings, resumed, 2)
+    done = run_in_process(run_command, "whole", recordings, resumed, workers)
     assert done.returncode == 0, done.stderr
     there = int(re.search(r"folder/train: (\d) of 5 shards are there already", done.stderr)[1])
     assert there >= len(finished)  # what ran when the command was killed may have ended well
@@ -298,7 +302,7 @@ def test_an_empty_store_is_named(command, prepare, tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_dies_is_named():
     with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; run it again: it goes on where it stopped"):
-        list(prepare_module.in_parallel(lambda number: os.kill(os.getpid(), signal.SIGKILL), [(1,)]))
+        list(run_on_ray(lambda number: os.kill(os.getpid(), signal.SIGKILL), [(1,)]))
 
 
 def test_an_hour_is_streamed(run_command, tmp_path):

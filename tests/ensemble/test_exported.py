@@ -20,7 +20,7 @@ from data.shards import open_split
 from data.splits import Splits
 from data.waveform import decode_file
 from ensemble import export, exported, recordings
-from trainables import checkpoint, model
+from trainables import checkpoint, embedding, model
 from trainables import trial as trials
 from trainables.embedding import embed, embed_audio, embed_files, embed_text
 from trainables.embeddings import read_embeddings
@@ -186,7 +186,7 @@ def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, mo
 
 
 def test_models_are_where_this_process_embeds_fastest(ensemble, runs, monkeypatch):
-    monkeypatch.setattr(exported, "fastest_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("meta"))
     members = exported.load(ensemble, Runs.of(runs)).members
     assert {weights.device.type for member in members for weights in member.model.parameters()} == {"meta"}
 
@@ -198,7 +198,7 @@ def test_a_gpu_gives_the_scores_of_a_cpu(ensemble, runs, sounds, monkeypatch):
     models = exported.load(ensemble, Runs.of(runs))
     assert {weights.device.type for weights in models.members[0].model.parameters()} == {"cuda"}
     scores = models.embed_text([SENTENCE]) @ models.embed_files(paths)[0].T
-    monkeypatch.setattr(exported, "fastest_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("cpu"))
     plain = exported.load(ensemble, Runs.of(runs))
     np.testing.assert_allclose(scores, plain.embed_text([SENTENCE]) @ plain.embed_files(paths)[0].T, atol=1e-3)
 
