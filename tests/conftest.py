@@ -15,6 +15,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 
 LEFT_OUT = pytest.StashKey[list[str]]()
+CLUSTER_TESTS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -45,19 +47,47 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if named else max(2, min(4, os.cpu_count() or 1))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Tell a process of pytest-xdist where to list the tests that use the cluster."""
+    folder = node.config.stash.setdefault(CLUSTER_TESTS, tempfile.TemporaryDirectory())
+    node.workerinput["cluster_tests"] = f"{folder.name}/{node.gateway.id}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give all tests that use the cluster to one process, and the others file by file, for the fixtures of files.
+
+    (Marks of `xdist_group` would say so, but pytest-xdist 3.8 doesn't see them with pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            if not hasattr(self, "on_cluster"):  # by now, every process has collected
+                lists = Path(config.stash[CLUSTER_TESTS].name).iterdir()
+                self.on_cluster = {line for path in lists for line in path.read_text().splitlines()}
+            return "cluster" if nodeid in self.on_cluster else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Scheduler(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Keep tests that use the cluster in one process of pytest-xdist, and those of a file; leave slow ones out."""
+    """Mark what uses the cluster, and leave slow tests out that aren't asked for."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("cluster")
-        group = "cluster" if item.get_closest_marker("cluster") else item.path.relative_to(ROOT).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
     asked_for = "slow" in config.option.markexpr or any("::" in word for word in config.args)
     left_out = [] if asked_for else [item for item in items if item.get_closest_marker("slow")]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
     config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("cluster") is None)  # what takes longest begins at once
+        on_cluster = [item.nodeid for item in items if item.get_closest_marker("cluster")]
+        Path(config.workerinput["cluster_tests"]).write_text("\n".join(on_cluster))
 
 
 @pytest.hookimpl(optionalhook=True)
