@@ -61,11 +61,11 @@ def test_the_figures_are_those_of_the_members_embeddings(selected):
 def test_it_prints_members_and_both_systems_on_both_splits(selected):
     _, done, ensemble = selected
     for member in ensemble["members"]:
-        assert re.search(rf"{member['weight']:.3f} +{re.escape(member['name'])} ", done.stdout)
+        assert re.search(rf"{re.escape(member['name'])}\t.*\t{member['weight']:.3f}\t", done.stdout)
     for split in ("validation", "test"):
         for system in ("best_single", "ensemble"):
             figure = f"{100 * ensemble[split][system]['map10']:.2f}"
-            assert re.search(rf"{split} +{system.replace('_', ' ')} +{figure}", done.stdout)
+            assert re.search(rf"{split}, {system.replace('_', ' ')}\t{figure}", done.stdout)
 
 
 @pytest.mark.parametrize(

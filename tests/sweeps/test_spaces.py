@@ -30,12 +30,13 @@ def test_every_space_returns_distinct_trials_on_the_splits_given(name):
             assert trial.pretraining.train == SPLITS.pretrain
 
 
-def test_demo_pretrains_two_pairs_and_tries_paraphrases_and_rates():
+def test_demo_pretrains_three_pairs_of_both_families_and_tries_paraphrases():
     trials = spaces.space("demo")(SPLITS, "float32")
-    assert len({trial.pretraining for trial in trials}) == 2
-    assert len({(trial.audio, trial.text) for trial in trials}) == 2
+    assert len({trial.pretraining for trial in trials}) == 3
+    assert len({(trial.audio, trial.text) for trial in trials}) == 3
+    assert {encoders.label(trial.audio) for trial in trials} == {"cnn:small5", "passt:tiny5"}
     assert {trial.paraphrase_probability for trial in trials} == {0.0, 0.3}
-    assert len(trials) >= 6
+    assert len(trials) == 6
 
 
 def test_small_needs_no_paraphrases():
