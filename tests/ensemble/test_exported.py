@@ -103,6 +103,7 @@ def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
 
 
 def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_command, call_command, tmp_path):
+    """Once in a process of its own, as a user runs it."""
     folder = sorted((runs / "models").iterdir())[0]
     sentences = tmp_path / "sentences.csv"
     sentences.write_text('caption,more\n"a dog, barking",x\nrain falls,y\n', encoding="utf-8")
@@ -253,6 +254,7 @@ def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypa
 
 
 def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, call_command, tmp_path):
+    """It is searched in a process of its own, as a user does."""
     index = tmp_path / "index"
     words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
     made = call_command(*words, "--add", sounds)
@@ -313,6 +315,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
 
 
 def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):
+    """A process of its own shows what is imported."""
     out = tmp_path / "exported"
     done = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert done.returncode == 0, done.stderr
@@ -381,6 +384,7 @@ def test_what_a_registered_model_imports_is_required():
 def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
     ensemble, runs, sounds, run_command, call_command, tmp_path
 ):
+    """It is exported in a process, as a user does, and served in another, from elsewhere, as MLflow does."""
     models = exported.load(ensemble, Runs.of(runs))
     recordings.add(tmp_path / "index", sounds, models)
     words = ("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")

@@ -48,7 +48,7 @@ METRICS = ("map10", "r1", "r5", "r10")
 
 @pytest.fixture(scope="module")
 def reported(own_runs, tone_store, call_command, run_command, tmp_path_factory):
-    """The folder of a report on the tiny sweep, and what the command said."""
+    """The folder of a report on the tiny sweep, and what the command said in a process of its own, as a user runs."""
     runs, out = own_runs, tmp_path_factory.mktemp("report")
     chosen = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--out", out / "ensemble", "--folds", 0

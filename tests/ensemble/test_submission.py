@@ -672,6 +672,7 @@ def prepared(tmp_path_factory, call_command, cluster):
 
 @pytest.mark.cluster
 def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entered, run_command, call_command, tmp_path):
+    """The first submission is made in a process of its own, as a user makes it."""
     runs = own_runs
     chosen = call_command("ensemble/select.py", "--runs", runs, "--sweep", "first", "--method", "all", "--folds", 0,
                           "--out", tmp_path)  # fmt: skip

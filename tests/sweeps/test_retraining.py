@@ -50,6 +50,7 @@ def test_each_member_is_trained_on_all_splits_up_to_its_best_epochs(chosen, begi
 
 @pytest.mark.cluster
 def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_command, cluster):
+    """A sweep of its own: what a training without validation leaves."""
     runs = own_runs
     words = ("sweeps/grid.py", "--retrain", chosen, "--store", tone_store, "--runs", runs)
     done = call_command(*words, "--retrain-from", "finetuning", "--name", "final")

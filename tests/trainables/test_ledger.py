@@ -92,6 +92,7 @@ def test_settings_are_flattened():
 
 
 def test_commands_that_start_at_once_share_one_database(tmp_path):
+    """Processes, as a database is made by one of them while the others wait for a lock on a file."""
     code = "import sys; from trainables.ledger import create_ledger; print(create_ledger(sys.argv[1]).experiment_id)"
     started = [
         subprocess.Popen([sys.executable, "-c", code, tmp_path / "runs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)

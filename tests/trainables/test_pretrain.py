@@ -39,7 +39,7 @@ def model_of(runs):
 
 @pytest.fixture(scope="module")
 def pretrained(run_command, cluster, tone_store, tmp_path_factory):
-    """An uninterrupted pretraining: the folder of runs, and what the command printed."""
+    """An uninterrupted pretraining in a process of its own, as a user runs it: the folder of runs, and the output."""
     runs = tmp_path_factory.mktemp("pretrained")
     done = run_command(*words(tone_store, runs), RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +47,7 @@ def pretrained(run_command, cluster, tone_store, tmp_path_factory):
 
 
 def started(cluster, store, runs):
-    """A pretraining that has begun, and has a checkpoint to go on from."""
+    """A pretraining in a process, which can be killed, that has begun and has a checkpoint to go on from."""
     environment = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": cluster}
     process = subprocess.Popen(
         [sys.executable, *map(str, words(store, runs))], cwd=ROOT, env=os.environ | environment,
@@ -69,7 +69,7 @@ def assert_same_end(runs, other):
 
 def test_it_says_what_it_does_and_what_came_of_it(pretrained):
     _, done = pretrained
-    assert "2 workers with 1 CPU threads each, in float32, batches of 8" in done.stderr
+    assert re.search("2 workers with 1 CPU threads each, in (float32|bfloat16), batches of 8", done.stderr)
     assert re.search(r"^[0-9a-f]{16}: best epoch \d+: map10 [\d.]+, r1 ", done.stdout, re.MULTILINE)
     assert not re.search(r"\(pid=|\(RayTrain|INFO |WARNING", done.stdout + done.stderr)
 

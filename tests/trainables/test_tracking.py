@@ -20,6 +20,7 @@ def history(client, run_id, name):
 
 @pytest.fixture
 def ledger(mlflow_server, tmp_path):
+    """A ledger on a server, a process that can be ended: what is told while it is away is what this is about."""
     start, _ = mlflow_server
     return create_ledger(tmp_path, start())
 
