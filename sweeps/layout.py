@@ -10,6 +10,9 @@ from rich.segment import Segment
 GAP = "  "
 """Between two columns, and before what belongs to the line above."""
 
+NO_BREAK = "\N{NO-BREAK SPACE}"
+"""In place of a space where a line is not to be broken; `wrapped` returns plain spaces."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -66,7 +69,8 @@ class Sheet:
     def labelled(self, row: Sequence[str]) -> str:
         """Return a row's values but the first, each after its heading; those that are absent are left out."""
         pairs = zip(self.columns[1:], row[1:], strict=True)
-        return ", ".join(f"{column.heading} {value}" for column, value in pairs if value)
+        labels = [f"{column.heading} {value}".replace(" ", NO_BREAK) for column, value in pairs if value]
+        return ", ".join(labels)
 
 
 def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -87,7 +91,8 @@ def widest(lines: Sequence[str]) -> int:
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """Return a text as lines of at most `width` characters, broken between words where that is possible."""
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent or GAP, break_on_hyphens=False)
+    lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent or GAP, break_on_hyphens=False)
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def show(console: Console, sheet: Sheet) -> None:
