@@ -50,8 +50,10 @@ def pytest_xdist_auto_num_workers(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node):
     """Tell a process of pytest-xdist where to list the tests that use the cluster."""
-    folder = node.config.stash.setdefault(CLUSTER_TESTS, tempfile.TemporaryDirectory())
-    node.workerinput["cluster_tests"] = f"{folder.name}/{node.gateway.id}"
+    if CLUSTER_TESTS not in node.config.stash:
+        node.config.stash[CLUSTER_TESTS] = tempfile.TemporaryDirectory()
+        node.config.add_cleanup(node.config.stash[CLUSTER_TESTS].cleanup)
+    node.workerinput["cluster_tests"] = f"{node.config.stash[CLUSTER_TESTS].name}/{node.gateway.id}"
 
 
 @pytest.hookimpl(optionalhook=True)
