@@ -41,7 +41,7 @@ PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
     """Three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
 
-    The pairs are pretrained apart, so that an ensemble of them gains. Fine-tuning takes two epochs: after the first one,
+    The pairs are pretrained apart, so that an ensemble of them gains. Fine-tuning takes two epochs: after the first,
     while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower, the
     mean of 30 fine-tunings), and after the second one, with the rate down, 5.6 points above them.
     """
