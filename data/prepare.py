@@ -115,7 +115,7 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
     """Prepare the built-in corpus, which needs no files, where a local store doesn't hold it."""
     if not is_built_on_demand(corpus, store):
         return
-    logger.info("Preparing the corpus %r (once, about a minute) ...", corpus)
+    logger.info("Preparing the corpus %r (once, some seconds) ...", corpus)
     for split in prepare(corpus, None, store.path):
         logger.info("  %s", summary_line(split))
 
