@@ -40,11 +40,16 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
     # Drivers of trials take next to no CPU, so there are more processes than cores; Ray warns of that on the console.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is reported
-    if preload and len(os.sched_getaffinity(0)) <= MAX_PRELOADED:
+    if preload and num_cpus() <= MAX_PRELOADED:
         settings = {"preload_python_modules": ",".join(preload), "idle_worker_killing_time_threshold_ms": str(KEPT_MS)}
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
+
+
+def num_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(value: Any) -> Any:
@@ -57,7 +62,7 @@ def share(value: Any) -> Any:
 
 def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Results:
     """Call a function with each tuple of arguments, in threads of this process; an error ends what hasn't begun."""
-    with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
+    with ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as threads:
         futures = {threads.submit(function, *arguments): number for number, arguments in enumerate(work)}
         try:
             for future in as_completed(futures):
