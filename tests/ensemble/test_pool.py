@@ -90,7 +90,7 @@ def test_all_methods_are_compared_in_one_look_at_test(select, tmp_path):
     assert methods["greedy, refined"]["nested"] == ensemble["nested"]["ensemble"]
     assert methods["exact"]["validation"]["map10"] >= methods["all"]["validation"]["map10"]
     assert len(methods["all"]["members"]) == 3
-    assert re.search(rf"greedy, refined +\d +{100 * methods['greedy, refined']['validation']['map10']:.2f}", said)
+    assert re.search(rf"greedy, refined\s+\d\s+{100 * methods['greedy, refined']['validation']['map10']:.2f}", said)
     assert "came before this one: 0" in said
     assert "came before this one: 1" in select("--compare")
 

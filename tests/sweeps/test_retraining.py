@@ -157,10 +157,10 @@ def retrain(call_command, tmp_path, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"members": [entry()]}))
 
-    def begins():
+    def begins(arguments):
         raise InterruptedError
 
-    monkeypatch.setattr(grid, "start_ray", begins)
+    monkeypatch.setattr(grid, "start_cluster", begins)
 
     return partial(call_command, "sweeps/grid.py", "--runs", tmp_path / "runs"), path
 

@@ -102,7 +102,9 @@ def test_it_goes_on_by_itself_after_a_worker_is_lost(pretrained, cluster, ray_pr
     assert_same_end(tmp_path, pretrained[0])
 
 
+@pytest.mark.slow
 def test_it_goes_on_by_the_same_command_after_its_driver_is_lost(pretrained, pretrain, cluster, tone_store, tmp_path):
+    """Through Ray Train on two workers; that a lost driver's work goes on is in tests/sweeps/test_failures.py, too."""
     process = started(cluster, tone_store, tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

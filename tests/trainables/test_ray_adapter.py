@@ -67,7 +67,9 @@ def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone
     assert trials.load_trial(folder) == without_dropout
 
 
+@pytest.mark.slow
 def test_a_training_that_is_asked_for_again_goes_on_where_it_was(cluster, without_dropout, tone_store, tmp_path):
+    """Through Ray Train; the same in this process is in tests/trainables/test_session.py."""
     before, embeddings, _ = fitted(without_dropout, tone_store, tmp_path / "runs", workers=1)
     (whole,) = (tmp_path / "runs").glob("trials/*-1/committed")
     assert whole.read_text()
