@@ -129,14 +129,26 @@ def undisturbed_pretraining(undisturbed):
     return {signature: found for signature, found in undisturbed.items() if max(found[0]["map10"]) == 6}
 
 
-@pytest.mark.parametrize("lost", [pytest.param(WORKER, marks=pytest.mark.slow), DRIVER])
-def test_a_lost_process_of_a_trial_is_replaced(lost, ray_processes, sweep, undisturbed_pretraining, tmp_path):
-    """Of the two, a lost worker of Ray Train is also in tests/trainables/test_pretrain.py."""
+def test_a_lost_process_of_a_trial_is_replaced(ray_processes, sweep, undisturbed_pretraining, tmp_path):
+    """The one that trains it."""
     process = sweep(tmp_path, space="lasting")
     underway(process, tmp_path)
-    ray_processes(lost)[0].kill()
+    ray_processes(DRIVER)[0].kill()
     ended(process)
     assert_same(tmp_path, undisturbed_pretraining)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [WORKER, DRIVER])
+def test_a_lost_process_of_a_trial_on_two_workers_is_replaced(lost, ray_processes, sweep, tmp_path):
+    """Through Ray Train, compared with a sweep on two workers; tests/trainables/test_pretrain.py loses a worker, too."""
+    words = ("--workers", "2", "--cpus-per-worker", "0.45")
+    ended(sweep(tmp_path / "whole", *words, space="lasting"))
+    process = sweep(tmp_path / "runs", *words, space="lasting")
+    underway(process, tmp_path / "runs")
+    ray_processes(lost)[0].kill()
+    ended(process)
+    assert_same(tmp_path / "runs", results(tmp_path / "whole"))
 
 
 def test_a_sweep_whose_driver_was_killed_goes_on_by_its_command_under_any_name(sweep, undisturbed, tmp_path):
