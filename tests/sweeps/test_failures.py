@@ -141,7 +141,7 @@ def test_a_lost_process_of_a_trial_is_replaced(ray_processes, sweep, undisturbed
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [WORKER, DRIVER])
 def test_a_lost_process_of_a_trial_on_two_workers_is_replaced(lost, ray_processes, sweep, tmp_path):
-    """Through Ray Train, compared with a sweep on two workers; tests/trainables/test_pretrain.py loses a worker, too."""
+    """Through Ray Train, compared with a sweep on two workers. Slow: tests/trainables/test_pretrain.py has the like."""
     words = ("--workers", "2", "--cpus-per-worker", "0.45")
     ended(sweep(tmp_path / "whole", *words, space="lasting"))
     process = sweep(tmp_path / "runs", *words, space="lasting")
