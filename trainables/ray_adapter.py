@@ -26,7 +26,7 @@ from trainables.runs import Runs
 from trainables.session import (
     CPU_ALLOCATOR,
     Work,
-    committed,
+    commit,
     last_committed,
     prepare_run,
     remove_earlier,
@@ -126,9 +126,7 @@ def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> Report:
             try:
                 with_retries(lambda: snapshot.write(Path(checkpoint.path)))
                 persisted = with_retries(lambda: storage.persist_current_checkpoint(checkpoint, name))
-                log.flush()
-                lease.require(runs)
-                with_retries(lambda: runs.write(committed(lease), name.encode()))
+                commit(runs, lease, name, log)
                 if has_earlier:
                     remove_earlier(runs, lease)
                     has_earlier = False

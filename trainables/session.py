@@ -155,7 +155,8 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
     import torch
 
     prepare_run(work)
-    keep_freed_memory()
+    if not work.resources.gpus_per_worker:
+        keep_freed_memory()
     site, lease = work.site, work.lease
     device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
     release_memory(device)  # an error's traceback may have kept that of the trial before
@@ -225,7 +226,7 @@ class CheckpointWriter:
         """Begin to write a checkpoint, once the one before is written."""
         self.wait()
         self.number += 1
-        self.pending = self.thread.submit(self.commit, snapshot, f"checkpoint_{self.number:06}", log)
+        self.pending = self.thread.submit(self.write_now, snapshot, f"checkpoint_{self.number:06}", log)
 
     def wait(self) -> None:
         """Wait until the last checkpoint is written. Raises what prevented it."""
@@ -233,13 +234,11 @@ class CheckpointWriter:
             pending, self.pending = self.pending, None
             pending.result()
 
-    def commit(self, snapshot: Snapshot, name: str, log: Log) -> None:
+    def write_now(self, snapshot: Snapshot, name: str, log: Log) -> None:
         """Write a checkpoint, name it as the last complete one, and remove those before it."""
         place = f"trials/{self.lease.folder}"
         with_retries(lambda: self.runs.store(f"{place}/{name}", snapshot.write))
-        log.flush()
-        self.lease.require(self.runs)
-        with_retries(lambda: self.runs.write(committed(self.lease), name.encode()))
+        commit(self.runs, self.lease, name, log)
         if self.kept is None:
             remove_earlier(self.runs, self.lease)
         else:
@@ -260,6 +259,16 @@ def keep_freed_memory() -> None:
 def committed(lease: Lease) -> str:
     """Return the name of the file that names the last complete checkpoint under a lease."""
     return f"trials/{lease.folder}/committed"
+
+
+def commit(runs: Runs, lease: Lease, name: str, log: Log) -> None:
+    """Name a checkpoint as the last complete one, once MLflow has all that was logged before.
+
+    Raises LeaseLostError where the trial has been taken over.
+    """
+    log.flush()
+    lease.require(runs)
+    with_retries(lambda: runs.write(committed(lease), name.encode()))
 
 
 def last_committed(runs: Runs, lease: Lease) -> str | None:
