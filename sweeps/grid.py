@@ -32,7 +32,7 @@ from sweeps import retraining
 from sweeps.layout import Column, Sheet, show
 from sweeps.progress import Display, Line, status, table
 from sweeps.retraining import From, Member
-from sweeps.spaces import check, named, space, with_seeds
+from sweeps.spaces import Space, check, named, space, with_seeds
 from trainables import encoders
 from trainables import lease as leases
 from trainables import ledger as ledgers
@@ -120,8 +120,8 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
     return len(unfinished)
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
-    """Run a sweep as the command line says, and return the exit status."""
+def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
+    """Run a sweep of a space, or without one a retraining, as the command line says; return the exit status."""
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
     store, weights = whole.location, arguments.weights.resolve() if arguments.weights else None
     chosen = read_json(arguments.retrain) if arguments.retrain else {}
@@ -131,9 +131,10 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     if members:
         require_name_of_its_own(arguments, ledger, runs)
     found = start_cluster(arguments)
-    wanted = (
-        the_members(members) if members else trials_of_space(arguments, splits or built_splits(arguments, whole), found)
-    )
+    if named_space is None:
+        wanted = the_members(members)
+    else:
+        wanted = trials_of_space(arguments, named_space, splits or built_splits(arguments, whole), found)
     precision = wanted[0].precision
     stages = by_stage(wanted, store, weights)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
@@ -229,12 +230,14 @@ def built_splits(arguments: argparse.Namespace, whole: Store) -> Splits:
     return find_splits_of(arguments, whole)
 
 
-def trials_of_space(arguments: argparse.Namespace, splits: Splits, found: Sequence[Bundle]) -> list[Trial]:
-    """Return the trials of a named space, with the seeds that are asked for."""
+def trials_of_space(
+    arguments: argparse.Namespace, named_space: Space, splits: Splits, found: Sequence[Bundle]
+) -> list[Trial]:
+    """Return the trials of a space, with the seeds that are asked for."""
     from trainables.cluster import fastest_precision_on
 
     precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
-    named_trials = check(space(arguments.space)(splits, precision))
+    named_trials = check(named_space(splits, precision))
     return check(with_seeds(named_trials, arguments.seeds, arguments.pretraining_seeds))
 
 
@@ -356,20 +359,23 @@ def next_command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, *(["--tracking-uri", arguments.tracking_uri] if arguments.tracking_uri else [])])
 
 
-def settle_what_is_trained(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """A space, or the members of an ensemble. Raises UserError for options of the one that are given with the other."""
+def settle_what_is_trained(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Space | None:
+    """Return the space that is trained, or None where the members of an ensemble are.
+
+    Raises UserError for an unknown space, and for options of the one that are given with the other.
+    """
     if arguments.retrain_from and not arguments.retrain:
         raise UserError("--retrain-from: that is for --retrain; leave it out")
     if not arguments.retrain:
         arguments.space = arguments.space or DEFAULT_SPACE
-        space(arguments.space)  # an unknown one is refused before anything is started
-        return
+        return space(arguments.space)  # an unknown one is refused before anything is started
     for name in ("space", "corpus", "seeds", "pretraining_seeds", "precision", "pretrain_on", "hold_out"):
         if getattr(arguments, name) != parser.get_default(name):
             raise UserError(f"--{name.replace('_', '-')}: the ensemble says what is trained; leave it out")
     if arguments.scheduler != "none":
         raise UserError("--scheduler: without validation there is nothing to stop trials by; leave it out")
     arguments.retrain_from = arguments.retrain_from or "pretraining"
+    return None
 
 
 @command
@@ -413,9 +419,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.status:
         return show_status(arguments)
-    settle_what_is_trained(arguments, parser)
+    named_space = settle_what_is_trained(arguments, parser)
     arguments.name = arguments.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}"
-    return run_sweep(arguments)
+    return run_sweep(arguments, named_space)
 
 
 if __name__ == "__main__":
