@@ -5,8 +5,10 @@ Heavy packages are imported where they are used, so that tests are collected qui
 
 import contextlib
 import csv
+import dataclasses
 import importlib
 import io
+import json
 import os
 import re
 import shutil
@@ -18,9 +20,9 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import hypothesis
 import numpy as np
 import pytest
@@ -87,7 +89,8 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=left_out)
     config.stash[LEFT_OUT] = [item.nodeid for item in left_out]
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("cluster") is None)  # what takes longest begins at once
+        # What takes longest begins at once, first the sweep that other tests wait for.
+        items.sort(key=lambda item: 2 if not item.get_closest_marker("cluster") else "swept" not in item.fixturenames)
         on_cluster = [item.nodeid for item in items if item.get_closest_marker("cluster")]
         Path(config.workerinput["cluster_tests"]).write_text("\n".join(on_cluster))
 
@@ -202,7 +205,7 @@ def run_command():
     return run
 
 
-@dataclass
+@dataclasses.dataclass
 class Called:
     """What became of a command that ran in this process."""
 
@@ -258,7 +261,7 @@ def tones(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tone_store(cluster, tones, tmp_path_factory):
+def tone_store(tones, tmp_path_factory):
     """The tones in a store."""
     store = tmp_path_factory.mktemp("store")
     prepared = call("data/prepare.py", "folder", "--source", tones, "--store", store)
@@ -409,18 +412,25 @@ def space_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def swept(cluster, tone_store, space_file, tmp_path_factory):
+def swept(request, tone_store, space_file, tmp_path_factory):
     """A finished sweep, made by the command in a process of its own: the folder of runs, and what was printed.
 
-    Tests share it and only read it; `own_runs` is for those that change it.
+    Tests share it and only read it; `own_runs` is for those that change it. It is made once a test run, by the first
+    process of pytest-xdist that needs it: that is the one with the cluster, whose tests come first.
     """
-    runs = tmp_path_factory.mktemp("runs")
-    done = run(
-        "sweeps/grid.py", "--space", f"{space_file}:tiny", "--corpus", "folder",
-        "--store", tone_store, "--runs", runs, "--name", "first", "--keep-epochs", RAY_ADDRESS=cluster,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return runs, done
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "swept"
+    folder.mkdir(exist_ok=True)
+    runs, printed = folder / "runs", folder / "printed.json"
+    with filelock.FileLock(folder / "lock"):
+        if not printed.exists():
+            done = run(
+                "sweeps/grid.py", "--space", f"{space_file}:tiny", "--corpus", "folder", "--store", tone_store,
+                "--runs", runs, "--name", "first", "--keep-epochs", RAY_ADDRESS=request.getfixturevalue("cluster"),
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            printed.write_text(json.dumps(dataclasses.asdict(Called(done.returncode, done.stdout, done.stderr))))
+    return runs, Called(**json.loads(printed.read_text()))
 
 
 def copy_of_runs(runs, to):

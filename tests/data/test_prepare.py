@@ -18,8 +18,6 @@ from data.errors import UserError
 from data.parallel import run_on_ray
 from data.schema import DUPLICATES
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
-
 TABLE = """file_name,caption,split
 a.wav,A dog barks.,train
 a.wav,A hound woofs.,train
@@ -62,11 +60,11 @@ def assert_refused(done, said):
     assert said in line
 
 
-def test_a_folder_becomes_a_store(corpus, run_command, cluster, noise, tmp_path):
+def test_a_folder_becomes_a_store(corpus, run_command, noise, tmp_path):
     """In a process of its own, as a user runs it."""
     store = tmp_path / "store"
     words = ("folder", "--source", corpus, "--store", store, "--codec", "flac")
-    done = run_command("data/prepare.py", *words, RAY_ADDRESS=cluster)
+    done = run_command("data/prepare.py", *words)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -187,7 +185,7 @@ def run_in_process(run_command, mode, source, store, workers):
     return run_command("-c", IN_PROCESS, mode, source, store, workers)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.cluster)])
 def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(workers, recordings, run_command, tmp_path):
     """In processes, one of which is killed, and with clusters of their own: these differ in their number of workers."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -79,7 +79,6 @@ def sounds(tmp_path_factory):
     return folder
 
 
-@pytest.mark.cluster
 def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
     """As decoded, resampled, rounded and cut by data/prepare.py: the same vectors to the last bit."""
     folder = next((runs / "models").iterdir())

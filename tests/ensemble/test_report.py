@@ -63,7 +63,6 @@ def read_csv(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-@pytest.mark.cluster
 def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ensemble(reported, own_runs):
     out, done = reported
     ledger = open_ledger(own_runs)
@@ -81,7 +80,6 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
     assert figure in done.stdout
 
 
-@pytest.mark.cluster
 def test_a_report_is_a_look_at_test_that_others_count(reported, own_runs, call_command, tmp_path):
     before = int(re.search(r"came before this one: (\d+)", reported[1].stdout)[1])
     words = ("--runs", own_runs, "--sweep", "first", "--out", tmp_path)

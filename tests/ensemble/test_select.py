@@ -18,7 +18,6 @@ from trainables import retrieval
 from trainables.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
 from trainables.ledger import open_ledger
 
-pytestmark = pytest.mark.cluster
 METRICS = ("map10", "r1", "r5", "r10")
 
 

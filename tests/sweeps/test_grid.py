@@ -95,14 +95,14 @@ def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(cluster, space_fi
 
 
 def epochs_until_interrupted(command, **environment):
-    """Start a sweep, interrupt it after its third epoch, and say what it printed."""
+    """Start a sweep, interrupt it after its second epoch, and say what it printed."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     epochs = []
     for line in process.stdout:
         if match := re.search(r"epoch (\d+)/2000", line):
             epochs.append(int(match[1]))
-            if len(epochs) == 3:
+            if len(epochs) == 2:
                 break
     time.sleep(1)
     process.send_signal(signal.SIGINT)

@@ -27,7 +27,6 @@ def chosen(own_runs, call_command, tmp_path_factory):
     return folder / "ensemble.json"
 
 
-@pytest.mark.cluster
 @pytest.mark.parametrize("begin", ["pretraining", "finetuning"])
 def test_each_member_is_trained_on_all_splits_up_to_its_best_epochs(chosen, begin):
     entries = json.loads(chosen.read_text())["members"]
@@ -48,7 +47,6 @@ def test_each_member_is_trained_on_all_splits_up_to_its_best_epochs(chosen, begi
             assert after.pretraining == before.pretraining
 
 
-@pytest.mark.cluster
 def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_command, cluster):
     """A sweep of its own: what a training without validation leaves."""
     runs = own_runs

@@ -16,7 +16,7 @@ from trainables.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
-EPOCHS = 12
+EPOCHS = 6
 
 
 def words(store, runs, *more):

@@ -49,18 +49,23 @@ def fitted(one_trial, store, runs, workers):
     return metrics, read_embeddings(Path(path)), runs / "models" / lease.signature
 
 
-def test_a_worker_trains_what_this_process_trains(cluster, without_dropout, tone_store, tmp_path):
-    """Both ways with dropout and paraphrases' draws as they are: the same weights to the last bit."""
-    here, _, folder = fitted(without_dropout, tone_store, tmp_path / "here", workers=0)
-    there, _, other = fitted(without_dropout, tone_store, tmp_path / "there", workers=1)
+@pytest.fixture(scope="module")
+def on_one_worker(cluster, without_dropout, tone_store, tmp_path_factory):
+    return fitted(without_dropout, tone_store, tmp_path_factory.mktemp("one"), workers=1)
+
+
+def test_a_worker_trains_what_this_process_trains(on_one_worker, without_dropout, tone_store, tmp_path):
+    """Both ways the same weights to the last bit."""
+    here, _, folder = fitted(without_dropout, tone_store, tmp_path, workers=0)
+    there, _, other = on_one_worker
     assert {name: here[name] for name in TRAINED} == {name: there[name] for name in TRAINED}
     expected, got = (load_file(path / MODEL_FILE) for path in (folder, other))
     assert all((got[name] == tensor).all() for name, tensor in expected.items())
 
 
-def test_two_workers_train_what_one_worker_trains(cluster, without_dropout, tone_store, tmp_path):
-    one, alone, folder = fitted(without_dropout, tone_store, tmp_path / "one", workers=1)
-    two, together, _ = fitted(without_dropout, tone_store, tmp_path / "two", workers=2)
+def test_two_workers_train_what_one_worker_trains(on_one_worker, without_dropout, tone_store, tmp_path):
+    one, alone, folder = on_one_worker
+    two, together, _ = fitted(without_dropout, tone_store, tmp_path, workers=2)
     np.testing.assert_allclose(together.audio_AD, alone.audio_AD, atol=1e-4)
     np.testing.assert_allclose(together.text_QD, alone.text_QD, atol=1e-4)
     assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-4)
