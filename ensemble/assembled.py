@@ -59,7 +59,7 @@ def ensembles_of(
     for run in runs_of(ledger, sweeps):
         name = f"{run.info.run_name} ({run.info.run_id[:8]})"
         try:
-            ensemble = read_shown(Path(ledger.client.download_artifacts(run.info.run_id, "ensemble.json")))
+            ensemble = read_shown(ledger.artifact(run, "ensemble.json"))
         except (MlflowException, OSError):
             problems.append(f"{name} isn't shown: its ensemble.json is gone")
             continue

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import functools
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ from rich.console import Console
 
 from data.commands import command
 from data.errors import UserError, positive
-from data.shards import write_json
+from data.shards import appearing_whole, write_json
 from ensemble import chosen, epochs, exact, explanation, figures, greedy, honesty, index, matrices, pool
 from ensemble.chosen import COMPARED_EXACTLY, METHODS, members_of, one_hot
 from ensemble.costs import costs_of
@@ -190,9 +191,9 @@ def choose(arguments: argparse.Namespace) -> None:
     folder = arguments.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
     with tempfile.TemporaryDirectory() as scratch:  # a look at test is logged before anybody can have had it
-        files = write_files(Path(scratch), ensemble)
-        earlier = log_event(ledger, "ensemble", f"ensemble of {name}", ensemble, files, parent)
-    files = write_files(folder, ensemble)
+        written = write_files(Path(scratch), ensemble)
+        earlier = log_event(ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
+        files = [copy_whole(path, folder / path.name) for path in written]
     show(ensemble, None if arguments.no_test else earlier)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
@@ -204,6 +205,13 @@ def write_files(folder: Path, ensemble: Mapping[str, Any]) -> list[Path]:
     write_page(files[1], ensemble, TITLES)
     write_json(files[0], ensemble)
     return files
+
+
+def copy_whole(path: Path, to: Path) -> Path:
+    """Copy a file, which appears whole or not at all; return where it is."""
+    with appearing_whole(to) as temporary:
+        shutil.copyfile(path, temporary)
+    return to
 
 
 def describe(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,8 +141,18 @@ class Ledger:
         if found is None:
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
         run_id = found.info.run_id
-        description = json.loads(Path(self.client.download_artifacts(run_id, SWEEP_FILE)).read_text(encoding="utf-8"))
+        description = read_json(self.artifact(found, SWEEP_FILE))
         return Sweep(run_id, found.info.run_name, description["signatures"], description)
+
+    def artifact(self, run: Run, name: str) -> Path:
+        """Return the local path of one of a run's artifacts, which is downloaded where it isn't on this machine.
+
+        The run says where its artifacts are: MLflow's client would ask the tracking store once more for each of them.
+        """
+        from mlflow.artifacts import download_artifacts
+
+        uri = f"{run.info.artifact_uri}/{name}"
+        return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri))
 
     def embeddings(self, run: Run, file: str) -> Embeddings:
         """A trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `epochs`."""
@@ -152,13 +161,11 @@ class Ledger:
                 f"{run.info.run_name!r} was trained on all splits, those that it would be judged by included: there "
                 "are no figures of it; it is for submissions and search"
             )
-        path = self.client.download_artifacts(run.info.run_id, f"{EMBEDDINGS_FOLDER}/{file}")
-        return read_embeddings(Path(path))
+        return read_embeddings(self.artifact(run, f"{EMBEDDINGS_FOLDER}/{file}"))
 
     def config(self, run: Run) -> dict[str, Any]:
         """A finished trial's config, as JSON."""
-        path = self.client.download_artifacts(run.info.run_id, TRIAL_FILE)
-        found: dict[str, Any] = read_json(Path(path))
+        found: dict[str, Any] = read_json(self.artifact(run, TRIAL_FILE))
         return found
 
     def recipe(self, run: Run) -> dict[str, Any]:
