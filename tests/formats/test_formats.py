@@ -1,0 +1,78 @@
+"""What earlier versions wrote still opens: a store, runs, an ensemble, exported and not, and an index of recordings."""
+
+import contextlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from trainables.trial import load_trial, signature, to_json
+
+ARCHIVES = sorted(Path(__file__).parent.glob("*.zip"))
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.stem)
+def folder(request, tmp_path_factory):
+    """The unpacked archive, with its ledger naming the artifacts where they are now."""
+    unpacked = tmp_path_factory.mktemp(request.param.stem)
+    shutil.unpack_archive(request.param, unpacked)
+    with contextlib.closing(sqlite3.connect(unpacked / "runs" / "mlflow.db")) as connection, connection:
+        ((before,),) = connection.execute("SELECT artifact_location FROM experiments WHERE name = 'chorale'")
+        after = (unpacked / "runs" / "artifacts").as_uri()
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, after))
+    return unpacked
+
+
+def test_a_store_is_as_it_was_written(folder, call_command):
+    done = call_command("data/prepare.py", "verify", "--store", folder / "store")
+    assert done.returncode == 0, done.stderr
+    for split, count in (("train", 6), ("validation", 4), ("test", 4)):
+        assert f"folder/{split}: {count} clips as they were written" in done.stderr
+
+
+def test_a_model_is_that_of_its_config_and_its_signature(folder):
+    models = list((folder / "runs" / "models").iterdir())
+    assert len(models) == 2
+    for path in models:
+        trial = load_trial(path)
+        assert json.loads(json.dumps(to_json(trial))) == json.loads((path / "trial.json").read_text())
+        assert signature(trial, folder / "store") == path.name
+
+
+def test_a_sweep_is_finished(folder, call_command):
+    done = call_command("sweeps/grid.py", "--status", "--runs", folder / "runs")
+    assert "2 trials: 2 finished, 0 running" in done.stdout, done.stderr
+
+
+def test_the_same_ensemble_is_selected(folder, call_command, tmp_path):
+    words = ("--metric", "map10", "--runs", folder / "runs", "--folds", 2, "--method", "all", "--out", tmp_path)
+    done = call_command("ensemble/select.py", *words)
+    assert done.returncode == 0, done.stderr
+    before = json.loads((folder / "runs" / "ensembles" / "sweep" / "ensemble.json").read_text())
+    assert json.loads((tmp_path / "ensemble.json").read_text()) == before
+
+
+def test_an_ensemble_is_evaluated(folder, call_command):
+    path = folder / "runs" / "ensembles" / "sweep" / "ensemble.json"
+    words = ("--evaluate", path, "--split", "test", "--runs", folder / "runs")
+    assert call_command("ensemble/select.py", *words).returncode == 0
+
+
+def test_an_ensemble_searches_an_index(folder, call_command):
+    found = []
+    for ensemble in (folder / "exported", folder / "runs" / "ensembles" / "sweep" / "ensemble.json"):
+        words = ("--ensemble", ensemble, "--runs", folder / "runs", "--index", folder / "index", "--top", 3)
+        done = call_command("ensemble/search.py", *words, "a low tone")
+        assert done.returncode == 0, done.stderr
+        found.append([Path(line.split()[1]).name for line in done.stdout.splitlines()])
+    assert found == [["test-3.flac", "train-3.flac", "test-2.flac"]] * 2
+
+
+def test_a_report_shows_its_trials_and_its_ensemble(folder, call_command, tmp_path):
+    words = ("--runs", folder / "runs", "--store", folder / "store", "--out", tmp_path)
+    done = call_command("ensemble/report.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "isn't shown" not in done.stdout + done.stderr
