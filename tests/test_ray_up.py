@@ -204,9 +204,10 @@ def test_a_sweep_runs_on_both_hosts_and_is_kept_by_the_server_on_the_head(cluste
     assert not (cluster_of_two.folder / "shared/runs/mlflow.db").exists()
     cluster_of_two.execute("ray list actors --limit 1000 --format json > /mnt/chorale/actors.json")
     actors = json.loads((cluster_of_two.folder / "shared/actors.json").read_text())
-    workers = [actor for actor in actors if "TrainWorker" in actor["class_name"]]
-    assert len(workers) == 3
-    assert len({actor["node_id"] for actor in workers}) == 2
+    trained = [
+        actor for actor in actors if actor["class_name"] == "ImplicitFunc"
+    ]  # Tune's processes, one trial or more
+    assert len({actor["node_id"] for actor in trained}) == 2
 
 
 def test_an_ensemble_is_selected_from_what_the_server_holds(cluster_of_two):
