@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.errors import UserError
@@ -62,14 +63,13 @@ def read_embeddings(path: Path) -> Embeddings:
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         vectors = table["vector"].combine_chunks()
         matrix = vectors.flatten().to_numpy().reshape(len(table), -1)
-        is_clip = np.array(table["kind"].to_pylist()) == "clip"
-        names, relevant = table["name"].to_pylist(), table["relevant_clip_ids"].to_pylist()
-        num_clips = int(is_clip.sum())
+        num_clips = pc.sum(pc.equal(table["kind"], "clip")).as_py() or 0
+        names, relevant = table["name"].to_pylist(), table["relevant_clip_ids"].slice(num_clips).to_pylist()
         return Embeddings(
             **{key: described[key] for key in ("signature", "split", "fingerprint")},
             clip_ids=names[:num_clips],
             queries=names[num_clips:],
-            relevant_clip_ids=relevant[num_clips:],
+            relevant_clip_ids=relevant,
             audio_AD=matrix[:num_clips],
             text_QD=matrix[num_clips:],
         )

@@ -176,7 +176,10 @@ class Ledger:
 
     def epochs(self, run: Run) -> list[str]:
         """The files of a trial's validation embeddings, of its epochs in their order; none unless all were kept."""
-        kept = self.client.list_artifacts(run.info.run_id, f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
+        from mlflow.artifacts import list_artifacts
+
+        uri = f"{run.info.artifact_uri}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
+        kept = list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
         names = {Path(file.path).name for file in kept}
         told = {metric.step for metric in self.client.get_metric_history(run.info.run_id, "map10")}
         wanted = [epoch_file(epoch) for epoch in sorted(told)]
