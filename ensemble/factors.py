@@ -161,9 +161,9 @@ def interval(mean: float, variance: float | None, freedom: int) -> tuple[float, 
     """A mean's t-interval; None where no freedom is left to tell its variance."""
     if variance is None:
         return None
-    from scipy.stats import t
+    from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
 
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * variance**0.5
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * variance**0.5
     return mean - reach, mean + reach
 
 
