@@ -23,20 +23,32 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
-from data import answers, commands, corpora, grammar, prices, shards
-from data.answers import CHECKS, MARKED
+from data import corpora
 from data.captions import caption_hash, normalise
 from data.errors import UserError, positive
-from data.journal import Journal, alone
-from data.prices import Price
-from data.questions import INTERRUPTED, MOST_REQUESTS, Answered, Budget, Captions, expected_tokens, is_done, journal_of
-from data.review import Row, write_page
+from data.paraphrasing import answer_parsing, grammar, prices
+from data.paraphrasing.answer_parsing import CHECKS, MARKED
+from data.paraphrasing.job import (
+    INTERRUPTED,
+    MOST_REQUESTS,
+    Answered,
+    Budget,
+    Captions,
+    expected_tokens,
+    is_done,
+    journal_of,
+)
+from data.paraphrasing.journal import Journal, alone
+from data.paraphrasing.prices import Price
+from data.paraphrasing.review_page import Row, write_page
+from data.runtime import command_line
 from data.schema import Paraphrase
-from data.shards import StoredSplit, open_split
-from data.storage import Store
+from data.store import shards
+from data.store.shards import StoredSplit, open_split
+from data.store.storage import Store
 
 if TYPE_CHECKING:
-    from data.chat import Model
+    from data.paraphrasing.chat_client import Model
 
 logger = logging.getLogger("chorale.paraphrase")
 
@@ -77,12 +89,14 @@ def judge(
     """Each caption with all that was written for it, and its row of the table; `outcome` is counted meanwhile."""
     for clip_id, request in captions.requests():
         found = answered.lines(request)
-        variants = answers.judged(request.caption, [line["answer"] for line in found])
+        variants = answer_parsing.judged(request.caption, [line["answer"] for line in found])
         used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
         good = [variants[place].text for place in used]
         problem, left = "", len(good) < captions.variants and len(found) < attempts
         if len(good) < captions.variants:
-            whys = {line["problem"] or ("refused" if answers.is_refused(line["answer"]) else "") for line in found}
+            whys = {
+                line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in found
+            }
             why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
             problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
         outcome.captions += 1
@@ -119,7 +133,7 @@ def paraphrase_command(arguments: argparse.Namespace) -> int:
         if arguments.batch:
             stopped = ask_in_batches(arguments, captions, journal, answered, budget)
         else:
-            from data.asking import Progress, Run
+            from data.paraphrasing.async_runner import Progress, Run
 
             refuse_open(captions)
             model = grammar_or_server(arguments, by_rules)
@@ -155,17 +169,17 @@ def refuse_ignored(arguments: argparse.Namespace, by_rules: bool) -> None:
 
 def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> "Model":
     """Return what is asked, a request at a time."""
-    from data import chat  # the client of a server takes half a second to import
+    from data.paraphrasing import chat_client  # the client of a server takes half a second to import
 
     if by_rules:
-        return chat.Grammar()
+        return chat_client.Grammar()
     concurrency = arguments.concurrency or DEFAULT_CONCURRENCY
-    return chat.ChatModel(arguments.base_url, arguments.timeout or DEFAULT_TIMEOUT_S, concurrency)
+    return chat_client.ChatModel(arguments.base_url, arguments.timeout or DEFAULT_TIMEOUT_S, concurrency)
 
 
 def refuse_open(captions: Captions) -> None:
     """Raise UserError while a batch is about the same captions: each would be paid for twice."""
-    from data.batch_api import open_batches
+    from data.paraphrasing.batch_api import open_batches
 
     if files := open_batches(captions):
         batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
@@ -179,11 +193,13 @@ def ask_in_batches(
     arguments: argparse.Namespace, captions: Captions, journal: Journal, answered: Answered, budget: Budget
 ) -> str:
     """Ask through the Batch API; why not all was asked, '' if it was."""
-    from data import chat
-    from data.batch_api import BatchRun
+    from data.paraphrasing import chat_client
+    from data.paraphrasing.batch_api import BatchRun
 
     timeout_s = arguments.timeout or DEFAULT_TIMEOUT_S
-    client = chat.connect(arguments.base_url, timeout_s, chat.LimitedClient(chat.Slots(1), timeout_s))
+    client = chat_client.connect(
+        arguments.base_url, timeout_s, chat_client.LimitedClient(chat_client.Slots(1), timeout_s)
+    )
     run = BatchRun(
         client,
         captions,
@@ -382,7 +398,7 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
         if not there:
             found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
             continue
-        variants = answers.check(caption, [text for entry in variations if (text := answers.tidy(entry))])
+        variants = answer_parsing.check(caption, [text for entry in variations if (text := answer_parsing.tidy(entry))])
         found.failed.update(name for variant in variants for name in variant.failed)
         kept = tuple(variant.text for variant in variants if variant.is_kept)
         found.variants |= dict.fromkeys(there, kept)
@@ -446,7 +462,7 @@ def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> I
     """Each caption with its paraphrases in the table."""
     for clip_id, request in captions.requests():
         found = table.get((clip_id, caption_hash(request.caption)), [])
-        variants = tuple(answers.check(request.caption, found))
+        variants = tuple(answer_parsing.check(request.caption, found))
         problem = "" if found else "no paraphrases"
         yield Row(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)
 
@@ -525,17 +541,17 @@ def above_zero(text: str) -> float:
     return value
 
 
-COMMANDS: dict[str, tuple[commands.Run, commands.AddArguments]] = {
+COMMANDS: dict[str, tuple[command_line.Run, command_line.AddArguments]] = {
     "import": (import_command, add_import),
     "review": (review_command, add_review),
 }
 
 
-@commands.command
+@command_line.command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
     try:
-        return commands.run_one(argv, "paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
+        return command_line.run_one(argv, "paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
     except OSError as error:
         problem = f"{error.filename or 'the store'} can't be used: {error.strerror or error}"
         raise UserError(f"{problem}; what was answered is kept, and the same command goes on") from error

@@ -23,16 +23,19 @@ import filelock
 import pyarrow as pa
 from rich.console import Console
 
-from data import corpora, describe, exclusions, shards, storage
-from data.commands import AddArguments, Run, command, run_one
+from data import corpora
 from data.corpora import Corpus
 from data.errors import UserError
-from data.parallel import Results, run_in_threads, run_on_ray, share
-from data.progress import ProgressLine
+from data.leakage import exclusions
+from data.preparation import describe
+from data.runtime.command_line import AddArguments, Run, command, run_one
+from data.runtime.parallel import Results, run_in_threads, run_on_ray, share
+from data.runtime.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
-from data.shards import ShardSummary, StoredSplit, open_split
 from data.splits import is_built_on_demand
-from data.storage import Store
+from data.store import shards, storage
+from data.store.shards import ShardSummary, StoredSplit, open_split
+from data.store.storage import Store
 from data.waveform import CODECS, PCM16_BYTES, Codec
 
 logger = logging.getLogger("chorale.prepare")
@@ -235,7 +238,7 @@ def download(module: Corpus, target: Path | None, corpus: str) -> None:
 
 def verify_command(arguments: argparse.Namespace) -> int:
     """Read everything back; the exit status is 1 if something is wrong."""
-    from data import verify
+    from data.preparation import verify
 
     store = Store.of(arguments.store)
     names = store.splits()
@@ -299,7 +302,7 @@ def look_for_duplicates(store: Path, exclude: bool) -> None:
     splits = [open_split(store, name) for name in Store.of(store).splits()]
     if not splits:
         raise UserError(f"{store} holds no split")
-    from data import duplicates
+    from data.leakage import duplicates
 
     size = size_of(splits)
     with writing(store):

@@ -12,7 +12,8 @@
     STORE/listed.arrow                          what lists given with --exclude say: LISTED
     STORE/duplicates.arrow                      clips that sound like a held-out one: DUPLICATES
 
-A file whose name holds a HASH never changes. Corpus modules hand over `Split`s; `data.shards` writes and opens them.
+A file whose name holds a HASH never changes. Corpus modules hand over `Split`s; `data.store` writes and opens
+them.
 """
 
 from collections.abc import Callable, Iterator

@@ -25,14 +25,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.commands import command
 from data.errors import UserError
-from data.shards import write_json
-from ensemble import exported, recordings
-from ensemble.exported import ENSEMBLE_FILE, MEMBERS
-from trainables import ledger as ledgers
-from trainables.ledger import Ledger, create_ledger
-from trainables.runs import Runs
+from data.runtime.command_line import command
+from data.store.shards import write_json
+from ensemble.serving import audio_index, bundle
+from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
+from trainables.records import ledger as ledgers
+from trainables.records.ledger import Ledger, create_ledger
+from trainables.records.run_storage import Runs
 
 logger = logging.getLogger("chorale.export")
 
@@ -47,18 +47,18 @@ REQUIREMENTS = ("dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "
 
 def export(path: Path, out: Path, runs: Runs) -> None:
     """Write the ensemble's folder; it appears whole or not at all. Raises UserError where it can't be, or is there."""
-    ensemble = exported.read_mean(path)
+    ensemble = bundle.read_mean(path)
     if out.exists():
         raise UserError(f"{out} is there already: name another folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         whole = Path(scratch) / "whole"
         for entry in ensemble["members"]:
-            folder = exported.folder_of(entry, path, runs, Path(scratch))
+            folder = bundle.folder_of(entry, path, runs, Path(scratch))
             shutil.copytree(folder, whole / MEMBERS / entry["signature"], dirs_exist_ok=True)
         write_json(whole / ENSEMBLE_FILE, ensemble)
         (whole / "README.md").write_text(card(ensemble), encoding="utf-8")
-        exported.load(whole)
+        bundle.load(whole)
         whole.rename(out)
 
 
@@ -69,7 +69,8 @@ def card(ensemble: Mapping[str, Any]) -> str:
         "# An ensemble for language-based audio retrieval",
         "",
         f"{len(ensemble['members'])} members; fusion: {ensemble.get('fusion', 'weighted mean of scores')}.",
-        "Load it with `ensemble.exported.load(folder)`, search with `python ensemble/search.py --ensemble FOLDER`.",
+        "Load it with `ensemble.serving.bundle.load(folder)`.",
+        "Search with it: `python ensemble/search.py --ensemble FOLDER`.",
         "",
         "| weight | member | signature |",
         "|---|---|---|",
@@ -92,14 +93,14 @@ def register(folder: Path, index: Path, name: str, ledger: Ledger) -> str:
     """Log an exported ensemble, with an index, as an MLflow model, and register it; returns its URI."""
     import mlflow
 
-    recordings.open_index(index, exported.load(folder))
+    audio_index.open_index(index, bundle.load(folder))
     mlflow.set_tracking_uri(ledger.tracking_uri)
     tags = {"kind": "export"}
     run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=f"export of {name}").info.run_id
     with mlflow.start_run(run_id=run_id):
         found = mlflow.pyfunc.log_model(
             name="ensemble",
-            python_model=str(ROOT / "ensemble" / "retriever.py"),
+            python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
             artifacts={"ensemble": str(folder), "index": str(index)},
             code_paths=[str(ROOT / package) for package in CODE],
             pip_requirements=list(REQUIREMENTS),

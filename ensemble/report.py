@@ -29,21 +29,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data.commands import command
 from data.errors import UserError
-from data.shards import appearing_whole, open_split
-from ensemble import paper, pool, survey
-from ensemble.assembled import Chosen, ensembles_of, pool_of
-from ensemble.events import log_event
-from ensemble.leaf import Leaf, page_of
-from ensemble.pool import Which
-from ensemble.retrieved import Answer, Heard, answers_of, hear
-from ensemble.survey import Judged, Row, by_setting
-from ensemble.tables import TITLES
-from ensemble.tabulation import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
-from trainables import ledger as ledgers
-from trainables.ledger import Ledger, Sweep, open_ledger
-from trainables.runs import Runs
+from data.runtime.command_line import command
+from data.store.shards import appearing_whole, open_split
+from ensemble.pool import candidates
+from ensemble.pool.candidates import Which
+from ensemble.record.mlflow_events import log_event
+from ensemble.record.terminal_tables import TITLES
+from ensemble.reporting import paper_results, trial_rows
+from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
+from ensemble.reporting.report_page import Leaf, page_of
+from ensemble.reporting.retrieval_examples import Answer, Heard, answers_of, hear
+from ensemble.reporting.tables import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
+from ensemble.reporting.trial_rows import Judged, Row, by_setting
+from trainables.records import ledger as ledgers
+from trainables.records.ledger import Ledger, Sweep, open_ledger
+from trainables.records.run_storage import Runs
 
 SEEDS_FILE = "seeds.csv"
 LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "other settings", "seed")
@@ -61,22 +62,22 @@ def percent(found: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures as a table has them."""
     return {
         name: Figure(100 * found[name], *(100 * limit for limit in found[f"{name}_interval"]))
-        for name in paper.METRICS
+        for name in paper_results.METRICS
         if found
     }
 
 
-def beside(published: paper.Figures | None, which: Which) -> dict[str, float]:
+def beside(published: paper_results.Figures | None, which: Which) -> dict[str, float]:
     """The paper's figures by metric. They are of test, and stand beside figures of test."""
-    theirs = published if published and which == "test" else [None] * len(paper.METRICS)
-    return {name: value for name, value in zip(paper.METRICS, theirs, strict=True) if value is not None}
+    theirs = published if published and which == "test" else [None] * len(paper_results.METRICS)
+    return {name: value for name, value in zip(paper_results.METRICS, theirs, strict=True) if value is not None}
 
 
 def line_of(row: Row, which: Which, others: str, tells_parents: bool) -> Line:
     """A trial as a line of the table, with its own seed, or those of all that it comes from."""
-    seeds = survey.seeds_of(row.trial)
+    seeds = trial_rows.seeds_of(row.trial)
     labels = labels_of(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
-    return Line(labels, percent(row.figures), beside(paper.published(row.trial), which))
+    return Line(labels, percent(row.figures), beside(paper_results.published(row.trial), which))
 
 
 def line_of_ensemble(one: Chosen, which: Which) -> Line:
@@ -84,15 +85,17 @@ def line_of_ensemble(one: Chosen, which: Which) -> Line:
     metric = one.ensemble.get("metric", "map10")
     by = "" if metric == "map10" else f", by {TITLES.get(metric, metric)}"
     labels = ["", f"ensemble of {counted(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
-    return Line(labels, percent(one.figures), beside(paper.ENSEMBLE if one.is_the_papers else None, which), True)
+    return Line(
+        labels, percent(one.figures), beside(paper_results.ENSEMBLE if one.is_the_papers else None, which), True
+    )
 
 
 def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
     """Trials that differ in their seeds alone as a line: mean, least and greatest."""
-    values = {name: [100 * row.figures[name] for row in rows] for name in paper.METRICS}
+    values = {name: [100 * row.figures[name] for row in rows] for name in paper_results.METRICS}
     figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
     labels = labels_of(rows[0], counted([row.number for row in rows]), others, str(len(rows)))
-    return Line(labels, figures, beside(paper.published(rows[0].trial), which))
+    return Line(labels, figures, beside(paper_results.published(rows[0].trial), which))
 
 
 def counted(numbers: Sequence[int]) -> str:
@@ -110,8 +113,8 @@ def counted(numbers: Sequence[int]) -> str:
 
 def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: Which) -> list[Tabulated]:
     """The table of trials and ensembles, and one over seeds where there are several."""
-    parents = {survey.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
-    others = survey.others_of(rows)
+    parents = {trial_rows.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
+    others = trial_rows.others_of(rows)
     lines = [line_of(row, which, others[row.number], len(parents) > 1) for row in rows]
     lines += [line_of_ensemble(one, which) for one in chosen]
     title = f"In percent, on {split}, with 95 % bootstrap intervals over clips."
@@ -184,13 +187,13 @@ def run(arguments: argparse.Namespace) -> None:
     sweeps = [ledger.sweep(name) for name in dict.fromkeys(arguments.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
     arguments.out = arguments.out or runs.local_folder / "reports" / name
-    rows, notes = survey.rows_of(ledger, pool.find_candidates(ledger, sweeps))
+    rows, notes = trial_rows.rows_of(ledger, candidates.find_candidates(ledger, sweeps))
     if not rows:
         raise UserError(f"no trial of {name} can be read: {notes[0]}")
     require_places(arguments, rows, which)
-    judged = survey.judge(ledger, rows, which)
+    judged = trial_rows.judge(ledger, rows, which)
     if judged.source is None:
-        has_others = which == "test" and survey.judge(ledger, rows, "validation").source is not None
+        has_others = which == "test" and trial_rows.judge(ledger, rows, "validation").source is not None
         instead = "; --no-test reports on validation" if has_others else ""
         raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
     chosen, unreadable = ensembles_of(ledger, sweeps, judged, which)

@@ -26,10 +26,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.commands import command
 from data.errors import UserError, positive
-from ensemble import exported, recordings
-from trainables.runs import Runs
+from data.runtime.command_line import command
+from ensemble.serving import audio_index, bundle
+from trainables.records.run_storage import Runs
 
 logger = logging.getLogger("chorale.search")
 
@@ -46,17 +46,17 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.ensemble.exists():
         raise UserError(f"{arguments.ensemble} is absent: name an ensemble.json, or the folder of an exported ensemble")
     began = time.perf_counter()
-    models = exported.load(arguments.ensemble, Runs.of(arguments.runs))
+    models = bundle.load(arguments.ensemble, Runs.of(arguments.runs))
     if arguments.add:
-        for file, reason in recordings.add(arguments.index, arguments.add, models).items():
+        for file, reason in audio_index.add(arguments.index, arguments.add, models).items():
             logger.warning("left out: %s: %s", file, reason)
-    index = recordings.open_index(arguments.index, models)
+    index = audio_index.open_index(arguments.index, models)
     took_s = time.perf_counter() - began
     logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in sentences_of(arguments):
         began = time.perf_counter()
-        found = recordings.search(models, index, [sentence], arguments.top)[0]
+        found = audio_index.search(models, index, [sentence], arguments.top)[0]
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
         for score, path in found:
             console.print(f"{score:.4f}  {path}", markup=False)

@@ -31,25 +31,29 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data.commands import command
 from data.errors import UserError, positive
-from data.shards import appearing_whole, write_json
-from ensemble import chosen, epochs, exact, explanation, figures, greedy, honesty, index, matrices, pool
-from ensemble.chosen import COMPARED_EXACTLY, METHODS, members_of, one_hot
-from ensemble.costs import costs_of
-from ensemble.events import log_event
-from ensemble.format import FORMAT_VERSION, read_ensemble, weights_of
-from ensemble.greedy import Rules, Selection
-from ensemble.live import Live, compress
-from ensemble.matrices import Matrices
-from ensemble.page import write_page
-from ensemble.pool import Candidate, Which
-from ensemble.tables import TITLES, show
-from trainables import ledger as ledgers
+from data.runtime.command_line import command
+from data.store.shards import appearing_whole, write_json
+from ensemble.pool import candidates as pool
+from ensemble.pool import evaluation, score_matrices
+from ensemble.pool.candidates import Candidate, Which
+from ensemble.pool.score_matrices import Matrices
+from ensemble.record import build
+from ensemble.record.build import COMPARED_EXACTLY, METHODS, members_of, one_hot
+from ensemble.record.html_page import write_page
+from ensemble.record.mlflow_events import log_event
+from ensemble.record.schema import FORMAT_VERSION, read_ensemble, weights_of
+from ensemble.record.terminal_tables import TITLES, show
+from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
+from ensemble.selection.costs import costs_of
+from ensemble.selection.greedy import Rules, Selection
+from ensemble.selection.pruned_pool import Live, compress
+from ensemble.serving import split_index
 from trainables import retrieval
-from trainables.embeddings import write_embeddings
-from trainables.ledger import Ledger, Sweep, create_ledger, open_ledger
-from trainables.runs import Runs
+from trainables.records import ledger as ledgers
+from trainables.records.embeddings import write_embeddings
+from trainables.records.ledger import Ledger, Sweep, create_ledger, open_ledger
+from trainables.records.run_storage import Runs
 
 REPORTED = ("map10", "r1", "r5", "r10")
 
@@ -64,7 +68,7 @@ def read(
 ) -> Matrices:
     """The candidates' scores on a split, as they are fused, in a direction."""
     found = pool.load(ledger, candidates, which, files)
-    return matrices.fused(matrices.transposed(found) if direction == "a2t" else found, fusion)
+    return score_matrices.fused(score_matrices.transposed(found) if direction == "a2t" else found, fusion)
 
 
 def compressed(source: Matrices, candidates: Sequence[Candidate], metric: str) -> Live:
@@ -127,8 +131,8 @@ def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Consol
     """Before all subsets are scored: how many there are, and how long that takes, with cross-validation's rounds."""
     for own in rules:
         models = live.best_first()[: own.among or None]
-        if own.method == "exact" and len(models) <= exact.MOST_MODELS:
-            once_s = exact.expected_s(live, models)
+        if own.method == "exact" and len(models) <= exhaustive.MOST_MODELS:
+            once_s = exhaustive.expected_s(live, models)
             told = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
             if folds:
                 told += f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each on all queries but a fold's
@@ -137,15 +141,15 @@ def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Consol
 
 def redoing_epochs(
     ledger: Ledger, candidates: Sequence[Candidate], validation: Matrices, live: Live, arguments: argparse.Namespace
-) -> tuple[honesty.LiveOf, bool]:
+) -> tuple[cross_validation.LiveOf, bool]:
     """What gives the candidates with their epochs chosen on some queries, and whether all of them have theirs."""
-    kept = epochs.find(ledger, candidates)
+    kept = epoch_choice.find(ledger, candidates)
 
     @functools.cache
     def of(seen: bytes) -> Live:
         seen_Q = np.frombuffer(seen, bool)
-        captions = epochs.captions_seen(validation, seen_Q) if arguments.direction == "a2t" else seen_Q
-        files = epochs.best_of(kept, captions)
+        captions = epoch_choice.captions_seen(validation, seen_Q) if arguments.direction == "a2t" else seen_Q
+        files = epoch_choice.best_of(kept, captions)
         source = read(candidates, "validation", ledger, arguments.fusion, arguments.direction, files)
         return compressed(source, candidates, arguments.metric)
 
@@ -162,18 +166,18 @@ def choose(arguments: argparse.Namespace) -> None:
     ledger, sweeps, candidates = find(arguments, runs)
     validation = read(candidates, "validation", ledger, arguments.fusion, arguments.direction)
     live = compressed(validation, candidates, arguments.metric)
-    others = chosen.compared(rules, len(candidates)) if arguments.compare else {}
+    others = build.compared(rules, len(candidates)) if arguments.compare else {}
     say_how_long(live, list(dict.fromkeys([rules, *others.values()])), arguments.folds, console)
     selection = greedy.select(live, rules)
     compared = {name: greedy.select(live, other) for name, other in others.items()}
     ensemble = describe(candidates, validation, live, selection, compared, ledger, arguments)
     if arguments.folds:
         live_of, redoes_epochs = redoing_epochs(ledger, candidates, validation, live, arguments)
-        fold_Q = honesty.folds_of(live.group_Q, arguments.folds)
+        fold_Q = cross_validation.folds_of(live.group_Q, arguments.folds)
 
         def judged(by: Rules, value: float) -> dict[str, Any]:
-            found = honesty.nested(live_of, by, fold_Q)
-            return chosen.nested_json(found, live, arguments.folds, value, redoes_epochs)
+            found = cross_validation.nested(live_of, by, fold_Q)
+            return build.nested_json(found, live, arguments.folds, value, redoes_epochs)
 
         ensemble["nested"] = judged(rules, selection.value)
         add_to_methods(ensemble, "nested", {"best single": ensemble["nested"]["best_single"]} | {
@@ -183,7 +187,7 @@ def choose(arguments: argparse.Namespace) -> None:
         ensemble["front"] = [
             {"cost": point.cost, "value": point.selection.value,
              "members": [candidates[model].key for model in point.selection.members]}
-            for point in explanation.front(live, rules, costs_of(arguments.cost, candidates, runs))
+            for point in attribution.front(live, rules, costs_of(arguments.cost, candidates, runs))
         ]  # fmt: skip
     if not arguments.no_test:
         look_at_test(ensemble, candidates, selection, compared, live, ledger)
@@ -227,29 +231,29 @@ def describe(
     metrics = list(dict.fromkeys([arguments.metric, *REPORTED]))
     best = live.best_first()[0]
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
-    found, others = chosen.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
-    members = chosen.members_json(candidates, live, selection, ledger)
+    found, others = build.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
+    members = build.members_json(candidates, live, selection, ledger)
     ensemble = {
         "format_version": FORMAT_VERSION,
         "pool": " and ".join([*(arguments.sweep or []), *map(str, arguments.pool)]),
         "metric": arguments.metric,
         "metrics": metrics,
-        "method": chosen.told(rules_of(arguments)),
-        "fusion": chosen.FUSIONS_TOLD[arguments.fusion],
+        "method": build.told(rules_of(arguments)),
+        "fusion": build.FUSIONS_TOLD[arguments.fusion],
         "fusion_name": arguments.fusion,
         "direction": arguments.direction,
         "members": members,
-        "best_single": chosen.member_json(candidates[best], 1.0),
+        "best_single": build.member_json(candidates[best], 1.0),
         "validation": found,
         "share_kept": live.share,
-        "likeness": explanation.likeness(live, sorted_members(live, selection)).tolist(),
-        "trajectory": chosen.trajectory_json(candidates, selection, arguments.metric),
-        "sizes": {"validation": figures.along(validation, chosen.growth(selection), arguments.metric)},
+        "likeness": attribution.likeness(live, sorted_members(live, selection)).tolist(),
+        "trajectory": build.trajectory_json(candidates, selection, arguments.metric),
+        "sizes": {"validation": evaluation.along(validation, build.growth(selection), arguments.metric)},
         "candidates": [candidate.key for candidate in candidates],
     }
     if compared:
-        ensemble["methods"] = [{"name": "best single", "members": [chosen.member_json(candidates[best], 1.0)]}] + [
-            {"name": name, "members": [chosen.member_json(candidates[m], other.weights[m]) for m in other.members]}
+        ensemble["methods"] = [{"name": "best single", "members": [build.member_json(candidates[best], 1.0)]}] + [
+            {"name": name, "members": [build.member_json(candidates[m], other.weights[m]) for m in other.members]}
             for name, other in compared.items()
         ]
         add_to_methods(ensemble, "validation", {"best single": found["best_single"]} | others)
@@ -258,7 +262,7 @@ def describe(
 
 def sorted_members(live: Live, selection: Selection) -> list[int]:
     """The members in the order in which they are shown."""
-    return [member.candidate for member in explanation.members(live, selection)]
+    return [member.candidate for member in attribution.members(live, selection)]
 
 
 def add_to_methods(ensemble: dict[str, Any], where: str, found: Mapping[str, Any]) -> None:
@@ -276,7 +280,7 @@ def look_at_test(
     ledger: Ledger,
 ) -> None:
     """Add the figures on test: after the choice, of the ensemble, the best single candidate and all other methods'."""
-    history, best = chosen.growth(selection), live.best_first()[0]
+    history, best = build.growth(selection), live.best_first()[0]
     members = {model for one in (selection, *compared.values()) for model in one.members}
     looked_at = sorted({*members, *history, best})
     source = read([candidates[m] for m in looked_at], "test", ledger, ensemble["fusion_name"], ensemble["direction"])
@@ -284,8 +288,8 @@ def look_at_test(
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
     systems |= {name: other.counts for name, other in compared.items()}
     own = {name: [counts[model] for model in looked_at] for name, counts in systems.items()}
-    ensemble["test"], others = chosen.figures_on(source, own, ensemble["metrics"])
-    ensemble["sizes"]["test"] = figures.along(source, [places[model] for model in history], ensemble["metric"])
+    ensemble["test"], others = build.figures_on(source, own, ensemble["metrics"])
+    ensemble["sizes"]["test"] = evaluation.along(source, [places[model] for model in history], ensemble["metric"])
     add_to_methods(ensemble, "test", {"best single": ensemble["test"]["best_single"]} | others)
 
 
@@ -301,7 +305,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     names = list(dict.fromkeys([ensemble.get("metric", arguments.metric), *REPORTED]))
     alone = max(range(len(candidates)), key=lambda place: weights[place])
     systems: dict[str, Sequence[float]] = {"ensemble": weights, "heaviest_member": one_hot(alone, len(candidates))}
-    found = figures.compare(source, systems, names)
+    found = evaluation.compare(source, systems, names)
     event = {"metric": names[0], "metrics": names, "method": "evaluation", "fusion": ensemble.get("fusion", "mean"),
              "direction": ensemble.get("direction", "t2a"), "pool": ensemble.get("pool", ""), "trajectory": [],
              "members": [{key: member[key] for key in ("name", "weight", "signature") if key in member}
@@ -322,7 +326,7 @@ def export(arguments: argparse.Namespace) -> None:
     shares = [weight / sum(weights) for weight in weights]
     target = (arguments.out or path.parent) / f"{arguments.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(target, index.concatenated(ledger, candidates, shares, arguments.split))
+    write_embeddings(target, split_index.concatenated(ledger, candidates, shares, arguments.split))
     Console(soft_wrap=True, highlight=False).print(f"Wrote {target}", markup=False)
 
 
@@ -350,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool", nargs="+", type=Path, default=[], metavar="DIR",
                         help="folders of score matrices {validation,test}/NAME.npy with relevance.npy")  # fmt: skip
     parser.add_argument("--out", type=Path, help="where ensemble.json goes (default: RUNS/ensembles/NAME)")
-    parser.add_argument("--fusion", choices=sorted(matrices.FUSIONS), default="mean",
+    parser.add_argument("--fusion", choices=sorted(score_matrices.FUSIONS), default="mean",
                         help="what is averaged: scores, or their z-norms or ranks (default: %(default)s)")  # fmt: skip
     parser.add_argument("--direction", choices=["t2a", "a2t"], default="t2a",
                         help="text to audio, or audio to text (default: %(default)s)")  # fmt: skip
@@ -372,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rules.add_argument("--compare", action="store_true",
                        help="also what every other method would have chosen (exact: among the "
                        f"{COMPARED_EXACTLY} best, or --among), with one look at test for all of them")  # fmt: skip
-    rules.add_argument("--folds", type=int, default=honesty.FOLDS,
+    rules.add_argument("--folds", type=int, default=cross_validation.FOLDS,
                        help="of nested cross-validation; 0: none (default: %(default)s)")  # fmt: skip
     rules.add_argument("--cost", metavar="parameters|latency|FILE", help="also the front of accuracy and cost")
     later = parser.add_argument_group("an ensemble that was chosen before")

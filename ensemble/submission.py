@@ -29,17 +29,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.commands import command
 from data.errors import UserError
-from data.shards import StoredSplit, open_split
-from data.storage import Store
-from ensemble import challenges, inspection
-from ensemble.challenges import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
-from ensemble.description import Given, describe, label_of, read_authors
-from ensemble.systems import System, embed_all, fused, read_system, refuse_what_was_heard
-from trainables import ledger as ledgers
-from trainables.ledger import open_ledger
-from trainables.runs import Runs
+from data.runtime.command_line import command
+from data.store.shards import StoredSplit, open_split
+from data.store.storage import Store
+from ensemble.challenge import formats, validation
+from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
+from ensemble.challenge.metadata import Given, describe, label_of, read_authors
+from ensemble.challenge.systems import System, embed_all, fused, read_system, refuse_what_was_heard
+from trainables.records import ledger as ledgers
+from trainables.records.ledger import open_ledger
+from trainables.records.run_storage import Runs
 
 logger = logging.getLogger("chorale.submission")
 
@@ -52,23 +52,23 @@ def write(
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
     """Write the submission: each system's answers and description, and all of them in one zip."""
-    challenge = challenges.challenge(arguments.format)
+    challenge = formats.challenge(arguments.format)
     prefix = label_of(arguments.label, authors)
     out: Path = arguments.out
     names = []
     for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
         label = challenge.label(prefix, number)
         output, meta = challenge.output_name(prefix, number), challenge.meta_name(prefix, number)
-        scores_QF = challenges.of_all_files(scores_QA, evaluation)
-        challenges.write_csv(out / output, challenge.rows(scores_QF, evaluation))
+        scores_QF = formats.of_all_files(scores_QA, evaluation)
+        formats.write_csv(out / output, challenge.rows(scores_QF, evaluation))
         given = Given(
             label, nth(arguments.name, number), nth(arguments.abbreviation, number), authors, arguments.source_code
         )
-        challenges.write_yaml(out / meta, describe(system, given))
+        formats.write_yaml(out / meta, describe(system, given))
         names += [output, meta]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
     path = out / f"{prefix}_{challenge.task}.zip"
-    challenges.write_zip(path, out, names)
+    formats.write_zip(path, out, names)
     logger.info("Wrote %s", path)
     return path
 
@@ -88,7 +88,7 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
 
 def validate(path: Path, format_name: str, evaluation: Evaluation) -> int:
     """Look through a submission; the exit status is 1 where something is wrong."""
-    found = inspection.problems(path, format_name, evaluation)
+    found = validation.problems(path, format_name, evaluation)
     for problem in found:
         logger.error("wrong: %s", problem)
     if found:
@@ -153,11 +153,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     require_options(arguments)
     split = open_split(Store.of(arguments.evaluation), arguments.split)
-    evaluation = challenges.evaluation_of(split)
+    evaluation = formats.evaluation_of(split)
     if arguments.validate:
-        return validate(arguments.validate, arguments.format or inspection.guess(arguments.validate), evaluation)
+        return validate(arguments.validate, arguments.format or validation.guess(arguments.validate), evaluation)
     arguments.format = arguments.format or "dcase2023"
-    challenges.require_files(arguments.format, evaluation)
+    formats.require_files(arguments.format, evaluation)
     authors = read_authors(arguments.authors) if arguments.authors else []
     label_of(arguments.label, authors)  # a wrong one is refused before there is work done
     runs = Runs.of(arguments.runs)

@@ -22,30 +22,30 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
 
-from data.commands import command
 from data.errors import UserError, positive
-from data.shards import read_json, write_json
+from data.runtime.command_line import command
 from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
-from data.storage import Location, Store
-from sweeps import retraining
-from sweeps.layout import Column, Sheet, show
-from sweeps.progress import Display, Line, status, table
-from sweeps.retraining import From, Member
+from data.store.shards import read_json, write_json
+from data.store.storage import Location, Store
+from sweeps.display.progress import Display, Line, status, table
+from sweeps.display.tables import Column, Sheet, show
+from sweeps.planning import retraining
+from sweeps.planning.retraining import From, Member
 from sweeps.spaces import Space, check, named, space, with_seeds
 from trainables import encoders
-from trainables import lease as leases
-from trainables import ledger as ledgers
-from trainables import resources as computing
 from trainables import trial as trials
-from trainables.ledger import Ledger, create_ledger, open_ledger
-from trainables.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
-from trainables.runs import Runs
-from trainables.tracking import best_metrics
+from trainables.execution import resources as computing
+from trainables.execution.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
+from trainables.records import lease as leases
+from trainables.records import ledger as ledgers
+from trainables.records.ledger import Ledger, create_ledger, open_ledger
+from trainables.records.mlflow_log import best_metrics
+from trainables.records.run_storage import Runs
 from trainables.trial import Precision, Trial
 
 if TYPE_CHECKING:
-    from sweeps.tuning import Sweep
+    from sweeps.scheduling.ray_tune import Sweep
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
@@ -141,7 +141,7 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     finished = {signature for signature in every if ledger.finished(signature)}
     todo = {signature: trial for signature, trial in every.items() if signature not in finished}
     if arguments.dry_run:
-        from sweeps import estimate
+        from sweeps.planning import estimate
 
         show(Console(), estimate.report(stages, finished, store))
         say(estimate.basis(stages, finished, store))
@@ -155,9 +155,10 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     say(f"  {what_each_gets(resources, found, arguments.max_concurrent)}, in {precision}")
     say(f"  corpus in {whole}, results in {runs}")
 
-    from sweeps import estimate, tuning
-    from sweeps.tuning import Sweep
-    from trainables.session import Site
+    from sweeps.planning import estimate
+    from sweeps.scheduling import ray_tune
+    from sweeps.scheduling.ray_tune import Sweep
+    from trainables.execution.session import Site
 
     costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
     lines = {
@@ -184,7 +185,7 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
         with Display(lines, Console(soft_wrap=True), ledger) as display:
             run_all(todo, costs, sweep, ledger, display, arguments)
     except KeyboardInterrupt:
-        tuning.interrupt(ledger, sweep, list(todo))
+        ray_tune.interrupt(ledger, sweep, list(todo))
         ledger.give_up(run_id, "KILLED")
         say(f"\nInterrupted. To go on, from the last checkpoint of each trial: {command_line(arguments)}")
         raise
@@ -207,9 +208,9 @@ def start_cluster(arguments: argparse.Namespace) -> list[Bundle]:
 
     The processes of a cluster that is started here import what trains while this one prepares the sweep.
     """
-    from data.parallel import start_ray
-    from sweeps.tuning import QUIET_TUNE
-    from trainables.cluster import TRAIN_ENVIRONMENT, TRAINING_MODULES, nodes
+    from data.runtime.parallel import start_ray
+    from sweeps.scheduling.ray_tune import QUIET_TUNE
+    from trainables.execution.nodes import TRAIN_ENVIRONMENT, TRAINING_MODULES, nodes
 
     uses_ray_train = max(arguments.workers or 1, arguments.pretraining_workers or 1) > 1
     os.environ.update(QUIET_TUNE | (TRAIN_ENVIRONMENT if uses_ray_train else {}))
@@ -234,7 +235,7 @@ def trials_of_space(
     arguments: argparse.Namespace, named_space: Space, splits: Splits, found: Sequence[Bundle]
 ) -> list[Trial]:
     """Return the trials of a space, with the seeds that are asked for."""
-    from trainables.cluster import fastest_precision_on
+    from trainables.execution.nodes import fastest_precision_on
 
     precision = arguments.precision or fastest_precision_on(arguments.gpus_per_worker, found)
     named_trials = check(named_space(splits, precision))
@@ -296,17 +297,17 @@ def run_all(
     arguments: argparse.Namespace,
 ) -> None:
     """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
-    from sweeps import tuning
+    from sweeps.scheduling import ray_tune
 
     left, lost, parents = dict(todo), set[str](), {key: sweep.parent(trial) for key, trial in todo.items()}
     while left:
         held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}
         free = {key: trial for key, trial in left.items() if not held & {key, parents[key]}}
         if free:
-            ends = tuning.run(
+            ends = ray_tune.run(
                 free, parents, costs, sweep, ledger, display, arguments.max_concurrent, arguments.scheduler == "asha"
             )
-            lost |= {signature for signature, end in ends.items() if end in (tuning.FAILED, tuning.STOPPED)}
+            lost |= {signature for signature, end in ends.items() if end in (ray_tune.FAILED, ray_tune.STOPPED)}
         else:
             time.sleep(ASK_EVERY_S)
         for signature in [key for key in left if ledger.finished(key)]:

@@ -13,11 +13,11 @@ PACKAGES = ["data", "trainables", "sweeps", "ensemble"]
 """In the order of the data flow: a package imports only itself and those before it."""
 
 KNOWS_RAY = {
-    "data/parallel.py",
-    "trainables/cluster.py",
-    "trainables/ray_adapter.py",
-    "sweeps/searcher.py",
-    "sweeps/tuning.py",
+    "data/runtime/parallel.py",
+    "trainables/execution/nodes.py",
+    "trainables/execution/ray_adapter.py",
+    "sweeps/scheduling/tune_searcher.py",
+    "sweeps/scheduling/ray_tune.py",
 }
 """Work in parallel, the cluster, training through Ray Train, trials through Ray Tune, and what Tune asks for next."""
 
@@ -29,21 +29,21 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "timm", "matplotlib", "numba"
 """What takes from half a second to some seconds to import: nothing that only reads a config or a file needs it."""
 
 NEEDS = {
-    "data/batches.py",
-    "data/rooms.py",
-    "ensemble/kernels.py",
-    "ensemble/retriever.py",
-    "sweeps/searcher.py",
-    "sweeps/tuning.py",
-    "trainables/checkpoint.py",
-    "trainables/cluster.py",
-    "trainables/embedding.py",
-    "trainables/gradient_cache.py",
-    "trainables/loss.py",
-    "trainables/model.py",
-    "trainables/outcome.py",
-    "trainables/ray_adapter.py",
-    "trainables/train.py",
+    "data/loading/batches.py",
+    "data/loading/shared_buffers.py",
+    "ensemble/selection/kernels.py",
+    "ensemble/serving/mlflow_model.py",
+    "sweeps/scheduling/tune_searcher.py",
+    "sweeps/scheduling/ray_tune.py",
+    "trainables/records/checkpoint.py",
+    "trainables/execution/nodes.py",
+    "trainables/training/embedding.py",
+    "trainables/training/gradient_cache.py",
+    "trainables/training/loss.py",
+    "trainables/networks/dual_encoder.py",
+    "trainables/execution/outcome.py",
+    "trainables/execution/ray_adapter.py",
+    "trainables/training/train.py",
 }
 """The modules that may import what is heavy; those of trainables/networks may, too.
 

@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.audio_files import audio_files
 from data.captions import normalise
-from data.commands import command
 from data.errors import UserError
-from data.tables import read_csv, read_text
-from trainables.embeddings import Embeddings, write_embeddings
-from trainables.ledger import open_ledger
-from trainables.runs import Runs
+from data.runtime.command_line import command
+from data.sources.audio_files import audio_files
+from data.sources.csv_tables import read_csv, read_text
+from trainables.records.embeddings import Embeddings, write_embeddings
+from trainables.records.ledger import open_ledger
+from trainables.records.run_storage import Runs
 from trainables.trial import TRIAL_FILE, load_trial
 
 logger = logging.getLogger("chorale.embed")
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         folder = model_folder(
             arguments.checkpoint, Runs.of(arguments.runs), arguments.tracking_uri, Path(scratch) / "m"
         )
-        from trainables.checkpoint import load_model  # torch: only once there is a model to load
-        from trainables.embedding import embed_files, embed_text, fastest_device
+        from trainables.records.checkpoint import load_model  # torch: only once there is a model to load
+        from trainables.training.embedding import embed_files, embed_text, fastest_device
 
         trial, model = load_trial(folder), load_model(folder)
     audio, embedded, refused = embed_files(model.to(fastest_device()), trial, paths)

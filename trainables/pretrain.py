@@ -24,23 +24,23 @@ from rich.live import Live
 from rich.text import Text
 
 from data import splits
-from data.commands import command
 from data.errors import UserError, positive
-from data.storage import Store
+from data.runtime.command_line import command
+from data.store.storage import Store
 from trainables import encoders, recipes
-from trainables import lease as leases
-from trainables import ledger as ledgers
-from trainables import resources as computing
 from trainables import trial as trials
 from trainables.encoders import families
-from trainables.lease import Heart, Holder
-from trainables.ledger import Ledger, create_ledger
-from trainables.resources import Wish, execution_of, share_out
+from trainables.execution import resources as computing
+from trainables.execution.resources import Wish, execution_of, share_out
+from trainables.execution.session import Site, Work
+from trainables.records import lease as leases
+from trainables.records import ledger as ledgers
+from trainables.records.lease import Heart, Holder
+from trainables.records.ledger import Ledger, create_ledger
+from trainables.records.mlflow_log import STEP, best_metrics, connect
+from trainables.records.run_storage import Runs
+from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
-from trainables.runs import Runs
-from trainables.session import Site, Work
-from trainables.timing import Metrics
-from trainables.tracking import STEP, best_metrics, connect
 from trainables.trial import Precision, Trial, fastest_precision
 
 logger = logging.getLogger("chorale.pretrain")
@@ -121,9 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipes.recipe(arguments.recipe)  # what is unknown is refused before anything is imported that takes time
     encoders.choose("audio", arguments.audio)
     encoders.choose("text", arguments.text)
-    from data.parallel import start_ray
     from data.prepare import prepare_if_absent
-    from trainables.cluster import TRAIN_ENVIRONMENT, nodes
+    from data.runtime.parallel import start_ray
+    from trainables.execution.nodes import TRAIN_ENVIRONMENT, nodes
 
     os.environ.update(TRAIN_ENVIRONMENT)
     whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
@@ -162,7 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
     """Train through Ray Train, and note in the ledger where that doesn't come to its end."""
-    from trainables.ray_adapter import fit
+    from trainables.execution.ray_adapter import fit
 
     try:
         with ProgressLine(ledger.tracking_uri, work.run_id, work.trial.epochs):

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import dacite
 
 from data.errors import UserError
-from data.exclusions import exclusions_fingerprint
-from data.shards import open_split
-from data.storage import Location
+from data.leakage.exclusions import exclusions_fingerprint
+from data.store.shards import open_split
+from data.store.storage import Location
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
 

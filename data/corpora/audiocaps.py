@@ -22,10 +22,10 @@ to read instead of 15 ms as FLAC (measured).
 from collections import defaultdict
 from pathlib import Path
 
-from data.corpora._recordings import files_below, of_file
 from data.errors import UserError
 from data.schema import SetAside, SourceClip, Split
-from data.tables import Row, read_csv, require_source
+from data.sources.csv_tables import Row, read_csv, require_source
+from data.sources.recordings import files_below, of_file
 from data.waveform import Codec
 
 ROLES = {"train": "train", "validation": "val", "test": "test"}

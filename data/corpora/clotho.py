@@ -32,10 +32,10 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.corpora._recordings import of_file
 from data.errors import UserError
 from data.schema import Query, SetAside, SourceClip, Split
-from data.tables import Row, read_csv, require_directory, require_source
+from data.sources.csv_tables import Row, read_csv, require_directory, require_source
+from data.sources.recordings import of_file
 from data.waveform import Codec
 
 ROLES = {"train": "development", "validation": "validation", "test": "evaluation"}
@@ -217,7 +217,7 @@ def sources(metadata: Iterable[Row]) -> frozenset[str]:
 
 def download(target: Path) -> None:
     """Fetch Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
-    from data import download as fetching
+    from data.sources import download as fetching
 
     fetching.fetch(CLOTHO_URL, CLOTHO_MD5, target)
     fetching.fetch(CHALLENGE_URL, CHALLENGE_MD5, target)

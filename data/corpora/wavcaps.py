@@ -14,7 +14,7 @@ Layout, as published; a subset may be absent, and so may be either form of its a
 Quirks: ids of AudioSet are `Y{youtube_id}.wav`, their files `Y{youtube_id}.flac`; SoundBible's archive holds 1,320
 files; some files are torn, some rows have none. A recording that is there more than once is read from the first place:
 archives by name, then extracted files. AudioSet_SL holds clips of AudioCaps, FreeSound sources of Clotho:
-`data.exclusions` knows them by their ids.
+`data.leakage.exclusions` knows them by their ids.
 
 Kept as FLAC: 7,570 hours would be 1.7 TB of PCM, and are about half that as FLAC, though a random 30-s window then
 costs 15 ms of a core to read instead of 0.5 ms (measured).
@@ -26,11 +26,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data.archives import members
-from data.corpora._recordings import Recording, files_below, of_file, of_member
 from data.errors import UserError
 from data.schema import SetAside, SourceClip, Split
-from data.tables import require_source
+from data.sources.archives import members
+from data.sources.csv_tables import require_source
+from data.sources.recordings import Recording, files_below, of_file, of_member
 from data.waveform import Codec
 
 TABLES = {
@@ -185,6 +185,6 @@ def source_of(subset: str, stem: str) -> str:
 
 def download(target: Path) -> None:
     """Fetch all of WavCaps from the Hugging Face hub: 770 GB."""
-    from data import download as fetching
+    from data.sources import download as fetching
 
     fetching.dataset("cvssp/WavCaps", target)

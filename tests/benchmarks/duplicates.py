@@ -5,7 +5,7 @@ python tests/benchmarks/duplicates.py [--seed N] [--held-out N]
 100 copies of held-out recordings, changed in seven ways, are looked up among 1,000 others: once with scenes of the
 synthetic corpus, and once with scenes mixed from real recordings (ESC-10), where their builder lies beside this
 repository, in shared/corpora. Of the others, 400 or more hold the loudest two seconds of a held-out recording, or are
-other mixes of the same real recordings. The constants of data/landmarks.py were chosen on seed 1.
+other mixes of the same real recordings. The constants of data/leakage/landmarks.py were chosen on seed 1.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from measure import machine, say, told
 from numpy.random import Generator
 
 from data.corpora import synthetic
-from data.landmarks import PHASES, Index, landmarks
+from data.leakage.landmarks import PHASES, Index, landmarks
 from data.schema import SAMPLE_RATE_HZ, Samples
 
 BUILDER = Path(__file__).parents[2].parent / "shared" / "corpora" / "build.py"

@@ -1,4 +1,4 @@
-"""How long a sweep takes in the line of sweeps/stages.py, on simulated durations: against bounds, and with a barrier.
+"""How long a sweep takes with sweeps/scheduling/job_queue.py, on simulated durations: against bounds, with a barrier.
 
 python tests/benchmarks/makespan.py [--seeds 5]
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from measure import machine, say, told
 
-from sweeps.stages import Job, Queue
-from trainables.resources import Bundle
+from sweeps.scheduling.job_queue import Job, Queue
+from trainables.execution.resources import Bundle
 
 PAIRS, FINE_TUNINGS = 100, 12
 RATIOS = (3, 10, 40)

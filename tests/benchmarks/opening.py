@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from measure import machine, say, told
 
-from data import shards
 from data.schema import SourceClip, Split
+from data.store import shards
 
 CLIPS_PER_SHARD = 128
 NUM_SAMPLES = 640
@@ -23,9 +23,9 @@ NUM_SAMPLES = 640
 MEASURED = """
 import json, os, resource, sys, time
 from pathlib import Path
-from data.batches import Pairs
-from data.exclusions import excluded
-from data.shards import open_split
+from data.loading.batches import Pairs
+from data.leakage.exclusions import excluded
+from data.store.shards import open_split
 
 def resident_mb():
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from measure import machine, say, told
 
-from data import shards
 from data.schema import SourceClip, Split
+from data.store import shards
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "tests" / "data" / "chat_server.py"

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from measure import machine, say, told, write_recordings
 
-from data import shards, waveform
+from data import waveform
 from data.corpora import folder as folder_corpus
+from data.store import shards
 from data.waveform import CODECS
 
 CLIP_S = 30.0
@@ -28,7 +29,8 @@ import json, sys, time
 from pathlib import Path
 import ray
 ray.init(num_cpus=int(sys.argv[1]), log_to_driver=False)
-from data import prepare, shards
+from data import prepare
+from data.store import shards
 list(prepare.in_parallel(shards.short_hash, [("",)] * 32))
 time.sleep(3)
 started = time.perf_counter()

@@ -21,16 +21,16 @@ import torch
 import torch.distributed as dist
 from measure import machine, say, told
 
-from data import shards
 from data.corpora import synthetic
-from data.shards import write_json
 from data.splits import Splits
-from trainables import lease as leases
+from data.store import shards
+from data.store.shards import write_json
 from trainables import recipes
 from trainables import trial as trials
-from trainables.checkpoint import Snapshot
-from trainables.timing import Metrics
-from trainables.train import train
+from trainables.records import lease as leases
+from trainables.records.checkpoint import Snapshot
+from trainables.records.timing import Metrics
+from trainables.training.train import train
 from trainables.trial import Trial
 
 SIZES = synthetic.Config(200, 20, 20, min_duration_s=5.0, max_duration_s=30.0)
@@ -83,11 +83,11 @@ def work(rank: int, trial: Trial, store: Path, folder: Path, ranks: int) -> None
 
 def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:
     """Train on Ray Train's workers."""
-    from trainables.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
-    from trainables.ray_adapter import fit
-    from trainables.resources import Resources
-    from trainables.runs import Runs
-    from trainables.session import Site, Work
+    from trainables.execution.ray_adapter import fit
+    from trainables.execution.resources import Resources
+    from trainables.execution.session import Site, Work
+    from trainables.records.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
+    from trainables.records.run_storage import Runs
 
     ledger, runs = create_ledger(folder), Runs.of(folder)
     lease = leases.acquire(runs, trials.signature(trial, str(store)))
@@ -107,8 +107,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
     arguments = parser.parse_args()
-    from data.parallel import start_ray
-    from trainables.session import CPU_ALLOCATOR
+    from data.runtime.parallel import start_ray
+    from trainables.execution.session import CPU_ALLOCATOR
 
     os.environ |= CPU_ALLOCATOR  # what Ray's workers get, for the plain ranks
     say(f"{machine()}, torch {torch.__version__}, {arguments.ranks} ranks of one thread")

@@ -21,10 +21,10 @@ import soxr
 import torch
 from measure import PUBLISHED_RATE_HZ, cpu_s, machine, say, told, write_recordings
 
-from data import shards
-from data.batches import Pairs
+from data.loading.batches import Pairs
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.shards import StoredSplit
+from data.store import shards
+from data.store.shards import StoredSplit
 from data.waveform import CODECS, Codec, decode_file
 
 WINDOW_S = 30.0

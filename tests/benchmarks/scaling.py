@@ -22,15 +22,15 @@ from measure import machine, say, told
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data.batches import MASK_DRAWS, Batch
+from data.loading.batches import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
-from trainables import gradient_cache
 from trainables.encoders.audio import passt
 from trainables.encoders.text import transformer
-from trainables.gradient_cache import Outputs
-from trainables.loss import gather, nt_xent
-from trainables.model import DualEncoder
+from trainables.networks.dual_encoder import DualEncoder
+from trainables.training import gradient_cache
+from trainables.training.gradient_cache import Outputs
+from trainables.training.loss import gather, nt_xent
 
 LENGTHS_S = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
 RANKS = (1, 2)

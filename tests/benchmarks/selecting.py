@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from measure import machine, say, told
 
-from ensemble import exact, greedy, honesty
-from ensemble.live import Live, compress
-from ensemble.matrices import Matrices, of_arrays
+from ensemble.pool.score_matrices import Matrices, of_arrays
+from ensemble.selection import cross_validation, exhaustive, greedy
+from ensemble.selection.pruned_pool import Live, compress
 from trainables import retrieval
 from trainables.retrieval import Relevance
 
@@ -181,13 +181,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         live = measure_greedy(Path(scratch), arguments.candidates, arguments.rounds)
     for number, most in ((16, 1.0), (20, None), (24, 90.0)):
-        expected = exact.expected_s(live, range(number))
-        took, _ = timed(lambda number=number: exact.worth_of_subsets(live, range(number)), 3 if number < 20 else 1)
+        expected = exhaustive.expected_s(live, range(number))
+        took, _ = timed(lambda number=number: exhaustive.worth_of_subsets(live, range(number)), 3 if number < 20 else 1)
         told(f"all subsets of {number} (it said {expected:.1f} s)", took, "s", **({"most": most} if most else {}))
     selection = greedy.select(live)
     took, _ = timed(lambda: intervals(live, selection), arguments.rounds)
     told("1,000 bootstrap resamples of an ensemble", took, "s", most=2.0)
-    took, _ = timed(lambda: honesty.nested(lambda seen_Q: live, greedy.Rules(), honesty.folds_of(live.group_Q, 5)), 1)
+    took, _ = timed(
+        lambda: cross_validation.nested(
+            lambda seen_Q: live, greedy.Rules(), cross_validation.folds_of(live.group_Q, 5)
+        ),
+        1,
+    )
     told("nested cross-validation, five folds", took, "s")
     if arguments.growth:
         growth()

@@ -25,7 +25,7 @@ import soundfile
 from measure import machine, say, told
 
 from ensemble import __path__ as ensemble_folder
-from trainables.ledger import Ledger, open_ledger
+from trainables.records.ledger import Ledger, open_ledger
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (

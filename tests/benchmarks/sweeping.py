@@ -20,11 +20,11 @@ import numpy as np
 from measure import machine, say, told
 
 from data.splits import Splits, find_splits
-from data.storage import Store
+from data.store.storage import Store
 from trainables import recipes
 from trainables import trial as trials
-from trainables.ledger import open_ledger
-from trainables.session import CPU_ALLOCATOR
+from trainables.execution.session import CPU_ALLOCATOR
+from trainables.records.ledger import open_ledger
 from trainables.trial import Trial
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ PLAIN = """
 import json, sys
 import torch
 from trainables import trial
-from trainables.train import train
+from trainables.training.train import train
 
 torch.set_num_threads(1)
 store, path, number = sys.argv[1:]

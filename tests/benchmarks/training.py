@@ -31,17 +31,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from data.batches import MASK_DRAWS, Batch
+from data.loading.batches import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
-from trainables.embedding import CLIPS_PER_BATCH, QUERIES_PER_BATCH
 from trainables.encoders.audio import passt
 from trainables.encoders.text import Tokens, huggingface
-from trainables.loss import nt_xent
-from trainables.model import DualEncoder
 from trainables.networks import huggingface as networks
+from trainables.networks.dual_encoder import DualEncoder
 from trainables.networks.log_mel import LogMel
 from trainables.networks.passt import PasstEncoder, network
+from trainables.training.embedding import CLIPS_PER_BATCH, QUERIES_PER_BATCH
+from trainables.training.loss import nt_xent
 
 PASST_N = replace(passt.VARIANTS["N"], pretrained=False)
 BERT_BASE = huggingface.VARIANTS["bert-base"]

@@ -1,8 +1,8 @@
 """A server that speaks OpenAI's chat and batch protocol, with faults: `python chat_server.py '{"FAULT": ...}'`.
 
-It answers with what `data.grammar` writes, and prints its port. `GET /log` tells what it was asked and what it
-answered, `POST /faults` sets other faults. A fault falls on a request by its prompt and how often that has come, so
-that the same faults fall whatever the order of requests.
+It answers with what `data.paraphrasing.grammar` writes, and prints its port. `GET /log` tells what it was asked and
+what it answered, `POST /faults` sets other faults. A fault falls on a request by its prompt and how often that has
+come, so that the same faults fall whatever the order of requests.
 
     share_429, share_500, ...    shares of requests; all of them are in FAULTS
     retry_after    seconds, told with a 429 or 500
@@ -29,8 +29,8 @@ from collections import Counter
 
 from aiohttp import web
 
-from data import grammar
-from data.questions import INSTRUCTION
+from data.paraphrasing import grammar
+from data.paraphrasing.job import INSTRUCTION
 
 FAULTS = {
     "share_429": 0.0,

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from filelock import FileLock
 
-from data import shards
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
+from data.store import shards
 
 CORPORA = Path(__file__).parents[2].parent / "shared" / "corpora"
 

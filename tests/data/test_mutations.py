@@ -20,10 +20,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import corpora, exclusions, verify
-from data.archives import decode_member, members
+from data import corpora
 from data.errors import UserError
+from data.leakage import exclusions
+from data.preparation import verify
 from data.schema import SAMPLE_RATE_HZ
+from data.sources.archives import decode_member, members
 from data.waveform import CODECS, AudioError, decode_file
 
 MUTATIONS_PER_TABLE = 80

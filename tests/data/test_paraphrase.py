@@ -15,16 +15,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data import grammar
-from data.asking import Progress, Run
 from data.captions import caption_hash
-from data.chat import PAUSES, Grammar, Slots, as_json, read_completion
-from data.journal import Journal
 from data.paraphrase import Outcome, judge
-from data.questions import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answered, Budget, Captions, to_line
-from data.review import write_page
+from data.paraphrasing import grammar
+from data.paraphrasing.async_runner import Progress, Run
+from data.paraphrasing.chat_client import PAUSES, Grammar, Slots, as_json, read_completion
+from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answered, Budget, Captions, to_line
+from data.paraphrasing.journal import Journal
+from data.paraphrasing.review_page import write_page
 from data.schema import Paraphrase
-from data.shards import open_split
+from data.store.shards import open_split
 
 ROOT = Path(__file__).parents[2]
 SOUNDS = ["a dog barks", "a baby cries", "rain falls", "a bell rings", "a man hits a drum", "waves crash on a shore"]

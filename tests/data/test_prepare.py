@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import exclusions, shards
 from data import prepare as prepare_module
 from data.errors import UserError
-from data.parallel import run_on_ray
+from data.leakage import exclusions
+from data.runtime.parallel import run_on_ray
 from data.schema import DUPLICATES
+from data.store import shards
 
 TABLE = """file_name,caption,split
 a.wav,A dog barks.,train
@@ -163,8 +164,9 @@ def recordings(tmp_path_factory):
 IN_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from data import prepare, shards
-from data.commands import command
+from data import prepare
+from data.store import shards
+from data.runtime.command_line import command
 mode, source, store, workers = sys.argv[1:]
 if workers != "0":
     import ray
@@ -321,7 +323,7 @@ MEMORY = """
 import resource, sys
 from functools import partial
 from pathlib import Path
-from data import shards
+from data.store import shards
 from data.schema import DUPLICATES
 from data.schema import SourceClip
 from data.waveform import decode_file

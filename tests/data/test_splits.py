@@ -2,11 +2,11 @@
 
 import pytest
 
-from data import shards
 from data.errors import UserError
 from data.schema import Split
 from data.splits import Splits, find_splits
-from data.storage import Store
+from data.store import shards
+from data.store.storage import Store
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,23 @@ import scipy.stats
 from matplotlib.figure import Figure
 from PIL import Image
 
-from data import corpora, shards
+from data import corpora
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.shards import open_split, write_json
 from data.splits import Splits
-from ensemble import factors, paper, report, retrieved, survey, tabulation
-from ensemble.assembled import Chosen
-from ensemble.events import log_event
-from ensemble.leaf import costs
-from ensemble.plots import draw_crossed
+from data.store import shards
+from data.store.shards import open_split, write_json
+from ensemble import report
+from ensemble.record.mlflow_events import log_event
+from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
+from ensemble.reporting.ensemble_rows import Chosen
+from ensemble.reporting.plots import draw_crossed
+from ensemble.reporting.report_page import costs
 from sweeps import spaces
-from trainables import checkpoint, recipes, retrieval
+from trainables import recipes, retrieval
 from trainables import trial as trials
-from trainables.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
-from trainables.ledger import Ledger, create_ledger, open_ledger
+from trainables.records import checkpoint
+from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
+from trainables.records.ledger import Ledger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
@@ -339,10 +342,8 @@ def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(l
 
 def test_brackets_in_a_cell_are_no_markup(capsys):
     label = "text.model /models/[/v2]/bert"
-    table = tabulation.Tabulated(
-        "Title", ("no.", "other settings"), ("low", "high"), [tabulation.Line(["1", label], {})]
-    )
-    tabulation.show(table)
+    table = tables.Tabulated("Title", ("no.", "other settings"), ("low", "high"), [tables.Line(["1", label], {})])
+    tables.show(table)
     assert label in capsys.readouterr().out
 
 
@@ -367,29 +368,33 @@ def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_pat
 
 def test_clips_that_the_store_lacks_are_named_and_the_others_are_heard(store):
     split = open_split(store, "made/test")
-    clips = [retrieved.Clip(clip_id, "", 0.5, 1, True) for clip_id in (*split.clip_ids[:2], "made/test/gone.wav")]
-    heard = retrieved.hear(store, [retrieved.Answer("a tone", clips, clips[:1])], "made/test", split.fingerprint)
+    clips = [
+        retrieval_examples.Clip(clip_id, "", 0.5, 1, True) for clip_id in (*split.clip_ids[:2], "made/test/gone.wav")
+    ]
+    heard = retrieval_examples.hear(
+        store, [retrieval_examples.Answer("a tone", clips, clips[:1])], "made/test", split.fingerprint
+    )
     assert list(heard.sounds) == split.clip_ids[:2]
     assert len(heard.problems) == 1
     assert "has no clip made/test/gone.wav" in heard.problems[0]
-    changed = retrieved.hear(store, [], "made/test", "another")
+    changed = retrieval_examples.hear(store, [], "made/test", "another")
     assert "has changed since it was embedded" in changed.problems[0]
 
 
 def test_a_page_stays_small(store, monkeypatch):
     split = open_split(store, "made/test")
-    clips = [retrieved.Clip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
-    answers = [retrieved.Answer("a tone", clips, [])]
-    whole = retrieved.hear(store, answers, "made/test", split.fingerprint).sounds
-    monkeypatch.setattr(retrieved, "MOST_SOUND_BYTES", sum(map(len, whole.values())) // 2)
-    heard = retrieved.hear(store, answers, "made/test", split.fingerprint)
+    clips = [retrieval_examples.Clip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
+    answers = [retrieval_examples.Answer("a tone", clips, [])]
+    whole = retrieval_examples.hear(store, answers, "made/test", split.fingerprint).sounds
+    monkeypatch.setattr(retrieval_examples, "MOST_SOUND_BYTES", sum(map(len, whole.values())) // 2)
+    heard = retrieval_examples.hear(store, answers, "made/test", split.fingerprint)
     assert 0 < len(heard.sounds) < len(whole)
     assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips are without sound" in heard.problems[0]
 
 
 def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
     named = [(str(clip), "") for clip in range(8)]
-    clips = retrieved.ranked(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
+    clips = retrieval_examples.ranked(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
     assert [(clip.clip_id, clip.rank) for clip in clips if clip.is_true] == [("0", 3), ("7", 8)]
     assert [clip.clip_id for clip in clips[:5]] == ["1", "2", "0", "6", "5"]
 
@@ -397,21 +402,21 @@ def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
 def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
     best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
     own = recipes.paper_fine_tuning(best, CLOTHO)
-    assert paper.published(own) == (38.56, 26.07, 55.27, 69.30)
-    assert paper.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
-    assert paper.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
-    assert paper.published(best) == (36.27, 24.38, 52.54, 66.22)
-    assert paper.published(replace(own, paraphrase_probability=0.5)) is None
-    assert paper.published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
-    assert report.beside(paper.published(own), "test")["map10"] == 38.56
-    assert report.beside(paper.published(own), "validation") == {}
-    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper.published(trial)]
+    assert paper_results.published(own) == (38.56, 26.07, 55.27, 69.30)
+    assert paper_results.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
+    assert paper_results.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
+    assert paper_results.published(best) == (36.27, 24.38, 52.54, 66.22)
+    assert paper_results.published(replace(own, paraphrase_probability=0.5)) is None
+    assert paper_results.published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
+    assert report.beside(paper_results.published(own), "test")["map10"] == 38.56
+    assert report.beside(paper_results.published(own), "validation") == {}
+    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper_results.published(trial)]
     assert every == spaces.table2(CLOTHO, "float32")
-    assert {paper.key_of(trial) for trial in every} == set(paper.TABLE_2)
+    assert {paper_results.key_of(trial) for trial in every} == set(paper_results.TABLE_2)
     held_out = replace(CLOTHO, pretrain=tuple(name for name in CLOTHO.pretrain if name != "audiocaps/test"))
-    assert all(map(paper.published, spaces.table2(held_out, "float32")))
-    assert len(paper.ENSEMBLE_OF) == 8
-    assert set(paper.TABLE_2) >= paper.ENSEMBLE_OF
+    assert all(map(paper_results.published, spaces.table2(held_out, "float32")))
+    assert len(paper_results.ENSEMBLE_OF) == 8
+    assert set(paper_results.TABLE_2) >= paper_results.ENSEMBLE_OF
 
 
 @pytest.mark.parametrize(
@@ -426,16 +431,17 @@ def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
 )
 def test_the_papers_figures_stand_beside_nothing_else(splits):
     wanted = spaces.table2(splits, "float32")
-    shown = {paper.key_of(trial).audio for trial in wanted if paper.published(trial)}
+    shown = {paper_results.key_of(trial).audio for trial in wanted if paper_results.published(trial)}
     assert shown == set()
-    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
-               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    members = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
+               if paper_results.key_of(trial) in paper_results.ENSEMBLE_OF and not trial.seed]  # fmt: skip
     assert not Chosen("one", {}, members, {}).is_the_papers
 
 
 def test_the_papers_ensemble_is_that_of_its_members():
-    members = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(spaces.table2(CLOTHO, "float32"))
-               if paper.key_of(trial) in paper.ENSEMBLE_OF and not trial.seed]  # fmt: skip
+    trials_of_table = enumerate(spaces.table2(CLOTHO, "float32"))
+    members = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in trials_of_table
+               if paper_results.key_of(trial) in paper_results.ENSEMBLE_OF and not trial.seed]  # fmt: skip
     assert Chosen("one", {}, members, {}).is_the_papers
     assert not Chosen("one", {}, members[1:], {}).is_the_papers
 
@@ -443,8 +449,8 @@ def test_the_papers_ensemble_is_that_of_its_members():
 def test_another_rate_of_pretraining_is_not_the_papers():
     best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
     other = replace(best, schedule=replace(best.schedule, peak_rate=1e-4))
-    assert paper.published(other) is None
-    assert paper.published(recipes.paper_fine_tuning(other, CLOTHO)) is None
+    assert paper_results.published(other) is None
+    assert paper_results.published(recipes.paper_fine_tuning(other, CLOTHO)) is None
 
 
 @pytest.fixture
@@ -466,7 +472,7 @@ def value_of(trial):
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_main_effects_are_those_that_made_the_values(factorial, left_out):
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
-    levels, left_out = factors.effects(those, [value_of(trial) for trial in those])
+    levels, left_out = main_effects.effects(those, [value_of(trial) for trial in those])
     assert left_out == []
     means = {(level.factor, level.level): level.mean for level in levels}
     rate = "peak rate / pretraining's"
@@ -481,30 +487,30 @@ def test_main_effects_are_those_that_made_the_values(factorial, left_out):
 def test_means_of_a_full_grid_are_plain_means_and_intervals_leave_out_what_others_do(factorial):
     noise = 0.001 * np.random.default_rng(0).normal(size=len(factorial))
     values = np.array([value_of(trial) for trial in factorial]) + noise
-    for level in factors.effects(factorial, values)[0]:
+    for level in main_effects.effects(factorial, values)[0]:
         if level.factor == "batch size":
             own = values[[str(trial.batch_size) == level.level for trial in factorial]]
             assert level.mean == pytest.approx(own.mean())
             low, high = level.interval
             assert low < level.mean < high
             assert high - low < 0.01  # rates alone make a difference of 0.05 within each level
-    assert factors.effects(factorial[:1], values[:1]) == ([], [])
+    assert main_effects.effects(factorial[:1], values[:1]) == ([], [])
     two = [factorial[0], factorial[6]]
-    assert factors.effects(two, [0.1, np.nan]) == ([], [])
-    assert [level.interval for level in factors.effects(two, [0.1, 0.2])[0]] == [None, None]
+    assert main_effects.effects(two, [0.1, np.nan]) == ([], [])
+    assert [level.interval for level in main_effects.effects(two, [0.1, 0.2])[0]] == [None, None]
 
 
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_intervals_hold_the_truth_as_often_as_they_say(factorial, left_out):
     truth = {
         (level.factor, level.level): level.mean
-        for level in factors.effects(factorial, [value_of(trial) for trial in factorial])[0]
+        for level in main_effects.effects(factorial, [value_of(trial) for trial in factorial])[0]
     }
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
     rng, held = np.random.default_rng(0), []
     for _ in range(150):
         drawn = [value_of(trial) + 0.01 * rng.normal() for trial in those]
-        for level in factors.effects(those, drawn)[0]:
+        for level in main_effects.effects(those, drawn)[0]:
             low, high = level.interval
             held.append(low <= truth[level.factor, level.level] <= high)
     assert 0.93 < np.mean(held) < 0.97
@@ -518,7 +524,7 @@ def test_intervals_are_those_of_ordinary_least_squares(factorial):
     means, sizes = values.reshape(2, 3), np.array([8, 16])
     left = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
     reach = scipy.stats.t.ppf(0.975, 2) * np.sqrt((left**2).sum() / 2 / 3)
-    found = {level.level: level for level in factors.effects(those, values)[0] if level.factor == "batch size"}
+    found = {level.level: level for level in main_effects.effects(those, values)[0] if level.factor == "batch size"}
     for size, mean in zip(sizes, means.mean(axis=1), strict=True):
         assert found[str(size)].interval == pytest.approx((mean - reach, mean + reach))
 
@@ -534,7 +540,7 @@ def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(fact
         for seed in (0, 1)
     ]
     values = [0.3 + 0.1 * (trial.batch_size > 16) + 0.002 * trial.seed for trial in nested]
-    levels, left_out = factors.effects(nested, values)
+    levels, left_out = main_effects.effects(nested, values)
     assert left_out == ["batch size"]
     means = {level.level: level.mean for level in levels if level.factor == "audio"}
     assert means == pytest.approx({"cnn:small": 0.301, "passt:tiny": 0.401})
@@ -544,13 +550,13 @@ def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(fact
 def test_two_factors_are_crossed_with_gaps(factorial):
     those = [trial for trial in factorial if (trial.batch_size, trial.schedule.peak_rate) != (64, 4e-4)]
     values = [value_of(trial) for trial in those]
-    levels, _ = factors.effects(those, values)
-    found = factors.crossed(those, values, levels)
+    levels, _ = main_effects.effects(those, values)
+    found = main_effects.crossed(those, values, levels)
     assert found.factors == ("batch size", "peak rate / pretraining's")
     assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
     np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
     few = [trial for trial in those if trial.batch_size == 8]
-    assert factors.crossed(few, values[: len(few)], factors.effects(few, values[: len(few)])[0]) is None
+    assert main_effects.crossed(few, values[: len(few)], main_effects.effects(few, values[: len(few)])[0]) is None
     axes = Figure().subplots()
     draw_crossed(axes, found)
     assert [text.get_text() for text in axes.texts] == ["30.10", "35.10", "31.10", "36.10", "30.10"]
@@ -561,16 +567,16 @@ def test_what_follows_from_another_factor_is_no_factor(grid):
         spaces.fine_tuning(SPLITS, spaces.from_scratch(SPLITS, "float32", "cnn:small", 2e-3, epochs=6), share, epochs=3)
         for share in (0.2, 0.4)
     ]
-    assert list(factors.varying([*grid[2:], *other])) == ["audio", "text", "paraphrases", "peak rate / pretraining's",
-                                                          "seed"]  # fmt: skip
+    expected = ["audio", "text", "paraphrases", "peak rate / pretraining's", "seed"]
+    assert list(main_effects.varying([*grid[2:], *other])) == expected
 
 
 def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
     curves = [{1: 5.0, 2: 4.0}, {1: 7.0, 2: 3.0, 3: 2.0}]
-    assert survey.points(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
-    rows = [survey.Row(number, None, trial, {"validation_loss": {1: float(trial.seed)}, "map10": {}}, 1.0)
+    assert trial_rows.points(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
+    rows = [trial_rows.Row(number, None, trial, {"validation_loss": {1: float(trial.seed)}, "map10": {}}, 1.0)
             for number, trial in enumerate([*grid, replace(grid[2], batch_size=7)])]  # fmt: skip
-    bands = survey.bands(rows)
+    bands = trial_rows.bands(rows)
     assert list(bands) == [
         "passt:tiny, transformer:small, batch size 32",
         "passt:tiny, transformer:shallow, batch size 32",
@@ -584,8 +590,8 @@ def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
 
 
 def test_hours_of_gpus_are_told_where_they_are_known(grid):
-    rows = [survey.Row(1, None, grid[0], {}, 2.0, 4.0, 8.0), survey.Row(2, None, grid[0], {}, 1.0, 0.0, 2.0),
-            survey.Row(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
+    rows = [trial_rows.Row(1, None, grid[0], {}, 2.0, 4.0, 8.0), trial_rows.Row(2, None, grid[0], {}, 1.0, 0.0, 2.0),
+            trial_rows.Row(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
     pretraining, fine_tuning = costs(rows)
     assert (pretraining.hours, pretraining.gpu_hours, pretraining.cpu_hours) == (3.0, 8.0, 2.0)
     assert (fine_tuning.hours, fine_tuning.gpu_hours, fine_tuning.cpu_hours) == (3.0, None, None)
@@ -593,23 +599,23 @@ def test_hours_of_gpus_are_told_where_they_are_known(grid):
 
 def test_tables_escape_what_their_formats_need():
     odd = r"50 % & a|b_c #1 {x} ~ ^ \ $"
-    line = tabulation.Line(["1", odd], {"map10": tabulation.Figure(38.2449, 31.0, 45.05)}, {"map10": 38.56})
-    ensemble = tabulation.Line(["", "ensemble of 1_2"], {}, {}, is_ensemble=True)
-    table = tabulation.Tabulated("Title", ("no.", "50 %"), ("low", "high"), [line, ensemble])
-    assert r"50 % & a\|b_c #1 {x} ~ ^ \\ $ | 38.24 (31.0 to 45.0) | 38.56 |" in tabulation.as_markdown(table)
-    latex = tabulation.as_latex(table)
+    line = tables.Line(["1", odd], {"map10": tables.Figure(38.2449, 31.0, 45.05)}, {"map10": 38.56})
+    ensemble = tables.Line(["", "ensemble of 1_2"], {}, {}, is_ensemble=True)
+    table = tables.Tabulated("Title", ("no.", "50 %"), ("low", "high"), [line, ensemble])
+    assert r"50 % & a\|b_c #1 {x} ~ ^ \\ $ | 38.24 (31.0 to 45.0) | 38.56 |" in tables.as_markdown(table)
+    latex = tables.as_latex(table)
     escaped = r"50 \% \& a|b\_c \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
     assert rf"1 & {escaped} & 38.24 {{\scriptsize 31.0--45.0}} & 38.56 &" in latex
     assert r"\midrule" + "\n" + r" & \multicolumn{1}{l}{ensemble of 1\_2} &" in latex
     assert {row.count(" & ") for row in latex.splitlines() if row.endswith(r"\\")} == {6}
-    read = next(csv.DictReader(io.StringIO(tabulation.as_csv(table))))
+    read = next(csv.DictReader(io.StringIO(tables.as_csv(table))))
     assert (read["50 %"], read["mAP@10"], read["mAP@10 paper"], read["R@1"]) == (odd, "38.24", "38.56", "")
 
 
 def test_rows_tell_in_what_else_they_differ(grid):
     wanted = [*grid, replace(grid[2], batch_size=7), replace(grid[2], paraphrase_probability=0.5)]
-    rows = [survey.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)]
-    others = survey.others_of(rows)
+    rows = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)]
+    others = trial_rows.others_of(rows)
     assert (others[0], others[2], others[10], others[11]) == (
         "", "p 0, batch size 32", "p 0, batch size 7", "p 0.5, batch size 32",
     )  # fmt: skip

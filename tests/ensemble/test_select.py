@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from data.errors import UserError
-from ensemble import epochs, pool
-from ensemble.tables import lead
+from ensemble.pool import candidates as pool
+from ensemble.record.terminal_tables import lead
+from ensemble.selection import epoch_choice
 from trainables import retrieval
-from trainables.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
-from trainables.ledger import open_ledger
+from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
+from trainables.records.ledger import open_ledger
 
 METRICS = ("map10", "r1", "r5", "r10")
 
@@ -180,7 +181,7 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
     runs, done, ensemble = selected
     ledger = open_ledger(runs)
     candidates = pool.find_candidates(ledger, [ledger.sweep("first")])
-    kept = epochs.find(ledger, candidates)
+    kept = epoch_choice.find(ledger, candidates)
     for candidate in candidates:
         own = kept[candidate.signature]
         told = ledger.client.get_metric_history(candidate.run.info.run_id, "map10")

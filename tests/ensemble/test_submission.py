@@ -15,18 +15,20 @@ import soundfile
 import torch
 import yaml
 
-from data import shards
 from data.corpora import clotho
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Query, Split
-from ensemble import challenges, inspection
-from ensemble.description import label_of, read_authors
-from ensemble.systems import embed_member, fused, kept, read_system
+from data.store import shards
+from ensemble.challenge import formats
+from ensemble.challenge import validation as inspection
+from ensemble.challenge.metadata import label_of, read_authors
+from ensemble.challenge.systems import embed_member, fused, kept, read_system
 from sweeps.spaces import from_scratch
-from trainables import checkpoint, model
-from trainables.embeddings import read_embeddings, write_embeddings
-from trainables.ledger import create_ledger, open_ledger
-from trainables.runs import Runs
+from trainables.networks import dual_encoder
+from trainables.records import checkpoint
+from trainables.records.embeddings import read_embeddings, write_embeddings
+from trainables.records.ledger import create_ledger, open_ledger
+from trainables.records.run_storage import Runs
 
 FILES = [
     "0001.wav", "0002.wav", "10.wav", "9.wav", "Märkt am Morgen.wav", "R&amp;B &#39;live&#39;.wav", 'Say "hello".wav',
@@ -109,7 +111,7 @@ def entered(tmp_path_factory):
     torch.set_num_threads(1)
     for seed in range(3):
         trial, signature = tiny(seed), f"{seed:016x}"
-        network = model.build(trial, [caption.lower() for caption in CAPTIONS])
+        network = dual_encoder.build(trial, [caption.lower() for caption in CAPTIONS])
         folder = root / "runs" / "models" / signature
         checkpoint.save_model(folder, trial, network.text, checkpoint.weights_of(network))
         run_id = ledger.claim(trial, signature, None)
@@ -165,7 +167,7 @@ def rows_of(data):
 
 
 def test_what_is_evaluated_is_what_was_published(entered):
-    evaluation = challenges.evaluation_of(shards.open_split(entered / "store", "clotho/challenge"))
+    evaluation = formats.evaluation_of(shards.open_split(entered / "store", "clotho/challenge"))
     assert evaluation.queries == CAPTIONS
     assert sorted(evaluation.heard) == sorted(FILES)
     assert list(evaluation.unheard) == [TORN, ABSENT]
@@ -237,17 +239,17 @@ def test_scores_are_fused_as_the_ensemble_was_chosen_by(name, fuse, entered, sub
 
 
 def test_equal_scores_are_ranked_by_file_name():
-    evaluation = challenges.Evaluation("a/b", ["q"], [f"{letter}.wav" for letter in "lkjihgfedcba"], {})
-    scores_QF = challenges.of_all_files(np.array([[0.0] * 10 + [1.0, 0.0]]), evaluation)
-    _, (_, *names) = challenges.ranked_rows(scores_QF, evaluation)
+    evaluation = formats.Evaluation("a/b", ["q"], [f"{letter}.wav" for letter in "lkjihgfedcba"], {})
+    scores_QF = formats.of_all_files(np.array([[0.0] * 10 + [1.0, 0.0]]), evaluation)
+    _, (_, *names) = formats.ranked_rows(scores_QF, evaluation)
     assert names == ["b.wav", "a.wav", *(f"{letter}.wav" for letter in "cdefghij")]
 
 
 def test_too_few_files_for_a_row_are_refused():
-    evaluation = challenges.Evaluation("a/b", ["q"], ["a.wav"], {})
-    challenges.require_files("dcase2025", evaluation)
+    evaluation = formats.Evaluation("a/b", ["q"], ["a.wav"], {})
+    formats.require_files("dcase2025", evaluation)
     with pytest.raises(UserError, match="a/b has 1 files: a row of dcase2023 ranks 10"):
-        challenges.require_files("dcase2023", evaluation)
+        formats.require_files("dcase2023", evaluation)
 
 
 def test_the_description_is_filled_in(entered, submit, tmp_path):
@@ -579,7 +581,7 @@ def test_splits_without_queries_or_clips_are_named(entered, tmp_path):
     write_split(tmp_path, Split("clotho", "empty", (), queries=(Query("A dog."),)))
     for name, said in (("mute", "has no queries"), ("empty", "has no clips")):
         with pytest.raises(UserError, match=f"clotho/{name} {said}"):
-            challenges.evaluation_of(shards.open_split(tmp_path, f"clotho/{name}"))
+            formats.evaluation_of(shards.open_split(tmp_path, f"clotho/{name}"))
 
 
 def test_a_split_that_a_member_was_trained_on_is_refused(entered, submit, tmp_path):
@@ -638,8 +640,8 @@ def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
 
 
 def test_what_is_looked_for_is_spelled_out_twice():
-    assert {name: challenge.task for name, challenge in challenges.CHALLENGES.items()} == inspection.TASKS
-    for name, challenge in challenges.CHALLENGES.items():
+    assert {name: challenge.task for name, challenge in formats.CHALLENGES.items()} == inspection.TASKS
+    for name, challenge in formats.CHALLENGES.items():
         written = challenge.output_name("Doe_EX", 3), challenge.meta_name("Doe_EX", 3)
         looked_for = inspection.NAMES[name].values()
         folder = f"Doe_EX_{challenge.task}"

@@ -15,10 +15,10 @@ import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from trainables import lease as leases
-from trainables.checkpoint import MODEL_FILE
-from trainables.ledger import open_ledger
-from trainables.runs import Runs
+from trainables.records import lease as leases
+from trainables.records.checkpoint import MODEL_FILE
+from trainables.records.ledger import open_ledger
+from trainables.records.run_storage import Runs
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_a_lost_node_is_made_up_for_by_another(sweep, nodes, undisturbed_pretrai
 def test_a_tracking_server_that_is_away_for_a_while_misses_nothing(
     sweep, mlflow_server, undisturbed_pretraining, tmp_path
 ):
-    """The whole sweep; tests/trainables/test_tracking.py has the same of what one training tells."""
+    """The whole sweep; tests/trainables/records/test_mlflow_log.py has the same of what one training tells."""
     start, stop = mlflow_server
     uri = start()
     process = sweep(tmp_path / "runs", "--tracking-uri", uri, space="lasting")

@@ -16,8 +16,8 @@ import pytest
 
 from data.schema import FORMAT_VERSION
 from trainables import trial as trials
-from trainables.ledger import open_ledger
-from trainables.runs import Runs
+from trainables.records.ledger import open_ledger
+from trainables.records.run_storage import Runs
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertForPreTraining, DistilBertForMaskedLM, MPNetModel, RobertaForMaskedLM
 
-from data import shards
 from data.corpora import synthetic
 from data.schema import Split
+from data.store import shards
 from data.waveform import Codec
 from trainables.encoders.audio import cnn
 from trainables.encoders.text import transformer

@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from data import shards
 from data.captions import normalise
 from data.errors import UserError
 from data.schema import Query, Split
-from data.shards import StoredSplit, open_split
-from trainables import embedding, model, retrieval
-from trainables.embedding import embed
-from trainables.embeddings import Embeddings, read_embeddings, write_embeddings
-from trainables.model import DualEncoder
+from data.store import shards
+from data.store.shards import StoredSplit, open_split
+from trainables import retrieval
+from trainables.networks import dual_encoder
+from trainables.networks.dual_encoder import DualEncoder
+from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
+from trainables.training import embedding
+from trainables.training.embedding import embed
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def split(store) -> StoredSplit:
 
 @pytest.fixture(scope="module")
 def network(trial, split) -> DualEncoder:
-    return model.build(trial, [normalise(caption) for captions in split.captions for caption in captions])
+    return dual_encoder.build(trial, [normalise(caption) for captions in split.captions for caption in captions])
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from trainables.checkpoint import MODEL_FILE
-from trainables.ledger import open_ledger
+from trainables.records.checkpoint import MODEL_FILE
+from trainables.records.ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]

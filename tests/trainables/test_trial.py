@@ -11,9 +11,9 @@ import pytest
 
 from data.corpora import synthetic
 from data.errors import UserError
-from data.exclusions import EXCLUSIONS_FILE
+from data.leakage.exclusions import EXCLUSIONS_FILE
 from data.schema import EXCLUSIONS, Split
-from data.shards import open_split, write_table
+from data.store.shards import open_split, write_table
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
 from trainables.schedule import Plateau, Schedule

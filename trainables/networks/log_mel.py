@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from data.schema import SAMPLE_RATE_HZ
-from trainables.frontend import Config
+from trainables.encoders.frontend import Config
 
 PRE_EMPHASIS = 0.97
 LOG_OFFSET = 1e-5

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
-from trainables import frontend
-from trainables.encoders import operations
+from trainables.encoders import frontend, operations
 
 if TYPE_CHECKING:
     from trainables.networks.cnn import CnnEncoder

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
-from trainables import frontend
-from trainables.encoders import operations, published
+from trainables.encoders import frontend, operations, published
 
 if TYPE_CHECKING:
     from trainables.networks.passt import PasstEncoder

@@ -1,0 +1,88 @@
+"""Clips to train on that are the same sound as a held-out one, whatever their ids say.
+
+The landmarks of all held-out clips go into one index, in which each other clip is looked up. Everything here works on
+one part of a split, so that parts are worked on in parallel.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data import corpora
+from data.leakage.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out, worked_out_for
+from data.leakage.landmarks import PHASES, Index, Landmarks, landmarks
+from data.schema import DUPLICATES, Samples
+from data.store.shards import StoredSplit, write_table
+from data.store.storage import Store
+from data.waveform import PCM16_FULL_SCALE, decode_stored
+
+CLIPS_PER_PART = 128
+
+Part = tuple[StoredSplit, int]
+"""A split, and the first of CLIPS_PER_PART of its clips."""
+
+
+def is_trained_on(name: str) -> bool:
+    """Whether clips of a split, 'corpus/split', may be trained on."""
+    corpus, _, split = name.partition("/")
+    return not is_held_out(name) or split in corpora.load(corpus).PRETRAINING
+
+
+def parts(splits: Iterable[StoredSplit]) -> list[Part]:
+    """What can be worked on in parallel. Splits without clips of their own have none."""
+    own = [split for split in splits if not split.manifest["clips_of"]]
+    return [(split, first) for split in own for first in range(0, len(split.index), CLIPS_PER_PART)]
+
+
+def landmarks_to_find(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
+    """The landmarks of a part's clips as an index wants them, by clip id."""
+    return landmarks_of(split, first, PHASES)
+
+
+def landmarks_of(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
+    """The landmarks of a part's clips as they are looked up, by clip id."""
+    clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
+    return [(split.index["clip_id"][clip].as_py(), landmarks(blocks(split, clip), phases)) for clip in clips]
+
+
+def blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:
+    """A clip's samples, in blocks."""
+    for pcm in decode_stored(split.open_clip(clip), split.codec):
+        yield pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
+
+
+def build(found: Iterable[Sequence[tuple[str, Landmarks]]]) -> Index:
+    """The index of all held-out clips, whatever the order in which their parts come."""
+    return Index.build(sorted((clip for clips in found for clip in clips), key=lambda clip: clip[0]))
+
+
+def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
+    """Rows of `data.schema.DUPLICATES` for a part's clips: of each, the held-out clip that it overlaps with longest.
+
+    A held-out split that is trained on as well isn't compared with its own corpus, which is as published.
+    """
+    own = split.name.partition("/")[0] + "/" if is_held_out(split.name) else split.name + "/"
+    rows = []
+    for clip_id, found in landmarks_of(split, first):
+        matches = [match for match in index.find(found) if not match.clip_id.startswith(own)]
+        if matches:
+            best = min(matches, key=lambda match: (-match.overlap_s, match.clip_id))
+            rows.append(
+                {
+                    "clip_id": clip_id,
+                    "split": split.name,
+                    "held_out_clip_id": best.clip_id,
+                    "overlap_s": best.overlap_s,
+                    "score": best.score,
+                }
+            )
+    return rows
+
+
+def write(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
+    """Write the store's table of duplicates, and whether they are trained on."""
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=DUPLICATES)
+    metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **worked_out_for(store)}
+    write_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))

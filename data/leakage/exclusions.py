@@ -1,0 +1,256 @@
+"""Which clips of a store aren't trained on, because they would let training hear what models are judged by.
+
+Three kinds: clips whose source, a Freesound or YouTube id, is also the source of a held-out recording of another
+corpus; clips of crawled corpora whose source a published list names; and, if wanted, clips that sound like a held-out
+one. What is excluded follows from the store's contents alone, whatever the order in which corpora were prepared.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data import corpora
+from data.errors import UserError
+from data.schema import DUPLICATES, EXCLUSIONS, LISTED
+from data.store.shards import StoredSplit, open_split, short_hash, write_table
+from data.store.storage import MANIFEST, Location, Store
+
+EXCLUSIONS_FILE = "exclusions.arrow"
+LISTED_FILE = "listed.arrow"
+DUPLICATES_FILE = "duplicates.arrow"
+
+EXCLUDE_DUPLICATES = b"exclude_duplicates"
+"""Metadata of the table of duplicates: 'yes' where they aren't trained on."""
+
+WORKED_OUT_FOR = b"splits"
+"""Metadata of both tables: the fingerprints of all splits that they take into account."""
+
+JSON_SOURCES = {"AudioSet": "youtube", "FreeSound": "freesound"}
+"""What the keys of WavCaps' blacklists stand for."""
+
+ID_COLUMNS = ("sound_id", "freesound_id", "youtube_id", "id", "fname", "file_name")
+"""Of a CSV list, the first of these that its header has, without regard to case."""
+
+UNKNOWN_IDS = {"", "not found", "na"}
+"""What published lists hold where an id isn't known."""
+
+
+def read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
+    """One of the store's own tables; an empty one where it isn't there."""
+    try:
+        return pa.ipc.open_file(store.read(name)).read_all()
+    except FileNotFoundError:
+        return schema.empty_table()
+
+
+def exclusions(location: Location) -> pa.Table:
+    """The clips of a store that aren't trained on, with the columns of `data.schema.EXCLUSIONS`."""
+    return read_table(Store.of(location), EXCLUSIONS_FILE, EXCLUSIONS)
+
+
+def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
+    """The ids of clips of these splits, 'corpus/split', that aren't trained on.
+
+    Raises UserError where that was worked out before a split that is there, or for other contents of one; also where
+    duplicates are to be excluded, and weren't looked for since.
+    """
+    store = Store.of(location)
+    table = exclusions(store)
+    corpora_present = {name.partition("/")[0] for name in store.splits()}
+    if len(corpora_present) > 1 and not is_current(store, table):
+        raise UserError(
+            f"{store}: the exclusions were worked out for other splits than are there, since a preparation was ended "
+            f"before they were: run it again"
+        )
+    duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
+    if are_excluded(duplicates) and not is_current(store, duplicates):
+        raise UserError(
+            f"{store}: duplicates are to be excluded, but weren't looked for since a split was prepared: run "
+            f"`python data/prepare.py duplicates --exclude-duplicates --store {store}`"
+        )
+    rows = zip(table["split"].to_pylist(), table["clip_id"].to_pylist(), strict=True)
+    return frozenset(clip_id for split, clip_id in rows if split in splits)
+
+
+def exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
+    """16 hexadecimal digits that stand for which clips of these splits aren't trained on."""
+    return short_hash(sorted(excluded(location, splits)))
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a split, 'corpus/split', is one whose recordings aren't to be heard in training."""
+    corpus, _, split = name.partition("/")
+    return split in corpora.load(corpus).HELD_OUT
+
+
+def update(location: Location) -> pa.Table:
+    """Work out a store's exclusions anew and write them; they are returned."""
+    store = Store.of(location)
+    splits = [open_split(store, name) for name in store.splits() if name.partition("/")[0] in corpora.names()]
+    table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
+    write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for(store)))
+    return table
+
+
+def worked_out_for(store: Store) -> dict[bytes, bytes]:
+    """Metadata of a table that takes all splits into account that a store now holds."""
+    return {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
+
+
+def is_current(store: Store, table: pa.Table) -> bool:
+    """Whether a table was worked out for the splits that a store holds."""
+    splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}"))
+    return splits == fingerprints(store)
+
+
+def fingerprints(store: Store) -> dict[str, str]:
+    """The fingerprint of each split in a store, as its manifest has it."""
+    return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.splits()}
+
+
+def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
+    """Rows of `data.schema.EXCLUSIONS`, each clip once, with the first reason that holds."""
+    held_out: dict[str, list[str]] = {}
+    for split in splits:
+        if is_held_out(split.name):
+            for source in split.sources:
+                held_out.setdefault(source, []).append(split.name)
+    listed = columns(read_table(store, LISTED_FILE, LISTED), "source", "list")
+    duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
+    originals = columns(duplicates, "clip_id", "held_out_clip_id") if are_excluded(duplicates) else {}
+    for split in splits:
+        if split.manifest["clips_of"]:
+            continue
+        corpus = split.name.partition("/")[0]
+        elsewhere = {
+            source: other for source, names in held_out.items() for other in names if other.partition("/")[0] != corpus
+        }
+        lists = {} if corpora.load(corpus).HELD_OUT else listed  # a list is about corpora that were crawled, as WavCaps
+        for clip_id, source in columns(split.index, "clip_id", "source").items():
+            reasons = (
+                f"{source} is a source of {elsewhere[source]}" if source in elsewhere else "",
+                f"{source} is listed in {lists[source]}" if source in lists else "",
+                f"sounds like {originals[clip_id]}" if clip_id in originals else "",
+            )
+            if any(reasons):
+                yield {"clip_id": clip_id, "split": split.name, "reason": next(filter(None, reasons))}
+
+
+def columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
+    """Two of a table's columns as a dictionary."""
+    return dict(zip(table[keys].to_pylist(), table[values].to_pylist(), strict=True))
+
+
+def excludes_duplicates(location: Location) -> bool:
+    """Whether a store's duplicates, as far as they have been looked for, aren't trained on."""
+    return are_excluded(read_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
+
+
+def are_excluded(duplicates: pa.Table) -> bool:
+    """Whether a table of duplicates says that they aren't trained on."""
+    return (duplicates.schema.metadata or {}).get(EXCLUDE_DUPLICATES) == b"yes"
+
+
+def set_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
+    """Have a store remember the ids that published lists name; with `keep`, besides those it remembers already."""
+    store = Store.of(location)
+    listed = read_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
+    rows = {row["source"]: row["list"] for row in listed}
+    for path in paths:
+        rows |= dict.fromkeys(read_list(path), path.name)
+    table = pa.Table.from_pylist(
+        [{"source": source, "list": name} for source, name in sorted(rows.items())], schema=LISTED
+    )
+    write_table(store.path / LISTED_FILE, table)
+
+
+def read_list(path: Path) -> set[str]:
+    """The sources that a published list names: WavCaps' blacklist JSON, a CSV with a column of ids, or plain ids.
+
+    Raises UserError for a file that is absent or isn't one of these, naming the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} isn't UTF-8; save it in that encoding") from None
+    return set((read_json_list if text.lstrip().startswith(("{", "[")) else read_csv_list)(path, text))
+
+
+def read_csv_list(path: Path, text: str) -> Iterator[str]:
+    """The sources of a CSV with a column of ids, or of plain ids, one a line."""
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: {error}") from None
+    if not rows:
+        raise UserError(f"{path} names no id")
+    header = [cell.strip().lower() for cell in rows[0]]
+    column = next((header.index(name) for name in ID_COLUMNS if name in header), None)
+    if column is None and max(map(len, rows)) > 1:
+        raise UserError(f"{path}: no column of ids; the header needs one of: {', '.join(ID_COLUMNS)}")
+    for number, row in enumerate(rows, start=1):
+        if column is not None and number == 1:
+            continue
+        if len(row) <= (column or 0):
+            raise UserError(f"{path}, row {number}: ends before column {header[column or 0]!r}, which holds the ids")
+        if row[column or 0].strip().lower() not in UNKNOWN_IDS:
+            yield parse_id(row[column or 0], f"{path}, row {number}")
+
+
+def read_json_list(path: Path, text: str) -> Iterator[str]:
+    """The sources of a blacklist as WavCaps publishes it: {"AudioSet": [ids], "FreeSound": [ids]}."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+        raise UserError(f"{path}: not JSON that can be read ({error})") from None
+    for key, ids in value.items() if isinstance(value, dict) else [("ids", value)]:
+        if key != "ids" and key not in JSON_SOURCES:
+            raise UserError(f"{path}: unknown key {key!r}; known: {', '.join(JSON_SOURCES)}")
+        if not isinstance(ids, list) or not all(isinstance(one, str | int) for one in ids):
+            raise UserError(f"{path}: {key!r} must hold a list of ids")
+        for number, one in enumerate(ids, start=1):
+            if str(one).strip().lower() not in UNKNOWN_IDS:
+                yield parse_id(str(one), f"{path}, {key}, id {number}", JSON_SOURCES.get(key))
+
+
+def parse_id(text: str, origin: str, kind: str | None = None) -> str:
+    """A source as 'freesound:ID', 'youtube:ID' and the like from an id as lists give it.
+
+    Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
+    """
+    plain = re.sub(r"\.(wav|flac|mp3)$", "", text.strip())
+    if match := re.fullmatch(r"freesound:(\d{1,10})", plain):
+        plain, kind = match[1], "freesound"
+    elif match := re.fullmatch(r"(freesound|youtube|bbc|soundbible):([!-~]+)", plain):
+        return f"{match[1]}:{match[2]}"
+    if kind != "youtube" and re.fullmatch(r"\d{1,10}", plain):
+        return f"freesound:{int(plain)}"
+    if kind != "freesound" and re.fullmatch(r"Y?[\w-]{11}", plain, re.ASCII):
+        return f"youtube:{plain[-11:]}"
+    raise UserError(f"{origin}: {text!r} is neither a Freesound nor a YouTube id; others are given as bbc:ID")
+
+
+def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P].
+
+    A clip is a row of the split's index, a caption a place in all captions joined.
+    """
+    captions = split.index["captions"].combine_chunks()
+    clips = captions.value_parent_indices().to_numpy()
+    kept = np.ones(len(clips), bool)
+    if excluded:
+        is_excluded = pc.is_in(split.index["clip_id"], pa.array(list(excluded), pa.string())).to_numpy()
+        kept = ~is_excluded[clips]
+    return clips[kept].astype(np.int64), np.flatnonzero(kept)

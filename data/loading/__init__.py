@@ -1,0 +1,1 @@
+"""Batches of (clip, caption) pairs from a store."""

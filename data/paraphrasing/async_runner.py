@@ -1,0 +1,147 @@
+"""Ask a model about all captions of a split, many at a time."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from data.errors import UserError
+from data.paraphrasing.chat_client import Model, UnansweredError
+from data.paraphrasing.job import INTERRUPTED, Answered, Budget, Request, is_done, to_line
+from data.paraphrasing.journal import Journal
+from data.runtime.progress import ProgressLine
+
+logger = logging.getLogger("chorale.paraphrase")
+
+GIVE_UP_AFTER = 16
+"""Requests in a row that weren't answered: the server is away, or takes none of them."""
+
+SAID = 20
+"""Requests that weren't answered told one by one."""
+
+
+@dataclass
+class Run:
+    """One run: asks about every caption until it has its paraphrases, or has been asked about often enough."""
+
+    model: Model
+    journal: Journal
+    answered: Answered
+    budget: Budget
+    attempts: int
+    progress: "Progress"
+    stopped: str = ""  # why nothing more is asked
+    interrupts: int = 0
+    unanswered: int = 0
+    in_a_row: int = 0
+    defect: Exception | None = None
+
+    def all(self, requests: Iterator[Request], concurrency: int) -> None:
+        """Ask about all that isn't done yet, `concurrency` captions at a time.
+
+        Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
+        raises KeyboardInterrupt. An error that nobody thought of is raised after that.
+        """
+        try:
+            asyncio.run(self._all(requests, concurrency))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    async def _all(self, requests: Iterator[Request], concurrency: int) -> None:
+        todo = (request for request in requests if not self.is_done(request))
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task
+
+        def interrupt() -> None:
+            self.interrupts += 1
+            self.stop(INTERRUPTED)
+            if self.interrupts > 1:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        async with self.model, asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(self.work(todo))
+        if self.defect:
+            raise self.defect
+
+    def stop(self, why: str) -> None:
+        """Ask nothing more; the first reason is told."""
+        self.stopped = self.stopped or why
+        self.model.stop()
+
+    def is_done(self, request: Request) -> bool:
+        """Whether there is nothing to ask about a caption, as earlier runs have; it is counted then."""
+        done = self.answered.is_done(request, self.attempts)
+        if done:
+            self.progress.add(before=True)
+        return done
+
+    async def work(self, todo: Iterator[Request]) -> None:
+        """Ask about one caption after the other."""
+        for request in todo:
+            if self.stopped:
+                return
+            try:
+                await self.satisfy(request)
+            except UnansweredError as error:
+                self.gave_up(request, error)
+            except UserError as error:
+                self.stop(str(error))
+            except OSError as error:
+                self.stop(f"{self.journal.path} can't be written ({error.strerror or error}); the same command goes on")
+            except Exception as error:
+                self.defect = self.defect or error
+                self.stop(repr(error))
+
+    async def satisfy(self, request: Request) -> None:
+        """Ask about a caption until its answers are enough; each is in the journal before it is looked at."""
+        texts = self.answered.texts(request)
+        done = False  # or it wouldn't be asked about
+        while not done:
+            if self.stopped:
+                return
+            with self.budget.reserved(request) as granted:
+                if not granted:
+                    self.stopped = self.stopped or self.budget.exhausted()  # the others' money is set aside
+                    return
+                answer = await self.model.ask(request)
+                line = to_line(request, answer)
+                self.answered.add(await self.journal.append(line), line)
+            self.in_a_row = 0
+            texts.append(answer.text)
+            done = is_done(request, texts, self.attempts)
+        self.progress.add()
+
+    def gave_up(self, request: Request, error: UnansweredError) -> None:
+        """Leave a caption for the next run; after many in a row, all that are left."""
+        if self.stopped:
+            return
+        self.unanswered += 1
+        self.in_a_row += 1
+        if self.unanswered <= SAID:
+            logger.warning("not answered: %r: %s", request.caption, error)
+        if self.in_a_row >= GIVE_UP_AFTER:
+            self.stop(f"the server doesn't answer: {error}")
+
+
+class Progress(ProgressLine):
+    """Requests, their rate, and what they cost."""
+
+    def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
+        self.name, self.total, self.spent = name, total, spent
+        self.done = self.before = 0
+        super().__init__(logger)
+
+    def add(self, before: bool = False) -> None:
+        """A request is done, or was before."""
+        self.done += 1
+        self.before += before
+        self.changed()
+
+    def line(self) -> str:
+        """How far a run is."""
+        rate = (self.done - self.before) / self.elapsed_s()
+        return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.spent()}"

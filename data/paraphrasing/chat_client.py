@@ -1,0 +1,330 @@
+"""Asking a chat model for paraphrases, through the protocol that OpenAI, vLLM, Ollama and llama.cpp speak.
+
+The official client retries what may pass (rate limits, errors of the server, timeouts, cut connections), and waits
+between tries as long as the server asks for. How many requests run at a time is ours: half as many after a rate limit,
+and slowly more while all goes well.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol, Self
+
+import aiohttp
+import httpx2
+import openai
+
+from data.errors import UserError
+from data.paraphrasing import grammar
+from data.paraphrasing.job import Answer, Request
+
+KEY = "OPENAI_API_KEY"
+BASE_URL = "OPENAI_BASE_URL"
+RETRIES = 8
+"""Of one request by the client; its pauses grow from 0.5 to 8 s, or are those that the server asks for."""
+
+PAUSES = 5
+"""After the client has given up on a busy server, as long as the server asks for."""
+
+MOST_PATIENCE_S = 3600.0
+"""The longest pause that a server may ask for."""
+
+
+MALFORMED = 3
+"""Responses that aren't in the protocol's form, before a request counts as not answered."""
+
+
+FILTERED = ("content_filter", "content_policy_violation")
+"""Codes of errors that a server's filter of contents gives."""
+
+
+class UnansweredError(Exception):
+    """A request that the server didn't answer, however often it was sent."""
+
+
+class StoppedError(openai.OpenAIError):
+    """A request that isn't sent, or isn't sent again, as the run ends. The client doesn't retry errors of this kind."""
+
+
+class Model(Protocol):
+    """What can be asked, within the block that it opens."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    async def ask(self, request: Request) -> Answer:
+        """Its answer. Raises UnansweredError for this request, and UserError where no other would fare better."""
+        ...
+
+    def stop(self) -> None:
+        """Let what is being answered come to its end, and all that waits end at once."""
+        ...
+
+
+class Grammar:
+    """The rules of `data.paraphrasing.grammar`, answering as a chat model does."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None: ...
+
+    async def ask(self, request: Request) -> Answer:
+        """Numbered sentences."""
+        sentences = grammar.paraphrases(request.caption, request.number)
+        return Answer("\n".join(f"{n}. {text}" for n, text in enumerate(sentences, start=1)))
+
+    def stop(self) -> None:
+        """Nothing waits."""
+
+
+class Slots:
+    """How many requests may run at a time: between 1 and `most`.
+
+    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Of the requests that were already running when
+    the number was halved, further rate limits don't halve it again.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.limit = float(most)
+        self.running = 0
+        self.to_ignore = 0
+        self.changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for a place, and hold it."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.running < int(self.limit))
+            self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            async with self.changed:
+                self.changed.notify(max(1, int(self.limit) - self.running))
+
+    def answered(self, status: int) -> None:
+        """Take note of the status of a response. Errors other than rate limits say nothing of how much may run."""
+        self.to_ignore = max(0, self.to_ignore - 1)
+        if status < httpx2.codes.BAD_REQUEST:
+            self.limit = min(self.most, self.limit + 1 / self.limit)
+        elif status == httpx2.codes.TOO_MANY_REQUESTS and not self.to_ignore:
+            self.limit = max(1.0, self.limit / 2)
+            self.to_ignore = self.running
+
+
+class LimitedClient(openai.DefaultAioHttpClient):
+    """Sends requests, those that are tried again too, as there are slots for them.
+
+    Over aiohttp, whose pool of connections doesn't look at each of them for every request, as httpx's does.
+    """
+
+    def __init__(self, slots: Slots, timeout_s: float) -> None:
+        limits = httpx2.Limits(max_connections=slots.most, max_keepalive_connections=slots.most)
+        super().__init__(timeout=timeout_s, limits=limits)
+        self.slots = slots
+        self.sending: set[asyncio.Task[Any] | None] = set()
+        self.is_stopping = False
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """The server's response, once there is a slot."""
+        async with self.slots.slot():
+            if self.is_stopping:
+                raise StoppedError("not sent")
+            task = asyncio.current_task()
+            self.sending.add(task)
+            try:
+                response = await super().send(request, **options)
+            except aiohttp.ClientError as error:  # what the transport doesn't translate, as headers that are broken
+                raise httpx2.RemoteProtocolError(str(error)) from error
+            finally:
+                self.sending.discard(task)
+        self.slots.answered(response.status_code)
+        if self.is_stopping and response.is_error:
+            raise StoppedError("not sent again")
+        return response
+
+
+class ChatModel:
+    """A server's chat model."""
+
+    def __init__(self, base_url: str | None, timeout_s: float, concurrency: int) -> None:
+        self.http = LimitedClient(Slots(concurrency), timeout_s)
+        self.client = connect(base_url, timeout_s, self.http)
+        self.asking: set[asyncio.Task[Any] | None] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.client.close()
+
+    async def ask(self, request: Request) -> Answer:
+        """The model's answer."""
+        task = asyncio.current_task()
+        self.asking.add(task)
+        try:
+            return await self._ask(request)
+        finally:
+            self.asking.discard(task)
+
+    async def _ask(self, request: Request) -> Answer:
+        pauses = malformed = 0
+        while True:
+            try:
+                # Not chat.completions.create, whose models of requests and responses cost more than all the rest.
+                response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
+            except openai.OpenAIError as error:
+                if (answer := filtered(error)) is not None:
+                    return answer
+                wait_s = pause_s(error)
+                if wait_s is None or pauses == PAUSES:
+                    raise told(error, self.client, request.model) from error
+                pauses += 1
+                await asyncio.sleep(wait_s)  # the client has given up
+                continue
+            if (completion := read_completion(as_json(response.content))) is not None:
+                return completion
+            malformed += 1
+            if malformed == MALFORMED:
+                raise UnansweredError(f"{self.client.base_url} doesn't answer with chat completions")
+
+    def stop(self) -> None:
+        """Cancel the tasks that wait: for a slot, or before they ask again."""
+        self.http.is_stopping = True
+        for task in self.asking - self.http.sending:
+            if task:
+                task.cancel()
+
+
+def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> openai.AsyncOpenAI:
+    """The official client. The key is the environment's; a server of one's own needs none."""
+    key = os.environ.get(KEY, "")
+    base_url = base_url or os.environ.get(BASE_URL) or None
+    if not (key or base_url):
+        raise UserError(
+            f"{KEY} isn't set: set it to your key, or name a server of your own with --base-url, "
+            f"or take --model {grammar.NAME}, which needs neither"
+        )
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            f"{KEY} holds a blank, a line break or a character beyond ASCII, which no key does: set it anew"
+        )
+    if base_url is not None and re.match(r"(?:\w+://)?[^/?#]*@", base_url):
+        raise UserError(
+            f"--base-url (or {BASE_URL}) names a user before an @: leave that out, and set {KEY} to the key"
+        )
+    if base_url is not None and not is_address(base_url):
+        raise UserError(f"--base-url (or {BASE_URL}) {base_url!r} isn't an address such as http://localhost:8000/v1")
+    for name in ("httpx2", "openai"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line a request, and one a retry
+    return openai.AsyncOpenAI(
+        api_key=key or "none", base_url=base_url, timeout=timeout_s, max_retries=RETRIES, http_client=http
+    )
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
+
+
+def as_json(content: bytes) -> Any:
+    """What a response holds, None where that isn't JSON."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_completion(body: Any) -> Answer | None:
+    """The answer of a chat completion, as JSON; None where it isn't one."""
+    try:
+        choice = body["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        usage = body.get("usage")
+        tokens = (tokens_told(usage, "prompt_tokens"), tokens_told(usage, "completion_tokens"))
+        text = message.get("content") or ""
+        if not isinstance(text, str):
+            return None
+    except (TypeError, KeyError, IndexError, AttributeError):
+        return None
+    if message.get("refusal") or reason == "content_filter":
+        return Answer("", "refused", *tokens)
+    if reason == "length" and not re.search(r"[.!?][\"”]?\s*$", text):
+        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # half a sentence is none
+    return Answer(text, "" if text else "empty", *tokens)
+
+
+def tokens_told(usage: Any, name: str) -> int | None:
+    """Tokens by a server's count; None where that isn't a whole number."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) else None
+
+
+def filtered(error: openai.OpenAIError) -> Answer | None:
+    """The answer that an error stands for: some servers tell of their content filter so."""
+    if isinstance(error, openai.BadRequestError) and error.code in FILTERED:
+        return Answer("", "refused")
+    return None
+
+
+def pause_s(error: openai.OpenAIError) -> float | None:
+    """How long to wait after a busy server that the client gave up on; None where the server doesn't say."""
+    if not isinstance(error, openai.APIStatusError):
+        return None
+    if error.code == "insufficient_quota":
+        raise UserError(
+            "the account's quota is used up; what was answered is kept, and the same command goes on"
+        ) from error
+    if error.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and not isinstance(error, openai.RateLimitError):
+        return None
+    asked_s = retry_after_s(error.response.headers)
+    if asked_s is not None and asked_s > MOST_PATIENCE_S:
+        raise UserError(
+            f"the server asks to wait {asked_s:,.0f} s; what was answered is kept, and the same command goes on"
+        ) from error
+    return asked_s
+
+
+def retry_after_s(headers: httpx2.Headers) -> float | None:
+    """What a server asks for: seconds or a date (RFC 9110, 10.2.3), or OpenAI's milliseconds."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        with contextlib.suppress(ValueError):
+            value = float(headers.get(name, "")) * unit_s
+            return max(0.0, value) if math.isfinite(value) else None
+    with contextlib.suppress(ValueError, TypeError):
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+        return max(0.0, (date - datetime.now(UTC)).total_seconds())
+    return None
+
+
+def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
+    """An error in words that hold no key: of this request alone, or a UserError where others would fail as well."""
+    match error:
+        case openai.AuthenticationError() | openai.PermissionDeniedError():
+            return UserError(f"{client.base_url} refused the key ({error.status_code}): set {KEY} to a valid one")
+        case openai.NotFoundError():
+            return UserError(f"{client.base_url} knows no model {model!r} (404): see --model and --base-url")
+        case openai.APIStatusError():
+            return UnansweredError(without_key(f"{error.status_code}: {error.message}", client))
+    why = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
+    return UnansweredError(without_key(why, client))
+
+
+def without_key(text: str, client: openai.AsyncOpenAI) -> str:
+    """A text without the client's key."""
+    return text.replace(client.api_key, "[key]") if len(client.api_key) > 4 else text

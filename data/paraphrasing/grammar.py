@@ -1,0 +1,204 @@
+"""A small rule-based paraphraser of captions, for machines without a language model: `--model grammar`.
+
+It knows how clauses of a caption hang together in time, and says the same in another order; turns some active clauses
+into the passive voice; and replaces words by others that mean much the same. The same caption always gets the same
+sentences. It knows nothing of sound and adds nothing to a caption, so it is no match for a language model.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+
+from data.paraphrasing import answer_parsing
+
+SYNONYMS = """
+    dog, hound; dogs, hounds; barks, woofs; barking, woofing; baby, infant; cries, wails; crying, wailing
+    someone, somebody, a person; man, guy; woman, lady; child, kid; children, kids; crowd, group of people
+    once, one time, a single time; twice, two times; thrice, three times; repeatedly, again and again, over and over
+    steadily, constantly, continuously; loudly, noisily; softly, quietly; quickly, rapidly; slowly, unhurriedly
+    rain, rainfall; falls, comes down; falling, coming down; pours, streams; pouring, streaming
+    sea, ocean; shore, beach; waves, breakers; crash, break; crashing, breaking; stream, brook; wind, breeze
+    helicopter, chopper; airplane, plane, aircraft; overhead, up above; nearby, close by
+    car, automobile; cars, automobiles
+    fire, blaze; crackles, snaps; crackling, snapping; fireplace, hearth; wood, timber
+    clock, timepiece; ticks, clicks; ticking, clicking; regularly, at regular intervals
+    rooster, cockerel; chainsaw, motor saw, power saw; engine, motor; buzzes, whirrs; buzzing, whirring
+    talks, speaks; talking, speaking; talk, speak; laughs, chuckles; laughing, chuckling
+    shouts, yells; shouting, yelling
+    walks, steps; walking, stepping; runs, dashes; road, street; big, large; small, little; loud, noisy; quiet, silent
+    starts, begins; starting, beginning; stops, ceases; stopping, ceasing; closes, shuts; closing, shutting
+    bird, songbird; birds, songbirds; chirp, tweet; chirps, tweets; chirping, tweeting; rings, chimes; ringing, chiming
+    hits, strikes; hitting, striking; rubs, scrapes; rubbing, scraping; phone, telephone; outside, outdoors; house, home
+    can be heard, is audible; is heard, is audible; are heard, are audible; recorded, captured
+    sobs, weeps; sobbing, weeping; noise, sound; gun, firearm; the only, the sole
+    honks, beeps; honking, beeping; wails, howls; wailing, howling
+"""
+"""Words that can stand for each other, each in the form that it is written in."""
+
+PASSIVE = (
+    "hits/hit, strikes/struck, opens/opened, closes/closed, shuts/shut, plays/played, rings/rung, taps/tapped, "
+    "cuts/cut, saws/sawn, pours/poured, drops/dropped, shakes/shaken, rubs/rubbed, starts/started, revs/revved, "
+    "moves/moved, pushes/pushed, pulls/pulled, throws/thrown, breaks/broken, turns/turned, washes/washed, "
+    "sweeps/swept, drives/driven, rides/ridden, fires/fired, blows/blown, stirs/stirred, crumples/crumpled"
+)
+"""Verbs that can take an object: third person and participle."""
+
+NAME = "grammar"
+"""The model's."""
+
+VERSION = "rules2"
+"""Of these rules: to be changed whenever they write other sentences."""
+
+DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
+ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
+ARTICLE = re.compile(r"(?:an?|the)\s")
+SUBJECT = rf"(?:{DETERMINER}\s(?:\w+\s){{0,2}}?\w+|someone|somebody|people)"
+
+TOGETHER = ("and meanwhile", "whilst", "while", "as")
+IN_TURN = ("and afterwards", "and then", "after which", "followed by", "before", "then")
+MAX_DRAWS = 200
+"""For one caption; short ones have few other wordings."""
+
+
+def groups(text: str) -> dict[str, list[str]]:
+    """Each word of a text of groups, with all words of its group."""
+    lists = [[word.strip() for word in group.split(",") if word.strip()] for group in re.split(r"[;\n]", text)]
+    return {word: words for words in reversed(lists) for word in words}
+
+
+GROUPS = groups(SYNONYMS)
+PARTICIPLES = dict(pair.split("/") for pair in PASSIVE.split(", "))
+
+WORDS = re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, GROUPS), key=len, reverse=True))})\b")
+ACTIVE = re.compile(
+    rf"^(?P<subject>{SUBJECT}) (?P<verb>{'|'.join(PARTICIPLES)}) "
+    rf"(?P<object>{DETERMINER} (?:\w+\s(?!{ADVERB}))?\w+)(?P<rest>(?: .*)?)$"
+)
+PLURAL = re.compile(r"^(?:some|several|two|three)\b|^(?!an? ).*[^su]s$")
+CLAUSE = re.compile(
+    rf"""^(?!{DETERMINER}\s)\w+\s\w+                              # rain falls
+        |^{DETERMINER}\s(?:people|children|men|women|\w+s)\s\w+   # some people talk, the dogs bark
+        |^\w+\s\w+\s(?:.*\s)?\w+(?:s|ing|ed)\b                   # a big dog barks""",
+    re.VERBOSE,
+)
+"""What tells something that happens, and isn't merely a thing: 'the door'."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption tells: events in turn, and what goes on meanwhile."""
+
+    events: tuple[str, ...]
+    meanwhile: tuple[str, ...]
+
+
+def paraphrases(caption: str, number: int) -> list[str]:
+    """Up to `number` other wordings of a caption, long ones last; fewer where the rules find no more."""
+    rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
+    scene = understand(caption)
+    found: list[str] = []
+    too_long: list[str] = []
+    tried: set[str] = set()
+    for text in wordings(rng, scene):
+        if text in tried:
+            continue
+        tried.add(text)
+        (variant,) = answer_parsing.check(caption, [text], found + too_long)
+        if variant.is_kept:
+            (too_long if variant.failed else found).append(text)
+        if len(found) == number:
+            break
+    return (found + too_long)[:number]
+
+
+def understand(caption: str) -> Scene:
+    """Take a caption apart at the words that say what is when."""
+    text = caption.strip().rstrip(".!? ")
+    if not re.match(r"I\b|[A-Z]{2}", text):
+        text = text[:1].lower() + text[1:]
+    if match := re.match(rf"(?:{'|'.join(TOGETHER)}) ([^,]+), (.+)", text):
+        return Scene(in_turn(match[2]), (match[1],))
+    if match := re.match(r"after ([^,]+), (.+)", text):
+        return Scene((match[1], match[2]), ())
+    if match := re.match(r"before ([^,]+), (.+)", text):
+        return Scene((match[2], match[1]), ())
+    parts = re.split(rf",? (?:{'|'.join(TOGETHER)}) (?!well\b|if\b|though\b)", text)
+    if not all(CLAUSE.match(part) for part in parts):
+        return Scene((text,), ())
+    chains = [in_turn(part) for part in parts]
+    longest = max(chains, key=len)
+    return Scene(longest, tuple(" and then ".join(chain) for chain in chains if chain is not longest))
+
+
+def in_turn(text: str) -> tuple[str, ...]:
+    """The clauses of a text that follow each other in time."""
+    clauses = re.split(rf",? (?:{'|'.join(IN_TURN)}) ", text)
+    if all(CLAUSE.match(clause) for clause in clauses):
+        return tuple(clauses)
+    return (text,)
+
+
+def wordings(rng: Generator, scene: Scene) -> Iterator[str]:
+    """Sentences that tell a scene, at random."""
+    for _ in range(MAX_DRAWS):
+        events = [say(rng, clause) for clause in scene.events]
+        text = one_of(rng, sequences(events))
+        for clause in scene.meanwhile:
+            other = say(rng, clause)
+            frames = [f"{text} while {other}", f"{text} as {other}", f"{text}, and meanwhile {other}"]
+            if not re.match(r"(?:while|as|after|first|before)\b", text):
+                frames += [f"while {other}, {text}", f"as {other}, {text}"]
+            if len(scene.events) == 1:
+                frames += [f"{other} while {text}", f"{other} as {text}"]
+            text = one_of(rng, frames)
+        yield text[:1].upper() + text[1:] + "."
+
+
+def sequences(events: Sequence[str]) -> list[str]:
+    """Ways to say that events follow each other."""
+    if len(events) == 1:
+        return [events[0]]
+    if len(events) == 2:
+        first, second = events
+        ways = [f"{first}, then {second}", f"{first} before {second}", f"{first}, and afterwards {second}"]
+        return [*ways, f"after {first}, {second}", f"{second} after {first}", f"first {first}, then {second}"]
+    *most, last = events
+    return [
+        ", then ".join(events),
+        f"{', then '.join(most)}, and finally {last}",
+        f"first {', then '.join(most)}, and then {last}",
+        f"{events[0]} before {', then '.join(events[1:])}",
+    ]
+
+
+def say(rng: Generator, clause: str) -> str:
+    """A clause in other words, half the time also in the passive voice where it can be."""
+    if rng.random() < 0.5:
+        clause = passive(clause)
+    return WORDS.sub(lambda match: one_of(rng, fitting(match)), clause)
+
+
+def fitting(match: re.Match[str]) -> list[str]:
+    """What can stand in a word's place, if only itself: nothing with an article of its own behind another one."""
+    before = match.string[: match.start()].rstrip().rpartition(" ")[2]
+    words = GROUPS[match[0]]
+    if before in ("a", "an"):
+        words = [word for word in words if (word[0] in "aeiou") == (before == "an") and not ARTICLE.match(word)]
+    return words or [match[0]]
+
+
+def passive(clause: str) -> str:
+    """A clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; itself where no rule applies."""
+    if not (match := ACTIVE.match(clause)):
+        return clause
+    auxiliary = "are" if PLURAL.search(match["object"]) else "is"
+    return f"{match['object']} {auxiliary} {PARTICIPLES[match['verb']]} by {match['subject']}{match['rest']}"
+
+
+def one_of(rng: Generator, options: Sequence[str]) -> str:
+    """One of some options, all equally likely."""
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,263 @@
+"""What is asked about a split's captions, and what has been answered."""
+
+import contextlib
+import hashlib
+import json
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data.paraphrasing import answer_parsing, grammar
+from data.paraphrasing.journal import Line, line_at, lines
+from data.paraphrasing.prices import BATCH_SHARE, Price
+from data.store.shards import StoredSplit
+
+MOST_REQUESTS = 50_000
+"""Of one batch: what OpenAI takes."""
+
+INTERRUPTED = "interrupted; the same command goes on"
+
+INSTRUCTION = (
+    "I will give a description of an audio recording and tags associated with the audio recording. Generate {number} "
+    "audio captions describing the sound event. Each audio caption should be one sentence with less than 20 words. Use "
+    "grammatical subject-verb-object sentences. Do not include names of cities, countries, and persons. Do not include "
+    'the time. Do not include recording device names. Do not write introductions or explanations. Do not use "heard" '
+    'or "recorded". Start each output sentence with its index.'
+)
+"""Table 1 of Primus, Koutini and Widmer (DCASE 2023), where {number} is 5."""
+
+INSTRUCTION_VERSION = "dcase2023"
+"""Of INSTRUCTION: to be changed whenever its text is."""
+
+JOURNAL_FILE = "paraphrases.jsonl"
+
+OUTPUT_TOKENS = 18
+"""Of a sentence, index included: assumed, until a journal says what a model's answers really have."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about one caption. Clips with the same caption and tags share a request."""
+
+    model: str
+    instruction: str  # its version and the number of sentences, 'dcase2023/5'
+    caption: str
+    tags: tuple[str, ...]
+
+    @cached_property
+    def key(self) -> str:
+        """32 hexadecimal digits that stand for the request."""
+        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
+        return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+    @property
+    def number(self) -> int:
+        """Of the sentences that are asked for."""
+        return int(self.instruction.rpartition("/")[2])
+
+    @property
+    def prompt(self) -> str:
+        """The message that is sent: the instruction, the caption, and the tags in brackets."""
+        return f"{INSTRUCTION.format(number=self.number)}\n\n{self.caption} [{', '.join(self.tags)}]"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The request in the protocol's terms."""
+        return {"model": self.model, "messages": [{"role": "user", "content": self.prompt}]}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. An answer that isn't in the protocol's form, or that refuses, has no text and says so."""
+
+    text: str
+    problem: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+def journal_of(split: StoredSplit) -> Path:
+    """Where the answers about a split's captions are kept."""
+    return split.store.path / split.name / JOURNAL_FILE
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A split's captions, and how they are asked about."""
+
+    split: StoredSplit
+    model: str
+    variants: int
+
+    @property
+    def instruction(self) -> str:
+        """The version of the instruction or, where nobody is instructed, of the rules; and the number of sentences."""
+        version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
+        return f"{version}/{self.variants}"
+
+    @property
+    def journal(self) -> Path:
+        """Where the answers are kept."""
+        return journal_of(self.split)
+
+    def requests(self) -> Iterator[tuple[str, Request]]:
+        """Each clip's id with the request about each of its captions, in the order of the shards; audio isn't read."""
+        for number in range(len(self.split.clips_manifest["shards"])):
+            clips = self.split.shard(number).select(["clip_id", "captions", "keywords"])
+            for batch in clips.to_batches():
+                for clip in batch.to_pylist():
+                    for caption in clip["captions"]:
+                        yield clip["clip_id"], Request(self.model, self.instruction, caption, tuple(clip["keywords"]))
+
+    def distinct(self) -> Iterator[Request]:
+        """Every request once."""
+        seen = set()
+        for _, request in self.requests():
+            if (key := bytes.fromhex(request.key)) not in seen:
+                seen.add(key)
+                yield request
+
+
+@dataclass
+class Tokens:
+    """Of some requests and of their answers."""
+
+    input: int = 0
+    output: int = 0
+    answers: int = 0
+
+    def add(self, line: Line) -> None:
+        """Count a line of a journal."""
+        self.input += line["input_tokens"]
+        self.output += line["output_tokens"]
+        self.answers += 1
+
+
+class Answered:
+    """What a journal holds for one model and instruction: where each request's answers lie, and their tokens.
+
+    For the budget, the tokens of all the model's answers, whatever it was instructed to, are counted as well.
+    """
+
+    def __init__(self, captions: Captions) -> None:
+        self.captions = captions
+        self.places: dict[bytes, tuple[int, ...]] = {}
+        self.tokens = Tokens()
+        self.paid, self.paid_in_batches = Tokens(), Tokens()
+        for place, line in lines(captions.journal):
+            self.add(place, line)
+
+    def add(self, place: int, line: Line) -> None:
+        """Take note of a line of the journal."""
+        if line["model"] != self.captions.model:
+            return
+        (self.paid_in_batches if "batch" in line else self.paid).add(line)
+        if line["instruction"] == self.captions.instruction:
+            key = bytes.fromhex(line["key"])
+            self.places[key] = (*self.places.get(key, ()), place)
+            self.tokens.add(line)
+
+    def lines(self, request: Request) -> list[Line]:
+        """A request's answers so far, as the journal has them."""
+        places = self.places.get(bytes.fromhex(request.key), ())
+        return [line_at(self.file, place) for place in places]
+
+    @cached_property
+    def file(self) -> BinaryIO:
+        """The journal, to read from; closed when nothing uses this object any more."""
+        file = self.captions.journal.open("rb")
+        weakref.finalize(self, file.close)
+        return file
+
+    def texts(self, request: Request) -> list[str]:
+        """The texts of a request's answers so far."""
+        return [line["answer"] for line in self.lines(request)]
+
+    def is_done(self, request: Request, attempts: int) -> bool:
+        """Whether nothing more is to be asked about a caption."""
+        return is_done(request, self.texts(request), attempts)
+
+
+def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
+    """Whether the answers to a request are enough, or as many as are ever asked for."""
+    return len(texts) >= attempts or len(answer_parsing.kept(request.caption, texts, request.number)) >= request.number
+
+
+def to_line(request: Request, answer: Answer) -> Line:
+    """What the journal keeps of an answer. Tokens that the server doesn't tell are worked out."""
+    counted = answer.input_tokens, answer.output_tokens
+    return {
+        "key": request.key,
+        "model": request.model,
+        "instruction": request.instruction,
+        "answer": answer.text,
+        "problem": answer.problem,
+        "input_tokens": tokens_of([request.prompt]) if counted[0] is None else counted[0],
+        "output_tokens": tokens_of([answer.text]) if counted[1] is None else counted[1],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@dataclass
+class Budget:
+    """What may be spent on a split's paraphrases by a model, of all runs together; None: as much as it comes to."""
+
+    price: Price | None
+    limit_usd: float | None
+    answered: Answered
+    in_batches: bool = False  # how this run asks
+    running: float = 0.0  # USD, of requests that are being answered
+
+    def spent(self) -> float:
+        """USD so far."""
+        if not self.price:
+            return 0.0
+        single, batched = self.answered.paid, self.answered.paid_in_batches
+        return self.price.of(single.input, single.output) + BATCH_SHARE * self.price.of(batched.input, batched.output)
+
+    def spent_told(self) -> str:
+        """What was spent, to end a line with; '' where the price isn't known."""
+        return f", {self.spent():.2f} USD" if self.price else ""
+
+    def exhausted(self) -> str:
+        """Why nothing more is asked."""
+        return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
+
+    def has(self, usd: float) -> bool:
+        """Whether so much can be spent yet."""
+        return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
+
+    def estimate(self, request: Request) -> float:
+        """USD for one request."""
+        if not self.price:
+            return 0.0
+        return self.price.of(*expected_tokens(request, self.answered)) * (BATCH_SHARE if self.in_batches else 1)
+
+    @contextlib.contextmanager
+    def reserved(self, request: Request) -> Iterator[bool]:
+        """Whether there is money for a request, which is set aside meanwhile."""
+        cost = self.estimate(request)
+        if not self.has(cost):
+            yield False
+            return
+        self.running += cost
+        try:
+            yield True
+        finally:
+            self.running -= cost
+
+
+def expected_tokens(request: Request, answered: Answered) -> tuple[float, float]:
+    """Tokens of a request and of its answer: as they have been on average, or as assumed."""
+    if number := answered.tokens.answers:
+        return answered.tokens.input / number, answered.tokens.output / number
+    return tokens_of([request.prompt]), OUTPUT_TOKENS * request.number
+
+
+def tokens_of(texts: Sequence[str]) -> int:
+    """About how many tokens some texts are: four characters each, as OpenAI says of English."""
+    return sum(-(-len(text) // 4) for text in texts)

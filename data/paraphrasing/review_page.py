@@ -1,0 +1,41 @@
+"""A page on which a person reads paraphrases beside their captions: one HTML file that needs nothing else."""
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from data.paraphrasing.answer_parsing import Variant
+from data.store.shards import appearing_whole
+
+PAGE = Path(__file__).with_name("review_page.html")
+"""The page's template."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A caption, and what was written for it."""
+
+    clip_id: str
+    caption: str
+    tags: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    used: Container[int]  # places in variants
+    problem: str = ""  # why it has too few
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a person should look at it."""
+        return bool(self.problem) or any(variant.failed for variant in self.variants)
+
+
+def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[Row]) -> None:
+    """Write the page of a split, 'corpus/split'; it isn't held in memory."""
+    environment = jinja2.Environment(autoescape=True)
+    stream = environment.from_string(PAGE.read_text(encoding="utf-8")).stream(
+        name=name, model=model, instruction=instruction, rows=rows
+    )
+    stream.enable_buffering(100)
+    with appearing_whole(path) as temporary:
+        stream.dump(str(temporary), encoding="utf-8")

@@ -1,0 +1,135 @@
+"""What a store holds, in words and as a picture."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from data import corpora
+from data.errors import UserError
+from data.leakage.exclusions import (
+    DUPLICATES_FILE,
+    are_excluded,
+    exclusions,
+    is_current,
+    read_table,
+)
+from data.schema import DUPLICATES, SAMPLE_RATE_HZ
+from data.store.shards import StoredSplit, open_split
+from data.store.storage import Location, Store
+
+COLUMNS = (
+    "split", "clips", "listed", "published", "hours", "captions", "set aside", "excluded", "codec", "fingerprint",
+)  # fmt: skip
+
+
+def published(name: str) -> str:
+    """How many clips of a split, 'corpus/split', are published, by version where there are several; '' if unknown."""
+    corpus, _, split = name.partition("/")
+    counts = {version: sizes[split] for version, sizes in corpora.load(corpus).PUBLISHED.items() if split in sizes}
+    if len(set(counts.values())) == 1:
+        return f"{next(iter(counts.values())):,}"
+    return " or ".join(f"{count:,} ({version})" for version, count in counts.items())
+
+
+def describe(store: Store, console: Console, picture: Path, list_all: bool) -> None:
+    """Print what a store holds, and draw the distributions of duration and caption length.
+
+    Raises UserError for a store that holds nothing.
+    """
+    splits = [open_split(store, name) for name in store.splits()]
+    if not splits:
+        raise UserError(f"{store} holds no split; prepare one with: python data/prepare.py CORPUS --store {store}")
+    left_out: Counter[str] = Counter(exclusions(store)["split"].to_pylist())
+    table = Table(box=None)
+    for column in COLUMNS:
+        table.add_column(
+            column, justify="left" if column in ("split", "codec", "fingerprint") else "right", no_wrap=True
+        )
+    for split in splits:
+        manifest = split.manifest
+        table.add_row(
+            split.name,
+            f"{manifest['num_clips']:,}" if not manifest["clips_of"] else f"of {manifest['clips_of']}",
+            f"{manifest['num_listed']:,}",
+            published(split.name),
+            f"{manifest['num_samples'] / SAMPLE_RATE_HZ / 3600:,.2f}",
+            f"{manifest['num_queries']:,}",
+            f"{manifest['num_set_aside']:,}",
+            f"{left_out[split.name]:,}",
+            split.codec,
+            split.fingerprint,
+        )
+    Console(file=console.file, width=max(160, console.width)).print(table)
+    clips = sum(split.manifest["num_clips"] for split in splits)
+    hours = sum(split.manifest["num_samples"] for split in splits) / SAMPLE_RATE_HZ / 3600
+    lines = [f"{clips:,} clips, {hours:,.2f} h", *exclusion_lines(store), *duplicate_lines(store)]
+    if list_all:
+        lines += [
+            f"set aside: {row['origin']}: {row['reason']}" for split in splits for row in split.set_aside.to_pylist()
+        ]
+        lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in exclusions(store).to_pylist()]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    try:
+        draw(splits, picture)
+    except OSError as error:
+        raise UserError(f"{picture} can't be written: {error.strerror}; name another with --png") from error
+    console.print(f"distributions: {picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+def exclusion_lines(store: Location) -> list[str]:
+    """How many clips of each split aren't trained on."""
+    counts: Counter[str] = Counter(exclusions(store)["split"].to_pylist())
+    return [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
+
+
+def duplicate_lines(store: Location) -> list[str]:
+    """The clips that sound like a held-out one, as far as they have been looked for."""
+    table = read_table(Store.of(store), DUPLICATES_FILE, DUPLICATES)
+    if table.schema.metadata is None:
+        return ["same sounds under other ids: not looked for (python data/prepare.py duplicates)"]
+    treated = "excluded" if are_excluded(table) else "trained on all the same"
+    pairs = [
+        f"sounds alike for {row['overlap_s']:.1f} s: {row['clip_id']} and {row['held_out_clip_id']}"
+        for row in table.to_pylist()
+    ]
+    counted = f"same sounds under other ids: {len(pairs):,} clips, {treated}"
+    if not is_current(Store.of(store), table):
+        counted += "; splits prepared since weren't looked through (python data/prepare.py duplicates)"
+    return [*pairs, counted]
+
+
+def draw(splits: list[StoredSplit], picture: Path) -> None:
+    """Draw, for each corpus, how long its clips and its captions are."""
+    import matplotlib.figure
+
+    durations: dict[str, list[np.ndarray]] = {}
+    words: dict[str, list[np.ndarray]] = {}
+    for split in splits:
+        corpus = split.name.partition("/")[0]
+        if not split.manifest["clips_of"]:
+            durations.setdefault(corpus, []).append(split.num_samples / SAMPLE_RATE_HZ)
+        lengths = pc.list_value_length(pc.utf8_split_whitespace(split.queries["text"]))
+        words.setdefault(corpus, []).append(lengths.to_numpy())
+    figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    pooled = {corpus: np.concatenate(parts) for corpus, parts in durations.items()}
+    every = np.concatenate(list(pooled.values()))
+    bins = np.geomspace(every.min(initial=30) * 0.99, every.max(initial=1) * 1.01, 50)
+    for corpus, values in pooled.items():
+        left.hist(values, bins, histtype="step", linewidth=1.5, label=f"{corpus}: {len(values):,} clips")
+    left.set(xscale="log", yscale="log", xlabel="duration (s)", ylabel="clips", title="How long clips are")
+    counts = {corpus: np.concatenate(parts) for corpus, parts in words.items()}
+    most = max((values.max() for values in counts.values() if len(values)), default=1)
+    for corpus, values in counts.items():
+        label = f"{corpus}: {len(values):,} captions"
+        right.hist(values, np.arange(most + 2) - 0.5, density=True, histtype="step", linewidth=1.5, label=label)
+    right.set(xlabel="words", ylabel="share of captions", title="How long captions are")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(picture, dpi=150, format="png")

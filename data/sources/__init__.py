@@ -1,0 +1,1 @@
+"""Read what corpora publish: downloads, archives, tables and audio files."""

@@ -1,0 +1,52 @@
+"""Recordings as they lie on disk, in files and in archives, before a table says what they are."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from data.schema import Samples
+from data.sources.archives import Member, decode_member
+from data.waveform import decode_file
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Where a recording lies, for messages, and what `data.schema.SourceClip` wants to know of it."""
+
+    place: str
+    load: Callable[[], Iterator[Samples]]
+    revision: str
+    num_bytes: int
+
+
+def of_file(path: Path) -> Recording:
+    """The recording in a file."""
+    status = path.stat()
+    revision = f"{status.st_size}-{status.st_mtime_ns}"
+    return Recording(str(path), partial(decode_file, path), revision, status.st_size)
+
+
+def of_member(member: Member) -> Recording:
+    """The recording in a member of an archive."""
+    info = member.info
+    place = f"{member.segments[-1]}/{info.filename}"
+    return Recording(place, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a directory and those below it. Links are followed, into each directory once."""
+    waiting, seen = [folder], set[tuple[int, int]]()
+    while waiting:
+        folder = waiting.pop()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    waiting.append(Path(entry.path))
+                elif entry.is_file():  # and not a link to one that is gone
+                    yield Path(entry.path)

@@ -1,0 +1,1 @@
+"""Challenge submissions: systems, their output files and metadata, and the check of the archive."""

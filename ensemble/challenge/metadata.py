@@ -1,0 +1,188 @@
+"""What a submitted system is, in the challenge's form: from its members' configs, the ledger and ensemble.json.
+
+Of the form, the part on the submission and its authors is cited from DCASE's example packages; the names of the fields
+on task 6's systems are assumed (the form itself couldn't be had: compare them with the year's). What only its authors
+can say is never made up: it holds a placeholder, or is left out, until it is given.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import UserError
+from data.schema import SAMPLE_RATE_HZ
+from ensemble.challenge.systems import Member, System, stages_of
+from ensemble.record.build import FUSIONS_TOLD
+from trainables import encoders
+from trainables.trial import Trial
+
+PLACEHOLDER = "LASTNAME_INSTITUTE"
+"""In a label, until the authors are named."""
+
+OWN = "clotho"
+"""The corpus of the challenge: all others are external data."""
+
+RESULTS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+"""On the development set's test split, by their names in ensemble.json."""
+
+MOST_CHARACTERS = 10
+"""Of an abbreviation (cited: the comments of the form)."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What its authors say of a system."""
+
+    label: str
+    name: str | None
+    abbreviation: str | None
+    authors: Sequence[Mapping[str, Any]]
+    source_code: str | None
+
+
+def read_authors(path: Path) -> list[dict[str, Any]]:
+    """The authors in a YAML file: a list as in the challenge's form, or that list under `authors`."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} isn't YAML in UTF-8: {' '.join(str(error).split())}") from error
+    authors = found.get("authors") if isinstance(found, dict) else found
+    if not isinstance(authors, list) or not authors or not all(isinstance(author, dict) for author in authors):
+        raise UserError(
+            f"{path}: it needs a list of authors, each with lastname, firstname, email, corresponding (true for one) "
+            "and affiliation (abbreviation, institute, department, location)"
+        )
+    return authors
+
+
+def label_of(given: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
+    """What labels begin with: as given, or from the corresponding author, or a placeholder.
+
+    Raises UserError for a given one that isn't two words.
+    """
+    if given:
+        if not re.fullmatch(r"[^\W_]+(-[^\W_]+)*_[^\W_]+(-[^\W_]+)*", given):
+            raise UserError(
+                f"--label {given!r}: give LASTNAME_INSTITUTE, one word each; task and number are added to it"
+            )
+        return given
+    for author in authors:
+        affiliation = author.get("affiliation")
+        institute = affiliation.get("abbreviation") if isinstance(affiliation, dict) else None
+        words = [re.sub(r"[\W_]+", "", str(word or "")) for word in (author.get("lastname"), institute)]
+        if author.get("corresponding") is True and all(words):
+            return "_".join(words)
+    return PLACEHOLDER
+
+
+def describe(system: System, given: Given) -> dict[str, Any]:
+    """A system's description as the challenge's form has it."""
+    trials = [member.trial for member in system.members]
+    stages = [stage for trial in trials for stage in stages_of(trial)]
+    number = len(system.members)
+    parameters = {member.candidate.signature: member.parameters for member in system.members}
+    last = given.label.rpartition("_")[2]
+    return {
+        "submission": {
+            "label": given.label,
+            "name": given.name or (f"Ensemble of {number} dual encoders" if number > 1 else "Dual encoder"),
+            "abbreviation": given.abbreviation or f"{'ens' if number > 1 else 'single'}{number}-{last}",
+            "authors": list(given.authors),
+        },
+        "system": {
+            "description": {
+                "end_to_end": True,
+                "input_sampling_rate": f"{SAMPLE_RATE_HZ / 1000:g}kHz",
+                "acoustic_features": "log-mel energies",
+                "audio_modelling": joined(encoders.label(trial.audio) for trial in trials),
+                "word_embeddings": joined(encoders.label(trial.text) for trial in trials),
+                "data_augmentation": joined(told for trial in stages for told in augmentations(trial)) or "none",
+                "training_data": joined(split for trial in stages for split in trial.train),
+                "loss_function": "NT-Xent",
+                "optimiser": "Adam",
+                "learning_rate": joined(f"{trial.schedule.peak_rate:g} ({trial.stage})" for trial in stages),
+                "batch_size": joined(str(trial.batch_size) for trial in stages),
+                "gradient_clipping": joined(f"{trial.clip_norm:g}" for trial in stages if trial.clip_norm) or None,
+                "metric_monitored": joined(f"mAP@10 on {trial.validation}" for trial in trials),
+                "ensemble": FUSIONS_TOLD[system.fusion] if number > 1 else None,
+                "ensemble_size": number,
+                "ensemble_members": [member_json(member, system) for member in system.members],
+            },
+            "complexity": {"total_parameters": sum(parameters.values())},
+            "external_datasets": external(stages),
+            "source_code": given.source_code,
+        },
+        "results": {"development_testing": results(system.ensemble)},
+    }
+
+
+def joined(words: Iterable[str]) -> str:
+    """Each word once, in their order."""
+    return ", ".join(dict.fromkeys(words))
+
+
+def augmentations(trial: Trial) -> list[str]:
+    """What a training varies of its data, as its config says."""
+    front_end = getattr(trial.audio, "front_end", trial.audio)
+    told = [f"random crops of {trial.longest_audio_s:g} s"]
+    told += ["SpecAugment"] * bool(getattr(front_end, "mask_mels", 0) or getattr(front_end, "mask_frames", 0))
+    told += ["jittered mel bands"] * bool(getattr(front_end, "fmin_jitter_hz", 0))
+    told += ["patchout"] * bool(
+        getattr(trial.audio, "patchout_frequency", 0) or getattr(trial.audio, "patchout_time", 0)
+    )
+    if trial.paraphrase_probability:
+        told.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
+    return told
+
+
+def member_json(member: Member, system: System) -> dict[str, Any]:
+    """A member as the description lists it; its figure on validation is the ledger's."""
+    told = {
+        "name": member.candidate.name,
+        "weight": round(member.weight / sum(other.weight for other in system.members), 4),
+        "audio_modelling": f"{encoders.label(member.trial.audio)}, segments of {member.trial.audio.segment_s:g} s",
+        "word_embeddings": encoders.label(member.trial.text),
+        "parameters": member.parameters,
+    }
+    metrics = member.candidate.run.data.metrics if member.candidate.run else {}
+    return told | ({"validation_mAP@10": round(metrics["best_map10"], 4)} if "best_map10" in metrics else {})
+
+
+def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
+    """Corpora that aren't the challenge's own, and published weights that training started from."""
+    splits = [split for trial in stages for split in trial.train if split.partition("/")[0] != OWN]
+    found = [
+        {
+            "name": corpus,
+            "purpose": joined(trial.stage for trial in stages for split in trial.train if of_corpus(split, corpus)),
+            "splits": joined(split for split in splits if of_corpus(split, corpus)),
+        }
+        for corpus in dict.fromkeys(split.partition("/")[0] for split in splits)
+    ]
+    started_from = joined(
+        encoders.label(config)
+        for trial in stages
+        for config in (trial.audio, trial.text)
+        if getattr(config, "pretrained", encoders.family_name(config) == "huggingface")
+    )
+    return found + [
+        {"name": name, "purpose": "published weights to start from"} for name in filter(None, started_from.split(", "))
+    ]
+
+
+def of_corpus(split: str, corpus: str) -> bool:
+    """Whether a split, 'corpus/split', is that corpus'."""
+    return split.partition("/")[0] == corpus
+
+
+def results(ensemble: Mapping[str, Any]) -> dict[str, float | None]:
+    """The ensemble's figures on the development set's test split; for retrained members, those from before that."""
+    test = ensemble.get("test") or ensemble.get("before_retraining", {}).get("test") or {}
+    figures = test.get("ensemble", {})
+    return {told: round(figures[name], 4) if name in figures else None for name, told in RESULTS.items()}

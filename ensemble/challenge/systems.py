@@ -1,0 +1,230 @@
+"""Ensembles that are to be submitted: their members' models, and the scores that they give an evaluation set.
+
+Shapes: Q queries, A clips.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from data.errors import UserError, unknown_name
+from data.runtime.parallel import run_on_ray, start_ray
+from data.runtime.progress import ProgressLine
+from data.store.shards import StoredSplit, name_of, open_split
+from ensemble.challenge.formats import Scores
+from ensemble.pool import evaluation, score_matrices
+from ensemble.pool.candidates import Candidate, aligned_scores
+from ensemble.pool.score_matrices import Matrices
+from ensemble.record import build
+from ensemble.record.schema import read_ensemble, require_version, weights_of
+from ensemble.selection.costs import parameters_of
+from trainables import trial as trials
+from trainables.execution.resources import Wish, share_out
+from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
+from trainables.records.ledger import Ledger
+from trainables.records.run_storage import Runs
+from trainables.retrieval import Relevance
+from trainables.trial import Trial
+
+logger = logging.getLogger("chorale.systems")
+
+EMBEDDINGS = "embeddings"
+"""A folder beside the runs: what members have embedded, by SIGNATURE-FINGERPRINT of the split."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a system, and how much it counts."""
+
+    candidate: Candidate
+    weight: float
+    trial: Trial
+    parameters: int
+
+
+@dataclass(frozen=True)
+class System:
+    """An ensemble that is to be submitted; members of weight 0 are left out."""
+
+    path: Path  # of its ensemble.json
+    ensemble: Mapping[str, Any]
+    members: Sequence[Member]
+
+    @property
+    def fusion(self) -> str:
+        """How its members' scores are fused."""
+        return str(self.ensemble.get("fusion_name", "mean"))
+
+
+def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
+    """An ensemble that can be submitted. Raises UserError that says why another can't."""
+    ensemble = read_ensemble(path)
+    require_version(ensemble, path)
+    if ensemble.get("direction", "t2a") != "t2a":
+        raise UserError(
+            f"{path} was chosen for --direction {ensemble['direction']}: a challenge's sentences ask for clips; choose "
+            "one with --direction t2a"
+        )
+    fusion = ensemble.get("fusion_name", "mean")
+    if fusion not in score_matrices.FUSIONS:
+        raise unknown_name(f"fusion in {path}:", fusion, sorted(score_matrices.FUSIONS))
+    files = [member["name"] for member in ensemble["members"] if not member.get("signature")]
+    if files:
+        raise UserError(
+            f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
+        )
+    candidates = build.members_of(ensemble, path, ledger, [], "validation")
+    weights = weights_of(ensemble)
+    members = [
+        read_member(candidate, weight, path, runs)
+        for candidate, weight in zip(candidates, weights, strict=True)
+        if weight
+    ]
+    return System(path, ensemble, members)
+
+
+def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> Member:
+    """A member whose model is there. Raises UserError where it is gone, or isn't one that this code reads."""
+    where = f"{path}: member {candidate.name!r} ({candidate.signature})"
+    written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
+    if written is None:
+        raise UserError(
+            f"{where} has no model: {runs.at(f'models/{candidate.signature}')} is gone; bring it back, or name with "
+            "--runs where it is"
+        )
+    try:
+        trial = trials.from_json(json.loads(written))
+    except ValueError as error:
+        raise UserError(f"{where} was trained by another version of this code: {error}") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            parameters = parameters_of(runs.model(candidate.signature, Path(scratch) / "model"))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{where}: its weights can't be read: {error}") from error
+    if not parameters:
+        raise UserError(f"{where} has no weights: {runs.at(f'models/{candidate.signature}')} lacks {trials.MODEL_FILE}")
+    return Member(candidate, weight, trial, int(parameters))
+
+
+def stages_of(trial: Trial) -> list[Trial]:
+    """A trial and what it started from, the first stage first."""
+    return [*(stages_of(trial.pretraining) if trial.pretraining else []), trial]
+
+
+def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None:
+    """Raise UserError where a member was trained on the evaluation set."""
+    asked = {split.name, name_of(split.clips_manifest)}
+    for system in systems:
+        for member in system.members:
+            heard = asked & {name for stage in stages_of(member.trial) for name in stage.train}
+            if heard:
+                raise UserError(
+                    f"{system.path}: member {member.candidate.name!r} was trained on {heard.pop()}: a submission is "
+                    "about what no member has heard"
+                )
+
+
+def embed_member(runs: Runs, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
+    """A member's embeddings of a split, on a GPU where this process has one."""
+    import torch
+
+    from trainables.records.checkpoint import load_model
+    from trainables.training.embedding import embed, fastest_device
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = runs.model(signature, Path(scratch) / "model")
+        try:
+            network, trial = load_model(folder), trials.load_trial(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
+        return embed(network.to(fastest_device()), trial, signature, open_split(store, split_name))
+
+
+class Progress(ProgressLine):
+    """How many of the members have embedded the evaluation set."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.done = number, 0
+        super().__init__(logger)
+
+    def line(self) -> str:
+        """How far it is."""
+        return f"embedding: {self.done} of {self.number} members"
+
+
+def kept(path: Path, split: StoredSplit) -> Embeddings | None:
+    """What a member has embedded before; None where that is of another order of the same sentences."""
+    if not path.exists():
+        return None
+    found = read_embeddings(path)
+    is_same = (found.clip_ids, found.queries) == (split.clip_ids, split.queries["text"].to_pylist())
+    return found if is_same else None
+
+
+def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict[str, Embeddings]:
+    """The embeddings of each member by its signature; those that aren't there yet are made on Ray."""
+    members = {member.candidate.signature: member for system in systems for member in system.members}
+    paths = {
+        signature: runs.local_folder / EMBEDDINGS / f"{signature}-{split.fingerprint}.arrow" for signature in members
+    }
+    found = {signature: embeddings for signature, path in paths.items() if (embeddings := kept(path, split))}
+    todo = [signature for signature in members if signature not in found]
+    logger.info("%d members, %d of them have embedded %s before", len(members), len(found), split.name)
+    if not todo:
+        return found
+    from trainables.execution.nodes import nodes
+
+    start_ray()
+    each = share_out(nodes(), Wish(), trials=len(todo))
+    work = [(runs, signature, split.store.location, split.name, each.threads) for signature in todo]
+    with Progress(len(todo)) as progress:
+        for place, embeddings in run_on_ray(embed_member, work, each.cpus_per_worker, each.gpus_per_worker):
+            signature = todo[place]
+            require_finite(embeddings, members[signature])
+            write_embeddings(paths[signature], embeddings)
+            found[signature] = embeddings
+            progress.done += 1
+            progress.changed()
+    return found
+
+
+def require_finite(embeddings: Embeddings, member: Member) -> None:
+    """Raise UserError where a model's weights have gone wrong."""
+    if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
+        raise UserError(
+            f"member {member.candidate.name!r} ({embeddings.signature}) embeds to numbers that aren't finite"
+        )
+
+
+def fused(system: System, found: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
+    """A system's scores [Q, A], as its ensemble was chosen by; divided by the weights' sum, so that they are a mean."""
+    candidates = [member.candidate for member in system.members]
+    reference, first = found[candidates[0].signature], candidates[0]
+    nothing, queries = np.zeros(0, np.int64), np.arange(len(reference.queries))
+    source = Matrices(
+        tuple(candidate.name for candidate in candidates),
+        split.name,
+        split.fingerprint,
+        Relevance(nothing, nothing, queries),
+        len(reference.clip_ids),
+        tuple(aligned_scores(found[candidate.signature], reference, candidate, first)[0] for candidate in candidates),
+    )
+    weights = [member.weight for member in system.members]
+    pool = score_matrices.fused(source, system.fusion)
+    parts = [
+        evaluation.fuse(pool, weights, start, min(start + evaluation.QUERIES_AT_A_TIME, len(queries)))
+        for start in range(0, len(queries), evaluation.QUERIES_AT_A_TIME)
+    ]
+    scores_QA: Scores = np.concatenate(parts) / sum(weights)
+    return scores_QA

@@ -1,0 +1,277 @@
+"""A submission's zip as an organiser looks at it: read back by other code than wrote it.
+
+Nothing here is told how the zip came about: names, headers and fields are spelled out again.
+"""
+
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import yaml
+
+from data.errors import UserError
+from ensemble.challenge.formats import Evaluation
+
+Look = Callable[[bytes, str, Evaluation], Iterator[str]]
+"""A file's contents, its system's label and what was asked -> what is wrong with it."""
+
+MOST_NAMED = 5
+"""Of the problems of one table; the rest are counted."""
+
+BOM = b"\xef\xbb\xbf"
+
+AUTHOR = ("lastname", "firstname", "email")
+AFFILIATION = ("abbreviation", "institute", "location")
+
+DESCRIPTION = (
+    "end_to_end", "acoustic_features", "word_embeddings", "data_augmentation", "training_data", "loss_function",
+    "optimiser", "learning_rate", "metric_monitored", "ensemble_size", "ensemble_members",
+)  # fmt: skip
+
+FIGURES = ("mAP@10", "R@1", "R@5", "R@10")
+
+TASKS = {"dcase2023": "task6b", "dcase2025": "task6"}
+
+OUTPUT, META = "answers", "description"
+
+NAMES = {
+    "dcase2023": {
+        OUTPUT: "{system}_submission_{number}_output.csv",
+        META: "{system}_submission_{number}_metadata.yaml",
+    },
+    "dcase2025": {OUTPUT: "{system}_{number}.output.csv", META: "{system}_{number}.meta.yaml"},
+}
+"""Of a system's files; its label is SYSTEM_NUMBER."""
+
+
+def guess(path: Path) -> str:
+    """Which challenge a zip is for, by the labels in it. Raises UserError where none of them says."""
+    names = " ".join(names_in(path))
+    found = [name for name, task in TASKS.items() if re.search(pattern(NAMES[name][OUTPUT], rf"\S+_{task}"), names)]
+    if len(found) != 1:
+        raise UserError(f"{path} doesn't say which challenge it is for: give --format")
+    return found[0]
+
+
+def pattern(name: str, system: str = ".+") -> str:
+    """What a system's file is named like, as a regular expression with the groups `system` and `number`."""
+    return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the files in a zip. Raises UserError where it can't be opened."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} isn't a zip file: {error}") from error
+
+
+def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
+    """All that is wrong with a submission, each with the file it is in; none if it can be sent.
+
+    Raises UserError where it is no zip at all.
+    """
+    names, names_of = names_in(path), NAMES[challenge]
+    found = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
+    found += [f"{name} leads out of the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"]
+    form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
+    with zipfile.ZipFile(path) as archive:
+        try:
+            contents = {name: archive.read(name) for name in names if not name.endswith("/")}
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+            return [*found, f"what it holds can't be read: {error}"]
+    systems, others = systems_in(contents, challenge)
+    wanted = " and ".join(name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values())
+    found += [f"{name} belongs to no system: {wanted} do" for name in others]
+    if not 1 <= len(systems) <= 4:
+        found.append(f"it holds {len(systems)} systems: from one to four may be submitted")
+    for label, own in systems.items():
+        if not form.fullmatch(label):
+            found.append(f"{label} isn't a label: LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4, is one")
+        system, _, number = label.rpartition("_")
+        for kind, look in ((OUTPUT, look_at_output(challenge)), (META, look_at_description)):
+            if kind not in own:
+                found.append(f"{names_of[kind].format(system=system, number=number)} is missing")
+                continue
+            name, data = own[kind]
+            found += [f"{name}: {problem}" for problem in look_at_text(data) or look(data, label, evaluation)]
+    return found
+
+
+def systems_in(
+    contents: Mapping[str, bytes], challenge: str
+) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
+    """Each label's files by what they are, and the names of all other files but technical reports."""
+    systems: dict[str, dict[str, tuple[str, bytes]]] = {}
+    others = []
+    for name, data in contents.items():
+        file = PurePosixPath(name).name
+        matches = {kind: re.fullmatch(pattern(named), file) for kind, named in NAMES[challenge].items()}
+        kind, match = next(((kind, match) for kind, match in matches.items() if match), ("", None))
+        label = f"{match['system']}_{match['number']}" if match else ""
+        if match and kind not in systems.get(label, {}):
+            systems.setdefault(label, {})[kind] = (name, data)
+        elif not file.endswith(".pdf"):
+            others.append(name)
+    return systems, others
+
+
+def few(found: Iterable[str]) -> Iterator[str]:
+    """The first problems, and how many more there are."""
+    told = list(found)
+    yield from told[:MOST_NAMED]
+    if len(told) > MOST_NAMED:
+        yield f"and {len(told) - MOST_NAMED} problems more"
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of what an error says, which may quote a whole row."""
+    return " ".join(str(error).split())[:200]
+
+
+def look_at_text(data: bytes) -> list[str]:
+    """What is wrong with a file as text."""
+    if data.startswith(BOM):
+        return ["it begins with a byte order mark: save it as UTF-8 without one"]
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        return [f"line {line}: byte 0x{data[error.start]:02x} isn't UTF-8"]
+    return []
+
+
+def read_table(data: bytes, numbers: bool) -> pa.Table:
+    """A CSV file's columns as text, or all but the first as numbers. Raises ArrowInvalid that says what is wrong."""
+    reading = pa.csv.ReadOptions(block_size=len(data) + 1)
+    parsing = pa.csv.ParseOptions(newlines_in_values=True)
+    names = pa.csv.open_csv(pa.py_buffer(data), reading, parsing).schema.names
+    types = {name: pa.float64() if numbers and place else pa.string() for place, name in enumerate(names)}
+    converting = pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False)
+    return pa.csv.read_csv(pa.py_buffer(data), reading, parsing, converting)
+
+
+def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with 2023's output."""
+    try:
+        table = read_table(data, numbers=False)
+    except pa.ArrowInvalid as error:
+        yield f"it isn't a table: {one_line(error)}"
+        return
+    header = ["caption", "fname_1", "fname_2", "fname_3", "fname_4", "fname_5",
+              "fname_6", "fname_7", "fname_8", "fname_9", "fname_10"]  # fmt: skip
+    if table.column_names != header:
+        yield f"its header is {','.join(table.column_names)[:120]!r}: it has to be {','.join(header)!r}"
+        return
+    yield from look_at_captions(table.column(0).to_pylist(), evaluation.queries)
+    files = set(evaluation.files)
+    columns = [table.column(place).to_pylist() for place in range(1, len(header))]
+    for number, names in enumerate(zip(*columns, strict=True), start=1):
+        for name in sorted({name for name in names if name not in files}):
+            yield f"row {number}: {name!r} is no file of {evaluation.split}"
+        for name in sorted(name for name, count in Counter(names).items() if count > 1):
+            yield f"row {number}: {name!r} is ranked more than once"
+
+
+def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with 2025's output."""
+    try:
+        table = read_table(data, numbers=True)
+    except pa.ArrowInvalid as error:
+        yield f"it isn't a table of scores: {one_line(error)}"
+        return
+    first, *names = table.column_names
+    if first != "index":
+        yield f"its first column is {first[:60]!r}: it has to be 'index'"
+    yield from (f"column {name!r} occurs more than once" for name, count in Counter(names).items() if count > 1)
+    known = set(evaluation.files)
+    yield from (
+        f"column {name!r} is no file of {evaluation.split}" for name in dict.fromkeys(names) if name not in known
+    )
+    yield from (f"file {name!r} has no column" for name in sorted(known - set(names)))
+    yield from look_at_captions(table.column(0).to_pylist(), evaluation.queries)
+    for place, name in enumerate(names, start=1):
+        scores = table.column(place).to_numpy()
+        for row in np.flatnonzero(~np.isfinite(scores))[:1]:
+            yield f"row {row + 1}, column {name!r}: {scores[row]} isn't a finite score"
+
+
+def look_at_captions(given: Sequence[str], wanted: Sequence[str]) -> Iterator[str]:
+    """What is wrong with a table's captions."""
+    if len(given) != len(wanted):
+        yield f"it has {len(given)} rows: there are {len(wanted)} captions"
+    there, asked = Counter(given), Counter(wanted)
+    for caption in there | asked:
+        if there[caption] != asked[caption]:
+            yield f"caption {caption[:80]!r} occurs {there[caption]} times: it has to occur {asked[caption]} times"
+
+
+def look_at_output(challenge: str) -> Look:
+    """What looks through a challenge's output, and tells the first few problems."""
+    look: Look = {"dcase2023": look_at_ranking, "dcase2025": look_at_matrix}[challenge]
+    return lambda data, label, evaluation: few(look(data, label, evaluation))
+
+
+def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with a system's description."""
+    try:
+        value = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        yield f"it isn't YAML: {one_line(error)}"
+        return
+    if at(value, "submission.label") != label:
+        yield f"submission.label is {at(value, 'submission.label')!r}: its file is named {label!r}"
+    if label.startswith("LASTNAME_INSTITUTE"):
+        yield "submission.label is a placeholder: give --label"
+    if len(str(at(value, "submission.abbreviation") or "")) > 10:
+        yield f"submission.abbreviation is {at(value, 'submission.abbreviation')!r}: at most 10 characters"
+    wanted = ["submission.name", "submission.abbreviation", *(f"system.description.{name}" for name in DESCRIPTION)]
+    for field in wanted:
+        if at(value, field) in (None, "", [], {}):
+            yield f"{field} is missing"
+    yield from look_at_authors(at(value, "submission.authors"))
+    parameters = at(value, "system.complexity.total_parameters")
+    if not isinstance(parameters, int) or isinstance(parameters, bool) or parameters < 1:
+        yield f"system.complexity.total_parameters is {parameters!r}: it has to be a whole number"
+    yield from look_at_figures(at(value, "results.development_testing"))
+
+
+def look_at_authors(authors: Any) -> Iterator[str]:
+    """What is wrong with a list of authors."""
+    if not isinstance(authors, list) or not authors:
+        yield "submission.authors is missing: give --authors"
+        return
+    for number, author in enumerate(authors, start=1):
+        for field in (*AUTHOR, *(f"affiliation.{name}" for name in AFFILIATION)):
+            if not at(author, field):
+                yield f"submission.authors, number {number}: {field} is missing"
+    if sum(at(author, "corresponding") is True for author in authors) != 1:
+        yield "submission.authors: exactly one has to be corresponding: true"
+
+
+def look_at_figures(figures: Any) -> Iterator[str]:
+    """What is wrong with the results on the development set's test split."""
+    for name in FIGURES:
+        figure = figures.get(name) if isinstance(figures, dict) else None
+        where = f"results.development_testing.{name}"
+        if figure is None:
+            yield f"{where} is missing: choose the ensemble without --no-test"
+        elif not isinstance(figure, int | float) or not 0 <= figure <= 1:
+            yield f"{where} is {figure!r}: it has to be a share from 0 to 1"
+
+
+def at(value: Any, path: str) -> Any:
+    """What stands at a path of names, 'system.description.optimiser'; None where it ends early."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

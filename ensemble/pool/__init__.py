@@ -1,0 +1,1 @@
+"""Candidates for an ensemble, their scores on a split, and the metrics of these."""

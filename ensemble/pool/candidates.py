@@ -1,0 +1,291 @@
+"""The pool: candidates whose scores are aligned by query and clip, from the ledger or from files of any system.
+
+    DIR/{validation,test}/NAME.npy         scores [queries, clips], float, higher is better
+    DIR/{validation,test}/relevance.npy    int [queries], the column of the one relevant clip; or bool [queries, clips]
+    DIR/{validation,test}/groups.npy       int [queries], which belong together; else those with the same relevant clips
+
+Where clips ask for captions, each clip is a group of its own.
+
+Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the embeddings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.pool import score_matrices
+from ensemble.pool.score_matrices import Matrices, Read
+from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
+from trainables.records.ledger import Ledger, Sweep
+from trainables.retrieval import Relevance, relevance
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+Which = Literal["validation", "test"]
+
+FILES = {"validation": VALIDATION_FILE, "test": TEST_FILE}
+RELEVANCE, GROUPS = "relevance", "groups"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished trial, or a file of scores."""
+
+    name: str
+    signature: str = ""
+    run: Run | None = None
+    folder: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is sorted and told apart by."""
+        return self.signature or self.name
+
+    def file(self, which: Which) -> Path:
+        """A file's scores on a split."""
+        assert self.folder is not None
+        return self.folder / which / f"{self.name}.npy"
+
+
+def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[str] = ()) -> list[Candidate]:
+    """The sweeps' finished trials in the order of their signatures, whoever ran them.
+
+    `wanted` are conditions on their parameters, 'NAME=VALUE', as MLflow shows them. Raises UserError where no trial is
+    finished, or none is as wanted.
+    """
+    signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
+    runs = {signature: ledger.finished(signature) for signature in signatures}
+    found = [Candidate(run.info.run_name, signature, run) for signature, run in runs.items() if run]
+    names = " and ".join(repr(sweep.name) for sweep in sweeps)
+    if not found:
+        raise UserError(
+            f"sweep {names} has no finished trial of {len(runs)}: "
+            f"go on with python sweeps/grid.py --name {sweeps[0].name}"
+        )
+    for condition in wanted:
+        name, equals, value = condition.partition("=")
+        known = sorted({name for candidate in found for name in parameters(candidate)})
+        if not equals or name not in known:
+            raise UserError(f"--filter {condition!r}: give NAME=VALUE, NAME being one of: {', '.join(known)}")
+        values = sorted({parameters(candidate).get(name, "") for candidate in found})
+        found = [candidate for candidate in found if parameters(candidate).get(name) == value]
+        if not found:
+            raise UserError(f"--filter {condition!r}: no trial has it; there are: {', '.join(values)}")
+    return found
+
+
+def parameters(candidate: Candidate) -> dict[str, str]:
+    """A trial's settings as MLflow shows them."""
+    return dict(candidate.run.data.params) if candidate.run else {}
+
+
+def find_files(folders: Sequence[Path]) -> list[Candidate]:
+    """The candidates of folders of score matrices. Raises UserError for a folder without any, or a name in two."""
+    found: dict[str, Candidate] = {}
+    for folder in folders:
+        for name in score_files(folder):
+            if name in found:
+                raise UserError(f"{folder} and {found[name].folder} both have a {name}.npy: call one of them otherwise")
+            found[name] = Candidate(name, folder=folder)
+    return list(found.values())
+
+
+def score_files(folder: Path) -> list[str]:
+    """The names of a folder's score matrices. Raises UserError where there is none."""
+    names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
+    if not names:
+        raise UserError(f"{folder}/validation holds no NAME.npy: score matrices [queries, clips] are looked for there")
+    return names
+
+
+def load(
+    ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
+) -> Matrices:
+    """The candidates' scores on a split, in their order.
+
+    `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
+    candidates don't fit together: trials that have seen different splits, files of other shapes, a folder's relevant
+    clips that aren't the trials'.
+    """
+    wanted = [
+        (candidate, (artifacts or {}).get(candidate.signature, FILES[which]))
+        for candidate in candidates
+        if candidate.run
+    ]
+    places = [place for place, candidate in enumerate(candidates) if candidate.run]
+    pools = [load_trials(ledger, wanted)] if ledger and wanted else []
+    for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):
+        own = [place for place, candidate in enumerate(candidates) if candidate.folder == folder]
+        pools.append(load_files(folder, [candidates[place] for place in own], which))
+        places += own
+    first = pools[0]
+    for pool in pools[1:]:
+        if problem := disagreement(first, pool):
+            raise UserError(f"{pool.split} and {first.split} don't fit together: {problem}")
+    joined = Matrices(
+        tuple(name for pool in pools for name in pool.names), first.split, first.fingerprint, first.relevance,
+        first.num_clips, tuple(read for pool in pools for read in pool.reads),
+        tuple(read for pool in pools for read in pool.across),
+        tuple(array for pool in pools for array in pool.arrays) if all(pool.arrays for pool in pools) else (),
+    )  # fmt: skip
+    return joined.only(np.argsort(places).tolist())
+
+
+def disagreement(first: Matrices, second: Matrices) -> str:
+    """Why two pools don't have the same queries and clips, as far as their relevant clips tell; '' if they do."""
+
+    def pairs(pool: Matrices) -> set[tuple[int, int]]:
+        return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
+
+    shapes = [(pool.num_queries, pool.num_clips) for pool in (first, second)]
+    if shapes[0] != shapes[1] or pairs(first) != pairs(second):
+        return (
+            "the same queries have to have the same relevant clips, in the same order "
+            f"({second.num_queries} queries x {second.num_clips} clips here, "
+            f"{first.num_queries} x {first.num_clips} there)"
+        )
+    both = np.stack([first.relevance.group_Q, second.relevance.group_Q])
+    groups = [len(np.unique(group_Q)) for group_Q in both]
+    if len(np.unique(both, axis=1).T) != max(groups) or groups[0] != groups[1]:
+        return f"their queries are grouped otherwise: give the same {GROUPS}.npy in each folder, or none"
+    return ""
+
+
+def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matrices:
+    """Trials' scores: the dot products of the embeddings in some artifact of each.
+
+    Rows and columns are in the order of the first one's queries and clips.
+    """
+    found = [ledger.embeddings(candidate.run, file) for candidate, file in wanted]
+    reference, first = found[0], wanted[0][0]
+    reads, across = [], []
+    for embeddings, (candidate, _) in zip(found, wanted, strict=True):
+        read, read_across = aligned_scores(embeddings, reference, candidate, first)
+        reads.append(read)
+        across.append(read_across)
+    relevant = relevance(reference.relevant_clip_ids, reference.clip_ids)
+    names = tuple(candidate.name for candidate, _ in wanted)
+    return Matrices(
+        names, reference.split, reference.fingerprint, relevant, len(reference.clip_ids), tuple(reads), tuple(across)
+    )
+
+
+def aligned_scores(
+    embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
+) -> tuple[Read, Read]:
+    """What gives scores with the reference's rows and columns, by queries and by clips."""
+    same_split(embeddings, reference, candidate, first)
+    rows = order_of(query_keys(embeddings), query_keys(reference))
+    columns = order_of(embeddings.clip_ids, reference.clip_ids)
+
+    def read(first_query: int, last_query: int) -> NDArray[np.float32]:
+        return cosines(embeddings.text_QD[rows[first_query:last_query]], embeddings.audio_AD[columns])
+
+    def read_across(first_clip: int, last_clip: int) -> NDArray[np.float32]:
+        return cosines(embeddings.audio_AD[columns[first_clip:last_clip]], embeddings.text_QD[rows])
+
+    return read, read_across
+
+
+def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
+    """Raise UserError where two trials have embedded different splits."""
+    if (embeddings.split, embeddings.fingerprint) != (reference.split, reference.fingerprint):
+        raise UserError(
+            f"trials differ in their splits and can't be compared: {candidate.name!r} has {embeddings.split} "
+            f"({embeddings.fingerprint}), {first.name!r} has {reference.split} ({reference.fingerprint})"
+        )
+
+
+def cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Dot products [N, M], summed up in float64: the same whatever block of them is computed at a time."""
+    return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
+
+
+def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
+    """What tells queries apart: the text, its relevant clips, and a number where both occur again."""
+    seen: dict[tuple[str, tuple[str, ...]], int] = {}
+    keys = []
+    for text, relevant in zip(embeddings.queries, embeddings.relevant_clip_ids, strict=True):
+        key = (text, tuple(sorted(relevant)))
+        seen[key] = seen.get(key, 0) + 1
+        keys.append((*key, seen[key]))
+    return keys
+
+
+def order_of(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
+    """Where each wanted key stands. Both sequences hold the same keys, each once."""
+    place = {key: index for index, key in enumerate(keys)}
+    if place.keys() != set(wanted) or len(keys) != len(wanted):
+        raise UserError("two trials name different queries or clips for the same split: prepare the corpus again")
+    return [place[key] for key in wanted]
+
+
+def load_files(folder: Path, candidates: Sequence[Candidate], which: Which) -> Matrices:
+    """Matrices of a folder, memory-mapped. A UserError names the file and what is wrong with it."""
+    arrays = [read_scores(candidate.file(which)) for candidate in candidates]
+    first = candidates[0].file(which)
+    shape = arrays[0].shape
+    for candidate, array in zip(candidates, arrays, strict=True):
+        if array.shape != shape:
+            raise UserError(f"{candidate.file(which)} is {array.shape}, {first.name} beside it is {shape}")
+    relevant = read_relevance(folder / which, shape)
+    digest = hashlib.sha256(repr(shape).encode() + relevant.query_P.tobytes() + relevant.clip_P.tobytes())
+    names = [candidate.name for candidate in candidates]
+    return score_matrices.of_arrays(names, str(folder / which), digest.hexdigest()[:16], relevant, arrays)
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """A NumPy file, memory-mapped. A UserError where it is missing or isn't one."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} isn't a NumPy file of numbers: {error}") from error
+
+
+def read_scores(path: Path) -> NDArray[Any]:
+    """A score matrix [Q, A], float."""
+    array = read_array(path)
+    if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
+        raise UserError(
+            f"{path} is {array.dtype} {array.shape}: scores are float16, float32 or float64 [queries, clips]"
+        )
+    if not array.size:
+        raise UserError(f"{path} is empty {array.shape}: there is nothing to choose by")
+    return array
+
+
+def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
+    """The relevant clips of a folder's queries, and which queries belong together."""
+    path = folder / f"{RELEVANCE}.npy"
+    array = read_array(path)
+    num_queries, num_clips = shape
+    if array.shape == (num_queries,) and array.dtype.kind in "iu":
+        if len(bad := np.flatnonzero((array < 0) | (array >= num_clips))):
+            raise UserError(f"{path}: query {bad[0]} names clip {array[bad[0]]}, and there are {num_clips}")
+        query_P, clip_P = np.arange(num_queries), array.astype(np.int64)
+    elif array.shape == shape and array.dtype == bool:
+        if len(bad := np.flatnonzero(~array.any(axis=1))):
+            raise UserError(f"{path}: query {bad[0]} has no relevant clip: it can't be scored")
+        query_P, clip_P = np.nonzero(array)
+    else:
+        raise UserError(f"{path} is {array.dtype} {array.shape}: it has to be int ({num_queries},) or bool {shape}")
+    same: dict[tuple[int, ...], int] = {}
+    clips_Q = np.split(clip_P, np.searchsorted(query_P, np.arange(1, num_queries)))
+    group_Q = np.array([same.setdefault(tuple(clips.tolist()), len(same)) for clips in clips_Q])
+    if (groups := folder / f"{GROUPS}.npy").exists():
+        given = read_array(groups)
+        if given.shape != (num_queries,) or given.dtype.kind not in "iu":
+            raise UserError(f"{groups} is {given.dtype} {given.shape}: it has to be int ({num_queries},)")
+        group_Q = np.unique(given, return_inverse=True)[1]
+    return Relevance(query_P.astype(np.int64), clip_P, group_Q.astype(np.int64))

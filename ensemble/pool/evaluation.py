@@ -1,0 +1,113 @@
+"""What ensembles come to on a split: metrics with intervals, computed from the scores themselves.
+
+Shapes: Q queries, A clips, P (query, relevant clip) pairs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.pool.score_matrices import Matrices
+from trainables import retrieval
+from trainables.retrieval import PerQuery, Relevance
+
+QUERIES_AT_A_TIME = 256
+DRAWS = 1000
+"""Bootstrap resamples."""
+
+
+def fuse(pool: Matrices, weights: Sequence[float], first: int, last: int) -> NDArray[Any]:
+    """The weighted sum of some queries' scores [last - first, A], float64: of the order of the ensemble's mean."""
+    members = [model for model, weight in enumerate(weights) if weight]
+    fused_QA = np.zeros((last - first, pool.num_clips))
+    for model in members:
+        fused_QA += weights[model] * finite(pool, model, first, last)
+    return fused_QA
+
+
+def finite(pool: Matrices, model: int, first: int, last: int) -> NDArray[np.float64]:
+    """A candidate's scores of some queries [last - first, A]. Raises UserError where one isn't finite."""
+    scores_QA = pool.reads[model](first, last).astype(np.float64)
+    if not np.isfinite(scores_QA).all():
+        query = first + int(np.argmin(np.isfinite(scores_QA).all(axis=1)))
+        raise UserError(f"{pool.names[model]} on {pool.split}: query {query} has a score that isn't finite")
+    return scores_QA
+
+
+def ranks(pool: Matrices, weights: Sequence[float]) -> NDArray[np.int64]:
+    """The rank of each pair's clip in an ensemble [P]."""
+    ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
+    for first, last, own_P, part in parts(pool):
+        ranks_P[own_P] = retrieval.ranks(fuse(pool, weights, first, last), part)
+    return ranks_P
+
+
+def ranks_along(pool: Matrices, history: Sequence[int]) -> NDArray[np.int64]:
+    """The rank of each pair's clip after each step of an ensemble that grows by a candidate at a time [S, P]."""
+    ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
+    for first, last, own_P, part in parts(pool):
+        scores = {model: finite(pool, model, first, last) for model in set(history)}
+        fused_QA = np.zeros((last - first, pool.num_clips))
+        for step, model in enumerate(history):
+            fused_QA += scores[model]
+            ranks_SP[step, own_P] = retrieval.ranks(fused_QA, part)
+    return ranks_SP
+
+
+def parts(pool: Matrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
+    """First and last query, which pairs are theirs, and their own relevance: of some queries at a time."""
+    relevant = pool.relevance
+    for first in range(0, pool.num_queries, QUERIES_AT_A_TIME):
+        last = min(first + QUERIES_AT_A_TIME, pool.num_queries)
+        own_P = (relevant.query_P >= first) & (relevant.query_P < last)
+        yield (
+            first,
+            last,
+            own_P,
+            Relevance(relevant.query_P[own_P] - first, relevant.clip_P[own_P], relevant.group_Q[first:last]),
+        )
+
+
+def along(pool: Matrices, history: Sequence[int], name: str) -> list[dict[str, Any]]:
+    """A metric after each step of an ensemble that grows by a candidate at a time: its value, with its interval."""
+    values_SQ = [retrieval.metric(name)(ranks_P, pool.relevance) for ranks_P in ranks_along(pool, history)]
+    return [
+        {"value": float(values_Q.mean()), "interval": list(interval(values_Q, pool.relevance))}
+        for values_Q in values_SQ
+    ]
+
+
+def values(pool: Matrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
+    """Each metric's value for each query [Q]."""
+    ranks_P = ranks(pool, weights)
+    return {name: retrieval.metric(name)(ranks_P, pool.relevance) for name in names}
+
+
+def compare(pool: Matrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
+    """Each system's figures on a split, and the first one's lead over the second: means and 95 % bootstrap intervals.
+
+    Queries are drawn by groups, the same ones for all systems, so that the lead's interval is that of paired data.
+    """
+    found = {system: values(pool, weights, names) for system, weights in systems.items()}
+    first, second = list(systems)[:2]
+    found["difference"] = {name: found[first][name] - found[second][name] for name in names}
+    return {"split": pool.split, "fingerprint": pool.fingerprint} | {
+        system: summary(per_query, pool.relevance) for system, per_query in found.items()
+    }
+
+
+def summary(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Any]:
+    """Each metric's mean over queries, and under NAME_interval its interval."""
+    found: dict[str, Any] = {}
+    for name, values_Q in per_query.items():
+        found[name] = float(values_Q.mean())
+        found[f"{name}_interval"] = list(interval(values_Q, relevant))
+    return found
+
+
+def interval(values_Q: PerQuery, relevant: Relevance) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a metric's mean."""
+    return retrieval.bootstrap_interval(values_Q, relevant, draws=DRAWS)

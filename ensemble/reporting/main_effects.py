@@ -1,0 +1,217 @@
+"""What the trials of a grid differ in, and what each of these factors does: its main effects.
+
+Shapes: N trials, K coefficients.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainables import encoders
+from trainables import trial as trials
+from trainables.records.ledger import flattened
+from trainables.trial import Trial
+
+CONFIDENCE = 0.95
+"""Of intervals."""
+
+NONE = "none"
+"""The level of a trial that lacks a setting."""
+
+JUDGED = ("validation", "test")
+"""Of a trial's settings, those in which the trials of a sweep don't differ."""
+
+
+def settings(trial: Trial) -> dict[str, str]:
+    """All that a trial could differ in from others, by name, what matters most first and seeds last.
+
+    A rate is told as a share of the one that it goes with, since encoders have rates of their own.
+    """
+    found = {"audio": encoders.label(trial.audio), "text": encoders.label(trial.text), "stage": trial.stage}
+    own = plain(trial, "")
+    before = plain(trial.pretraining, "pretraining's ") if trial.pretraining else {}
+    found |= {"paraphrases": f"p {trial.paraphrase_probability:g}", **own, **before}
+    for name in [name for name in found if name.endswith("seed")]:
+        found[name] = found.pop(name)
+    return found
+
+
+def plain(trial: Trial, prefix: str) -> dict[str, str]:
+    """A trial's settings without those of its pretraining, of whose rate its own is told as a share."""
+    given: dict[str, Any] = dict(flattened(trials.to_json(trial) | {"pretraining": None}))
+    for name in (*JUDGED, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
+        del given[name]
+    peak, final = trial.schedule.peak_rate, trial.schedule.final_rate
+    share = {"peak_rate": ("", peak), "final_rate": (" / peak rate", final / peak)}
+    if trial.pretraining:
+        share["peak_rate"] = (" / pretraining's", peak / trial.pretraining.schedule.peak_rate)
+    found = {}
+    for key, value in given.items():
+        stem = key.rpartition(".")[2] if key.startswith("schedule.") else key
+        ending, shown = share.get(stem, ("", value))
+        found[f"{prefix}{stem.replace('_', ' ')}{ending}"] = told(shown)
+    return found
+
+
+def told(value: Any) -> str:
+    """A setting, for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " + ".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def varying(those: Sequence[Trial]) -> dict[str, list[str]]:
+    """The factors of some trials, each with its level in every trial.
+
+    Left out is what is the same in all trials, and what follows from a factor before it: PaSST-S15's segments are
+    longer than those of PaSST-N, but that is what it is called for.
+    """
+    every = [settings(trial) for trial in those]
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in every for name in one):
+        levels = [one.get(name, NONE) for one in every]
+        if len(set(levels)) > 1 and not any(follows(levels, earlier) for earlier in found.values()):
+            found[name] = levels
+    return found
+
+
+def follows(levels: Sequence[str], earlier: Sequence[str]) -> bool:
+    """Whether an earlier factor's level says which level this one has."""
+    return len(set(zip(levels, earlier, strict=True))) == len(set(earlier))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The trials that share a level of a factor."""
+
+    factor: str
+    level: str
+    number: int
+    mean: float
+    interval: tuple[float, float] | None  # 95 %; None where there are too few trials
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Two factors against each other: the mean of a metric where a level of the one meets a level of the other."""
+
+    factors: tuple[str, str]  # of rows, and of columns
+    levels: tuple[list[str], list[str]]
+    means: NDArray[np.float64]  # [rows, columns]; not a number where no trial has both levels
+
+
+def effects(those: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
+    """Each factor's main effects on a metric: its mean at each level, as if all else were the same at all levels.
+
+    That is the fit of a sum of factors by least squares, whose means in a full grid are plain means. With r the row of
+    the design that a level's mean is, its interval is the t-interval of ordinary least squares: the variance is
+    s^2 r (X'X)^+ r', with s^2 what the fit leaves unexplained, by the degrees of freedom that are left (any textbook
+    on linear models). It takes trials to scatter alike, and independently. The factor with the widest means comes
+    first; seeds, which tell how much is chance, come last.
+
+    Also the names of factors that are left out because those before them can't be told apart from them, as batch sizes
+    of which each was tried with one encoder alone: their means would be made up.
+    """
+    known = [place for place, value in enumerate(values_N) if np.isfinite(value)]
+    found = varying([those[place] for place in known])
+    if not found:
+        return [], []
+    metric_N = np.array([values_N[place] for place in known])
+    names = {name: sorted(set(levels), key=in_order) for name, levels in found.items()}
+    codes = {name: np.array([names[name].index(level) for level in levels]) for name, levels in found.items()}
+    design_NK, columns = design(codes)
+    fitted_K = np.linalg.lstsq(design_NK, metric_N, rcond=None)[0]
+    freedom = design_NK.shape[0] - design_NK.shape[1]
+    left_N = metric_N - design_NK @ fitted_K
+    variance = float(left_N @ left_N) / freedom if freedom else None
+    inverse_KK = np.linalg.pinv(design_NK.T @ design_NK)
+    by_factor: dict[str, list[Level]] = {}
+    for name, own in columns.items():
+        by_factor[name] = []
+        for code, level in enumerate(names[name]):
+            row_K = np.zeros(design_NK.shape[1])
+            row_K[0], row_K[own] = 1, contrasts(np.array([code]), len(names[name]))[0]
+            mean, number = float(row_K @ fitted_K), int((codes[name] == code).sum())
+            spread = None if variance is None else variance * float(row_K @ inverse_KK @ row_K)
+            by_factor[name].append(Level(name, level, number, mean, interval(mean, spread, freedom)))
+    return in_order_of_width(by_factor), [name for name in found if name not in columns]
+
+
+def design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
+    """The columns of a sum of factors [N, K], of which none follows from the others, and those that are a factor's own.
+
+    A factor that would bring a column that follows from those before it is left out: so every level's mean lies in the
+    space of the rows, and can be estimated.
+    """
+    (first, *_) = codes.values()
+    design_NK = np.ones((len(first), 1))
+    columns = {}
+    for name, codes_N in codes.items():
+        wider_NK = np.concatenate([design_NK, contrasts(codes_N, int(codes_N.max()) + 1)], axis=1)
+        if np.linalg.matrix_rank(wider_NK) == wider_NK.shape[1]:
+            columns[name] = slice(design_NK.shape[1], wider_NK.shape[1])
+            design_NK = wider_NK
+    return design_NK, columns
+
+
+def interval(mean: float, variance: float | None, freedom: int) -> tuple[float, float] | None:
+    """A mean's t-interval; None where no freedom is left to tell its variance."""
+    if variance is None:
+        return None
+    from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
+
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * variance**0.5
+    return mean - reach, mean + reach
+
+
+def crossed(those: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]) -> Crossed | None:
+    """The first two factors of some effects against each other, seeds aside; None where there aren't two.
+
+    The one with more levels goes down, where a narrow screen has room.
+    """
+    names = [name for name in dict.fromkeys(level.factor for level in levels) if not name.endswith("seed")][:2]
+    if len(names) < 2:
+        return None
+    own = {name: [level.level for level in levels if level.factor == name] for name in names}
+    down, across = sorted(names, key=lambda name: -len(own[name]))
+    found = [settings(trial) for trial in those]
+    means = np.full((len(own[down]), len(own[across])), np.nan)
+    for row, column in np.ndindex(*means.shape):
+        met = [
+            value
+            for one, value in zip(found, values_N, strict=True)
+            if np.isfinite(value)
+            and (one.get(down, NONE), one.get(across, NONE)) == (own[down][row], own[across][column])
+        ]
+        if met:
+            means[row, column] = np.mean(met)
+    return Crossed((down, across), (own[down], own[across]), means)
+
+
+def contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64]:
+    """Columns whose coefficients are a factor's effects, which sum to zero [N, number - 1]; the last one's follows."""
+    one_hot = np.eye(number)[codes_N]
+    columns: NDArray[np.float64] = one_hot[:, :-1] - one_hot[:, -1:]
+    return columns
+
+
+def in_order(level: str) -> tuple[float, str]:
+    """Sorts levels by the number in them, if there is one, else by name."""
+    words = level.split()
+    try:
+        return float(words[-1]), level
+    except (ValueError, IndexError):
+        return float("inf"), level
+
+
+def in_order_of_width(by_factor: Mapping[str, Sequence[Level]]) -> list[Level]:
+    """All levels, those of the factor that does most first, and seeds last."""
+
+    def place(name: str) -> tuple[bool, float]:
+        means = [level.mean for level in by_factor[name]]
+        return name.endswith("seed"), min(means) - max(means)
+
+    return [level for name in sorted(by_factor, key=place) for level in by_factor[name]]

@@ -1,0 +1,142 @@
+"""The report's plots: Figure 2 of the paper, learning curves, what factors do, and two of them crossed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ensemble.record.html_page import HEIGHT
+from ensemble.reporting.main_effects import Crossed, Level
+from ensemble.reporting.trial_rows import Band, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LINES = ("-", "--", ":", "-.")
+"""Of shares of paraphrases, from none on."""
+
+
+def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """A colour for each pair of encoders."""
+    pairs = list(dict.fromkeys(pair_of(row) for row in rows))
+    import matplotlib
+
+    palette = matplotlib.colormaps["tab10" if len(pairs) <= 10 else "tab20"]
+    return {pair: palette(place % palette.N) for place, pair in enumerate(pairs)}
+
+
+def pair_of(row: Row) -> str:
+    """A trial's encoders."""
+    return f"{row.key.audio}, {row.key.text}"
+
+
+def count_by_ones(axes: Axes) -> None:
+    """Label the x axis with whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[float]) -> None:
+    """Validation loss of one pair of encoders: the mean over seeds, with a band from the least to the greatest.
+
+    A share of paraphrases has the same colour in all plots that are drawn for the same `shares`.
+    """
+    for band in bands:
+        epochs = list(band.points)
+        means, least, greatest = zip(*band.points.values(), strict=True)
+        colour = f"C{shares.index(band.share)}"
+        label = f"p {band.share:g} ({band.seeds} seed{'s' if band.seeds > 1 else ''})"
+        axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=label)
+        axes.fill_between(epochs, least, greatest, color=colour, alpha=0.15, linewidth=0)
+    axes.set_title(title, fontsize=9, wrap=True)
+    axes.set_xlabel("epoch of fine-tuning")
+    axes.set_ylabel("validation loss")
+    count_by_ones(axes)
+    axes.legend(fontsize=8)
+
+
+def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], metric: str) -> None:
+    """A metric after each epoch, a line a trial, a colour a pair of encoders, dashed with paraphrases."""
+    shares = sorted({row.trial.paraphrase_probability for row in rows})
+    for row in rows:
+        curve = row.curves[metric]
+        factor = 100 if metric == "map10" else 1
+        style = LINES[shares.index(row.trial.paraphrase_probability) % len(LINES)]
+        marker = "o" if len(curve) == 1 else None
+        axes.plot(list(curve), [factor * value for value in curve.values()], style, color=colours[pair_of(row)],
+                  linewidth=1, marker=marker)  # fmt: skip
+    for pair in dict.fromkeys(map(pair_of, rows)):
+        axes.plot([], [], color=colours[pair], label=pair)
+    if len(shares) > 1:
+        for place, share in enumerate(shares):
+            axes.plot([], [], LINES[place % len(LINES)], color="0.3", label=f"p {share:g}")
+    axes.set_xlabel(f"epoch of {rows[0].trial.stage}")
+    axes.set_ylabel({"map10": "mAP@10 on validation (%)", "train_loss": "training loss"}[metric])
+    count_by_ones(axes)
+    axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+
+
+def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
+    """Each factor's levels as dots with intervals, one below the other, the factors set apart."""
+    at, previous = 0.0, levels[0].factor
+    places: list[float] = []
+    for level in levels:
+        at -= 0.0 if not places else (1.0 if level.factor == previous else 1.8)
+        previous = level.factor
+        places.append(at)
+        if level.interval:
+            axes.plot([100 * limit for limit in level.interval], [at, at], color="C0", linewidth=1.5)
+        axes.plot([100 * level.mean], [at], "o", color="C0", markersize=4)
+    axes.set_yticks(places, [named(level) for level in levels], fontsize=8)
+    axes.set_xlabel("mAP@10 on validation (%)")
+    axes.grid(axis="x", linewidth=0.3)
+
+
+def named(level: Level) -> str:
+    """A level, and over how many trials its mean is; names of two lines where one would take the plot's room."""
+    parts = (level.factor, level.level)
+    return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
+
+
+def draw_crossed(axes: Axes, found: Crossed) -> None:
+    """A heat map of two factors with each cell's mean in it; cells without a trial stay blank."""
+    percent = 100 * found.means
+    low, high = np.nanmin(percent), np.nanmax(percent)
+    axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
+    for (row, column), value in np.ndenumerate(percent):
+        if np.isfinite(value):
+            is_dark = value <= low + 0.6 * (high - low)
+            axes.text(column, row, f"{value:.2f}", color="white" if is_dark else "black", ha="center", va="center")
+    rows, columns = found.levels
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_ylabel(found.factors[0])
+    axes.set_xlabel(found.factors[1])
+
+
+def height_of_crossed(found: Crossed) -> float:
+    """Inches for so many rows, above the names of the columns."""
+    return 1.4 + 0.45 * len(found.levels[0])
+
+
+def height_of(levels: Sequence[Level]) -> float:
+    """Inches for so many lines."""
+    return 1.0 + 0.36 * len(levels)
+
+
+def panels(rows: Sequence[Row]) -> list[tuple[Callable[[Axes], None], float]]:
+    """What draws the learning curves, for each stage mAP@10 and training loss, and how high it is for its legend."""
+    colours = colours_of(rows)
+    found: list[tuple[Callable[[Axes], None], float]] = []
+    for stage in dict.fromkeys(row.trial.stage for row in rows):
+        for metric in ("map10", "train_loss"):
+            own = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
+            if own:
+                names = len({pair_of(row) for row in own}) + len({row.trial.paraphrase_probability for row in own})
+                draw = partial(draw_curves, rows=own, colours=colours, metric=metric)
+                found.append((draw, HEIGHT + 0.1 * names))
+    return found

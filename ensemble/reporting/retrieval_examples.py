@@ -1,0 +1,145 @@
+"""What an ensemble retrieves for some queries, beside the truth, with the beginnings of the recordings to listen to.
+
+Shapes: Q queries, A clips.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from data.schema import SAMPLE_RATE_HZ
+from data.store.shards import StoredSplit, open_split
+from data.store.storage import Location
+from ensemble.pool import evaluation
+from ensemble.pool.score_matrices import Matrices
+from ensemble.record.schema import weights_of
+from trainables.records.embeddings import Embeddings
+
+MOST_QUERIES, TOP = 100, 5
+HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
+"""Of a recording in the page: some 25 kB each as MP3, which every browser plays; Opus took six times as long."""
+
+MOST_SOUND_BYTES = 22_000_000
+"""Of all recordings in a page, so that it stays below 25 MB; 600, the most that are named, take 20."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip that was retrieved, or that was asked for."""
+
+    clip_id: str
+    caption: str  # the first of its captions
+    score: float
+    rank: int
+    is_true: bool
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return self.clip_id.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, what was retrieved, and the clips that it describes which aren't among that."""
+
+    query: str
+    best: Sequence[Clip]
+    missed: Sequence[Clip]
+
+    @property
+    def rank(self) -> int | None:
+        """That of the first clip which was asked for."""
+        return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_true), default=None)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The clips' beginnings as data URIs, and what is wrong with those that aren't there."""
+
+    sounds: Mapping[str, str]
+    problems: Sequence[str] = ()
+
+
+def answers_of(source: Matrices, ensemble: Mapping[str, Any], split: Embeddings) -> list[Answer]:
+    """An ensemble's answers to queries that are spread over the split; `source` are its members' scores."""
+    weights = np.array(weights_of(ensemble), float)
+    caption: dict[str, str] = {}
+    for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
+        for clip_id in clip_ids:
+            caption.setdefault(clip_id, text)
+    place = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
+    number = len(split.queries)
+    answers = []
+    for query in sorted({int(at) for at in np.linspace(0, number - 1, min(MOST_QUERIES, number))}):
+        scores_A = evaluation.fuse(source, weights.tolist(), query, query + 1)[0] / weights.sum()
+        true = {place[clip_id] for clip_id in split.relevant_clip_ids[query]}
+        clips = ranked(scores_A, true, [(clip_id, caption.get(clip_id, "")) for clip_id in split.clip_ids])
+        answers.append(Answer(split.queries[query], clips[:TOP], clips[TOP:]))
+    return answers
+
+
+def ranked(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[Clip]:
+    """The first clips, then the true ones that aren't among them; of equally good clips a true one is the last."""
+    is_true_A = np.isin(np.arange(len(scores_A)), list(true))
+    order = np.lexsort((is_true_A, -scores_A))
+    return [
+        Clip(clip_id, caption, float(scores_A[clip]), rank, clip in true)
+        for rank, clip in enumerate(order.tolist(), start=1)
+        for clip_id, caption in named_A[clip : clip + 1]
+        if rank <= TOP or clip in true
+    ]
+
+
+def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprint: str) -> Heard:
+    """The beginnings of the clips that answers name, each once. Raises UserError where the store hasn't the split."""
+    split = open_split(store, split_name)
+    changed = (
+        [f"{split.store}/{split_name} has changed since it was embedded: what is heard may be something else"]
+        if split.fingerprint != fingerprint
+        else []
+    )
+    place = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
+    named = dict.fromkeys(clip.clip_id for answer in answers for clip in (*answer.best, *answer.missed))
+    sounds: dict[str, str] = {}
+    problems: list[str] = []
+    num_bytes = 0
+    for number, clip_id in enumerate(named):
+        try:
+            if clip_id not in place:
+                raise UserError(f"{split.store}/{split_name} has no clip {clip_id}")
+            sounds[clip_id] = sound(split, place[clip_id])
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+            continue
+        num_bytes += len(sounds[clip_id])
+        if num_bytes > MOST_SOUND_BYTES:
+            del sounds[clip_id]
+            problems.append(f"{len(named) - number} of {len(named)} clips are without sound: the page would be too big")
+            break
+    return Heard(sounds, [*changed, *briefly(problems)])
+
+
+def briefly(problems: Sequence[str]) -> list[str]:
+    """The first problems, and how many more there are."""
+    return [*problems[:3], *([f"and so {len(problems) - 3} more"] if len(problems) > 3 else [])]
+
+
+def sound(split: StoredSplit, clip: int) -> str:
+    """The beginning of a clip as a data URI."""
+    samples = split.window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
+    file = io.BytesIO()
+    low = soxr.resample(samples, SAMPLE_RATE_HZ, HEARD_RATE_HZ)
+    soundfile.write(
+        file, low, HEARD_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE",
+        compression_level=COMPRESSION,
+    )  # fmt: skip
+    return f"data:audio/mpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

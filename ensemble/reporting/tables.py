@@ -1,0 +1,162 @@
+"""The report's tables: for the terminal, as Markdown, as CSV and as LaTeX. Figures are in percent."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from ensemble.record.terminal_tables import TITLES
+from ensemble.reporting.paper_results import METRICS
+
+WIDEST = 1000
+"""Columns that a table on the terminal may take: what doesn't fit is wrapped there, not cut off."""
+
+LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+                       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric, with the limits of an interval or of a range."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def told(self) -> str:
+        """The value, for people."""
+        return f"{self.value:.2f}"
+
+    def limits(self, between: str = " to ") -> str:
+        """The limits, for people."""
+        return f"{self.low:.1f}{between}{self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: a trial, an ensemble, or what several seeds come to."""
+
+    labels: Sequence[str]  # under the table's headings
+    figures: Mapping[str, Figure]  # by metric; none where there are none
+    published: Mapping[str, float] = field(default_factory=dict)  # the paper's, by metric
+    is_ensemble: bool = False  # its second label is a name that takes the place of all
+
+
+@dataclass(frozen=True)
+class Tabulated:
+    """A table."""
+
+    title: str
+    headings: Sequence[str]  # of the labels
+    limits: tuple[str, str]  # what the limits of its figures are called
+    lines: Sequence[Line]
+
+    @property
+    def published(self) -> list[str]:
+        """The metrics of which the paper's figures are known for some line."""
+        return [name for name in METRICS if any(name in line.published for line in self.lines)]
+
+    def columns(self) -> list[tuple[str, bool]]:
+        """The columns after the labels: a metric, and whether it is the paper's figure of it."""
+        return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
+
+    def all_headings(self) -> list[str]:
+        """Those of the labels, and of the figures."""
+        return [*self.headings, *(TITLES[name] + ", paper" * paper for name, paper in self.columns())]
+
+
+def cells(table: Tabulated, line: Line) -> list[str]:
+    """A line as people read it: each figure with its limits in brackets."""
+    found = list(line.labels)
+    for name, is_papers in table.columns():
+        figure, theirs = line.figures.get(name), line.published.get(name)
+        if is_papers:
+            found.append("" if theirs is None else f"{theirs:.2f}")
+        else:
+            found.append(f"{figure.told} ({figure.limits()})" if figure else "")
+    return found
+
+
+def as_markdown(table: Tabulated) -> str:
+    """The table in Markdown."""
+
+    def row(entries: Sequence[str]) -> str:
+        return "| " + " | ".join(entry.replace("\\", "\\\\").replace("|", "\\|") for entry in entries) + " |"
+
+    headings = table.all_headings()
+    lines = [row(headings), "|" + "---|" * len(headings), *(row(cells(table, line)) for line in table.lines)]
+    return f"{table.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def as_csv(table: Tabulated) -> str:
+    """The table as CSV: limits and the paper's figures have columns of their own, all of them always there."""
+    low, high = table.limits
+    ends = ("", f" {low}", f" {high}", " paper")
+    rows = [[*table.headings, *(f"{TITLES[name]}{end}" for name in METRICS for end in ends)]]
+    for line in table.lines:
+        row = list(line.labels)
+        for name in METRICS:
+            figure, theirs = line.figures.get(name), line.published.get(name)
+            row += [f"{value:.2f}" for value in (figure.value, figure.low, figure.high)] if figure else [""] * 3
+            row.append("" if theirs is None else f"{theirs:.2f}")
+        rows.append(row)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return text.translate(LATEX)
+
+
+def latex_cells(table: Tabulated, line: Line) -> list[str]:
+    """A line's cells in LaTeX; an ensemble's name goes over all labels."""
+    labels = [escaped(label) for label in line.labels]
+    if line.is_ensemble:
+        labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]
+    figures = []
+    for name, is_papers in table.columns():
+        figure, theirs = line.figures.get(name), line.published.get(name)
+        if is_papers:
+            figures.append("" if theirs is None else f"{theirs:.2f}")
+        else:
+            figures.append(rf"{figure.told} {{\scriptsize {figure.limits('--')}}}" if figure else "")
+    return [*labels, *figures]
+
+
+def as_latex(table: Tabulated) -> str:
+    """The table in LaTeX, for booktabs."""
+    columns = "l" * len(table.headings) + "r" * len(table.columns())
+    body: list[str] = []
+    for before, line in zip([None, *table.lines], table.lines, strict=False):
+        body += [r"\midrule"] * (before is not None and line.is_ensemble > before.is_ensemble)
+        body.append(" & ".join(latex_cells(table, line)) + r" \\")
+    headings = " & ".join(map(escaped, table.all_headings())) + r" \\"
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", headings, r"\midrule", *body, r"\bottomrule",
+             r"\end{tabular}"]  # fmt: skip
+    return f"% {table.title}\n" + "\n".join(lines) + "\n"
+
+
+def show(table: Tabulated) -> None:
+    """The table on the terminal: with the limits of the first metric, as those of all would be too wide."""
+    shown = Table(title=table.title, title_justify="left", box=None)
+    for place, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if place else "right", no_wrap=True)
+    for name, is_papers in table.columns():
+        shown.add_column("paper" if is_papers else TITLES[name], justify="right", no_wrap=True)
+    for line in table.lines:
+        row = cells(table, line)
+        for place, (name, _) in enumerate(table.columns(), start=len(table.headings)):
+            if name != METRICS[0]:
+                row[place] = row[place].partition(" ")[0]
+        shown.add_row(*map(Text, row))  # a cell's brackets aren't markup
+    wide = Console(width=WIDEST)
+    width = Measurement.get(wide, wide.options, shown).maximum
+    Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)

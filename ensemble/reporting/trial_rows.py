@@ -1,0 +1,232 @@
+"""What a sweep has come to, read from the ledger: its trials as rows of a table, their figures, curves and costs.
+
+Shapes: Q queries, A clips.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from ensemble.pool import evaluation
+from ensemble.pool.candidates import FILES, Candidate, Which, load_trials
+from ensemble.pool.score_matrices import Matrices
+from ensemble.record.build import one_hot
+from ensemble.reporting import main_effects, paper_results
+from trainables import trial as trials
+from trainables.records.embeddings import Embeddings
+from trainables.records.ledger import Ledger
+from trainables.trial import Trial
+
+CURVES = ("train_loss", "validation_loss", "map10")
+"""What is told of each epoch."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial of the table."""
+
+    number: int
+    candidate: Candidate
+    trial: Trial
+    curves: Mapping[str, Mapping[int, float]]  # of each metric, by epoch
+    hours: float  # from its run's first start to its end
+    gpus: float | None = None  # None where nothing says how many
+    cpus: float | None = None
+    figures: dict[str, Any] = field(default_factory=dict)  # as `figures.summary` has them; empty where there are none
+    missing: str = ""  # why there are none
+
+    @property
+    def key(self) -> paper_results.Key:
+        """The row of the paper's table that it would be."""
+        return paper_results.key_of(self.trial)
+
+    @property
+    def overlap(self) -> str:
+        """By how much patches of a spectrogram overlap, in mel bands and frames; '-' where there are no patches."""
+        stride, patch = getattr(self.trial.audio, "stride", None), getattr(self.trial.audio, "patch", None)
+        if stride is None or patch is None:
+            return "-"
+        shared = [max(0, size - step) for size, step in zip(patch, stride, strict=True)]
+        return " x ".join(map(str, shared)) if any(shared) else "none"
+
+    @property
+    def best(self) -> float:
+        """The best mAP@10 on validation; not a number where nothing was validated."""
+        return max(self.curves["map10"].values(), default=float("nan"))
+
+
+def seedless(trial: Trial) -> Trial:
+    """The trial with seed 0, and so its pretrainings: the same for trials that differ in their seeds alone."""
+    return replace(trial, seed=0, pretraining=seedless(trial.pretraining) if trial.pretraining else None)
+
+
+def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row], list[str]]:
+    """The trials as rows without figures, and what is wrong with those that are left out.
+
+    Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found, problems = [], []
+    for candidate in candidates:
+        assert candidate.run is not None
+        try:
+            trial = trials.from_json(ledger.config(candidate.run))
+        except (MlflowException, OSError, ValueError) as error:
+            reason = (
+                str(error) if isinstance(error, UserError) else f"it is gone from {candidate.run.info.artifact_uri}"
+            )
+            problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
+            continue
+        found.append((order_of(trial), candidate, trial))
+    found.sort(key=lambda entry: (entry[0], entry[1].key))
+    rows = [
+        Row(
+            number, candidate, trial, curves_of(ledger, candidate), hours_of(candidate), tag_of(candidate, "gpus"),
+            tag_of(candidate, "cpus"),
+        )
+        for number, (_, candidate, trial) in enumerate(found, start=1)
+    ]  # fmt: skip
+    return rows, problems
+
+
+def order_of(trial: Trial) -> tuple[Any, ...]:
+    """Where a trial stands in the table."""
+    rate = trial.schedule.peak_rate
+    return paper_results.key_of(trial), trial.paraphrase_probability, rate, repr(seedless(trial)), seeds_of(trial)
+
+
+def seeds_of(trial: Trial) -> tuple[int, ...]:
+    """The seeds of what a trial comes from, then its own."""
+    return (*(seeds_of(trial.pretraining) if trial.pretraining else ()), trial.seed)
+
+
+def curves_of(ledger: Ledger, candidate: Candidate) -> dict[str, dict[int, float]]:
+    """A trial's losses and its mAP@10 after each epoch."""
+    assert candidate.run is not None
+    history = {name: ledger.client.get_metric_history(candidate.run.info.run_id, name) for name in CURVES}
+    return {name: {entry.step: entry.value for entry in entries} for name, entries in history.items()}
+
+
+def hours_of(candidate: Candidate) -> float:
+    """How long a trial took, from its first start to its end."""
+    assert candidate.run is not None
+    info = candidate.run.info
+    return max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6)
+
+
+def tag_of(candidate: Candidate, name: str) -> float | None:
+    """A number that a trial's run has as a tag."""
+    assert candidate.run is not None
+    value = candidate.run.data.tags.get(name)
+    return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows with their figures on a split, and the scores of those that have some."""
+
+    rows: list[Row]
+    source: Matrices | None = None  # None where no row has figures
+    places: dict[str, int] = field(default_factory=dict)  # in the source, by signature
+    split: Embeddings | None = None  # whose queries and clips are in the source's order
+
+
+def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
+    """The rows with their figures on a split; one whose embeddings aren't there says why."""
+    from mlflow.exceptions import MlflowException
+
+    there, reasons = [], {}
+    for row in rows:
+        assert row.candidate.run is not None
+        try:
+            split = ledger.embeddings(row.candidate.run, FILES[which])
+            there.append((row, split))
+        except (MlflowException, OSError) as error:
+            code = f" ({error.error_code})" if isinstance(error, MlflowException) else ""
+            reasons[row.number] = (
+                f"its embeddings of {which} can't be found in run {row.candidate.run.info.run_id}{code}"
+            )
+        except UserError as error:
+            reasons[row.number] = str(error)
+    if not there:
+        return Judged([replace(row, missing=reasons[row.number]) for row in rows])
+    source = load_trials(ledger, [(row.candidate, FILES[which]) for row, _ in there])
+    found: dict[int, dict[str, Any]] = {}
+    for place, (row, _) in enumerate(there):
+        try:
+            values = evaluation.values(source.only([place]), one_hot(0, 1), paper_results.METRICS)
+            found[row.number] = evaluation.summary(values, source.relevance)
+        except UserError as error:
+            reasons[row.number] = str(error)
+    judged = [replace(row, figures=found.get(row.number, {}), missing=reasons.get(row.number, "")) for row in rows]
+    places = {row.candidate.signature: place for place, (row, _) in enumerate(there) if row.number in found}
+    return Judged(judged, source, places, there[0][1]) if places else Judged(judged)
+
+
+def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
+    """The rows that differ in their seeds alone, by what they share."""
+    found: dict[Trial, list[Row]] = {}
+    for row in rows:
+        found.setdefault(seedless(row.trial), []).append(row)
+    return found
+
+
+def others_of(rows: Sequence[Row]) -> dict[int, str]:
+    """By a row's number, what it differs in from others of its stage that the paper's table has no column for."""
+    found = {}
+    for stage in dict.fromkeys(row.trial.stage for row in rows):
+        own = [row for row in rows if row.trial.stage == stage]
+        varying = main_effects.varying([row.trial for row in own])
+        shares = {row.trial.paraphrase_probability for row in own} - {0.0}
+        hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}
+        names = [name for name in varying if name not in hidden and not name.endswith("seed")]
+        for place, row in enumerate(own):
+            told = [(name, varying[name][place]) for name in names]
+            found[row.number] = ", ".join(level if name == "paraphrases" else f"{name} {level}" for name, level in told)
+    return found
+
+
+@dataclass(frozen=True)
+class Band:
+    """Trials that differ in their seeds alone: a curve's mean, and its least and greatest."""
+
+    share: float  # of paraphrases
+    seeds: int
+    points: Mapping[int, tuple[float, float, float]]  # by epoch
+
+
+def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, list[Band]]:
+    """Figure 2: the fine-tunings by their share of paraphrases, over seeds; apart by all else in which they differ."""
+    settings = {
+        setting: drawn
+        for setting, own in by_setting(rows).items()
+        if setting.pretraining and (drawn := [row for row in own if row.curves[metric]])
+    }
+    names = titles([replace(setting, paraphrase_probability=0.0) for setting in settings])
+    found: dict[str, list[Band]] = {}
+    for (setting, own), title in zip(settings.items(), names, strict=True):
+        curve = points([row.curves[metric] for row in own])
+        if curve:
+            found.setdefault(title, []).append(Band(setting.paraphrase_probability, len(own), curve))
+    return found
+
+
+def titles(settings: Sequence[Trial]) -> list[str]:
+    """What trials are called: their encoders, and what else they differ in."""
+    varying = main_effects.varying(settings)
+    found = []
+    for place, setting in enumerate(settings):
+        more = [f"{name} {levels[place]}" for name, levels in varying.items() if name not in ("audio", "text")]
+        found.append(", ".join([paper_results.key_of(setting).audio, paper_results.key_of(setting).text, *more]))
+    return found
+
+
+def points(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
+    """Mean, least and greatest of the curves at each epoch that all of them have."""
+    shared = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}
+    return {epoch: (float(np.mean(own)), min(own), max(own)) for epoch, own in values.items()}

@@ -1,0 +1,1 @@
+"""Select an ensemble from a pool of candidates, and judge the selection."""

@@ -1,0 +1,165 @@
+"""What each member does for an ensemble, and what accuracy costs.
+
+Shapes: M candidates, N members, Q queries.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.selection import exhaustive
+from ensemble.selection.greedy import Rules, Selection, select, subsets_by_cost
+from ensemble.selection.pruned_pool import Live
+
+MAX_ONE_BY_ONE = 8
+"""Members whose subsets are scored one after the other: 255 of them take a second on a pool of 5,000 queries."""
+
+MOST_EXACT = 16
+"""Members whose subsets are all scored for Shapley values; of more, orders are drawn."""
+
+ORDERS = 200
+BUDGETS = 12
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member, and what the ensemble owes it."""
+
+    candidate: int
+    weight: float
+    alone: float
+    without: float  # the ensemble's value without it, minus the ensemble's value
+    shapley: float
+
+
+def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
+    """Each member's share in an ensemble, the heaviest first.
+
+    The Shapley value (Shapley 1953) is what a member adds on average over all orders in which the members could join,
+    each with its weight; all of them add up to the ensemble's value, that of none being 0.
+    """
+    chosen = sorted(selection.members, key=lambda model: (-selection.counts[model], live.names[model]))
+    counts = [selection.counts[model] for model in chosen]
+    single_M = live.singles.sum(axis=1)
+    if len(chosen) <= MOST_EXACT:
+        worth_S = worth_of_each_subset(live, chosen, counts).astype(np.float64)
+        shapley_N = shapley(worth_S)
+        without_N = [worth_S[(len(worth_S) - 1) ^ (1 << place)] for place in range(len(chosen))]
+    else:
+        shapley_N = sampled_shapley(live, chosen, counts, seed)
+        without_N = [worth_of(live, [m for m in chosen if m != model], selection) for model in chosen]
+    whole = worth_of(live, chosen, selection)
+    unit = live.gains.one * live.num_queries
+    return [
+        Member(
+            model,
+            selection.weights[model],
+            single_M[model] / unit,
+            (float(without) - whole) / unit,
+            float(share) / unit,
+        )
+        for model, without, share in zip(chosen, without_N, shapley_N, strict=True)
+    ]
+
+
+def worth_of_each_subset(live: Live, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
+    """Return what each subset of some members is worth [2**len(chosen)], each member with its count.
+
+    The loop that scores all subsets at once takes five seconds to compile after an installation, so it is left to those
+    who have many subsets to score.
+    """
+    if len(chosen) > MAX_ONE_BY_ONE:
+        return exhaustive.worth_of_subsets(live, chosen, counts=counts)
+    worth_S = np.zeros(1 << len(chosen), np.int64)
+    for subset in range(1, len(worth_S)):
+        taken_M = np.zeros(live.num_models, np.int64)
+        for place, model in enumerate(chosen):
+            taken_M[model] = counts[place] * (subset >> place & 1)
+        worth_S[subset] = live.worth_of(taken_M.tolist()).sum()
+    return worth_S
+
+
+def worth_of(live: Live, models: Sequence[int], selection: Selection) -> int:
+    """What some members, with their weights, are worth together."""
+    counts = np.zeros(live.num_models, np.int64)
+    counts[list(models)] = [selection.counts[model] for model in models]
+    return int(live.worth_of(counts.tolist()).sum())
+
+
+def shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Shapley values [N] from the worth of every subset [2**N]."""
+    number = int(math.log2(len(worth_S)))
+    subsets = np.arange(len(worth_S))
+    sizes = np.array([subset.bit_count() for subset in subsets.tolist()])
+    shares = np.array(
+        [math.factorial(size) * math.factorial(number - size - 1) / math.factorial(number) for size in range(number)]
+    )
+    values = np.empty(number)
+    for place in range(number):
+        without = subsets[subsets >> place & 1 == 0]
+        values[place] = (shares[sizes[without]] * (worth_S[without | 1 << place] - worth_S[without])).sum()
+    return values
+
+
+def sampled_shapley(live: Live, chosen: Sequence[int], counts: Sequence[int], seed: int) -> NDArray[np.float64]:
+    """Shapley values [N] estimated from random orders."""
+    rng = np.random.default_rng(seed)
+    total_N = np.zeros(len(chosen))
+    for _ in range(ORDERS):
+        taken, before = np.zeros(live.num_models, np.int64), 0
+        for place in rng.permutation(len(chosen)):
+            taken[chosen[place]] = counts[place]
+            now = int(live.worth_of(taken.tolist()).sum())
+            total_N[place] += now - before
+            before = now
+    return total_N / ORDERS
+
+
+def likeness(live: Live, models: Sequence[int]) -> NDArray[np.float64]:
+    """How alike candidates err [N, N]: the correlation of their values over queries; 1 of each with itself."""
+    values_NQ = live.singles[list(models)].astype(np.float64)
+    centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)
+    norms = np.sqrt((centred**2).sum(axis=1))
+    found: NDArray[np.float64] = (centred @ centred.T) / np.maximum(np.outer(norms, norms), 1e-300)
+    np.fill_diagonal(found, 1.0)
+    return found
+
+
+@dataclass(frozen=True)
+class Point:
+    """An ensemble that no cheaper one reaches."""
+
+    cost: float
+    selection: Selection
+
+
+def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
+    """The ensembles on the front of accuracy and cost, the cheapest first.
+
+    An ensemble costs what its distinct members cost. For 'exact' these are all ensembles of equal weights that no
+    cheaper one reaches. Greedy selection is run under budgets, in equal ratios, from the cheapest candidate's cost to
+    that of the ensemble it finds without one. The mean of all, and bags, know no budget.
+    """
+    if rules.method == "exact":
+        return [Point(cost, selection) for cost, selection in subsets_by_cost(live, rules, costs)]
+    free = select(live, rules)
+    lowest, highest = min(costs), cost_of(free, costs)
+    points = [Point(highest, free)]
+    for budget in np.geomspace(lowest, highest, BUDGETS)[:-1] if highest > lowest else []:
+        allowed = [model for model, cost in enumerate(costs) if cost <= budget * (1 + 1e-9)]
+        found = select(live, rules, allowed=allowed, costs=costs, budget=budget * (1 + 1e-9))
+        points.append(Point(cost_of(found, costs), found))
+    points.sort(key=lambda point: (point.cost, -point.selection.value))
+    best: list[Point] = []
+    for point in points:
+        if not best or point.selection.value > best[-1].selection.value:
+            best.append(point)
+    return best
+
+
+def cost_of(selection: Selection, costs: Sequence[float]) -> float:
+    """What an ensemble's members cost together."""
+    return sum(costs[model] for model in selection.members)

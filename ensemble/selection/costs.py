@@ -1,0 +1,77 @@
+"""What candidates cost: parameters, the measured time to embed a query, or figures from a file."""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.errors import UserError
+from ensemble.pool.candidates import Candidate
+from trainables.records.run_storage import Runs
+
+SENTENCE = "a dog barks in the distance while rain falls on a tin roof"
+REPEATS = 7
+
+
+def costs_of(kind: str, candidates: Sequence[Candidate], runs: Runs) -> list[float]:
+    """Each candidate's cost: 'parameters', 'latency' (ms for a query, on this machine), or a JSON file {name: cost}.
+
+    Raises UserError for a candidate without a model, or one that the file doesn't name.
+    """
+    if kind not in ("parameters", "latency"):
+        return from_file(Path(kind), candidates)
+    found = []
+    for candidate in candidates:
+        if not candidate.signature or not runs.has_model(candidate.signature):
+            raise UserError(
+                f"--cost {kind}: {candidate.name!r} has no model; give a JSON file with a cost for each name"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = runs.model(candidate.signature, Path(scratch) / "model")
+            found.append(parameters_of(folder) if kind == "parameters" else latency_ms(folder))
+    return found
+
+
+def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
+    """The costs that a JSON file gives by name."""
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cost: {path} isn't 'parameters', 'latency' or a JSON file of costs: {error}") from error
+    found = []
+    for candidate in candidates:
+        cost = given.get(candidate.name) if isinstance(given, dict) else None
+        if not isinstance(cost, int | float) or not cost > 0:
+            raise UserError(f"--cost: {path} has no cost above 0 for {candidate.name!r}")
+        found.append(float(cost))
+    return found
+
+
+def parameters_of(folder: Path) -> float:
+    """How many numbers a model's weights are."""
+    import torch
+    from safetensors import safe_open
+
+    total = 0
+    for path in sorted(folder.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            total += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+    return float(total)
+
+
+def latency_ms(folder: Path) -> float:
+    """Return the median time to embed one query, in ms."""
+    import torch
+
+    from trainables.records.checkpoint import load_model
+
+    model = load_model(folder).eval()
+    took = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        with torch.inference_mode():
+            model.embed_text(model.text.tokenize([SENTENCE]))
+        took.append(time.perf_counter() - began)
+    return 1000 * statistics.median(took[1:])

@@ -1,0 +1,63 @@
+"""How good a way of choosing really is: what choosing on validation flatters the chosen by.
+
+Shapes: M candidates, Q queries.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.selection.greedy import Rules, select
+from ensemble.selection.pruned_pool import Live
+
+FOLDS = 5
+
+LiveOf = Callable[[NDArray[np.bool_]], Live]
+"""Some queries [Q] -> all queries of the candidates as they would be, had only those been there to choose epochs by."""
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Nested cross-validation: each fold's queries judge what was chosen without them."""
+
+    ensemble_Q: NDArray[np.float64]  # each query's value
+    best_single_Q: NDArray[np.float64]
+
+    @property
+    def ensemble(self) -> float:
+        """The metric of the whole way of choosing an ensemble."""
+        return float(self.ensemble_Q.mean())
+
+    @property
+    def best_single(self) -> float:
+        """The metric of the whole way of choosing the best single candidate."""
+        return float(self.best_single_Q.mean())
+
+
+def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """The fold of each query [Q], drawn at random; groups of queries stay together.
+
+    Raises UserError where there are fewer groups than folds.
+    """
+    groups = np.unique(group_Q)
+    if len(groups) < folds:
+        raise UserError(f"{len(groups)} clips can't make {folds} folds: give --folds, or --folds 0 to do without")
+    fold_G = np.random.default_rng(seed).permutation(np.arange(len(groups)) % folds)
+    found: NDArray[np.int64] = fold_G[np.searchsorted(groups, group_Q)]
+    return found
+
+
+def nested(live_of: LiveOf, rules: Rules, fold_Q: NDArray[np.int64]) -> Nested:
+    """Choose on all folds but one, and judge on that one, for each of them."""
+    ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
+    for fold in np.unique(fold_Q):
+        seen_Q = fold_Q != fold
+        live = live_of(seen_Q)
+        selection = select(live, rules, seen_Q)
+        best = live.best_first(live.singles[:, seen_Q].sum(axis=1))[0]
+        ensemble_Q[~seen_Q] = live.worth_of(selection.counts)[~seen_Q] / live.gains.one
+        best_single_Q[~seen_Q] = live.singles[best, ~seen_Q] / live.gains.one
+    return Nested(ensemble_Q, best_single_Q)

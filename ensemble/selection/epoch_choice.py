@@ -1,0 +1,64 @@
+"""The choice of each trial's epoch, redone without the queries that are to judge it.
+
+Training takes the epoch with the highest mAP@10 of text-to-audio retrieval on validation, the first of equally good
+ones, whatever the direction in which an ensemble is chosen. Where a sweep has kept
+the validation split's embeddings of every epoch, cross-validation can leave a fold's queries out of that choice, too.
+Which epoch of its pretraining a fine-tuning started from stays as it was.
+
+Shapes: E epochs of a trial, Q queries.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.pool import evaluation
+from ensemble.pool.candidates import FILES, Candidate, load_trials
+from ensemble.pool.score_matrices import Matrices
+from trainables.records.ledger import Ledger
+
+CHOSEN_BY = "map10"
+"""What training chooses an epoch by."""
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """A trial's epochs."""
+
+    files: tuple[str, ...]  # artifacts that hold their embeddings
+    values_EQ: NDArray[np.float64]
+
+    def best(self, include_Q: NDArray[np.bool_]) -> str:
+        """The file of the epoch that is best on some of the queries."""
+        return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
+
+
+def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
+    """The epochs, by signature, of those trials that have kept them all."""
+    trials = [candidate for candidate in candidates if candidate.run]
+    found = {}
+    for trial in trials:
+        files = ledger.epochs(trial.run)
+        if not files:
+            continue
+        reference = (trials[0], FILES["validation"])  # whose order of queries is the pool's
+        source = load_trials(ledger, [reference, *[(trial, file) for file in files]])
+        values = [
+            evaluation.values(source.only([place]), [1], [CHOSEN_BY])[CHOSEN_BY] for place in range(1, len(files) + 1)
+        ]
+        found[trial.signature] = Epochs(tuple(files), np.stack(values))
+    return found
+
+
+def best_of(epochs: Mapping[str, Epochs], include_Q: NDArray[np.bool_]) -> dict[str, str]:
+    """The file of each trial's best epoch on some of the queries, by signature."""
+    return {signature: own.best(include_Q) for signature, own in epochs.items()}
+
+
+def captions_seen(pool: Matrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where clips ask for captions: the captions whose clips are all among those seen [A]."""
+    seen_Q = np.ones(pool.num_clips, bool)
+    seen_Q[pool.relevance.clip_P[~seen_A[pool.relevance.query_P]]] = False
+    return seen_Q

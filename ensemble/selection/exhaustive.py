@@ -1,0 +1,133 @@
+"""The worth of every ensemble of equal weights: all subsets of up to some 28 candidates.
+
+A tree over the candidates is walked for each query: taken or not, one after the other. An entry whose order the rest
+of the candidates can't change any more is counted and left behind; where none is left, the whole branch has one worth.
+At the last six or seven candidates the rest is counted for all their subsets at once. Work and memory double with each
+candidate.
+
+Shapes: M candidates, L live entries, S = 2**M subsets; bit m of a subset says whether candidate m belongs to it.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.selection.pruned_pool import Live
+
+MOST_MODELS = 28
+"""2**28 worths take 1 GB, or 2 where they don't fit into 32 bits."""
+
+SAMPLE = 64
+"""Queries that are tried to say how long all will take; a quarter of them alone tells what doesn't grow with them."""
+
+MOST_TRIED = 22
+"""Candidates that those queries are tried with; each one more doubles the time."""
+
+APART_BYTES = 2**29
+"""Up to so much memory each thread has worths of its own for a share of the queries; beyond, each has its share of the
+subsets, and unpacks all queries."""
+
+
+def worth_of_subsets(
+    live: Live,
+    models: Sequence[int],
+    include_Q: NDArray[np.bool_] | None = None,
+    counts: Sequence[int] | None = None,
+) -> NDArray[np.integer]:
+    """What each subset of some candidates is worth [2**len(models)]; that of none is 0.
+
+    With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
+    """
+    if len(models) > MOST_MODELS:
+        raise UserError(
+            f"exact: {len(models)} candidates have 2**{len(models)} subsets; {MOST_MODELS} candidates are the most: "
+            "choose among the best single ones with --among, or use --method greedy"
+        )
+    queries = np.flatnonzero(np.ones(live.num_queries, bool) if include_Q is None else include_Q)
+    rows = [restricted(chunk.rows, models, counts) for chunk in live.chunks]
+    return searched(live, rows, restricted(live.target_PM, models, counts), queries)
+
+
+def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
+    """Some of the columns, each times its count."""
+    found = scores[:, list(models)]
+    return np.ascontiguousarray(found if counts is None else found.astype(np.float64) * np.asarray(counts))
+
+
+def searched(
+    live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
+) -> NDArray[np.integer]:
+    """The worth of all subsets over some queries, in as few bits as hold it."""
+    from ensemble.selection.kernels import low_models, walk
+
+    num_models, gains = target_PM.shape[1], live.gains
+    low = int(low_models(num_models))
+    dtype = np.dtype(np.int32 if gains.one * live.num_queries < 2**31 else np.int64)
+    shares = live.threads if live.threads * dtype.itemsize << num_models <= APART_BYTES else 1
+    prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, live.threads - 1).bit_length())
+    leaves = 1 << (num_models - low - prefix_bits)
+    worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), dtype)
+
+    def work(share: int, prefix: int) -> None:
+        nodes = np.zeros(2 * leaves, dtype)
+        worth_LS = worth_TPLS[share, prefix]
+        for chunk, chunk_rows in zip(live.chunks, rows, strict=True):
+            own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)][share::shares]
+            own = own[live.pair_first_Q[own + 1] > live.pair_first_Q[own]]
+            if len(own):
+                walk(own, live.pair_first_Q, live.first_P, live.last_P, live.always_P, chunk_rows, target_PM,
+                     gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits, nodes,
+                     worth_LS)  # fmt: skip
+        first = 1  # of a level of the heap: what a branch is worth, all that is below it is worth, too
+        while first < leaves:
+            nodes[2 * first : 4 * first] += np.repeat(nodes[first : 2 * first], 2)
+            first *= 2
+        worth_LS += nodes[leaves:, None]
+
+    with ThreadPoolExecutor(live.threads) as workers:
+        list(workers.map(work, *zip(*np.ndindex(shares, 1 << prefix_bits), strict=True)))
+    worth_S: NDArray[np.integer] = worth_TPLS.sum(axis=0, dtype=dtype) if shares > 1 else worth_TPLS
+    worth_S = worth_S.reshape(-1)
+    worth_S[0] = 0
+    return worth_S
+
+
+def expected_s(live: Live, models: Sequence[int]) -> float:
+    """How long all subsets will take, from some of the queries."""
+    queries = np.unique(np.linspace(0, live.num_queries - 1, min(SAMPLE, live.num_queries)).astype(int))
+    tried = models[:MOST_TRIED]
+    began = time.perf_counter()
+    rows = [restricted(chunk.rows, tried, None) for chunk in live.chunks]
+    target_PM = restricted(live.target_PM, tried, None)
+    once_s = time.perf_counter() - began
+
+    def takes_s(some: NDArray[np.int64]) -> float:
+        began = time.perf_counter()
+        searched(live, rows, target_PM, some)
+        return time.perf_counter() - began
+
+    few = queries[::4]
+    takes_s(few[:1])  # compiles, or reads what was compiled
+    few_s, all_s = takes_s(few), takes_s(queries)
+    each_s = (all_s - few_s) / max(1, len(queries) - len(few))
+    return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
+
+
+def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
+    """Of some subsets, none of them empty, the smallest; of those the one whose candidates come first."""
+    sizes = np.bitwise_count(subsets)
+    subsets = subsets[sizes == sizes.min()]
+    backwards = np.zeros_like(subsets)
+    for bit in range(num_models):
+        backwards |= (subsets >> bit & 1) << (num_models - 1 - bit)
+    return int(subsets[np.argmax(backwards)])
+
+
+def bits(subset: int) -> list[int]:
+    """The candidates of a subset."""
+    return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -1,0 +1,301 @@
+"""Which candidates make the best ensemble: greedy forward selection (Caruana et al. 2004) and what goes with it.
+
+What matters of the pool's scores goes in (`ensemble.selection.pruned_pool`), the selection and its whole way come out;
+nothing is read or written. Weights are whole numbers, sums of worths too, so that neither the pool's order nor the
+number of threads can change a result. Of equally good candidates the one whose name comes first is taken, and of
+equally good ensembles the one with fewer members.
+
+Shapes: M candidates, Q queries.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.selection import exhaustive
+from ensemble.selection.pruned_pool import Growing, Live
+
+FINEST_WEIGHT = 2**20
+"""Of a bag's ensemble, in whole numbers: sums of scores, each so many times, are exact yet."""
+
+Counts = NDArray[np.int64]
+"""How often each of the M candidates is taken."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an ensemble is chosen."""
+
+    method: Literal["greedy", "exact", "all"] = "greedy"
+    max_size: int = 20
+    replacement: bool = True
+    among: int = 0  # only so many of the best single candidates are looked at; 0: all of them
+    sorted_start: int = 0  # so many of the best single candidates make the beginning
+    stop: Literal["best", "one-se"] = "best"
+    refine: bool = False
+    bags: int = 0
+    bag_share: float = 0.5  # of the candidates in a bag
+    seed: int = 0  # of the bags
+
+    def __post_init__(self) -> None:
+        if self.max_size < 1:
+            raise ValueError(f"max_size is {self.max_size}: an ensemble has at least one member")
+        if not 0 <= self.sorted_start <= self.max_size:
+            raise ValueError(f"sorted_start is {self.sorted_start}: it has to lie between 0 and max_size")
+        if not 0 < self.bag_share <= 1:
+            raise ValueError(f"bag_share is {self.bag_share}: it has to lie above 0, up to 1")
+        if self.among < 0:
+            raise ValueError(f"among is {self.among}: it can't be negative")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: it can't be negative")
+        if self.bags < 0:
+            raise ValueError(f"bags is {self.bags}: it can't be negative")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the selection: which candidate joined or left, and how good the ensemble then was."""
+
+    value: float
+    added: int | None = None
+    removed: int | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The best ensemble met on the way, and the whole way."""
+
+    counts: tuple[int, ...]  # how often each of the M candidates was taken
+    value: float
+    trajectory: tuple[Step, ...] = ()
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the M candidates; they sum to one."""
+        return tuple(count / sum(self.counts) for count in self.counts)
+
+    @property
+    def members(self) -> list[int]:
+        """The candidates that were taken."""
+        return [model for model, count in enumerate(self.counts) if count]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be chosen from, and on which queries."""
+
+    live: Live
+    include_Q: NDArray[np.bool_]
+    allowed: tuple[int, ...]  # candidates, in the order of their names
+    by_name: tuple[int, ...]  # each candidate's place in that order
+    costs: tuple[float, ...] = ()  # of each candidate
+    budget: float = math.inf  # of all members together
+
+    def value(self, worth: int) -> float:
+        """The metric's mean over the queries."""
+        return self.live.gains.value(int(worth), int(self.include_Q.sum()))
+
+    def worth(self, counts: Counts) -> int:
+        """Of an ensemble; that of none is 0."""
+        return int(self.live.worth_of(counts.tolist())[self.include_Q].sum())
+
+    def affords(self, history: Sequence[int], model: int) -> bool:
+        """Whether a candidate can join without the members costing too much."""
+        return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
+
+    def best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
+        """The candidate with the highest worth."""
+        return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
+
+    def preferred(self, first: Selection, second: Selection) -> Selection:
+        """The better of two ensembles; of equally good ones the smaller, else the first."""
+        return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
+
+
+def select(
+    live: Live,
+    rules: Rules | None = None,
+    include_Q: NDArray[np.bool_] | None = None,
+    allowed: Sequence[int] | None = None,
+    costs: Sequence[float] = (),
+    budget: float = math.inf,
+) -> Selection:
+    """Choose by some rules, on some of the queries (all), from some of the candidates (all).
+
+    `rules.among` is about the same queries. With `costs` of the candidates, greedy selection keeps what the members
+    cost together within a budget.
+    """
+    rules = rules or Rules()
+    task = task_of(live, rules, include_Q, allowed, costs, budget)
+    if rules.method == "all":
+        counts = np.bincount(task.allowed, minlength=live.num_models)
+        found = Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+    elif rules.method == "exact":
+        found = best_subset(task)
+    elif rules.bags:
+        return bagged(task, rules)
+    else:
+        found = forward(task, rules)
+    return refined(task, rules, found) if rules.refine else found
+
+
+def task_of(
+    live: Live,
+    rules: Rules,
+    include_Q: NDArray[np.bool_] | None = None,
+    allowed: Sequence[int] | None = None,
+    costs: Sequence[float] = (),
+    budget: float = math.inf,
+) -> Task:
+    """What `select` is to choose from, and on which queries."""
+    order = sorted(range(live.num_models), key=lambda model: live.names[model])
+    by_name = {model: place for place, model in enumerate(order)}
+    models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
+    include_Q = np.ones(live.num_queries, bool) if include_Q is None else include_Q
+    if rules.among:
+        best_first = live.best_first(live.singles[:, include_Q].sum(axis=1))
+        models = tuple(sorted([m for m in best_first if m in models][: rules.among], key=by_name.__getitem__))
+    names = tuple(by_name[model] for model in range(live.num_models))
+    return Task(live, include_Q, models, names, tuple(costs), budget)
+
+
+def best_subset(task: Task) -> Selection:
+    """The best ensemble of equal weights: all subsets are scored."""
+    worth_S = exhaustive.worth_of_subsets(task.live, task.allowed, task.include_Q)
+    best_worth = int(worth_S[1:].max())
+    subset = exhaustive.first_of(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
+    return of_subset(task, subset, best_worth)
+
+
+def of_subset(task: Task, subset: int, worth: int) -> Selection:
+    """The ensemble of equal weights that a subset of the allowed candidates is."""
+    counts = np.bincount([task.allowed[bit] for bit in exhaustive.bits(subset)], minlength=task.live.num_models)
+    return Selection(tuple(counts.tolist()), task.value(worth))
+
+
+def subsets_by_cost(live: Live, rules: Rules, costs: Sequence[float]) -> list[tuple[float, Selection]]:
+    """The ensembles of equal weights that no cheaper one reaches, with what their members cost, the cheapest first."""
+    task = task_of(live, rules)
+    worth_S = exhaustive.worth_of_subsets(live, task.allowed)
+    cost_S = np.zeros(1)
+    for model in task.allowed:
+        cost_S = np.concatenate([cost_S, cost_S + costs[model]])
+    by_cost = 1 + np.lexsort((-worth_S[1:], cost_S[1:]))
+    best = np.maximum.accumulate(worth_S[by_cost])
+    first = np.flatnonzero(np.concatenate([[True], best[1:] > best[:-1]]))
+    return [(float(cost_S[subset]), of_subset(task, int(subset), int(worth_S[subset]))) for subset in by_cost[first]]
+
+
+def forward(task: Task, rules: Rules) -> Selection:
+    """Add, `max_size` times, the candidate whose addition makes the ensemble best; the best size is taken."""
+    live = task.live
+    growing = Growing(live, task.include_Q)
+    single_M = live.singles[:, task.include_Q].sum(axis=1)
+    best_first = [model for model in live.best_first(single_M) if model in task.allowed]
+    sorted_start = min(rules.sorted_start, len(best_first))
+    steps: list[Step] = []
+    for size in range(rules.max_size):
+        free = [
+            model
+            for model in task.allowed
+            if (rules.replacement or model not in growing.history) and task.affords(growing.history, model)
+        ]
+        if not free:
+            break
+        worth_M = growing.worths() if size else single_M
+        next_best = [model for model in best_first if model in free and model not in growing.history]
+        added = next_best[0] if size < sorted_start and next_best else task.best(worth_M, free)
+        growing.add(added)
+        steps.append(Step(task.value(worth_M[added]), added))
+    best = 1 + int(np.argmax([step.value for step in steps]))
+    if rules.stop == "one-se":
+        best = smallest_within_one_error(task, growing.history, best)
+    counts = np.bincount(growing.history[:best], minlength=live.num_models)
+    return Selection(tuple(counts.tolist()), steps[best - 1].value, tuple(steps))
+
+
+def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> int:
+    """The smallest size that falls short of the best one by no more than one standard error of that difference.
+
+    The error is of the difference's mean over groups of queries (paired), after the rule of Breiman et al. (1984).
+    """
+
+    def worth_by_group(size: int) -> NDArray[np.float64]:
+        counts = np.bincount(history[:size], minlength=task.live.num_models)
+        worth_Q = task.live.worth_of(counts.tolist()) * task.include_Q
+        total_G = np.bincount(task.live.group_Q, weights=worth_Q).astype(np.float64)
+        return total_G[np.unique(task.live.group_Q[task.include_Q])]
+
+    best_G = worth_by_group(best)
+    for size in range(1, best):
+        short_G = best_G - worth_by_group(size)
+        if short_G.sum() <= math.sqrt(len(short_G)) * short_G.std(ddof=1 if len(short_G) > 1 else 0):
+            return size
+    return best
+
+
+def bagged(task: Task, rules: Rules) -> Selection:
+    """The mean of ensembles that were each chosen, and refined, from some of the candidates, drawn at random.
+
+    Weights are whole numbers of the sizes' common multiple or, where that is large, of its FINEST_WEIGHT-th part.
+    """
+    rng = np.random.default_rng(rules.seed)
+    number = max(1, round(rules.bag_share * len(task.allowed)))
+    chosen = []
+    for _ in range(rules.bags):
+        drawn = tuple(task.allowed[place] for place in sorted(rng.permutation(len(task.allowed))[:number]))
+        bag = replace(task, allowed=drawn)
+        found = forward(bag, rules)
+        chosen.append(refined(bag, rules, found) if rules.refine else found)
+    whole = min(math.lcm(*(sum(selection.counts) for selection in chosen)), FINEST_WEIGHT)
+    weights = sum(np.array(selection.weights) for selection in chosen)
+    counts: Counts = np.rint(np.asarray(weights) * whole).astype(np.int64)
+    counts //= math.gcd(*counts.tolist())
+    return Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+
+
+def refined(task: Task, rules: Rules, selection: Selection) -> Selection:
+    """Take away, and swap, one member at a time, as long as that makes the ensemble better."""
+    while (better := swapped(task, rules, eliminated(task, selection))).value > selection.value:
+        selection = better
+    return task.preferred(selection, better)
+
+
+def eliminated(task: Task, selection: Selection) -> Selection:
+    """Backward elimination: the member without which the ensemble is best leaves, if that does no harm."""
+    while sum(selection.counts) > 1:
+        counts = np.array(selection.counts)
+        worth_M = np.full(len(counts), -1)
+        for model in selection.members:
+            worth_M[model] = task.worth(counts - (np.arange(len(counts)) == model))
+        removed = task.best(worth_M, selection.members)
+        if (value := task.value(worth_M[removed])) < selection.value:
+            break
+        counts[removed] -= 1
+        step = Step(value, removed=removed)
+        selection = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))
+    return selection
+
+
+def swapped(task: Task, rules: Rules, selection: Selection) -> Selection:
+    """The best ensemble that another candidate in one member's place gives; itself where none is better."""
+    best = selection
+    for removed in sorted(selection.members, key=task.by_name.__getitem__):
+        counts = np.array(selection.counts)
+        counts[removed] -= 1
+        history = list(itertools.chain.from_iterable([model] * count for model, count in enumerate(counts.tolist())))
+        worth_M = Growing(task.live, task.include_Q, history).worths()
+        free = [
+            model for model in task.allowed if (rules.replacement or not counts[model]) and task.affords(history, model)
+        ]
+        added = task.best(worth_M, free)
+        if (value := task.value(worth_M[added])) > best.value:
+            counts[added] += 1
+            step = Step(value, added, removed)
+            best = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))
+    return best

@@ -1,0 +1,222 @@
+"""What matters of a pool of score matrices: the entries on which the order of any ensemble can depend.
+
+Weights are never negative. So a clip that no candidate scores above the relevant one never outranks it, and one that
+all score at least as high always does; only the others, the live ones, are kept, as rows of all candidates' scores. A
+query whose relevant clip has more than k always above it is worth nothing to a metric that ends at k: it keeps no rows.
+
+Equal scores count against the relevant clip. Scores are float32 and their sums float64: exact for scores whose
+magnitudes lie within a factor of 2**24, or so, of each other.
+
+Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.pool.score_matrices import Block, Matrices
+from ensemble.selection.rank_gains import Gains, gains
+
+CHUNK_BYTES = 2**24
+"""Of rows that are allocated, and worked on, at a time."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The live entries of some queries."""
+
+    first_query: int
+    last_query: int
+    rows: NDArray[np.float32]  # [L, M] scores
+    low_L: NDArray[np.float64]  # of score - the relevant clip's, over candidates
+    high_L: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Live:
+    """What selection needs of a pool, for one metric."""
+
+    names: tuple[str, ...]
+    gains: Gains
+    num_clips: int
+    pair_first_Q: NDArray[np.int64]  # [Q + 1]
+    query_P: NDArray[np.int64]
+    group_Q: NDArray[np.int64]
+    target_PM: NDArray[np.float32]
+    always_P: NDArray[np.int32]
+    first_P: NDArray[np.int64]  # rows of its query's chunk
+    last_P: NDArray[np.int64]
+    single_PM: NDArray[np.int32]  # the rank that each candidate alone gives
+    chunks: tuple[Chunk, ...]
+    threads: int
+
+    @property
+    def num_models(self) -> int:
+        """M."""
+        return len(self.names)
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        return len(self.group_Q)
+
+    @property
+    def share(self) -> float:
+        """The share of the matrices' entries that is kept."""
+        return float(sum(len(chunk.rows) for chunk in self.chunks)) / (self.num_queries * self.num_clips)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory."""
+        arrays = [getattr(self, name) for name in ("target_PM", "always_P", "first_P", "last_P", "single_PM")]
+        return int(sum(array.nbytes for array in arrays)) + sum(
+            chunk.rows.nbytes + chunk.low_L.nbytes + chunk.high_L.nbytes for chunk in self.chunks
+        )
+
+    def each(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
+        """What some work on each chunk gives, several at a time."""
+        if self.threads == 1 or len(self.chunks) == 1:
+            yield from map(work, self.chunks)
+            return
+        with ThreadPoolExecutor(self.threads) as workers:
+            yield from workers.map(work, self.chunks)
+
+    def ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
+        """The rank of each pair's clip in an ensemble, exact up to k [P]."""
+        from ensemble.selection.kernels import rank
+
+        given = np.asarray(weights, np.float64)
+        members = np.flatnonzero(given)
+        rank_P = np.empty(len(self.query_P), np.int32)
+
+        def work(chunk: Chunk) -> None:
+            rank(chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
+                 chunk.rows, self.target_PM, members, given[members], rank_P)  # fmt: skip
+
+        for _ in self.each(work):
+            pass
+        return rank_P
+
+    def worth(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
+        """What each query is worth [Q], at some ranks of its pairs."""
+        from ensemble.selection.kernels import worth_of_all
+
+        worth_Q: NDArray[np.int64] = worth_of_all(
+            self.pair_first_Q, rank_P, self.gains.table, self.gains.factor_Q, self.gains.by_hit, self.gains.first_only
+        )
+        return worth_Q
+
+    def worth_of(self, counts: Sequence[float]) -> NDArray[np.int64]:
+        """What each query is worth by an ensemble [Q]; by one without members, 0."""
+        if not any(counts):
+            return np.zeros(self.num_queries, np.int64)
+        return self.worth(self.ranks(counts))
+
+    def best_first(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
+        """The candidates by some worths (alone, on all queries), equally good ones in the order of their names."""
+        order_M = self.singles.sum(axis=1) if worth_M is None else worth_M
+        return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
+
+    @cached_property
+    def singles(self) -> NDArray[np.int64]:
+        """What each query is worth by each candidate alone [M, Q]."""
+        return np.stack([self.worth(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
+
+
+@dataclass
+class Growing:
+    """An ensemble that grows by a candidate at a time, and what each candidate would add, on some of the queries."""
+
+    live: Live
+    include_Q: NDArray[np.bool_]
+    history: list[int] = field(default_factory=list)
+    num_summed: int = 0
+
+    def __post_init__(self) -> None:
+        self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.live.chunks}
+
+    def worths(self) -> NDArray[np.int64]:
+        """What the ensemble with each of the candidates would be worth [M]."""
+        from ensemble.selection.kernels import step
+
+        live, joined = self.live, np.array(self.history[self.num_summed :], np.int64)
+        gains = live.gains
+
+        def work(chunk: Chunk) -> NDArray[np.int64]:
+            total_M: NDArray[np.int64] = step(
+                chunk.first_query, chunk.last_query, live.pair_first_Q, self.include_Q, live.first_P, live.last_P,
+                live.always_P, chunk.rows, chunk.low_L, chunk.high_L, live.target_PM, joined, self.sums[id(chunk)],
+                gains.table, gains.factor_Q, gains.by_hit, gains.first_only,
+            )  # fmt: skip
+            return total_M
+
+        total_M: NDArray[np.int64] = np.sum(list(live.each(work)), axis=0)
+        self.num_summed = len(self.history)
+        return total_M
+
+    def add(self, model: int) -> None:
+        """Let a candidate join."""
+        self.history.append(model)
+
+
+def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Live:
+    """Keep what matters of a pool for a metric. The pool is read once, from its first query to its last.
+
+    Raises UserError for scores that aren't finite.
+    """
+    from ensemble.selection.kernels import scan
+
+    threads = threads or os.cpu_count() or 1
+    relevant = pool.relevance
+    order = np.argsort(relevant.query_P, kind="stable")
+    query_P, clip_P = relevant.query_P[order], relevant.clip_P[order]
+    pair_first_Q = np.searchsorted(query_P, np.arange(relevant.num_queries + 1))
+    metric_gains = gains(metric_name, relevant, pool.num_clips)
+    num_models, num_pairs = len(pool.names), len(query_P)
+    target_PM = np.empty((num_pairs, num_models), np.float32)
+    always_P, single_PM = np.empty(num_pairs, np.int32), np.empty((num_pairs, num_models), np.int32)
+    first_P, last_P = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.int64)
+    most_pairs = int(np.max(np.diff(pair_first_Q)))
+    row_bytes = num_models * target_PM.itemsize
+    capacity = max(CHUNK_BYTES // row_bytes, most_pairs * pool.num_clips)
+
+    def work(block: Block, first: int, last: int) -> list[Chunk]:
+        chunks, query = [], first
+        while query < last:
+            rows = np.empty((capacity, num_models), np.float32)  # what isn't used takes no memory
+            low_L, high_L = np.empty(capacity), np.empty(capacity)
+            start = query
+            query, used, bad = scan(
+                block.addresses, block.row_bytes, block.first_query, start, last, metric_gains.k, pair_first_Q, clip_P,
+                pool.num_clips, rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM,
+            )  # fmt: skip
+            if bad >= 0:
+                raise UserError(f"{pool.names[bad]}: query {query} has a score that isn't finite")
+            chunks.append(Chunk(start, query, shrunk(rows, used), shrunk(low_L, used), shrunk(high_L, used)))
+        return chunks
+
+    chunks: list[Chunk] = []
+    with ThreadPoolExecutor(threads) as workers:
+        for block in pool.blocks():
+            edges = np.linspace(block.first_query, block.last_query, 4 * threads + 1).astype(int)
+            parts = workers.map(lambda first, last, block=block: work(block, first, last), edges[:-1], edges[1:])
+            chunks += [chunk for part in parts for chunk in part]
+    return Live(
+        tuple(pool.names), metric_gains, pool.num_clips, pair_first_Q, query_P, relevant.group_Q, target_PM, always_P,
+        first_P, last_P, single_PM, tuple(chunks), threads,
+    )  # fmt: skip
+
+
+def shrunk(array: NDArray[Any], size: int) -> NDArray[Any]:
+    """The beginning of an array, without the memory of the rest."""
+    array.resize((size, *array.shape[1:]), refcheck=False)
+    return array

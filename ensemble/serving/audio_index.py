@@ -1,0 +1,123 @@
+"""An index of recordings by one ensemble: their vectors, mapped into memory, and what the files were like.
+
+    DIR/index.arrow     paths and vectors, and the signature of the ensemble
+    DIR/files.json      each file's size and time when it was embedded
+
+Shapes: A recordings, Q sentences, D the size of all members' embeddings together.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.captions import normalise
+from data.errors import UserError
+from data.sources.audio_files import audio_files
+from data.store.shards import read_json, write_json
+from ensemble.serving.bundle import Models
+from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
+
+logger = logging.getLogger("chorale.recordings")
+
+VECTORS_FILE = "index.arrow"
+FILES_FILE = "files.json"
+
+Found = tuple[float, str]
+"""A score, and the path of a recording."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Recordings in the order of their paths."""
+
+    paths: list[str]
+    vectors_AD: NDArray[np.float32]
+
+
+def open_index(folder: Path, models: Models) -> Index:
+    """An ensemble's index. Raises UserError where there is none, or it is another ensemble's."""
+    path = folder / VECTORS_FILE
+    if not path.exists():
+        raise UserError(f"{folder} holds no index: make it with --add FOLDER")
+    found = read_embeddings(path)
+    if found.signature != models.signature:
+        raise UserError(f"{folder} is the index of another ensemble ({found.signature}, not {models.signature})")
+    return Index(found.clip_ids, found.audio_AD)
+
+
+def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> list[list[Found]]:
+    """Each sentence's recordings with the highest scores, the best first; equally good ones by path.
+
+    Raises UserError for a sentence without a word.
+    """
+    for sentence in sentences:
+        if not normalise(sentence):
+            raise UserError(f"no word is left of {sentence!r}: there is nothing to search for")
+    found = []
+    for vector_D in models.embed_text(sentences):
+        scores_A = index.vectors_AD @ vector_D
+        best = np.argsort(-scores_A, kind="stable")[:top]
+        found.append([(float(scores_A[place]), index.paths[place]) for place in best])
+    return found
+
+
+def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
+    """Embed the audio files of a folder that the index doesn't have as they are; why some are left out.
+
+    Files of that folder that are gone leave the index. A file that is linked to goes by the link's path: what it links
+    to may lie elsewhere.
+    """
+    audio = audio.resolve()
+    paths = audio_files(audio)
+    stamps = {str(path): stamp(path) for path in paths}
+    index, known = Index([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
+    if (folder / VECTORS_FILE).exists():
+        index = open_index(folder, models)
+        known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
+    new = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
+    kept = places_kept(index, audio, stamps, {str(path) for path in new})
+    vectors_AD, embedded, refused = models.embed_files(new)
+    names = [index.paths[place] for place in kept] + [str(path) for path in embedded]
+    if not names:
+        raise UserError(f"{audio}: none of its {len(paths)} audio files can be decoded")
+    both_AD = np.concatenate([index.vectors_AD[kept], vectors_AD])
+    order = sorted(range(len(names)), key=names.__getitem__)
+    write(folder, [names[place] for place in order], both_AD[order], {**known, **stamps}, models)
+    gone = len(set(index.paths) - set(names))
+    logger.info("%d files embedded, %d were there, %d are gone", len(embedded), len(kept), gone)
+    return refused
+
+
+def stamp(path: Path) -> list[int]:
+    """What tells that a file hasn't changed: its size and its time."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
+    """The recordings that stay in an index: those of other folders, and those that are as they were."""
+    return [
+        place
+        for place, path in enumerate(index.paths)
+        if path not in again and (path in there or not Path(path).is_relative_to(audio))
+    ]
+
+
+def write(
+    folder: Path, names: Sequence[str], vectors_AD: NDArray[np.float32], stamps: Mapping[str, list[int]], models: Models
+) -> None:
+    """Write an index, its files last: one that was cut off is embedded again, not trusted.
+
+    Recordings without a stamp, of folders that were added before an index was cut off, stay without one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FILES_FILE, {})
+    nothing = np.zeros((0, models.embedding_size), np.float32)
+    write_embeddings(
+        folder / VECTORS_FILE, Embeddings(models.signature, str(folder), "", list(names), [], [], vectors_AD, nothing)
+    )
+    write_json(folder / FILES_FILE, {name: stamps[name] for name in names if name in stamps})

@@ -1,0 +1,149 @@
+"""An ensemble's models, on their own: they embed sounds and sentences without Ray, MLflow or a store.
+
+    DIR/ensemble.json          members with their weights, and the folders of their models
+    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member
+    DIR/README.md              what it is, and what it is licensed for
+
+An ensemble's vector is its members' vectors, each times the square root of its weight, one after the other: on the unit
+sphere, so that dot products are the weighted mean of the members' cosines.
+
+Shapes: A clips, Q sentences, D the size of all members' embeddings together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from ensemble.record.schema import read_ensemble
+from trainables import trial as trials
+from trainables.records.run_storage import Runs
+from trainables.trial import Trial
+
+if TYPE_CHECKING:
+    from trainables.networks.dual_encoder import DualEncoder
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Some clips' vectors, and which clips they are."""
+
+ENSEMBLE_FILE = "ensemble.json"
+MEMBERS = "members"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model, and its share in the ensemble."""
+
+    model: DualEncoder
+    trial: Trial
+    weight: float
+
+
+@dataclass(frozen=True)
+class Models:
+    """An ensemble's models. Their weights sum to one."""
+
+    signature: str  # of members and weights
+    ensemble: Mapping[str, Any]
+    members: Sequence[Member]
+
+    @property
+    def embedding_size(self) -> int:
+        """D."""
+        return sum(member.trial.embedding_size for member in self.members)
+
+    def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
+        """Return sentences' vectors [Q, D]."""
+        from trainables.training.embedding import embed_text
+
+        return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
+
+    def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
+        """Audio files' vectors [A, D], the files that these are of, and why the others are left out.
+
+        Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
+        """
+        from data.loading.batches import load_files
+        from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
+
+        refused: dict[Path, str] = {}
+        found: list[list[Rows]] = [[] for _ in self.members]
+        for (segment_s, longest_s), places in self.places_by_cut().items():
+            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, refused.__setitem__):
+                for place in places:
+                    found[place].append(embed_audio(self.members[place].model, self.members[place].trial, [batch]))
+        heard = [clip for clip, path in enumerate(paths) if path not in refused]
+        whole = []
+        for own, member in zip(found, self.members, strict=True):
+            nothing = np.zeros((0, member.trial.embedding_size), np.float32)
+            whole.append(np.concatenate([nothing, *(vectors[np.isin(clips, heard)] for vectors, clips in own)]))
+        return joined(whole, self.members), [paths[clip] for clip in heard], refused
+
+    def places_by_cut(self) -> dict[tuple[float, float], list[int]]:
+        """The members by the length of their segments, and by how much of a file they hear, in seconds."""
+        places: dict[tuple[float, float], list[int]] = {}
+        for place, member in enumerate(self.members):
+            places.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(place)
+        return places
+
+
+def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) -> NDArray[np.float32]:
+    """The members' vectors one after the other, each times the square root of its weight."""
+    weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
+    return np.concatenate(weighted, axis=1)
+
+
+def load(place: Path, runs: Runs | None = None) -> Models:
+    """An ensemble's models: from the folder that was exported, or from an ensemble.json and the runs' models.
+
+    They are on this process' GPU, if it has one.
+
+    Raises UserError where there is none, a member's model is gone, or the ensemble isn't a mean of scores.
+    """
+    from trainables.records.checkpoint import load_model
+    from trainables.training.embedding import fastest_device
+
+    path = place / ENSEMBLE_FILE if place.is_dir() else place
+    ensemble = read_mean(path)
+    entries = [entry for entry in ensemble["members"] if entry["weight"]]
+    whole = sum(entry["weight"] for entry in entries)
+    members = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in entries:
+            folder = folder_of(entry, path, runs, Path(scratch))
+            model = load_model(folder).to(fastest_device())
+            members.append(Member(model, trials.load_trial(folder), entry["weight"] / whole))
+    described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
+    return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
+
+
+def read_mean(path: Path) -> dict[str, Any]:
+    """An ensemble.json whose members are models, and whose fusion is the mean. Raises UserError for another."""
+    ensemble = read_ensemble(path)
+    if ensemble.get("fusion_name", "mean") != "mean":
+        raise UserError(f"{path}: only the mean of scores can be searched, not the {ensemble['fusion']}")
+    for member in ensemble["members"]:
+        if not member.get("signature"):
+            raise UserError(f"{path}: member {member['name']!r} is a file of scores: it has no model")
+    return ensemble
+
+
+def folder_of(entry: Mapping[str, Any], path: Path, runs: Runs | None, scratch: Path) -> Path:
+    """Where a member's model lies: beside the ensemble.json that was exported, or among the runs."""
+    signature = str(entry["signature"])
+    exported = path.parent / MEMBERS / signature
+    if exported.is_dir():
+        return exported
+    if runs is None or not runs.has_model(signature):
+        place = "" if runs is None else f" or {runs.at(f'models/{signature}')}"
+        raise UserError(f"{path}: the model of member {entry['name']!r} is gone: neither {exported}{place} is there")
+    return runs.model(signature, scratch / signature)

@@ -1,0 +1,38 @@
+"""The MLflow model of an exported ensemble: sentences in, ranked clips with scores out. MLflow runs this file."""
+
+from pathlib import Path
+
+import mlflow
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from pydantic import BaseModel
+
+TOP = 10
+"""Clips a sentence."""
+
+
+class Clip(BaseModel):
+    """A clip that answers a sentence, and how well."""
+
+    path: str
+    score: float
+
+
+class Retriever(PythonModel):  # type: ignore[misc]
+    """Loads an exported ensemble and its index, and answers from them."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load what `export.register` has logged."""
+        from ensemble.serving import audio_index, bundle
+
+        self.models = bundle.load(Path(context.artifacts["ensemble"]))
+        self.index = audio_index.open_index(Path(context.artifacts["index"]), self.models)
+
+    def predict(self, model_input: list[str]) -> list[list[Clip]]:
+        """Each sentence's clips, the best first."""
+        from ensemble.serving import audio_index
+
+        found = audio_index.search(self.models, self.index, model_input, TOP)
+        return [[Clip(path=path, score=score) for score, path in answer] for answer in found]
+
+
+mlflow.models.set_model(Retriever())

@@ -1,0 +1,45 @@
+"""An ensemble as one index: concatenated, weighted embeddings whose dot products are its scores.
+
+Shapes: A clips, Q queries, D the size of all members' embeddings together.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.errors import UserError
+from ensemble.pool.candidates import FILES, Candidate, Which, order_of, query_keys, same_split
+from trainables.records.embeddings import Embeddings
+from trainables.records.ledger import Ledger
+
+
+def concatenated(ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which) -> Embeddings:
+    """The embeddings of an ensemble whose fusion is the mean: each member's, times the square root of its weight.
+
+    As the weights sum to one, vectors lie on the unit sphere, and dot products are the weighted means of the members'.
+    """
+    found = []
+    for candidate in candidates:
+        if candidate.run is None:
+            raise UserError(f"{candidate.name!r} is a file of scores: only trials have embeddings to export")
+        found.append(ledger.embeddings(candidate.run, FILES[which]))
+    first = found[0]
+    audio, text = [], []
+    for embeddings, candidate, weight in zip(found, candidates, weights, strict=True):
+        same_split(embeddings, first, candidate, candidates[0])
+        factor = np.float32(np.sqrt(weight))
+        audio.append(factor * embeddings.audio_AD[order_of(embeddings.clip_ids, first.clip_ids)])
+        text.append(factor * embeddings.text_QD[order_of(query_keys(embeddings), query_keys(first))])
+    members = json.dumps([[candidate.signature, weight] for candidate, weight in zip(candidates, weights, strict=True)])
+    return Embeddings(
+        signature=hashlib.sha256(members.encode()).hexdigest()[:16],
+        split=first.split,
+        fingerprint=first.fingerprint,
+        clip_ids=first.clip_ids,
+        queries=first.queries,
+        relevant_clip_ids=first.relevant_clip_ids,
+        audio_AD=np.concatenate(audio, axis=1),
+        text_QD=np.concatenate(text, axis=1),
+    )

@@ -1,0 +1,199 @@
+"""How far a sweep is: a live table on a terminal, a line an epoch elsewhere, and the same table from another shell."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+
+from sweeps.display.tables import Column, Sheet
+from trainables.records.ledger import Ledger
+from trainables.records.mlflow_log import STEP
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+ASK_EVERY_S = 3.0
+
+STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
+"""Of a trial, by its run's status in MLflow."""
+
+SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command")
+
+
+@dataclass
+class Line:
+    """What is known of a trial."""
+
+    name: str
+    stage: str
+    epochs: int
+    cost: float = 1.0  # what it was expected to take, in any unit that a sweep's trials share
+    state: str = "waiting"
+    epoch: float = 0.0
+    loss: float | None = None
+    best_map10: float | None = None
+    pairs_per_second: float | None = None
+    left_s: float | None = None
+    started: float = 0.0
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """Take in a run's newest metrics."""
+        self.epoch = max(self.epoch, metrics.get(f"{STEP}epoch", 0.0))
+        self.loss = metrics.get(f"{STEP}loss", metrics.get("train_loss", self.loss))
+        self.best_map10 = metrics.get("best_map10", self.best_map10)
+        self.pairs_per_second = metrics.get(
+            f"{STEP}pairs_per_second", metrics.get("pairs_per_second", self.pairs_per_second)
+        )
+        self.left_s = metrics.get(f"{STEP}left_s", self.left_s)
+
+
+COLUMNS = (
+    Column("trial", is_figure=False),
+    Column("stage", is_figure=False),
+    Column("state", is_figure=False),
+    *(Column(heading) for heading in ("epoch", "loss", "best mAP@10", "pairs/s", "time left")),
+)
+
+
+def table(lines: Sequence[Line], heading: str) -> Sheet:
+    """Return a count of all trials by state, and those that run or did not finish."""
+    states = [line.state for line in lines]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
+    rows = [
+        (
+            line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", figure(line.loss, ".3f"),
+            figure(line.best_map10, ".4f"), figure(line.pairs_per_second, ".1f"), duration(line.left_s),
+        )
+        for line in lines
+        if line.state in SHOWN
+    ]  # fmt: skip
+    return Sheet(f"{heading}{len(states)} trials: {counts}; about {duration(time_left(lines))} left", COLUMNS, rows)
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number, or nothing where there is none yet."""
+    return "" if value is None else f"{value:{form}}"
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds."""
+    return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def time_left(lines: Sequence[Line]) -> float | None:
+    """Seconds until the sweep's end, if as many trials run at a time as do at this moment; None while that is unknown.
+
+    What waits takes as long as its cost says, by how long the trials that run take for theirs.
+    """
+    running = [line for line in lines if line.state == "running"]
+    timed = [line for line in running if line.left_s is not None and line.epoch]
+    waiting = sum(line.cost for line in lines if line.state == "waiting")
+    if not running and not waiting:
+        return 0.0
+    if not timed:
+        return None
+    seconds_per_cost = statistics.median(
+        line.left_s / (1 - min(line.epoch / line.epochs, 0.99)) / line.cost for line in timed if line.left_s is not None
+    )
+    left = [line.cost * seconds_per_cost if line.left_s is None else line.left_s for line in running]
+    return max(max(left), (sum(left) + waiting * seconds_per_cost) / len(running))
+
+
+def status(ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]) -> list[Line]:
+    """A sweep's trials, as MLflow has them; `held` says of each whether somebody trains it."""
+    lines = []
+    for signature, description in trials.items():
+        line = Line(**description)
+        run = ledger.trial_run(signature)
+        if run is not None:
+            line.state = state_of(run, held[signature])
+            line.update(run.data.metrics)
+        lines.append(line)
+    return lines
+
+
+def state_of(run: Run, is_held: bool) -> str:
+    """What has become of a trial."""
+    state = STATES.get(run.info.status, "waiting")
+    return "interrupted" if state == "running" and not is_held else state
+
+
+class Display:
+    """Shows how far the trials of a sweep have come."""
+
+    def __init__(self, lines: Mapping[str, Line], console: Console, ledger: Ledger) -> None:
+        self.lines = dict(lines)
+        self.console = console
+        self.ledger = ledger
+        self.started = time.monotonic()
+        self.ended = threading.Event()
+        self.asking = threading.Thread(target=self.ask, daemon=True)
+        self.live = Live(console=console, get_renderable=self.view, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self.live.start()
+            self.asking.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        if self.console.is_terminal:
+            self.asking.join()
+            self.live.stop()
+
+    def ask(self) -> None:
+        """Ask MLflow every few seconds how far those are that run."""
+        while not self.ended.wait(ASK_EVERY_S):
+            for run in self.ledger.running():
+                line = self.lines.get(run.data.tags["signature"])
+                if line and line.state == "running":
+                    line.update(run.data.metrics)
+
+    def view(self) -> Sheet:
+        """What the terminal shows."""
+        return table(list(self.lines.values()), f"{duration(time.monotonic() - self.started)}, ")
+
+    def start(self, signature: str) -> None:
+        """A trial has started."""
+        line = self.lines[signature]
+        line.state, line.started = "running", time.monotonic()
+        self.say(f"{line.name}: started")
+
+    def epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
+        """A trial has finished an epoch."""
+        line, epoch = self.lines[signature], int(metrics["epoch"])
+        line.epoch = max(line.epoch, epoch)
+        line.update(metrics)
+        self.say(
+            f"{line.name}: epoch {epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
+            + (f", best validation mAP@10 {metrics['best_map10']:.3f}" if "best_map10" in metrics else "")
+        )
+
+    def finished(self, signature: str) -> None:
+        """A trial is finished, by whatever command."""
+        if self.lines[signature].state != "finished":
+            self.lines[signature].state = "finished"
+            self.say(f"{self.lines[signature].name}: finished by another command")
+
+    def end(self, signature: str, state: str) -> None:
+        """A trial has come to an end: finished, failed, stopped, or held by another command."""
+        line = self.lines[signature]
+        line.state = state
+        self.say(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
+
+    def say(self, message: str) -> None:
+        """A line where there is no terminal to renew a table on."""
+        if not self.console.is_terminal:
+            self.console.print(message, markup=False, highlight=False, soft_wrap=True)

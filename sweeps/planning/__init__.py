@@ -1,0 +1,1 @@
+"""What a sweep will run and what that costs."""

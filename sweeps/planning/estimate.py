@@ -1,0 +1,140 @@
+"""What trials cost, worked out before they run from their configs and the tables of their splits."""
+
+import functools
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from data.leakage.exclusions import excluded, pairs_of
+from data.schema import SAMPLE_RATE_HZ
+from data.store.shards import open_split
+from data.store.storage import Location, Store
+from data.waveform import count_segments
+from sweeps.display.tables import Column, Sheet
+from trainables import encoders
+from trainables.encoders.audio import passt
+from trainables.encoders.text import huggingface
+from trainables.trial import Trial
+
+END_TOKENS = 2
+"""Of a caption, beside its words; that a word is one token is assumed, and most are."""
+
+STAND_INS = {"audio": passt.VARIANTS["N"], "text": huggingface.VARIANTS["bert-base"]}
+"""What an encoder is counted as whose size isn't known."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What trials are assumed to run on: a GPU of the workers in cluster.yaml."""
+
+    name: str = "NVIDIA A10G"
+    tflops: float = 70.0  # of dense matrices in bfloat16, from NVIDIA's data sheet; in float32 (TF32) half as many
+    used: float = 0.35  # the share of them that training makes use of: assumed
+
+
+A10G = Gpu()
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is computed in an epoch."""
+
+    pairs: int
+    segments: int  # of all pairs' clips
+    tokens: float  # that a caption is padded to
+
+
+def seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
+    """A training's GPU seconds if it runs to its last epoch, its pretraining, validation and start left out.
+
+    That is pairs x epochs x floating-point operations of a pair / those that the GPU does in a second. An encoder that
+    is trained costs three forward passes, a frozen one its own. What a split holds is looked up once a process.
+    """
+    epoch = epoch_of(Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size)
+    audio = epoch.segments * flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
+    text = epoch.pairs * flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
+    rate = gpu.tflops * 1e12 * gpu.used * (1.0 if trial.precision == "bfloat16" else 0.5)
+    return trial.epochs * (audio + text) / rate
+
+
+@functools.cache
+def epoch_of(store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int) -> Epoch:
+    """An epoch over splits, without what the store excludes.
+
+    A batch's captions are padded to its longest one: that is about as long as the longest of `batch_size` captions.
+    """
+    left_out = excluded(store, train)
+    pairs, segments, words = 0, 0, []
+    for name in train:
+        split = open_split(store, name)
+        clips, captions = pairs_of(split, left_out)
+        lengths = np.minimum(split.num_samples, round(longest_s * SAMPLE_RATE_HZ))[clips]
+        for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
+            segments += int(count) * count_segments(int(length), round(segment_s * SAMPLE_RATE_HZ))
+        texts = split.index["captions"].combine_chunks().flatten().take(captions)
+        words.append(pc.list_value_length(pc.utf8_split_whitespace(texts)).to_numpy())
+        pairs += len(clips)
+    longest = np.quantile(np.concatenate(words), 1 - 1 / batch_size) if pairs else 0.0
+    return Epoch(pairs, segments, float(longest) + END_TOKENS)
+
+
+@functools.cache
+def flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
+    """Floating-point operations of an encoder's forward pass, of a segment or of a caption with so many tokens."""
+    known = encoders.module_of(config).flops(config, *num_tokens)
+    return float(encoders.module_of(stand_in).flops(stand_in, *num_tokens) if known is None else known)
+
+
+def unknown_encoders(trial: Trial) -> dict[str, Any]:
+    """Those of a trial's encoders whose size isn't known, by kind."""
+    known = {
+        "audio": encoders.module_of(trial.audio).flops(trial.audio),
+        "text": encoders.module_of(trial.text).flops(trial.text, END_TOKENS),
+    }
+    return {kind: getattr(trial, kind) for kind, count in known.items() if count is None}
+
+
+def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> Sheet:
+    """Return a table of a sweep's trials: what shares a pretraining, what is finished already, and GPU hours.
+
+    `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
+    """
+    trials = {signature: trial for stage in stages for signature, trial in stage.items()}
+    tuned = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
+    headings = ("trial", "stage", "pretraining", "state", "GPU hours", "signature")
+    columns = [Column(heading, is_figure=heading == "GPU hours") for heading in headings]
+    rows = []
+    for signature, trial in trials.items():
+        others = tuned[trial.pretraining] - 1 if trial.pretraining else 0
+        shared = f"shared with {others}" if others else f"for {tuned[trial]}" if tuned[trial] else ""
+        state = "finished" if signature in finished else "to run"
+        rows.append((trial.name, trial.stage, shared, state, hours(seconds(trial, store, gpu)), signature))
+    return Sheet("", columns, rows)
+
+
+def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> str:
+    """The sum of the GPU hours in words, and what it rests on."""
+    trials = {signature: trial for stage in stages for signature, trial in stage.items()}
+    cost = {signature: seconds(trial, store, gpu) for signature, trial in trials.items()}
+    left = sum(value for signature, value in cost.items() if signature not in finished)
+    unknown = {kind: config for trial in trials.values() for kind, config in unknown_encoders(trial).items()}
+    stand_ins = "".join(
+        f" The size of {encoders.label(config)} isn't known: it is counted as {encoders.label(STAND_INS[kind])}."
+        for kind, config in unknown.items()
+    )
+    return (
+        f"{hours(left)} GPU hours are still to be run, of {hours(sum(cost.values()))} in all. Estimated on one "
+        f"{gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in float32: "
+        f"each pair costs three times the floating-point operations of a forward pass, once in frozen encoders. "
+        f"Trainings are assumed to run to their last epoch; validation, starting up and waiting for data aren't "
+        f"counted.{stand_ins}"
+    )
+
+
+def hours(duration_s: float) -> str:
+    """Seconds as hours, for people."""
+    return f"{duration_s / 3600:.2f}" if duration_s >= 36 or not duration_s else "< 0.01"

@@ -1,0 +1,1 @@
+"""Run trials through Ray Tune: which starts next, and where."""

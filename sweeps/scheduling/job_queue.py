@@ -1,0 +1,161 @@
+"""Which trial starts next: none before its pretraining is done, and none before the cluster has room for it.
+
+There is no barrier between pretraining and fine-tuning: what a finished pretraining makes possible waits in the same
+line as all the rest, the longest chain of trials first. Only the first of the line may start. Whatever is behind it
+waits too, though there were room for it: small trials that overtook a large one would keep it out for ever.
+"""
+
+import math
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trainables.execution.resources import Bundle
+
+UNIT = 10_000
+"""Ray counts resources in ten-thousandths; whole numbers don't drift while they are taken and given back."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial, as far as its place in the line goes."""
+
+    key: str
+    bundles: tuple[Bundle, ...]  # one a process that Ray places; they may lie on different nodes
+    cost: float = 1.0  # how long it is expected to run, in any unit that all jobs share
+    parent: str | None = None  # the job that must have succeeded before; one that isn't in the queue has
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a bundle has got."""
+
+    node: int
+    cpus: int
+    gpus: tuple[int, ...]
+    share: int  # of each of the GPUs
+
+
+class Room:
+    """What is free on each node, in units."""
+
+    def __init__(self, nodes: Sequence[Bundle]) -> None:
+        self.cpus = [round(node.cpus * UNIT) for node in nodes]
+        self.gpus = [[UNIT] * int(node.gpus) for node in nodes]
+
+    def take(self, bundles: Sequence[Bundle]) -> list[Place] | None:
+        """Place all bundles, the largest first; None, and nothing is taken, where one finds no room."""
+        taken: list[Place] = []
+        for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
+            place = self.find(bundle)
+            if place is None:
+                self.give_back(taken)
+                return None
+            self.change(place, -1)
+            taken.append(place)
+        return taken
+
+    def give_back(self, places: Sequence[Place]) -> None:
+        """Free what was taken."""
+        for place in places:
+            self.change(place, 1)
+
+    def change(self, place: Place, sign: int) -> None:
+        """Take (-1) or free (1) one place."""
+        self.cpus[place.node] += sign * place.cpus
+        for gpu in place.gpus:
+            self.gpus[place.node][gpu] += sign * place.share
+
+    def find(self, bundle: Bundle) -> Place | None:
+        """The tightest place for a bundle: it leaves whole GPUs whole and free nodes free, as Ray does."""
+        cpus, count, share = round(bundle.cpus * UNIT), math.ceil(bundle.gpus), round(min(bundle.gpus, 1) * UNIT)
+        best: tuple[tuple[int, int, int], Place] | None = None
+        for node, (free_cpus, free_gpus) in enumerate(zip(self.cpus, self.gpus, strict=True)):
+            fitting = sorted((free, gpu) for gpu, free in enumerate(free_gpus) if free >= share)[:count]
+            if free_cpus < cpus or len(fitting) < count:
+                continue
+            left = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
+            if best is None or left < best[0]:
+                best = left, Place(node, cpus, tuple(gpu for _, gpu in fitting), share)
+        return best[1] if best else None
+
+
+class Queue:
+    """The line of jobs that are to run on a cluster.
+
+    A job's chain is its own cost and that of the longest chain of jobs that wait for it; among equal chains, the one
+    that most work waits for goes first. So pretrainings come first, and fine-tunings fill what they leave free. Costs
+    need only be right in their order: nothing is put off because another job is expected to end.
+
+    A job that not even an empty cluster has room for waits for nodes, and holds up no other.
+    """
+
+    def __init__(self, jobs: Iterable[Job], nodes: Sequence[Bundle], max_concurrent: int | None = None) -> None:
+        self.jobs = {job.key: job for job in jobs}
+        self.nodes = tuple(nodes)
+        self.max_concurrent = max_concurrent
+        self.dropped: dict[str, str] = {}  # jobs that can't run any more, each with the one whose failure is why
+        self.room = Room(nodes)
+        self.running: dict[str, list[Place] | None] = {}  # None: nodes went, and it waits for room to go on
+        self.children: defaultdict[str, list[str]] = defaultdict(list)
+        for job in self.jobs.values():
+            if job.parent in self.jobs:
+                self.children[job.parent].append(job.key)
+        line = sorted(self.jobs, key=self.chain_and_work, reverse=True)
+        self.turn = {key: turn for turn, key in enumerate(line)}
+        self.ready = [key for key in line if self.jobs[key].parent not in self.jobs]
+        self.waiting = set(self.jobs) - set(self.ready)
+
+    def chain_and_work(self, key: str) -> tuple[float, float]:
+        """The cost of the longest chain of jobs from this one on, and of all jobs from this one on."""
+        below = [self.chain_and_work(child) for child in self.children.get(key, [])]
+        cost = self.jobs[key].cost
+        return cost + max((chain for chain, _ in below), default=0.0), cost + sum(work for _, work in below)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every job has started or been dropped."""
+        return not self.ready and not self.waiting
+
+    def resize(self, nodes: Sequence[Bundle]) -> None:
+        """The cluster consists of these nodes from now on. Jobs that lost their room get it before any other starts."""
+        if tuple(nodes) == self.nodes:
+            return
+        self.nodes, self.room = tuple(nodes), Room(nodes)
+        for key in self.running:
+            self.running[key] = self.room.take(self.jobs[key].bundles)
+
+    def next(self) -> str | None:
+        """The job that is to start at once, which keeps its room until it is `done`; None where none can start."""
+        for key in [key for key, places in self.running.items() if places is None] + self.ready:
+            if key not in self.running and self.max_concurrent and len(self.running) >= self.max_concurrent:
+                return None
+            bundles = self.jobs[key].bundles
+            places = self.room.take(bundles)
+            if places is not None:
+                goes_on = key in self.running
+                self.running[key] = places
+                if not goes_on:
+                    self.ready.remove(key)
+                    return key
+            elif Room(self.nodes).take(bundles) is not None:
+                return None
+        return None
+
+    def done(self, key: str, succeeded: bool) -> None:
+        """A job has come to its end: what waited for it gets ready, or is dropped if it failed or was stopped."""
+        self.room.give_back(self.running.pop(key) or [])
+        if succeeded:
+            for child in self.children.get(key, []):
+                self.waiting.remove(child)
+                insort(self.ready, child, key=self.turn.__getitem__)
+        else:
+            self.dropped |= dict.fromkeys(self.below(key), key)
+            self.waiting -= self.dropped.keys()
+
+    def below(self, key: str) -> Iterator[str]:
+        """All jobs that wait for one, directly or not."""
+        for child in self.children.get(key, []):
+            yield child
+            yield from self.below(child)

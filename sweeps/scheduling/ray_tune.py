@@ -1,0 +1,268 @@
+"""How Ray Tune runs the trials of a sweep.
+
+Each is claimed by its lease, trained, and finished once its artifacts have been read back.
+"""
+
+import functools
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.execution import class_cache
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from sweeps.display.progress import Display
+from sweeps.scheduling.job_queue import Job, Queue
+from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, StagesSearcher
+from trainables import trial as trials
+from trainables.execution.nodes import nodes
+from trainables.execution.resources import DRIVER_CPUS, Bundle, Resources
+from trainables.execution.session import Site, Work, train_here
+from trainables.records import lease as leases
+from trainables.records.lease import Heart, Holder
+from trainables.records.ledger import Ledger
+from trainables.records.mlflow_log import best_metrics
+from trainables.records.timing import Metrics
+from trainables.training.compute import Execution
+from trainables.trial import Trial
+
+QUIET_TUNE = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep within seconds
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the results
+    "RAY_AIR_NEW_OUTPUT": "0",
+    **SEARCHER_ENVIRONMENT,
+}
+
+THREAD_ENDS_WITHIN_S = "600"
+"""How long Tune waits for the thread of a stopped trial, which may be writing a checkpoint, before the next one."""
+
+FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
+"""How a trial ends: three are keys of what it tells Tune; one that has told none was stopped by the scheduler."""
+
+RESTARTS = 3
+"""Of a trial whose driver was lost, with its node or alone: each goes on from the last checkpoint."""
+
+KEPT_SHARE = 4
+"""One of so many trials goes on at each rung of ASHA: Ray's default."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a trial needs to know of the sweep that runs it."""
+
+    run_id: str
+    tracking_uri: str
+    experiment_id: str
+    command: str  # that leases are held for
+    site: Site
+    resources: Mapping[str, Resources]  # by stage
+    execution: Execution
+
+    def parent(self, trial: Trial) -> str | None:
+        """The signature of a trial's pretraining."""
+        return trials.signature(trial.pretraining, self.site.store, self.site.weights) if trial.pretraining else None
+
+
+def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
+    """A trial, as Tune runs it; one that another command holds is left to it.
+
+    What goes wrong is told, not raised: Tune tries again what ends with an error, which is for drivers that are lost.
+    """
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_ENDS_WITHIN_S)
+    work, runs = config["work"], sweep.site.runs
+    signature, trial = work["signature"], trials.from_json(work["trial"])
+    ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
+    lease = leases.acquire(runs, signature, sweep.command)
+    if isinstance(lease, Holder):
+        return {HELD: True}
+    with Heart(runs, lease, sweep.command):
+        if run := ledger.finished(signature):
+            return best_metrics(ledger.client, run.info.run_id) | {FINISHED: True}
+        run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
+        resources = sweep.resources[trial.stage]
+        try:
+            metrics = train(Work(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution))
+            lease.require(runs)
+        except Exception:
+            if not lease.is_held(runs):  # whatever it is, the trial is another's by now
+                return {HELD: True}
+            ledger.give_up(run_id, "FAILED")
+            return {FAILED: traceback.format_exc()}
+        ledger.finish(run_id)
+    return metrics | {FINISHED: True}
+
+
+def trains_here(resources: Resources) -> bool:
+    """Return whether a trial trains in Tune's own process of the trial: one that has a single worker does.
+
+    That process is used again for the next trial, which then costs no start-up and no imports. Several workers are
+    started by Ray Train, anew for each trial, while Tune's process waits for them.
+    """
+    return resources.workers == 1
+
+
+def train(work: Work) -> Metrics:
+    """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
+    if trains_here(work.resources):
+        return train_here(work, tune.report)
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainables.execution.ray_adapter import fit
+
+    return fit(work, [TuneReportCallback()])
+
+
+def own_bundle(resources: Resources) -> Bundle:
+    """Return what Tune's process of a trial needs: what a worker does, or next to nothing where it only waits."""
+    return resources.worker if trains_here(resources) else Bundle(DRIVER_CPUS)
+
+
+def job_of(signature: str, parent: str | None, cost: float, resources: Resources) -> Job:
+    """Return a trial's entry in the queue: what it has to have room for, and what it waits for."""
+    workers = [] if trains_here(resources) else [resources.worker] * resources.workers
+    return Job(signature, (own_bundle(resources), *workers), cost, parent)
+
+
+def resources_of_process(config: Mapping[str, Any], sweep: Sweep) -> tune.PlacementGroupFactory:
+    """Return what Tune reserves for its process of a trial."""
+    bundle = own_bundle(sweep.resources[config["work"]["stage"]])
+    return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
+
+
+class Watch(tune.Callback):
+    """Passes what Tune says of trials on to the display, and ends what a scheduler has stopped."""
+
+    def __init__(self, display: Display, sweep: Sweep, ledger: Ledger) -> None:
+        self.display, self.sweep, self.ledger = display, sweep, ledger
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has started."""
+        self.display.start(trial.config["work"]["signature"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A trial has reported an epoch."""
+        if "train_loss" in result and FINISHED not in result:
+            self.display.epoch(trial.config["work"]["signature"], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial has ended without an error."""
+        signature = trial.config["work"]["signature"]
+        end = end_of(trial.last_result)
+        if end == STOPPED:
+            interrupt(self.ledger, self.sweep, [signature])
+        self.display.end(signature, "held by another command" if end == HELD else end)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's driver has been lost too often."""
+        interrupt(self.ledger, self.sweep, [trial.config["work"]["signature"]])
+        self.display.end(trial.config["work"]["signature"], FAILED)
+
+
+def end_of(result: Mapping[str, Any]) -> str:
+    """How a trial ended, by what it told Tune last."""
+    return next((end for end in (FINISHED, HELD, FAILED) if end in result), STOPPED)
+
+
+def interrupt(ledger: Ledger, sweep: Sweep, signatures: Sequence[str]) -> None:
+    """Give back what this command holds of these trials; those that nobody trains are KILLED: anyone may go on."""
+    for signature in signatures:
+        leases.take_back(sweep.site.runs, signature, sweep.command)
+        run = ledger.trial_run(signature)
+        if run and run.info.status == "RUNNING" and not leases.holder(sweep.site.runs, signature):
+            ledger.give_up(run.info.run_id, "KILLED")
+
+
+class AshaByStage(FIFOScheduler):
+    """Asynchronous successive halving (Li et al. 2018) among pretrainings, and among fine-tunings."""
+
+    def __init__(self, epochs: Mapping[str, int]) -> None:
+        super().__init__()
+        self.of_stage = {
+            stage: ASHAScheduler(
+                "epoch", "best_map10", "max", most, reduction_factor=KEPT_SHARE, stop_last_trials=False
+            )
+            for stage, most in epochs.items()
+        }
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is known."""
+        self.of_stage[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether a trial goes on after what it reported."""
+        if FINISHED in result:
+            return str(TrialScheduler.CONTINUE)
+        return str(self.of_stage[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
+
+
+def run(
+    wanted: Mapping[str, Trial],
+    parents: Mapping[str, str | None],
+    costs: Mapping[str, float],
+    sweep: Sweep,
+    ledger: Ledger,
+    display: Display,
+    max_concurrent: int | None,
+    with_asha: bool,
+) -> dict[str, str]:
+    """Run trials through Ray Tune, each once its pretraining is finished; how each ended that was started.
+
+    That is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command.
+
+    A trial that fails doesn't stop the others. What another command holds, and what waits for that, isn't run.
+    """
+    jobs, configs = [], {}
+    for signature, trial in wanted.items():
+        parent = parents[signature]
+        jobs.append(job_of(signature, parent, costs[signature], sweep.resources[trial.stage]))
+        work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trials.to_json(trial)}
+        configs[signature] = {"work": work}
+    # Ray gives a process that it has started in advance only to what has no environment variables of its own; this one
+    # is for PyTorch Lightning.
+    class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
+    queue = Queue(jobs, nodes(), max_concurrent)
+    epochs = {trial.stage: 1 for trial in wanted.values()}
+    for trial in wanted.values():
+        epochs[trial.stage] = max(epochs[trial.stage], trial.epochs)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(run_trial, sweep=sweep), functools.partial(resources_of_process, sweep=sweep)
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=StagesSearcher(queue, configs, lambda signature: bool(ledger.finished(signature)), nodes),
+            num_samples=-1,
+            scheduler=AshaByStage(epochs) if with_asha else None,
+            # A stopped trial's process ends its training by itself, but not the workers that it may wait for.
+            reuse_actors=not with_asha or all(trains_here(each) for each in sweep.resources.values()),
+        ),
+        run_config=tune.RunConfig(
+            name=sweep.run_id,
+            storage_path=str(sweep.site.runs.local_folder / "tune"),
+            callbacks=[Watch(display, sweep, ledger)],
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            verbose=0,
+        ),
+    )
+    ends = {}
+    for result in tuner.fit():
+        signature = result.config["work"]["signature"]
+        ends[signature] = FAILED if result.error else end_of(result.metrics)
+        if ends[signature] == FAILED:
+            error = str(result.error or result.metrics[FAILED]).strip()
+            place = Path(result.path) / "error.txt"
+            place.write_text(error, encoding="utf-8")
+            display.console.print(
+                f"{wanted[signature].name} failed: {error.splitlines()[-1]} (see {place})",
+                markup=False,
+                highlight=False,
+            )
+    return ends

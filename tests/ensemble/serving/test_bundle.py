@@ -1,0 +1,411 @@
+"""An ensemble's models on their own: exported, searched with, and served by MLflow."""
+
+import ast
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from data.errors import UserError
+from data.loading import batches
+from data.loading.batches import load_files
+from data.splits import Splits
+from data.store.shards import open_split
+from data.waveform import decode_file
+from ensemble import export
+from ensemble.serving import audio_index, bundle
+from trainables import trial as trials
+from trainables.networks import dual_encoder
+from trainables.records import checkpoint
+from trainables.records.embeddings import read_embeddings
+from trainables.records.ledger import open_ledger
+from trainables.records.run_storage import Runs
+from trainables.training import embedding
+from trainables.training.embedding import embed, embed_audio, embed_files, embed_text
+
+CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
+SENTENCE = "a dog barks while it rains"
+
+
+@pytest.fixture(scope="module")
+def runs(space_file, tmp_path_factory):
+    """A folder of runs with two models, random as they are, and the trials."""
+    folder = tmp_path_factory.mktemp("runs")
+    splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
+    found = runpy.run_path(str(space_file))["tiny"](splits, "float32")
+    for number, trial in enumerate(found):
+        save(folder, trial, f"{number:016x}")
+    return folder
+
+
+def save(runs, trial, signature):
+    """A model, random as it is."""
+    network = dual_encoder.build(trial, CAPTIONS)
+    checkpoint.save_model(runs / "models" / signature, trial, network.text, checkpoint.weights_of(network))
+
+
+@pytest.fixture(scope="module")
+def ensemble(runs):
+    """An ensemble of the two, as select.py writes it."""
+    signatures = sorted(path.name for path in (runs / "models").iterdir())
+    members = [
+        {"name": f"member {place}", "weight": weight, "signature": signature}
+        for place, (signature, weight) in enumerate(zip(signatures, (0.75, 0.25), strict=True))
+    ]
+    path = runs / "ensemble.json"
+    path.write_text(json.dumps({"members": members, "fusion_name": "mean", "fusion": "weighted mean of scores"}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Recordings of other rates, lengths, channels and names, one of them torn, and what isn't audio."""
+    folder = tmp_path_factory.mktemp("sounds")
+    (folder / "below").mkdir()
+    rng = np.random.default_rng(0)
+    for name, rate_hz, seconds, channels in (
+        ("dög, barking.wav", 44_100, 3.2, 1),
+        ("below/rain.flac", 32_000, 1.0, 2),
+        ("below/[wind].ogg", 48_000, 40.0, 1),
+    ):
+        soundfile.write(folder / name, rng.normal(0, 0.1, (int(rate_hz * seconds), channels)), rate_hz)
+    whole = (folder / "dög, barking.wav").read_bytes()
+    (folder / "torn.wav").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("no sound")
+    return folder
+
+
+def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
+    """As decoded, resampled, rounded and cut by data/prepare.py: the same vectors to the last bit."""
+    folder = next((runs / "models").iterdir())
+    network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
+    split = open_split(tone_store, "folder/test")
+    stored = embed(network, trial, "", split)
+    paths = [Path(tones) / clip_id.removeprefix("folder/test/") for clip_id in split.clip_ids]
+    vectors_AD, embedded, refused = embed_files(network, trial, paths)
+    assert embedded == paths
+    assert not refused
+    np.testing.assert_array_equal(vectors_AD, stored.audio_AD)
+
+
+def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
+    folder = next((runs / "models").iterdir())
+    network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
+    path = sounds / "below" / "[wind].ogg"
+    found = list(load_files([path], trial.audio.segment_s, 2.0, 4, lambda path, why: None))
+    assert found[0].segments_per_clip.tolist() == [2]
+    assert embed_audio(network, trial, found)[0].shape == (1, trial.embedding_size)
+
+
+def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_command, call_command, tmp_path):
+    """Once in a process of its own, as a user runs it."""
+    folder = sorted((runs / "models").iterdir())[0]
+    sentences = tmp_path / "sentences.csv"
+    sentences.write_text('caption,more\n"a dog, barking",x\nrain falls,y\n', encoding="utf-8")
+    words = ("trainables/embed.py", "--audio", sounds, "--captions", sentences, "--out", tmp_path / "out.arrow")
+    done = run_command(*words, "--checkpoint", folder)
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr
+    assert "torn.wav: torn" in done.stderr
+    found = read_embeddings(tmp_path / "out.arrow")
+    assert found.clip_ids == ["below/[wind].ogg", "below/rain.flac", "dög, barking.wav"]
+    assert found.queries == ["a dog, barking", "rain falls"]
+    np.testing.assert_allclose(np.linalg.norm(found.audio_AD, axis=1), 1, atol=1e-5)
+    assert call_command(*words, "--checkpoint", folder.name, "--runs", runs).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--checkpoint", "{runs}", "--audio", "{sounds}"], "holds no trained model"),
+        (["--checkpoint", "0123456789abcdef", "--audio", "{sounds}"], "holds no runs"),
+        (["--checkpoint", "{model}", "--audio", "{runs}/absent"], "isn't a folder"),
+        (["--checkpoint", "{model}", "--audio", "{runs}/models"], "holds no audio file"),
+        (["--checkpoint", "{model}", "--captions", "{empty}"], "holds no sentence"),
+        (["--checkpoint", "{model}", "--captions", "{marks}"], "marks.txt, line 2: no word is left of '?!'"),
+        (["--checkpoint", "{model}", "--captions", "{table}"], "caption"),
+        (["--checkpoint", "{model}"], "nothing to embed"),
+    ],
+)
+def test_what_can_not_be_embedded_is_named(words, why, runs, sounds, tmp_path, call_command):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "marks.txt").write_text("rain\n?!\n")
+    (tmp_path / "table.csv").write_text("text\nrain\n")
+    places = {name: tmp_path / f"{name}.{'csv' if name == 'table' else 'txt'}" for name in ("empty", "marks", "table")}
+    given = [word.format(runs=runs, sounds=sounds, model=next((runs / "models").iterdir()), **places) for word in words]
+    failed = call_command("trainables/embed.py", *given, "--out", tmp_path / "out.arrow", "--runs", runs)
+    assert failed.returncode == 2
+    assert why in failed.stderr
+    assert not (tmp_path / "out.arrow").exists()
+
+
+def test_dot_products_are_the_weighted_means_of_the_members(ensemble, runs, sounds):
+    models = bundle.load(ensemble, Runs.of(runs))
+    paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
+    audio_AD, _, _ = models.embed_files(paths)
+    scores = models.embed_text([SENTENCE]) @ audio_AD.T
+    expected = sum(
+        own.weight * (embed_text(own.model, own.trial, [SENTENCE]) @ embed_files(own.model, own.trial, paths)[0].T)
+        for own in models.members
+    )
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def write_ensemble(path, signatures):
+    members = [{"name": f"member {signature}", "weight": 1.0, "signature": signature} for signature in signatures]
+    path.write_text(json.dumps({"members": members, "fusion_name": "mean", "fusion": "weighted mean of scores"}))
+    return path
+
+
+def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
+    """A member that hears a second doesn't notice that a file is torn later on."""
+    trial = trials.load_trial(runs / "models" / f"{0:016x}")
+    for signature, longest_s in (("a" * 16, 1.0), ("b" * 16, 30.0)):
+        save(tmp_path, replace(trial, longest_audio_s=longest_s), signature)
+    paths = [sounds / "torn.wav", sounds / "below" / "rain.flac"]
+    for order in ("ab", "ba"):
+        path = write_ensemble(tmp_path / "ensemble.json", [letter * 16 for letter in order])
+        models = bundle.load(path, Runs.of(tmp_path))
+        vectors_AD, embedded, refused = models.embed_files(paths)
+        assert embedded == paths[1:]
+        assert list(refused) == paths[:1]
+        np.testing.assert_allclose(vectors_AD, models.embed_files(paths[1:])[0], atol=1e-6)
+        assert models.embed_files(paths[:1])[0].shape == (0, models.embedding_size)
+
+
+def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(batches, "decode_file", lambda path: decoded.append(path) or decode_file(path))
+    paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
+    bundle.load(ensemble, Runs.of(runs)).embed_files(paths)
+    assert decoded == paths
+
+
+def test_models_are_where_this_process_embeds_fastest(ensemble, runs, monkeypatch):
+    monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("meta"))
+    members = bundle.load(ensemble, Runs.of(runs)).members
+    assert {weights.device.type for member in members for weights in member.model.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_scores_of_a_cpu(ensemble, runs, sounds, monkeypatch):
+    paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
+    models = bundle.load(ensemble, Runs.of(runs))
+    assert {weights.device.type for weights in models.members[0].model.parameters()} == {"cuda"}
+    scores = models.embed_text([SENTENCE]) @ models.embed_files(paths)[0].T
+    monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("cpu"))
+    plain = bundle.load(ensemble, Runs.of(runs))
+    np.testing.assert_allclose(scores, plain.embed_text([SENTENCE]) @ plain.embed_files(paths)[0].T, atol=1e-3)
+
+
+def test_links_are_listed_once_and_leave_with_their_name(ensemble, runs, sounds, tmp_path):
+    models = bundle.load(ensemble, Runs.of(runs))
+    audio, index = tmp_path / "audio", tmp_path / "index"
+    audio.mkdir()
+    (audio / "own.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
+    (audio / "inside.flac").symlink_to(audio / "own.flac")
+    (audio / "outside.wav").symlink_to(sounds / "dög, barking.wav")
+    audio_index.add(index, audio, models)
+    names = [str(audio / name) for name in ("inside.flac", "outside.wav", "own.flac")]
+    assert audio_index.open_index(index, models).paths == names
+    (audio / "outside.wav").unlink()
+    (audio / "inside.flac").unlink()
+    audio_index.add(index, audio, models)
+    assert audio_index.open_index(index, models).paths == names[2:]
+
+
+def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, caplog):
+    """Wherever that was: before its stamps are written they are none, or the file of them is absent."""
+    models = bundle.load(ensemble, Runs.of(runs))
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "rain.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
+        audio_index.add(tmp_path / "index", folder, models)
+    names = [str(folder / "rain.flac") for folder in folders]
+    stamps = tmp_path / "index" / audio_index.FILES_FILE
+    for cut_off in (lambda: stamps.write_text("{}"), stamps.unlink):
+        cut_off()
+        for folder in folders:
+            with caplog.at_level("INFO"):
+                audio_index.add(tmp_path / "index", folder, models)
+            assert caplog.messages[-1] == "1 files embedded, 1 were there, 0 are gone"
+        assert audio_index.open_index(tmp_path / "index", models).paths == names
+        assert set(json.loads(stamps.read_text())) == set(names)
+
+
+def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypatch):
+    models = bundle.load(ensemble, Runs.of(runs))
+    audio_index.add(tmp_path, sounds / "below", models)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audio_index, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        audio_index.add(tmp_path, sounds / "below", models)
+    assert (tmp_path / audio_index.FILES_FILE).exists()
+
+
+def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, call_command, tmp_path):
+    """It is searched in a process of its own, as a user does."""
+    index = tmp_path / "index"
+    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
+    made = call_command(*words, "--add", sounds)
+    assert made.returncode == 0, made.stderr
+    assert "3 files embedded, 0 were there, 0 are gone" in made.stderr
+    assert "left out" in made.stderr
+    answered = run_command(*words, "--top", 2, SENTENCE)
+    lines = answered.stdout.splitlines()
+    assert len(lines) == 2
+    score, path = lines[0].split("  ")
+    assert Path(path).exists()
+    models = bundle.load(ensemble, Runs.of(runs))
+    vectors, paths, _ = models.embed_files(
+        sorted(path for path in sounds.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
+    )
+    scores = (models.embed_text([SENTENCE]) @ vectors.T)[0]
+    assert path == str(paths[int(scores.argmax())])
+    assert float(score) == pytest.approx(float(scores.max()), abs=1e-4)
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(more / name, np.random.default_rng(1).normal(0, 0.1, 64_000), 32_000)
+    audio_index.add(index, more, models)
+    (more / "a.wav").unlink()
+    soundfile.write(more / "b.wav", np.random.default_rng(2).normal(0, 0.1, 96_000), 32_000)
+    before = audio_index.open_index(index, models)
+    audio_index.add(index, more, models)
+    after = audio_index.open_index(index, models)
+    assert [path for path in before.paths if path not in after.paths] == [str(more / "a.wav")]
+    place = {path: number for number, path in enumerate(before.paths)}
+    for number, path in enumerate(after.paths):
+        same = (after.vectors_AD[number] == before.vectors_AD[place[path]]).all()
+        assert same == (path != str(more / "b.wav"))
+
+
+def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
+    models = bundle.load(ensemble, Runs.of(runs))
+    with pytest.raises(UserError, match="make it with --add"):
+        audio_index.open_index(tmp_path, models)
+    audio_index.add(tmp_path, sounds, models)
+    with pytest.raises(UserError, match="no word is left"):
+        audio_index.search(models, audio_index.open_index(tmp_path, models), ["..."], 3)
+    changed = json.loads(ensemble.read_text())
+    changed["members"][0]["weight"] = 0.5
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="the index of another ensemble"):
+        audio_index.open_index(tmp_path, bundle.load(other, Runs.of(runs)))
+    gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
+    for change, why in (
+        ({"fusion_name": "rank", "fusion": "mean of ranks"}, "only the mean"),
+        ({"members": [{"name": "file", "weight": 1.0}]}, "is a file of scores"),
+        ({"members": [gone]}, "model of member 'gone' is gone"),
+    ):
+        other.write_text(json.dumps(changed | change))
+        with pytest.raises(UserError, match=why):
+            bundle.load(other, Runs.of(runs))
+
+
+def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):
+    """A process of its own shows what is imported."""
+    out = tmp_path / "exported"
+    done = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in out.iterdir()} == {"README.md", "ensemble.json", "members"}
+    vector = bundle.load(ensemble, Runs.of(runs)).embed_text([SENTENCE])
+    script = (
+        "import sys; from pathlib import Path; from ensemble.serving import bundle; "
+        f"print(bundle.load(Path({str(out)!r})).embed_text([{SENTENCE!r}]).tobytes().hex()); "
+        "assert not {'ray', 'mlflow'} & set(sys.modules), 'ray or mlflow was imported'"
+    )
+    alone = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3]
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.strip() == vector.tobytes().hex()
+    index = tmp_path / "index"
+    words = ("ensemble/search.py", "--ensemble", out, "--index", index, "--runs", tmp_path / "nowhere")
+    assert call_command(*words, "--add", sounds, SENTENCE).returncode == 0
+    again = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def file_of(module):
+    """The file of one of our modules; None for others."""
+    place = ROOT / Path(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.exists()), None)
+
+
+def imports(nodes):
+    """The modules that these import, or may: of `from a import b`, also a.b."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_a_registered_model_imports_is_required():
+    """From what MLflow runs on, and every encoder: what modules import at once of ours, and all they import of others.
+
+    Imports of ours within functions are for commands, but for those of the model that MLflow runs.
+    """
+    todo = ["ensemble.serving.mlflow_model", "ensemble.serving.bundle", "ensemble.serving.audio_index"]
+    todo += [".".join(path.relative_to(ROOT).with_suffix("").parts)
+             for path in (ROOT / "trainables" / "encoders").glob("*/*.py")]  # fmt: skip
+    seen, others = set(), {}
+    while todo:
+        module = todo.pop()
+        if module in seen or (path := file_of(module)) is None:
+            continue
+        seen.add(module)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        todo += imports(tree.body)
+        others |= {name.partition(".")[0]: module for name in imports(ast.walk(tree)) if file_of(name) is None}
+    ours = {"data", "trainables", "sweeps", "ensemble"}
+    needed = {name: module for name, module in others.items() if name not in sys.stdlib_module_names | ours}
+    assert needed["torch"]
+    assert {name: module for name, module in needed.items() if name not in export.REQUIREMENTS} == {}
+
+
+def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
+    ensemble, runs, sounds, run_command, call_command, tmp_path
+):
+    """It is exported in a process, as a user does, and served in another, from elsewhere, as MLflow does."""
+    models = bundle.load(ensemble, Runs.of(runs))
+    audio_index.add(tmp_path / "index", sounds, models)
+    words = ("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
+    done = run_command(*words, "--register", "tones", "--out", tmp_path / "exported")
+    assert done.returncode == 0, done.stderr
+    assert "Registered models:/tones/1" in done.stderr
+    script = (
+        "import json, mlflow; "
+        f"mlflow.set_tracking_uri({open_ledger(runs).tracking_uri!r}); "
+        f"answers = mlflow.pyfunc.load_model('models:/tones/1').predict({[SENTENCE, CAPTIONS[0]]!r}); "
+        "print(json.dumps([[[clip.score, clip.path] for clip in answer] for answer in answers]))"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    answers = [[tuple(clip) for clip in answer] for answer in json.loads(elsewhere.stdout.splitlines()[-1])]
+    index = audio_index.open_index(tmp_path / "index", models)
+    expected = audio_index.search(models, index, [SENTENCE, CAPTIONS[0]], 10)
+    assert answers == expected
+    alone = call_command(*words, "--out", tmp_path / "other")
+    assert "--register and --index go together" in alone.stderr

@@ -1,0 +1,117 @@
+"""What trials cost, by hand on a store of known size; and the table that says so."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from data.corpora import synthetic
+from data.leakage.exclusions import EXCLUSIONS_FILE
+from data.schema import EXCLUSIONS
+from data.splits import Splits
+from data.store import shards
+from data.store.shards import open_split, write_table
+from data.store.storage import Store
+from sweeps import spaces
+from sweeps.planning.estimate import END_TOKENS, Gpu, basis, epoch_of, report, seconds
+from trainables import encoders, recipes
+from trainables.encoders.text import huggingface
+
+SPLITS = Splits("synthetic/development", "synthetic/validation", "synthetic/evaluation", ("synthetic/development",))
+GPU = Gpu("a GPU", tflops=100.0, used=0.5)
+
+
+def write_store(folder):
+    """7 clips of 12 s, five captions each."""
+    for split in synthetic.read(None, config=synthetic.Config(7, 1, 1, 12.0, 12.0)):
+        place = folder / split.corpus / split.name
+        name = shards.shard_name(0, split.clips, "pcm16")
+        shard = shards.write_shard(place / name, split.corpus, split.name, split.clips, "pcm16")
+        shards.write_paraphrases(place, split.paraphrases)
+        shards.write_split(place, split, "pcm16", [shard])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return recipes.paper("passt:N", "huggingface:bert-base", SPLITS, "bfloat16")
+
+
+def epoch_by_hand(store):
+    """Pairs, and the tokens of the longest caption: a batch of 64 holds all 35."""
+    captions = [caption for clip in open_split(store, SPLITS.train).captions for caption in clip]
+    return len(captions), max(len(caption.split()) for caption in captions) + END_TOKENS
+
+
+def test_the_cost_is_that_of_every_pairs_operations_in_every_epoch(store, trial):
+    pairs, longest = epoch_by_hand(store)
+    tokens = epoch_of(Store.of(store), trial.train, 10.0, 30.0, 64).tokens
+    assert pairs == 35
+    assert longest - 2 <= tokens <= longest
+    segments = 2  # 12 s in segments of 10
+    audio, text = encoders.module_of(trial.audio).flops(trial.audio), huggingface.flops(trial.text, tokens)
+    expected = 16 * pairs * 3 * (segments * audio + text) / (100e12 * 0.5)
+    assert seconds(trial, store, GPU) == pytest.approx(expected)
+    assert audio == pytest.approx(2 * 85e6 * 284, rel=0.1)  # twice the layers' weights for each of 284 tokens
+
+
+def test_what_makes_a_training_longer_costs_more(store, trial):
+    cost = seconds(trial, store)
+    assert seconds(replace(trial, schedule=replace(trial.schedule, epochs=32)), store) == pytest.approx(2 * cost)
+    assert seconds(replace(trial, precision="float32"), store) == pytest.approx(2 * cost)
+    assert seconds(trial, store, Gpu(tflops=140.0)) == pytest.approx(cost / 2)
+    assert seconds(replace(trial, longest_audio_s=10.0), store) < 0.6 * cost
+    assert seconds(replace(trial, text=huggingface.VARIANTS["roberta-large"]), store) > 1.05 * cost
+    frozen = seconds(replace(trial, frozen_audio=True, frozen_text=True), store)
+    assert frozen == pytest.approx(cost / 3)
+
+
+def test_what_is_excluded_costs_nothing(trial, tmp_path):
+    whole, part = write_store(tmp_path / "whole"), write_store(tmp_path / "part")
+    row = {"clip_id": open_split(part, SPLITS.train).clip_ids[0], "split": SPLITS.train, "reason": "heard elsewhere"}
+    write_table(part / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+    frozen = replace(trial, frozen_text=True)
+    assert epoch_of(Store.of(part), trial.train, 10.0, 30.0, 64).pairs == 30
+    assert seconds(frozen, part) == pytest.approx(seconds(frozen, whole) * 6 / 7, rel=0.02)
+
+
+def test_an_encoder_of_unknown_size_is_counted_as_a_known_one_and_named(store, trial):
+    unknown = replace(trial, text=huggingface.Config("some/model"))
+    assert seconds(unknown, store) == seconds(trial, store)
+    assert "The size of huggingface:custom isn't known: it is counted as huggingface:bert-base" in basis(
+        [{"a": unknown}], set(), store
+    )
+    assert "isn't known" not in basis([{"a": trial}], set(), store)
+
+
+def test_every_trial_of_every_space_has_a_cost(store):
+    for name in spaces.named():
+        trials = spaces.space(name)(SPLITS, "bfloat16")
+        assert all(seconds(trial, store) > 0 for trial in trials)
+
+
+def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, trial):
+    tuned = [recipes.paper_fine_tuning(trial, SPLITS, paraphrase_probability=share) for share in (0.0, 0.3, 0.5)]
+    alone = recipes.baseline("cnn14:dcase2023", "huggingface:all-mpnet-base-v2", SPLITS, "bfloat16")
+    stages = [{"aaaa": trial, "bbbb": alone}, dict(zip(("cccc", "dddd", "eeee"), tuned, strict=True))]
+    weak = Gpu("slow one", tflops=1e-2, used=1.0)
+    sheet = report(stages, {"aaaa"}, store, weak)
+    assert [column.heading for column in sheet.columns] == [
+        "trial", "stage", "pretraining", "state", "GPU hours", "signature",
+    ]  # fmt: skip
+    first, second, *rest = sheet.rows
+    cost = f"{seconds(trial, store, weak) / 3600:.2f}"
+    assert first == (trial.name, "pretraining", "for 3", "finished", cost, "aaaa")
+    assert (second[0], second[3]) == (alone.name, "to run")
+    assert all(row[1:3] == ("fine-tuning", "shared with 2") for row in rest)
+    assert max(map(len, sheet.lines(80))) <= 80
+    every = [trial, alone, *tuned]
+    left, total = (sum(seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
+    text = basis(stages, {"aaaa"}, store, weak)
+    assert text.startswith(f"{left:.2f} GPU hours are still to be run, of {total:.2f} in all. ")
+    assert "on one slow one, at 100% of its 0.01 TFLOPS" in text

@@ -1,0 +1,213 @@
+"""The members of an ensemble, trained once more on all splits."""
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from data.errors import UserError
+from data.splits import Splits
+from sweeps import grid, spaces
+from sweeps.planning import retraining
+from trainables import recipes
+from trainables import trial as trials
+from trainables.records.ledger import create_ledger, open_ledger
+
+EVERYTHING = {"folder/train", "folder/validation", "folder/test"}
+
+
+@pytest.fixture(scope="module")
+def chosen(own_runs, call_command, tmp_path_factory):
+    """An ensemble of the sweep's two fine-tunings and their pretraining."""
+    folder = tmp_path_factory.mktemp("chosen")
+    done = call_command("ensemble/select.py", "--runs", own_runs, "--sweep", "first", "--no-test", "--method", "all",
+                        "--folds", 0, "--out", folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "ensemble.json"
+
+
+@pytest.mark.parametrize("begin", ["pretraining", "finetuning"])
+def test_each_member_is_trained_on_all_splits_up_to_its_best_epochs(chosen, begin):
+    entries = json.loads(chosen.read_text())["members"]
+    found = retraining.members(json.loads(chosen.read_text()), chosen, begin)
+    assert len(found) == len(entries) == 3
+    for member, entry in zip(found, entries, strict=True):
+        before, after = trials.from_json(entry["trial"]), member.trial
+        if begin == "finetuning" and before.pretraining is None:
+            assert not member.is_retrained
+            continue
+        assert set(after.train) == EVERYTHING
+        assert after.final_epoch == entry["epoch"]
+        assert after.schedule == before.schedule
+        if before.pretraining and begin == "pretraining":
+            assert set(after.pretraining.train) == EVERYTHING
+            assert after.pretraining.final_epoch == entry["pretraining_epoch"]
+        elif before.pretraining:
+            assert after.pretraining == before.pretraining
+
+
+def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_command, cluster):
+    """A sweep of its own: what a training without validation leaves."""
+    runs = own_runs
+    words = ("sweeps/grid.py", "--retrain", chosen, "--store", tone_store, "--runs", runs)
+    done = call_command(*words, "--retrain-from", "finetuning", "--name", "final")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "best validation" not in done.stdout
+    ledger, path = open_ledger(runs), runs / "ensembles" / "final" / "ensemble.json"
+    ensemble, before = json.loads(path.read_text()), json.loads(chosen.read_text())
+    assert [member["weight"] for member in ensemble["members"]] == [member["weight"] for member in before["members"]]
+    assert ensemble["before_retraining"]["validation"] == before["validation"]
+    retrained = [member for member in ensemble["members"] if member.get("retrained")]
+    assert len(retrained) == 2
+    for member in retrained:
+        run = ledger.finished(member["signature"])
+        assert run.info.run_id == member["run_id"]
+        assert not {"map10", "validation_loss", "best_map10"} & set(run.data.metrics)
+        assert not ledger.client.list_artifacts(run.info.run_id, "embeddings")
+    for refused in (
+        call_command("ensemble/select.py", "--runs", runs, "--sweep", "final"),
+        call_command("ensemble/select.py", "--runs", runs, "--evaluate", path),
+        call_command("ensemble/select.py", "--runs", runs, "--export", path),
+    ):
+        assert refused.returncode == 2
+        assert re.search("was trained on all splits, those that it would be judged by included", refused.stderr)
+    again = call_command(*words, "--retrain-from", "finetuning", "--name", "again")
+    assert "0 of them are still to be run" in again.stdout
+
+
+SPLITS = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
+BASE = spaces.from_scratch(SPLITS, "float32", "cnn:small", 1e-3, epochs=6)
+FINE = spaces.fine_tuning(SPLITS, BASE, 0.4, epochs=3)
+BASELINE = recipes.baseline("cnn:small", "transformer:small", SPLITS, "float32")
+
+
+def entry(trial=FINE, **changes):
+    """A member as select.py writes it."""
+    told = {"name": "one", "weight": 1.0, "epoch": 3, "pretraining_epoch": 5, "trial": trials.to_json(trial)}
+    return told | changes
+
+
+def without(key):
+    return {"members": [{name: value for name, value in entry().items() if name != key}]}
+
+
+def changed(**settings):
+    """A member whose trial is changed."""
+    return {"members": [entry() | {"trial": trials.to_json(FINE) | settings}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ({}, "has no members"),
+        (
+            {"members": [{"name": "file", "weight": 1.0, "folder": "pool"}]},
+            "member 1, 'file': it doesn't say how it was trained",
+        ),
+        ([1], "has no members"),
+        ({"members": [entry(), 3]}, "member 2: it doesn't say how it was trained"),
+        (without("epoch"), "member 1, 'one': it doesn't say how it was trained"),
+        ({"members": [entry() | {"trial": {}}]}, "member 1, 'one': not a trial"),
+        ({"members": [entry() | {"trial": [1]}]}, r"member 1, 'one': not a trial: .*not \[1\]"),
+        ({"members": [entry() | {"trial": None}]}, "member 1, 'one': not a trial"),
+        (changed(audio=[1]), r"member 1, 'one': audio encoder: it must be settings with a family, not \[1\]"),
+        (changed(text={}), "member 1, 'one': text encoder: it must be settings with a family"),
+        (changed(pretraining="x"), "member 1, 'one': not a trial: .*not 'x'"),
+        (changed(batch_size="8"), "member 1, 'one': not a trial: .*batch_size"),
+        (changed(batch_size=1), "member 1, 'one': batch_size is 1"),
+        ({"members": [entry(), entry(epoch="3")]}, "member 2, 'one': its epoch is '3': .*from 1 to 3"),
+        ({"members": [entry(epoch=None)]}, "member 1, 'one': its epoch is None"),
+        ({"members": [entry(epoch=4)]}, "member 1, 'one': its epoch is 4: .*from 1 to 3"),
+        ({"members": [entry(epoch=True)]}, "member 1, 'one': its epoch is True"),
+        ({"members": [entry(pretraining_epoch="5")]}, "member 1, 'one': its pretraining_epoch is '5': .*from 1 to 6"),
+        ({"members": [entry(pretraining_epoch=None)]}, "member 1, 'one': its pretraining_epoch is None"),
+        (without("pretraining_epoch"), "use --retrain-from finetuning"),
+        ({"members": [entry(weight="a")]}, "member 1, 'one': its weight is 'a': it must be a number from 0 on"),
+        ({"members": [entry(weight=-1)]}, "its weight is -1"),
+        ({"members": [entry(weight=float("nan"))]}, "its weight is nan"),
+        ({"members": [entry(replace(FINE, final_epoch=2))]}, "has been trained on all splits already"),
+        ({"members": [entry(), entry(BASELINE)]},
+         "member 2, 'one': the schedule of its pretraining goes by validation .*: take the member out of the file, or"),
+        ({"members": [entry(replace(FINE, pretraining=replace(BASE, schedule=BASELINE.schedule)))]},
+         "member 1, 'one': the schedule of its pretraining .*, or leave it as it is with --retrain-from finetuning"),
+        ({"members": [entry(replace(FINE, schedule=BASELINE.schedule))]},
+         "member 1, 'one': the schedule of its fine-tuning .*: take the member out of the file$"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_trained_again_is_named(content, why, tmp_path):
+    path = tmp_path / "ensemble.json"
+    with pytest.raises(UserError, match=why) as caught:
+        retraining.members(json.loads(json.dumps(content)), path, "pretraining")
+    assert str(path) in str(caught.value)
+
+
+def test_a_pretraining_that_goes_by_losses_can_stay_as_it_is():
+    own = replace(FINE, pretraining=replace(BASE, schedule=BASELINE.schedule))
+    (member,) = retraining.members({"members": [entry(own)]}, "x.json", "finetuning")
+    assert (member.trial.pretraining, member.trial.final_epoch) == (own.pretraining, 3)
+
+
+@pytest.fixture
+def retrain(call_command, tmp_path, monkeypatch):
+    """Runs the command in this process up to where it would start Ray; and the ensemble that it would retrain."""
+    path = tmp_path / "runs" / "ensembles" / "first" / "ensemble.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"members": [entry()]}))
+
+    def begins(arguments):
+        raise InterruptedError
+
+    monkeypatch.setattr(grid, "start_cluster", begins)
+
+    return partial(call_command, "sweeps/grid.py", "--runs", tmp_path / "runs"), path
+
+
+def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_path):
+    run, path = retrain
+    refused = run("--retrain", path, "--name", "first")
+    assert refused.returncode == 2
+    assert re.search(r"--name first: .*first/ensemble.json is the ensemble that is retrained", refused.stderr)
+    ledger = create_ledger(tmp_path / "runs")
+    moved = path.rename(tmp_path / "ensemble.json")
+    ledger.start_sweep("first", ["0" * 16], {"retrain": None})
+    refused = run("--retrain", moved, "--name", "first")
+    assert refused.returncode == 2
+    assert re.search("--name first: a sweep has that name, and isn't this retraining of .*ensem", refused.stderr)
+    assert ledger.sweep("first").signatures == ["0" * 16]
+    with pytest.raises(InterruptedError):
+        run("--retrain", moved, "--name", "final")
+    ledger.start_sweep("final", ["0" * 16], {"retrain": [str(moved), "pretraining"]})
+    with pytest.raises(InterruptedError):  # the same command goes on
+        run("--retrain", moved, "--name", "final")
+    refused = run("--retrain", moved, "--name", "final", "--retrain-from", "finetuning")
+    assert refused.returncode == 2
+    assert "--name final: a sweep has that name" in refused.stderr
+
+
+def test_what_is_written_is_of_what_was_read(retrain, tmp_path):
+    chosen = {"members": [entry(), entry(BASE)], "validation": 1, "fusion_name": "mean"}
+    found = retraining.members(chosen, tmp_path / "gone.json", "finetuning")
+    done = {found[0].trial: ("f" * 16, "run")}
+    written = retraining.retrained(chosen, found, done)
+    assert [member.get("retrained") for member in written["members"]] == [True, None]
+    assert written["before_retraining"] == {"validation": 1}
+    assert "validation" in chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--retrain-from", "finetuning"], "that is for --retrain"),
+        (["--retrain", "x.json", "--space", "small"], "--space: the ensemble says what is trained"),
+        (["--retrain", "x.json", "--corpus", "clotho"], "--corpus: the ensemble says"),
+        (["--retrain", "x.json", "--scheduler", "asha"], "--scheduler: without validation"),
+        (["--retrain", "x.json"], "x.json"),
+    ],
+)
+def test_options_that_do_not_go_together(words, why, call_command, tmp_path):
+    failed = call_command("sweeps/grid.py", *words, "--runs", tmp_path)
+    assert failed.returncode == 2
+    assert why in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,124 @@
+"""Training in this process: one trial after another, from a checkpoint, and what is kept of it."""
+
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from trainables import trial as trials
+from trainables.execution.resources import Resources
+from trainables.execution.session import Site, Work, committed, last_committed, train_here
+from trainables.records import lease as leases
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST_FILE, VALIDATION_FILE
+from trainables.records.lease import LeaseLostError
+from trainables.records.ledger import create_ledger
+from trainables.records.run_storage import Runs
+from trainables.trial import MODEL_FILE
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    return create_ledger(tmp_path_factory.mktemp("ledger"))
+
+
+def work_of(trial, store, runs, ledger, **settings):
+    """What there is to do for a trial, under its next lease."""
+    lease = leases.acquire(runs, trials.signature(trial, str(store)))
+    run_id = ledger.claim(trial, lease.signature, None)
+    return Work(trial, lease, None, run_id, Site(str(store), runs, ledger.tracking_uri, **settings), Resources())
+
+
+def weights_of(runs, work):
+    return load_file(runs.folder / "models" / work.lease.signature / MODEL_FILE)
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    assert all((got[name] == tensor).all() for name, tensor in expected.items())
+
+
+@pytest.fixture(scope="module")
+def alone(trial, store, ledger, tmp_path_factory):
+    """A trial that is trained on its own: its work, metrics and weights, and what it reported."""
+    runs, reported = Runs.of(tmp_path_factory.mktemp("alone")), []
+    work = work_of(trial, store, runs, ledger, keep_epochs=True)
+    metrics = train_here(work, reported.append)
+    return work, metrics, weights_of(runs, work), reported
+
+
+def test_each_epoch_is_reported_and_the_best_one_returned(alone, trial):
+    _, metrics, _, reported = alone
+    assert [epoch["epoch"] for epoch in reported] == list(range(1, trial.epochs + 1))
+    best = max(reported, key=lambda epoch: (epoch["map10"], -epoch["epoch"]))
+    assert metrics["epoch"] == best["epoch"]
+    assert metrics["map10"] == best["map10"]
+
+
+def test_model_and_embeddings_are_kept_and_one_checkpoint(alone, ledger, trial):
+    work, *_ = alone
+    names = {file.path for file in ledger.client.list_artifacts(work.run_id, EMBEDDINGS_FOLDER)}
+    assert names == {f"{EMBEDDINGS_FOLDER}/{name}" for name in (VALIDATION_FILE, TEST_FILE, EPOCHS_FOLDER)}
+    (folder,) = (work.site.runs.folder / "trials" / work.lease.folder).glob("checkpoint_*")
+    assert work.site.runs.read(committed(work.lease)).decode() == folder.name
+    assert folder.name == f"checkpoint_{trial.epochs:06}"
+
+
+def test_a_trial_after_another_one_is_trained_as_in_a_process_of_its_own(alone, trial, store, ledger, tmp_path):
+    """Tune's process of a trial is used again: nothing of the trial before may be left, be it a generator's state."""
+    runs = Runs.of(tmp_path)
+    train_here(work_of(replace(trial, seed=trial.seed + 1), store, runs, ledger), lambda metrics: None)
+    work = work_of(trial, store, runs, ledger)
+    metrics = train_here(work, lambda metrics: None)
+    assert_same(weights_of(runs, work), alone[2])
+    assert metrics["validation_loss"] == alone[1]["validation_loss"]
+
+
+def test_a_training_that_was_ended_goes_on_from_its_last_checkpoint_to_the_same_bits(
+    alone, trial, store, ledger, tmp_path
+):
+    """By an exception of who is told of an epoch, as Tune ends what a scheduler has stopped."""
+    runs = Runs.of(tmp_path)
+
+    def end(metrics):
+        raise SystemExit
+
+    work = work_of(trial, store, runs, ledger)
+    with pytest.raises(SystemExit):
+        train_here(work, end)
+    assert not runs.has_model(work.lease.signature)
+    again = work_of(trial, store, runs, ledger)
+    assert (again.lease.signature, again.lease.number) == (work.lease.signature, 2)
+    assert last_committed(runs, again.lease) == f"trials/{work.lease.folder}/checkpoint_000001"
+    reported = []
+    train_here(again, reported.append)
+    assert [epoch["epoch"] for epoch in reported] == list(range(2, trial.epochs + 1))
+    assert_same(weights_of(runs, again), alone[2])
+    assert not (runs.folder / "trials" / work.lease.folder).exists()
+
+
+def test_a_training_whose_trial_was_taken_over_ends_and_leaves_nothing(trial, store, ledger, tmp_path):
+    runs = Runs.of(tmp_path)
+    work = work_of(trial, store, runs, ledger)
+    leases.give_back(runs, work.lease)
+    leases.acquire(runs, work.lease.signature, command="another")
+    with pytest.raises(LeaseLostError):
+        train_here(work, lambda metrics: None)
+    assert not runs.has_model(work.lease.signature)
+    assert runs.read(committed(work.lease)) is None
+
+
+def test_checkpoints_and_models_are_kept_in_an_object_store(alone, trial, store, ledger, object_store):
+    runs = Runs.of(object_store.uri("bucket/session"))
+
+    def end(metrics):
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        train_here(work_of(trial, store, runs, ledger), end)
+    again = work_of(trial, store, runs, ledger)
+    train_here(again, lambda metrics: None)
+    folder = runs.fetch(f"models/{again.lease.signature}", tmp := runs.local_folder / again.lease.signature)
+    assert folder == tmp
+    assert_same(load_file(folder / MODEL_FILE), alone[2])
+    kept = runs.names(f"trials/{again.lease.folder}")
+    assert {name.split("/")[2] for name in kept} == {"committed", f"checkpoint_{trial.epochs - 1:06}"}

@@ -1,0 +1,92 @@
+"""What a training tells MLflow: on a real server that goes away, and by many at once."""
+
+import threading
+import time
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from trainables.records import mlflow_log
+from trainables.records.ledger import create_ledger
+from trainables.records.mlflow_log import Log
+from trainables.records.timing import Step
+
+TRIALS, EPOCHS = 100, 5
+
+
+def history(client, run_id, name):
+    return {entry.step: entry.value for entry in client.get_metric_history(run_id, name)}
+
+
+@pytest.fixture
+def ledger(mlflow_server, tmp_path):
+    """A ledger on a server, a process that can be ended: what is told while it is away is what this is about."""
+    start, _ = mlflow_server
+    return create_ledger(tmp_path, start())
+
+
+def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, mlflow_server):
+    start, stop = mlflow_server
+    run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
+    log = Log(ledger.client, run_id)
+    log.epoch({"epoch": 1, "map10": 0.1})
+    log.flush()
+    stop()
+    for epoch in (2, 3):
+        log.epoch({"epoch": epoch, "map10": epoch / 10})
+    time.sleep(3)
+    start()
+    log.flush()
+    assert history(ledger.client, run_id, "map10") == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def test_a_hundred_trials_at_once_lose_nothing(ledger):
+    run_ids = [ledger.client.create_run(ledger.experiment_id).info.run_id for _ in range(TRIALS)]
+    logs = [Log(ledger.client, run_id) for run_id in run_ids]
+
+    def tell(number):
+        for epoch in range(1, EPOCHS + 1):
+            logs[number].epoch({"epoch": epoch, "map10": number + epoch / 10, "loss": epoch})
+
+    threads = [threading.Thread(target=tell, args=(number,)) for number in range(TRIALS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for log in logs:
+        log.flush()
+    for number, run_id in enumerate(run_ids):
+        expected = {epoch: number + epoch / 10 for epoch in range(1, EPOCHS + 1)}
+        assert history(ledger.client, run_id, "map10") == expected
+
+
+def test_steps_are_told_with_the_time_that_is_left(tmp_path):
+    ledger = create_ledger(tmp_path)
+    run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
+    log = Log(ledger.client, run_id)
+    log.steps([Step(10, 0.5, 2.0, 8, 0.2, 0.1, 10**9), Step(11, 0.55, 1.0, 8, 0.4, 0.0, 10**9)], epochs=2)
+    log.flush()
+    metrics = ledger.client.get_run(run_id).data.metrics
+    assert metrics["step/loss"] == pytest.approx(1.5)
+    assert metrics["step/left_s"] == pytest.approx((2 - 0.55) * 20 * 0.3)
+
+
+def test_what_will_not_pass_is_raised_at_once(tmp_path):
+    ledger = create_ledger(tmp_path)
+    log = Log(ledger.client, "no such run")
+    log.epoch({"epoch": 1, "map10": 0.1})
+    with pytest.raises(MlflowException, match="no such run"):
+        log.flush()
+
+
+def test_storage_that_fails_is_tried_again():
+    tries = []
+
+    def write():
+        tries.append(1)
+        if len(tries) < 3:
+            raise OSError("no space left on device")
+        return "written"
+
+    assert mlflow_log.with_retries(write) == "written"
+    assert len(tries) == 3

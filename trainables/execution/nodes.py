@@ -1,0 +1,66 @@
+"""What the Ray cluster consists of, and what it computes fastest."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+import yaml
+
+from trainables.execution.resources import Bundle
+from trainables.trial import Precision, fastest_cpu_precision, fastest_precision
+
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""Of commands that use Ray Train: its own lines stay off the console, and reports are taken within 0.5 s, not 2."""
+
+TRAINING_MODULES = (
+    "mlflow.store.tracking.sqlalchemy_store",
+    "ray.tune.trainable.function_trainable",
+    "trainables.execution.outcome",
+    "trainables.execution.session",
+    "trainables.training.train",
+)
+"""What a process that trains imports: done while a command prepares its work, not when a trial waits for it."""
+
+GPU_ANSWERS_WITHIN_S = 60.0
+
+AUTOSCALING_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
+"""Where `ray up` leaves on a head what its autoscaler may start; Ray itself tells nobody."""
+
+
+def fastest_precision_on(gpus_per_worker: float | None, found: Sequence[Bundle]) -> Precision:
+    """Return what the cluster's GPUs multiply fastest in, or this machine where trainings use none.
+
+    GPUs that can't be asked, as they are yet to come or are all in use, are taken to multiply in bfloat16.
+    """
+    if gpus_per_worker == 0 or not any(node.gpus for node in found):
+        return fastest_cpu_precision()
+    ask = ray.remote(num_cpus=0, num_gpus=0.01)(fastest_precision)
+    try:
+        return cast(Precision, ray.get(ask.remote(), timeout=GPU_ANSWERS_WITHIN_S))
+    except ray.exceptions.GetTimeoutError:
+        return "bfloat16"
+
+
+def nodes() -> list[Bundle]:
+    """What the cluster's nodes have: those that are there, or where an autoscaler can bring more, all that it can."""
+    alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
+    there = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
+    joined = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
+    found = could_be(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
+    return max(there, found, key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)))
+
+
+def could_be(config: Mapping[str, Any]) -> list[Bundle]:
+    """The nodes of a cluster that has all the workers that its autoscaler may start, those with most GPUs first."""
+    types, head = config["available_node_types"], config["head_node_type"]
+    each = {
+        name: Bundle(kind["resources"].get("CPU", 0), kind["resources"].get("GPU", 0)) for name, kind in types.items()
+    }
+    workers = [each[name] for name, kind in types.items() for _ in range(kind.get("max_workers", 0)) if name != head]
+    workers.sort(key=lambda node: (-node.gpus, -node.cpus))
+    return [node for node in [*workers[: config["max_workers"]], each[head]] if node.cpus]

@@ -1,0 +1,60 @@
+"""Keep what a finished training leaves: the model in the runs' storage, config and embeddings in MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.store.shards import StoredSplit, write_json
+from trainables import trial as trials
+from trainables.networks.dual_encoder import DualEncoder
+from trainables.records import checkpoint
+from trainables.records.embeddings import (
+    EMBEDDINGS_FOLDER,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_embeddings,
+    write_embeddings,
+)
+from trainables.records.run_storage import Runs
+from trainables.training.embedding import embed
+from trainables.trial import TRIAL_FILE, Trial
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
+    """Write the trained model where fine-tunings look for it; it appears whole or not at all."""
+    with runs.scratch() as scratch:
+        checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.weights_of(network))
+        runs.keep_model(signature, Path(scratch) / "model")
+
+
+def log_outcome(
+    client: MlflowClient,
+    run_id: str,
+    trial: Trial,
+    signature: str,
+    network: DualEncoder,
+    validation: StoredSplit,
+    test: StoredSplit,
+) -> None:
+    """Log the trial's config and its embeddings of both splits, and read them back. No metric of test is computed.
+
+    What it has been trained on isn't embedded: no figure on it would mean anything.
+    """
+    wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
+              if split.name not in trial.heard]  # fmt: skip
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for split, name in wanted:
+            write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
+        client.log_metric(run_id, "embedding_s", time.monotonic() - began)
+        write_json(folder / TRIAL_FILE, trials.to_json(trial))
+        client.log_artifacts(run_id, str(folder))
+        for _, name in wanted:
+            read_embeddings(Path(client.download_artifacts(run_id, f"{EMBEDDINGS_FOLDER}/{name}")))

@@ -1,0 +1,148 @@
+"""The one place where training meets Ray Train: a trial goes in, metrics and checkpoints come out."""
+
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchTrainer, get_device
+
+from data.errors import UserError
+from trainables.execution.session import (
+    CPU_ALLOCATOR,
+    Work,
+    commit,
+    last_committed,
+    prepare_run,
+    remove_earlier,
+    train_rank,
+)
+from trainables.records import mlflow_log
+from trainables.records.checkpoint import Snapshot
+from trainables.records.lease import Lease
+from trainables.records.mlflow_log import Log, best_metrics, with_retries
+from trainables.records.run_storage import Runs
+from trainables.records.timing import Metrics
+from trainables.training.train import OutOfMemoryError, Report
+
+
+def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
+    """Train a trial through Ray Train, from its last checkpoint if it has one, and return the best epoch's metrics.
+
+    The caller renews the lease meanwhile. Raises UserError where a worker did and where the store has changed,
+    LeaseLostError where the trial has been taken over.
+    """
+    prepare_run(work)
+    runs, lease, resources = work.site.runs, work.lease, work.resources
+    earlier = last_committed(runs, lease)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"work": work, "resume_from": runs.at(earlier) if earlier else None},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker={"CPU": resources.cpus_per_worker}
+            | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            name=lease.folder,
+            storage_path=runs.at("trials"),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),  # it holds the best weights and the last ones
+            failure_config=FailureConfig(max_failures=resources.restarts),
+            callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else CPU_ALLOCATOR},
+        ),
+    )
+    trainer.fit()
+    lease.require(runs)
+    client = mlflow_log.connect(work.site.tracking_uri)
+    if reason := mlflow_log.refused(client, work.run_id):
+        raise UserError(reason)
+    return best_metrics(client, work.run_id)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train one rank in a worker of Ray Train.
+
+    What the user has to correct is noted, and ends the training without an error, as Ray would retry it; so does a
+    trial that has been taken over.
+    """
+    work: Work = config["work"]
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    client = mlflow_log.connect(work.site.tracking_uri)
+    if mlflow_log.refused(client, work.run_id) or not work.lease.is_held(work.site.runs):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        earlier = Checkpoint(config["resume_from"]) if config["resume_from"] else None
+        checkpoint = ray.train.get_checkpoint() or earlier
+        try:
+            train_rank(
+                work,
+                get_device(),
+                lambda log: report_to_ray(log, work.site.runs, work.lease, rank),
+                Path(checkpoint.to_directory(Path(folder) / "checkpoint")) if checkpoint else None,
+                Path(folder),
+                rank=rank,
+            )
+        except UserError as error:
+            if isinstance(error, OutOfMemoryError) and context.get_world_size() > 1:
+                raise  # of this rank alone, for which the others would wait
+
+
+def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> Report:
+    """Return what a rank calls after each epoch, and with each checkpoint.
+
+    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all
+    that was logged before, and only while the lease is held.
+    """
+    storage = ray.train.get_context().get_storage()
+    checkpoint_upload_mode = CheckpointUploadMode.ASYNC
+    written = threading.Event()
+    written.set()
+    has_earlier = True
+
+    def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
+        if snapshot is None or rank != 0:
+            ray.train.report({}, checkpoint_upload_mode=checkpoint_upload_mode)
+            return
+        lease.require(runs)
+        if metrics:
+            log.epoch(metrics)
+
+        def write(checkpoint: Checkpoint, name: str) -> Checkpoint:
+            nonlocal has_earlier
+            try:
+                with_retries(lambda: snapshot.write(Path(checkpoint.path)))
+                persisted = with_retries(lambda: storage.persist_current_checkpoint(checkpoint, name))
+                commit(runs, lease, name, log)
+                if has_earlier:
+                    remove_earlier(runs, lease)
+                    has_earlier = False
+                return persisted
+            finally:
+                written.set()
+
+        written.wait()
+        written.clear()
+
+        ray.train.report(
+            metrics,
+            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint_upload_mode=checkpoint_upload_mode,
+            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=write,
+        )
+
+    return report

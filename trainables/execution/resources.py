@@ -1,0 +1,152 @@
+"""What a cluster has, what a training's workers get of it, and whether that can be placed."""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data.errors import UserError, positive
+from trainables.training.compute import Execution
+
+MOST_LOADERS = 4
+"""Loader processes for a GPU, if there are cores for them: enough for 16-bit PCM on the GPUs of 2023."""
+
+DRIVER_CPUS = 0.01
+"""Of a trial's driver, which only waits for its workers: with a whole CPU each, drivers would starve them."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """CPUs and GPUs of one node: what a worker asks for, or all that a node has.
+
+    Below one, a worker's `gpus` are a share of a single GPU.
+    """
+
+    cpus: float
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise UserError(f"gpus is {self.gpus}: more than one GPU must be a whole number of them")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a trial's workers get."""
+
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    threads: int = 1  # of torch, in each worker
+    restarts: int = 3  # after lost workers, each time from the last checkpoint
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers is {self.workers}: it must be at least 1")
+        if self.cpus_per_worker <= 0:
+            raise UserError(f"cpus_per_worker is {self.cpus_per_worker}: it must be above 0")
+        if self.gpus_per_worker < 0:
+            raise UserError(f"gpus_per_worker is {self.gpus_per_worker}: it must be 0 or more")
+        _ = self.worker  # which refuses a GPU and a half
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise UserError(
+                f"{self.workers} workers with {self.gpus_per_worker:g} GPUs each: NCCL refuses two ranks on one GPU; "
+                "give each a whole one, or train with one worker"
+            )
+
+    @property
+    def worker(self) -> Bundle:
+        """What one worker asks for."""
+        return Bundle(self.cpus_per_worker, self.gpus_per_worker)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a command line asks for; None is for the cluster to say."""
+
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    cpus_per_worker: float | None = None
+
+
+def share_out(nodes: Sequence[Bundle], wish: Wish, trials: int = 1, concurrent: int | None = None) -> Resources:
+    """What each trial's workers get where `trials` are to run, `concurrent` of them at a time.
+
+    A worker gets a GPU where there are any, and its share of its node's CPUs; a sweep's trial gets one worker unless
+    more are wished for. Raises UserError for what can't be placed, and says what is missing.
+    """
+    gpus = sum(node.gpus for node in nodes)
+    each = float(gpus > 0) if wish.gpus_per_worker is None else wish.gpus_per_worker
+    workers = wish.workers or 1
+    wanted = workers * min(trials, concurrent or trials)
+    if each:
+        able = [node for node in nodes if node.gpus >= each]
+        shares = [node.cpus / (node.gpus // each) for node in able]
+    else:
+        able = [node for node in nodes if node.cpus >= 1]
+        at_once = min(wanted, sum(int(node.cpus) for node in able))
+        shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
+    threads = max(1, int(wish.cpus_per_worker or min(shares, default=1)))
+    # What is left below a whole CPU makes room for the drivers.
+    cpus = wish.cpus_per_worker or threads - 2 * DRIVER_CPUS
+    resources = Resources(workers, cpus, each, threads)
+    require_room(resources, nodes)
+    return resources
+
+
+def places(resources: Resources, nodes: Sequence[Bundle]) -> int:
+    """How many such workers the nodes have room for, all together."""
+    return sum(int(min(node.cpus / resources.cpus_per_worker, on_gpus(node, resources))) for node in nodes)
+
+
+def on_gpus(node: Bundle, resources: Resources) -> float:
+    """How many such workers a node's GPUs have room for; without bound where they need none."""
+    each = resources.gpus_per_worker
+    if not each:
+        return math.inf
+    return node.gpus // each if each >= 1 else int(node.gpus) * int(1 / each)
+
+
+def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
+    """Raise UserError where a trial could never be placed, were the whole cluster its own."""
+    room = places(resources, nodes)
+    if room >= resources.workers:
+        return
+    gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+    has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
+    raise UserError(
+        f"{resources.workers} workers need {resources.cpus_per_worker:g} CPUs{gpu} each, on one node each: the cluster "
+        f"has room for {room} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how trainings are computed."""
+    default = {field.name: field.default for field in dataclasses.fields(Execution)}
+    computed = parser.add_argument_group("how it is computed")
+    computed.add_argument("--workers", type=positive, help="ranks of a training, each a GPU or a share of the CPUs")
+    computed.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs")
+    computed.add_argument("--cpus-per-worker", type=float, help="default: its share of the node's")
+    computed.add_argument("--loader-workers", type=int, help="processes that load data, for each worker")
+    computed.add_argument("--micro-batch", type=positive, help="pairs of a worker whose activations are held at a time")
+    computed.add_argument("--checkpoint-activations", action="store_true", help="less memory, a second forward pass")
+    computed.add_argument("--compile", action="store_true", help="compile the encoders' blocks with torch.compile")
+    computed.add_argument("--checkpoint-every-s", type=float, default=default["checkpoint_every_s"], metavar="SECONDS")
+    computed.add_argument(
+        "--keep-epochs",
+        action="store_true",
+        help="keep the validation split's embeddings of every epoch: select.py then redoes the choice of the epoch",
+    )
+
+
+def execution_of(arguments: argparse.Namespace, resources: Resources) -> Execution:
+    """How a training is to be computed."""
+    spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
+    return Execution(
+        loader_workers=spare if arguments.loader_workers is None else arguments.loader_workers,
+        micro_batch=arguments.micro_batch,
+        checkpoint_activations=arguments.checkpoint_activations,
+        compile=arguments.compile,
+        checkpoint_every_s=arguments.checkpoint_every_s,
+    )

@@ -1,0 +1,307 @@
+"""One rank of a training from its first step to what it leaves, whichever way it is run.
+
+`train_rank` is what Ray Train's workers (trainables.execution.ray_adapter) and `train_here` have in common.
+`train_here` trains on one rank in the calling process, which may train one trial after another.
+
+A training writes its checkpoints into a folder of its lease, and names there the last one that is complete. Whoever
+holds the next lease continues from it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.errors import UserError
+from trainables import trial as trials
+from trainables.execution.resources import Resources
+from trainables.records import mlflow_log
+from trainables.records.lease import Lease
+from trainables.records.mlflow_log import Log, best_metrics, with_retries
+from trainables.records.run_storage import Runs
+from trainables.records.timing import Metrics, Step
+from trainables.training.compute import DEFAULT, Execution
+from trainables.trial import Trial
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainables.records.checkpoint import Snapshot
+    from trainables.training.train import Keep, Report
+
+CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""Keep glibc from giving large tensors back to the kernel after each use and paging them in again.
+
+Measured on two Zen 3 cores: the front end takes a third of the time, a whole step of a small encoder 0.63 of it.
+"""
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""The same two settings as numbers for glibc's mallopt (malloc.h); a threshold of -1 never trims."""
+
+LOG_STEPS_EVERY_S = 5.0
+"""Seconds between two entries about steps in MLflow."""
+
+OnEpoch = Callable[[Metrics], None]
+"""Takes the metrics of each finished epoch."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where things lie, none of which can change a result: absolute paths that every node sees; a URI for a store."""
+
+    store: str
+    runs: Runs
+    tracking_uri: str
+    weights: Path | None = None  # a folder of published checkpoints
+    keep_epochs: bool = False  # whether the validation split's embeddings of every epoch are kept in MLflow
+
+
+@dataclass(frozen=True)
+class Work:
+    """A trial that is to be trained, and under which names its results are kept."""
+
+    trial: Trial
+    lease: Lease
+    parent: str | None  # the signature of its pretraining
+    run_id: str
+    site: Site
+    resources: Resources
+    execution: Execution = DEFAULT
+
+
+def prepare_run(work: Work) -> None:
+    """Check that the trial is still what its lease was acquired for, and note its resources in MLflow.
+
+    Raises UserError where the store or the weights have changed since.
+    """
+    site, resources = work.site, work.resources
+    if trials.signature(work.trial, site.store, site.weights) != work.lease.signature:
+        raise UserError(
+            f"{site.store} or the weights have changed since {work.trial.name} was asked for: run the command again"
+        )
+    client = mlflow_log.connect(site.tracking_uri)
+    mlflow_log.refuse(client, work.run_id, "")
+    for kind, of_each in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
+        client.set_tag(work.run_id, kind, f"{resources.workers * of_each:g}")
+
+
+def train_rank(
+    work: Work,
+    device: torch.device,
+    report_of: Callable[[Log], Report],
+    resume_from: Path | None,
+    scratch: Path,
+    before_outcome: Callable[[], None] = lambda: None,
+    rank: int = 0,
+) -> None:
+    """Train one rank; rank 0 keeps the model and logs the outcome.
+
+    `report_of` makes what is called after each epoch and with each checkpoint, `resume_from` is the folder of a
+    checkpoint of this training, and `before_outcome` is called when training has ended. Raises UserError for what the
+    user has to correct, which is noted in MLflow, and LeaseLostError where the trial has been taken over.
+    """
+    import torch
+
+    from data.store.shards import open_split
+    from trainables.execution import outcome
+    from trainables.training.train import train
+
+    torch.set_num_threads(work.resources.threads)
+    trial, site, lease = work.trial, work.site, work.lease
+    client = mlflow_log.connect(site.tracking_uri)
+    log = Log(client, work.run_id)
+    try:
+        network = train(
+            trial,
+            site.store,
+            report_of(log),
+            pretrained=site.runs.model(work.parent, scratch / "pretrained") if work.parent else None,
+            resume_from=resume_from,
+            device=device,
+            execution=work.execution,
+            weights=site.weights,
+            watch=log_steps(log, trial.epochs) if rank == 0 else lambda step: None,
+            keep=keep_embeddings(log, lease.signature) if site.keep_epochs else lambda epoch, embeddings: None,
+        )
+        before_outcome()
+    except UserError as error:
+        mlflow_log.refuse(client, work.run_id, str(error))
+        raise
+    finally:
+        log.flush()
+    if rank == 0:
+        lease.require(site.runs)
+        with_retries(lambda: outcome.keep_model(site.runs, lease.signature, trial, network))
+        validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
+        with_retries(
+            lambda: outcome.log_outcome(client, work.run_id, trial, lease.signature, network, validation, test)
+        )
+
+
+def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
+    """Train a trial on one rank in this process, from its last checkpoint if it has one.
+
+    Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
+    ends the training. Raises UserError for what the user has to correct, and LeaseLostError where the trial has been
+    taken over.
+    """
+    import torch
+
+    prepare_run(work)
+    if not work.resources.gpus_per_worker:
+        keep_freed_memory()
+    site, lease = work.site, work.lease
+    device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
+    release_memory(device)  # an error's traceback may have kept that of the trial before
+    try:
+        with tempfile.TemporaryDirectory() as folder, CheckpointWriter(site.runs, lease) as writer:
+            earlier = last_committed(site.runs, lease)
+            resume_from = site.runs.fetch(earlier, Path(folder) / "checkpoint") if earlier else None
+            train_rank(
+                work,
+                device,
+                lambda log: report_to(writer, log, on_epoch),
+                resume_from,
+                Path(folder),
+                before_outcome=writer.wait,
+            )
+    finally:
+        release_memory(device)
+    lease.require(site.runs)
+    return best_metrics(mlflow_log.connect(site.tracking_uri), work.run_id)
+
+
+def release_memory(device: torch.device) -> None:
+    """Free what a training has left, and give a GPU's memory back, which other processes may be short of."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> Report:
+    """Return what a training on one rank calls after each epoch, and with each checkpoint."""
+
+    def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
+        writer.lease.require(writer.runs)
+        if metrics:
+            log.epoch(metrics)
+        assert snapshot is not None  # of the only rank
+        writer.write(snapshot, log)
+        if metrics:
+            on_epoch(metrics)
+
+    return report
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a training under its lease, in a thread of its own: the last one is kept.
+
+    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all
+    that was logged before, and only while the lease is held. An error is raised by the next call.
+    """
+
+    def __init__(self, runs: Runs, lease: Lease) -> None:
+        self.runs, self.lease = runs, lease
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.pending: Future[None] | None = None
+        self.number = 0
+        self.kept: str | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def write(self, snapshot: Snapshot, log: Log) -> None:
+        """Begin to write a checkpoint, once the one before is written."""
+        self.wait()
+        self.number += 1
+        self.pending = self.thread.submit(self.write_now, snapshot, f"checkpoint_{self.number:06}", log)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written. Raises what prevented it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def write_now(self, snapshot: Snapshot, name: str, log: Log) -> None:
+        """Write a checkpoint, name it as the last complete one, and remove those before it."""
+        place = f"trials/{self.lease.folder}"
+        with_retries(lambda: self.runs.store(f"{place}/{name}", snapshot.write))
+        commit(self.runs, self.lease, name, log)
+        if self.kept is None:
+            remove_earlier(self.runs, self.lease)
+        else:
+            self.runs.remove(f"{place}/{self.kept}")
+        self.kept = name
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the process, as `CPU_ALLOCATOR` does for processes that are yet to start."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def committed(lease: Lease) -> str:
+    """Return the name of the file that names the last complete checkpoint under a lease."""
+    return f"trials/{lease.folder}/committed"
+
+
+def commit(runs: Runs, lease: Lease, name: str, log: Log) -> None:
+    """Name a checkpoint as the last complete one, once MLflow has all that was logged before.
+
+    Raises LeaseLostError where the trial has been taken over.
+    """
+    log.flush()
+    lease.require(runs)
+    with_retries(lambda: runs.write(committed(lease), name.encode()))
+
+
+def last_committed(runs: Runs, lease: Lease) -> str | None:
+    """Return the name of the folder of a trial's last checkpoint under an earlier lease, or None."""
+    for number in range(lease.number - 1, 0, -1):
+        earlier = Lease(lease.signature, number)
+        if name := runs.read(committed(earlier)):
+            return f"trials/{earlier.folder}/{name.decode()}"
+    return None
+
+
+def remove_earlier(runs: Runs, lease: Lease) -> None:
+    """Remove what was written under earlier leases, from which nobody will continue."""
+    for number in range(1, lease.number):
+        runs.remove(f"trials/{Lease(lease.signature, number).folder}")
+
+
+def keep_embeddings(log: Log, signature: str) -> Keep:
+    """Return what keeps each epoch's embeddings in MLflow."""
+    return lambda epoch, embeddings: log.embeddings(epoch, replace(embeddings, signature=signature))
+
+
+def log_steps(log: Log, epochs: int) -> Callable[[Step], None]:
+    """Return what logs steps to MLflow, a few seconds' worth at a time."""
+    steps: list[Step] = []
+    logged = time.monotonic()
+
+    def watch(step: Step) -> None:
+        nonlocal logged
+        steps.append(step)
+        if time.monotonic() - logged >= LOG_STEPS_EVERY_S:
+            log.steps(list(steps), epochs)
+            steps.clear()
+            logged = time.monotonic()
+
+    return watch

@@ -1,0 +1,134 @@
+"""The dual encoder: clips and captions -> embeddings in one space, on the unit sphere.
+
+Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the embeddings.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from data.loading.batches import Batch
+from trainables import encoders
+from trainables.encoders.audio import AudioEncoder
+from trainables.encoders.text import TextEncoder, Tokens
+from trainables.trial import Trial
+
+
+class DualEncoder(nn.Module):
+    """Two encoders, a linear projection for each, and the temperature of the loss.
+
+    A frozen encoder isn't trained, and computes as in evaluation: it drops and masks nothing.
+    """
+
+    audio: AudioEncoder
+    text: TextEncoder
+
+    def __init__(
+        self,
+        audio: AudioEncoder,
+        text: TextEncoder,
+        embedding_size: int,
+        temperature: float,
+        frozen_audio: bool = False,
+        frozen_text: bool = False,
+    ) -> None:
+        super().__init__()
+        self.audio, self.text = audio, text
+        self.frozen_audio, self.frozen_text = frozen_audio, frozen_text
+        for encoder in self.frozen:
+            encoder.requires_grad_(False)
+        self.audio_projection = nn.Linear(audio.width, embedding_size)
+        self.text_projection = nn.Linear(text.width, embedding_size)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The encoders that aren't trained."""
+        frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
+        return [self.get_submodule(name) for name, is_frozen in frozen.items() if is_frozen]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation; frozen encoders stay in evaluation."""
+        super().train(mode)
+        for encoder in self.frozen:
+            encoder.eval()
+        return self
+
+    @property
+    def temperature(self) -> Tensor:
+        """What cosines are divided by; learned as its logarithm, so that it stays above zero."""
+        return self.log_temperature.exp()
+
+    def embed_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Clips [B, D]: the mean over each clip's own segments, projected and normalised."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
+            features_SW = self.audio(batch.segments, batch.mask_draws, generator)
+        counts_B = batch.segments_per_clip
+        clip_S = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
+        member_BS = (clip_S == torch.arange(len(counts_B), device=counts_B.device)[:, None]).to(features_SW.dtype)
+        means_BW = member_BS @ features_SW / counts_B[:, None].to(features_SW.dtype)
+        return nn.functional.normalize(self.audio_projection(means_BW).float(), dim=-1)
+
+    def embed_text(self, tokens: Tokens) -> Tensor:
+        """Captions [B, D]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_text):
+            features_BW = self.text(tokens)
+        return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
+
+    def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Clips [B, D], captions [B, D], and the temperature: all that the loss needs, in one pass for DDP."""
+        return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
+
+
+def checkpoint_activations(model: DualEncoder) -> None:
+    """Keep no activations inside the encoders' blocks: the backward pass computes each block's again, bit for bit."""
+    for block in [*model.audio.blocks, *model.text.blocks]:
+        block.forward = checkpointed(block.forward)
+
+
+def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward pass with its activations left out: a function, as torch.compile passes over partial ones."""
+
+    def forward_again(*arguments: Any, **settings: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, **settings)
+
+    return forward_again
+
+
+def compile_blocks(model: DualEncoder) -> None:
+    """Have torch.compile compile each of the encoders' blocks, for any number of segments, captions and tokens."""
+    blocks = [*model.audio.blocks, *model.text.blocks]
+    # Blocks of one class share their code, so that it is compiled for each one's shapes, in training and in evaluation.
+    torch._dynamo.config.recompile_limit = max(2 * len(blocks), torch._dynamo.config.recompile_limit)
+    for block in blocks:
+        block.compile(dynamic=True)
+
+
+def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) -> DualEncoder:
+    """A trial's model with its initial weights; `captions` are the normalised ones that it will be trained on.
+
+    Published weights come from the directory `weights`, or without one from where they are published.
+    """
+    torch.manual_seed(trial.seed)
+    audio = encoders.module_of(trial.audio).build(trial.audio, weights)
+    text = encoders.module_of(trial.text).build(trial.text, captions, weights)
+    return join(trial, audio, text)
+
+
+def restore(trial: Trial, folder: Path) -> DualEncoder:
+    """A trial's model without its weights: the tokenizer comes from `folder`, and nothing is downloaded."""
+    audio = encoders.module_of(trial.audio).restore(trial.audio)
+    text = encoders.module_of(trial.text).restore(trial.text, folder)
+    return join(trial, audio, text)
+
+
+def join(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
+    """A trial's model around its encoders."""
+    network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
+    network.log_temperature.requires_grad_(not trial.fixed_temperature)
+    return network

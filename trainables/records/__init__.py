@@ -1,0 +1,1 @@
+"""What trials leave: models and checkpoints in the runs' storage, embeddings, and runs in MLflow."""

@@ -1,0 +1,130 @@
+"""What a training leaves on disk: models that load anywhere, and the state that an interrupted one goes on from.
+
+    FOLDER/trial.json              the config
+    FOLDER/model.safetensors       the weights
+    FOLDER/tokenizer.json, ...     what the text encoder needs to read sentences
+
+and besides, in a checkpoint of a training that is under way:
+
+    FOLDER/optimizer.safetensors   Adam's moments
+    FOLDER/best.safetensors        the weights of the best epoch so far, where these aren't model.safetensors
+    FOLDER/progress.json           how far it has come
+"""
+
+import dataclasses
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data.store.shards import write_json
+from trainables import trial as trials
+from trainables.encoders.text import TextEncoder
+from trainables.networks.dual_encoder import DualEncoder, restore
+from trainables.trial import MODEL_FILE, TRIAL_FILE, Trial, load_trial
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+BEST_FILE = "best.safetensors"
+PROGRESS_FILE = "progress.json"
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    epochs_done: int = 0
+    batches_done: int = 0  # of the epoch that is under way
+    loss_sum: float = 0.0  # over these
+    steps_done: int = 0
+    best_epoch: int = 0  # from 1; 0: none yet
+    best_map10: float = -1.0
+    validation_losses: tuple[float, ...] = ()  # of each epoch
+
+    def __post_init__(self) -> None:
+        self.validation_losses = tuple(self.validation_losses)  # JSON has lists
+
+
+def weights_of(model: DualEncoder) -> Weights:
+    """A copy of the model's weights in this machine's memory."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) -> None:
+    """Write a model: its weights and the tokenizer of its text encoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text.save_tokenizer(folder)
+    save_weights(folder, trial, weights)
+
+
+def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
+    """Write a model but for its tokenizer."""
+    save_file(weights, folder / MODEL_FILE)
+    write_json(folder / TRIAL_FILE, trials.to_json(trial))
+
+
+def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
+    """The model in a folder, on the CPU; with `trial` set up for that one, which has the same encoders."""
+    model = restore(trial or load_trial(folder), folder)
+    model.load_state_dict(load_file(folder / MODEL_FILE))
+    return model
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds: copies, so that it can be written while training goes on."""
+
+    trial: Trial
+    tokenizer: dict[str, bytes]  # files by name
+    weights: Weights
+    moments: Weights  # by parameter's name and key
+    progress: Progress
+    best: Weights
+
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint that `load_training` goes on from."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, contents in self.tokenizer.items():
+            (folder / name).write_bytes(contents)
+        save_weights(folder, self.trial, self.weights)
+        if self.best and (self.progress.best_epoch != self.progress.epochs_done or self.progress.batches_done):
+            save_file(self.best, folder / BEST_FILE)
+        save_file(self.moments, folder / OPTIMIZER_FILE)
+        write_json(folder / PROGRESS_FILE, dataclasses.asdict(self.progress))
+
+
+def snapshot(
+    trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
+) -> Snapshot:
+    """A training as it is; `best` isn't copied, as it never changes."""
+    moments = {
+        f"{name}/{key}": tensor.detach().cpu().clone()
+        for name, parameter in model.named_parameters()
+        for key, tensor in optimizer.state.get(parameter, {}).items()
+    }
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer that is in use can't be saved at the same time
+        model.text.save_tokenizer(Path(folder))
+        tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return Snapshot(trial, tokenizer, weights_of(model), moments, dataclasses.replace(progress), best)
+
+
+def load_training(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:
+    """Set model and optimizer to where a training was; its progress and the best epoch's weights are returned."""
+    weights = load_file(folder / MODEL_FILE)
+    model.load_state_dict(weights)
+    state = load_file(folder / OPTIMIZER_FILE)
+    moments = {
+        index: {key.rpartition("/")[2]: tensor for key, tensor in state.items() if key.rpartition("/")[0] == name}
+        for index, name in enumerate(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+    best = folder / BEST_FILE
+    if best.exists():
+        return progress, load_file(best)
+    return progress, weights if progress.best_epoch else {}

@@ -1,0 +1,82 @@
+"""The embeddings of a split by one trial, and the Arrow file that holds them: all that selection reads.
+
+Shapes: A clips, Q queries, D the size of the embeddings.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from data.store.shards import read_table, write_table
+from trainables.retrieval import Scores
+
+EMBEDDINGS_FOLDER = "embeddings"
+EPOCHS_FOLDER = "epochs"
+VALIDATION_FILE = "validation.arrow"
+TEST_FILE = "test.arrow"
+"""Artifacts of a trial's run: `embeddings/validation.arrow`, and `embeddings/epochs/0001.arrow` for each epoch."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split as one trial sees it. Vectors lie on the unit sphere, so that scores are dot products."""
+
+    signature: str  # of the trial
+    split: str
+    fingerprint: str  # of the split's contents
+    clip_ids: list[str]
+    queries: list[str]
+    relevant_clip_ids: list[list[str]]
+    audio_AD: NDArray[np.float32]
+    text_QD: NDArray[np.float32]
+
+    def scores(self) -> Scores:
+        """Cosines [Q, A]."""
+        return self.text_QD @ self.audio_AD.T
+
+
+def write_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write an Arrow file with a row for each clip, then one for each query."""
+    vectors = np.concatenate([embeddings.audio_AD, embeddings.text_QD])
+    num_clips, num_queries = len(embeddings.clip_ids), len(embeddings.queries)
+    table = pa.table(
+        {
+            "kind": ["clip"] * num_clips + ["query"] * num_queries,
+            "name": [*embeddings.clip_ids, *embeddings.queries],
+            "relevant_clip_ids": pa.array([[]] * num_clips + embeddings.relevant_clip_ids, pa.list_(pa.string())),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
+        }
+    )
+    described = {name: getattr(embeddings, name) for name in ("signature", "split", "fingerprint")}
+    write_table(path, table.replace_schema_metadata(described))
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read what `write_embeddings` wrote. Raises UserError for a file that isn't one."""
+    try:
+        table = read_table(path)
+        described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        vectors = table["vector"].combine_chunks()
+        matrix = vectors.flatten().to_numpy().reshape(len(table), -1)
+        num_clips = pc.sum(pc.equal(table["kind"], "clip")).as_py() or 0
+        names, relevant = table["name"].to_pylist(), table["relevant_clip_ids"].slice(num_clips).to_pylist()
+        return Embeddings(
+            **{key: described[key] for key in ("signature", "split", "fingerprint")},
+            clip_ids=names[:num_clips],
+            queries=names[num_clips:],
+            relevant_clip_ids=relevant,
+            audio_AD=matrix[:num_clips],
+            text_QD=matrix[num_clips:],
+        )
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} isn't a file of embeddings: {error}") from error
+
+
+def epoch_file(epoch: int) -> str:
+    """Return the name of the file of an epoch's embeddings."""
+    return f"{epoch:04}.arrow"

@@ -1,0 +1,180 @@
+"""Who may train a trial: a lease per signature, on the runs' storage.
+
+    leases/SIGNATURE/NUMBER.json    written anew every BEAT_S by its holder
+    leases/SIGNATURE/NUMBER.now     the storage's clock, for whoever asks how long ago that was
+
+A lease is created exclusively: of several who try for a number, one has it. The one of the highest number is the
+trial's; it lives until it is given back, its process is seen to be gone, or its heart hasn't beaten for EXPIRES_S. Then
+the next number can be had. Numbers fence: a training under a lease writes its checkpoints into a folder of that number,
+so whoever hangs past his lease, wakes up and writes spoils nothing of his successor's, who has begun from what was
+committed before.
+"""
+
+import json
+import socket
+import threading
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil  # type: ignore[import-untyped]
+from obstore.exceptions import BaseError
+
+from trainables.records.run_storage import Runs
+
+BEAT_S, EXPIRES_S = 10.0, 60.0
+
+COMMAND = uuid.uuid4().hex
+"""Stands for this process, and is handed on to those that train for it."""
+
+
+class LeaseLostError(Exception):
+    """The trial is another's by now."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process, as others can recognise it."""
+
+    command: str  # that it works for
+    host: str
+    kernel: str  # and namespace in which the process number means something
+    process: int
+    started: float
+
+    @classmethod
+    def this(cls, command: str = COMMAND) -> "Holder":
+        """This process."""
+        process = psutil.Process()
+        return cls(command, socket.gethostname(), this_kernel(), process.pid, process.create_time())
+
+    def is_gone(self) -> bool:
+        """Whether the process is seen to have ended: only where it ran on this machine."""
+        if self.kernel != this_kernel():
+            return False
+        try:
+            started: float = psutil.Process(self.process).create_time()
+        except psutil.NoSuchProcess:
+            return True
+        return abs(started - self.started) > 1  # another process has the number by now
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+
+def this_kernel() -> str:
+    """This boot of this machine, and the namespace of its process numbers (a container has its own)."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if not boot.exists():  # not Linux
+        return f"{socket.gethostname()} {psutil.boot_time():.0f}"
+    return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to train a trial."""
+
+    signature: str
+    number: int
+
+    @property
+    def folder(self) -> str:
+        """Of the checkpoints that are written under it, in the runs' trials."""
+        return f"{self.signature}-{self.number}"
+
+    def is_held(self, runs: Runs) -> bool:
+        """Whether nobody has taken the trial over."""
+        return newest(runs, self.signature) == self.number
+
+    def require(self, runs: Runs) -> None:
+        """Raise LeaseLostError where somebody has taken the trial over."""
+        if not self.is_held(runs):
+            raise LeaseLostError(f"{self.signature} is {holder(runs, self.signature) or 'no one'}'s by now")
+
+
+def file_of(signature: str, number: int) -> str:
+    """Where a lease is written."""
+    return f"leases/{signature}/{number}.json"
+
+
+def newest(runs: Runs, signature: str) -> int:
+    """The number of a trial's newest lease, 0 where it never had one."""
+    names = [Path(name) for name in runs.names(f"leases/{signature}")]
+    return max((int(name.stem) for name in names if name.suffix == ".json"), default=0)
+
+
+def last_holder(runs: Runs, signature: str) -> tuple[int, Holder | None]:
+    """The number of a trial's newest lease, and who has it, alive or not; None where it was given back or never was."""
+    number = newest(runs, signature)
+    contents = runs.read(file_of(signature, number)) if number else None
+    found = json.loads(contents) if contents else None
+    return number, Holder(**found) if found else None
+
+
+def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
+    """Who holds a trial at this moment, if anybody does."""
+    number, current = last_holder(runs, signature)
+    if current is None or current.is_gone():
+        return None
+    clock = f"leases/{signature}/{number}.now"
+    runs.write(clock, b"")
+    return current if runs.age(file_of(signature, number), clock).total_seconds() < expires_s else None
+
+
+def acquire(runs: Runs, signature: str, command: str = COMMAND, expires_s: float = EXPIRES_S) -> "Lease | Holder":
+    """The lease of a trial, or who has it.
+
+    A command trains a trial once at a time, so it needn't wait for a process of its own, which is lost.
+    """
+    while True:
+        current = holder(runs, signature, expires_s)
+        if current and current.command != command:
+            return current
+        number = newest(runs, signature) + 1
+        if runs.create(file_of(signature, number), json.dumps(asdict(Holder.this(command))).encode()):
+            return Lease(signature, number)
+
+
+def give_back(runs: Runs, lease: Lease) -> None:
+    """End a lease, if it is still held: the trial can be had at once."""
+    if lease.is_held(runs):
+        runs.write(file_of(lease.signature, lease.number), b"null")
+
+
+class Heart:
+    """Beats for a lease while its holder works; a context manager, which gives the lease back at its end."""
+
+    def __init__(self, runs: Runs, lease: Lease, command: str = COMMAND, beat_s: float = BEAT_S) -> None:
+        self.runs, self.lease, self.beat_s = runs, lease, beat_s
+        self.contents = json.dumps(asdict(Holder.this(command))).encode()
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.beat, daemon=True)
+
+    def __enter__(self) -> "Heart":
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stopped.set()
+        self.thread.join()
+        give_back(self.runs, self.lease)
+
+    def beat(self) -> None:
+        """Renew the lease until it is lost. Storage that is full or away for a while is tried again."""
+        while not self.stopped.wait(self.beat_s):
+            try:
+                if not self.lease.is_held(self.runs):
+                    return
+                self.runs.write(file_of(self.lease.signature, self.lease.number), self.contents)
+            except (OSError, BaseError):
+                continue
+
+
+def take_back(runs: Runs, signature: str, command: str = COMMAND) -> None:
+    """End the lease that a process of this command may have left."""
+    number, current = last_holder(runs, signature)
+    if current and current.command == command:
+        runs.write(file_of(signature, number), b"null")

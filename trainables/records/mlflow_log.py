@@ -1,0 +1,146 @@
+"""Log a training to MLflow. The run is created by the driver before any worker starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import tenacity
+from obstore.exceptions import BaseError
+
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, write_embeddings
+from trainables.records.timing import Metrics, Step, summary
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STEP = "step/"
+"""Begins the names of metrics that are about steps, not epochs."""
+
+HTTP = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # s; a hundred clients at once are answered in ten
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # retries after 0, 2, 4, ... 120 s: 4 minutes without the server
+}
+
+PATIENCE_S, AT_MOST_S = 900.0, 10.0
+"""How long storage that is full or a store that is away is waited for, and the longest pause between two tries."""
+
+PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
+"""MLflow's codes of errors that may not come again."""
+
+Result = TypeVar("Result")
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """A client of an MLflow store, quiet and without telemetry. The URI is absolute: workers' folders differ."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in HTTP.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient  # after the settings above, some of which it reads when it is imported
+
+    return MlflowClient(tracking_uri)
+
+
+def with_retries(function: Callable[[], Result]) -> Result:
+    """What a function returns; it is tried again for PATIENCE_S where storage or the tracking store fails."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_exponential(max=AT_MOST_S),
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        reraise=True,
+    )(function)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is of a kind that goes by itself, or once somebody makes room."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        return error.error_code in PASSING
+    return isinstance(error, OSError | BaseError)
+
+
+class Log:
+    """Tells MLflow of a training, in the order told and from a thread of its own: training doesn't wait for it."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self.teller = ThreadPoolExecutor(max_workers=1)
+        self.told: list[Future[None]] = []
+
+    def epoch(self, metrics: Mapping[str, float]) -> None:
+        """Log an epoch's metrics under its number, so that an epoch that is trained again lands on the same step."""
+        self.tell({name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"]))
+
+    def steps(self, steps: Sequence[Step], epochs: int) -> None:
+        """Log what some steps took, and what the rest of so many epochs will, under the number of the last one."""
+        last, found = steps[-1], summary(steps)
+        left_s = (epochs - last.epoch) * last.number / last.epoch * found["step_s"]
+        values = {"epoch": last.epoch, "loss": sum(step.loss for step in steps) / len(steps), "left_s": left_s} | found
+        self.tell({f"{STEP}{name}": value for name, value in values.items()}, last.number)
+
+    def tell(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics under a step."""
+        from mlflow.entities import Metric
+
+        now_ms = time.time_ns() // 1_000_000
+        metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
+
+        def send() -> None:
+            self.client.log_batch(self.run_id, metrics=metrics)
+
+        self.told.append(self.teller.submit(with_retries, send))
+
+    def embeddings(self, epoch: int, found: Embeddings) -> None:
+        """Keep an epoch's embeddings of the validation split."""
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / epoch_file(epoch)
+                write_embeddings(path, found)
+                self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
+
+        self.told.append(self.teller.submit(with_retries, send))
+
+    def flush(self) -> None:
+        """Wait until MLflow has all that was told. Raises what stood in the way."""
+        told, self.told = self.told, []
+        for future in told:
+            future.result()
+
+
+def refuse(client: MlflowClient, run_id: str, reason: str) -> None:
+    """Note why a training can't go on as it is; '' where nothing is known to stand in its way."""
+    client.set_tag(run_id, "refused", reason)
+
+
+def refused(client: MlflowClient, run_id: str) -> str:
+    """Why a training can't go on as it is, or ''."""
+    reason: str = client.get_run(run_id).data.tags.get("refused", "")
+    return reason
+
+
+def best_metrics(client: Any, run_id: str) -> Metrics:
+    """The metrics of a trial's best epoch, as MLflow has them."""
+    run = client.get_run(run_id)
+    best_epoch = int(run.data.metrics["best_epoch"])
+    names = [name for name in run.data.metrics if not name.startswith(STEP)]
+    history = {name: client.get_metric_history(run_id, name) for name in names}
+    best = {
+        name: entries[-1].value
+        for name, all_ in history.items()
+        if (entries := [m for m in all_ if m.step == best_epoch])
+    }
+    return best | {"epoch": float(best_epoch)}

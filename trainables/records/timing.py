@@ -1,0 +1,118 @@
+"""How long the steps of a training take, and when a checkpoint is due."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from data.loading.batches import Batch
+
+Metrics = dict[str, float]
+
+PROCESS_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step took, on this rank."""
+
+    number: int  # from 1
+    epoch: float
+    loss: float
+    num_pairs: int  # all ranks together
+    duration_s: float
+    waited_s: float  # of it, for data
+    memory_bytes: int  # the most so far: of the GPU, or of the process
+
+
+class Clock:
+    """How long steps take, and when it is time for a checkpoint."""
+
+    def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
+        self.checkpoint_every_s = checkpoint_every_s
+        self.device = device
+        self.checkpointed = self.stepped = time.monotonic()
+        self.waited_s = 0.0
+        self.steps: list[Step] = []
+
+    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; how long each keeps its step waiting is noted."""
+        while True:
+            asked = self.stepped = time.monotonic()
+            batch = next(batches, None)
+            self.waited_s = time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, number: int, epoch: float, loss: float, num_pairs: int) -> Step:
+        """A step has been made."""
+        duration_s = time.monotonic() - self.stepped
+        self.steps.append(Step(number, epoch, loss, num_pairs, duration_s, self.waited_s, peak_memory(self.device)))
+        return self.steps[-1]
+
+    def epoch(self) -> Metrics:
+        """Return the steps of an epoch as metrics, and the seconds they took; the next ones are another epoch's."""
+        steps, self.steps = self.steps, []
+        return summary(steps) | {"training_s": sum(step.duration_s for step in steps)}
+
+    def is_time_for_a_checkpoint(self) -> bool:
+        """Whether rank 0 says so."""
+        is_time = bool(from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device))
+        if is_time:
+            self.checkpointed = time.monotonic()
+        return is_time
+
+
+def summary(steps: Sequence[Step]) -> Metrics:
+    """Seconds a step, pairs a second, the share of time that is spent waiting for data, and the most memory in GB."""
+    if not steps:
+        return {}
+    duration_s = sum(step.duration_s for step in steps)
+    return {
+        "step_s": duration_s / len(steps),
+        "pairs_per_second": sum(step.num_pairs for step in steps) / duration_s,
+        "waiting_share": sum(step.waited_s for step in steps) / duration_s,
+        "memory_gb": steps[-1].memory_bytes / 1e9,
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory in bytes that was in use since `reset_peak_memory`: on the GPU, or by this process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if PROCESS_STATUS.exists():
+        return int(PROCESS_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # elsewhere than on Linux: of the process' life
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget how much memory was in use before: a process may train one trial after another."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PROCESS_STATUS.exists():
+        with contextlib.suppress(OSError):  # not every container allows it
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset VmHWM
+
+
+def from_rank_0(value: float, device: torch.device) -> float:
+    """Rank 0's number, on every rank."""
+    import torch
+    import torch.distributed as dist
+
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.broadcast(shared, 0)
+    return float(shared)

@@ -1,0 +1,87 @@
+"""Embed splits, audio files and sentences with a trained model.
+
+Shapes: A clips, Q queries, D the size of the embeddings.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.captions import normalise
+from data.loading.batches import Batch, load_clips, load_files
+from data.store.shards import StoredSplit
+from trainables.networks.dual_encoder import DualEncoder
+from trainables.records.embeddings import Embeddings
+from trainables.trial import Trial
+
+CLIPS_PER_BATCH = 16
+QUERIES_PER_BATCH = 256
+
+
+def fastest_device() -> torch.device:
+    """Where models embed: on this process' GPU, if it has one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def embed(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
+    """Embed a split's clips, each once, and its queries. The model is left in evaluation mode."""
+    queries: list[str] = split.queries["text"].to_pylist()
+    clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
+    audio, _ = embed_audio(model, trial, clips)
+    return Embeddings(
+        signature=signature,
+        split=split.name,
+        fingerprint=split.fingerprint,
+        clip_ids=split.clip_ids,
+        queries=queries,
+        relevant_clip_ids=split.queries["relevant_clip_ids"].to_pylist(),
+        audio_AD=audio,
+        text_QD=embed_text(model, trial, queries),
+    )
+
+
+@torch.inference_mode()
+def embed_audio(
+    model: DualEncoder, trial: Trial, batches: Iterable[Batch]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Clips' vectors [A, D], and which clips they are [A]. The model is left in evaluation mode."""
+    model.eval()
+    device, unused = next(model.parameters()).device, torch.Generator()
+    vectors, clips = [torch.zeros(0, trial.embedding_size)], [torch.zeros(0, dtype=torch.int64)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
+        for batch in batches:
+            vectors.append(model.embed_audio(batch.to(device), unused).cpu())
+            clips.append(batch.clips)
+    return torch.cat(vectors).numpy(), torch.cat(clips).numpy()
+
+
+@torch.inference_mode()
+def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> NDArray[np.float32]:
+    """Sentences' vectors [Q, D]. The model is left in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    vectors = [torch.zeros(0, trial.embedding_size)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
+        for start in range(0, len(sentences), QUERIES_PER_BATCH):
+            captions = [normalise(sentence) for sentence in sentences[start : start + QUERIES_PER_BATCH]]
+            vectors.append(model.embed_text(model.text.tokenize(captions).to(device)).cpu())
+    return torch.cat(vectors).numpy()
+
+
+def embed_files(
+    model: DualEncoder, trial: Trial, paths: Sequence[Path]
+) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
+    """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
+    refused: dict[Path, str] = {}
+    batches = load_files(
+        paths,
+        trial.audio.segment_s,
+        trial.longest_audio_s,
+        CLIPS_PER_BATCH,
+        refused.__setitem__,
+    )
+    vectors, places = embed_audio(model, trial, batches)
+    return vectors, [paths[place] for place in places], refused
