@@ -43,9 +43,9 @@ from data.paraphrasing.prices import Price
 from data.paraphrasing.review_page import Row, write_page
 from data.runtime import command_line
 from data.schema import Paraphrase
-from data.store import shards
-from data.store.shards import StoredSplit, open_split
+from data.store import files, split_writer
 from data.store.storage import Store
+from data.store.stored_split import StoredSplit, open_split
 
 if TYPE_CHECKING:
     from data.paraphrasing.chat_client import Model
@@ -221,7 +221,7 @@ def write_table(captions: Captions, answered: Answered, attempts: int, own: bool
     rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
     first = next(rows, None)
     if first and complete:
-        shards.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
+        split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
         return outcome
     for _ in rows:  # to count them
         pass
@@ -370,7 +370,7 @@ def import_command(arguments: argparse.Namespace) -> int:
         why = f"its {len(found.unknown):,} entries are about other captions" if found.unknown else "all fail the checks"
         raise UserError(f"{arguments.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
     with alone(journal_of(split)):
-        shards.write_paraphrases(split.store.path / split.name, rows)
+        split_writer.write_paraphrases(split.store.path / split.name, rows)
     total = sum(len(captions) for captions in split.captions)
     logger.info(
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
@@ -407,7 +407,7 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
     """The entries of a file of variations. A UserError names what is wrong."""
-    entries = shards.read_json(path)
+    entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
     found: list[tuple[str, str, Sequence[str]]] = []

@@ -33,9 +33,10 @@ from data.runtime.parallel import Results, run_in_threads, run_on_ray, share
 from data.runtime.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.splits import is_built_on_demand
-from data.store import shards, storage
-from data.store.shards import ShardSummary, StoredSplit, open_split
+from data.store import shard_writer, split_writer, storage
+from data.store.shard_writer import ShardSummary
 from data.store.storage import Store
+from data.store.stored_split import StoredSplit, open_split
 from data.waveform import CODECS, PCM16_BYTES, Codec
 
 logger = logging.getLogger("chorale.prepare")
@@ -134,13 +135,13 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
     report_set_aside(split, summaries)
     if not split.clips and not split.clips_of and not split.sources:
         (folder / storage.MANIFEST).unlink(missing_ok=True)
-        shards.remove_all_but(folder, set())
+        split_writer.remove_all_but(folder, set())
         return None
     if split.clips and not any(summary.clips for summary in summaries):
         raise UserError(f"{name}: none of its {len(split.clips)} clips could be decoded")
     if split.paraphrases:
-        shards.write_paraphrases(folder, split.paraphrases)
-    shards.write_split(folder, split, codec, summaries)
+        split_writer.write_paraphrases(folder, split.paraphrases)
+    split_writer.write_split(folder, split, codec, summaries)
     return open_split(store, name)
 
 
@@ -148,8 +149,8 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
     """Write the shards that aren't there, the biggest first, so that none is left for a single worker at the end."""
     size = min(MOST_CLIPS_PER_SHARD, max(LEAST_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
     parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
-    paths = [folder / shards.shard_name(number, part, codec) for number, part in enumerate(parts)]
-    summaries = {number: summary for number, path in enumerate(paths) if (summary := shards.read_summary(path))}
+    paths = [folder / shard_writer.shard_name(number, part, codec) for number, part in enumerate(parts)]
+    summaries = {number: summary for number, path in enumerate(paths) if (summary := shard_writer.read_summary(path))}
     num_bytes = [sum(clip.num_bytes for clip in part) for part in parts]
     todo = sorted(set(range(len(parts))) - set(summaries), key=lambda number: -num_bytes[number])
     if summaries:
@@ -158,7 +159,7 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
     clips_left = sum(len(parts[number]) for number in todo)
     bytes_left = sum(num_bytes[number] for number in todo)
     with Progress(f"{split.corpus}/{split.name}", clips_left, bytes_left) as progress:
-        for place, summary in in_parallel(shards.write_shard, work, clips_left, bytes_left):
+        for place, summary in in_parallel(shard_writer.write_shard, work, clips_left, bytes_left):
             number = todo[place]
             summaries[number] = summary
             progress.add(len(parts[number]), summary.num_samples, num_bytes[number])
@@ -186,7 +187,7 @@ def size_of(splits: Sequence[StoredSplit]) -> tuple[int, int]:
 
 def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
     """Name what can't be used, as far as a console is the place for it."""
-    set_aside = shards.all_set_aside(split, summaries)
+    set_aside = split_writer.all_set_aside(split, summaries)
     for clip in set_aside[:SAID_SET_ASIDE]:
         logger.warning("set aside: %s: %s", clip.origin, clip.reason)
     if len(set_aside) > SAID_SET_ASIDE:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from data import corpora
 from data.errors import UserError
-from data.store.shards import open_split
 from data.store.storage import Store
+from data.store.stored_split import open_split
 
 logger = logging.getLogger("chorale.splits")
 

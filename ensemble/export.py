@@ -27,7 +27,7 @@ from typing import Any
 
 from data.errors import UserError
 from data.runtime.command_line import command
-from data.store.shards import write_json
+from data.store.files import write_json
 from ensemble.serving import audio_index, bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
 from trainables.records import ledger as ledgers

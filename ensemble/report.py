@@ -31,7 +31,8 @@ from rich.console import Console
 
 from data.errors import UserError
 from data.runtime.command_line import command
-from data.store.shards import appearing_whole, open_split
+from data.store.files import appearing_whole
+from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
 from ensemble.record.mlflow_events import log_event

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
-from data.store.shards import appearing_whole, write_json
+from data.store.files import appearing_whole, write_json
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, Which

@@ -31,8 +31,8 @@ from typing import Any
 
 from data.errors import UserError
 from data.runtime.command_line import command
-from data.store.shards import StoredSplit, open_split
 from data.store.storage import Store
+from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
 from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
 from ensemble.challenge.metadata import Given, describe, label_of, read_authors

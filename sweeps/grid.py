@@ -26,7 +26,7 @@ from data.errors import UserError, positive
 from data.runtime.command_line import command
 from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
-from data.store.shards import read_json, write_json
+from data.store.files import read_json, write_json
 from data.store.storage import Location, Store
 from sweeps.display.progress import Display, Line, status, table
 from sweeps.display.tables import Column, Sheet, show

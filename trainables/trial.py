@@ -12,8 +12,8 @@ import dacite
 
 from data.errors import UserError
 from data.leakage.exclusions import exclusions_fingerprint
-from data.store.shards import open_split
 from data.store.storage import Location
+from data.store.stored_split import open_split
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
 

@@ -14,8 +14,9 @@ from data import corpora
 from data.leakage.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out, worked_out_for
 from data.leakage.landmarks import PHASES, Index, Landmarks, landmarks
 from data.schema import DUPLICATES, Samples
-from data.store.shards import StoredSplit, write_table
+from data.store.files import write_table
 from data.store.storage import Store
+from data.store.stored_split import StoredSplit
 from data.waveform import PCM16_FULL_SCALE, decode_stored
 
 CLIPS_PER_PART = 128

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from data import corpora
 from data.errors import UserError
 from data.schema import DUPLICATES, EXCLUSIONS, LISTED
-from data.store.shards import StoredSplit, open_split, short_hash, write_table
+from data.store.files import short_hash, write_table
 from data.store.storage import MANIFEST, Location, Store
+from data.store.stored_split import StoredSplit, open_split
 
 EXCLUSIONS_FILE = "exclusions.arrow"
 LISTED_FILE = "listed.arrow"

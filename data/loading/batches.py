@@ -25,7 +25,7 @@ from data.errors import UserError
 from data.leakage.exclusions import pairs_of
 from data.loading.shared_buffers import Rooms
 from data.schema import SAMPLE_RATE_HZ, Samples
-from data.store.shards import StoredSplit
+from data.store.stored_split import StoredSplit
 from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, crop_start, decode_file, to_pcm16
 
 MASK_DRAWS = 4

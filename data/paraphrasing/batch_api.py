@@ -24,7 +24,7 @@ from data.errors import UserError
 from data.paraphrasing.chat_client import FILTERED, PAUSES, as_json, pause_s, read_completion, told
 from data.paraphrasing.job import Answer, Answered, Budget, Captions, Request, to_line
 from data.paraphrasing.journal import Journal, lines
-from data.store.shards import read_json, write_json
+from data.store.files import read_json, write_json
 
 logger = logging.getLogger("chorale.paraphrase")
 

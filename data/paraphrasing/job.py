@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from data.paraphrasing import answer_parsing, grammar
 from data.paraphrasing.journal import Line, line_at, lines
 from data.paraphrasing.prices import BATCH_SHARE, Price
-from data.store.shards import StoredSplit
+from data.store.stored_split import StoredSplit
 
 MOST_REQUESTS = 50_000
 """Of one batch: what OpenAI takes."""

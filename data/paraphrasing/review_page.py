@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from data.paraphrasing.answer_parsing import Variant
-from data.store.shards import appearing_whole
+from data.store.files import appearing_whole
 
 PAGE = Path(__file__).with_name("review_page.html")
 """The page's template."""

@@ -18,8 +18,8 @@ from data.leakage.exclusions import (
     read_table,
 )
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ
-from data.store.shards import StoredSplit, open_split
 from data.store.storage import Location, Store
+from data.store.stored_split import StoredSplit, open_split
 
 COLUMNS = (
     "split", "clips", "listed", "published", "hours", "captions", "set aside", "excluded", "codec", "fingerprint",

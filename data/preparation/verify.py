@@ -12,8 +12,9 @@ from data.errors import UserError
 from data.leakage.exclusions import excluded
 from data.leakage.exclusions import exclusions as stored_exclusions
 from data.schema import CLIPS, INDEX, QUERIES, Query
-from data.store.shards import StoredSplit, fingerprint
+from data.store.split_writer import fingerprint
 from data.store.storage import Store
+from data.store.stored_split import StoredSplit
 from data.waveform import AudioError
 
 

@@ -39,7 +39,8 @@ from numpy.typing import NDArray
 
 from data.corpora import clotho
 from data.errors import UserError, unknown_name
-from data.store.shards import StoredSplit, appearing_whole
+from data.store.files import appearing_whole
+from data.store.stored_split import StoredSplit
 
 MOST_SYSTEMS = 4
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from data.errors import UserError, unknown_name
 from data.runtime.parallel import run_on_ray, start_ray
 from data.runtime.progress import ProgressLine
-from data.store.shards import StoredSplit, name_of, open_split
+from data.store.stored_split import StoredSplit, name_of, open_split
 from ensemble.challenge.formats import Scores
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, aligned_scores

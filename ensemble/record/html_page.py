@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from data.store.shards import appearing_whole
+from data.store.files import appearing_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

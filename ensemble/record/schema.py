@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import UserError
-from data.store.shards import is_number, read_json
+from data.store.files import is_number, read_json
 
 FORMAT_VERSION = 2
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
-from data.store.shards import StoredSplit, open_split
 from data.store.storage import Location
+from data.store.stored_split import StoredSplit, open_split
 from ensemble.pool import evaluation
 from ensemble.pool.score_matrices import Matrices
 from ensemble.record.schema import weights_of

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data.captions import normalise
 from data.errors import UserError
 from data.sources.audio_files import audio_files
-from data.store.shards import read_json, write_json
+from data.store.files import read_json, write_json
 from ensemble.serving.bundle import Models
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from data.leakage.exclusions import excluded, pairs_of
 from data.schema import SAMPLE_RATE_HZ
-from data.store.shards import open_split
 from data.store.storage import Location, Store
+from data.store.stored_split import open_split
 from data.waveform import count_segments
 from sweeps.display.tables import Column, Sheet
 from trainables import encoders

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import UserError
-from data.store.shards import is_number
+from data.store.files import is_number
 from trainables import trial as trials
 from trainables.schedule import Schedule
 from trainables.trial import Trial

@@ -14,7 +14,7 @@ import numpy as np
 from measure import machine, say, told
 
 from data.schema import SourceClip, Split
-from data.store import shards
+from data.store import shard_writer, split_writer
 
 CLIPS_PER_SHARD = 128
 NUM_SAMPLES = 640
@@ -66,10 +66,12 @@ def write_store(store: Path, number: int) -> None:
     folder.mkdir(parents=True)
     parts = [clips[first : first + CLIPS_PER_SHARD] for first in range(0, number, CLIPS_PER_SHARD)]
     summaries = [
-        shards.write_shard(folder / shards.shard_name(place, part, "pcm16"), "bench", "train", part, "pcm16")
+        shard_writer.write_shard(
+            folder / shard_writer.shard_name(place, part, "pcm16"), "bench", "train", part, "pcm16"
+        )
         for place, part in enumerate(parts)
     ]
-    shards.write_split(folder, Split("bench", "train", clips), "pcm16", summaries)
+    split_writer.write_split(folder, Split("bench", "train", clips), "pcm16", summaries)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from measure import machine, say, told
 
 from data.schema import SourceClip, Split
-from data.store import shards
+from data.store import shard_writer, split_writer
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "tests" / "data" / "chat_server.py"
@@ -52,10 +52,10 @@ def write_store(store: Path, number: int) -> None:
     folder = store / "test" / "train"
     parts = [clips[start : start + 128] for start in range(0, len(clips), 128)]
     summaries = [
-        shards.write_shard(folder / shards.shard_name(place, part, "pcm16"), "test", "train", part, "pcm16")
+        shard_writer.write_shard(folder / shard_writer.shard_name(place, part, "pcm16"), "test", "train", part, "pcm16")
         for place, part in enumerate(parts)
     ]
-    shards.write_split(folder, Split("test", "train", tuple(clips)), "pcm16", summaries)
+    split_writer.write_split(folder, Split("test", "train", tuple(clips)), "pcm16", summaries)
 
 
 class Measured(NamedTuple):

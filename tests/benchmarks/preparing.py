@@ -17,7 +17,7 @@ from measure import machine, say, told, write_recordings
 
 from data import waveform
 from data.corpora import folder as folder_corpus
-from data.store import shards
+from data.store import shard_writer
 from data.waveform import CODECS
 
 CLIP_S = 30.0
@@ -92,7 +92,7 @@ def shares(source: Path, folder: Path) -> None:
             started = time.process_time()
             for first in range(0, len(clips), 32):
                 path = folder / "shares" / codec / f"{first}.arrow"
-                shards.write_shard(path, "folder", "train", clips[first : first + 32], codec)
+                shard_writer.write_shard(path, "folder", "train", clips[first : first + 32], codec)
             whole = time.process_time() - started
             started = time.process_time()
             for clip in clips:

@@ -23,8 +23,8 @@ from measure import machine, say, told
 
 from data.corpora import synthetic
 from data.splits import Splits
-from data.store import shards
-from data.store.shards import write_json
+from data.store import shard_writer, split_writer
+from data.store.files import write_json
 from trainables import recipes
 from trainables import trial as trials
 from trainables.records import lease as leases
@@ -52,9 +52,9 @@ def write_store(store: Path) -> None:
     """The synthetic corpus, as the command prepares it but without Ray."""
     for split in synthetic.read(None, config=SIZES):
         folder = store / split.corpus / split.name
-        path = folder / shards.shard_name(0, split.clips, "pcm16")
-        shard = shards.write_shard(path, split.corpus, split.name, split.clips, "pcm16")
-        shards.write_split(folder, split, "pcm16", [shard])
+        path = folder / shard_writer.shard_name(0, split.clips, "pcm16")
+        shard = shard_writer.write_shard(path, split.corpus, split.name, split.clips, "pcm16")
+        split_writer.write_split(folder, split, "pcm16", [shard])
 
 
 def plainly(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:

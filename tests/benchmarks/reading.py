@@ -23,8 +23,8 @@ from measure import PUBLISHED_RATE_HZ, cpu_s, machine, say, told, write_recordin
 
 from data.loading.batches import Pairs
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.store import shards
-from data.store.shards import StoredSplit
+from data.store import shard_writer, split_writer, stored_split
+from data.store.stored_split import StoredSplit
 from data.waveform import CODECS, Codec, decode_file
 
 WINDOW_S = 30.0
@@ -50,11 +50,11 @@ def store_of(paths: list[Path], store: Path, codec: Codec) -> StoredSplit:
     )
     folder = store / "bench" / "train"
     folder.mkdir(parents=True)
-    path = folder / shards.shard_name(0, clips, codec)
-    shards.write_split(
-        folder, Split("bench", "train", clips), codec, [shards.write_shard(path, "bench", "train", clips, codec)]
+    path = folder / shard_writer.shard_name(0, clips, codec)
+    split_writer.write_split(
+        folder, Split("bench", "train", clips), codec, [shard_writer.write_shard(path, "bench", "train", clips, codec)]
     )
-    return shards.open_split(store, "bench/train")
+    return stored_split.open_split(store, "bench/train")
 
 
 BATCH_SIZE = 16

@@ -15,7 +15,7 @@ import soundfile
 from filelock import FileLock
 
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.store import shards
+from data.store import shard_writer, split_writer, stored_split
 
 CORPORA = Path(__file__).parents[2].parent / "shared" / "corpora"
 
@@ -89,13 +89,13 @@ def write_split(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         parts = [clips[start : start + 2] for start in range(0, len(clips), 2)]
         summaries = [
-            shards.write_shard(folder / shards.shard_name(number, part, codec), "test", name, part, codec)
+            shard_writer.write_shard(folder / shard_writer.shard_name(number, part, codec), "test", name, part, codec)
             for number, part in enumerate(parts)
         ]
         if paraphrases:
-            shards.write_paraphrases(folder, paraphrases)
-        shards.write_split(folder, Split("test", name, tuple(clips), **described), codec, summaries)
-        return shards.open_split(store, f"test/{name}")
+            split_writer.write_paraphrases(folder, paraphrases)
+        split_writer.write_split(folder, Split("test", name, tuple(clips), **described), codec, summaries)
+        return stored_split.open_split(store, f"test/{name}")
 
     return write
 

@@ -24,7 +24,7 @@ from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answ
 from data.paraphrasing.journal import Journal
 from data.paraphrasing.review_page import write_page
 from data.schema import Paraphrase
-from data.store.shards import open_split
+from data.store.stored_split import open_split
 
 ROOT = Path(__file__).parents[2]
 SOUNDS = ["a dog barks", "a baby cries", "rain falls", "a bell rings", "a man hits a drum", "waves crash on a shore"]

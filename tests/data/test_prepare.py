@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.leakage import exclusions
 from data.runtime.parallel import run_on_ray
 from data.schema import DUPLICATES
-from data.store import shards
+from data.store import shards, stored_split
 
 TABLE = """file_name,caption,split
 a.wav,A dog barks.,train
@@ -74,7 +74,9 @@ def test_a_folder_becomes_a_store(corpus, run_command, noise, tmp_path):
     assert f"set aside: {corpus / 'captions.csv'}, line 5: {corpus / 'torn.flac'}: can't be decoded" in said
     assert f"set aside: {corpus / 'captions.csv'}, line 7: {corpus / 'absent.wav'} is absent" in said
 
-    train, validation, test = (shards.open_split(store, f"folder/{name}") for name in ("train", "validation", "test"))
+    train, validation, test = (
+        stored_split.open_split(store, f"folder/{name}") for name in ("train", "validation", "test")
+    )
     assert train.clip_ids == ["folder/train/a.wav", "folder/train/b.flac"]
     assert train.captions == [["A dog barks.", "A hound woofs."], ["Rain falls."]]
     assert train.manifest["codec"] == "flac"
@@ -92,7 +94,7 @@ def test_what_is_no_longer_in_a_corpus_is_no_longer_in_the_store(corpus, prepare
     assert done.returncode == 0, done.stderr
     assert shards.Store.of(tmp_path).splits() == ["folder/train", "folder/validation"]
     assert list((tmp_path / "folder" / "test").iterdir()) == []
-    train = shards.open_split(tmp_path, "folder/train")
+    train = stored_split.open_split(tmp_path, "folder/train")
     assert train.captions == [["A dog barks.", "A bark."], ["Rain falls."]]
     after = files_of(tmp_path / "folder" / "train")
     assert len(after) == len(before)
@@ -235,13 +237,13 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_a_valid_store(recordings, corpus, prepare, small_disk):
     assert prepare("folder", "--source", corpus, "--store", small_disk).returncode == 0
-    fingerprint = shards.open_split(small_disk, "folder/train").fingerprint
+    fingerprint = stored_split.open_split(small_disk, "folder/train").fingerprint
     done = prepare("folder", "--source", recordings, "--store", small_disk)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert "No space left on device" in done.stderr
-    assert shards.open_split(small_disk, "folder/train").fingerprint == fingerprint
+    assert stored_split.open_split(small_disk, "folder/train").fingerprint == fingerprint
     assert prepare("verify", "--store", small_disk).returncode == 0
 
 
@@ -251,7 +253,7 @@ def test_verify_reads_everything_back(corpus, prepare, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "folder/train: 2 clips as they were written" in done.stderr
 
-    split = shards.open_split(tmp_path, "folder/train")
+    split = stored_split.open_split(tmp_path, "folder/train")
     path = split.store.path / split.shard_path(0)
     contents = bytearray(path.read_bytes())
     contents[split.index["offset"][1].as_py() + split.index["num_bytes"][1].as_py() // 2] ^= 1
@@ -286,7 +288,7 @@ def test_describe_says_what_a_store_holds_and_draws_it(corpus, prepare, tmp_path
     done = prepare("describe", "--store", tmp_path, "--list")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
-    fingerprint = shards.open_split(tmp_path, "folder/train").fingerprint
+    fingerprint = stored_split.open_split(tmp_path, "folder/train").fingerprint
     assert rows["folder/train"] == ["2", "3", "0.00", "3", "1", "0", "pcm16", fingerprint]
     assert f"{corpus / 'captions.csv'}, line 7: {corpus / 'absent.wav'} is absent" in done.stdout
     picture = plt.imread(tmp_path / "describe.png")
@@ -350,7 +352,7 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     assert "excluded from training: 2 clips of wavcaps/AudioSet_SL" in done.stderr
     assert prepare("verify", "--store", store).returncode == 0
 
-    splits = {name: shards.open_split(store, name) for name in shards.Store.of(store).splits()}
+    splits = {name: stored_split.open_split(store, name) for name in shards.Store.of(store).splits()}
     for name, split in splits.items():
         manifest = split.manifest
         if not manifest["clips_of"]:

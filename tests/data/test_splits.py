@@ -5,7 +5,7 @@ import pytest
 from data.errors import UserError
 from data.schema import Split
 from data.splits import Splits, find_splits
-from data.store import shards
+from data.store import split_writer
 from data.store.storage import Store
 
 
@@ -20,7 +20,7 @@ def store(tmp_path_factory):
     }
     for corpus, names in splits.items():
         for name in names:
-            shards.write_split(folder / corpus / name, Split(corpus, name, ()), "pcm16", [])
+            split_writer.write_split(folder / corpus / name, Split(corpus, name, ()), "pcm16", [])
     return Store.of(folder)
 
 

@@ -24,8 +24,9 @@ from PIL import Image
 from data import corpora
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.splits import Splits
-from data.store import shards
-from data.store.shards import open_split, write_json
+from data.store import shard_writer, split_writer
+from data.store.files import write_json
+from data.store.stored_split import open_split
 from ensemble import report
 from ensemble.record.mlflow_events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
@@ -107,8 +108,8 @@ def store(tmp_path_factory):
         )
         for number in range(NUM_CLIPS)
     ]
-    shard = shards.write_shard(where / shards.shard_name(0, clips, "pcm16"), "made", "test", clips, "pcm16")
-    shards.write_split(where, Split("made", "test", tuple(clips)), "pcm16", [shard])
+    shard = shard_writer.write_shard(where / shard_writer.shard_name(0, clips, "pcm16"), "made", "test", clips, "pcm16")
+    split_writer.write_split(where, Split("made", "test", tuple(clips)), "pcm16", [shard])
     return folder
 
 

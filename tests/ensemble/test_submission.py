@@ -18,7 +18,7 @@ import yaml
 from data.corpora import clotho
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Query, Split
-from data.store import shards
+from data.store import files, shard_writer, split_writer, stored_split
 from ensemble.challenge import formats
 from ensemble.challenge import validation as inspection
 from ensemble.challenge.metadata import label_of, read_authors
@@ -71,11 +71,13 @@ def write_split(store, split):
     folder.mkdir(parents=True, exist_ok=True)
     parts = [split.clips[start : start + 4] for start in range(0, len(split.clips), 4)]
     written = [
-        shards.write_shard(folder / shards.shard_name(number, part, "pcm16"), split.corpus, split.name, part, "pcm16")
+        shard_writer.write_shard(
+            folder / shard_writer.shard_name(number, part, "pcm16"), split.corpus, split.name, part, "pcm16"
+        )
         for number, part in enumerate(parts)
     ]
-    shards.write_split(folder, split, "pcm16", written)
-    return shards.open_split(store, f"{split.corpus}/{split.name}")
+    split_writer.write_split(folder, split, "pcm16", written)
+    return stored_split.open_split(store, f"{split.corpus}/{split.name}")
 
 
 def tiny(seed):
@@ -135,7 +137,7 @@ def write_ensemble(path, members, **settings):
     whole = sum(member.get("count", 0) for member in members)
     weighted = [member | {"weight": member["count"] / whole} if "count" in member else member for member in members]
     ensemble = {"format_version": 2, "direction": "t2a", "fusion_name": "mean", "members": weighted}
-    shards.write_json(path, ensemble | {"test": {"split": "clotho/evaluation", "ensemble": TEST}} | settings)
+    files.write_json(path, ensemble | {"test": {"split": "clotho/evaluation", "ensemble": TEST}} | settings)
     return path
 
 
@@ -167,7 +169,7 @@ def rows_of(data):
 
 
 def test_what_is_evaluated_is_what_was_published(entered):
-    evaluation = formats.evaluation_of(shards.open_split(entered / "store", "clotho/challenge"))
+    evaluation = formats.evaluation_of(stored_split.open_split(entered / "store", "clotho/challenge"))
     assert evaluation.queries == CAPTIONS
     assert sorted(evaluation.heard) == sorted(FILES)
     assert list(evaluation.unheard) == [TORN, ABSENT]
@@ -202,7 +204,7 @@ def test_a_submission_of_2023_ranks_ten_files_for_each_caption(entered, submit, 
 def expected_scores(entered, name, fuse):
     """The ensemble's scores [Q, F] computed plainly, files by name; those that weren't decoded lie below all."""
     ensemble = json.loads((entered / f"{name}.json").read_text())
-    fingerprint = shards.open_split(entered / "store", "clotho/challenge").fingerprint
+    fingerprint = stored_split.open_split(entered / "store", "clotho/challenge").fingerprint
     total = 0
     for member in ensemble["members"]:
         path = entered / "runs" / "embeddings" / f"{member['signature']}-{fingerprint}.arrow"
@@ -581,7 +583,7 @@ def test_splits_without_queries_or_clips_are_named(entered, tmp_path):
     write_split(tmp_path, Split("clotho", "empty", (), queries=(Query("A dog."),)))
     for name, said in (("mute", "has no queries"), ("empty", "has no clips")):
         with pytest.raises(UserError, match=f"clotho/{name} {said}"):
-            formats.evaluation_of(shards.open_split(tmp_path, f"clotho/{name}"))
+            formats.evaluation_of(stored_split.open_split(tmp_path, f"clotho/{name}"))
 
 
 def test_a_split_that_a_member_was_trained_on_is_refused(entered, submit, tmp_path):
@@ -614,13 +616,13 @@ def test_weights_that_dont_fit_are_named_where_they_are_loaded(entered, tmp_path
     shutil.copytree(entered / "runs" / "models", tmp_path / "models")
     folder = tmp_path / "models" / f"{0:016x}"
     trial = json.loads((folder / "trial.json").read_text())
-    shards.write_json(folder / "trial.json", trial | {"embedding_size": 8})
+    files.write_json(folder / "trial.json", trial | {"embedding_size": 8})
     with pytest.raises(UserError, match=r"can't be loaded: .*size mismatch.*train it again"):
         embed_member(Runs.of(tmp_path), f"{0:016x}", str(entered / "store"), "clotho/challenge", 1)
 
 
 def test_embeddings_in_another_order_are_made_anew(entered, tmp_path):
-    split = shards.open_split(entered / "store", "clotho/challenge")
+    split = stored_split.open_split(entered / "store", "clotho/challenge")
     path = entered / "runs" / "embeddings" / f"{0:016x}-{split.fingerprint}.arrow"
     other = tmp_path / path.name
     found = read_embeddings(path)
@@ -634,7 +636,7 @@ def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
     path = write_ensemble(tmp_path / "ensemble.json", [members[0], members[1] | {"count": 0}])
     runs = Runs.of(entered / "runs")
     system = read_system(path, open_ledger(runs), runs)
-    split = shards.open_split(entered / "store", "clotho/challenge")
+    split = stored_split.open_split(entered / "store", "clotho/challenge")
     found = read_embeddings(entered / "runs" / "embeddings" / f"{0:016x}-{split.fingerprint}.arrow")
     np.testing.assert_allclose(fused(system, {f"{0:016x}": found}, split), found.scores(), atol=1e-6)
 
@@ -680,7 +682,7 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
                           "--out", tmp_path)  # fmt: skip
     assert chosen.returncode == 0, chosen.stderr
     whole = json.loads((tmp_path / "ensemble.json").read_text())
-    shards.write_json(tmp_path / "single.json", whole | {"members": [whole["members"][1]]})
+    files.write_json(tmp_path / "single.json", whole | {"members": [whole["members"][1]]})
     words = (
         "ensemble/submission.py", "--ensemble", tmp_path / "ensemble.json", tmp_path / "single.json", "--evaluation",
         prepared, "--runs", runs, "--out", tmp_path / "out", "--authors", entered / "authors.yaml",

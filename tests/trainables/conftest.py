@@ -12,7 +12,7 @@ from transformers import BertForPreTraining, DistilBertForMaskedLM, MPNetModel, 
 
 from data.corpora import synthetic
 from data.schema import Split
-from data.store import shards
+from data.store import shard_writer, split_writer
 from data.waveform import Codec
 from trainables.encoders.audio import cnn
 from trainables.encoders.text import transformer
@@ -40,10 +40,10 @@ def write_split() -> WriteSplit:
 
     def write(store: Path, split: Split, codec: Codec) -> None:
         folder = store / split.corpus / split.name
-        path = folder / shards.shard_name(0, split.clips, codec)
-        shard = shards.write_shard(path, split.corpus, split.name, split.clips, codec)
-        shards.write_paraphrases(folder, split.paraphrases)
-        shards.write_split(folder, split, codec, [shard])
+        path = folder / shard_writer.shard_name(0, split.clips, codec)
+        shard = shard_writer.write_shard(path, split.corpus, split.name, split.clips, codec)
+        split_writer.write_paraphrases(folder, split.paraphrases)
+        split_writer.write_split(folder, split, codec, [shard])
 
     return write
 

@@ -13,8 +13,8 @@ import torch
 from data.captions import normalise
 from data.errors import UserError
 from data.schema import Query, Split
-from data.store import shards
-from data.store.shards import StoredSplit, open_split
+from data.store import split_writer
+from data.store.stored_split import StoredSplit, open_split
 from trainables import retrieval
 from trainables.networks import dual_encoder
 from trainables.networks.dual_encoder import DualEncoder
@@ -157,7 +157,7 @@ def test_queries_with_several_relevant_clips_are_scored_on_another_splits_clips(
     queries = tuple(Query(text, tuple(relevant)) for text, relevant in asked)
     several = Split("synthetic", "several", (), queries=queries, clips_of="development")
     (store / "synthetic" / "several").mkdir()
-    shards.write_split(store / "synthetic" / "several", several, "pcm16", [])
+    split_writer.write_split(store / "synthetic" / "several", several, "pcm16", [])
 
     found = embed(network, trial, "", open_split(store, "synthetic/several"))
     assert found.clip_ids == ids

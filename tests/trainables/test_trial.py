@@ -13,7 +13,8 @@ from data.corpora import synthetic
 from data.errors import UserError
 from data.leakage.exclusions import EXCLUSIONS_FILE
 from data.schema import EXCLUSIONS, Split
-from data.store.shards import open_split, write_table
+from data.store.files import write_table
+from data.store.stored_split import open_split
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
 from trainables.schedule import Plateau, Schedule

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.store.shards import StoredSplit, write_json
+from data.store.files import write_json
+from data.store.stored_split import StoredSplit
 from trainables import trial as trials
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records import checkpoint

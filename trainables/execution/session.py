@@ -109,7 +109,7 @@ def train_rank(
     """
     import torch
 
-    from data.store.shards import open_split
+    from data.store.stored_split import open_split
     from trainables.execution import outcome
     from trainables.training.train import train
 

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.store.shards import write_json
+from data.store.files import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
 from trainables.networks.dual_encoder import DualEncoder, restore

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.store.shards import read_table, write_table
+from data.store.files import read_table, write_table
 from trainables.retrieval import Scores
 
 EMBEDDINGS_FOLDER = "embeddings"

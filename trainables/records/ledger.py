@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from data.errors import UserError
-from data.store.shards import read_json
+from data.store.files import read_json
 from trainables import trial as trials
 from trainables.records import mlflow_log
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings

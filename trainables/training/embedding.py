@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.captions import normalise
 from data.loading.batches import Batch, load_clips, load_files
-from data.store.shards import StoredSplit
+from data.store.stored_split import StoredSplit
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records.embeddings import Embeddings
 from trainables.trial import Trial

@@ -19,8 +19,8 @@ from data.errors import UserError
 from data.leakage.exclusions import excluded
 from data.loading.batches import MASK_DRAWS, Batch, Pairs
 from data.schema import SAMPLE_RATE_HZ
-from data.store.shards import StoredSplit, open_split
 from data.store.storage import Location
+from data.store.stored_split import StoredSplit, open_split
 from trainables import retrieval
 from trainables.networks import dual_encoder
 from trainables.networks.dual_encoder import DualEncoder

@@ -9,7 +9,7 @@ import soxr
 from data.corpora import synthetic
 from data.leakage import duplicates, exclusions
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.store import shards
+from data.store import shard_writer, shards, split_writer, stored_split
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +49,19 @@ def store(scenes, tmp_path_factory):
             SourceClip(f"{name}/{number}", partial(iter, (samples.astype(np.float32),)), ("A sound.",), "")
             for number, samples in enumerate(recordings)
         )
-        path = folder / name / shards.shard_name(0, clips, "flac")
-        summary = shards.write_shard(path, corpus, split, clips, "flac")
-        shards.write_split(folder / name, Split(corpus, split, clips), "flac", [summary])
+        path = folder / name / shard_writer.shard_name(0, clips, "flac")
+        summary = shard_writer.write_shard(path, corpus, split, clips, "flac")
+        split_writer.write_split(folder / name, Split(corpus, split, clips), "flac", [summary])
     several = Split("clotho", "evaluation_2025", (), queries=(), clips_of="evaluation")
     (folder / "clotho" / "evaluation_2025").mkdir()
-    shards.write_split(folder / "clotho" / "evaluation_2025", several, "flac", [])
+    split_writer.write_split(folder / "clotho" / "evaluation_2025", several, "flac", [])
     return folder
 
 
 @pytest.fixture(scope="module")
 def found(store):
     """Rows of the table of duplicates, as the command finds them on a cluster."""
-    splits = [shards.open_split(store, name) for name in shards.Store.of(store).splits()]
+    splits = [stored_split.open_split(store, name) for name in shards.Store.of(store).splits()]
     held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
     index = duplicates.build([duplicates.landmarks_to_find(*part) for part in held_out])
     looked_up = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
@@ -103,7 +103,7 @@ def test_the_table_is_sorted_whatever_the_order_of_the_parts(found, store):
 
 def test_parts_cover_every_clip_once(store, monkeypatch):
     monkeypatch.setattr(duplicates, "CLIPS_PER_PART", 3)
-    splits = [shards.open_split(store, name) for name in ("wavcaps/FreeSound", "clotho/evaluation_2025")]
+    splits = [stored_split.open_split(store, name) for name in ("wavcaps/FreeSound", "clotho/evaluation_2025")]
     parts = duplicates.parts(splits)
     assert [(split.name, first) for split, first in parts] == [("wavcaps/FreeSound", first) for first in (0, 3, 6)]
     ids = [clip_id for part in parts for clip_id, _ in duplicates.landmarks_of(*part)]

@@ -9,8 +9,8 @@ from data.errors import UserError
 from data.leakage import duplicates, exclusions
 from data.preparation import describe
 from data.schema import DUPLICATES, Split
-from data.store import shards
-from data.store.shards import write_table
+from data.store import shard_writer, split_writer
+from data.store.files import write_table
 from data.store.storage import Store
 
 import pyarrow as pa  # isort: skip
@@ -26,10 +26,10 @@ def write(make_clip, noise, tmp_path):
         clips = tuple(type(clip)(**{**vars(clip), "clip_id": f"{name}/{number}"}) for number, clip in enumerate(clips))
         folder = store / name
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / shards.shard_name(0, clips, "pcm16")
-        summary = shards.write_shard(path, corpus, split, clips, "pcm16")
+        path = folder / shard_writer.shard_name(0, clips, "pcm16")
+        summary = shard_writer.write_shard(path, corpus, split, clips, "pcm16")
         described = Split(corpus, split, clips, sources=frozenset([*filter(None, sources), *listed]))
-        shards.write_split(folder, described, "pcm16", [summary])
+        split_writer.write_split(folder, described, "pcm16", [summary])
         return store
 
     return write

@@ -12,7 +12,7 @@ import soundfile
 
 from data.errors import UserError
 from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SetAside, Split
-from data.store import shards
+from data.store import shard_writer, split_writer, stored_split
 from data.waveform import CODECS, decode_file, to_pcm16
 
 
@@ -86,7 +86,7 @@ def test_windows_equal_the_resampled_file_to_half_a_step(codec, tmp_path, make_c
 def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tmp_path):
     write_split([make_clip(f"{seed}.wav", noise(2.0, seed)) for seed in range(4)])
     before = pa.total_allocated_bytes()
-    split = shards.open_split(tmp_path / "store", "test/train")
+    split = stored_split.open_split(tmp_path / "store", "test/train")
     tables = [split.shard(number) for number in range(2)]
     assert sum(table.nbytes for table in tables) > 4 * 2 * 64_000
     assert len(split.open_clip(3).read()) == 2 * 64_000
@@ -152,7 +152,7 @@ def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_sp
 
 
 def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeypatch):
-    monkeypatch.setattr(shards, "HELD_BYTES", 1)
+    monkeypatch.setattr(shard_writer, "HELD_BYTES", 1)
     split = write_split(clips)
     assert split.clip_ids == [clip.clip_id for clip in clips]
     np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), samples_of(clips[2]))
@@ -160,14 +160,14 @@ def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeyp
 
 def test_a_split_without_a_manifest_is_not_there(clips, write_split, tmp_path):
     write_split(clips)
-    shards.write_shard(tmp_path / "store" / "test" / "dev" / "clips-00000.arrow", "test", "dev", clips, "pcm16")
+    shard_writer.write_shard(tmp_path / "store" / "test" / "dev" / "clips-00000.arrow", "test", "dev", clips, "pcm16")
     with pytest.raises(UserError, match=r"holds no split 'test/dev' \(it holds: test/train\); .*data/prepare.py test "):
-        shards.open_split(tmp_path / "store", "test/dev")
+        stored_split.open_split(tmp_path / "store", "test/dev")
 
 
 def test_an_absent_store_holds_nothing(tmp_path):
     with pytest.raises(UserError, match=r"holds no split 'clotho/validation' \(it holds: nothing\)"):
-        shards.open_split(tmp_path / "absent", "clotho/validation")
+        stored_split.open_split(tmp_path / "absent", "clotho/validation")
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, "2", None])
@@ -177,23 +177,23 @@ def test_another_format_version_is_refused_with_the_remedy(version, clips, write
     with pytest.raises(
         UserError, match=rf"version {version}, .* prepare it again: python data/prepare.py test --store"
     ):
-        shards.open_split(tmp_path / "store", "test/train")
+        stored_split.open_split(tmp_path / "store", "test/train")
 
 
 def test_a_torn_manifest_is_named(clips, write_split, tmp_path):
     path = folder_of(write_split(clips)) / "manifest.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match=r"manifest.json isn't a JSON object .* prepare this split again"):
-        shards.open_split(tmp_path / "store", "test/train")
+        stored_split.open_split(tmp_path / "store", "test/train")
 
 
 def test_an_error_leaves_no_file_behind_and_the_old_one_as_it_was(clips, make_clip, tmp_path):
     path = tmp_path / "clips-00000.arrow"
-    shards.write_shard(path, "test", "train", clips, "pcm16")
+    shard_writer.write_shard(path, "test", "train", clips, "pcm16")
     before = path.read_bytes()
     defect = make_clip("defect.wav", partial(int, "no samples"))
     with pytest.raises(ValueError, match="no samples"):
-        shards.write_shard(path, "test", "train", [*clips, defect], "pcm16")
+        shard_writer.write_shard(path, "test", "train", [*clips, defect], "pcm16")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clips-00000.arrow", "clips-00000.json"]
     assert path.read_bytes() == before
 
@@ -214,10 +214,10 @@ def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_spl
     table = [Paraphrase(clip.clip_id, clip.captions[0], ("one", "two"), "grammar") for clip in clips]
     split = write_split(clips, paraphrases=table)
     fingerprint, contents = split.paraphrases_fingerprint(), split.fingerprint
-    shards.write_paraphrases(folder_of(split), table[::-1])
+    split_writer.write_paraphrases(folder_of(split), table[::-1])
     assert split.paraphrases_fingerprint() == fingerprint
     for changed in (table[1:], [Paraphrase(clips[0].clip_id, "A dog barks.", ("one", "too"), "grammar"), *table[1:]]):
-        shards.write_paraphrases(folder_of(split), changed)
+        split_writer.write_paraphrases(folder_of(split), changed)
         assert split.paraphrases_fingerprint() != fingerprint
     assert split.fingerprint == contents
 
@@ -233,8 +233,8 @@ def test_what_a_corpus_set_aside_is_kept(clips, write_split):
 def test_a_clip_longer_than_what_is_held_in_memory_is_stored_alike(codec, clips, write_split, monkeypatch, tmp_path):
     usual = write_split(clips, codec)
     contents = [usual.open_clip(clip).read() for clip in range(3)]
-    monkeypatch.setattr(shards, "HELD_BYTES", 10_000)
-    monkeypatch.setattr(shards, "PIECE_BYTES", 3_000)
+    monkeypatch.setattr(shard_writer, "HELD_BYTES", 10_000)
+    monkeypatch.setattr(shard_writer, "PIECE_BYTES", 3_000)
     split = write_split(clips, codec, store=tmp_path / "piecewise")
     assert [split.open_clip(clip).read() for clip in range(3)] == contents
     assert [row["audio"] for row in split.shard(0).to_pylist()] == contents[:2]
@@ -266,34 +266,36 @@ def test_a_new_write_keeps_the_paraphrases(clips, write_split):
 
 def test_shards_are_named_by_what_they_are_made_from(clips, make_clip, noise):
     names = {
-        shards.shard_name(0, clips, "pcm16"),
-        shards.shard_name(0, clips, "flac"),
-        shards.shard_name(1, clips, "pcm16"),
-        shards.shard_name(0, clips[:2], "pcm16"),
-        shards.shard_name(0, [make_clip("0.wav", noise(1), clips[0].captions, revision="2"), *clips[1:]], "pcm16"),
-        shards.shard_name(0, [make_clip("0.wav", noise(1), ["Other."]), *clips[1:]], "pcm16"),
+        shard_writer.shard_name(0, clips, "pcm16"),
+        shard_writer.shard_name(0, clips, "flac"),
+        shard_writer.shard_name(1, clips, "pcm16"),
+        shard_writer.shard_name(0, clips[:2], "pcm16"),
+        shard_writer.shard_name(
+            0, [make_clip("0.wav", noise(1), clips[0].captions, revision="2"), *clips[1:]], "pcm16"
+        ),
+        shard_writer.shard_name(0, [make_clip("0.wav", noise(1), ["Other."]), *clips[1:]], "pcm16"),
     }
     assert len(names) == 6
     elsewhere = [dataclasses.replace(clip, origin="another table") for clip in clips]
-    assert shards.shard_name(0, elsewhere, "pcm16") in names
+    assert shard_writer.shard_name(0, elsewhere, "pcm16") in names
 
 
 def test_a_shard_is_there_when_its_summary_is(clips, tmp_path):
     path = tmp_path / "clips-00000.arrow"
-    assert shards.read_summary(path) is None
-    summary = shards.write_shard(path, "test", "train", clips, "pcm16")
-    assert shards.read_summary(path) == summary
+    assert shard_writer.read_summary(path) is None
+    summary = shard_writer.write_shard(path, "test", "train", clips, "pcm16")
+    assert shard_writer.read_summary(path) == summary
     contents, described = path.read_bytes(), path.with_suffix(".json").read_bytes()
     path.write_bytes(contents[:-100])
-    assert shards.read_summary(path) is None
+    assert shard_writer.read_summary(path) is None
     path.write_bytes(contents)
     for torn in (b"", b"{}", described[:50]):
         path.with_suffix(".json").write_bytes(torn)
-        assert shards.read_summary(path) is None
+        assert shard_writer.read_summary(path) is None
     path.with_suffix(".json").write_bytes(described)
-    assert shards.read_summary(path) == summary
+    assert shard_writer.read_summary(path) == summary
     path.unlink()
-    assert shards.read_summary(path) is None
+    assert shard_writer.read_summary(path) is None
 
 
 def test_queries_may_have_several_clips_or_none(clips, write_split):
@@ -323,8 +325,8 @@ def views(clips, write_split, tmp_path):
         queries = (Query("Two of them.", tuple(clip.clip_id for clip in clips[:2])),)
         folder = tmp_path / "store" / "test" / "views"
         folder.mkdir(parents=True, exist_ok=True)
-        shards.write_split(folder, Split("test", "views", (), queries=queries, clips_of="train"), "pcm16", [])
-        return shards.open_split(tmp_path / "store", "test/views")
+        split_writer.write_split(folder, Split("test", "views", (), queries=queries, clips_of="train"), "pcm16", [])
+        return stored_split.open_split(tmp_path / "store", "test/views")
 
     write_split(clips)
     return write
@@ -342,7 +344,7 @@ def test_queries_about_clips_that_have_changed_are_refused(views, clips, write_s
     fingerprint = views().fingerprint
     write_split(clips[:2])
     with pytest.raises(UserError, match=r"test/views was prepared for other contents of test/train; prepare it again"):
-        shards.open_split(tmp_path / "store", "test/views")
+        stored_split.open_split(tmp_path / "store", "test/views")
     assert views().fingerprint != fingerprint
 
 

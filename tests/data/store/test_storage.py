@@ -21,8 +21,9 @@ from data.leakage.exclusions import EXCLUSIONS_FILE, excluded
 from data.loading.batches import Pairs
 from data.schema import EXCLUSIONS, SAMPLE_RATE_HZ
 from data.store import storage
-from data.store.shards import open_split, write_table
+from data.store.files import write_table
 from data.store.storage import BLOCK_BYTES, Store
+from data.store.stored_split import open_split
 
 SPLIT = "test/train"
 SHARD = f"{SPLIT}/clips-00000-0123456789abcdef.arrow"

@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.loading import batches
 from data.loading.batches import load_files
 from data.splits import Splits
-from data.store.shards import open_split
+from data.store.stored_split import open_split
 from data.waveform import decode_file
 from ensemble import export
 from ensemble.serving import audio_index, bundle

@@ -9,9 +9,10 @@ from data.corpora import synthetic
 from data.leakage.exclusions import EXCLUSIONS_FILE
 from data.schema import EXCLUSIONS
 from data.splits import Splits
-from data.store import shards
-from data.store.shards import open_split, write_table
+from data.store import shard_writer, split_writer
+from data.store.files import write_table
 from data.store.storage import Store
+from data.store.stored_split import open_split
 from sweeps import spaces
 from sweeps.planning.estimate import END_TOKENS, Gpu, basis, epoch_of, report, seconds
 from trainables import encoders, recipes
@@ -25,10 +26,10 @@ def write_store(folder):
     """7 clips of 12 s, five captions each."""
     for split in synthetic.read(None, config=synthetic.Config(7, 1, 1, 12.0, 12.0)):
         place = folder / split.corpus / split.name
-        name = shards.shard_name(0, split.clips, "pcm16")
-        shard = shards.write_shard(place / name, split.corpus, split.name, split.clips, "pcm16")
-        shards.write_paraphrases(place, split.paraphrases)
-        shards.write_split(place, split, "pcm16", [shard])
+        name = shard_writer.shard_name(0, split.clips, "pcm16")
+        shard = shard_writer.write_shard(place / name, split.corpus, split.name, split.clips, "pcm16")
+        split_writer.write_paraphrases(place, split.paraphrases)
+        split_writer.write_split(place, split, "pcm16", [shard])
     return folder
 
 

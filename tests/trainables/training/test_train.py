@@ -15,7 +15,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.loading.batches import Pairs
 from data.schema import SAMPLE_RATE_HZ
-from data.store.shards import open_split
+from data.store.stored_split import open_split
 from data.waveform import SHORTEST_LAST_SEGMENT_S
 from trainables import trial as trials
 from trainables.encoders.audio import cnn14

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
 from data.loading.batches import Pairs
-from data.store.shards import open_split
+from data.store.stored_split import open_split
 from trainables.encoders.audio import passt
 from trainables.networks import dual_encoder
 from trainables.records.checkpoint import MODEL_FILE

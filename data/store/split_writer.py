@@ -1,0 +1,157 @@
+"""Write a split's tables, and last its manifest, which names them and the shards.
+
+A split is either there as a whole, or not at all, or as it was before.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from data.captions import caption_hash
+from data.schema import (
+    FORMAT_VERSION,
+    INDEX,
+    PARAPHRASES,
+    QUERIES,
+    SET_ASIDE,
+    SOURCES,
+    Paraphrase,
+    Query,
+    SetAside,
+    Split,
+)
+from data.store.files import appearing_whole, hash_of_table, write_json, write_table
+from data.store.shard_writer import ShardSummary
+from data.store.storage import IMMUTABLE, MANIFEST
+from data.store.stored_split import PARAPHRASES_FILE, open_split
+from data.waveform import Codec
+
+ROWS_AT_A_TIME = 1000
+
+
+def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
+    """Write a split's table of paraphrases in place of the one that is there, without holding it in memory."""
+    rows = (
+        {
+            "clip_id": paraphrase.clip_id,
+            "caption_hash": caption_hash(paraphrase.caption),
+            "variants": list(paraphrase.variants),
+            "model": paraphrase.model,
+            "instruction": paraphrase.instruction,
+            "time": paraphrase.time,
+        }
+        for paraphrase in paraphrases
+    )
+    with (
+        appearing_whole(folder / PARAPHRASES_FILE) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, PARAPHRASES) as writer,
+    ):
+        while batch := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=PARAPHRASES))
+
+
+def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
+    """16 hexadecimal digits that stand for a split's contents, whatever their order, codec or path.
+
+    Queries count where they aren't just the clips' captions.
+    """
+    lines = "".join(f"{clip_id}\t{digest}\n" for clip_id, digest in sorted(digests.items()))
+    if queries is not None:
+        lines += json.dumps(sorted((query.text, query.relevant_clip_ids) for query in queries))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[ShardSummary]) -> None:
+    """Write a split's tables, then its manifest: from now on the split is there, and the one before it is gone.
+
+    A split whose queries are about another one's clips takes that one's place for granted: it has to be there.
+    """
+    stored = {clip_id: (number, clip) for number, shard in enumerate(shards) for clip_id, clip in shard.clips.items()}
+    clips = sorted((clip for clip in split.clips if clip.clip_id in stored), key=lambda clip: clip.clip_id)
+    queries = split.queries
+    if queries is None:
+        queries = tuple(Query(caption, (clip.clip_id,)) for clip in clips for caption in clip.captions)
+    set_aside = all_set_aside(split, shards)
+    digests = {clip_id: clip.digest for clip_id, (_, clip) in stored.items()}
+    base = open_split(folder.parents[1], f"{split.corpus}/{split.clips_of}") if split.clips_of else None
+    if base:
+        digests = {base.manifest["split"]: base.fingerprint}
+    if split.queries is not None:
+        queries, unanswered = answerable(split.queries, set(base.clip_ids if base else stored))
+        set_aside += unanswered
+    index = [
+        {
+            "clip_id": clip.clip_id,
+            "captions": clip.captions,
+            "source": clip.source,
+            "shard": stored[clip.clip_id][0],
+            **dataclasses.asdict(stored[clip.clip_id][1]),
+        }
+        for clip in clips
+    ]
+    tables = {
+        "index": pa.Table.from_pylist(index, schema=INDEX),
+        "queries": pa.Table.from_pylist([dataclasses.asdict(query) for query in queries], schema=QUERIES),
+        "set_aside": pa.Table.from_pylist([dataclasses.asdict(clip) for clip in set_aside], schema=SET_ASIDE),
+        "sources": pa.table({"source": sorted(split.sources)}, schema=SOURCES),
+    }
+    names = {}
+    for kind, table in tables.items():
+        names[kind] = f"{kind}-{hash_of_table(table)}.arrow"
+        write_table(folder / names[kind], table)
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "corpus": split.corpus,
+            "split": split.name,
+            "codec": codec,
+            "clips_of": split.clips_of,
+            "clips_fingerprint": base.fingerprint if base else None,
+            "queries_are_captions": split.queries is None,
+            "num_listed": split.num_listed or len(split.clips) + len(split.set_aside),
+            "num_clips": len(clips),
+            "num_queries": len(queries),
+            "num_samples": sum(shard.num_samples for shard in shards),
+            "num_set_aside": len(set_aside),
+            "fingerprint": fingerprint(digests, queries if split.queries is not None else None),
+            **names,
+            "shards": [shard.file for shard in shards],
+        },
+    )
+    remove_all_but(folder, {*names.values(), *(shard.file for shard in shards)})
+
+
+def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
+    """What of a split can't be used: what its tables lack, then what can't be decoded."""
+    reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
+    torn = [SetAside(clip.origin, reasons[clip.clip_id]) for clip in split.clips if clip.clip_id in reasons]
+    return [*split.set_aside, *torn]
+
+
+def answerable(queries: Sequence[Query], clip_ids: Collection[str]) -> tuple[tuple[Query, ...], list[SetAside]]:
+    """Queries without the clips that aren't there; one of which nothing is left is set aside, as is what it lacks."""
+    kept, set_aside = [], []
+    for query in queries:
+        present = tuple(clip_id for clip_id in query.relevant_clip_ids if clip_id in clip_ids)
+        set_aside += [
+            SetAside(f"query {query.text!r}", f"its clip {clip_id} isn't there")
+            for clip_id in query.relevant_clip_ids
+            if clip_id not in clip_ids
+        ]
+        if present or not query.relevant_clip_ids:
+            kept.append(Query(query.text, present))
+    return tuple(kept), set_aside
+
+
+def remove_all_but(folder: Path, names: set[str]) -> None:
+    """Remove what earlier preparations of a split have left behind, and nothing else; shards keep their summaries."""
+    for path in folder.iterdir():
+        if IMMUTABLE.search(path.name) and path.with_suffix(".arrow").name not in names:
+            path.unlink()
