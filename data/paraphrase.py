@@ -13,21 +13,16 @@ was when the same command is given again; only what was being answered as it was
 
 import argparse
 import asyncio
-import itertools
 import logging
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import corpora
-from data.captions import caption_hash, normalise
 from data.errors import UserError, positive
-from data.paraphrasing import answer_parsing, grammar, prices
-from data.paraphrasing.answer_parsing import CHECKS, MARKED
+from data.paraphrasing import grammar, prices
+from data.paraphrasing.answer_parsing import MARKED
 from data.paraphrasing.job import (
     INTERRUPTED,
     MOST_REQUESTS,
@@ -39,81 +34,33 @@ from data.paraphrasing.job import (
     journal_of,
 )
 from data.paraphrasing.journal import Journal, alone
+from data.paraphrasing.outcome import DEFAULT_VARIANTS, SAID_INCOMPLETE, summary, write_review, write_table
 from data.paraphrasing.prices import Price
-from data.paraphrasing.review_page import Row, write_page
+from data.paraphrasing.published import match_entries, read_variations
 from data.runtime import command_line
 from data.schema import Paraphrase
-from data.store import files, split_writer
+from data.store import split_writer
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 
 if TYPE_CHECKING:
     from data.paraphrasing.chat_client import Model
 
+
 logger = logging.getLogger("chorale.paraphrase")
 
 ATTEMPTS = 3
 """A caption is asked about, until enough sentences of its answers are kept."""
 
-DEFAULT_VARIANTS = 5
-"""Of a caption, as in the paper."""
-
-SAID_INCOMPLETE = 20
-"""Captions without all their paraphrases named on the console; the page of `review` has them all."""
-
 DEFAULT_CONCURRENCY = 32
+
 DEFAULT_TIMEOUT_S = 60.0
+
 DEFAULT_POLL_S = 60.0
 
 REVIEW_FILE = "paraphrases.html"
+
 IMPORTED = "imported"
-
-
-@dataclass
-class Outcome:
-    """What became of a split's captions."""
-
-    captions: int = 0
-    complete: int = 0
-    without: int = 0
-    unanswered: int = 0
-    paraphrases: int = 0
-    sentences: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # sentences by check
-    incomplete: list[str] = field(default_factory=list)  # the first captions that a person should look at
-
-
-def judge(
-    captions: Captions, answered: Answered, attempts: int, outcome: Outcome
-) -> Iterator[tuple[Row, Paraphrase | None]]:
-    """Each caption with all that was written for it, and its row of the table; `outcome` is counted meanwhile."""
-    for clip_id, request in captions.requests():
-        found = answered.lines(request)
-        variants = answer_parsing.judged(request.caption, [line["answer"] for line in found])
-        used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
-        good = [variants[place].text for place in used]
-        problem, left = "", len(good) < captions.variants and len(found) < attempts
-        if len(good) < captions.variants:
-            whys = {
-                line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in found
-            }
-            why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
-            problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
-        outcome.captions += 1
-        outcome.complete += not problem
-        outcome.without += not good
-        outcome.unanswered += left
-        outcome.paraphrases += len(good)
-        outcome.sentences += len(variants)
-        outcome.failed.update(name for variant in variants for name in variant.failed)
-        if problem and not left and len(outcome.incomplete) < SAID_INCOMPLETE:
-            outcome.incomplete.append(f"{clip_id}: {request.caption!r}: {problem}")
-        row = Row(clip_id, request.caption, request.tags, tuple(variants), used, problem)
-        if not good:
-            yield row, None
-            continue
-        time = max(datetime.fromisoformat(line["time"]) for line in found)
-        yield row, Paraphrase(clip_id, request.caption, tuple(good), captions.model, captions.instruction, time)
 
 
 def paraphrase_command(arguments: argparse.Namespace) -> int:
@@ -214,24 +161,6 @@ def ask_in_batches(
     return run.stopped
 
 
-def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
-    """Write the split's table, unless it would be empty, or replace another one by less than all there is to be."""
-    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
-    outcome = Outcome()
-    rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
-    first = next(rows, None)
-    if first and complete:
-        split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
-        return outcome
-    for _ in rows:  # to count them
-        pass
-    if not complete:
-        logger.info("the table that was there stays until all captions are answered")
-    elif captions.split.paraphrases_table():
-        logger.info("the table that was there stays, as no caption has a paraphrase to put in its place")
-    return outcome
-
-
 def open_captions(arguments: argparse.Namespace) -> StoredSplit:
     """The split whose captions are meant. A UserError where it can't have paraphrases."""
     store = Store.of(arguments.store)
@@ -317,48 +246,6 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
         logger.info(line)
 
 
-def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
-    """What a run has come to, in lines."""
-    lines = [
-        (
-            f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
-            f"{outcome.captions:,} captions, {outcome.complete:,} with all {captions.variants}; "
-            f"{budget.answered.tokens.answers:,} answers{budget.spent_told()}"
-        )
-    ]
-    lines += shares(outcome)
-    if outcome.unanswered:
-        lines.append(f"not answered yet: {outcome.unanswered:,} captions; the same command asks about them")
-    if incomplete := outcome.captions - outcome.complete - outcome.unanswered:
-        lines.append(f"for a person to look at: {incomplete:,} captions with too few paraphrases")
-        lines += [f"  {line}" for line in outcome.incomplete]
-        if incomplete > len(outcome.incomplete):
-            lines.append(f"  ... all of them: python data/paraphrase.py review --store {captions.split.store}")
-    return lines
-
-
-def shares(outcome: Outcome) -> list[str]:
-    """The share of sentences that pass each check."""
-    if not outcome.sentences:
-        return []
-    lines = [f"of {outcome.sentences:,} sentences pass:"]
-    for name in CHECKS:
-        share = 1 - outcome.failed[name] / outcome.sentences
-        lines.append(
-            f"  {name:<26}{100 * share:6.1f} %" + ("  (the others are kept, and marked)" if name in MARKED else "")
-        )
-    return lines
-
-
-@dataclass
-class Imported:
-    """What a file of variations has for a split."""
-
-    variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
-    unknown: list[str]  # entries about other captions
-    failed: Counter[str]  # sentences by check
-
-
 def import_command(arguments: argparse.Namespace) -> int:
     """Take over variations that are published as a JSON list of {"path", "caption", "variations"}."""
     split, entries = open_captions(arguments), read_variations(arguments.file)
@@ -384,46 +271,6 @@ def import_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> Imported:
-    """The variations of a split's captions, by the clips' file names and the normalised captions."""
-    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
-        name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
-        for caption in captions:
-            places.setdefault((name, normalise(caption)), []).append((clip_id, caption))
-    found = Imported({}, [], Counter())
-    for number, (path, caption, variations) in enumerate(entries, start=1):
-        name = PureWindowsPath(path).name  # whatever way its strokes go
-        there = places.get((name, normalise(caption)), [])
-        if not there:
-            found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
-            continue
-        variants = answer_parsing.check(caption, [text for entry in variations if (text := answer_parsing.tidy(entry))])
-        found.failed.update(name for variant in variants for name in variant.failed)
-        kept = tuple(variant.text for variant in variants if variant.is_kept)
-        found.variants |= dict.fromkeys(there, kept)
-    return found
-
-
-def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
-    """The entries of a file of variations. A UserError names what is wrong."""
-    entries = files.read_json(path)
-    if not isinstance(entries, list):
-        raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
-    found: list[tuple[str, str, Sequence[str]]] = []
-    for number, entry in enumerate(entries, start=1):
-        match entry:
-            case {"path": str(name), "caption": str(caption), "variations": list(variations)} if all(
-                isinstance(text, str) for text in variations
-            ):
-                found.append((name, caption, variations))
-            case _:
-                raise UserError(
-                    f'{path}, entry {number}: "path" and "caption" have to be texts, "variations" a list of texts'
-                )
-    return found
-
-
 def review_command(arguments: argparse.Namespace) -> int:
     """Write a page with captions and paraphrases side by side, for each split that has any."""
     store = Store.of(arguments.store)
@@ -444,27 +291,6 @@ def review_command(arguments: argparse.Namespace) -> int:
         write_review(split, model, instruction, path)
         logger.info(f"{split.name}: {path}")
     return 0
-
-
-def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
-    """Write a split's page: with what was left out where the journal knows, else what is in the table."""
-    number = instruction.rpartition("/")[2]
-    captions = Captions(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
-    answered = Answered(captions)
-    if answered.tokens.answers and captions.instruction == instruction:
-        rows: Iterator[Row] = (row for row, _ in judge(captions, answered, 1, Outcome()))
-    else:
-        rows = table_rows(captions, split.paraphrases())
-    write_page(path, split.name, model, instruction, rows)
-
-
-def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> Iterator[Row]:
-    """Each caption with its paraphrases in the table."""
-    for clip_id, request in captions.requests():
-        found = table.get((clip_id, caption_hash(request.caption)), [])
-        variants = tuple(answer_parsing.check(request.caption, found))
-        problem = "" if found else "no paraphrases"
-        yield Row(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:

@@ -10,13 +10,7 @@ from rich.table import Table
 
 from data import corpora
 from data.errors import UserError
-from data.leakage.exclusions import (
-    DUPLICATES_FILE,
-    are_excluded,
-    exclusions,
-    is_current,
-    read_table,
-)
+from data.leakage.exclusions import DUPLICATES_FILE, are_excluded, exclusions, is_current, read_table
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split

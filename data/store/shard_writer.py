@@ -20,11 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import waveform
-from data.schema import (
-    CLIPS,
-    FORMAT_VERSION,
-    SourceClip,
-)
+from data.schema import CLIPS, FORMAT_VERSION, SourceClip
 from data.store.files import appearing_whole, short_hash, write_json
 from data.waveform import AudioError, Codec
 

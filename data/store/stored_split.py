@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 
 from data import waveform
 from data.errors import UserError
-from data.schema import (
-    FORMAT_VERSION,
-    Samples,
-)
+from data.schema import FORMAT_VERSION, Samples
 from data.store.storage import MANIFEST, Location, Store
 from data.waveform import AudioError, Codec
 

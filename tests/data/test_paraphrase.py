@@ -16,12 +16,12 @@ import pyarrow as pa
 import pytest
 
 from data.captions import caption_hash
-from data.paraphrase import Outcome, judge
 from data.paraphrasing import grammar
 from data.paraphrasing.async_runner import Progress, Run
 from data.paraphrasing.chat_client import PAUSES, Grammar, Slots, as_json, read_completion
 from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answered, Budget, Captions, to_line
 from data.paraphrasing.journal import Journal
+from data.paraphrasing.outcome import Outcome, judge
 from data.paraphrasing.review_page import write_page
 from data.schema import Paraphrase
 from data.store.stored_split import open_split

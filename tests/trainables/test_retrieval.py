@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.retrieval import (
-    retrieval_average_precision,
-    retrieval_recall,
-    retrieval_reciprocal_rank,
-)
+from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_recall, retrieval_reciprocal_rank
 
 from data.errors import UserError
 from trainables import retrieval

@@ -1,0 +1,145 @@
+"""What a run of paraphrasing leaves: the split's table, the summary, and the page for review."""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from data.captions import caption_hash
+from data.paraphrasing import answer_parsing
+from data.paraphrasing.answer_parsing import CHECKS, MARKED
+from data.paraphrasing.job import Answered, Budget, Captions
+from data.paraphrasing.review_page import Row, write_page
+from data.schema import Paraphrase
+from data.store import split_writer
+from data.store.stored_split import StoredSplit
+
+logger = logging.getLogger("chorale.paraphrase")
+
+DEFAULT_VARIANTS = 5
+"""Of a caption, as in the paper."""
+
+SAID_INCOMPLETE = 20
+"""Captions without all their paraphrases named on the console; the page of `review` has them all."""
+
+
+@dataclass
+class Outcome:
+    """What became of a split's captions."""
+
+    captions: int = 0
+    complete: int = 0
+    without: int = 0
+    unanswered: int = 0
+    paraphrases: int = 0
+    sentences: int = 0
+    failed: Counter[str] = field(default_factory=Counter)  # sentences by check
+    incomplete: list[str] = field(default_factory=list)  # the first captions that a person should look at
+
+
+def judge(
+    captions: Captions, answered: Answered, attempts: int, outcome: Outcome
+) -> Iterator[tuple[Row, Paraphrase | None]]:
+    """Each caption with all that was written for it, and its row of the table; `outcome` is counted meanwhile."""
+    for clip_id, request in captions.requests():
+        found = answered.lines(request)
+        variants = answer_parsing.judged(request.caption, [line["answer"] for line in found])
+        used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
+        good = [variants[place].text for place in used]
+        problem, left = "", len(good) < captions.variants and len(found) < attempts
+        if len(good) < captions.variants:
+            whys = {
+                line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in found
+            }
+            why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
+            problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
+        outcome.captions += 1
+        outcome.complete += not problem
+        outcome.without += not good
+        outcome.unanswered += left
+        outcome.paraphrases += len(good)
+        outcome.sentences += len(variants)
+        outcome.failed.update(name for variant in variants for name in variant.failed)
+        if problem and not left and len(outcome.incomplete) < SAID_INCOMPLETE:
+            outcome.incomplete.append(f"{clip_id}: {request.caption!r}: {problem}")
+        row = Row(clip_id, request.caption, request.tags, tuple(variants), used, problem)
+        if not good:
+            yield row, None
+            continue
+        time = max(datetime.fromisoformat(line["time"]) for line in found)
+        yield row, Paraphrase(clip_id, request.caption, tuple(good), captions.model, captions.instruction, time)
+
+
+def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
+    """Write the split's table, unless it would be empty, or replace another one by less than all there is to be."""
+    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
+    outcome = Outcome()
+    rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
+    first = next(rows, None)
+    if first and complete:
+        split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
+        return outcome
+    for _ in rows:  # to count them
+        pass
+    if not complete:
+        logger.info("the table that was there stays until all captions are answered")
+    elif captions.split.paraphrases_table():
+        logger.info("the table that was there stays, as no caption has a paraphrase to put in its place")
+    return outcome
+
+
+def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
+    """What a run has come to, in lines."""
+    lines = [
+        (
+            f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
+            f"{outcome.captions:,} captions, {outcome.complete:,} with all {captions.variants}; "
+            f"{budget.answered.tokens.answers:,} answers{budget.spent_told()}"
+        )
+    ]
+    lines += shares(outcome)
+    if outcome.unanswered:
+        lines.append(f"not answered yet: {outcome.unanswered:,} captions; the same command asks about them")
+    if incomplete := outcome.captions - outcome.complete - outcome.unanswered:
+        lines.append(f"for a person to look at: {incomplete:,} captions with too few paraphrases")
+        lines += [f"  {line}" for line in outcome.incomplete]
+        if incomplete > len(outcome.incomplete):
+            lines.append(f"  ... all of them: python data/paraphrase.py review --store {captions.split.store}")
+    return lines
+
+
+def shares(outcome: Outcome) -> list[str]:
+    """The share of sentences that pass each check."""
+    if not outcome.sentences:
+        return []
+    lines = [f"of {outcome.sentences:,} sentences pass:"]
+    for name in CHECKS:
+        share = 1 - outcome.failed[name] / outcome.sentences
+        lines.append(
+            f"  {name:<26}{100 * share:6.1f} %" + ("  (the others are kept, and marked)" if name in MARKED else "")
+        )
+    return lines
+
+
+def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
+    """Write a split's page: with what was left out where the journal knows, else what is in the table."""
+    number = instruction.rpartition("/")[2]
+    captions = Captions(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
+    answered = Answered(captions)
+    if answered.tokens.answers and captions.instruction == instruction:
+        rows: Iterator[Row] = (row for row, _ in judge(captions, answered, 1, Outcome()))
+    else:
+        rows = table_rows(captions, split.paraphrases())
+    write_page(path, split.name, model, instruction, rows)
+
+
+def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> Iterator[Row]:
+    """Each caption with its paraphrases in the table."""
+    for clip_id, request in captions.requests():
+        found = table.get((clip_id, caption_hash(request.caption)), [])
+        variants = tuple(answer_parsing.check(request.caption, found))
+        problem = "" if found else "no paraphrases"
+        yield Row(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)

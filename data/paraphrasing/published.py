@@ -1,0 +1,61 @@
+"""Read published paraphrases, a JSON list of {"path", "caption", "variations"}, and match a split's captions."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from data.captions import normalise
+from data.errors import UserError
+from data.paraphrasing import answer_parsing
+from data.store import files
+from data.store.stored_split import StoredSplit
+
+
+@dataclass
+class Imported:
+    """What a file of variations has for a split."""
+
+    variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
+    unknown: list[str]  # entries about other captions
+    failed: Counter[str]  # sentences by check
+
+
+def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> Imported:
+    """The variations of a split's captions, by the clips' file names and the normalised captions."""
+    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
+        name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
+        for caption in captions:
+            places.setdefault((name, normalise(caption)), []).append((clip_id, caption))
+    found = Imported({}, [], Counter())
+    for number, (path, caption, variations) in enumerate(entries, start=1):
+        name = PureWindowsPath(path).name  # whatever way its strokes go
+        there = places.get((name, normalise(caption)), [])
+        if not there:
+            found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
+            continue
+        variants = answer_parsing.check(caption, [text for entry in variations if (text := answer_parsing.tidy(entry))])
+        found.failed.update(name for variant in variants for name in variant.failed)
+        kept = tuple(variant.text for variant in variants if variant.is_kept)
+        found.variants |= dict.fromkeys(there, kept)
+    return found
+
+
+def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
+    """The entries of a file of variations. A UserError names what is wrong."""
+    entries = files.read_json(path)
+    if not isinstance(entries, list):
+        raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
+    found: list[tuple[str, str, Sequence[str]]] = []
+    for number, entry in enumerate(entries, start=1):
+        match entry:
+            case {"path": str(name), "caption": str(caption), "variations": list(variations)} if all(
+                isinstance(text, str) for text in variations
+            ):
+                found.append((name, caption, variations))
+            case _:
+                raise UserError(
+                    f'{path}, entry {number}: "path" and "caption" have to be texts, "variations" a list of texts'
+                )
+    return found
