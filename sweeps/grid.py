@@ -225,7 +225,7 @@ def find_splits_of(arguments: argparse.Namespace, whole: Store) -> Splits:
 
 def built_splits(arguments: argparse.Namespace, whole: Store) -> Splits:
     """Prepare the built-in corpus, and return its splits."""
-    from data.prepare import prepare_if_absent
+    from data.preparation.build import prepare_if_absent
 
     prepare_if_absent(arguments.corpus, whole)
     return find_splits_of(arguments, whole)

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     recipes.recipe(arguments.recipe)  # what is unknown is refused before anything is imported that takes time
     encoders.choose("audio", arguments.audio)
     encoders.choose("text", arguments.text)
-    from data.prepare import prepare_if_absent
+    from data.preparation.build import prepare_if_absent
     from data.runtime.parallel import start_ray
     from trainables.execution.nodes import TRAIN_ENVIRONMENT, nodes
 

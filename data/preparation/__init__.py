@@ -1,1 +1,1 @@
-"""Check and describe a store."""
+"""Build a store from a corpus, check it, and describe it."""

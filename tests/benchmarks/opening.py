@@ -25,7 +25,7 @@ import json, os, resource, sys, time
 from pathlib import Path
 from data.loading.batches import Pairs
 from data.leakage.exclusions import excluded
-from data.store.shards import open_split
+from data.store.stored_split import open_split
 
 def resident_mb():
     pages = int(Path("/proc/self/statm").read_text().split()[1])

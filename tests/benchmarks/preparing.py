@@ -29,12 +29,13 @@ import json, sys, time
 from pathlib import Path
 import ray
 ray.init(num_cpus=int(sys.argv[1]), log_to_driver=False)
-from data import prepare
-from data.store import shards
-list(prepare.in_parallel(shards.short_hash, [("",)] * 32))
+from data.preparation import build
+from data.runtime.parallel import run_on_ray
+from data.store.files import short_hash
+list(run_on_ray(short_hash, [("",)] * 32))
 time.sleep(3)
 started = time.perf_counter()
-prepare.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+build.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
 print(json.dumps(time.perf_counter() - started))
 """
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import prepare as prepare_module
 from data.errors import UserError
 from data.leakage import exclusions
+from data.preparation import build
 from data.runtime.parallel import run_on_ray
 from data.schema import DUPLICATES
-from data.store import shards, stored_split
+from data.store import storage, stored_split
 
 TABLE = """file_name,caption,split
 a.wav,A dog barks.,train
@@ -92,7 +92,7 @@ def test_what_is_no_longer_in_a_corpus_is_no_longer_in_the_store(corpus, prepare
 
     done = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert shards.Store.of(tmp_path).splits() == ["folder/train", "folder/validation"]
+    assert storage.Store.of(tmp_path).splits() == ["folder/train", "folder/validation"]
     assert list((tmp_path / "folder" / "test").iterdir()) == []
     train = stored_split.open_split(tmp_path, "folder/train")
     assert train.captions == [["A dog barks.", "A bark."], ["Rain falls."]]
@@ -166,21 +166,20 @@ def recordings(tmp_path_factory):
 IN_PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from data import prepare
-from data.store import shards
+from data.preparation import build
 from data.runtime.command_line import command
 mode, source, store, workers = sys.argv[1:]
 if workers != "0":
     import ray
-    prepare.MAX_CLIPS_HERE = 0
+    build.MAX_CLIPS_HERE = 0
     ray.init("local", num_cpus=int(workers), log_to_driver=False)
 if mode == "killed":
     count = iter(range(100))
     def killing(self, *numbers):
         if next(count) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-    prepare.Progress.add = killing
-sys.exit(command(lambda argv: prepare.prepare("folder", Path(source), Path(store)) and None)())
+    build.Progress.add = killing
+sys.exit(command(lambda argv: build.prepare("folder", Path(source), Path(store)) and None)())
 """
 
 
@@ -197,7 +196,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
     assert done.returncode == 0, done.stderr
     killed = run_in_process(run_command, "killed", recordings, resumed, workers)
     assert killed.returncode == -signal.SIGKILL
-    assert shards.Store.of(resumed).splits() == []
+    assert storage.Store.of(resumed).splits() == []
     finished = {path: path.stat().st_mtime_ns for path in resumed.rglob("clips-*.json")}
     assert 2 <= len(finished) < 5
 
@@ -215,7 +214,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
 
 
 def test_a_second_command_on_the_same_store_is_refused(corpus, prepare, tmp_path):
-    with prepare_module.writing(tmp_path):
+    with build.writing(tmp_path):
         done = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert_refused(done, f"another command is writing into {tmp_path}; wait until it has ended")
     assert prepare("folder", "--source", corpus, "--store", tmp_path).returncode == 0
@@ -325,14 +324,14 @@ MEMORY = """
 import resource, sys
 from functools import partial
 from pathlib import Path
-from data.store import shards
+from data.store import shard_writer
 from data.schema import DUPLICATES
 from data.schema import SourceClip
 from data.waveform import decode_file
 clip = SourceClip("a/b/c", partial(decode_file, Path(sys.argv[1])), ("Long.",), "")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for codec in ("flac", "pcm16"):
-    summary = shards.write_shard(Path(sys.argv[2]) / f"{codec}.arrow", "a", "b", [clip], codec)
+    summary = shard_writer.write_shard(Path(sys.argv[2]) / f"{codec}.arrow", "a", "b", [clip], codec)
     assert summary.num_samples == 90 * 60 * 32_000
     print(codec, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
@@ -352,7 +351,7 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     assert "excluded from training: 2 clips of wavcaps/AudioSet_SL" in done.stderr
     assert prepare("verify", "--store", store).returncode == 0
 
-    splits = {name: stored_split.open_split(store, name) for name in shards.Store.of(store).splits()}
+    splits = {name: stored_split.open_split(store, name) for name in storage.Store.of(store).splits()}
     for name, split in splits.items():
         manifest = split.manifest
         if not manifest["clips_of"]:
@@ -372,7 +371,7 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
         "wavcaps/AudioSet_SL",
         "wavcaps/FreeSound",
     }
-    sounds = exclusions.read_table(shards.Store.of(store), "duplicates.arrow", DUPLICATES).to_pylist()
+    sounds = exclusions.read_table(storage.Store.of(store), "duplicates.arrow", DUPLICATES).to_pylist()
     same = {row["clip_id"]: row["held_out_clip_id"] for row in sounds}
     planted = [clip_id for clip_id in by_id if clip_id.startswith("wavcaps/FreeSound/")]
     assert all(same[clip_id].startswith("clotho/evaluation/") for clip_id in planted)

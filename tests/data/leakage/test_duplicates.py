@@ -9,7 +9,7 @@ import soxr
 from data.corpora import synthetic
 from data.leakage import duplicates, exclusions
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
-from data.store import shard_writer, shards, split_writer, stored_split
+from data.store import shard_writer, split_writer, storage, stored_split
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def store(scenes, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(store):
     """Rows of the table of duplicates, as the command finds them on a cluster."""
-    splits = [stored_split.open_split(store, name) for name in shards.Store.of(store).splits()]
+    splits = [stored_split.open_split(store, name) for name in storage.Store.of(store).splits()]
     held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
     index = duplicates.build([duplicates.landmarks_to_find(*part) for part in held_out])
     looked_up = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
@@ -87,7 +87,7 @@ def test_copies_of_held_out_recordings_are_found_and_nothing_else_is(found, scen
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_they_are_dropped_if_wanted(exclude, found, store):
-    duplicates.write(shards.Store.of(store), found[::-1], exclude)
+    duplicates.write(storage.Store.of(store), found[::-1], exclude)
     table = exclusions.update(store)
     expected = {*COPIES, "wavcaps/FreeSound/1", "wavcaps/FreeSound/4"} if exclude else set()
     assert set(table["clip_id"].to_pylist()) == expected
@@ -95,9 +95,9 @@ def test_they_are_dropped_if_wanted(exclude, found, store):
 
 
 def test_the_table_is_sorted_whatever_the_order_of_the_parts(found, store):
-    duplicates.write(shards.Store.of(store), found, exclude=False)
+    duplicates.write(storage.Store.of(store), found, exclude=False)
     before = (store / "duplicates.arrow").read_bytes()
-    duplicates.write(shards.Store.of(store), found[::-1], exclude=False)
+    duplicates.write(storage.Store.of(store), found[::-1], exclude=False)
     assert (store / "duplicates.arrow").read_bytes() == before
 
 
