@@ -14,11 +14,10 @@ import datetime
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -27,57 +26,23 @@ from data.runtime.command_line import command
 from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
 from data.store.files import read_json, write_json
-from data.store.storage import Location, Store
+from data.store.storage import Store
 from sweeps.display.progress import Display, Line, status, table
-from sweeps.display.tables import Column, Sheet, show
+from sweeps.display.results import say, show_results
+from sweeps.display.tables import show
 from sweeps.planning import retraining
 from sweeps.planning.retraining import From, Member
+from sweeps.planning.stages import Stages, by_stage, require_encoders
 from sweeps.spaces import Space, check, named, space, with_seeds
-from trainables import encoders
-from trainables import trial as trials
 from trainables.execution import resources as computing
 from trainables.execution.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
 from trainables.records import lease as leases
 from trainables.records import ledger as ledgers
 from trainables.records.ledger import Ledger, create_ledger, open_ledger
-from trainables.records.mlflow_log import best_metrics
 from trainables.records.run_storage import Runs
 from trainables.trial import Precision, Trial
 
-if TYPE_CHECKING:
-    from sweeps.scheduling.ray_tune import Sweep
-
-COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
-
 DEFAULT_SPACE = "demo"
-
-ASK_EVERY_S = 5.0
-"""While another command trains what this one waits for."""
-
-Stages = list[dict[str, Trial]]
-"""The trials of each stage by signature: pretrainings, then fine-tunings."""
-
-
-def by_stage(wanted: Sequence[Trial], store: Location, weights: Path | None = None) -> Stages:
-    """The trials by stage, each once, with the pretrainings that they start from."""
-    with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
-    stages: Stages = [{}, {}]
-    for trial in with_parents:
-        stages[trial.pretraining is not None].setdefault(trials.signature(trial, store, weights), trial)
-    return stages
-
-
-def require_encoders(wanted: Iterable[Trial], weights: Path | None) -> None:
-    """Raise UserError for an encoder that can't be built: before a GPU waits for it."""
-    captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
-    for encoder in dict.fromkeys(encoder for trial in wanted for encoder in (trial.audio, trial.text)):
-        build = encoders.module_of(encoder).build
-        try:
-            build(encoder, weights) if hasattr(encoder, "segment_s") else build(encoder, captions, weights)
-        except UserError:
-            raise
-        except Exception as error:  # of whatever an encoder of a user's own raises
-            raise UserError(f"the encoder {encoders.label(encoder)} can't be built: {error} ({encoder})") from error
 
 
 def resources_by_stage(arguments: argparse.Namespace, found: Sequence[Bundle], num_trials: int) -> dict[str, Resources]:
@@ -87,37 +52,6 @@ def resources_by_stage(arguments: argparse.Namespace, found: Sequence[Bundle], n
     pretraining = replace(fine_tuning, workers=arguments.pretraining_workers or fine_tuning.workers)
     require_room(pretraining, found)
     return {"pretraining": pretraining, "fine-tuning": fine_tuning}
-
-
-def say(message: str = "") -> None:
-    """A line for whoever runs the command."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(message)
-
-
-def show_results(ledger: Ledger, stages: Stages) -> int:
-    """A table of the trials, the best by validation mAP@10 first; returns how many aren't finished."""
-    rows, unfinished = [], []
-    for signature, trial in (item for stage in stages for item in stage.items()):
-        run = ledger.finished(signature)
-        if run is None:
-            unfinished.append(trial.name)
-        else:
-            rows.append((best_metrics(ledger.client, run.info.run_id), trial.name, signature))
-    rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
-    columns = [
-        Column("trial", is_figure=False),
-        *(Column(heading) for heading in ("best epoch", *COLUMNS.values())),
-        Column("signature", is_figure=False),
-    ]
-    shown = []
-    for metrics, name, signature in rows:
-        values = [f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS]
-        shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
-    show(Console(), Sheet("Finished trials, on the validation split", columns, shown))
-    for name in unfinished:
-        say(f"not finished: {name}")
-    return len(unfinished)
 
 
 def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
@@ -158,6 +92,7 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     from sweeps.planning import estimate
     from sweeps.scheduling import ray_tune
     from sweeps.scheduling.ray_tune import Sweep
+    from sweeps.scheduling.rounds import run_all
     from trainables.execution.session import Site
 
     costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
@@ -183,7 +118,7 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
         lines[signature].state = "finished"
     try:
         with Display(lines, Console(soft_wrap=True), ledger) as display:
-            run_all(todo, costs, sweep, ledger, display, arguments)
+            run_all(todo, costs, sweep, ledger, display, arguments.max_concurrent, arguments.scheduler == "asha")
     except KeyboardInterrupt:
         ray_tune.interrupt(ledger, sweep, list(todo))
         ledger.give_up(run_id, "KILLED")
@@ -286,34 +221,6 @@ def write_retrained(
             done[trial] = (signature, run.info.run_id)
     write_json(path, retraining.retrained(chosen, members, done))
     say(f"Wrote {path}")
-
-
-def run_all(
-    todo: Mapping[str, Trial],
-    costs: Mapping[str, float],
-    sweep: "Sweep",
-    ledger: Ledger,
-    display: Display,
-    arguments: argparse.Namespace,
-) -> None:
-    """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
-    from sweeps.scheduling import ray_tune
-
-    left, lost, parents = dict(todo), set[str](), {key: sweep.parent(trial) for key, trial in todo.items()}
-    while left:
-        held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}
-        free = {key: trial for key, trial in left.items() if not held & {key, parents[key]}}
-        if free:
-            ends = ray_tune.run(
-                free, parents, costs, sweep, ledger, display, arguments.max_concurrent, arguments.scheduler == "asha"
-            )
-            lost |= {signature for signature, end in ends.items() if end in (ray_tune.FAILED, ray_tune.STOPPED)}
-        else:
-            time.sleep(ASK_EVERY_S)
-        for signature in [key for key in left if ledger.finished(key)]:
-            display.finished(signature)
-            del left[signature]
-        left = {key: trial for key, trial in left.items() if not lost & {key, parents[key]}}
 
 
 def what_each_gets(resources: Mapping[str, Resources], found: Sequence[Bundle], max_concurrent: int | None) -> str:
