@@ -23,13 +23,13 @@ from rich.console import Console
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
+from data.runtime.tables import show
 from data.splits import Splits, find_splits, is_built_on_demand
 from data.splits import add_arguments as add_split_arguments
 from data.store.files import read_json, write_json
 from data.store.storage import Store
 from sweeps.display.progress import Display, Line, status, table
 from sweeps.display.results import say, show_results
-from sweeps.display.tables import show
 from sweeps.planning import retraining
 from sweeps.planning.retraining import From, Member
 from sweeps.planning.stages import Stages, by_stage, require_encoders

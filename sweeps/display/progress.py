@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 
-from sweeps.display.tables import Column, Sheet
+from data.runtime.tables import Column, Sheet
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_log import STEP
 

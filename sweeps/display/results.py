@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from sweeps.display.tables import Column, Sheet, show
+from data.runtime.tables import Column, Sheet, show
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_log import best_metrics

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data.leakage.exclusions import excluded, pairs_of
+from data.runtime.tables import Column, Sheet
 from data.schema import SAMPLE_RATE_HZ
 from data.store.storage import Location, Store
 from data.store.stored_split import open_split
 from data.waveform import count_segments
-from sweeps.display.tables import Column, Sheet
 from trainables import encoders
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface

@@ -7,6 +7,7 @@ from data.errors import UserError
 from data.store.storage import Location
 from trainables import encoders
 from trainables import trial as trials
+from trainables.networks import network_of
 from trainables.trial import Trial
 
 Stages = list[dict[str, Trial]]
@@ -26,7 +27,7 @@ def require_encoders(wanted: Iterable[Trial], weights: Path | None) -> None:
     """Raise UserError for an encoder that can't be built: before a GPU waits for it."""
     captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
     for encoder in dict.fromkeys(encoder for trial in wanted for encoder in (trial.audio, trial.text)):
-        build = encoders.module_of(encoder).build
+        build = network_of(encoder).build
         try:
             build(encoder, weights) if hasattr(encoder, "segment_s") else build(encoder, captions, weights)
         except UserError:

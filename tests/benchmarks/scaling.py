@@ -27,6 +27,7 @@ from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
 from trainables.encoders.text import transformer
+from trainables.networks import network_of
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.training import gradient_cache
 from trainables.training.gradient_cache import Outputs
@@ -82,8 +83,10 @@ def work(rank: int, point: Point, setup: Setup, folder: Path) -> None:
         rendezvous = f"file://{folder / 'rendezvous'}"
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=point.ranks)
     torch.manual_seed(0)
-    audio = passt.build(replace(passt.VARIANTS[setup.audio], pretrained=False))
-    text = transformer.build(transformer.VARIANTS["small"], [CAPTION])
+    audio_config = replace(passt.VARIANTS[setup.audio], pretrained=False)
+    audio = network_of(audio_config).build(audio_config)
+    text_config = transformer.VARIANTS["small"]
+    text = network_of(text_config).build(text_config, [CAPTION])
     network = DualEncoder(audio, text, embedding_size=1024, temperature=0.01).train().to(device)
     wrapped = DistributedDataParallel(network) if point.ranks > 1 else network
     optimizer = torch.optim.Adam(network.parameters(), 2e-5)

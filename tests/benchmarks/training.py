@@ -36,10 +36,11 @@ from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
 from trainables.encoders.text import Tokens, huggingface
-from trainables.networks import huggingface as networks
+from trainables.networks import network_of
+from trainables.networks.audio.log_mel import LogMel
+from trainables.networks.audio.passt import PasstEncoder, network
 from trainables.networks.dual_encoder import DualEncoder
-from trainables.networks.log_mel import LogMel
-from trainables.networks.passt import PasstEncoder, network
+from trainables.networks.text import huggingface as networks
 from trainables.training.embedding import CLIPS_PER_BATCH, QUERIES_PER_BATCH
 from trainables.training.loss import nt_xent
 
@@ -163,7 +164,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_network(layers: int) -> DualEncoder:
     """PaSST-N and bert-base with random weights and up to so many layers."""
     torch.manual_seed(0)
-    audio = passt.build(PASST_N)
+    audio = network_of(PASST_N).build(PASST_N)
     audio.net.blocks = audio.net.blocks[:layers]
     for name, parameter in audio.net.named_parameters():
         if "pos_embed" in name or "token" in name:

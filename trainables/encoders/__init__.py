@@ -1,9 +1,9 @@
 """Encoders, one file a family; a family is named by its file's stem.
 
-`audio/` and `text/` hold the families. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, `build(...)`, and
+`audio/` and `text/` hold the families. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, and
 `weights_fingerprint(config, weights)`, which stands for the weights that training starts from; `weights` is a directory
-of published checkpoints, or None where they are to be downloaded. In a space and on a command line an encoder is
-'family:variant'; in a trial it is the full Config.
+of published checkpoints, or None where they are to be downloaded. `trainables.networks` builds the networks. In a space
+and on a command line an encoder is 'family:variant'; in a trial it is the full Config.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Settings of the log-mel front end that PaSST and the small CNN share (trainables.networks.log_mel)."""
+"""Settings of the log-mel front end that PaSST and the small CNN share (trainables.networks.audio.log_mel)."""
 
 from dataclasses import dataclass
 

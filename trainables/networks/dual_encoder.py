@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.loading.batches import Batch
-from trainables import encoders
 from trainables.encoders.audio import AudioEncoder
 from trainables.encoders.text import TextEncoder, Tokens
+from trainables.networks import network_of
 from trainables.trial import Trial
 
 
@@ -115,15 +115,15 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
     Published weights come from the directory `weights`, or without one from where they are published.
     """
     torch.manual_seed(trial.seed)
-    audio = encoders.module_of(trial.audio).build(trial.audio, weights)
-    text = encoders.module_of(trial.text).build(trial.text, captions, weights)
+    audio = network_of(trial.audio).build(trial.audio, weights)
+    text = network_of(trial.text).build(trial.text, captions, weights)
     return join(trial, audio, text)
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
     """A trial's model without its weights: the tokenizer comes from `folder`, and nothing is downloaded."""
-    audio = encoders.module_of(trial.audio).restore(trial.audio)
-    text = encoders.module_of(trial.text).restore(trial.text, folder)
+    audio = network_of(trial.audio).restore(trial.audio)
+    text = network_of(trial.text).restore(trial.text, folder)
     return join(trial, audio, text)
 
 

@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
+from data.runtime.tables import Column, Sheet, show
 from sweeps.display.progress import Display, Line, status, table, time_left
-from sweeps.display.tables import Column, Sheet, show
 from sweeps.spaces import Splits, demo
 from trainables.records.ledger import create_ledger
 

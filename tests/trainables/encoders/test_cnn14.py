@@ -12,7 +12,8 @@ from torch.nn import functional
 from data.errors import UserError
 from trainables.encoders.audio import cnn14
 from trainables.encoders.audio.cnn14 import VARIANTS, Config
-from trainables.networks.cnn14 import Cnn14Encoder
+from trainables.networks import network_of
+from trainables.networks.audio.cnn14 import Cnn14Encoder
 
 SMALL = replace(VARIANTS["audioset"], pretrained=False, channels=(4, 6, 8, 8, 10, 12), segment_s=2.0)
 
@@ -20,7 +21,7 @@ SMALL = replace(VARIANTS["audioset"], pretrained=False, channels=(4, 6, 8, 8, 10
 def built(config: Config = SMALL) -> Cnn14Encoder:
     """An encoder whose statistics and affine weights are as if it were trained."""
     torch.manual_seed(0)
-    encoder = cnn14.build(config)
+    encoder = network_of(config).build(config)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5)):

@@ -20,6 +20,7 @@ from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import cnn
 from trainables.encoders.text import huggingface, transformer
+from trainables.networks import network_of
 
 CAPTIONS = [
     "a dog barks twice",
@@ -56,7 +57,9 @@ def test_a_family_has_all_that_training_asks_for(kind, name):
     module = encoders.family(kind, name)
     assert module.VARIANTS
     assert all(type(variant) is module.Config for variant in module.VARIANTS.values())
-    assert all(callable(getattr(module, function)) for function in ("build", "restore", "weights_fingerprint", "flops"))
+    assert all(callable(getattr(module, function)) for function in ("weights_fingerprint", "flops"))
+    network = network_of(next(iter(module.VARIANTS.values())))
+    assert all(callable(getattr(network, function)) for function in ("build", "restore"))
 
 
 @pytest.mark.parametrize(("kind", "name"), VARIANTS)
@@ -84,7 +87,7 @@ def test_an_audio_encoder_embeds_each_segment_by_itself(name):
 def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(name):
     config = encoders.choose("audio", name)
     built = initial(config).eval()
-    restored = encoders.module_of(config).restore(config).eval()
+    restored = network_of(config).restore(config).eval()
     restored.load_state_dict(built.state_dict())
     segments = torch.rand(1, round(config.segment_s * SAMPLE_RATE_HZ), generator=torch.Generator().manual_seed(0))
     assert torch.equal(embed_audio(restored, segments), embed_audio(built, segments))
@@ -118,7 +121,7 @@ def test_an_audio_encoders_blocks_hold_most_of_its_weights(name):
 
 def initial(config: Any, captions: list[str] | None = None) -> Any:
     torch.manual_seed(0)
-    return encoders.module_of(config).build(config, *([] if captions is None else [captions]))
+    return network_of(config).build(config, *([] if captions is None else [captions]))
 
 
 @torch.no_grad()
@@ -144,7 +147,7 @@ def check_text_encoder(config: Any, folder: Path) -> None:
     folder.mkdir()
     encoder.save_tokenizer(folder)
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".txt"}
-    restored = encoders.module_of(config).restore(config, folder).eval()
+    restored = network_of(config).restore(config, folder).eval()
     restored.load_state_dict(encoder.state_dict())
     assert torch.equal(embed_text(restored, CAPTIONS), together)
 
@@ -231,9 +234,9 @@ LEARN = f"print(t.build(t.Config(width=32, layers=1, heads=2), {CAPTIONS!r}).tok
 
 def test_learning_a_vocabulary_is_deterministic():
     """Also between processes: ranks learn it each for themselves. The library alone orders letters by a hash map."""
-    code = f"from trainables.encoders.text import transformer as t; {LEARN}"
+    code = f"from trainables.networks.text import transformer as t; {LEARN}"
     elsewhere = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    here = [transformer.build(SMALL, CAPTIONS).tokenizer.to_str() for _ in range(5)]
+    here = [network_of(SMALL).build(SMALL, CAPTIONS).tokenizer.to_str() for _ in range(5)]
     assert {*here, elsewhere.strip()} == {here[0]}
 
 
@@ -309,9 +312,11 @@ def test_a_model_is_found_in_the_directory_of_published_weights(published, place
     weights = tmp_path / "weights"
     (weights / place).parent.mkdir(parents=True)
     published.rename(weights / place)
-    encoder = huggingface.build(config, CAPTIONS, weights).eval()
+    encoder = network_of(config).build(config, CAPTIONS, weights).eval()
     local = huggingface.Config(str(weights / place))
-    assert torch.equal(embed_text(encoder, CAPTIONS), embed_text(huggingface.build(local, CAPTIONS).eval(), CAPTIONS))
+    assert torch.equal(
+        embed_text(encoder, CAPTIONS), embed_text(network_of(local).build(local, CAPTIONS).eval(), CAPTIONS)
+    )
     fingerprint = huggingface.weights_fingerprint(config, weights)
     assert fingerprint == huggingface.weights_fingerprint(local) == huggingface.weights_fingerprint(local, tmp_path)
 
@@ -346,7 +351,7 @@ def test_a_published_text_encoder_whose_weights_differ_is_refused(published, cha
             weights[name] = tensor
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match=message.format(layer=layers(published).replace(".", r"\."))):
-        huggingface.build(huggingface.Config(str(published)), CAPTIONS)
+        initial(huggingface.Config(str(published)), CAPTIONS)
     assert capsys.readouterr().out == ""
 
 
@@ -355,7 +360,7 @@ def test_a_published_text_encoder_with_a_torn_file_is_named(published, file):
     path = published / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=f"text encoder '{published}' can't be loaded"):
-        huggingface.build(huggingface.Config(str(published)), CAPTIONS)
+        initial(huggingface.Config(str(published)), CAPTIONS)
 
 
 def test_a_published_text_encoder_knows_its_words_and_cuts_to_max_tokens(published):
@@ -370,7 +375,7 @@ def test_dropout_is_the_configs_before_and_after_restoring(published, dropout, t
     config = huggingface.Config(str(published), dropout=dropout)
     encoder = initial(config, CAPTIONS)
     encoder.save_tokenizer(tmp_path)
-    restored = huggingface.restore(config, tmp_path)
+    restored = network_of(config).restore(config, tmp_path)
     for one in (encoder, restored):
         settings = one.model.config.to_dict()
         rates = {settings[name] for name in settings if "dropout" in name and settings[name] is not None}
@@ -404,4 +409,4 @@ def test_a_model_that_cannot_be_signed_is_named(model, monkeypatch):
 def test_a_model_that_cannot_be_loaded_is_named(model, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # else it would try for a minute
     with pytest.raises(UserError, match=f"text encoder '{model}' (can't be loaded|is neither a directory nor found)"):
-        huggingface.build(huggingface.Config(model), CAPTIONS)
+        initial(huggingface.Config(model), CAPTIONS)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from data.errors import UserError
 from trainables.encoders.frontend import Config
-from trainables.networks import log_mel as frontend
-from trainables.networks.log_mel import LogMel, mask_stripes
+from trainables.networks.audio import log_mel as frontend
+from trainables.networks.audio.log_mel import LogMel, mask_stripes
 
 NO_MASKS = torch.zeros(5, 4)
 MASKED = frontend.NORMALISE_SHIFT / frontend.NORMALISE_SCALE  # what a masked entry is after normalising

@@ -14,6 +14,7 @@ from trainables import encoders
 from trainables.encoders.audio import cnn, cnn14, passt
 from trainables.encoders.text import huggingface, transformer
 from trainables.encoders.text.huggingface import Config
+from trainables.networks import network_of
 
 AUDIO = [
     cnn.VARIANTS["small"],
@@ -41,7 +42,7 @@ def counted(module, *inputs):
 @pytest.mark.parametrize("config", AUDIO, ids=lambda config: encoders.label(config))
 def test_an_audio_encoders_operations_are_those_that_torch_counts_in_training(config):
     family = encoders.module_of(config)
-    encoder = family.build(config).train()
+    encoder = network_of(config).build(config).train()
     segments = torch.randn(1, round(config.segment_s * SAMPLE_RATE_HZ))
     inputs = (segments, torch.rand(1, MASK_DRAWS), torch.Generator().manual_seed(0))
     front_end = 0 if hasattr(encoder, "front_end") else 2 * encoder.bank.numel() * (segments.shape[1] // 320 + 1)
@@ -50,7 +51,7 @@ def test_an_audio_encoders_operations_are_those_that_torch_counts_in_training(co
 
 def test_a_text_encoders_operations_are_those_that_torch_counts():
     config = replace(transformer.VARIANTS["small"], layers=3)
-    encoder = transformer.build(config, CAPTIONS)
+    encoder = network_of(config).build(config, CAPTIONS)
     tokens = encoder.tokenize(CAPTIONS[:1])
     length = tokens.ids.shape[1]
     assert transformer.flops(config, length) == pytest.approx(counted(encoder.train(), tokens), rel=0.01)
@@ -60,7 +61,8 @@ def test_a_text_encoders_operations_are_those_that_torch_counts():
 def test_a_directorys_operations_are_those_that_torch_counts(write_text_model, tmp_path):
     shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
     folder = write_text_model(tmp_path / "bert", "bert", CAPTIONS, vocab_size=300, **shape)
-    encoder = huggingface.build(Config(str(folder)), CAPTIONS)
+    config = Config(str(folder))
+    encoder = network_of(config).build(config, CAPTIONS)
     tokens = encoder.tokenize(CAPTIONS[:1])
     length = tokens.ids.shape[1]
     assert huggingface.flops(encoder.config, length) == pytest.approx(counted(encoder, tokens), rel=0.01)

@@ -14,8 +14,9 @@ from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders.audio import passt
 from trainables.encoders.audio.passt import VARIANTS, Config
-from trainables.networks import passt as networks
-from trainables.networks.passt import PasstEncoder
+from trainables.networks import network_of
+from trainables.networks.audio import passt as networks
+from trainables.networks.audio.passt import PasstEncoder
 
 SHAPES = {
     name: replace(VARIANTS[name], arch=None, pretrained=False, width=48, depth=1, heads=3) for name in ("N", "S", "S15")
@@ -33,7 +34,7 @@ def noise(config: Config, num_segments: int = 2) -> Tensor:
 def built(config: Config) -> PasstEncoder:
     """An encoder whose position embeddings and class tokens are large enough to matter."""
     torch.manual_seed(0)
-    encoder = passt.build(config)
+    encoder = network_of(config).build(config)
     for name, parameter in encoder.net.named_parameters():
         if "pos_embed" in name or "token" in name:
             torch.nn.init.normal_(parameter)
@@ -157,7 +158,7 @@ def test_every_parameter_gets_a_gradient(training):
 
 @pytest.mark.parametrize(("name", "positions"), [("N", (8, 62)), ("S", (12, 99)), ("S15", (12, 200))])
 def test_a_published_architecture_is_restored_without_its_weights(name, positions, capsys):
-    encoder = passt.restore(VARIANTS[name])
+    encoder = network_of(VARIANTS[name]).restore(VARIANTS[name])
     assert capsys.readouterr() == ("", "")
     assert encoder.width == 768
     assert len(encoder.net.blocks) == 12

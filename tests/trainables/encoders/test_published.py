@@ -23,8 +23,8 @@ from trainables import encoders
 from trainables.encoders import published
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
-from trainables.networks import dual_encoder
-from trainables.networks.passt import PasstEncoder
+from trainables.networks import dual_encoder, network_of
+from trainables.networks.audio.passt import PasstEncoder
 from trainables.training.loss import nt_xent
 from trainables.trial import described
 
@@ -62,7 +62,7 @@ def write(folder: Path, file: str, state: Any = None) -> Path:
 
 def build(name: str, weights: Path | None) -> Any:
     config = encoders.choose("audio", name)
-    return encoders.module_of(config).build(config, weights)
+    return network_of(config).build(config, weights)
 
 
 def weights_of(encoder: Any) -> dict[str, Tensor]:

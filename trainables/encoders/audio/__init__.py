@@ -1,7 +1,8 @@
 """Audio encoders: segments of audio -> one vector each.
 
-`build(config, weights)` makes one with its initial weights, published ones from the directory `weights` or downloaded;
-`restore(config)` makes one whose weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`.
+`trainables.networks.audio` has a module for each family: its `build(config, weights)` makes an encoder with its initial
+weights, published ones from the directory `weights` or downloaded; `restore(config)` makes one whose weights are loaded
+later. Both return an `nn.Module` that is an `AudioEncoder`.
 `Config.segment_s` says how long a segment is. `flops(config)` gives the floating-point operations of one segment's
 forward pass in training, for estimates; None where they aren't known.
 """

@@ -8,14 +8,10 @@ nothing depends on the other segments of a batch, and ranks and micro-batches do
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders import frontend, operations
-
-if TYPE_CHECKING:
-    from trainables.networks.cnn import CnnEncoder
 
 
 @dataclass(frozen=True)
@@ -64,16 +60,6 @@ VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Which weights training starts from."""
     return "random"
-
-
-def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
-    """Return the encoder with random weights."""
-    from trainables.networks.cnn import CnnEncoder
-
-    return CnnEncoder(config)
-
-
-restore = build
 
 
 def flops(config: Config) -> float:

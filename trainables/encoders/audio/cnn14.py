@@ -7,14 +7,10 @@ input of the released classifier.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders import operations, published
-
-if TYPE_CHECKING:
-    from trainables.networks.cnn14 import Cnn14Encoder
 
 RELEASE = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth"
 UNUSED = (
@@ -75,24 +71,6 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     if weights is None:
         return RELEASE
     return f"sha256:{published.sha256(published.locate(RELEASE, weights))}"
-
-
-def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
-    """The encoder with its initial weights; published ones come from the directory `weights`, or are downloaded.
-
-    Raises UserError where they are absent, torn or another network's.
-    """
-    encoder = restore(config)
-    if config.pretrained:
-        published.load(encoder, published.locate(RELEASE, weights), UNUSED)
-    return encoder
-
-
-def restore(config: Config) -> "Cnn14Encoder":
-    """An encoder of the same shape, without looking for published weights."""
-    from trainables.networks.cnn14 import Cnn14Encoder
-
-    return Cnn14Encoder(config)
 
 
 def flops(config: Config) -> float:

@@ -7,14 +7,10 @@ Their checkpoints are the PaSST project's releases (Apache-2.0), with the names 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders import frontend, operations, published
-
-if TYPE_CHECKING:
-    from trainables.networks.passt import PasstEncoder
 
 RELEASES = {
     arch: f"https://github.com/kkoutini/PaSST/releases/download/{file}"
@@ -110,29 +106,9 @@ def release(config: Config) -> str:
     return RELEASES[config.arch]
 
 
-def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
-    """The encoder with its initial weights; published ones come from the directory `weights`, or are downloaded.
-
-    Raises UserError where they are absent, torn or another network's.
-    """
-    from trainables.networks.passt import PasstEncoder, network
-
-    net = network(config)
-    if config.pretrained:
-        published.load(net, published.locate(release(config), weights))
-    return PasstEncoder(config, net)
-
-
 def flops(config: Config) -> float:
     """Of a segment's forward pass in training: patches of the whole spectrogram, then the tokens that are kept."""
     rows, columns = config.grid
     patches = operations.convolution(1, config.width, config.patch, rows * columns)
     kept = (rows - config.patchout_frequency) * (columns - config.patchout_time)
     return patches + operations.transformer(kept + 2, config.depth, config.width)
-
-
-def restore(config: Config) -> "PasstEncoder":
-    """An encoder of the same shape, without looking for published weights."""
-    from trainables.networks.passt import PasstEncoder, network
-
-    return PasstEncoder(config, network(config))

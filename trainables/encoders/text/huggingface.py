@@ -6,16 +6,12 @@ tokens, as sentence-transformers' models were trained.
 
 import functools
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from data.errors import UserError
 from trainables.encoders import operations, published
-
-if TYPE_CHECKING:
-    from trainables.networks.huggingface import HuggingFaceEncoder
 
 Pooling = Literal["first", "mean"]
 
@@ -118,20 +114,3 @@ def source(config: Config, weights: Path | None) -> str:
             f"(config.json, model.safetensors and its tokenizer's)"
         )
     return str(found)
-
-
-def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
-    """Return the published model with its tokenizer, from the directory `weights` if given; `captions` aren't needed.
-
-    Raises UserError where the model is absent, torn, or has other weights than its config.json says.
-    """
-    from trainables.networks import huggingface
-
-    return huggingface.build(config, captions, weights)
-
-
-def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
-    """Return a model of the same shape without its weights, and the tokenizer, from what `save_tokenizer` wrote."""
-    from trainables.networks import huggingface
-
-    return huggingface.restore(config, folder)

@@ -3,16 +3,11 @@
 It needs no download. A sentence's vector is the last layer's output for the first token.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from trainables.encoders import operations
-
-if TYPE_CHECKING:
-    from trainables.networks.transformer import TransformerEncoder
 
 
 @dataclass(frozen=True)
@@ -42,20 +37,6 @@ VARIANTS = {
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Which weights training starts from."""
     return "random"
-
-
-def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
-    """Return the encoder with random weights, and a vocabulary learned from normalised `captions`."""
-    from trainables.networks import transformer
-
-    return transformer.build(config, captions)
-
-
-def restore(config: Config, folder: Path) -> "TransformerEncoder":
-    """Return an encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
-    from trainables.networks import transformer
-
-    return transformer.restore(config, folder)
 
 
 def flops(config: Config, num_tokens: float) -> float:

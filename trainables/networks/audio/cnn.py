@@ -3,11 +3,23 @@
 Shapes: S segments, N samples, M mel bands, T frames, C channels, W width.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
 from trainables.encoders.audio.cnn import Config
-from trainables.networks.log_mel import LogMel
+from trainables.networks.audio.log_mel import LogMel
+
+
+def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
+    """Return the encoder with random weights."""
+    return CnnEncoder(config)
+
+
+def restore(config: Config) -> "CnnEncoder":
+    """Return an encoder of the same shape, whose weights are loaded later."""
+    return CnnEncoder(config)
 
 
 class CnnEncoder(nn.Module):

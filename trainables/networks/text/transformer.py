@@ -17,8 +17,8 @@ TOKENIZER_FILE = "tokenizer.json"
 PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
-def build(config: Config, captions: Sequence[str]) -> "TransformerEncoder":
-    """The encoder with random weights, and a vocabulary learned from normalised `captions`."""
+def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
+    """Return the encoder with random weights, and a vocabulary learned from normalised `captions`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # Left to itself, the trainer numbers the letters inside words in the order of a hash map, anew in each process, and

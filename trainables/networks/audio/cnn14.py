@@ -3,6 +3,7 @@
 Shapes: S segments, N samples, M mel bands, T frames, C channels, W width.
 """
 
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -11,17 +12,36 @@ from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
 from data.schema import SAMPLE_RATE_HZ
+from trainables.encoders import published
 from trainables.encoders.audio.cnn14 import (
     CHANNELS,
     FMAX_HZ,
     FMIN_HZ,
     HOP_SAMPLES,
     NUM_MELS,
+    RELEASE,
     SMALLEST_POWER,
+    UNUSED,
     WINDOW_SAMPLES,
     Config,
 )
-from trainables.networks import log_mel
+from trainables.networks.audio import log_mel
+
+
+def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
+    """Return the encoder with its initial weights; published ones come from the directory `weights`, or a download.
+
+    Raises UserError where they are absent, torn or another network's.
+    """
+    encoder = restore(config)
+    if config.pretrained:
+        published.load(encoder, published.locate(RELEASE, weights), UNUSED)
+    return encoder
+
+
+def restore(config: Config) -> "Cnn14Encoder":
+    """Return an encoder of the same shape, without looking for published weights."""
+    return Cnn14Encoder(config)
 
 
 class Cnn14Encoder(nn.Module):

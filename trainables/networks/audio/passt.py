@@ -8,14 +8,16 @@ Shapes: S segments, N samples, M mel bands, T frames, P patches, L tokens, D wid
 
 import contextlib
 import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from hear21passt.models.passt import PaSST, get_model
 from torch import Tensor, nn
 
-from trainables.encoders.audio.passt import Config
-from trainables.networks.log_mel import LogMel
+from trainables.encoders import published
+from trainables.encoders.audio.passt import Config, release
+from trainables.networks.audio.log_mel import LogMel
 
 FUSED_ON = ("cuda",)
 """Devices whose attention is torch's scaled_dot_product_attention.
@@ -23,6 +25,22 @@ FUSED_ON = ("cuda",)
 On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
 and backward, float32, one thread).
 """
+
+
+def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
+    """Return the encoder with its initial weights; published ones come from the directory `weights`, or a download.
+
+    Raises UserError where they are absent, torn or another network's.
+    """
+    net = network(config)
+    if config.pretrained:
+        published.load(net, published.locate(release(config), weights))
+    return PasstEncoder(config, net)
+
+
+def restore(config: Config) -> "PasstEncoder":
+    """Return an encoder of the same shape, without looking for published weights."""
+    return PasstEncoder(config, network(config))
 
 
 def network(config: Config) -> Any:
