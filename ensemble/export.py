@@ -6,16 +6,6 @@ python ensemble/export.py --ensemble ensemble.json --out DIR --index INDEX --reg
 What `--register` writes is an MLflow model (pyfunc): `mlflow.pyfunc.load_model("models:/NAME/1").predict([sentence])`.
 """
 
-if __name__ == "__main__":
-    # As in select.py: this file's folder holds a module that is named as one of the standard library's.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
-
 import argparse
 import logging
 import shutil
@@ -28,21 +18,25 @@ from typing import Any
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.store.files import write_json
-from ensemble.serving import audio_index, bundle
+from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
-from trainables.records import ledger as ledgers
-from trainables.records.ledger import Ledger, create_ledger
+from ensemble.serving.registration import register
+from trainables.records import mlflow_ledger as ledgers
+from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
 
+if __name__ == "__main__":
+    # As in select.py: this file's folder holds a module that is named as one of the standard library's.
+    import os
+    import sys
+    from pathlib import Path
+
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 logger = logging.getLogger("chorale.export")
-
-ROOT = Path(__file__).parents[1]
-CODE = ("data", "trainables", "ensemble")
-"""The packages that an MLflow model brings along."""
-
-REQUIREMENTS = ("dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow", "pydantic",
-                "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio", "transformers")  # fmt: skip
-"""What it needs besides."""
 
 
 def export(path: Path, out: Path, runs: Runs) -> None:
@@ -87,26 +81,6 @@ def card(ensemble: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def register(folder: Path, index: Path, name: str, ledger: Ledger) -> str:
-    """Log an exported ensemble, with an index, as an MLflow model, and register it; returns its URI."""
-    import mlflow
-
-    audio_index.open_index(index, bundle.load(folder))
-    mlflow.set_tracking_uri(ledger.tracking_uri)
-    tags = {"kind": "export"}
-    run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=f"export of {name}").info.run_id
-    with mlflow.start_run(run_id=run_id):
-        found = mlflow.pyfunc.log_model(
-            name="ensemble",
-            python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
-            artifacts={"ensemble": str(folder), "index": str(index)},
-            code_paths=[str(ROOT / package) for package in CODE],
-            pip_requirements=list(REQUIREMENTS),
-            registered_model_name=name,
-        )
-    return f"models:/{name}/{found.registered_model_version}"
 
 
 def run(arguments: argparse.Namespace) -> None:

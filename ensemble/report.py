@@ -35,7 +35,7 @@ from data.store.files import appearing_whole
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
-from ensemble.record.mlflow_events import log_event
+from ensemble.record.events import log_event
 from ensemble.record.terminal_tables import TITLES
 from ensemble.reporting import paper_results, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
@@ -43,8 +43,9 @@ from ensemble.reporting.report_page import Leaf, page_of
 from ensemble.reporting.retrieval_examples import Answer, Heard, answers_of, hear
 from ensemble.reporting.tables import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
 from ensemble.reporting.trial_rows import Judged, Row, by_setting
-from trainables.records import ledger as ledgers
-from trainables.records.ledger import Ledger, Sweep, open_ledger
+from trainables.records import mlflow_ledger as ledgers
+from trainables.records.ledger import Ledger, Sweep
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
 
 SEEDS_FILE = "seeds.csv"

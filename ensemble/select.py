@@ -40,8 +40,8 @@ from ensemble.pool.candidates import Candidate, Which
 from ensemble.pool.score_matrices import Matrices
 from ensemble.record import build
 from ensemble.record.build import COMPARED_EXACTLY, METHODS, members_of, one_hot
+from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
-from ensemble.record.mlflow_events import log_event
 from ensemble.record.schema import FORMAT_VERSION, read_ensemble, weights_of
 from ensemble.record.terminal_tables import TITLES, show
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
@@ -50,9 +50,10 @@ from ensemble.selection.greedy import Rules, Selection
 from ensemble.selection.pruned_pool import Live, compress
 from ensemble.serving import split_index
 from trainables import retrieval
-from trainables.records import ledger as ledgers
+from trainables.records import mlflow_ledger as ledgers
 from trainables.records.embeddings import write_embeddings
-from trainables.records.ledger import Ledger, Sweep, create_ledger, open_ledger
+from trainables.records.ledger import Ledger, Sweep
+from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
 
 REPORTED = ("map10", "r1", "r5", "r10")

@@ -37,8 +37,8 @@ from ensemble.challenge import formats, validation
 from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
 from ensemble.challenge.metadata import Given, describe, label_of, read_authors
 from ensemble.challenge.systems import System, embed_all, fused, read_system, refuse_what_was_heard
-from trainables.records import ledger as ledgers
-from trainables.records.ledger import open_ledger
+from trainables.records import mlflow_ledger as ledgers
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
 
 logger = logging.getLogger("chorale.submission")

@@ -37,8 +37,9 @@ from sweeps.spaces import Space, check, named, space, with_seeds
 from trainables.execution import resources as computing
 from trainables.execution.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
 from trainables.records import lease as leases
-from trainables.records import ledger as ledgers
-from trainables.records.ledger import Ledger, create_ledger, open_ledger
+from trainables.records import mlflow_ledger as ledgers
+from trainables.records.ledger import Ledger
+from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
 from trainables.trial import Precision, Trial
 
@@ -201,7 +202,7 @@ def require_name_of_its_own(arguments: argparse.Namespace, ledger: Ledger, runs:
     path = retrained_path(arguments, runs)
     if path.resolve() == arguments.retrain.resolve():
         raise UserError(f"--name {arguments.name}: {path} is the ensemble that is retrained; give another name")
-    if arguments.name in {run.info.run_name for run in ledger.runs("sweep")}:
+    if arguments.name in ledger.sweep_names():
         before = ledger.sweep(arguments.name).description.get("retrain")
         if before != retraining_of(arguments):
             raise UserError(
@@ -218,7 +219,7 @@ def write_retrained(
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.finished(signature)
         if run is not None:
-            done[trial] = (signature, run.info.run_id)
+            done[trial] = (signature, run.run_id)
     write_json(path, retraining.retrained(chosen, members, done))
     say(f"Wrote {path}")
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -431,6 +432,12 @@ def swept(request, tone_store, space_file, tmp_path_factory):
             assert done.returncode == 0, done.stdout + done.stderr
             printed.write_text(json.dumps(dataclasses.asdict(Called(done.returncode, done.stdout, done.stderr))))
     return runs, Called(**json.loads(printed.read_text()))
+
+
+@pytest.fixture(scope="session")
+def make_memory_ledger():
+    """A function that makes a ledger in memory, whose files lie in a folder."""
+    return runpy.run_path(str(ROOT / "tests" / "memory_ledger.py"))["MemoryLedger"]
 
 
 def copy_of_runs(runs, to):

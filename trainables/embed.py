@@ -19,7 +19,7 @@ from data.runtime.command_line import command
 from data.sources.audio_files import audio_files
 from data.sources.csv_tables import read_csv, read_text
 from trainables.records.embeddings import Embeddings, write_embeddings
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
 from trainables.trial import TRIAL_FILE, load_trial
 

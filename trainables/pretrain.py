@@ -34,10 +34,11 @@ from trainables.execution import resources as computing
 from trainables.execution.resources import Wish, execution_of, share_out
 from trainables.execution.session import Site, Work
 from trainables.records import lease as leases
-from trainables.records import ledger as ledgers
+from trainables.records import mlflow_ledger as ledgers
 from trainables.records.lease import Heart, Holder
-from trainables.records.ledger import Ledger, create_ledger
-from trainables.records.mlflow_log import STEP, best_metrics, connect
+from trainables.records.ledger import Ledger
+from trainables.records.mlflow_ledger import create_ledger
+from trainables.records.mlflow_log import STEP, Log
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
@@ -74,10 +75,10 @@ class ProgressLine:
 
     def follow(self) -> None:
         """Ask MLflow every few seconds."""
-        client = connect(self.tracking_uri)
+        log = Log(self.tracking_uri, self.run_id)
         said, said_at = "", time.monotonic()
         while not self.ended.wait(ASK_EVERY_S):
-            metrics = client.get_run(self.run_id).data.metrics
+            metrics = log.last_metrics()
             if f"{STEP}epoch" in metrics:
                 self.text = progress(metrics, self.epochs)
             if not self.live.console.is_terminal and self.text != said and time.monotonic() - said_at >= SAY_EVERY_S:
@@ -134,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     ledger = create_ledger(runs, arguments.tracking_uri)
     if found := ledger.finished(signature):
         logger.info("%s is finished already.", trial.name)
-        show(best_metrics(ledger.client, found.info.run_id), signature)
+        show(ledger.best_metrics(found), signature)
         return 0
     lease = leases.acquire(runs, signature)
     if isinstance(lease, Holder):

@@ -150,7 +150,7 @@ def member_json(member: Member, system: System) -> dict[str, Any]:
         "word_embeddings": encoders.label(member.trial.text),
         "parameters": member.parameters,
     }
-    metrics = member.candidate.run.data.metrics if member.candidate.run else {}
+    metrics = member.candidate.run.metrics if member.candidate.run else {}
     return told | ({"validation_mAP@10": round(metrics["best_map10"], 4)} if "best_map10" in metrics else {})
 
 

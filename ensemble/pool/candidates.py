@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,8 @@ from data.errors import UserError
 from ensemble.pool import score_matrices
 from ensemble.pool.score_matrices import Matrices, Read
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
-from trainables.records.ledger import Ledger, Sweep
+from trainables.records.ledger import Ledger, Sweep, TrialRun
 from trainables.retrieval import Relevance, relevance
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 Which = Literal["validation", "test"]
 
@@ -42,13 +39,19 @@ class Candidate:
 
     name: str
     signature: str = ""
-    run: Run | None = None
+    run: TrialRun | None = None
     folder: Path | None = None
 
     @property
     def key(self) -> str:
         """What it is sorted and told apart by."""
         return self.signature or self.name
+
+    @property
+    def trial_run(self) -> TrialRun:
+        """The run of a finished trial."""
+        assert self.run is not None
+        return self.run
 
     def file(self, which: Which) -> Path:
         """A file's scores on a split."""
@@ -64,7 +67,7 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[st
     """
     signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
     runs = {signature: ledger.finished(signature) for signature in signatures}
-    found = [Candidate(run.info.run_name, signature, run) for signature, run in runs.items() if run]
+    found = [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
     names = " and ".join(repr(sweep.name) for sweep in sweeps)
     if not found:
         raise UserError(
@@ -85,7 +88,7 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[st
 
 def parameters(candidate: Candidate) -> dict[str, str]:
     """A trial's settings as MLflow shows them."""
-    return dict(candidate.run.data.params) if candidate.run else {}
+    return dict(candidate.run.settings) if candidate.run else {}
 
 
 def find_files(folders: Sequence[Path]) -> list[Candidate]:
@@ -165,7 +168,7 @@ def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matr
 
     Rows and columns are in the order of the first one's queries and clips.
     """
-    found = [ledger.embeddings(candidate.run, file) for candidate, file in wanted]
+    found = [ledger.embeddings(candidate.trial_run, file) for candidate, file in wanted]
     reference, first = found[0], wanted[0][0]
     reads, across = [], []
     for embeddings, (candidate, _) in zip(found, wanted, strict=True):

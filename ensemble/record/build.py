@@ -58,7 +58,7 @@ def member_json(candidate: Candidate, weight: float) -> dict[str, Any]:
     """A member as ensemble.json names it."""
     found: dict[str, Any] = {"name": candidate.name, "weight": weight}
     if candidate.run:
-        return found | {"run_id": candidate.run.info.run_id, "signature": candidate.signature}
+        return found | {"run_id": candidate.run.run_id, "signature": candidate.signature}
     return found | {"folder": str(candidate.folder)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data.errors import UserError, unknown_name
 from ensemble.pool import evaluation, score_matrices
@@ -14,10 +14,7 @@ from ensemble.pool.score_matrices import Matrices
 from ensemble.record.schema import read_ensemble, require_version, weights_of
 from ensemble.reporting import paper_results
 from ensemble.reporting.trial_rows import Judged, Row
-from trainables.records.ledger import Ledger, Sweep
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sweep
 
 SHOWN = ("metric", "method", "sizes", "likeness")
 """Of an ensemble, what its part of the page is made of."""
@@ -52,16 +49,14 @@ def ensembles_of(
 
     Also what is wrong with those that can't be shown.
     """
-    from mlflow.exceptions import MlflowException
-
     by_signature = {row.candidate.signature: row for row in judged.rows}
     found: dict[tuple[Any, ...], Chosen] = {}
     problems = []
     for run in runs_of(ledger, sweeps):
-        name = f"{run.info.run_name} ({run.info.run_id[:8]})"
+        name = f"{run.name} ({run.run_id[:8]})"
         try:
-            ensemble = read_shown(ledger.artifact(run, "ensemble.json"))
-        except (MlflowException, OSError):
+            ensemble = read_shown(ledger.event_file(run, "ensemble.json"))
+        except MissingArtifactError:
             problems.append(f"{name} isn't shown: its ensemble.json is gone")
             continue
         except UserError as error:
@@ -93,10 +88,10 @@ def read_shown(path: Path) -> dict[str, Any]:
     return ensemble
 
 
-def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Run]:
+def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
     """The runs of the ensembles that were chosen from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
-    return (run for run in ledger.runs("ensemble") if run.data.tags.get("mlflow.parentRunId") in parents)
+    return (run for run in ledger.events("ensemble") if run.sweep_run_id in parents)
 
 
 def weighted(ensemble: Mapping[str, Any]) -> list[tuple[str, float]]:

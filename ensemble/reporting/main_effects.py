@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trainables import encoders
 from trainables import trial as trials
-from trainables.records.ledger import flattened
+from trainables.records.mlflow_ledger import flattened
 from trainables.trial import Trial
 
 CONFIDENCE = 0.95

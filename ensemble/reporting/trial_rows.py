@@ -17,11 +17,8 @@ from ensemble.record.build import one_hot
 from ensemble.reporting import main_effects, paper_results
 from trainables import trial as trials
 from trainables.records.embeddings import Embeddings
-from trainables.records.ledger import Ledger
+from trainables.records.ledger import Ledger, MissingArtifactError
 from trainables.trial import Trial
-
-CURVES = ("train_loss", "validation_loss", "map10")
-"""What is told of each epoch."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +65,21 @@ def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row],
 
     Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
     """
-    from mlflow.exceptions import MlflowException
-
     found, problems = [], []
     for candidate in candidates:
-        assert candidate.run is not None
         try:
-            trial = trials.from_json(ledger.config(candidate.run))
-        except (MlflowException, OSError, ValueError) as error:
-            reason = (
-                str(error) if isinstance(error, UserError) else f"it is gone from {candidate.run.info.artifact_uri}"
-            )
+            trial = trials.from_json(ledger.config(candidate.trial_run))
+        except UserError as error:
+            is_gone = isinstance(error, MissingArtifactError)
+            reason = f"it is gone from {candidate.trial_run.artifacts}" if is_gone else str(error)
             problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
             continue
         found.append((order_of(trial), candidate, trial))
     found.sort(key=lambda entry: (entry[0], entry[1].key))
-    rows = [
-        Row(
-            number, candidate, trial, curves_of(ledger, candidate), hours_of(candidate), tag_of(candidate, "gpus"),
-            tag_of(candidate, "cpus"),
-        )
-        for number, (_, candidate, trial) in enumerate(found, start=1)
-    ]  # fmt: skip
+    rows = []
+    for number, (_, candidate, trial) in enumerate(found, start=1):
+        run = candidate.trial_run
+        rows.append(Row(number, candidate, trial, ledger.curves(run), run.hours, run.gpus, run.cpus))
     return rows, problems
 
 
@@ -104,27 +94,6 @@ def seeds_of(trial: Trial) -> tuple[int, ...]:
     return (*(seeds_of(trial.pretraining) if trial.pretraining else ()), trial.seed)
 
 
-def curves_of(ledger: Ledger, candidate: Candidate) -> dict[str, dict[int, float]]:
-    """A trial's losses and its mAP@10 after each epoch."""
-    assert candidate.run is not None
-    history = {name: ledger.client.get_metric_history(candidate.run.info.run_id, name) for name in CURVES}
-    return {name: {entry.step: entry.value for entry in entries} for name, entries in history.items()}
-
-
-def hours_of(candidate: Candidate) -> float:
-    """How long a trial took, from its first start to its end."""
-    assert candidate.run is not None
-    info = candidate.run.info
-    return max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6)
-
-
-def tag_of(candidate: Candidate, name: str) -> float | None:
-    """A number that a trial's run has as a tag."""
-    assert candidate.run is not None
-    value = candidate.run.data.tags.get(name)
-    return None if value is None else float(value)
-
-
 @dataclass(frozen=True)
 class Judged:
     """Rows with their figures on a split, and the scores of those that have some."""
@@ -137,18 +106,15 @@ class Judged:
 
 def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
     """The rows with their figures on a split; one whose embeddings aren't there says why."""
-    from mlflow.exceptions import MlflowException
-
     there, reasons = [], {}
     for row in rows:
-        assert row.candidate.run is not None
         try:
-            split = ledger.embeddings(row.candidate.run, FILES[which])
+            split = ledger.embeddings(row.candidate.trial_run, FILES[which])
             there.append((row, split))
-        except (MlflowException, OSError) as error:
-            code = f" ({error.error_code})" if isinstance(error, MlflowException) else ""
+        except MissingArtifactError as error:
+            code = f" ({error.code})" if error.code else ""
             reasons[row.number] = (
-                f"its embeddings of {which} can't be found in run {row.candidate.run.info.run_id}{code}"
+                f"its embeddings of {which} can't be found in run {row.candidate.trial_run.run_id}{code}"
             )
         except UserError as error:
             reasons[row.number] = str(error)

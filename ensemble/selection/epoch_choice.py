@@ -40,7 +40,7 @@ def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
     trials = [candidate for candidate in candidates if candidate.run]
     found = {}
     for trial in trials:
-        files = ledger.epochs(trial.run)
+        files = ledger.epochs(trial.trial_run)
         if not files:
             continue
         reference = (trials[0], FILES["validation"])  # whose order of queries is the pool's

@@ -9,17 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from data.runtime.tables import Column, Sheet
-from trainables.records.ledger import Ledger
+from trainables.records.ledger import Ledger, TrialRun
 from trainables.records.mlflow_log import STEP
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 ASK_EVERY_S = 3.0
 
@@ -116,14 +113,14 @@ def status(ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mappin
         run = ledger.trial_run(signature)
         if run is not None:
             line.state = state_of(run, held[signature])
-            line.update(run.data.metrics)
+            line.update(run.metrics)
         lines.append(line)
     return lines
 
 
-def state_of(run: Run, is_held: bool) -> str:
+def state_of(run: TrialRun, is_held: bool) -> str:
     """What has become of a trial."""
-    state = STATES.get(run.info.status, "waiting")
+    state = STATES.get(run.status, "waiting")
     return "interrupted" if state == "running" and not is_held else state
 
 
@@ -157,9 +154,9 @@ class Display:
         """Ask MLflow every few seconds how far those are that run."""
         while not self.ended.wait(ASK_EVERY_S):
             for run in self.ledger.running():
-                line = self.lines.get(run.data.tags["signature"])
+                line = self.lines.get(run.signature)
                 if line and line.state == "running":
-                    line.update(run.data.metrics)
+                    line.update(run.metrics)
 
     def view(self) -> Sheet:
         """What the terminal shows."""

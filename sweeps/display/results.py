@@ -5,7 +5,6 @@ from rich.console import Console
 from data.runtime.tables import Column, Sheet, show
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
-from trainables.records.mlflow_log import best_metrics
 
 COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
 
@@ -24,7 +23,7 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
         if run is None:
             unfinished.append(trial.name)
         else:
-            rows.append((best_metrics(ledger.client, run.info.run_id), trial.name, signature))
+            rows.append((ledger.best_metrics(run), trial.name, signature))
     rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
     columns = [
         Column("trial", is_figure=False),

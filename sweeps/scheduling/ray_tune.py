@@ -25,7 +25,7 @@ from trainables.execution.session import Site, Work, train_here
 from trainables.records import lease as leases
 from trainables.records.lease import Heart, Holder
 from trainables.records.ledger import Ledger
-from trainables.records.mlflow_log import best_metrics
+from trainables.records.mlflow_ledger import MlflowLedger
 from trainables.records.timing import Metrics
 from trainables.training.compute import Execution
 from trainables.trial import Trial
@@ -75,13 +75,13 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_ENDS_WITHIN_S)
     work, runs = config["work"], sweep.site.runs
     signature, trial = work["signature"], trials.from_json(work["trial"])
-    ledger = Ledger(sweep.tracking_uri, sweep.experiment_id)
+    ledger = MlflowLedger(sweep.tracking_uri, sweep.experiment_id)
     lease = leases.acquire(runs, signature, sweep.command)
     if isinstance(lease, Holder):
         return {HELD: True}
     with Heart(runs, lease, sweep.command):
         if run := ledger.finished(signature):
-            return best_metrics(ledger.client, run.info.run_id) | {FINISHED: True}
+            return ledger.best_metrics(run) | {FINISHED: True}
         run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
         resources = sweep.resources[trial.stage]
         try:
@@ -177,8 +177,8 @@ def interrupt(ledger: Ledger, sweep: Sweep, signatures: Sequence[str]) -> None:
     for signature in signatures:
         leases.take_back(sweep.site.runs, signature, sweep.command)
         run = ledger.trial_run(signature)
-        if run and run.info.status == "RUNNING" and not leases.holder(sweep.site.runs, signature):
-            ledger.give_up(run.info.run_id, "KILLED")
+        if run and run.status == "RUNNING" and not leases.holder(sweep.site.runs, signature):
+            ledger.give_up(run.run_id, "KILLED")
 
 
 class AshaByStage(FIFOScheduler):

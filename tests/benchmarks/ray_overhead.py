@@ -86,7 +86,7 @@ def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epo
     from trainables.execution.ray_adapter import fit
     from trainables.execution.resources import Resources
     from trainables.execution.session import Site, Work
-    from trainables.records.ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
+    from trainables.records.mlflow_ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
     from trainables.records.run_storage import Runs
 
     ledger, runs = create_ledger(folder), Runs.of(folder)

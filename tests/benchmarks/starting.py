@@ -25,7 +25,8 @@ import soundfile
 from measure import machine, say, told
 
 from ensemble import __path__ as ensemble_folder
-from trainables.records.ledger import Ledger, open_ledger
+from trainables.records.ledger import Ledger
+from trainables.records.mlflow_ledger import open_ledger
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -176,10 +177,11 @@ def trials_of(ledger: Ledger, name: str | None) -> Iterator[dict[str, Any]]:
         if trial is None:
             continue
         sums = {
-            part: sum(entry.value for entry in ledger.client.get_metric_history(trial.info.run_id, part))
+            part: sum(entry.value for entry in ledger.client.get_metric_history(trial.run_id, part))
             for part in ("training_s", "validation_s", "embedding_s")
         }
-        yield sums | {"start": trial.info.start_time / 1000, "end": trial.info.end_time / 1000}
+        info = ledger.client.get_run(trial.run_id).info
+        yield sums | {"start": info.start_time / 1000, "end": info.end_time / 1000}
 
 
 def main() -> None:

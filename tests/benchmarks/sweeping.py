@@ -24,7 +24,7 @@ from data.store.storage import Store
 from trainables import recipes
 from trainables import trial as trials
 from trainables.execution.session import CPU_ALLOCATOR
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.trial import Trial
 
 ROOT = Path(__file__).parents[2]
@@ -81,9 +81,9 @@ def in_a_sweep(store: str, corpus: str, path: Path, folder: Path) -> list[float]
     subprocess.run([sys.executable, "sweeps/grid.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     ledger = open_ledger(folder / "runs")
     seconds = []
-    for trial in ledger.runs("trial"):
+    for trial in ledger.trial_runs():
         parts = [
-            {entry.step: entry.value for entry in ledger.client.get_metric_history(trial.info.run_id, name)}
+            {entry.step: entry.value for entry in ledger.client.get_metric_history(trial.run_id, name)}
             for name in ("training_s", "validation_s")
         ]
         seconds += [parts[0][epoch] + parts[1][epoch] for epoch in sorted(parts[0])[1:]]

@@ -28,7 +28,7 @@ from data.store import shard_writer, split_writer
 from data.store.files import write_json
 from data.store.stored_split import open_split
 from ensemble import report
-from ensemble.record.mlflow_events import log_event
+from ensemble.record.events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen
 from ensemble.reporting.plots import draw_crossed
@@ -38,7 +38,7 @@ from trainables import recipes, retrieval
 from trainables import trial as trials
 from trainables.records import checkpoint
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
-from trainables.records.ledger import Ledger, create_ledger, open_ledger
+from trainables.records.mlflow_ledger import MlflowLedger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
@@ -125,7 +125,7 @@ def ledger(runs, monkeypatch):
     """A ledger of its own: an experiment in the module's database, since making a database takes seconds."""
     shared = open_ledger(runs)
     artifacts = (runs / "artifacts" / uuid.uuid4().hex).as_uri()
-    own = Ledger(shared.tracking_uri, shared.client.create_experiment(uuid.uuid4().hex, artifacts))
+    own = MlflowLedger(shared.tracking_uri, shared.client.create_experiment(uuid.uuid4().hex, artifacts))
     monkeypatch.setattr(report, "open_ledger", lambda *_: own)
     return own
 
@@ -175,7 +175,7 @@ class Sweep:
 
     def file(self, signature, name):
         run = self.ledger.finished(signature)
-        return Path(run.info.artifact_uri.removeprefix("file://")) / name
+        return Path(run.artifacts.removeprefix("file://")) / name
 
     def choose(self, weights, tmp_path, **more):
         """An ensemble of these trials, as `select.py` leaves it; without figures unless they are given."""
@@ -265,14 +265,14 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
 def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1])
     assert "came before" not in make(tmp_path / "a", "--no-test")
-    assert not list(ledger.runs("evaluation"))
+    assert not list(ledger.events("evaluation"))
     for earlier in (0, 1):
         out = make(tmp_path / "a")
         assert f"Evaluations on made/test that came before this one: {earlier}" in out
         assert "No ensemble was chosen from these trials" in out
-    newest, *_ = ledger.runs("evaluation")
-    assert newest.data.tags["test_fingerprint"] == sweep.split.fingerprint
-    kept = {file.path for file in ledger.client.list_artifacts(newest.info.run_id)}
+    newest, *_ = ledger.events("evaluation")
+    assert newest.test_fingerprint == sweep.split.fingerprint
+    kept = {file.path for file in ledger.client.list_artifacts(newest.run_id)}
     assert kept == {"report.csv", "report.md", "report.tex", "report.html"}
 
 
@@ -285,8 +285,8 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, mak
     sweep.choose({"f" * 16: 1.0}, tmp_path)
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path, direction="a2t")
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
-    newest = next(ledger.runs("ensemble"))
-    (Path(newest.info.artifact_uri.removeprefix("file://")) / "ensemble.json").unlink()
+    newest = next(ledger.events("ensemble"))
+    (Path(newest.artifacts.removeprefix("file://")) / "ensemble.json").unlink()
     sweep.file(sweep.signatures[3], "embeddings/test.arrow").unlink()
     sweep.file(sweep.signatures[1], checkpoint.TRIAL_FILE).unlink()
     out = " ".join(make(tmp_path / "out").split())
@@ -312,7 +312,7 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
         sweep.file(signature, "embeddings/test.arrow").unlink()
     refused = make(tmp_path, status=2)
     assert re.search("no trial of made has figures of test: its embeddings .*; --no-test reports on", refused)
-    assert not list(ledger.runs("evaluation"))
+    assert not list(ledger.events("evaluation"))
     make(tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
     for signature in sweep.signatures:
@@ -354,7 +354,7 @@ def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, make, t
     (tmp_path / "file").write_text("")
     assert re.search("--out .*file: .*name a folder", make(tmp_path / "file", status=2))
     assert "no sweep is named 'other'; known: made" in make(tmp_path, "--sweep", "other", status=2)
-    assert not list(ledger.runs("evaluation"))
+    assert not list(ledger.events("evaluation"))
 
 
 def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_path):

@@ -17,7 +17,7 @@ from ensemble.record.terminal_tables import lead
 from ensemble.selection import epoch_choice
 from trainables import retrieval
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 
 METRICS = ("map10", "r1", "r5", "r10")
 
@@ -88,17 +88,17 @@ def test_the_lead_on_test_is_told(selected):
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
     runs, _, ensemble = selected
-    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).runs(kind)]
-    before = sum(run.data.tags.get("test_fingerprint") == ensemble["test"]["fingerprint"] for run in seen)
+    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).events(kind)]
+    before = sum(run.test_fingerprint == ensemble["test"]["fingerprint"] for run in seen)
     again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
     assert f"came before this one: {before}" in again.stdout
-    newest = next(iter(open_ledger(runs).runs("ensemble")))
-    assert newest.info.status == "FINISHED"
-    assert newest.data.params["metric"] == "mrr"
+    newest = next(iter(open_ledger(runs).events("ensemble")))
+    assert newest.status == "FINISHED"
+    assert newest.settings["metric"] == "mrr"
     assert (
-        newest.data.metrics["test_ensemble_mrr"]
+        newest.metrics["test_ensemble_mrr"]
         == json.loads((runs / "out" / "ensemble.json").read_text())["test"]["ensemble"]["mrr"]
     )
 
@@ -184,10 +184,10 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
     kept = epoch_choice.find(ledger, candidates)
     for candidate in candidates:
         own = kept[candidate.signature]
-        told = ledger.client.get_metric_history(candidate.run.info.run_id, "map10")
+        told = ledger.client.get_metric_history(candidate.run.run_id, "map10")
         assert own.values_EQ.mean(axis=1) == pytest.approx([metric.value for metric in told])
         queries = own.values_EQ.shape[1]
-        assert own.best(np.ones(queries, bool)) == own.files[int(candidate.run.data.metrics["best_epoch"]) - 1]
+        assert own.best(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
         one = np.arange(queries) == 0
         assert own.best(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
     assert ensemble["nested"]["redoes_epochs"]
@@ -220,7 +220,7 @@ def test_an_ensemble_is_evaluated_again(selected, call_command):
 def test_only_trials_with_some_settings(selected, call_command, tmp_path):
     runs = selected[0]
     ledger = open_ledger(runs)
-    seeds = sorted({run.data.params["seed"] for run in ledger.runs("trial")})
+    seeds = sorted({run.settings["seed"] for run in ledger.trial_runs()})
     words = ("ensemble/select.py", "--runs", runs, "--sweep", "first", "--no-test", "--out", tmp_path, "--folds", 0)
     done = call_command(*words, "--filter", f"seed={seeds[0]}")
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ from sweeps.spaces import from_scratch
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import read_embeddings, write_embeddings
-from trainables.records.ledger import create_ledger, open_ledger
+from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
 
 FILES = [

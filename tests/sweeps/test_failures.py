@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from trainables.records import lease as leases
 from trainables.records.checkpoint import MODEL_FILE
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
 
 pytestmark = pytest.mark.cluster
@@ -89,12 +89,12 @@ def results(runs, tracking_uri=None):
     """Of each trial, by signature, what it logged under each epoch and its model."""
     ledger = open_ledger(runs, tracking_uri)
     found = {}
-    for run in ledger.runs("trial"):
-        signature = run.data.tags["signature"]
+    for run in ledger.trial_runs():
+        signature = run.signature
         assert signature not in found, "a trial has two runs"
-        assert run.info.status == "FINISHED"
+        assert run.status == "FINISHED"
         logged = {
-            name: {entry.step: entry.value for entry in ledger.client.get_metric_history(run.info.run_id, name)}
+            name: {entry.step: entry.value for entry in ledger.client.get_metric_history(run.run_id, name)}
             for name in TRAINED
         }
         found[signature] = logged, load_file(runs / "models" / signature / MODEL_FILE)
@@ -225,9 +225,9 @@ def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path)
         ended(process)
     assert_same(tmp_path, undisturbed)
     ledger = open_ledger(tmp_path)
-    for run in ledger.runs("trial"):
-        logged = ledger.client.get_metric_history(run.info.run_id, "map10")
-        assert [entry.step for entry in logged] == list(range(1, int(run.data.params["schedule.epochs"]) + 1))
+    for run in ledger.trial_runs():
+        logged = ledger.client.get_metric_history(run.run_id, "map10")
+        assert [entry.step for entry in logged] == list(range(1, int(run.settings["schedule.epochs"]) + 1))
 
 
 @pytest.mark.slow
@@ -255,14 +255,14 @@ def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, nodes, tm
     ).communicate(timeout=600)
     assert process.returncode == 1, printed
     ledger = open_ledger(tmp_path)
-    status = {run.info.run_name: run.info.status for run in ledger.runs("trial")}
+    status = {run.name: run.status for run in ledger.trial_runs()}
     assert sorted(status.values()) == ["FINISHED", "FINISHED", "KILLED"], printed
-    (stopped,) = [run for run in ledger.runs("trial") if run.info.status == "KILLED"]
-    assert stopped.data.params["schedule.peak_rate"] == "1.0"
-    epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10"))
+    (stopped,) = [run for run in ledger.trial_runs() if run.status == "KILLED"]
+    assert stopped.settings["schedule.peak_rate"] == "1.0"
+    epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.run_id, "map10"))
     ended(sweep(tmp_path, *words, space="hopeless", address=nodes.address))
-    again = ledger.client.get_run(stopped.info.run_id)
+    again = ledger.client.get_run(stopped.run_id)
     assert again.info.status == "FINISHED"
-    steps = [entry.step for entry in ledger.client.get_metric_history(stopped.info.run_id, "map10")]
+    steps = [entry.step for entry in ledger.client.get_metric_history(stopped.run_id, "map10")]
     assert steps[-1] == int(again.data.params["schedule.epochs"])
     assert epochs < steps[-1]

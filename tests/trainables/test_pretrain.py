@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from trainables.records.checkpoint import MODEL_FILE
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -75,9 +75,9 @@ def test_it_says_what_it_does_and_what_came_of_it(pretrained):
 
 
 def test_mlflow_has_what_steps_took(pretrained):
-    (run,) = open_ledger(pretrained[0]).runs("trial")
-    assert run.info.status == "FINISHED"
-    step = {name: value for name, value in run.data.metrics.items() if name.startswith("step/")}
+    (run,) = open_ledger(pretrained[0]).trial_runs()
+    assert run.status == "FINISHED"
+    step = {name: value for name, value in run.metrics.items() if name.startswith("step/")}
     assert set(step) == {
         f"step/{name}"
         for name in ("epoch", "loss", "left_s", "step_s", "pairs_per_second", "waiting_share", "memory_gb")
@@ -118,8 +118,8 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
     assert done.returncode == 2
     assert re.search(r"^error: the loss of step \d+ is nan: .*folder/train/train-\d+\.wav", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
-    (run,) = open_ledger(tmp_path).runs("trial")
-    assert run.info.status == "FAILED"
+    (run,) = open_ledger(tmp_path).trial_runs()
+    assert run.status == "FAILED"
     (committed,) = tmp_path.glob("trials/*/committed")
     weights = load_file(committed.parent / committed.read_text() / MODEL_FILE)
     assert all(tensor.isfinite().all() for tensor in weights.values())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.store.files import write_json
 from data.store.stored_split import StoredSplit
@@ -19,12 +18,10 @@ from trainables.records.embeddings import (
     read_embeddings,
     write_embeddings,
 )
+from trainables.records.mlflow_log import Log
 from trainables.records.run_storage import Runs
 from trainables.training.embedding import embed
 from trainables.trial import TRIAL_FILE, Trial
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 
 def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
@@ -35,8 +32,7 @@ def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -
 
 
 def log_outcome(
-    client: MlflowClient,
-    run_id: str,
+    log: Log,
     trial: Trial,
     signature: str,
     network: DualEncoder,
@@ -54,8 +50,8 @@ def log_outcome(
         folder = Path(scratch)
         for split, name in wanted:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
-        client.log_metric(run_id, "embedding_s", time.monotonic() - began)
+        embedding_s = time.monotonic() - began
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
-        client.log_artifacts(run_id, str(folder))
+        log.keep_files(folder, {"embedding_s": embedding_s})
         for _, name in wanted:
-            read_embeddings(Path(client.download_artifacts(run_id, f"{EMBEDDINGS_FOLDER}/{name}")))
+            read_embeddings(log.read_back(f"{EMBEDDINGS_FOLDER}/{name}"))

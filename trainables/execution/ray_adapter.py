@@ -28,10 +28,9 @@ from trainables.execution.session import (
     remove_earlier,
     train_rank,
 )
-from trainables.records import mlflow_log
 from trainables.records.checkpoint import Snapshot
 from trainables.records.lease import Lease
-from trainables.records.mlflow_log import Log, best_metrics, with_retries
+from trainables.records.mlflow_log import Log, with_retries
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics
 from trainables.training.train import OutOfMemoryError, Report
@@ -66,10 +65,10 @@ def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     )
     trainer.fit()
     lease.require(runs)
-    client = mlflow_log.connect(work.site.tracking_uri)
-    if reason := mlflow_log.refused(client, work.run_id):
+    log = Log(work.site.tracking_uri, work.run_id)
+    if reason := log.refused():
         raise UserError(reason)
-    return best_metrics(client, work.run_id)
+    return log.best_metrics()
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -81,8 +80,7 @@ def train_worker(config: dict[str, Any]) -> None:
     work: Work = config["work"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    client = mlflow_log.connect(work.site.tracking_uri)
-    if mlflow_log.refused(client, work.run_id) or not work.lease.is_held(work.site.runs):
+    if Log(work.site.tracking_uri, work.run_id).refused() or not work.lease.is_held(work.site.runs):
         return
     with tempfile.TemporaryDirectory() as folder:
         earlier = Checkpoint(config["resume_from"]) if config["resume_from"] else None

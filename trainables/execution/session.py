@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 from data.errors import UserError
 from trainables import trial as trials
 from trainables.execution.resources import Resources
-from trainables.records import mlflow_log
 from trainables.records.lease import Lease
-from trainables.records.mlflow_log import Log, best_metrics, with_retries
+from trainables.records.mlflow_log import Log, with_retries
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics, Step
 from trainables.training.compute import DEFAULT, Execution
@@ -86,10 +85,10 @@ def prepare_run(work: Work) -> None:
         raise UserError(
             f"{site.store} or the weights have changed since {work.trial.name} was asked for: run the command again"
         )
-    client = mlflow_log.connect(site.tracking_uri)
-    mlflow_log.refuse(client, work.run_id, "")
+    log = Log(site.tracking_uri, work.run_id)
+    log.refuse("")
     for kind, of_each in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
-        client.set_tag(work.run_id, kind, f"{resources.workers * of_each:g}")
+        log.set_tag(kind, f"{resources.workers * of_each:g}")
 
 
 def train_rank(
@@ -115,8 +114,7 @@ def train_rank(
 
     torch.set_num_threads(work.resources.threads)
     trial, site, lease = work.trial, work.site, work.lease
-    client = mlflow_log.connect(site.tracking_uri)
-    log = Log(client, work.run_id)
+    log = Log(site.tracking_uri, work.run_id)
     try:
         network = train(
             trial,
@@ -132,7 +130,7 @@ def train_rank(
         )
         before_outcome()
     except UserError as error:
-        mlflow_log.refuse(client, work.run_id, str(error))
+        log.refuse(str(error))
         raise
     finally:
         log.flush()
@@ -140,9 +138,7 @@ def train_rank(
         lease.require(site.runs)
         with_retries(lambda: outcome.keep_model(site.runs, lease.signature, trial, network))
         validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
-        with_retries(
-            lambda: outcome.log_outcome(client, work.run_id, trial, lease.signature, network, validation, test)
-        )
+        with_retries(lambda: outcome.log_outcome(log, trial, lease.signature, network, validation, test))
 
 
 def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
@@ -175,7 +171,7 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
     finally:
         release_memory(device)
     lease.require(site.runs)
-    return best_metrics(mlflow_log.connect(site.tracking_uri), work.run_id)
+    return Log(site.tracking_uri, work.run_id).best_metrics()
 
 
 def release_memory(device: torch.device) -> None:

@@ -1,41 +1,54 @@
-"""The ledger: which trials have been claimed, are running, or are finished, by signature, in MLflow.
+"""The ledger: which trials are claimed, running or finished, by signature, and which ensembles were selected.
 
-One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep`, which lists the signatures of its
-trials; a `trial`; an `ensemble`.
+`Ledger` is all that other modules know of it. `trainables.records.mlflow_ledger` keeps one in MLflow.
 """
 
-from __future__ import annotations
-
-import argparse
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import filelock
+from typing import Any, Literal, Protocol
 
 from data.errors import UserError
-from data.store.files import read_json
-from trainables import trial as trials
-from trainables.records import mlflow_log
-from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings
-from trainables.records.run_storage import Runs
-from trainables.trial import TRIAL_FILE, Trial
+from trainables.records.embeddings import Embeddings
+from trainables.records.timing import Metrics
+from trainables.trial import Trial
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-EXPERIMENT = "chorale"
-SWEEP_FILE = "sweep.json"
-PAGE = 500
-SERVER_ANSWERS_WITHIN_S = 10
+EventKind = Literal["ensemble", "evaluation"]
+"""A selection of an ensemble, or a later evaluation."""
+
+CURVES = ("map10", "train_loss", "validation_loss")
 
 
-def local_uri(runs: Path) -> str:
-    """The tracking URI of one machine: SQLite in the folder of runs, an absolute path."""
-    return f"sqlite:///{runs / 'mlflow.db'}"
+class MissingArtifactError(UserError):
+    """A file that a run should have is gone, or its store can't be reached; `code` is the store's own."""
+
+    def __init__(self, name: str, run_id: str, code: str = "") -> None:
+        self.code = code
+        super().__init__(f"{name} can't be found in run {run_id}" + (f" ({code})" if code else ""))
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """A trial as the ledger has it."""
+
+    run_id: str
+    name: str
+    signature: str
+    status: Status
+    settings: Mapping[str, str] = field(default_factory=dict)  # the config, flattened: {'schedule.epochs': '5'}
+    metrics: Metrics = field(default_factory=dict)  # the last value of each
+    pretraining: str | None = None  # the signature of the trial that it starts from
+    gpus: float | None = None  # of all workers together
+    cpus: float | None = None
+    hours: float = 0.0  # from its first start to its end
+    artifacts: str = ""  # the URI of the folder that holds its files
+
+    @property
+    def is_trained_on_all_splits(self) -> bool:
+        """Whether it ended after a fixed epoch without validation, so that there are no figures of it."""
+        return "final_epoch" in self.settings
 
 
 @dataclass(frozen=True)
@@ -48,246 +61,96 @@ class Sweep:
     description: dict[str, Any]
 
 
-class Ledger:
-    """The trials, sweeps and ensembles of one tracking store."""
+@dataclass(frozen=True)
+class EventRun:
+    """A selection or an evaluation as the ledger has it."""
 
-    def __init__(self, tracking_uri: str, experiment_id: str) -> None:
-        self.tracking_uri = tracking_uri
-        self.client = mlflow_log.connect(tracking_uri)
-        self.experiment_id = experiment_id
+    run_id: str
+    name: str
+    sweep_run_id: str  # '' where there is no sweep
+    test_fingerprint: str  # of the split whose figures it has; '' where it has none of test
+    metrics: Metrics
+    settings: Mapping[str, str]
+    artifacts: str
 
-    def runs(self, kind: str, condition: str = "") -> Iterator[Run]:
-        """All runs of a kind, newest first; `condition` narrows them in MLflow's filter language."""
-        query = f"tags.kind = '{kind}'" + (f" and {condition}" if condition else "")
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
 
-    def trial_run(self, signature: str) -> Run | None:
-        """The run of a trial: a finished one if there is one."""
-        found = list(self.runs("trial", f"tags.signature = '{signature}'"))
-        return next((run for run in found if run.info.status == "FINISHED"), found[0] if found else None)
+class Ledger(Protocol):
+    """The trials, sweeps and ensembles of one tracking store. Methods raise UserError where it can't be read."""
+
+    tracking_uri: str
+
+    def trial_runs(self) -> Iterator[TrialRun]:
+        """Yield all trials, the newest first."""
+
+    def running(self) -> Iterator[TrialRun]:
+        """Yield the trials that are being trained."""
+
+    def trial_run(self, signature: str) -> TrialRun | None:
+        """Return a trial by its signature: a finished run if there is one."""
+
+    def finished(self, signature: str) -> TrialRun | None:
+        """Return a trial by its signature, if it is finished."""
 
     def signature_of(self, run_id: str) -> str | None:
-        """The signature of the trial that is logged to a run; None where there is no such run."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            tags: dict[str, str] = self.client.get_run(run_id).data.tags
-        except MlflowException:
-            return None
-        return tags.get("signature")
-
-    def running(self) -> Iterator[Run]:
-        """The runs of the trials that are being trained."""
-        return self.runs("trial", "attributes.status = 'RUNNING'")
-
-    def finished(self, signature: str) -> Run | None:
-        """The finished run of a trial."""
-        run = self.trial_run(signature)
-        return run if run and run.info.status == "FINISHED" else None
+        """Return the signature of the trial that is logged to a run; None where there is no such run."""
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
-        """The id of the run that a trial is logged to from now on: the one it has, or a new one.
+        """Return the id of the run that a trial is logged to from now on: the one it has, or a new one.
 
         `parent` is the signature of its pretraining. Only who holds the trial's lease may ask, or there would be two.
         """
-        run = self.trial_run(signature)
-        if run is not None:
-            self.client.update_run(run.info.run_id, status="RUNNING")
-            return str(run.info.run_id)
-        tags = {"kind": "trial", "signature": signature, "stage": trial.stage}
-        if parent:
-            tags["pretraining"] = parent
-        if sweep_run_id:
-            tags["mlflow.parentRunId"] = sweep_run_id
-        run_id = str(self.client.create_run(self.experiment_id, tags=tags, run_name=trial.name).info.run_id)
-        for name, value in flattened(trials.to_json(trial)):
-            self.client.log_param(run_id, name, value)
-        return run_id
 
     def finish(self, run_id: str) -> None:
-        """Mark a trial, whose artifacts have been read back, as finished: from now on it counts."""
-        self.client.set_terminated(run_id, "FINISHED")
+        """Mark a run as finished; a trial counts from then on, and its artifacts have been read back before."""
 
-    def give_up(self, run_id: str, status: str) -> None:
-        """Mark a trial as FAILED or KILLED: asked for again, it goes on from its last checkpoint."""
-        self.client.set_terminated(run_id, status)
+    def give_up(self, run_id: str, status: Status) -> None:
+        """Mark a run as FAILED or KILLED: a trial that is asked for again continues from its last checkpoint."""
+
+    def best_metrics(self, run: TrialRun) -> Metrics:
+        """Return the metrics of a trial's best epoch, and its number as `epoch`."""
+
+    def curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
+        """Return a trial's metrics after each epoch, by name and epoch."""
+
+    def embeddings(self, run: TrialRun, file: str) -> Embeddings:
+        """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `epochs`.
+
+        Raises MissingArtifactError where they are gone, and UserError where the trial can't have any.
+        """
+
+    def epochs(self, run: TrialRun) -> list[str]:
+        """Return the files of a trial's validation embeddings, by epoch; none unless those of all epochs were kept."""
+
+    def config(self, run: TrialRun) -> dict[str, Any]:
+        """Return a finished trial's config, as JSON. Raises MissingArtifactError where it is gone."""
+
+    def recipe(self, run: TrialRun) -> dict[str, Any]:
+        """Return what it takes to train a finished trial again: its config, its best epoch and its pretraining's."""
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        """The id of a sweep's run: the one of this name, its list replaced, or a new one."""
-        found = next((run for run in self.runs("sweep") if run.info.run_name == name), None)
-        if found:
-            run_id = str(found.info.run_id)
-            self.client.update_run(run_id, status="RUNNING")
-        else:
-            tags = {"kind": "sweep"}
-            run_id = str(self.client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id)
-        self.client.log_dict(run_id, {**description, "signatures": list(signatures)}, SWEEP_FILE)
-        return run_id
+        """Return the id of a sweep's run: the one of this name, whose list is replaced, or a new one."""
 
     def sweep(self, name: str | None = None) -> Sweep:
-        """A sweep by name, or the newest one. Raises UserError where there is none, and says which there are."""
-        sweeps = list(self.runs("sweep"))
-        if not sweeps:
-            raise UserError(f"{self.tracking_uri} holds no sweep: run python sweeps/grid.py first")
-        found = next((run for run in sweeps if name in (None, run.info.run_name)), None)
-        if found is None:
-            raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
-        run_id = found.info.run_id
-        description = read_json(self.artifact(found, SWEEP_FILE))
-        return Sweep(run_id, found.info.run_name, description["signatures"], description)
+        """Return a sweep by name, or the newest one. Raises UserError where there is none, and says which there are."""
 
-    def artifact(self, run: Run, name: str) -> Path:
-        """Return the local path of one of a run's artifacts, which is downloaded where it isn't on this machine.
+    def sweep_names(self) -> list[str]:
+        """Return the names of all sweeps, the newest first."""
 
-        The run says where its artifacts are: MLflow's client would ask the tracking store once more for each of them.
-        """
-        from mlflow.artifacts import download_artifacts
+    def events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+        """Yield selections or evaluations, the newest first: all, or those on a test split."""
 
-        uri = f"{run.info.artifact_uri}/{name}"
-        return Path(download_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri))
+    def log_event(
+        self,
+        kind: EventKind,
+        name: str,
+        members: str,
+        test_fingerprint: str,
+        sweep_run_id: str,
+        settings: Mapping[str, str],
+        metrics: Iterable[tuple[str, float, int]],
+        files: Sequence[Path],
+    ) -> None:
+        """Log a selection or an evaluation: its metrics as (name, value, step), and its files."""
 
-    def embeddings(self, run: Run, file: str) -> Embeddings:
-        """A trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `epochs`."""
-        if "final_epoch" in run.data.params:
-            raise UserError(
-                f"{run.info.run_name!r} was trained on all splits, those that it would be judged by included: there "
-                "are no figures of it; it is for submissions and search"
-            )
-        return read_embeddings(self.artifact(run, f"{EMBEDDINGS_FOLDER}/{file}"))
-
-    def config(self, run: Run) -> dict[str, Any]:
-        """A finished trial's config, as JSON."""
-        found: dict[str, Any] = read_json(self.artifact(run, TRIAL_FILE))
-        return found
-
-    def recipe(self, run: Run) -> dict[str, Any]:
-        """What it takes to train a finished trial again: its config, its best epoch, and that of its pretraining."""
-        found = {"trial": self.config(run), "epoch": int(run.data.metrics["best_epoch"])}
-        parent = self.finished(signature) if (signature := run.data.tags.get("pretraining")) else None
-        return found | ({"pretraining_epoch": int(parent.data.metrics["best_epoch"])} if parent else {})
-
-    def epochs(self, run: Run) -> list[str]:
-        """The files of a trial's validation embeddings, of its epochs in their order; none unless all were kept."""
-        from mlflow.artifacts import list_artifacts
-
-        uri = f"{run.info.artifact_uri}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
-        kept = list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
-        names = {Path(file.path).name for file in kept}
-        told = {metric.step for metric in self.client.get_metric_history(run.info.run_id, "map10")}
-        wanted = [epoch_file(epoch) for epoch in sorted(told)]
-        return [f"{EPOCHS_FOLDER}/{name}" for name in wanted] if names >= set(wanted) else []
-
-
-def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:
-    """The ledger of some runs, made if it isn't there: before any worker starts.
-
-    Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
-    it leave it unreadable. Raises UserError where no MLflow server answers at the URI.
-    """
-    if tracking_uri:
-        require_server(tracking_uri)
-        return with_experiment(tracking_uri, None)
-    folder = folder_of(Runs.of(runs))
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / ".mlflow.lock"):
-        return with_experiment(local_uri(folder), (folder / "artifacts").as_uri())
-
-
-def with_experiment(tracking_uri: str, artifacts: str | None) -> Ledger:
-    """The ledger of a tracking store, its experiment made if it isn't there."""
-    from mlflow.exceptions import MlflowException
-
-    with refusing(tracking_uri):
-        client = mlflow_log.connect(tracking_uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            with contextlib.suppress(MlflowException):  # another command may have made it since
-                return Ledger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts))
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-        return Ledger(tracking_uri, experiment.experiment_id)
-
-
-def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Ledger:
-    """The ledger of some runs. Raises UserError where there is none."""
-    if tracking_uri:
-        require_server(tracking_uri)
-    else:
-        folder = folder_of(Runs.of(runs))
-        if not (folder / "mlflow.db").exists():
-            raise UserError(
-                f"{folder} holds no runs ({folder / 'mlflow.db'} is absent): run python sweeps/grid.py first, or name "
-                "the MLflow server with --tracking-uri"
-            )
-        tracking_uri = local_uri(folder)
-    with refusing(tracking_uri):
-        experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
-    return Ledger(tracking_uri, experiment.experiment_id)
-
-
-def folder_of(runs: Runs) -> Path:
-    """The folder that holds the SQLite store. Raises UserError where runs are in an object store."""
-    if runs.is_remote:
-        raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
-    return runs.folder
-
-
-def require_server(tracking_uri: str) -> None:
-    """Raise UserError unless an MLflow server answers at an HTTP address."""
-    if not tracking_uri.startswith(("http://", "https://")):
-        return
-    import requests
-
-    try:
-        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
-    except requests.RequestException as error:
-        raise UserError(f"no MLflow server answers at {tracking_uri}: {error}") from error
-    if not (answer.ok and answer.text.strip() == "OK"):
-        raise UserError(
-            f"what answers at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (403: "
-            "start the server with --allowed-hosts)"
-        )
-
-
-@contextlib.contextmanager
-def refusing(tracking_uri: str) -> Iterator[None]:
-    """Raise a UserError that names a tracking store that can't be read."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that read or write runs."""
-    parser.add_argument(
-        "--runs", default="runs", help="where results lie: a folder, or s3://bucket/runs (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI"),
-        metavar="URI",
-        help="of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)",
-    )
-
-
-def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} -> ('schedule.epochs', 5)."""
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from flattened(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
+    def event_file(self, run: EventRun, name: str) -> Path:
+        """Return one of an event's files. Raises MissingArtifactError where it is gone."""

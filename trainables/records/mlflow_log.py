@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tenacity
 from obstore.exceptions import BaseError
@@ -19,6 +19,9 @@ from trainables.records.timing import Metrics, Step, summary
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+REFUSED = "refused"
+"""The tag that says why a training can't continue as it is."""
 
 STEP = "step/"
 """Begins the names of metrics that are about steps, not epochs."""
@@ -73,10 +76,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 class Log:
-    """Tells MLflow of a training, in the order told and from a thread of its own: training doesn't wait for it."""
+    """The run of a training. Metrics and epochs' embeddings are sent in order from a thread: training doesn't wait."""
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
+    def __init__(self, tracking_uri: str, run_id: str) -> None:
+        self.client, self.run_id = connect(tracking_uri), run_id
         self.teller = ThreadPoolExecutor(max_workers=1)
         self.told: list[Future[None]] = []
 
@@ -120,19 +123,39 @@ class Log:
         for future in told:
             future.result()
 
+    def set_tag(self, name: str, value: str) -> None:
+        """Set a tag of the run, at once."""
+        self.client.set_tag(self.run_id, name, value)
 
-def refuse(client: MlflowClient, run_id: str, reason: str) -> None:
-    """Note why a training can't go on as it is; '' where nothing is known to stand in its way."""
-    client.set_tag(run_id, "refused", reason)
+    def refuse(self, reason: str) -> None:
+        """Note why the training can't continue as it is; '' where nothing is known to stand in its way."""
+        self.set_tag(REFUSED, reason)
+
+    def refused(self) -> str:
+        """Return why the training can't continue as it is, or ''."""
+        reason: str = self.client.get_run(self.run_id).data.tags.get(REFUSED, "")
+        return reason
+
+    def last_metrics(self) -> Metrics:
+        """Return the last value of each metric that has been logged."""
+        return dict(self.client.get_run(self.run_id).data.metrics)
+
+    def best_metrics(self) -> Metrics:
+        """Return the metrics of the best epoch, and its number as `epoch`."""
+        return best_metrics(self.client, self.run_id)
+
+    def keep_files(self, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Log some metrics and all files of a folder, as the run's artifacts, at once."""
+        for name, value in metrics.items():
+            self.client.log_metric(self.run_id, name, value)
+        self.client.log_artifacts(self.run_id, str(folder))
+
+    def read_back(self, name: str) -> Path:
+        """Return the local path of one of the run's artifacts, downloaded again."""
+        return Path(self.client.download_artifacts(self.run_id, name))
 
 
-def refused(client: MlflowClient, run_id: str) -> str:
-    """Why a training can't go on as it is, or ''."""
-    reason: str = client.get_run(run_id).data.tags.get("refused", "")
-    return reason
-
-
-def best_metrics(client: Any, run_id: str) -> Metrics:
+def best_metrics(client: MlflowClient, run_id: str) -> Metrics:
     """The metrics of a trial's best epoch, as MLflow has them."""
     run = client.get_run(run_id)
     best_epoch = int(run.data.metrics["best_epoch"])

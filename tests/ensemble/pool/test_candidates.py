@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trainables import retrieval
-from trainables.records.ledger import create_ledger
+from trainables.records.mlflow_ledger import create_ledger
 from trainables.retrieval import Relevance
 
 QUERIES, CLIPS = 30, 12

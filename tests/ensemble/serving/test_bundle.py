@@ -19,13 +19,12 @@ from data.loading.batches import load_files
 from data.splits import Splits
 from data.store.stored_split import open_split
 from data.waveform import decode_file
-from ensemble import export
-from ensemble.serving import audio_index, bundle
+from ensemble.serving import audio_index, bundle, registration
 from trainables import trial as trials
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import read_embeddings
-from trainables.records.ledger import open_ledger
+from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
 from trainables.training import embedding
 from trainables.training.embedding import embed, embed_audio, embed_files, embed_text
@@ -380,7 +379,7 @@ def test_what_a_registered_model_imports_is_required():
     ours = {"data", "trainables", "sweeps", "ensemble"}
     needed = {name: module for name, module in others.items() if name not in sys.stdlib_module_names | ours}
     assert needed["torch"]
-    assert {name: module for name, module in needed.items() if name not in export.REQUIREMENTS} == {}
+    assert {name: module for name, module in needed.items() if name not in registration.REQUIREMENTS} == {}
 
 
 def test_a_registered_model_takes_sentences_and_gives_ranked_clips(

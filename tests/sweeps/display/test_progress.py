@@ -9,12 +9,11 @@ from rich.console import Console
 from data.runtime.tables import Column, Sheet, show
 from sweeps.display.progress import Display, Line, status, table, time_left
 from sweeps.spaces import Splits, demo
-from trainables.records.ledger import create_ledger
 
 
-@pytest.fixture(scope="module")
-def ledger(tmp_path_factory):
-    return create_ledger(tmp_path_factory.mktemp("runs"))
+@pytest.fixture
+def ledger(make_memory_ledger, tmp_path):
+    return make_memory_ledger(tmp_path)
 
 
 @pytest.fixture

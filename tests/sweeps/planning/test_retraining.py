@@ -13,7 +13,7 @@ from sweeps import grid, spaces
 from sweeps.planning import retraining
 from trainables import recipes
 from trainables import trial as trials
-from trainables.records.ledger import create_ledger, open_ledger
+from trainables.records.mlflow_ledger import create_ledger, open_ledger
 
 EVERYTHING = {"folder/train", "folder/validation", "folder/test"}
 
@@ -63,9 +63,9 @@ def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_co
     assert len(retrained) == 2
     for member in retrained:
         run = ledger.finished(member["signature"])
-        assert run.info.run_id == member["run_id"]
-        assert not {"map10", "validation_loss", "best_map10"} & set(run.data.metrics)
-        assert not ledger.client.list_artifacts(run.info.run_id, "embeddings")
+        assert run.run_id == member["run_id"]
+        assert not {"map10", "validation_loss", "best_map10"} & set(run.metrics)
+        assert not ledger.client.list_artifacts(run.run_id, "embeddings")
     for refused in (
         call_command("ensemble/select.py", "--runs", runs, "--sweep", "final"),
         call_command("ensemble/select.py", "--runs", runs, "--evaluate", path),

@@ -17,7 +17,7 @@ from trainables.execution.resources import Resources
 from trainables.execution.session import Site, Work, train_here
 from trainables.records import lease as leases
 from trainables.records.embeddings import read_embeddings
-from trainables.records.ledger import create_ledger
+from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
 from trainables.trial import MODEL_FILE
 

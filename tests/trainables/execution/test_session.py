@@ -11,7 +11,7 @@ from trainables.execution.session import Site, Work, committed, last_committed, 
 from trainables.records import lease as leases
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST_FILE, VALIDATION_FILE
 from trainables.records.lease import LeaseLostError
-from trainables.records.ledger import create_ledger
+from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
 from trainables.trial import MODEL_FILE
 

@@ -1,103 +1,141 @@
-"""The ledger on a real MLflow store."""
+"""What every ledger does: the one in MLflow, and the one in memory that other tests use."""
 
-import subprocess
-import sys
+import json
 import uuid
-from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.errors import UserError
 from sweeps import spaces
-from trainables.records.ledger import Ledger, create_ledger, flattened, open_ledger
-
-ROOT = Path(__file__).parents[3]
+from trainables.records.embeddings import VALIDATION_FILE, Embeddings, write_embeddings
+from trainables.records.ledger import MissingArtifactError
+from trainables.records.mlflow_ledger import MlflowLedger, create_ledger
+from trainables.records.mlflow_log import Log
+from trainables.trial import TRIAL_FILE, to_json
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    runs = tmp_path_factory.mktemp("ledger")
-    create_ledger(runs)
-    return runs
+def one_mlflow_ledger(tmp_path_factory):
+    return create_ledger(tmp_path_factory.mktemp("ledger"))
+
+
+@pytest.fixture(params=["mlflow", "memory"])
+def ledger(request, make_memory_ledger, tmp_path):
+    if request.param == "memory":
+        return make_memory_ledger(tmp_path)
+    # An experiment in the module's database, since making a database takes seconds.
+    one = request.getfixturevalue("one_mlflow_ledger")
+    experiment = one.client.create_experiment(uuid.uuid4().hex, (tmp_path / "artifacts").as_uri())
+    return MlflowLedger(one.tracking_uri, experiment)
 
 
 @pytest.fixture
-def ledger(runs):
-    """A ledger of its own: an experiment in the module's database, since making a database takes seconds."""
-    shared = open_ledger(runs)
-    return Ledger(shared.tracking_uri, shared.client.create_experiment(uuid.uuid4().hex, (runs / "artifacts").as_uri()))
+def fine_tuning():
+    splits = spaces.Splits("c/train", "c/validation", "c/test", ("c/train",))
+    return next(trial for trial in spaces.demo(splits, "float32") if trial.pretraining)
 
 
-@pytest.fixture
-def trial():
-    return spaces.demo(spaces.Splits("c/train", "c/validation", "c/test", ("c/train",)), "float32")[0]
+def log(ledger, run_id, metrics, epoch):
+    """Log metrics as a training does, which knows nothing of ledgers."""
+    if hasattr(ledger, "log_metrics"):
+        ledger.log_metrics(run_id, metrics, epoch)
+    else:
+        training = Log(ledger.tracking_uri, run_id)
+        training.epoch({**metrics, "epoch": epoch})
+        training.flush()
 
 
-def test_a_trial_is_found_by_its_signature_once_claimed(ledger, trial):
+def keep(ledger, run_id, trial, embeddings, folder):
+    """Keep a trial's config and embeddings as a training does."""
+    if hasattr(ledger, "keep_embeddings"):
+        ledger.keep_embeddings(run_id, VALIDATION_FILE, embeddings)
+        return
+    write_embeddings(folder / "embeddings" / VALIDATION_FILE, embeddings)
+    (folder / TRIAL_FILE).write_text(json.dumps(to_json(trial)))
+    Log(ledger.tracking_uri, run_id).keep_files(folder, {})
+
+
+def train(ledger, trial, signature, folder, parent=None):
+    """Claim a trial, log three epochs, of which the second is the best, and finish it."""
+    run_id = ledger.claim(trial, signature, None, parent)
+    for epoch, map10 in ((1, 0.2), (2, 0.4), (3, 0.3)):
+        log(ledger, run_id, {"map10": map10, "train_loss": 3 / epoch, "best_epoch": min(epoch, 2)}, epoch)
+    vectors = np.eye(2, dtype=np.float32)
+    found = Embeddings(signature, "c/validation", "f" * 16, ["a", "b"], ["x", "y"], [["a"], ["b"]], vectors, vectors)
+    keep(ledger, run_id, trial, found, folder)
+    ledger.finish(run_id)
+    return run_id
+
+
+def test_a_trial_is_found_by_its_signature_once_claimed_and_counts_once_finished(ledger, fine_tuning):
     assert ledger.trial_run("abc") is None
-    run_id = ledger.claim(trial, "abc", None)
-    assert ledger.trial_run("abc").info.run_id == run_id
+    run_id = ledger.claim(fine_tuning, "abc", None, "def")
+    run = ledger.trial_run("abc")
+    assert (run.run_id, run.name, run.signature, run.status) == (run_id, fine_tuning.name, "abc", "RUNNING")
+    assert run.pretraining == "def"
+    assert run.settings["schedule.epochs"] == str(fine_tuning.schedule.epochs)
+    assert [each.run_id for each in ledger.running()] == [run_id]
     assert ledger.finished("abc") is None
     ledger.finish(run_id)
-    assert ledger.finished("abc").info.run_id == run_id
+    assert ledger.finished("abc").run_id == run_id
+    assert not list(ledger.running())
+    assert ledger.signature_of(run_id) == "abc"
+    assert ledger.signature_of("0" * 32 + "f") is None
 
 
-def test_a_trial_that_was_given_up_is_claimed_again_in_the_same_run(ledger, trial):
-    run_id = ledger.claim(trial, "abc", None)
+def test_a_trial_that_was_given_up_is_claimed_again_in_the_same_run(ledger, fine_tuning):
+    run_id = ledger.claim(fine_tuning, "abc", None)
     ledger.give_up(run_id, "KILLED")
-    assert ledger.claim(trial, "abc", None) == run_id
-    assert ledger.trial_run("abc").info.status == "RUNNING"
+    assert ledger.trial_run("abc").status == "KILLED"
+    assert ledger.claim(fine_tuning, "abc", None) == run_id
+    assert ledger.trial_run("abc").status == "RUNNING"
 
 
-def test_a_trials_run_says_its_parameters(ledger, trial):
-    run = ledger.client.get_run(ledger.claim(trial, "abc", None))
-    assert run.data.params["schedule.epochs"] == str(trial.schedule.epochs)
-    assert run.data.params["pretraining.seed"] == "0"
-    assert run.data.tags["signature"] == "abc"
+def test_a_finished_trial_has_its_curves_its_best_epoch_and_its_recipe(ledger, fine_tuning, tmp_path):
+    train(ledger, fine_tuning.pretraining, "def", tmp_path / "one")
+    train(ledger, fine_tuning, "abc", tmp_path / "other", parent="def")
+    run = ledger.finished("abc")
+    assert ledger.curves(run)["map10"] == {1: 0.2, 2: 0.4, 3: 0.3}
+    assert ledger.curves(run)["validation_loss"] == {}
+    assert ledger.best_metrics(run) == {"map10": 0.4, "train_loss": 1.5, "best_epoch": 2, "epoch": 2}
+    assert ledger.recipe(run) == {"trial": ledger.config(run), "epoch": 2, "pretraining_epoch": 2}
+    assert ledger.config(run)["schedule"]["epochs"] == fine_tuning.schedule.epochs
+    assert ledger.embeddings(run, VALIDATION_FILE).queries == ["x", "y"]
+    assert ledger.epochs(run) == []
 
 
-def test_a_sweep_keeps_its_run_under_its_name(ledger):
-    first = ledger.start_sweep("mine", ["a"], {"space": "demo"})
-    assert ledger.start_sweep("mine", ["a", "b"], {"space": "demo"}) == first
-    assert ledger.sweep("mine").signatures == ["a", "b"]
+def test_embeddings_that_are_gone_are_named(ledger, fine_tuning):
+    run_id = ledger.claim(fine_tuning, "abc", None)
+    ledger.finish(run_id)
+    with pytest.raises(MissingArtifactError, match=f"test.arrow can't be found in run {run_id}"):
+        ledger.embeddings(ledger.finished("abc"), "test.arrow")
 
 
-def test_without_a_name_the_newest_sweep_is_meant(ledger):
-    ledger.start_sweep("old", ["a"], {})
-    ledger.start_sweep("new", ["b"], {})
+def test_a_sweep_keeps_its_run_under_its_name_and_without_a_name_the_newest_is_meant(ledger):
+    with pytest.raises(UserError, match="holds no sweep"):
+        ledger.sweep()
+    first = ledger.start_sweep("old", ["a"], {"space": "demo"})
+    assert ledger.start_sweep("old", ["a", "b"], {"space": "demo"}) == first
+    ledger.start_sweep("new", ["c"], {})
+    assert (ledger.sweep("old").signatures, ledger.sweep("old").description["space"]) == (["a", "b"], "demo")
     assert ledger.sweep().name == "new"
-    with pytest.raises(UserError, match="known: new, old"):
+    assert ledger.sweep_names() == ["new", "old"]
+    with pytest.raises(UserError, match="no sweep is named 'other'; known: new, old"):
         ledger.sweep("other")
 
 
-def test_an_empty_ledger_says_so(ledger, tmp_path):
-    with pytest.raises(UserError, match="no sweep"):
-        ledger.sweep()
-    with pytest.raises(UserError, match="holds no runs"):
-        open_ledger(tmp_path / "absent")
-
-
-def test_a_ledger_that_is_there_is_opened_not_made_again(runs):
-    assert create_ledger(runs).experiment_id == open_ledger(runs).experiment_id
-
-
-def test_a_database_of_something_else_is_refused(tmp_path):
-    (tmp_path / "mlflow.db").write_text("not a database")
-    with pytest.raises(UserError, match="can't be read"):
-        open_ledger(tmp_path)
-
-
-def test_settings_are_flattened():
-    assert dict(flattened({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == {"a": 1, "b.c": 2, "b.d.e": 3}
-
-
-def test_commands_that_start_at_once_share_one_database(tmp_path):
-    """Processes, as a database is made by one of them while the others wait for a lock on a file."""
-    created = "print(create_ledger(sys.argv[1]).experiment_id)"
-    code = f"import sys; from trainables.records.ledger import create_ledger; {created}"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / "runs"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    answers = [process.communicate()[0].strip() for process in started]
-    assert answers == [open_ledger(tmp_path / "runs").experiment_id] * 3
+def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
+    file = tmp_path / "ensemble.json"
+    file.write_text("{}")
+    for kind, test in (("ensemble", "aaaa"), ("ensemble", ""), ("evaluation", "aaaa")):
+        metrics = [("trajectory", 0.1, 0), ("trajectory", 0.2, 1)]
+        ledger.log_event(kind, f"{kind} {test}", "m", test, "sweep", {"metric": "map10"}, metrics, [file])
+    assert [run.name for run in ledger.events("ensemble")] == ["ensemble ", "ensemble aaaa"]
+    (run,) = ledger.events("ensemble", "aaaa")
+    assert (run.sweep_run_id, run.test_fingerprint, run.settings["metric"]) == ("sweep", "aaaa", "map10")
+    assert run.metrics["trajectory"] == 0.2
+    assert len(list(ledger.events("evaluation", "aaaa"))) == 1
+    assert ledger.event_file(run, "ensemble.json").read_text() == "{}"
+    with pytest.raises(MissingArtifactError):
+        ledger.event_file(run, "absent.json")

@@ -7,7 +7,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from trainables.records import mlflow_log
-from trainables.records.ledger import create_ledger
+from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.mlflow_log import Log
 from trainables.records.timing import Step
 
@@ -28,7 +28,7 @@ def ledger(mlflow_server, tmp_path):
 def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, mlflow_server):
     start, stop = mlflow_server
     run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
-    log = Log(ledger.client, run_id)
+    log = Log(ledger.tracking_uri, run_id)
     log.epoch({"epoch": 1, "map10": 0.1})
     log.flush()
     stop()
@@ -42,7 +42,7 @@ def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, 
 
 def test_a_hundred_trials_at_once_lose_nothing(ledger):
     run_ids = [ledger.client.create_run(ledger.experiment_id).info.run_id for _ in range(TRIALS)]
-    logs = [Log(ledger.client, run_id) for run_id in run_ids]
+    logs = [Log(ledger.tracking_uri, run_id) for run_id in run_ids]
 
     def tell(number):
         for epoch in range(1, EPOCHS + 1):
@@ -63,7 +63,7 @@ def test_a_hundred_trials_at_once_lose_nothing(ledger):
 def test_steps_are_told_with_the_time_that_is_left(tmp_path):
     ledger = create_ledger(tmp_path)
     run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
-    log = Log(ledger.client, run_id)
+    log = Log(ledger.tracking_uri, run_id)
     log.steps([Step(10, 0.5, 2.0, 8, 0.2, 0.1, 10**9), Step(11, 0.55, 1.0, 8, 0.4, 0.0, 10**9)], epochs=2)
     log.flush()
     metrics = ledger.client.get_run(run_id).data.metrics
@@ -73,7 +73,7 @@ def test_steps_are_told_with_the_time_that_is_left(tmp_path):
 
 def test_what_will_not_pass_is_raised_at_once(tmp_path):
     ledger = create_ledger(tmp_path)
-    log = Log(ledger.client, "no such run")
+    log = Log(ledger.tracking_uri, "no such run")
     log.epoch({"epoch": 1, "map10": 0.1})
     with pytest.raises(MlflowException, match="no such run"):
         log.flush()

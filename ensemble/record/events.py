@@ -1,46 +1,29 @@
-"""Choices and evaluations as runs in MLflow, so that whoever looks at test is told how often that has happened."""
+"""Log selections and evaluations, so that whoever looks at test is told how often that has happened."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainables.records.ledger import Ledger
+from trainables.records.ledger import EventKind, Ledger
 
-KINDS = ("ensemble", "evaluation")
-AT_A_TIME = 1000
-"""Metrics that MLflow takes in one request."""
+KINDS: tuple[EventKind, ...] = ("ensemble", "evaluation")
+SETTINGS = ("metric", "method", "fusion", "direction", "pool")
 
 
-def looks_at_test(ledger: Ledger, fingerprint: str) -> int:
-    """How many evaluations on this test split have been logged."""
-    return sum(1 for kind in KINDS for _ in ledger.runs(kind, f"tags.test_fingerprint = '{fingerprint}'"))
+def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
+    """Return how many selections and evaluations with figures on this test split have been logged."""
+    return sum(1 for kind in KINDS for _ in ledger.events(kind, fingerprint))
 
 
 def log_event(
-    ledger: Ledger, kind: str, name: str, ensemble: Mapping[str, Any], files: Sequence[Path], parent: str
+    ledger: Ledger, kind: EventKind, name: str, ensemble: Mapping[str, Any], files: Sequence[Path], sweep_run_id: str
 ) -> int:
-    """Log a choice ('ensemble') or an evaluation as a run; returns how many looks at its test split came before."""
+    """Log a selection or an evaluation; return how many looks at its test split came before."""
     test = ensemble.get("test", {}).get("fingerprint", "")
-    earlier = looks_at_test(ledger, test)
-    tags = {
-        "kind": kind,
-        "members": ",".join(member.get("signature", member["name"]) for member in ensemble["members"]),
-    }
-    tags |= {"test_fingerprint": test} if test else {}
-    tags |= {"mlflow.parentRunId": parent} if parent else {}
-    run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=name).info.run_id
-    now_ms = time.time_ns() // 1_000_000
-    from mlflow.entities import Metric, Param
-
-    metrics = [Metric(key, value, now_ms, step) for key, value, step in values(ensemble)]
-    params = [Param(key, str(ensemble[key])) for key in ("metric", "method", "fusion", "direction", "pool")]
-    ledger.client.log_batch(run_id, params=params)
-    for first in range(0, len(metrics), AT_A_TIME):
-        ledger.client.log_batch(run_id, metrics=metrics[first : first + AT_A_TIME])
-    for file in files:
-        ledger.client.log_artifact(run_id, str(file))
-    ledger.finish(run_id)
+    earlier = count_looks_at_test(ledger, test) if test else 0
+    members = ",".join(member.get("signature", member["name"]) for member in ensemble["members"])
+    settings = {key: str(ensemble[key]) for key in SETTINGS}
+    ledger.log_event(kind, name, members, test, sweep_run_id, settings, values(ensemble), files)
     return earlier
 
 

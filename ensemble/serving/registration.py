@@ -1,0 +1,35 @@
+"""Register an exported ensemble with MLflow, with the index that it answers from."""
+
+from pathlib import Path
+
+from ensemble.serving import audio_index, bundle
+from trainables.records.mlflow_ledger import MlflowLedger
+
+ROOT = Path(__file__).parents[2]
+
+CODE = ("data", "trainables", "ensemble")
+"""The packages that an MLflow model brings along."""
+
+REQUIREMENTS = ("dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow", "pydantic",
+                "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio", "transformers")  # fmt: skip
+"""What it needs besides."""
+
+
+def register(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
+    """Log an exported ensemble, with an index, as an MLflow model, and register it; returns its URI."""
+    import mlflow
+
+    audio_index.open_index(index, bundle.load(folder))
+    mlflow.set_tracking_uri(ledger.tracking_uri)
+    tags = {"kind": "export"}
+    run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=f"export of {name}").info.run_id
+    with mlflow.start_run(run_id=run_id):
+        found = mlflow.pyfunc.log_model(
+            name="ensemble",
+            python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
+            artifacts={"ensemble": str(folder), "index": str(index)},
+            code_paths=[str(ROOT / package) for package in CODE],
+            pip_requirements=list(REQUIREMENTS),
+            registered_model_name=name,
+        )
+    return f"models:/{name}/{found.registered_model_version}"

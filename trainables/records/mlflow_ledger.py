@@ -1,0 +1,357 @@
+"""A ledger in MLflow.
+
+One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep`, which lists the signatures of its
+trials; a `trial`; an `ensemble`, or an `evaluation` of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from data.errors import UserError
+from data.store.files import read_json
+from trainables import trial as trials
+from trainables.records import mlflow_log
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings
+from trainables.records.ledger import (
+    CURVES,
+    EventKind,
+    EventRun,
+    Ledger,
+    MissingArtifactError,
+    Status,
+    Sweep,
+    TrialRun,
+)
+from trainables.records.run_storage import Runs
+from trainables.records.timing import Metrics
+from trainables.trial import TRIAL_FILE, Trial
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+EXPERIMENT = "chorale"
+SWEEP_FILE = "sweep.json"
+PARENT, TEST_FINGERPRINT = "mlflow.parentRunId", "test_fingerprint"
+"""Names of tags."""
+
+PAGE = 500
+MAX_METRICS = 1000
+"""That MLflow takes in one request."""
+
+SERVER_ANSWERS_WITHIN_S = 10
+
+
+def local_uri(runs: Path) -> str:
+    """The tracking URI of one machine: SQLite in the folder of runs, an absolute path."""
+    return f"sqlite:///{runs / 'mlflow.db'}"
+
+
+class MlflowLedger(Ledger):
+    """The trials, sweeps and ensembles of one MLflow experiment."""
+
+    def __init__(self, tracking_uri: str, experiment_id: str) -> None:
+        self.tracking_uri = tracking_uri
+        self.client = mlflow_log.connect(tracking_uri)
+        self.experiment_id = experiment_id
+
+    def _runs(self, kind: str, condition: str = "") -> Iterator[Run]:
+        """Yield all runs of a kind, newest first; `condition` narrows them in MLflow's filter language."""
+        query = f"tags.kind = '{kind}'" + (f" and {condition}" if condition else "")
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], query, max_results=PAGE, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        """Return the id of a new run."""
+        return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
+
+    def _artifact(self, run_id: str, artifacts: str, name: str) -> Path:
+        """Return the local path of one of a run's files, which is downloaded where it isn't on this machine.
+
+        `artifacts` is the URI of the run's files: MLflow's client would ask the tracking store once more for each.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(download_artifacts(artifact_uri=f"{artifacts}/{name}", tracking_uri=self.tracking_uri))
+        except (MlflowException, OSError) as error:
+            code = error.error_code if isinstance(error, MlflowException) else ""
+            raise MissingArtifactError(name, run_id, code) from error
+
+    def trial_runs(self) -> Iterator[TrialRun]:
+        return map(trial_run_of, self._runs("trial"))
+
+    def running(self) -> Iterator[TrialRun]:
+        return map(trial_run_of, self._runs("trial", "attributes.status = 'RUNNING'"))
+
+    def trial_run(self, signature: str) -> TrialRun | None:
+        found = [trial_run_of(run) for run in self._runs("trial", f"tags.signature = '{signature}'")]
+        return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
+
+    def finished(self, signature: str) -> TrialRun | None:
+        run = self.trial_run(signature)
+        return run if run and run.status == "FINISHED" else None
+
+    def signature_of(self, run_id: str) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags: dict[str, str] = self.client.get_run(run_id).data.tags
+        except MlflowException:
+            return None
+        return tags.get("signature")
+
+    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
+        run = self.trial_run(signature)
+        if run is not None:
+            self.client.update_run(run.run_id, status="RUNNING")
+            return run.run_id
+        tags = {"kind": "trial", "signature": signature, "stage": trial.stage}
+        if parent:
+            tags["pretraining"] = parent
+        if sweep_run_id:
+            tags[PARENT] = sweep_run_id
+        run_id = self._create_run(trial.name, tags)
+        for name, value in flattened(trials.to_json(trial)):
+            self.client.log_param(run_id, name, value)
+        return run_id
+
+    def finish(self, run_id: str) -> None:
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def give_up(self, run_id: str, status: Status) -> None:
+        self.client.set_terminated(run_id, status)
+
+    def best_metrics(self, run: TrialRun) -> Metrics:
+        return mlflow_log.best_metrics(self.client, run.run_id)
+
+    def curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
+        history = {name: self.client.get_metric_history(run.run_id, name) for name in names}
+        return {name: {entry.step: entry.value for entry in entries} for name, entries in history.items()}
+
+    def embeddings(self, run: TrialRun, file: str) -> Embeddings:
+        if run.is_trained_on_all_splits:
+            raise UserError(
+                f"{run.name!r} was trained on all splits, those that it would be judged by included: there are no "
+                "figures of it; it is for submissions and search"
+            )
+        return read_embeddings(self._artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}"))
+
+    def epochs(self, run: TrialRun) -> list[str]:
+        from mlflow.artifacts import list_artifacts
+
+        uri = f"{run.artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
+        kept = {Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)}
+        names = [epoch_file(epoch) for epoch in sorted(self.curves(run, ["map10"])["map10"])]
+        return [f"{EPOCHS_FOLDER}/{name}" for name in names] if kept >= set(names) else []
+
+    def config(self, run: TrialRun) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self._artifact(run.run_id, run.artifacts, TRIAL_FILE))
+        return found
+
+    def recipe(self, run: TrialRun) -> dict[str, Any]:
+        found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
+        parent = self.finished(run.pretraining) if run.pretraining else None
+        return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
+
+    def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
+        found = next((run for run in self._runs("sweep") if run.info.run_name == name), None)
+        if found:
+            run_id = str(found.info.run_id)
+            self.client.update_run(run_id, status="RUNNING")
+        else:
+            run_id = self._create_run(name, {"kind": "sweep"})
+        self.client.log_dict(run_id, {**description, "signatures": list(signatures)}, SWEEP_FILE)
+        return run_id
+
+    def sweep(self, name: str | None = None) -> Sweep:
+        sweeps = list(self._runs("sweep"))
+        if not sweeps:
+            raise UserError(f"{self.tracking_uri} holds no sweep: run python sweeps/grid.py first")
+        found = next((run for run in sweeps if name in (None, run.info.run_name)), None)
+        if found is None:
+            raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
+        run_id = str(found.info.run_id)
+        description = read_json(self._artifact(run_id, found.info.artifact_uri, SWEEP_FILE))
+        return Sweep(run_id, found.info.run_name, description["signatures"], description)
+
+    def sweep_names(self) -> list[str]:
+        return [run.info.run_name for run in self._runs("sweep")]
+
+    def events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+        condition = "" if test_fingerprint is None else f"tags.{TEST_FINGERPRINT} = '{test_fingerprint}'"
+        for run in self._runs(kind, condition):
+            tags = run.data.tags
+            yield EventRun(
+                str(run.info.run_id), run.info.run_name, tags.get(PARENT, ""), tags.get(TEST_FINGERPRINT, ""),
+                dict(run.data.metrics), dict(run.data.params), run.info.artifact_uri,
+            )  # fmt: skip
+
+    def log_event(
+        self,
+        kind: EventKind,
+        name: str,
+        members: str,
+        test_fingerprint: str,
+        sweep_run_id: str,
+        settings: Mapping[str, str],
+        metrics: Iterable[tuple[str, float, int]],
+        files: Sequence[Path],
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        tags = {"kind": kind, "members": members}
+        tags |= {TEST_FINGERPRINT: test_fingerprint} if test_fingerprint else {}
+        tags |= {PARENT: sweep_run_id} if sweep_run_id else {}
+        run_id, now_ms = self._create_run(name, tags), time.time_ns() // 1_000_000
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in settings.items()])
+        entries = [Metric(key, value, now_ms, step) for key, value, step in metrics]
+        for first in range(0, len(entries), MAX_METRICS):
+            self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS])
+        for file in files:
+            self.client.log_artifact(run_id, str(file))
+        self.finish(run_id)
+
+    def event_file(self, run: EventRun, name: str) -> Path:
+        return self._artifact(run.run_id, run.artifacts, name)
+
+
+def trial_run_of(run: Run) -> TrialRun:
+    """Return a run of MLflow's as a trial."""
+    info, tags = run.info, run.data.tags
+    return TrialRun(
+        run_id=str(info.run_id),
+        name=info.run_name,
+        signature=tags["signature"],
+        status=info.status,
+        settings=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        pretraining=tags.get("pretraining"),
+        gpus=float(tags["gpus"]) if "gpus" in tags else None,
+        cpus=float(tags["cpus"]) if "cpus" in tags else None,
+        hours=max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6),
+        artifacts=info.artifact_uri,
+    )
+
+
+def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
+    """The ledger of some runs, made if it isn't there: before any worker starts.
+
+    Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
+    it leave it unreadable. Raises UserError where no MLflow server answers at the URI.
+    """
+    if tracking_uri:
+        require_server(tracking_uri)
+        return with_experiment(tracking_uri, None)
+    folder = folder_of(Runs.of(runs))
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".mlflow.lock"):
+        return with_experiment(local_uri(folder), (folder / "artifacts").as_uri())
+
+
+def with_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
+    """The ledger of a tracking store, its experiment made if it isn't there."""
+    from mlflow.exceptions import MlflowException
+
+    with refusing(tracking_uri):
+        client = mlflow_log.connect(tracking_uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # another command may have made it since
+                return MlflowLedger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts))
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+        return MlflowLedger(tracking_uri, experiment.experiment_id)
+
+
+def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
+    """The ledger of some runs. Raises UserError where there is none."""
+    if tracking_uri:
+        require_server(tracking_uri)
+    else:
+        folder = folder_of(Runs.of(runs))
+        if not (folder / "mlflow.db").exists():
+            raise UserError(
+                f"{folder} holds no runs ({folder / 'mlflow.db'} is absent): run python sweeps/grid.py first, or name "
+                "the MLflow server with --tracking-uri"
+            )
+        tracking_uri = local_uri(folder)
+    with refusing(tracking_uri):
+        experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
+    return MlflowLedger(tracking_uri, experiment.experiment_id)
+
+
+def folder_of(runs: Runs) -> Path:
+    """The folder that holds the SQLite store. Raises UserError where runs are in an object store."""
+    if runs.is_remote:
+        raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
+    return runs.folder
+
+
+def require_server(tracking_uri: str) -> None:
+    """Raise UserError unless an MLflow server answers at an HTTP address."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return
+    import requests
+
+    try:
+        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
+    except requests.RequestException as error:
+        raise UserError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+    if not (answer.ok and answer.text.strip() == "OK"):
+        raise UserError(
+            f"what answers at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (403: "
+            "start the server with --allowed-hosts)"
+        )
+
+
+@contextlib.contextmanager
+def refusing(tracking_uri: str) -> Iterator[None]:
+    """Raise a UserError that names a tracking store that can't be read."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+        raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of commands that read or write runs."""
+    parser.add_argument(
+        "--runs", default="runs", help="where results lie: a folder, or s3://bucket/runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        metavar="URI",
+        help="of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)",
+    )
+
+
+def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} -> ('schedule.epochs', 5)."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from flattened(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
