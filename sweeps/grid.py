@@ -32,7 +32,7 @@ from sweeps.display.progress import Display, Line, status, table
 from sweeps.display.results import say, show_results
 from sweeps.planning import retraining
 from sweeps.planning.retraining import From, Member
-from sweeps.planning.stages import Stages, by_stage, require_encoders
+from sweeps.planning.stages import Stages, by_stage, parents_of, require_encoders
 from sweeps.spaces import Space, check, named, space, with_seeds
 from trainables.execution import resources as computing
 from trainables.execution.resources import Bundle, Resources, Wish, execution_of, places, require_room, share_out
@@ -41,6 +41,7 @@ from trainables.records import mlflow_ledger as ledgers
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
+from trainables.signature import read_fingerprints
 from trainables.trial import Precision, Trial
 
 DEFAULT_SPACE = "demo"
@@ -71,7 +72,8 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     else:
         wanted = trials_of_space(arguments, named_space, splits or built_splits(arguments, whole), found)
     precision = wanted[0].precision
-    stages = by_stage(wanted, store, weights)
+    fingerprints = read_fingerprints(wanted, store, weights)
+    stages = by_stage(wanted, fingerprints)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
     finished = {signature for signature in every if ledger.finished(signature)}
     todo = {signature: trial for signature, trial in every.items() if signature not in finished}
@@ -119,7 +121,16 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
         lines[signature].state = "finished"
     try:
         with Display(lines, Console(soft_wrap=True), ledger) as display:
-            run_all(todo, costs, sweep, ledger, display, arguments.max_concurrent, arguments.scheduler == "asha")
+            run_all(
+                todo,
+                parents_of(every, fingerprints),
+                costs,
+                sweep,
+                ledger,
+                display,
+                arguments.max_concurrent,
+                arguments.scheduler == "asha",
+            )
     except KeyboardInterrupt:
         ray_tune.interrupt(ledger, sweep, list(todo))
         ledger.give_up(run_id, "KILLED")

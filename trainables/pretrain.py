@@ -28,7 +28,6 @@ from data.errors import UserError, positive
 from data.runtime.command_line import command
 from data.store.storage import Store
 from trainables import encoders, recipes
-from trainables import trial as trials
 from trainables.encoders import families
 from trainables.execution import resources as computing
 from trainables.execution.resources import Wish, execution_of, share_out
@@ -42,6 +41,7 @@ from trainables.records.mlflow_log import STEP, Log
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
+from trainables.signature import compute_signature
 from trainables.trial import Precision, Trial, fastest_precision
 
 logger = logging.getLogger("chorale.pretrain")
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_if_absent(arguments.corpus, whole)
     trial = trial_of(arguments, splits.find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out))
     weights = arguments.weights.resolve() if arguments.weights else None
-    signature = trials.signature(trial, whole.location, weights)
+    signature = compute_signature(trial, whole.location, weights)
     ledger = create_ledger(runs, arguments.tracking_uri)
     if found := ledger.finished(signature):
         logger.info("%s is finished already.", trial.name)

@@ -1,7 +1,6 @@
-"""A trial: everything that can change the result of one training, and the signature that stands for it."""
+"""A trial: everything that can change the result of one training (trainables/signature.py stands for it)."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,8 @@ from typing import Any, Literal, get_args
 import dacite
 
 from data.errors import UserError
-from data.leakage.exclusions import exclusions_fingerprint
-from data.store.storage import Location
-from data.store.stored_split import open_split
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
-
-TRAINING_VERSION = 2
-"""Part of every signature: raise it with a change after which the same config trains to another result."""
 
 TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
 """Of a trained model: its config, which is among its run's artifacts, too, and its weights."""
@@ -178,33 +171,3 @@ def load_trial(folder: Path) -> Trial:
         return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is absent)") from None
-
-
-def signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
-    """16 hexadecimal digits that stand for all that can change the trial's result.
-
-    That is its config, the contents of the splits it reads, of their exclusions and of the paraphrases if it uses
-    them, the weights it starts from, the signature of its pretraining, and the version of the training code.
-    Published weights are those of the directory `weights`, or without one those that would be downloaded. Where
-    things lie, how many ranks and loader workers compute them and what is logged doesn't count.
-    """
-    config = to_json(trial) | {
-        "audio": described(trial.audio, weights),
-        "text": described(trial.text, weights),
-        "pretraining": signature(trial.pretraining, store, weights) if trial.pretraining else None,
-    }
-    splits = {name: open_split(store, name) for name in (*trial.train, trial.validation, trial.test)}
-    config["fingerprints"] = {name: split.fingerprint for name, split in splits.items()}
-    config["exclusions"] = exclusions_fingerprint(store, trial.train)
-    if trial.paraphrase_probability > 0:
-        config["paraphrases"] = {name: splits[name].paraphrases_fingerprint() for name in trial.train}
-    config["training_version"] = TRAINING_VERSION
-    numbers_alike = json.loads(json.dumps(config), parse_int=float)  # 30 and 30.0 train the same
-    return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def described(encoder: Any, weights: Path | None = None) -> dict[str, Any]:
-    """An encoder's config with its weights' fingerprint in place of where they lie."""
-    fingerprint = encoders.module_of(encoder).weights_fingerprint(encoder, weights)
-    description = encoders.to_json(encoder) | {"weights": fingerprint}
-    return {key: value for key, value in description.items() if key not in ("model", "revision")}

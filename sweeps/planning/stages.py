@@ -1,26 +1,33 @@
 """The trials of a sweep by stage, and a check that their encoders can be built."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.errors import UserError
-from data.store.storage import Location
 from trainables import encoders
-from trainables import trial as trials
 from trainables.networks import network_of
+from trainables.signature import Fingerprints, sign
 from trainables.trial import Trial
 
 Stages = list[dict[str, Trial]]
 """The trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
-def by_stage(wanted: Sequence[Trial], store: Location, weights: Path | None = None) -> Stages:
+def by_stage(wanted: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
     """The trials by stage, each once, with the pretrainings that they start from."""
     with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
     stages: Stages = [{}, {}]
     for trial in with_parents:
-        stages[trial.pretraining is not None].setdefault(trials.signature(trial, store, weights), trial)
+        stages[trial.pretraining is not None].setdefault(sign(trial, fingerprints), trial)
     return stages
+
+
+def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
+    """Return the signature of each trial's pretraining, by the trial's own; None where it has none."""
+    return {
+        signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
+        for signature, trial in every.items()
+    }
 
 
 def require_encoders(wanted: Iterable[Trial], weights: Path | None) -> None:

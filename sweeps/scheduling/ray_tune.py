@@ -62,10 +62,6 @@ class Sweep:
     resources: Mapping[str, Resources]  # by stage
     execution: Execution
 
-    def parent(self, trial: Trial) -> str | None:
-        """The signature of a trial's pretraining."""
-        return trials.signature(trial.pretraining, self.site.store, self.site.weights) if trial.pretraining else None
-
 
 def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     """A trial, as Tune runs it; one that another command holds is left to it.

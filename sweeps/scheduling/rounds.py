@@ -16,6 +16,7 @@ ASK_EVERY_S = 5.0
 
 def run_all(
     todo: Mapping[str, Trial],
+    parents: Mapping[str, str | None],
     costs: Mapping[str, float],
     sweep: Sweep,
     ledger: Ledger,
@@ -24,7 +25,7 @@ def run_all(
     with_asha: bool,
 ) -> None:
     """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
-    left, lost, parents = dict(todo), set[str](), {key: sweep.parent(trial) for key, trial in todo.items()}
+    left, lost = dict(todo), set[str]()
     while left:
         held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}
         free = {key: trial for key, trial in left.items() if not held & {key, parents[key]}}

@@ -26,10 +26,10 @@ from data.splits import Splits
 from data.store import shard_writer, split_writer
 from data.store.files import write_json
 from trainables import recipes
-from trainables import trial as trials
 from trainables.records import lease as leases
 from trainables.records.checkpoint import Snapshot
 from trainables.records.timing import Metrics
+from trainables.signature import compute_signature
 from trainables.training.train import train
 from trainables.trial import Trial
 
@@ -90,7 +90,7 @@ def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epo
     from trainables.records.run_storage import Runs
 
     ledger, runs = create_ledger(folder), Runs.of(folder)
-    lease = leases.acquire(runs, trials.signature(trial, str(store)))
+    lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     site = Site(str(store), runs, ledger.tracking_uri)
     fit(Work(trial, lease, None, run_id, site, Resources(workers=ranks, cpus_per_worker=0.9)))

@@ -123,3 +123,8 @@ def write_text_model() -> WriteTextModel:
         return folder
 
     return write
+
+
+@pytest.fixture
+def fine_tuning(trial) -> Trial:
+    return replace(trial, pretraining=replace(trial, paraphrase_probability=0.0))

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from trainables import trial as trials
 from trainables.execution.resources import Resources
 from trainables.records.lease import Lease
 from trainables.records.mlflow_log import Log, with_retries
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics, Step
+from trainables.signature import compute_signature
 from trainables.training.compute import DEFAULT, Execution
 from trainables.trial import Trial
 
@@ -81,7 +81,7 @@ def prepare_run(work: Work) -> None:
     Raises UserError where the store or the weights have changed since.
     """
     site, resources = work.site, work.resources
-    if trials.signature(work.trial, site.store, site.weights) != work.lease.signature:
+    if compute_signature(work.trial, site.store, site.weights) != work.lease.signature:
         raise UserError(
             f"{site.store} or the weights have changed since {work.trial.name} was asked for: run the command again"
         )

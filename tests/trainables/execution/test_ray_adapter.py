@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from data.errors import UserError
 from data.splits import Splits
 from sweeps.spaces import own_space
-from trainables import trial
 from trainables import trial as trials
 from trainables.execution import ray_adapter
 from trainables.execution.resources import Resources
@@ -19,6 +18,7 @@ from trainables.records import lease as leases
 from trainables.records.embeddings import read_embeddings
 from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
+from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE
 
 pytestmark = pytest.mark.cluster
@@ -41,7 +41,7 @@ def fitted(one_trial, store, runs, workers):
     With 0 of them it is trained in this process.
     """
     ledger, place = create_ledger(runs), Runs.of(runs)
-    lease = leases.acquire(place, trial.signature(one_trial, store))
+    lease = leases.acquire(place, compute_signature(one_trial, store))
     run_id = ledger.claim(one_trial, lease.signature, None)
     resources = Resources(workers=workers or 1, cpus_per_worker=0.9)
     work = Work(one_trial, lease, None, run_id, Site(store, place, ledger.tracking_uri), resources)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from trainables import trial as trials
 from trainables.execution.resources import Resources
 from trainables.execution.session import Site, Work, committed, last_committed, train_here
 from trainables.records import lease as leases
@@ -13,6 +12,7 @@ from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST
 from trainables.records.lease import LeaseLostError
 from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
+from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE
 
 
@@ -23,7 +23,7 @@ def ledger(tmp_path_factory):
 
 def work_of(trial, store, runs, ledger, **settings):
     """What there is to do for a trial, under its next lease."""
-    lease = leases.acquire(runs, trials.signature(trial, str(store)))
+    lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     return Work(trial, lease, None, run_id, Site(str(store), runs, ledger.tracking_uri, **settings), Resources())
 

@@ -1,0 +1,106 @@
+"""A trial's signature: 16 hexadecimal digits that stand for all that can change its result.
+
+A signature is a function of the trial's config and of fingerprints: of the contents of the splits that it reads, of
+their exclusions, of the paraphrases if it uses them, and of the weights that it starts from. Settings that are at their
+defaults stay out of it, so that a setting that is added later leaves the signatures of earlier trials as they are.
+Where things lie, how many ranks and loader workers compute them and what is logged doesn't count.
+
+A changed default, or a change of the code after which the same config trains to another result, has to raise
+`TRAINING_VERSION`; `tests/trainables/test_signature.py` has the defaults and some signatures as they are.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.leakage.exclusions import exclusions_fingerprint
+from data.store.storage import Location
+from data.store.stored_split import open_split
+from trainables import encoders
+from trainables.trial import Trial
+
+TRAINING_VERSION = 3
+"""Part of every signature: raise it with a change after which the same config trains to another result."""
+
+PLACES = ("model", "revision")
+"""Settings that say where weights are: their fingerprint stands in their place."""
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What trials read, as short strings that change with the contents."""
+
+    splits: Mapping[str, str]  # by 'corpus/split'
+    exclusions: Mapping[tuple[str, ...], str]  # by the splits that are trained on
+    paraphrases: Mapping[str, str]  # by split, of those whose paraphrases are used
+    weights: Mapping[Any, str]  # by the encoder's Config
+
+
+def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
+    """Read what the signatures of trials and of their pretrainings depend on, each thing once.
+
+    Published weights are those of the directory `weights`, or without one those that would be downloaded. Raises
+    UserError for a split or paraphrases that the store lacks, and for weights that can't be found.
+    """
+    all_trials = list(dict.fromkeys(stage for trial in trials for stage in stages(trial)))
+    names = dict.fromkeys(name for trial in all_trials for name in (*trial.train, trial.validation, trial.test))
+    splits = {name: open_split(store, name) for name in names}
+    paraphrased = dict.fromkeys(
+        name for trial in all_trials if trial.paraphrase_probability > 0 for name in trial.train
+    )
+    configs = dict.fromkeys(config for trial in all_trials for config in (trial.audio, trial.text))
+    return Fingerprints(
+        splits={name: split.fingerprint for name, split in splits.items()},
+        exclusions={train: exclusions_fingerprint(store, train) for train in {trial.train for trial in all_trials}},
+        paraphrases={name: splits[name].paraphrases_fingerprint() for name in paraphrased},
+        weights={config: encoders.module_of(config).weights_fingerprint(config, weights) for config in configs},
+    )
+
+
+def stages(trial: Trial) -> Iterator[Trial]:
+    """Yield a trial, its pretraining, and so on."""
+    yield trial
+    if trial.pretraining:
+        yield from stages(trial.pretraining)
+
+
+def sign(trial: Trial, fingerprints: Fingerprints) -> str:
+    """Return the signature of a trial, 16 hexadecimal digits."""
+    described = settings(trial) | {
+        "audio": describe_encoder(trial.audio, fingerprints),
+        "text": describe_encoder(trial.text, fingerprints),
+        "schedule": {"kind": type(trial.schedule).__name__} | settings(trial.schedule),
+        "pretraining": sign(trial.pretraining, fingerprints) if trial.pretraining else None,
+        "fingerprints": {name: fingerprints.splits[name] for name in (*trial.train, trial.validation, trial.test)},
+        "exclusions": fingerprints.exclusions[trial.train],
+        "training_version": TRAINING_VERSION,
+    }
+    if trial.paraphrase_probability > 0:
+        described["paraphrases"] = {name: fingerprints.paraphrases[name] for name in trial.train}
+    numbers_alike = json.loads(json.dumps(described), parse_int=float)  # 30 and 30.0 train the same
+    return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
+    """Return the signature of one trial on a store. For several, read their fingerprints once and `sign` each."""
+    return sign(trial, read_fingerprints([trial], store, weights))
+
+
+def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
+    """Return an encoder's family and settings, with its weights' fingerprint in place of where they lie."""
+    described = {key: value for key, value in settings(config).items() if key not in PLACES}
+    return described | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """Return the fields of a config that differ from their defaults; those without a default are always there."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            found[field.name] = settings(value) if dataclasses.is_dataclass(value) else value
+    return found
