@@ -19,7 +19,7 @@ them.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,14 @@ INDEX = pa.schema(
     ]
 )
 
-SET_ASIDE = pa.schema([required("origin", pa.string()), required("reason", pa.string())])
+SET_ASIDE = pa.schema(
+    [
+        required("origin", pa.string()),
+        required("reason", pa.string()),
+        required("kind", pa.string()),
+        required("file", pa.string()),
+    ]
+)
 
 SOURCES = pa.schema([required("source", pa.string())])
 
@@ -143,12 +150,18 @@ class Paraphrase:
     time: datetime | None = None
 
 
+SetAsideKind = Literal["absent", "undecodable", "unusable"]
+"""A file that a table names isn't there; a file can't be decoded; anything else, which the reason says."""
+
+
 @dataclass(frozen=True)
 class SetAside:
-    """A clip that can't be used: where it comes from and why."""
+    """A clip, a row or a query that can't be used: where it comes from and why, in words and as a kind."""
 
     origin: str
     reason: str
+    kind: SetAsideKind = "unusable"
+    file: str = ""  # the name of the file that is absent or can't be decoded
 
 
 @dataclass(frozen=True)

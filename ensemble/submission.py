@@ -82,8 +82,8 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
     """Name the files that no member could hear, and the queries that the store has set aside with them."""
     for name, reason in evaluation.unheard.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
-    for row in split.set_aside.to_pylist() if split.manifest["clips_of"] else []:
-        logger.warning("set aside: %s: %s", row["origin"], row["reason"])
+    for aside in split.set_aside if split.manifest["clips_of"] else []:
+        logger.warning("set aside: %s: %s", aside.origin, aside.reason)
 
 
 def validate(path: Path, format_name: str, evaluation: Evaluation) -> int:

@@ -99,7 +99,7 @@ def read_split(source: Path, split: str) -> Split:
         origins[key(name)] = row.origin
         path = on_disk.get(key(name))
         if path is None:
-            set_aside.append(SetAside(row.origin, f"{folder / name} is absent"))
+            set_aside.append(SetAside(row.origin, f"{folder / name} is absent", "absent", name))
             continue
         captions = tuple(row[column] for column in CAPTION_COLUMNS)
         clips[name] = describe(f"clotho/{split}/{name}", path, captions, row.origin, metadata.get(key(name)))
@@ -136,7 +136,10 @@ def read_challenge(source: Path) -> Split:
             describe(f"clotho/challenge/{path.name}", path, (), "clotho/challenge", metadata.get(name))
             for name, path in on_disk.items()
         ),
-        set_aside=tuple(SetAside(row.origin, f"{folders[0] / row['file_name']} is absent") for row in absent),
+        set_aside=tuple(
+            SetAside(row.origin, f"{folders[0] / row['file_name']} is absent", "absent", row["file_name"])
+            for row in absent
+        ),
         queries=tuple(Query(row["caption"]) for row in captions),
         sources=sources(metadata.values()),
         num_listed=len(on_disk) + len(absent),

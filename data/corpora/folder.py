@@ -61,7 +61,7 @@ def read_split(
     for name in names:
         rows = rows_by_file[name]
         if name not in on_disk:
-            set_aside.append(SetAside(rows[0].origin, f"{source / name} is absent"))
+            set_aside.append(SetAside(rows[0].origin, f"{source / name} is absent", "absent", name))
             continue
         recording = of_file(source / name)
         clips.append(

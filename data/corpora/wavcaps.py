@@ -85,7 +85,8 @@ def read_subset(source: Path, subset: str, table: Path) -> Split:
             continue
         listed[stem] = origin
         if stem not in recordings:
-            missing.append(SetAside(origin, f"{stem}.flac is absent: neither in an archive nor extracted"))
+            reason = f"{stem}.flac is absent: neither in an archive nor extracted"
+            missing.append(SetAside(origin, reason, "absent", f"{stem}.flac"))
             continue
         clips.append(describe(subset, row, origin, recordings[stem]))
     if clips:

@@ -62,9 +62,7 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
     hours = sum(split.manifest["num_samples"] for split in splits) / SAMPLE_RATE_HZ / 3600
     lines = [f"{clips:,} clips, {hours:,.2f} h", *exclusion_lines(store), *duplicate_lines(store)]
     if list_all:
-        lines += [
-            f"set aside: {row['origin']}: {row['reason']}" for split in splits for row in split.set_aside.to_pylist()
-        ]
+        lines += [f"set aside: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
         lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in exclusions(store).to_pylist()]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

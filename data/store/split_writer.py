@@ -131,7 +131,11 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
 def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
     """What of a split can't be used: what its tables lack, then what can't be decoded."""
     reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
-    torn = [SetAside(clip.origin, reasons[clip.clip_id]) for clip in split.clips if clip.clip_id in reasons]
+    torn = [
+        SetAside(clip.origin, reasons[clip.clip_id], "undecodable", clip.clip_id.split("/", maxsplit=2)[2])
+        for clip in split.clips
+        if clip.clip_id in reasons
+    ]
     return [*split.set_aside, *torn]
 
 

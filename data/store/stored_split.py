@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from data import waveform
 from data.errors import UserError
-from data.schema import FORMAT_VERSION, Samples
+from data.schema import FORMAT_VERSION, Samples, SetAside
 from data.store.storage import MANIFEST, Location, Store
 from data.waveform import AudioError, Codec
 
@@ -62,9 +62,14 @@ class StoredSplit:
         return self.table("queries", self.manifest)
 
     @property
-    def set_aside(self) -> pa.Table:
-        """What couldn't be used, with the columns of `data.schema.SET_ASIDE`."""
-        return self.table("set_aside", self.manifest)
+    def set_aside(self) -> list[SetAside]:
+        """What couldn't be used, and why."""
+        return set_aside_of(self.table("set_aside", self.manifest))
+
+    @property
+    def clips_set_aside(self) -> list[SetAside]:
+        """What couldn't be used of the split whose clips this one has: of itself, unless it has another's."""
+        return set_aside_of(self.table("set_aside", self.clips_manifest))
 
     def undecodable(self) -> dict[str, str]:
         """The clips whose files couldn't be decoded, by id, and why. A UserError where what says so is gone."""
@@ -164,6 +169,20 @@ class StoredSplit:
         """16 hexadecimal digits that stand for the contents of the paraphrases, whatever their order."""
         lines = sorted(json.dumps([*key, variants]) for key, variants in self.paraphrases().items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+ABSENT = " is absent"
+"""Ends the reasons of absent files in stores from before there were kinds."""
+
+
+def set_aside_of(table: pa.Table) -> list[SetAside]:
+    """Return the rows of a table of what couldn't be used; an older store's kinds are taken from the reasons."""
+    found = []
+    for row in table.to_pylist():
+        if "kind" not in row and row["reason"].endswith(ABSENT):
+            row |= {"kind": "absent", "file": Path(row["reason"].removesuffix(ABSENT)).name}
+        found.append(SetAside(**row))
+    return found
 
 
 def name_of(manifest: Mapping[str, Any]) -> str:

@@ -47,9 +47,6 @@ MOST_SYSTEMS = 4
 RANKED = 10
 """File names in a row of 2023's output."""
 
-ABSENT = " is absent"
-"""Ends the reason for which a file that a table lists was set aside."""
-
 WRITTEN_AT = (1980, 1, 1, 0, 0, 0)
 """Of all files in a zip, so that the same files make the same zip: the earliest that the format knows."""
 
@@ -80,10 +77,9 @@ def evaluation_of(split: StoredSplit) -> Evaluation:
     if not heard:
         raise UserError(f"{split.store}/{split.name} has no clips: there is nothing to rank")
     unheard = {file_name(clip_id): reason for clip_id, reason in split.undecodable().items()}
-    for row in split.table("set_aside", split.clips_manifest).to_pylist():
-        if row["reason"].endswith(ABSENT):
-            name = clotho.key(Path(row["reason"].removesuffix(ABSENT)).name)
-            unheard.setdefault(name, row["reason"])
+    for aside in split.clips_set_aside:
+        if aside.kind == "absent":
+            unheard.setdefault(clotho.key(aside.file), aside.reason)
     return Evaluation(split.name, queries, heard, dict(sorted(unheard.items())))
 
 

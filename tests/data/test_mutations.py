@@ -495,7 +495,7 @@ def test_a_split_with_mutated_recordings_holds_all_good_ones_and_is_valid(
     split = write_split(clips, codec=CODECS[number % 2])
     assert verify.tables(split) == []
     assert [verify.shard(split, shard) for shard in range(3)] == [[]] * 3
-    aside = {row["origin"] for row in split.set_aside.to_pylist()}
+    aside = {one.origin for one in split.set_aside}
     assert sorted(split.clip_ids) == sorted(clip.clip_id for clip in clips if clip.origin not in aside)
     for index, clip in enumerate(good):
         stored = split.clip_ids.index(clip.clip_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data.store.stored_split import open_split
 from trainables.trial import load_trial, to_json
 
 ARCHIVES = sorted(Path(__file__).parent.glob("*.zip"))
@@ -31,6 +32,8 @@ def test_a_store_is_as_it_was_written(folder, call_command):
     assert done.returncode == 0, done.stderr
     for split, count in (("train", 6), ("validation", 4), ("test", 4)):
         assert f"folder/{split}: {count} clips as they were written" in done.stderr
+    (aside,) = open_split(folder / "store", "folder/train").set_aside
+    assert (aside.kind, aside.file) == ("absent", "absent.flac")
 
 
 def test_the_config_of_a_model_is_read_as_it_was_written(folder):

@@ -138,11 +138,11 @@ def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, 
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.fingerprint == write_split(clips, store=tmp_path / "good").fingerprint
     assert split.manifest["num_clips"] == 3
-    torn, missing = split.set_aside.to_pylist()
-    assert torn["origin"] == "table.csv, torn.flac"
-    assert "can't be decoded" in torn["reason"] or "torn" in torn["reason"]
-    assert missing["origin"] == "table.csv, text.wav"
-    assert "can't be decoded" in missing["reason"]
+    torn, text = split.set_aside
+    assert (torn.origin, torn.kind, torn.file) == ("table.csv, torn.flac", "undecodable", "torn.flac")
+    assert "can't be decoded" in torn.reason or "torn" in torn.reason
+    assert (text.origin, text.kind, text.file) == ("table.csv, text.wav", "undecodable", "text.wav")
+    assert "can't be decoded" in text.reason
 
 
 def test_a_shard_may_hold_no_clip_that_can_be_decoded(clips, make_clip, write_split, tmp_path):
@@ -223,9 +223,9 @@ def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_spl
 
 
 def test_what_a_corpus_set_aside_is_kept(clips, write_split):
-    absent = SetAside("table.csv, line 7", "x.wav is absent")
+    absent = SetAside("table.csv, line 7", "x.wav is absent", "absent", "x.wav")
     split = write_split(clips, set_aside=(absent,))
-    assert split.set_aside.to_pylist() == [{"origin": "table.csv, line 7", "reason": "x.wav is absent"}]
+    assert split.set_aside == [absent]
     assert split.manifest["num_set_aside"] == 1
 
 
@@ -313,8 +313,8 @@ def test_a_query_loses_clips_that_are_not_there_and_is_set_aside_with_the_last(c
     here, gone = clips[0].clip_id, "test/train/gone.wav"
     split = write_split(clips, queries=(Query("One left.", (gone, here)), Query("None left.", (gone,))))
     assert split.queries.to_pylist() == [{"text": "One left.", "relevant_clip_ids": [here]}]
-    assert [row["origin"] for row in split.set_aside.to_pylist()] == ["query 'One left.'", "query 'None left.'"]
-    assert {row["reason"] for row in split.set_aside.to_pylist()} == {f"its clip {gone} isn't there"}
+    assert [aside.origin for aside in split.set_aside] == ["query 'One left.'", "query 'None left.'"]
+    assert {aside.reason for aside in split.set_aside} == {f"its clip {gone} isn't there"}
 
 
 @pytest.fixture
