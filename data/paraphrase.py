@@ -168,7 +168,7 @@ def open_captions(arguments: argparse.Namespace) -> StoredSplit:
         raise UserError(f"{store} is an object store: paraphrase the folder that it was uploaded from, and upload that")
     split = arguments.split or corpora.load(arguments.corpus).ROLES["train"]
     found = open_split(store, f"{arguments.corpus}/{split}")
-    if found.manifest["clips_of"] or not found.manifest["queries_are_captions"]:
+    if found.manifest.clips_of or not found.manifest.queries_are_captions:
         raise UserError(f"{found.name} has queries, not captions of clips: it isn't trained on; name another --split")
     return found
 
@@ -277,7 +277,7 @@ def review_command(arguments: argparse.Namespace) -> int:
     found: list[tuple[StoredSplit, str, str]] = []
     for name in store.splits():
         split = open_split(store, name)
-        if split.manifest["clips_of"] or (arguments.split and arguments.split not in (name, name.partition("/")[2])):
+        if split.manifest.clips_of or (arguments.split and arguments.split not in (name, split.manifest.split)):
             continue
         if by := written_by(split):
             found.append((split, by[0], by[1] or ""))

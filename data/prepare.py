@@ -73,8 +73,8 @@ def verify_command(arguments: argparse.Namespace) -> int:
         try:
             split = open_split(store, name)
             problems = verify.tables(split)
-            if not split.manifest["clips_of"]:
-                work = [(split, number) for number in range(len(split.manifest["shards"]))]
+            if not split.manifest.clips_of:
+                work = [(split, number) for number in range(len(split.manifest.shards))]
                 for _, found in in_parallel(verify.shard, work, *size_of([split])):
                     problems += found
         except (UserError, OSError, pa.ArrowException) as error:
@@ -83,7 +83,7 @@ def verify_command(arguments: argparse.Namespace) -> int:
             logger.error("wrong: %s", problem)
         num_wrong += len(problems)
         if not problems:
-            logger.info("%s: %d clips as they were written", name, split.manifest["num_clips"])
+            logger.info("%s: %d clips as they were written", name, split.manifest.num_clips)
     for problem in verify.exclusions(store, names):
         logger.error("wrong: %s", problem)
         num_wrong += 1

@@ -150,6 +150,28 @@ class Paraphrase:
     time: datetime | None = None
 
 
+@dataclass(frozen=True, order=True)
+class SplitId:
+    """A split of a corpus; as text 'corpus/split'."""
+
+    corpus: str
+    split: str
+
+    @classmethod
+    def parse(cls, name: str) -> "SplitId":
+        """Return what 'corpus/split' names; the split is '' where there is only a corpus."""
+        corpus, _, split = name.partition("/")
+        return cls(corpus, split)
+
+    def __str__(self) -> str:
+        return f"{self.corpus}/{self.split}"
+
+
+def file_of(clip_id: str) -> str:
+    """Return a clip's file as its corpus publishes it: 'clotho/challenge/NAME.wav' -> 'NAME.wav'."""
+    return clip_id.split("/", maxsplit=2)[2]
+
+
 SetAsideKind = Literal["absent", "undecodable", "unusable"]
 """A file that a table names isn't there; a file can't be decoded; anything else, which the reason says."""
 

@@ -82,7 +82,7 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
     """Name the files that no member could hear, and the queries that the store has set aside with them."""
     for name, reason in evaluation.unheard.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
-    for aside in split.set_aside if split.manifest["clips_of"] else []:
+    for aside in split.set_aside if split.manifest.clips_of else []:
         logger.warning("set aside: %s: %s", aside.origin, aside.reason)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from data import corpora
 from data.leakage.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out, worked_out_for
 from data.leakage.landmarks import PHASES, Index, Landmarks, landmarks
-from data.schema import DUPLICATES, Samples
+from data.schema import DUPLICATES, Samples, SplitId
 from data.store.files import write_table
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit
@@ -27,13 +27,13 @@ Part = tuple[StoredSplit, int]
 
 def is_trained_on(name: str) -> bool:
     """Whether clips of a split, 'corpus/split', may be trained on."""
-    corpus, _, split = name.partition("/")
+    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
     return not is_held_out(name) or split in corpora.load(corpus).PRETRAINING
 
 
 def parts(splits: Iterable[StoredSplit]) -> list[Part]:
     """What can be worked on in parallel. Splits without clips of their own have none."""
-    own = [split for split in splits if not split.manifest["clips_of"]]
+    own = [split for split in splits if not split.manifest.clips_of]
     return [(split, first) for split in own for first in range(0, len(split.index), CLIPS_PER_PART)]
 
 
@@ -64,7 +64,7 @@ def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
 
     A held-out split that is trained on as well isn't compared with its own corpus, which is as published.
     """
-    own = split.name.partition("/")[0] + "/" if is_held_out(split.name) else split.name + "/"
+    own = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
     rows = []
     for clip_id, found in landmarks_of(split, first):
         matches = [match for match in index.find(found) if not match.clip_id.startswith(own)]

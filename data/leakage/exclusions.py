@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data import corpora
 from data.errors import UserError
-from data.schema import DUPLICATES, EXCLUSIONS, LISTED
+from data.schema import DUPLICATES, EXCLUSIONS, LISTED, SplitId
 from data.store.files import short_hash, write_table
 from data.store.storage import MANIFEST, Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -65,7 +65,7 @@ def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
     """
     store = Store.of(location)
     table = exclusions(store)
-    corpora_present = {name.partition("/")[0] for name in store.splits()}
+    corpora_present = {SplitId.parse(name).corpus for name in store.splits()}
     if len(corpora_present) > 1 and not is_current(store, table):
         raise UserError(
             f"{store}: the exclusions were worked out for other splits than are there, since a preparation was ended "
@@ -88,14 +88,14 @@ def exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
 
 def is_held_out(name: str) -> bool:
     """Whether a split, 'corpus/split', is one whose recordings aren't to be heard in training."""
-    corpus, _, split = name.partition("/")
+    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
     return split in corpora.load(corpus).HELD_OUT
 
 
 def update(location: Location) -> pa.Table:
     """Work out a store's exclusions anew and write them; they are returned."""
     store = Store.of(location)
-    splits = [open_split(store, name) for name in store.splits() if name.partition("/")[0] in corpora.names()]
+    splits = [open_split(store, name) for name in store.splits() if SplitId.parse(name).corpus in corpora.names()]
     table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
     write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for(store)))
     return table
@@ -128,11 +128,14 @@ def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]
     duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
     originals = columns(duplicates, "clip_id", "held_out_clip_id") if are_excluded(duplicates) else {}
     for split in splits:
-        if split.manifest["clips_of"]:
+        if split.manifest.clips_of:
             continue
-        corpus = split.name.partition("/")[0]
+        corpus = split.manifest.corpus
         elsewhere = {
-            source: other for source, names in held_out.items() for other in names if other.partition("/")[0] != corpus
+            source: other
+            for source, names in held_out.items()
+            for other in names
+            if SplitId.parse(other).corpus != corpus
         }
         lists = {} if corpora.load(corpus).HELD_OUT else listed  # a list is about corpora that were crawled, as WavCaps
         for clip_id, source in columns(split.index, "clip_id", "source").items():

@@ -106,7 +106,7 @@ class Captions:
 
     def requests(self) -> Iterator[tuple[str, Request]]:
         """Each clip's id with the request about each of its captions, in the order of the shards; audio isn't read."""
-        for number in range(len(self.split.clips_manifest["shards"])):
+        for number in range(len(self.split.clips_manifest.shards)):
             clips = self.split.shard(number).select(["clip_id", "captions", "keywords"])
             for batch in clips.to_batches():
                 for clip in batch.to_pylist():

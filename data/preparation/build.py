@@ -165,8 +165,8 @@ def is_small(num_clips: int, num_bytes: int) -> bool:
 
 def size_of(splits: Sequence[StoredSplit]) -> tuple[int, int]:
     """Return how many clips some splits hold, and how many bytes these are as 16-bit PCM."""
-    own = [split for split in splits if not split.manifest["clips_of"]]
-    num_samples = sum(int(split.manifest["num_samples"]) for split in own)
+    own = [split for split in splits if not split.manifest.clips_of]
+    num_samples = sum(int(split.manifest.num_samples) for split in own)
     return sum(len(split.index) for split in own), num_samples * PCM16_BYTES
 
 
@@ -187,14 +187,14 @@ def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
 def summary_line(split: StoredSplit) -> str:
     """One line about a split."""
     manifest = split.manifest
-    hours = manifest["num_samples"] / SAMPLE_RATE_HZ / 3600
+    hours = manifest.num_samples / SAMPLE_RATE_HZ / 3600
     published = describe.published(split.name)
-    if manifest["clips_of"]:
-        return f"{split.name}: {manifest['num_queries']} queries about the clips of {manifest['clips_of']}"
+    if manifest.clips_of:
+        return f"{split.name}: {manifest.num_queries} queries about the clips of {manifest.clips_of}"
     return (
-        f"{split.name}: {manifest['num_clips']} clips, {hours:.2f} h, {manifest['num_queries']} captions, "
-        f"{manifest['num_set_aside']} set aside, fingerprint {split.fingerprint}; "
-        f"{manifest['num_listed']} clips listed{f', published: {published}' if published else ''}"
+        f"{split.name}: {manifest.num_clips} clips, {hours:.2f} h, {manifest.num_queries} captions, "
+        f"{manifest.num_set_aside} set aside, fingerprint {split.fingerprint}; "
+        f"{manifest.num_listed} clips listed{f', published: {published}' if published else ''}"
     )
 
 

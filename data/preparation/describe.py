@@ -11,7 +11,7 @@ from rich.table import Table
 from data import corpora
 from data.errors import UserError
 from data.leakage.exclusions import DUPLICATES_FILE, are_excluded, exclusions, is_current, read_table
-from data.schema import DUPLICATES, SAMPLE_RATE_HZ
+from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
 
@@ -22,7 +22,7 @@ COLUMNS = (
 
 def published(name: str) -> str:
     """How many clips of a split, 'corpus/split', are published, by version where there are several; '' if unknown."""
-    corpus, _, split = name.partition("/")
+    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
     counts = {version: sizes[split] for version, sizes in corpora.load(corpus).PUBLISHED.items() if split in sizes}
     if len(set(counts.values())) == 1:
         return f"{next(iter(counts.values())):,}"
@@ -47,19 +47,19 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
         manifest = split.manifest
         table.add_row(
             split.name,
-            f"{manifest['num_clips']:,}" if not manifest["clips_of"] else f"of {manifest['clips_of']}",
-            f"{manifest['num_listed']:,}",
+            f"{manifest.num_clips:,}" if not manifest.clips_of else f"of {manifest.clips_of}",
+            f"{manifest.num_listed:,}",
             published(split.name),
-            f"{manifest['num_samples'] / SAMPLE_RATE_HZ / 3600:,.2f}",
-            f"{manifest['num_queries']:,}",
-            f"{manifest['num_set_aside']:,}",
+            f"{manifest.num_samples / SAMPLE_RATE_HZ / 3600:,.2f}",
+            f"{manifest.num_queries:,}",
+            f"{manifest.num_set_aside:,}",
             f"{left_out[split.name]:,}",
             split.codec,
             split.fingerprint,
         )
     Console(file=console.file, width=max(160, console.width)).print(table)
-    clips = sum(split.manifest["num_clips"] for split in splits)
-    hours = sum(split.manifest["num_samples"] for split in splits) / SAMPLE_RATE_HZ / 3600
+    clips = sum(split.manifest.num_clips for split in splits)
+    hours = sum(split.manifest.num_samples for split in splits) / SAMPLE_RATE_HZ / 3600
     lines = [f"{clips:,} clips, {hours:,.2f} h", *exclusion_lines(store), *duplicate_lines(store)]
     if list_all:
         lines += [f"set aside: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
@@ -102,8 +102,8 @@ def draw(splits: list[StoredSplit], picture: Path) -> None:
     durations: dict[str, list[np.ndarray]] = {}
     words: dict[str, list[np.ndarray]] = {}
     for split in splits:
-        corpus = split.name.partition("/")[0]
-        if not split.manifest["clips_of"]:
+        corpus = split.manifest.corpus
+        if not split.manifest.clips_of:
             durations.setdefault(corpus, []).append(split.num_samples / SAMPLE_RATE_HZ)
         lengths = pc.list_value_length(pc.utf8_split_whitespace(split.queries["text"]))
         words.setdefault(corpus, []).append(lengths.to_numpy())

@@ -28,11 +28,11 @@ def tables(split: StoredSplit) -> list[str]:
     ]
     if problems:
         return [f"{split.name}: {problem}" for problem in problems]
-    own = not manifest["clips_of"]
-    if own and len(index) != manifest["num_clips"]:
-        problems.append(f"{len(index)} clips in the index, {manifest['num_clips']} in the manifest")
-    if len(queries) != manifest["num_queries"]:
-        problems.append(f"{len(queries)} queries, {manifest['num_queries']} in the manifest")
+    own = not manifest.clips_of
+    if own and len(index) != manifest.num_clips:
+        problems.append(f"{len(index)} clips in the index, {manifest.num_clips} in the manifest")
+    if len(queries) != manifest.num_queries:
+        problems.append(f"{len(queries)} queries, {manifest.num_queries} in the manifest")
     if split.clip_ids != sorted(set(split.clip_ids)):
         problems.append("clip ids aren't sorted and unique")
     known = set(split.clip_ids)
@@ -41,9 +41,9 @@ def tables(split: StoredSplit) -> list[str]:
     problems += [f"a query names {clip_id}, which isn't there" for clip_id in unknown[:10]]
     digests = dict(zip(split.clip_ids, index["digest"].to_pylist(), strict=True))
     if not own:
-        digests = {split.clips_manifest["split"]: split.clips_manifest["fingerprint"]}
+        digests = {split.clips_manifest.split: split.clips_manifest.fingerprint}
     texts = [Query(text, tuple(ids)) for text, ids in zip(queries["text"].to_pylist(), relevant, strict=True)]
-    if fingerprint(digests, None if manifest["queries_are_captions"] else texts) != split.fingerprint:
+    if fingerprint(digests, None if manifest.queries_are_captions else texts) != split.fingerprint:
         problems.append("the fingerprint isn't that of its contents")
     problems += other_tables(split)
     return [f"{split.name}: {problem}" for problem in problems]
@@ -52,7 +52,7 @@ def tables(split: StoredSplit) -> list[str]:
 def other_tables(split: StoredSplit) -> list[str]:
     """What is wrong with the tables that hold neither clips nor queries."""
     problems = []
-    num_set_aside = split.manifest["num_set_aside"]
+    num_set_aside = split.manifest.num_set_aside
     if len(split.set_aside) != num_set_aside:
         problems.append(f"{len(split.set_aside)} clips set aside, {num_set_aside} in the manifest")
     for what, read in (("sources", lambda: split.sources), ("paraphrases", split.paraphrases)):

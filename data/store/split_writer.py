@@ -24,10 +24,13 @@ from data.schema import (
     Query,
     SetAside,
     Split,
+    SplitId,
+    file_of,
 )
-from data.store.files import appearing_whole, hash_of_table, write_json, write_table
+from data.store.files import appearing_whole, hash_of_table, write_table
+from data.store.manifest import Manifest, write_manifest
 from data.store.shard_writer import ShardSummary
-from data.store.storage import IMMUTABLE, MANIFEST
+from data.store.storage import IMMUTABLE
 from data.store.stored_split import PARAPHRASES_FILE, open_split
 from data.waveform import Codec
 
@@ -79,9 +82,9 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
         queries = tuple(Query(caption, (clip.clip_id,)) for clip in clips for caption in clip.captions)
     set_aside = all_set_aside(split, shards)
     digests = {clip_id: clip.digest for clip_id, (_, clip) in stored.items()}
-    base = open_split(folder.parents[1], f"{split.corpus}/{split.clips_of}") if split.clips_of else None
+    base = open_split(folder.parents[1], str(SplitId(split.corpus, split.clips_of))) if split.clips_of else None
     if base:
-        digests = {base.manifest["split"]: base.fingerprint}
+        digests = {base.manifest.split: base.fingerprint}
     if split.queries is not None:
         queries, unanswered = answerable(split.queries, set(base.clip_ids if base else stored))
         set_aside += unanswered
@@ -105,25 +108,25 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
     for kind, table in tables.items():
         names[kind] = f"{kind}-{hash_of_table(table)}.arrow"
         write_table(folder / names[kind], table)
-    write_json(
-        folder / MANIFEST,
-        {
-            "format_version": FORMAT_VERSION,
-            "corpus": split.corpus,
-            "split": split.name,
-            "codec": codec,
-            "clips_of": split.clips_of,
-            "clips_fingerprint": base.fingerprint if base else None,
-            "queries_are_captions": split.queries is None,
-            "num_listed": split.num_listed or len(split.clips) + len(split.set_aside),
-            "num_clips": len(clips),
-            "num_queries": len(queries),
-            "num_samples": sum(shard.num_samples for shard in shards),
-            "num_set_aside": len(set_aside),
-            "fingerprint": fingerprint(digests, queries if split.queries is not None else None),
+    write_manifest(
+        folder,
+        Manifest(
+            format_version=FORMAT_VERSION,
+            corpus=split.corpus,
+            split=split.name,
+            codec=codec,
+            clips_of=split.clips_of,
+            clips_fingerprint=base.fingerprint if base else None,
+            queries_are_captions=split.queries is None,
+            num_listed=split.num_listed or len(split.clips) + len(split.set_aside),
+            num_clips=len(clips),
+            num_queries=len(queries),
+            num_samples=sum(shard.num_samples for shard in shards),
+            num_set_aside=len(set_aside),
+            fingerprint=fingerprint(digests, queries if split.queries is not None else None),
+            shards=tuple(shard.file for shard in shards),
             **names,
-            "shards": [shard.file for shard in shards],
-        },
+        ),
     )
     remove_all_but(folder, {*names.values(), *(shard.file for shard in shards)})
 
@@ -132,7 +135,7 @@ def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside
     """What of a split can't be used: what its tables lack, then what can't be decoded."""
     reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
     torn = [
-        SetAside(clip.origin, reasons[clip.clip_id], "undecodable", clip.clip_id.split("/", maxsplit=2)[2])
+        SetAside(clip.origin, reasons[clip.clip_id], "undecodable", file_of(clip.clip_id))
         for clip in split.clips
         if clip.clip_id in reasons
     ]

@@ -6,7 +6,6 @@ a clip touches its own pages only.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from data import waveform
 from data.errors import UserError
-from data.schema import FORMAT_VERSION, Samples, SetAside
-from data.store.storage import MANIFEST, Location, Store
+from data.schema import Samples, SetAside
+from data.store.manifest import Manifest, prepare_command, read_manifest
+from data.store.storage import Location, Store
 from data.waveform import AudioError, Codec
 
 PARAPHRASES_FILE = "paraphrases.arrow"
@@ -30,8 +30,8 @@ class StoredSplit:
     """A split that is there: its manifest, and its tables mapped into memory."""
 
     store: Store
-    manifest: dict[str, Any]
-    clips_manifest: dict[str, Any]  # of the split whose clips these are: mostly this one
+    manifest: Manifest
+    clips_manifest: Manifest  # of the split whose clips these are: mostly this one
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoredSplit, (self.store, self.manifest, self.clips_manifest)  # tables are mapped anew
@@ -39,17 +39,17 @@ class StoredSplit:
     @property
     def name(self) -> str:
         """'corpus/split'."""
-        return name_of(self.manifest)
+        return str(self.manifest.split_id)
 
     @property
     def fingerprint(self) -> str:
         """Stands for the contents of clips, captions and queries."""
-        return str(self.manifest["fingerprint"])
+        return self.manifest.fingerprint
 
     @property
     def codec(self) -> Codec:
         """Of the audio."""
-        return cast(Codec, self.clips_manifest["codec"])
+        return self.clips_manifest.codec
 
     @cached_property
     def index(self) -> pa.Table:
@@ -74,8 +74,8 @@ class StoredSplit:
     def undecodable(self) -> dict[str, str]:
         """The clips whose files couldn't be decoded, by id, and why. A UserError where what says so is gone."""
         reasons: dict[str, str] = {}
-        for shard in self.clips_manifest["shards"]:
-            name = f"{name_of(self.clips_manifest)}/{Path(shard).with_suffix('.json')}"
+        for shard in self.clips_manifest.shards:
+            name = self.clips_manifest.path_of(f"{Path(shard).with_suffix('.json')}")
             try:
                 reasons |= json.loads(self.store.read(name))["set_aside"]
             except FileNotFoundError:
@@ -89,9 +89,9 @@ class StoredSplit:
         """Where the recordings come from that the corpus' tables list, with or without a file."""
         return set(self.table("sources", self.manifest)["source"].to_pylist())
 
-    def table(self, kind: str, manifest: dict[str, Any]) -> pa.Table:
-        """One of a manifest's tables."""
-        return pa.ipc.open_file(self.store.map(f"{name_of(manifest)}/{manifest[kind]}")).read_all()
+    def table(self, kind: str, manifest: Manifest) -> pa.Table:
+        """Return one of a manifest's `TABLES`."""
+        return pa.ipc.open_file(self.store.map(manifest.path_of(getattr(manifest, kind)))).read_all()
 
     def shard(self, number: int) -> pa.Table:
         """A shard's clips, with the columns of `data.schema.CLIPS`."""
@@ -99,7 +99,7 @@ class StoredSplit:
 
     def shard_path(self, number: int) -> str:
         """A shard's file, from the store on."""
-        return f"{name_of(self.clips_manifest)}/{self.clips_manifest['shards'][number]}"
+        return self.clips_manifest.path_of(self.clips_manifest.shards[number])
 
     @cached_property
     def clip_ids(self) -> list[str]:
@@ -154,7 +154,7 @@ class StoredSplit:
             raise UserError(
                 f"{self.name} has no paraphrases ({self.store}/{self.name}/{PARAPHRASES_FILE} is "
                 f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
-                f"or have them written: python data/paraphrase.py {self.name.partition('/')[0]} --store {self.store}"
+                f"or have them written: python data/paraphrase.py {self.manifest.corpus} --store {self.store}"
             )
         return table
 
@@ -185,11 +185,6 @@ def set_aside_of(table: pa.Table) -> list[SetAside]:
     return found
 
 
-def name_of(manifest: Mapping[str, Any]) -> str:
-    """'corpus/split' of a manifest."""
-    return f"{manifest['corpus']}/{manifest['split']}"
-
-
 def open_split(location: Location, name: str) -> StoredSplit:
     """A split by name, 'corpus/split'.
 
@@ -198,40 +193,12 @@ def open_split(location: Location, name: str) -> StoredSplit:
     """
     store = Store.of(location)
     manifest = read_manifest(store, name)
-    if not manifest["clips_of"]:
+    if not manifest.clips_of:
         return StoredSplit(store, manifest, manifest)
-    clips_manifest = read_manifest(store, f"{manifest['corpus']}/{manifest['clips_of']}")
-    if clips_manifest["fingerprint"] != manifest["clips_fingerprint"]:
+    clips_manifest = read_manifest(store, str(manifest.clips_split_id))
+    if clips_manifest.fingerprint != manifest.clips_fingerprint:
         raise UserError(
-            f"{store}/{name} was prepared for other contents of {name_of(clips_manifest)}; "
+            f"{store}/{name} was prepared for other contents of {clips_manifest.split_id}; "
             f"prepare it again: {prepare_command(store, name)}"
         )
     return StoredSplit(store, manifest, clips_manifest)
-
-
-def read_manifest(store: Store, name: str) -> dict[str, Any]:
-    """A split's manifest. Raises UserError as `open_split` does."""
-    try:
-        manifest: dict[str, Any] = json.loads(store.read(f"{name}/{MANIFEST}"))
-        version = manifest.get("format_version")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{store} holds no split {name!r} (it holds: {', '.join(store.splits()) or 'nothing'}); "
-            f"prepare it with: {prepare_command(store, name)}"
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(
-            f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
-            f"prepare this split again: {prepare_command(store, name)}"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{store}/{name} has schema version {version}, this code reads {FORMAT_VERSION}; "
-            f"prepare it again: {prepare_command(store, name)}"
-        )
-    return manifest
-
-
-def prepare_command(store: Store, name: str) -> str:
-    """The command that makes a split."""
-    return f"python data/prepare.py {name.partition('/')[0]} --store {store}"

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from data.corpora import clotho
 from data.errors import UserError, unknown_name
+from data.schema import file_of
 from data.store.files import appearing_whole
 from data.store.stored_split import StoredSplit
 
@@ -73,19 +74,14 @@ def evaluation_of(split: StoredSplit) -> Evaluation:
     queries = split.queries["text"].to_pylist()
     if not queries:
         raise UserError(f"{split.store}/{split.name} has no queries: there is nothing to retrieve by")
-    heard = [file_name(clip_id) for clip_id in split.clip_ids]
+    heard = [file_of(clip_id) for clip_id in split.clip_ids]
     if not heard:
         raise UserError(f"{split.store}/{split.name} has no clips: there is nothing to rank")
-    unheard = {file_name(clip_id): reason for clip_id, reason in split.undecodable().items()}
+    unheard = {file_of(clip_id): reason for clip_id, reason in split.undecodable().items()}
     for aside in split.clips_set_aside:
         if aside.kind == "absent":
             unheard.setdefault(clotho.key(aside.file), aside.reason)
     return Evaluation(split.name, queries, heard, dict(sorted(unheard.items())))
-
-
-def file_name(clip_id: str) -> str:
-    """A clip's file name as it is published: 'clotho/challenge/NAME.wav' -> 'NAME.wav'."""
-    return clip_id.split("/", maxsplit=2)[2]
 
 
 def of_all_files(scores_QA: Scores, evaluation: Evaluation) -> Scores:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from data.errors import UserError
-from data.schema import SAMPLE_RATE_HZ
+from data.schema import SAMPLE_RATE_HZ, SplitId
 from ensemble.challenge.systems import Member, System, stages_of
 from ensemble.record.build import FUSIONS_TOLD
 from trainables import encoders
@@ -156,14 +156,14 @@ def member_json(member: Member, system: System) -> dict[str, Any]:
 
 def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
     """Corpora that aren't the challenge's own, and published weights that training started from."""
-    splits = [split for trial in stages for split in trial.train if split.partition("/")[0] != OWN]
+    splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != OWN]
     found = [
         {
             "name": corpus,
             "purpose": joined(trial.stage for trial in stages for split in trial.train if of_corpus(split, corpus)),
             "splits": joined(split for split in splits if of_corpus(split, corpus)),
         }
-        for corpus in dict.fromkeys(split.partition("/")[0] for split in splits)
+        for corpus in dict.fromkeys(SplitId.parse(split).corpus for split in splits)
     ]
     started_from = joined(
         encoders.label(config)
@@ -178,7 +178,7 @@ def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
 
 def of_corpus(split: str, corpus: str) -> bool:
     """Whether a split, 'corpus/split', is that corpus'."""
-    return split.partition("/")[0] == corpus
+    return SplitId.parse(split).corpus == corpus
 
 
 def results(ensemble: Mapping[str, Any]) -> dict[str, float | None]:

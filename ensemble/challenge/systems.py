@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from data.errors import UserError, unknown_name
 from data.runtime.parallel import run_on_ray, start_ray
 from data.runtime.progress import ProgressLine
-from data.store.stored_split import StoredSplit, name_of, open_split
+from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge.formats import Scores
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, aligned_scores
@@ -122,7 +122,7 @@ def stages_of(trial: Trial) -> list[Trial]:
 
 def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None:
     """Raise UserError where a member was trained on the evaluation set."""
-    asked = {split.name, name_of(split.clips_manifest)}
+    asked = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
             heard = asked & {name for stage in stages_of(member.trial) for name in stage.train}

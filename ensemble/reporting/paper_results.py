@@ -7,6 +7,7 @@ is left out: it is no trial that could be run here.
 
 from dataclasses import dataclass
 
+from data.schema import SplitId
 from trainables import encoders
 from trainables.recipes import PAPER_PARAPHRASES
 from trainables.trial import Trial
@@ -62,7 +63,7 @@ def is_trained_so(trial: Trial) -> bool:
         return is_fine_tuned_so and is_share and is_trained_so(trial.pretraining)
     if encoders.label(trial.audio) == BASELINE:
         return (rate, trial.train) == (BASELINE_RATE, TRAIN)
-    corpora = {split.partition("/")[0] for split in trial.train}
+    corpora = {SplitId.parse(split).corpus for split in trial.train}
     return rate == PRETRAINING_RATE and corpora == PRETRAINING_CORPORA
 
 

@@ -79,9 +79,9 @@ def test_a_folder_becomes_a_store(corpus, run_command, noise, tmp_path):
     )
     assert train.clip_ids == ["folder/train/a.wav", "folder/train/b.flac"]
     assert train.captions == [["A dog barks.", "A hound woofs."], ["Rain falls."]]
-    assert train.manifest["codec"] == "flac"
+    assert train.manifest.codec == "flac"
     np.testing.assert_array_equal(train.window(1, 0, 16_000), noise(0.5, seed=1))
-    assert [split.manifest["num_set_aside"] for split in (train, validation, test)] == [1, 1, 0]
+    assert [split.manifest.num_set_aside for split in (train, validation, test)] == [1, 1, 0]
     assert train.fingerprint in said
 
 
@@ -354,8 +354,8 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     splits = {name: stored_split.open_split(store, name) for name in storage.Store.of(store).splits()}
     for name, split in splits.items():
         manifest = split.manifest
-        if not manifest["clips_of"]:
-            assert manifest["num_clips"] + manifest["num_set_aside"] == manifest["num_listed"], name
+        if not manifest.clips_of:
+            assert manifest.num_clips + manifest.num_set_aside == manifest.num_listed, name
     codecs = {name.partition("/")[0]: split.codec for name, split in splits.items()}
     assert codecs == {"audiocaps": "pcm16", "clotho": "pcm16", "wavcaps": "flac"}
     assert splits["clotho/challenge"].queries["relevant_clip_ids"].to_pylist() == [[]] * len(

@@ -33,7 +33,9 @@ def test_what_is_written_is_what_is_opened(codec, clips, write_split):
     assert split.num_samples.tolist() == [len(samples_of(clip)) for clip in clips]
     for index, clip in enumerate(clips):
         np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), samples_of(clip))
-    counts = {name: split.manifest[name] for name in ("num_clips", "num_queries", "num_samples", "num_set_aside")}
+    counts = {
+        name: getattr(split.manifest, name) for name in ("num_clips", "num_queries", "num_samples", "num_set_aside")
+    }
     assert counts == {"num_clips": 3, "num_queries": 6, "num_samples": sum(split.num_samples), "num_set_aside": 0}
 
 
@@ -137,7 +139,7 @@ def test_clips_that_cannot_be_decoded_are_set_aside_and_named(clips, make_clip, 
     split = write_split([broken[0], *clips, broken[1]])
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.fingerprint == write_split(clips, store=tmp_path / "good").fingerprint
-    assert split.manifest["num_clips"] == 3
+    assert split.manifest.num_clips == 3
     torn, text = split.set_aside
     assert (torn.origin, torn.kind, torn.file) == ("table.csv, torn.flac", "undecodable", "torn.flac")
     assert "can't be decoded" in torn.reason or "torn" in torn.reason
@@ -226,7 +228,7 @@ def test_what_a_corpus_set_aside_is_kept(clips, write_split):
     absent = SetAside("table.csv, line 7", "x.wav is absent", "absent", "x.wav")
     split = write_split(clips, set_aside=(absent,))
     assert split.set_aside == [absent]
-    assert split.manifest["num_set_aside"] == 1
+    assert split.manifest.num_set_aside == 1
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -248,11 +250,11 @@ def test_a_new_write_replaces_the_split_as_a_whole(clips, make_clip, noise, writ
     after = write_split([make_clip("new.wav", noise(0.1))])
     assert after.clip_ids == ["test/train/new.wav"]
     left = {path.name for path in folder_of(after).iterdir()}
-    assert left & files <= {"manifest.json", *(after.manifest[kind] for kind in ("set_aside", "sources"))}
+    assert left & files <= {"manifest.json", *(getattr(after.manifest, kind) for kind in ("set_aside", "sources"))}
     assert left - {"manifest.json"} == {
-        *(after.manifest[kind] for kind in ("index", "queries", "set_aside", "sources")),
-        *after.manifest["shards"],
-        *(name.replace(".arrow", ".json") for name in after.manifest["shards"]),
+        *(getattr(after.manifest, kind) for kind in ("index", "queries", "set_aside", "sources")),
+        *after.manifest.shards,
+        *(name.replace(".arrow", ".json") for name in after.manifest.shards),
     }
 
 
@@ -305,7 +307,7 @@ def test_queries_may_have_several_clips_or_none(clips, write_split):
     assert split.queries.to_pylist() == [
         {"text": query.text, "relevant_clip_ids": list(query.relevant_clip_ids)} for query in queries
     ]
-    assert split.manifest["num_queries"] == 3
+    assert split.manifest.num_queries == 3
     assert split.fingerprint != write_split(clips).fingerprint
 
 

@@ -1,0 +1,97 @@
+"""The manifest of a split: what a store says of it in one small file, which is written last."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import dacite
+
+from data.errors import UserError
+from data.schema import FORMAT_VERSION, SplitId
+from data.store.files import write_json
+from data.store.storage import MANIFEST, Store
+from data.waveform import Codec
+
+TABLES = ("index", "queries", "set_aside", "sources")
+"""Fields that name the files of tables."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a split holds. The names of its files hold hashes of their contents."""
+
+    format_version: int
+    corpus: str
+    split: str
+    codec: Codec
+    clips_of: str | None  # the split of the corpus whose clips the queries are about; None: its own
+    clips_fingerprint: str | None  # of that split, when this one was written
+    queries_are_captions: bool
+    num_listed: int  # clips in the corpus' tables
+    num_clips: int
+    num_queries: int
+    num_samples: int
+    num_set_aside: int
+    fingerprint: str
+    index: str
+    queries: str
+    set_aside: str
+    sources: str
+    shards: tuple[str, ...]
+
+    @property
+    def split_id(self) -> SplitId:
+        """The split that it is of."""
+        return SplitId(self.corpus, self.split)
+
+    @property
+    def clips_split_id(self) -> SplitId:
+        """The split whose clips these are: mostly this one."""
+        return SplitId(self.corpus, self.clips_of or self.split)
+
+    def path_of(self, file: str) -> str:
+        """Return the path of one of the split's files, from the store on."""
+        return f"{self.split_id}/{file}"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest into a split's folder: from then on the split is there."""
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+
+
+def read_manifest(store: Store, name: str) -> Manifest:
+    """Return a split's manifest.
+
+    Raises UserError where the split isn't there, was written by another version of the schema, or has a manifest that
+    can't be read.
+    """
+    try:
+        read = json.loads(store.read(f"{name}/{MANIFEST}"))
+        version = read.get("format_version")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{store} holds no split {name!r} (it holds: {', '.join(store.splits()) or 'nothing'}); "
+            f"prepare it with: {prepare_command(store, name)}"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(
+            f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
+            f"prepare this split again: {prepare_command(store, name)}"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{store}/{name} has schema version {version}, this code reads {FORMAT_VERSION}; "
+            f"prepare it again: {prepare_command(store, name)}"
+        )
+    try:
+        return dacite.from_dict(Manifest, read, dacite.Config(cast=[tuple]))
+    except dacite.DaciteError as error:
+        raise UserError(
+            f"{store}/{name}/{MANIFEST}: {error}; prepare this split again: {prepare_command(store, name)}"
+        ) from error
+
+
+def prepare_command(store: Store, name: str) -> str:
+    """Return the command that prepares a split."""
+    return f"python data/prepare.py {SplitId.parse(name).corpus} --store {store}"
