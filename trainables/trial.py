@@ -11,6 +11,8 @@ import dacite
 
 from data.errors import UserError
 from trainables import encoders
+from trainables.encoders.audio import AudioConfig
+from trainables.encoders.text import TextConfig
 from trainables.schedule import Plateau, Schedule
 
 TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
@@ -52,8 +54,8 @@ class Trial:
     the same.
     """
 
-    audio: Any  # Config of a family in trainables.encoders.audio
-    text: Any  # Config of a family in trainables.encoders.text
+    audio: AudioConfig
+    text: TextConfig
     train: tuple[str, ...]  # splits, 'corpus/split'
     validation: str
     test: str  # embedded after training, never scored

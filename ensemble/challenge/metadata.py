@@ -129,13 +129,7 @@ def joined(words: Iterable[str]) -> str:
 
 def augmentations(trial: Trial) -> list[str]:
     """What a training varies of its data, as its config says."""
-    front_end = getattr(trial.audio, "front_end", trial.audio)
-    told = [f"random crops of {trial.longest_audio_s:g} s"]
-    told += ["SpecAugment"] * bool(getattr(front_end, "mask_mels", 0) or getattr(front_end, "mask_frames", 0))
-    told += ["jittered mel bands"] * bool(getattr(front_end, "fmin_jitter_hz", 0))
-    told += ["patchout"] * bool(
-        getattr(trial.audio, "patchout_frequency", 0) or getattr(trial.audio, "patchout_time", 0)
-    )
+    told = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
         told.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
     return told
@@ -166,10 +160,7 @@ def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
         for corpus in dict.fromkeys(SplitId.parse(split).corpus for split in splits)
     ]
     started_from = joined(
-        encoders.label(config)
-        for trial in stages
-        for config in (trial.audio, trial.text)
-        if getattr(config, "pretrained", encoders.family_name(config) == "huggingface")
+        encoders.label(config) for trial in stages for config in (trial.audio, trial.text) if config.is_published
     )
     return found + [
         {"name": name, "purpose": "published weights to start from"} for name in filter(None, started_from.split(", "))

@@ -43,10 +43,9 @@ class Row:
     @property
     def overlap(self) -> str:
         """By how much patches of a spectrogram overlap, in mel bands and frames; '-' where there are no patches."""
-        stride, patch = getattr(self.trial.audio, "stride", None), getattr(self.trial.audio, "patch", None)
-        if stride is None or patch is None:
+        shared = self.trial.audio.patch_overlap
+        if shared is None:
             return "-"
-        shared = [max(0, size - step) for size, step in zip(patch, stride, strict=True)]
         return " x ".join(map(str, shared)) if any(shared) else "none"
 
     @property

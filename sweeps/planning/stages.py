@@ -1,10 +1,13 @@
 """The trials of a sweep by stage, and a check that their encoders can be built."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data.errors import UserError
 from trainables import encoders
+from trainables.encoders.audio import AudioConfig
+from trainables.encoders.text import TextConfig
 from trainables.networks import network_of
 from trainables.signature import Fingerprints, sign
 from trainables.trial import Trial
@@ -30,14 +33,23 @@ def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[s
     }
 
 
-def require_encoders(wanted: Iterable[Trial], weights: Path | None) -> None:
+def require_encoders(wanted: Collection[Trial], weights: Path | None) -> None:
     """Raise UserError for an encoder that can't be built: before a GPU waits for it."""
     captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
-    for encoder in dict.fromkeys(encoder for trial in wanted for encoder in (trial.audio, trial.text)):
-        build = network_of(encoder).build
-        try:
-            build(encoder, weights) if hasattr(encoder, "segment_s") else build(encoder, captions, weights)
-        except UserError:
-            raise
-        except Exception as error:  # of whatever an encoder of a user's own raises
-            raise UserError(f"the encoder {encoders.label(encoder)} can't be built: {error} ({encoder})") from error
+    for audio in dict.fromkeys(trial.audio for trial in wanted):
+        with errors_of(audio):
+            network_of(audio).build(audio, weights)
+    for text in dict.fromkeys(trial.text for trial in wanted):
+        with errors_of(text):
+            network_of(text).build(text, captions, weights)
+
+
+@contextlib.contextmanager
+def errors_of(config: AudioConfig | TextConfig) -> Iterator[None]:
+    """Raise a UserError that names an encoder for whatever is raised while it is built."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of whatever an encoder of a user's own raises
+        raise UserError(f"the encoder {encoders.label(config)} can't be built: {error} ({config})") from error

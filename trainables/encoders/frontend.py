@@ -32,3 +32,9 @@ class Config:
             )
         if not 0 <= self.mask_mels <= self.num_mels:
             raise UserError(f"mask_mels is {self.mask_mels}: it must be from 0 to num_mels ({self.num_mels})")
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """What it varies in training, in words."""
+        masks, jitters = self.mask_mels or self.mask_frames, self.fmin_jitter_hz or self.fmax_jitter_hz
+        return ("SpecAugment",) * bool(masks) + ("jittered mel bands",) * bool(jitters)

@@ -18,8 +18,8 @@ from data.errors import UserError
 from data.loading.batches import MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
-from trainables.encoders.audio import cnn
-from trainables.encoders.text import huggingface, transformer
+from trainables.encoders.audio import AudioConfig, cnn
+from trainables.encoders.text import TextConfig, huggingface, transformer
 from trainables.networks import network_of
 
 CAPTIONS = [
@@ -57,6 +57,8 @@ def test_a_family_has_all_that_training_asks_for(kind, name):
     module = encoders.family(kind, name)
     assert module.VARIANTS
     assert all(type(variant) is module.Config for variant in module.VARIANTS.values())
+    protocol = {"audio": AudioConfig, "text": TextConfig}[kind]
+    assert all(isinstance(variant, protocol) for variant in module.VARIANTS.values())
     assert all(callable(getattr(module, function)) for function in ("weights_fingerprint", "flops"))
     network = network_of(next(iter(module.VARIANTS.values())))
     assert all(callable(getattr(network, function)) for function in ("build", "restore"))

@@ -25,8 +25,8 @@ from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
 from trainables.networks import dual_encoder, network_of
 from trainables.networks.audio.passt import PasstEncoder
+from trainables.signature import Fingerprints, describe_encoder
 from trainables.training.loss import nt_xent
-from trainables.trial import described
 
 CNN14 = "Cnn14_mAP=0.431.pth"
 RELEASES = {
@@ -173,8 +173,11 @@ def test_a_fingerprint_is_computed_again_only_for_a_changed_file(tmp_path):
 def test_a_trials_encoder_is_described_by_the_weights_in_the_directory(tmp_path):
     config = encoders.choose("audio", "passt:N")
     (tmp_path / RELEASES["passt:N"]).write_bytes(b"weights")
-    assert described(config, tmp_path)["weights"] == passt.weights_fingerprint(config, tmp_path)
-    assert described(config)["weights"] == "hear21passt:passt_s_p16_s16_128_ap468"
+    for weights in (tmp_path, None):
+        fingerprint = passt.weights_fingerprint(config, weights)
+        described = describe_encoder(config, Fingerprints({}, {}, {}, {config: fingerprint}))
+        assert described["weights"] == fingerprint
+    assert fingerprint == "hear21passt:passt_s_p16_s16_128_ap468"
 
 
 # Refusals.

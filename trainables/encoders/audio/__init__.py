@@ -9,11 +9,35 @@ forward pass in training, for estimates; None where they aren't known.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+@runtime_checkable
+class AudioConfig(Protocol):
+    """What training, reports and submissions ask of an audio encoder's Config."""
+
+    def __hash__(self) -> int:
+        """Configs are frozen."""
+
+    @property
+    def segment_s(self) -> float:
+        """How long a segment is."""
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """What the encoder varies in training, in words: 'SpecAugment', 'patchout' ..."""
+
+    @property
+    def patch_overlap(self) -> tuple[int, int] | None:
+        """How much patches of a spectrogram overlap, in mel bands and frames; None where there are no patches."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it starts from published weights."""
 
 
 class AudioEncoder(Protocol):

@@ -41,6 +41,21 @@ class Config:
         bands: int = self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
         return bands
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Those of the front end."""
+        return self.front_end.augmentations
+
+    @property
+    def patch_overlap(self) -> None:
+        """There are no patches."""
+        return None
+
+    @property
+    def is_published(self) -> bool:
+        """Its weights are random."""
+        return False
+
 
 VARIANTS = {
     "small": Config(

@@ -56,6 +56,21 @@ class Config:
         if self.mask_frames < 0:
             raise UserError(f"mask_frames is {self.mask_frames}: it must be 0 or more")
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """SpecAugment, unless its masks are off."""
+        return ("SpecAugment",) * bool(self.mask_mels or self.mask_frames)
+
+    @property
+    def patch_overlap(self) -> None:
+        """There are no patches."""
+        return None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it starts from the released weights."""
+        return self.pretrained
+
 
 VARIANTS = {
     "audioset": Config(),

@@ -64,6 +64,22 @@ class Config:
         """Frames of a segment."""
         return round(self.segment_s * SAMPLE_RATE_HZ) // self.front_end.hop_samples
 
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Those of the front end, and patchout."""
+        return self.front_end.augmentations + ("patchout",) * bool(self.patchout_frequency or self.patchout_time)
+
+    @property
+    def patch_overlap(self) -> tuple[int, int]:
+        """How much patches overlap, in mel bands and frames."""
+        mels, frames = (max(0, size - step) for size, step in zip(self.patch, self.stride, strict=True))
+        return mels, frames
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it starts from the released weights."""
+        return self.pretrained
+
 
 VARIANTS = {
     "N": Config("passt_s_p16_s16_128_ap468", (16, 16), 1000, patchout_frequency=2, patchout_time=15, segment_s=10.0),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,22 @@ class Tokens:
     def to(self, device: torch.device) -> Tokens:
         """The same tokens on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+@runtime_checkable
+class TextConfig(Protocol):
+    """What training, reports and submissions ask of a text encoder's Config."""
+
+    def __hash__(self) -> int:
+        """Configs are frozen."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a caption that are read, its ends included."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it starts from published weights."""
 
 
 class TextEncoder(Protocol):

@@ -36,6 +36,11 @@ class Config:
         if self.pooling not in get_args(Pooling):
             raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
 
+    @property
+    def is_published(self) -> bool:
+        """It always starts from the weights of `model`."""
+        return True
+
 
 VARIANTS = {
     "bert-base": Config("bert-base-uncased"),

@@ -27,6 +27,11 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
 
+    @property
+    def is_published(self) -> bool:
+        """Its weights are random."""
+        return False
+
 
 VARIANTS = {
     "small": Config(width=192, layers=2, heads=4),
