@@ -6,6 +6,9 @@ python ensemble/export.py --ensemble ensemble.json --out DIR --index INDEX --reg
 What `--register` writes is an MLflow model (pyfunc): `mlflow.pyfunc.load_model("models:/NAME/1").predict([sentence])`.
 """
 
+if __name__ == "__main__" and not __package__:
+    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+
 import argparse
 import logging
 import shutil
@@ -24,17 +27,7 @@ from ensemble.serving.registration import register
 from trainables.records import mlflow_ledger as ledgers
 from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.run_storage import Runs
-
-if __name__ == "__main__":
-    # As in select.py: this file's folder holds a module that is named as one of the standard library's.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
-
+from trainables.retrieval import METRICS
 
 logger = logging.getLogger("chorale.export")
 
@@ -73,7 +66,7 @@ def card(ensemble: Mapping[str, Any]) -> str:
     ]
     if figures:
         before = "" if "test" in ensemble else ", before its members were retrained on all splits"
-        values = ", ".join(f"{name} {100 * figures['ensemble'][name]:.2f}" for name in ("map10", "r1", "r5", "r10"))
+        values = ", ".join(f"{name} {100 * figures['ensemble'][name]:.2f}" for name in METRICS)
         lines += [f"On {figures['split']}{before}: {values} (%).", ""]
     lines += [
         "Clotho's captions are for non-commercial use, AudioCaps and WavCaps for academic use; so are models that were",

@@ -8,15 +8,8 @@ were trained with several seeds, seeds.csv. Figures are of the test split: one m
 --no-test shows those of validation.
 """
 
-if __name__ == "__main__":
-    # As in select.py: this file's folder holds a module that is named as one of the standard library's.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
+if __name__ == "__main__" and not __package__:
+    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
 
 import argparse
 import sys
@@ -36,7 +29,6 @@ from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
 from ensemble.record.events import log_event
-from ensemble.record.terminal_tables import TITLES
 from ensemble.reporting import paper_results, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
 from ensemble.reporting.report_page import Leaf, page_of
@@ -47,6 +39,7 @@ from trainables.records import mlflow_ledger as ledgers
 from trainables.records.ledger import Ledger, Sweep
 from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import Runs
+from trainables.retrieval import TITLES
 
 SEEDS_FILE = "seeds.csv"
 LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "other settings", "seed")

@@ -7,15 +7,8 @@ python ensemble/search.py --ensemble EXPORTED --index DIR < sentences.txt       
 An index is made once and grows: a file that it has is embedded again only if its size or time has changed.
 """
 
-if __name__ == "__main__":
-    # As in select.py: this file's folder holds a module that is named as one of the standard library's.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
+if __name__ == "__main__" and not __package__:
+    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
 
 import argparse
 import logging

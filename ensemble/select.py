@@ -6,16 +6,8 @@ python ensemble/select.py --evaluate ensemble.json --split test
 python ensemble/select.py --export ensemble.json --split test       # as one index of embeddings
 """
 
-if __name__ == "__main__":
-    # As a script, this file's folder comes first on the path, where its own name answers the standard library's
-    # `import select`. The repository's root takes its place before anything else is imported, here and in children.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
+if __name__ == "__main__" and not __package__:
+    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
 
 import argparse
 import functools
@@ -43,7 +35,7 @@ from ensemble.record.build import COMPARED_EXACTLY, METHODS, members_of, one_hot
 from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
 from ensemble.record.schema import FORMAT_VERSION, read_ensemble, weights_of
-from ensemble.record.terminal_tables import TITLES, show
+from ensemble.record.terminal_tables import show
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
 from ensemble.selection.costs import costs_of
 from ensemble.selection.greedy import Rules, Selection
@@ -55,8 +47,7 @@ from trainables.records.embeddings import write_embeddings
 from trainables.records.ledger import Ledger, Sweep
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
-
-REPORTED = ("map10", "r1", "r5", "r10")
+from trainables.retrieval import METRICS, TITLES
 
 
 def read(
@@ -229,11 +220,11 @@ def describe(
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """All that ensemble.json holds of the choice; test isn't looked at."""
-    metrics = list(dict.fromkeys([arguments.metric, *REPORTED]))
+    metrics = list(dict.fromkeys([arguments.metric, *METRICS]))
     best = live.best_first()[0]
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
     found, others = build.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
-    members = build.members_json(candidates, live, selection, ledger)
+    shares = attribution.members(live, selection)
     ensemble = {
         "format_version": FORMAT_VERSION,
         "pool": " and ".join([*(arguments.sweep or []), *map(str, arguments.pool)]),
@@ -243,11 +234,11 @@ def describe(
         "fusion": build.FUSIONS_TOLD[arguments.fusion],
         "fusion_name": arguments.fusion,
         "direction": arguments.direction,
-        "members": members,
+        "members": build.members_json(candidates, shares, selection, ledger),
         "best_single": build.member_json(candidates[best], 1.0),
         "validation": found,
         "share_kept": live.share,
-        "likeness": attribution.likeness(live, sorted_members(live, selection)).tolist(),
+        "likeness": attribution.likeness(live, [member.candidate for member in shares]).tolist(),
         "trajectory": build.trajectory_json(candidates, selection, arguments.metric),
         "sizes": {"validation": evaluation.along(validation, build.growth(selection), arguments.metric)},
         "candidates": [candidate.key for candidate in candidates],
@@ -259,11 +250,6 @@ def describe(
         ]
         add_to_methods(ensemble, "validation", {"best single": found["best_single"]} | others)
     return ensemble
-
-
-def sorted_members(live: Live, selection: Selection) -> list[int]:
-    """The members in the order in which they are shown."""
-    return [member.candidate for member in attribution.members(live, selection)]
 
 
 def add_to_methods(ensemble: dict[str, Any], where: str, found: Mapping[str, Any]) -> None:
@@ -303,7 +289,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     source = read(
         candidates, arguments.split, ledger, ensemble.get("fusion_name", "mean"), ensemble.get("direction", "t2a")
     )
-    names = list(dict.fromkeys([ensemble.get("metric", arguments.metric), *REPORTED]))
+    names = list(dict.fromkeys([ensemble.get("metric", arguments.metric), *METRICS]))
     alone = max(range(len(candidates)), key=lambda place: weights[place])
     systems: dict[str, Sequence[float]] = {"ensemble": weights, "heaviest_member": one_hot(alone, len(candidates))}
     found = evaluation.compare(source, systems, names)

@@ -11,16 +11,8 @@ in RUNS/embeddings, so that a command that was ended goes on. The exit status is
 before the zip can be sent.
 """
 
-if __name__ == "__main__":
-    # As a script, this file's folder comes first on the path, where select.py answers the standard library's
-    # `import select`. The repository's root takes its place before anything else is imported, here and in children.
-    import os
-    import sys
-    from pathlib import Path
-
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [str(here.parent), *(entry for entry in sys.path if Path(entry).resolve() != here)]
-    os.environ["PYTHONSAFEPATH"] = "1"
+if __name__ == "__main__" and not __package__:
+    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
 
 import argparse
 import logging

@@ -85,8 +85,9 @@ WRONG = {
 """A mistake of each command that its arguments alone reveal."""
 
 RUN = """
-import json, runpy, sys
+import json, os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path[0] = os.path.dirname(sys.argv[0])  # as where a script is run
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:

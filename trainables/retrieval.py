@@ -20,6 +20,9 @@ PerQuery = NDArray[np.float64]
 METRICS = ("map10", "r1", "r5", "r10")
 """What is reported of a system wherever several figures are: mAP@10, R@1, R@5 and R@10."""
 
+TITLES = {"map10": "mAP@10", "map16": "mAP@16", "r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "ndcg": "nDCG"}
+"""What metrics are called in tables; others go by their names."""
+
 
 @dataclass(frozen=True)
 class Relevance:

@@ -18,6 +18,7 @@ from data.schema import SAMPLE_RATE_HZ, SplitId
 from ensemble.challenge.systems import Member, System, stages_of
 from ensemble.record.build import FUSIONS_TOLD
 from trainables import encoders
+from trainables.retrieval import METRICS, TITLES
 from trainables.trial import Trial
 
 PLACEHOLDER = "LASTNAME_INSTITUTE"
@@ -26,7 +27,7 @@ PLACEHOLDER = "LASTNAME_INSTITUTE"
 OWN = "clotho"
 """The corpus of the challenge: all others are external data."""
 
-RESULTS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+RESULTS = {name: TITLES[name] for name in METRICS}
 """On the development set's test split, by their names in ensemble.json."""
 
 MOST_CHARACTERS = 10

@@ -63,9 +63,9 @@ def member_json(candidate: Candidate, weight: float) -> dict[str, Any]:
 
 
 def members_json(
-    candidates: Sequence[Candidate], live: Live, selection: Selection, ledger: Ledger
+    candidates: Sequence[Candidate], shares: Sequence[attribution.Member], selection: Selection, ledger: Ledger
 ) -> list[dict[str, Any]]:
-    """The members with their shares in the ensemble, the heaviest first, and with what it takes to train them again."""
+    """Return the members with their shares in the ensemble, in that order, and what it takes to train them again."""
     return [
         member_json(candidates[member.candidate], member.weight)
         | {
@@ -75,7 +75,7 @@ def members_json(
             "shapley": member.shapley,
         }
         | (ledger.recipe(run) if (run := candidates[member.candidate].run) else {})
-        for member in attribution.members(live, selection)
+        for member in shares
     ]
 
 

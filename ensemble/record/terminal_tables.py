@@ -8,8 +8,7 @@ from rich.console import Console
 from data.runtime import tables
 from data.runtime.tables import Column, Sheet
 from ensemble.record.html_page import percent
-
-TITLES = {"map10": "mAP@10", "map16": "mAP@16", "r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "ndcg": "nDCG"}
+from trainables.retrieval import TITLES
 
 
 def show(ensemble: Mapping[str, Any], earlier: int | None) -> None:

@@ -8,11 +8,11 @@ is left out: it is no trial that could be run here.
 from dataclasses import dataclass
 
 from data.schema import SplitId
-from trainables import encoders
+from trainables import encoders, retrieval
 from trainables.recipes import PAPER_PARAPHRASES
 from trainables.trial import Trial
 
-METRICS = ("map10", "r1", "r5", "r10")
+METRICS = retrieval.METRICS
 
 TEST, TRAIN = "clotho/evaluation", ("clotho/development",)
 """What its figures are of, and what fine-tunings and the baseline are trained on (from the paper)."""

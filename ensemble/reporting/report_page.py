@@ -9,13 +9,13 @@ import jinja2
 from markupsafe import Markup
 
 from ensemble.record import html_page
-from ensemble.record.terminal_tables import TITLES
 from ensemble.reporting import main_effects, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen
 from ensemble.reporting.plots import draw_bands, draw_crossed, draw_effects, height_of, height_of_crossed, panels
 from ensemble.reporting.retrieval_examples import Answer, Heard
 from ensemble.reporting.tables import Tabulated
 from ensemble.reporting.trial_rows import Row
+from trainables.retrieval import TITLES
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 

@@ -10,8 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ensemble.record.terminal_tables import TITLES
 from ensemble.reporting.paper_results import METRICS
+from trainables.retrieval import TITLES
 
 WIDEST = 1000
 """Columns that a table on the terminal may take: what doesn't fit is wrapped there, not cut off."""

@@ -5,8 +5,7 @@ from rich.console import Console
 from data.runtime.tables import Column, Sheet, show
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
-
-COLUMNS = {"map10": "mAP@10", "r1": "R@1", "r5": "R@5", "r10": "R@10"}
+from trainables.retrieval import METRICS, TITLES
 
 
 def say(message: str = "") -> None:
@@ -27,12 +26,12 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
     rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
     columns = [
         Column("trial", is_figure=False),
-        *(Column(heading) for heading in ("best epoch", *COLUMNS.values())),
+        *(Column(heading) for heading in ("best epoch", *(TITLES[name] for name in METRICS))),
         Column("signature", is_figure=False),
     ]
     shown = []
     for metrics, name, signature in rows:
-        values = [f"{100 * metrics[column]:.2f}" if column in metrics else "-" for column in COLUMNS]
+        values = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in METRICS]
         shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
     show(Console(), Sheet("Finished trials, on the validation split", columns, shown))
     for name in unfinished:

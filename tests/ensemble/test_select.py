@@ -95,7 +95,7 @@ def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_comm
     )
     assert f"came before this one: {before}" in again.stdout
     newest = next(iter(open_ledger(runs).events("ensemble")))
-    assert newest.status == "FINISHED"
+    assert open_ledger(runs).client.get_run(newest.run_id).info.status == "FINISHED"
     assert newest.settings["metric"] == "mrr"
     assert (
         newest.metrics["test_ensemble_mrr"]
