@@ -18,6 +18,7 @@ from ensemble.pool.score_matrices import fused, of_arrays, rank_transform, trans
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
 from ensemble.selection.greedy import Rules
 from ensemble.selection.pruned_pool import compress
+from ensemble.selection.reference import select_greedily
 from trainables import retrieval
 from trainables.retrieval import Relevance
 
@@ -47,26 +48,45 @@ def value_of(pool, counts, metric):
     return retrieval.evaluate(total, pool.relevance, [metric])[metric]
 
 
-def naive_greedy(pool, metric, steps):
-    """The plain loop in float64."""
-    counts, found = np.zeros(len(pool.names), int), []
-    for _ in range(steps):
-        values = [value_of(pool, counts + np.eye(len(counts), dtype=int)[m], metric) for m in range(len(counts))]
-        counts[int(np.argmax(np.round(values, 12)))] += 1
-        found.append((max(values), counts.copy()))
-    return found
+def by_definition(pool, metric, **options):
+    """The selection as reference.py defines it, in float64; ties are ties up to the rounding of its sums."""
+    scores = [pool.scores(model).astype(np.float64) for model in range(len(pool.names))]
+
+    def value(mean_QA):
+        return round(retrieval.evaluate(np.round(mean_QA, 12), pool.relevance, [metric])[metric], 12)
+
+    return select_greedily(scores, value, pool.names, **options)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("levels", [None, 2])
-def test_each_step_is_that_of_the_plain_loop(metric, several, levels):
+@pytest.mark.parametrize("replacement", [True, False])
+def test_the_selection_is_that_of_its_definition(metric, several, levels, replacement):
     pool = make_pool(0, 6, several, levels=levels)
-    selection = greedy.select(compress(pool, metric), Rules(max_size=8))
-    for step, (value, counts) in zip(selection.trajectory, naive_greedy(pool, metric, 8), strict=True):
+    selection = greedy.select(compress(pool, metric), Rules(max_size=8, replacement=replacement))
+    expected = by_definition(pool, metric, max_size=8, replacement=replacement)
+    assert [step.added for step in selection.trajectory] == [added for added, _ in expected.trajectory]
+    for step, (_, value) in zip(selection.trajectory, expected.trajectory, strict=True):
         assert step.value == pytest.approx(value, abs=1e-6)
-        assert counts[step.added]
+    assert selection.weights == pytest.approx(expected.weights)
     assert value_of(pool, selection.counts, metric) == pytest.approx(selection.value, abs=1e-6)
+
+
+def test_the_definition_takes_any_metric():
+    """Here one that isn't of ranks: the mean score of the clips that answer."""
+    pool = make_pool(3, 5)
+    scores = [pool.scores(model).astype(np.float64) for model in range(5)]
+
+    def margin(mean_QA):
+        relevant = pool.relevance
+        return float(mean_QA[relevant.query_P, relevant.clip_P].mean() - mean_QA.mean())
+
+    found = select_greedily(scores, margin, pool.names, max_size=6)
+    alone = [margin(one) for one in scores]
+    assert found.value == pytest.approx(max(alone))  # of a mean of scores, the best is the best one alone
+    assert found.weights[int(np.argmax(alone))] == 1.0
+    assert len(found.trajectory) == 6
 
 
 @settings(max_examples=40, deadline=None)
