@@ -36,6 +36,8 @@ def import_graph() -> networkx.DiGraph:
     found = grimp.build_graph(*PACKAGES, cache_dir=None)
     graph = networkx.DiGraph()
     for module in found.modules:
+        if module.rpartition(".")[2].startswith("_"):  # of one module or command only
+            continue
         graph.add_node(module)
         graph.add_edges_from((module, imported) for imported in found.find_modules_directly_imported_by(module))
     return graph

@@ -30,7 +30,7 @@ NEEDS = {
     "trainables/training/embedding.py",
     "trainables/training/gradient_cache.py",
     "trainables/training/loss.py",
-    "trainables/execution/outcome.py",
+    "trainables/execution/artifacts.py",
     "trainables/execution/ray_adapter.py",
     "trainables/training/train.py",
 }

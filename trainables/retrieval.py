@@ -1,4 +1,4 @@
-"""Scores, ranks, and the metrics of retrieval with their bootstrap intervals.
+"""Scores, ranks, and the metrics of retrieval.
 
 Shapes: Q queries, A audio clips, P (query, relevant clip) pairs. Scores are [Q, A], higher is better. All metrics are
 fractions from 0 to 1.
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 
 Scores = NDArray[np.floating[Any]]
+
 PerQuery = NDArray[np.float64]
 
 METRICS = ("map10", "r1", "r5", "r10")
@@ -139,18 +140,3 @@ def evaluate(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> di
     """The metrics' means over queries."""
     ranks_P = ranks(scores_QA, relevant)
     return {name: float(metric(name)(ranks_P, relevant).mean()) for name in names}
-
-
-def bootstrap_interval(
-    per_query: PerQuery, relevant: Relevance, seed: int = 0, draws: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of a metric's mean (Efron 1979).
-
-    Groups of queries are drawn with replacement, so that captions of one clip stay together.
-    """
-    sums = np.bincount(relevant.group_Q, weights=per_query)
-    sizes = np.bincount(relevant.group_Q)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from ensemble.pool.score_matrices import Matrices
-from trainables import retrieval
+from trainables import bootstrap, retrieval
 from trainables.retrieval import PerQuery, Relevance
 
 QUERIES_AT_A_TIME = 256
@@ -110,4 +110,4 @@ def summary(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str,
 
 def interval(values_Q: PerQuery, relevant: Relevance) -> tuple[float, float]:
     """The 95 % bootstrap interval of a metric's mean."""
-    return retrieval.bootstrap_interval(values_Q, relevant, draws=DRAWS)
+    return bootstrap.bootstrap_interval(values_Q, relevant, draws=DRAWS)

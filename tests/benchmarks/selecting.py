@@ -24,7 +24,7 @@ from measure import machine, say, told
 from ensemble.pool.score_matrices import Matrices, of_arrays
 from ensemble.selection import cross_validation, exhaustive, greedy
 from ensemble.selection.pruned_pool import Live, compress
-from trainables import retrieval
+from trainables import bootstrap, retrieval
 from trainables.retrieval import Relevance
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +202,7 @@ def intervals(live: Live, selection: greedy.Selection) -> tuple[float, float]:
     """The interval of an ensemble's metric."""
     worth_Q = live.worth_of(selection.counts) / live.gains.one
     relevant = Relevance(live.query_P, live.query_P, live.group_Q)
-    return retrieval.bootstrap_interval(worth_Q, relevant, draws=1000)
+    return bootstrap.bootstrap_interval(worth_Q, relevant, draws=1000)
 
 
 def growth() -> None:

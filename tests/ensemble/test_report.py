@@ -34,7 +34,7 @@ from ensemble.reporting.ensemble_rows import Chosen
 from ensemble.reporting.plots import draw_crossed
 from ensemble.reporting.report_page import costs
 from sweeps import spaces
-from trainables import recipes, retrieval
+from trainables import bootstrap, recipes, retrieval
 from trainables import trial as trials
 from trainables.records import checkpoint
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
@@ -251,7 +251,7 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
     found = sweep.embedded[sweep.signatures[1], "test"]
     relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
     per_query = retrieval.metric("map10")(retrieval.ranks(found.scores(), relevant), relevant)
-    low, high = retrieval.bootstrap_interval(per_query, relevant, draws=1000)
+    low, high = bootstrap.bootstrap_interval(per_query, relevant, draws=1000)
     assert (lines[0]["mAP@10 low"], lines[0]["mAP@10 high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
     seeds = read_csv(tmp_path / "seeds.csv")
     assert [(line["no."], line["seeds"]) for line in seeds] == [(f"{n}, {n + 1}", "2") for n in (2, 4, 7, 9)]

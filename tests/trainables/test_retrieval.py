@@ -6,8 +6,9 @@ import torch
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_recall, retrieval_reciprocal_rank
 
 from data.errors import UserError
-from trainables import retrieval
-from trainables.retrieval import Relevance, bootstrap_interval, evaluate, metric, ranks, relevance
+from trainables import bootstrap
+from trainables.bootstrap import bootstrap_interval
+from trainables.retrieval import Relevance, evaluate, metric, ranks, relevance
 
 CLIP_IDS = [f"clip {number}" for number in range(30)]
 
@@ -163,5 +164,5 @@ def test_captions_that_agree_within_their_clip_say_less_than_independent_ones():
 def test_an_interval_has_the_width_that_the_normal_approximation_gives():
     per_query = np.random.default_rng(8).random(400)
     relevant = Relevance(np.arange(400), np.zeros(400, dtype=np.int64), np.arange(400))
-    low, high = retrieval.bootstrap_interval(per_query, relevant, draws=4000)
+    low, high = bootstrap.bootstrap_interval(per_query, relevant, draws=4000)
     assert high - low == pytest.approx(2 * 1.96 * per_query.std() / 20, rel=0.1)

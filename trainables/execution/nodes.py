@@ -20,7 +20,7 @@ TRAIN_ENVIRONMENT = {
 TRAINING_MODULES = (
     "mlflow.store.tracking.sqlalchemy_store",
     "ray.tune.trainable.function_trainable",
-    "trainables.execution.outcome",
+    "trainables.execution.artifacts",
     "trainables.execution.session",
     "trainables.training.train",
 )

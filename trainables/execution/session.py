@@ -109,7 +109,7 @@ def train_rank(
     import torch
 
     from data.store.stored_split import open_split
-    from trainables.execution import outcome
+    from trainables.execution import artifacts
     from trainables.training.train import train
 
     torch.set_num_threads(work.resources.threads)
@@ -136,9 +136,9 @@ def train_rank(
         log.flush()
     if rank == 0:
         lease.require(site.runs)
-        with_retries(lambda: outcome.keep_model(site.runs, lease.signature, trial, network))
+        with_retries(lambda: artifacts.keep_model(site.runs, lease.signature, trial, network))
         validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
-        with_retries(lambda: outcome.log_outcome(log, trial, lease.signature, network, validation, test))
+        with_retries(lambda: artifacts.log_outcome(log, trial, lease.signature, network, validation, test))
 
 
 def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:

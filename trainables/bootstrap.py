@@ -1,0 +1,20 @@
+"""Bootstrap intervals of the metrics of retrieval."""
+
+import numpy as np
+
+from trainables.retrieval import PerQuery, Relevance
+
+
+def bootstrap_interval(
+    per_query: PerQuery, relevant: Relevance, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a metric's mean (Efron 1979).
+
+    Groups of queries are drawn with replacement, so that captions of one clip stay together.
+    """
+    sums = np.bincount(relevant.group_Q, weights=per_query)
+    sizes = np.bincount(relevant.group_Q)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
