@@ -98,22 +98,13 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     from sweeps.scheduling.rounds import run_all
     from trainables.execution.session import Site
 
+    parents = parents_of(every, fingerprints)
     costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
     lines = {
         signature: Line(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
         for signature, trial in every.items()
     }
-    description = {
-        "space": arguments.space,
-        "corpus": arguments.corpus,
-        "retrain": retraining_of(arguments) if members else None,
-        "store": str(whole),
-        "trials": {
-            signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
-            for signature, line in lines.items()
-        },
-    }
-    run_id = ledger.start_sweep(arguments.name, list(every), description)
+    run_id = ledger.start_sweep(arguments.name, list(every), describe_sweep(arguments, whole, lines))
     site = Site(store, runs, ledger.tracking_uri, weights, arguments.keep_epochs)
     execution = execution_of(arguments, resources["fine-tuning"])
     sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND, site, resources, execution)
@@ -121,16 +112,8 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
         lines[signature].state = "finished"
     try:
         with Display(lines, Console(soft_wrap=True), ledger) as display:
-            run_all(
-                todo,
-                parents_of(every, fingerprints),
-                costs,
-                sweep,
-                ledger,
-                display,
-                arguments.max_concurrent,
-                arguments.scheduler == "asha",
-            )
+            with_asha = arguments.scheduler == "asha"
+            run_all(todo, parents, costs, sweep, ledger, display, arguments.max_concurrent, with_asha)
     except KeyboardInterrupt:
         ray_tune.interrupt(ledger, sweep, list(todo))
         ledger.give_up(run_id, "KILLED")
@@ -148,6 +131,20 @@ def run_sweep(arguments: argparse.Namespace, named_space: Space | None) -> int:
     if not members:
         say(f"Next:                 {next_command(arguments)}")
     return 1 if num_unfinished else 0
+
+
+def describe_sweep(arguments: argparse.Namespace, whole: Store, lines: Mapping[str, Line]) -> dict[str, Any]:
+    """Return what the ledger keeps of a sweep besides its trials' signatures."""
+    return {
+        "space": arguments.space,
+        "corpus": arguments.corpus,
+        "retrain": retraining_of(arguments) if arguments.retrain else None,
+        "store": str(whole),
+        "trials": {
+            signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
+            for signature, line in lines.items()
+        },
+    }
 
 
 def start_cluster(arguments: argparse.Namespace) -> list[Bundle]:

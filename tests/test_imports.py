@@ -21,6 +21,7 @@ NEEDS = {
     "data/loading/batches.py",
     "data/loading/shared_buffers.py",
     "ensemble/selection/kernels.py",
+    "ensemble/selection/subset_kernels.py",
     "ensemble/serving/mlflow_model.py",
     "sweeps/scheduling/tune_searcher.py",
     "sweeps/scheduling/ray_tune.py",

@@ -63,7 +63,7 @@ def searched(
     live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
     """The worth of all subsets over some queries, in as few bits as hold it."""
-    from ensemble.selection.kernels import low_models, walk
+    from ensemble.selection.subset_kernels import low_models, walk
 
     num_models, gains = target_PM.shape[1], live.gains
     low = int(low_models(num_models))

@@ -121,18 +121,9 @@ def train(
             if trial.final_epoch or metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
                 best = checkpoint.weights_of(network)
-            metrics |= {
-                "epoch": epoch + 1,
-                "epochs": trial.epochs,
-                "best_epoch": progress.best_epoch,
-                **({} if trial.final_epoch else {"best_map10": progress.best_map10}),
-                "train_loss": progress.loss_sum / len(batches),
-                "temperature": float(network.temperature.detach()),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-                "pairs_without_paraphrases": pairs.without_paraphrases,
-                **took,
-                "validation_s": time.monotonic() - began,
-            }
+            metrics |= took | {"validation_s": time.monotonic() - began}
+            metrics |= describe_epoch(trial, progress, network, optimizer, len(batches))
+            metrics["pairs_without_paraphrases"] = pairs.without_paraphrases
         progress.validation_losses += (from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
         report(metrics, snapshot(rank, trial, network, optimizer, progress, best))
@@ -140,6 +131,21 @@ def train(
     if rank == 0:
         network.load_state_dict(best)
     return network
+
+
+def describe_epoch(
+    trial: Trial, progress: Progress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
+) -> Metrics:
+    """Return what is logged of an epoch besides its validation and its times."""
+    best = {} if trial.final_epoch else {"best_map10": progress.best_map10}
+    return best | {
+        "epoch": progress.epochs_done + 1,
+        "epochs": trial.epochs,
+        "best_epoch": progress.best_epoch,
+        "train_loss": progress.loss_sum / num_batches,
+        "temperature": float(network.temperature.detach()),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+    }
 
 
 def open_pairs(trial: Trial, store: Location) -> Pairs:
