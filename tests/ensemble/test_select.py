@@ -38,6 +38,7 @@ def test_ensemble_json_names_members_and_figures(selected):
         assert member.keys() >= {"name", "weight", "run_id", "signature", "shapley", "without", "alone"}
         assert member["signature"] in signatures
     assert sum(member["weight"] for member in ensemble["members"]) == pytest.approx(1)
+    assert "<h1>Ensemble of first</h1>" in (runs / "ensembles" / "first" / "ensemble.html").read_text()
     for split in ("validation", "test"):
         for system in ("ensemble", "best_single"):
             for metric in METRICS:
