@@ -33,7 +33,8 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
 
     The processes of a cluster that is started here import the modules of `preload` before there is work for them. Ray
     starts one for each CPU, so this is left out on machines with more than `MAX_PRELOADED`. Without the dashboard there
-    is no State API, by which Ray Train frees what a stopped trial held.
+    is no State API, by which Ray Train frees what a stopped trial held. Raises UserError where a cluster that is named
+    doesn't answer.
     """
     import ray
 
@@ -44,7 +45,14 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
         settings = {"preload_python_modules": ",".join(preload), "idle_worker_killing_time_threshold_ms": str(KEPT_MS)}
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
+        except ConnectionError as error:
+            raise UserError(
+                f"{error}: check that the cluster is running, RAY_ADDRESS "
+                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token where it asks for a token; "
+                "`ray stop` removes what is left of a cluster on this machine"
+            ) from error
 
 
 def num_cpus() -> int:
