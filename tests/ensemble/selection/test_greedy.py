@@ -219,9 +219,10 @@ def test_metrics_are_torchmetrics_where_these_agree(metric):
     assert greedy.select(compress(pool, metric)).value == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaTypeSafetyWarning")
 def test_metrics_are_those_of_ranx_where_these_agree():
-    """One relevant clip, no ties."""
+    """One relevant clip, no ties. Slow, as ranx compiles for long; torchmetrics and loops check the same above."""
     names = {"map10": "map@10", "mrr": "mrr", "r1": "recall@1", "r5": "recall@5", "ndcg10": "ndcg@10", "ndcg": "ndcg"}
     pool = make_pool(6, 1)
     clip_Q = pool.relevance.clip_P
