@@ -87,7 +87,7 @@ def modules_of(folder: Path) -> Iterator[tuple[str, str]]:
             yield path.name, first_sentence(path)
 
 
-def section(folder: Path, level: int) -> Iterator[str]:
+def section(folder: Path, level: int, graph: networkx.DiGraph) -> Iterator[str]:
     """Yield the lines about a package: what it is for, its modules, and its sub-packages."""
     name = folder.relative_to(ROOT).as_posix()
     yield f"{'#' * level} {name}/"
@@ -96,10 +96,8 @@ def section(folder: Path, level: int) -> Iterator[str]:
     yield ""
     if level == 2:
         package = folder.name
-        inside = squash(
-            import_graph().subgraph(module for module in import_graph() if module.startswith(f"{package}.")), 2
-        )
-        yield from flowchart(inside, package)
+        inside = graph.subgraph(module for module in graph if module.startswith(f"{package}."))
+        yield from flowchart(squash(inside, 2), package)
         yield ""
     rows = list(modules_of(folder))
     if rows:
@@ -108,14 +106,15 @@ def section(folder: Path, level: int) -> Iterator[str]:
         yield from (f"| `{name}` | {sentence} |" for name, sentence in rows)
         yield ""
     for sub in sorted(path.parent for path in folder.glob("*/__init__.py")):
-        yield from section(sub, level + 1)
+        yield from section(sub, level + 1, graph)
 
 
 def page() -> str:
     """Return the text of the page."""
-    lines = [HEAD, *flowchart(squash(import_graph(), 1)), ""]
+    graph = import_graph()
+    lines = [HEAD, *flowchart(squash(graph, 1)), ""]
     for package in PACKAGES:
-        lines += section(ROOT / package, 2)
+        lines += section(ROOT / package, 2, graph)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -7,7 +7,7 @@ What `--register` writes is an MLflow model (pyfunc): `mlflow.pyfunc.load_model(
 """
 
 if __name__ == "__main__" and not __package__:
-    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+    import _run_as_script  # noqa: F401
 
 import argparse
 import logging

@@ -9,7 +9,7 @@ were trained with several seeds, seeds.csv. Figures are of the test split: one m
 """
 
 if __name__ == "__main__" and not __package__:
-    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+    import _run_as_script  # noqa: F401
 
 import argparse
 import sys

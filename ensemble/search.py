@@ -8,7 +8,7 @@ An index is made once and grows: a file that it has is embedded again only if it
 """
 
 if __name__ == "__main__" and not __package__:
-    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+    import _run_as_script  # noqa: F401
 
 import argparse
 import logging

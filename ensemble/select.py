@@ -7,7 +7,7 @@ python ensemble/select.py --export ensemble.json --split test       # as one ind
 """
 
 if __name__ == "__main__" and not __package__:
-    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+    import _run_as_script  # noqa: F401
 
 import argparse
 import functools

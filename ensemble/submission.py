@@ -12,7 +12,7 @@ before the zip can be sent.
 """
 
 if __name__ == "__main__" and not __package__:
-    import _run_as_script  # type: ignore[import-not-found]  # noqa: F401
+    import _run_as_script  # noqa: F401
 
 import argparse
 import logging

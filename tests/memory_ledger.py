@@ -43,10 +43,6 @@ class MemoryLedger(Ledger):
         found = [run for run in self.trial_runs() if run.signature == signature]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
-    def finished(self, signature):
-        run = self.trial_run(signature)
-        return run if run and run.status == "FINISHED" else None
-
     def signature_of(self, run_id):
         return self.trials[run_id].signature if run_id in self.trials else None
 
@@ -92,11 +88,6 @@ class MemoryLedger(Ledger):
         if run.run_id not in self.configs:
             raise MissingArtifactError("trial.json", run.run_id)
         return self.configs[run.run_id]
-
-    def recipe(self, run):
-        parent = self.finished(run.pretraining) if run.pretraining else None
-        found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
-        return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name, signatures, description):
         run_id = self.sweeps[name].run_id if name in self.sweeps else next(self.ids)

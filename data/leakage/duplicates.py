@@ -27,8 +27,8 @@ Part = tuple[StoredSplit, int]
 
 def is_trained_on(name: str) -> bool:
     """Whether clips of a split, 'corpus/split', may be trained on."""
-    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
-    return not is_held_out(name) or split in corpora.load(corpus).PRETRAINING
+    split_id = SplitId.parse(name)
+    return not is_held_out(name) or split_id.split in corpora.load(split_id.corpus).PRETRAINING
 
 
 def parts(splits: Iterable[StoredSplit]) -> list[Part]:

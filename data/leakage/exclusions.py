@@ -88,8 +88,8 @@ def exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
 
 def is_held_out(name: str) -> bool:
     """Whether a split, 'corpus/split', is one whose recordings aren't to be heard in training."""
-    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
-    return split in corpora.load(corpus).HELD_OUT
+    split_id = SplitId.parse(name)
+    return split_id.split in corpora.load(split_id.corpus).HELD_OUT
 
 
 def update(location: Location) -> pa.Table:

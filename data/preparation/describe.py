@@ -22,8 +22,9 @@ COLUMNS = (
 
 def published(name: str) -> str:
     """How many clips of a split, 'corpus/split', are published, by version where there are several; '' if unknown."""
-    corpus, split = SplitId.parse(name).corpus, SplitId.parse(name).split
-    counts = {version: sizes[split] for version, sizes in corpora.load(corpus).PUBLISHED.items() if split in sizes}
+    split_id = SplitId.parse(name)
+    published = corpora.load(split_id.corpus).PUBLISHED
+    counts = {version: sizes[split_id.split] for version, sizes in published.items() if split_id.split in sizes}
     if len(set(counts.values())) == 1:
         return f"{next(iter(counts.values())):,}"
     return " or ".join(f"{count:,} ({version})" for version, count in counts.items())

@@ -13,9 +13,6 @@ from data.store.files import write_json
 from data.store.storage import MANIFEST, Store
 from data.waveform import Codec
 
-TABLES = ("index", "queries", "set_aside", "sources")
-"""Fields that name the files of tables."""
-
 
 @dataclass(frozen=True)
 class Manifest:

@@ -90,7 +90,7 @@ class StoredSplit:
         return set(self.table("sources", self.manifest)["source"].to_pylist())
 
     def table(self, kind: str, manifest: Manifest) -> pa.Table:
-        """Return one of a manifest's `TABLES`."""
+        """Return one of a manifest's tables, by the field that names its file."""
         return pa.ipc.open_file(self.store.map(manifest.path_of(getattr(manifest, kind)))).read_all()
 
     def shard(self, number: int) -> pa.Table:

@@ -111,10 +111,7 @@ def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
             split = ledger.embeddings(row.candidate.trial_run, FILES[which])
             there.append((row, split))
         except MissingArtifactError as error:
-            code = f" ({error.code})" if error.code else ""
-            reasons[row.number] = (
-                f"its embeddings of {which} can't be found in run {row.candidate.trial_run.run_id}{code}"
-            )
+            reasons[row.number] = f"its embeddings of {which} can't be found in {error.where}"
         except UserError as error:
             reasons[row.number] = str(error)
     if not there:

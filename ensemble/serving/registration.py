@@ -21,8 +21,7 @@ def register(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
 
     audio_index.open_index(index, bundle.load(folder))
     mlflow.set_tracking_uri(ledger.tracking_uri)
-    tags = {"kind": "export"}
-    run_id = ledger.client.create_run(ledger.experiment_id, tags=tags, run_name=f"export of {name}").info.run_id
+    run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
     with mlflow.start_run(run_id=run_id):
         found = mlflow.pyfunc.log_model(
             name="ensemble",

@@ -22,11 +22,11 @@ CURVES = ("map10", "train_loss", "validation_loss")
 
 
 class MissingArtifactError(UserError):
-    """A file that a run should have is gone, or its store can't be reached; `code` is the store's own."""
+    """A file that a run should have is gone, or its store can't be reached; `where` names the run and the reason."""
 
     def __init__(self, name: str, run_id: str, code: str = "") -> None:
-        self.code = code
-        super().__init__(f"{name} can't be found in run {run_id}" + (f" ({code})" if code else ""))
+        self.where = f"run {run_id}" + (f" ({code})" if code else "")
+        super().__init__(f"{name} can't be found in {self.where}")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Ledger(Protocol):
 
     def finished(self, signature: str) -> TrialRun | None:
         """Return a trial by its signature, if it is finished."""
+        run = self.trial_run(signature)
+        return run if run and run.status == "FINISHED" else None
 
     def signature_of(self, run_id: str) -> str | None:
         """Return the signature of the trial that is logged to a run; None where there is no such run."""
@@ -126,6 +128,9 @@ class Ledger(Protocol):
 
     def recipe(self, run: TrialRun) -> dict[str, Any]:
         """Return what it takes to train a finished trial again: its config, its best epoch and its pretraining's."""
+        found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
+        parent = self.finished(run.pretraining) if run.pretraining else None
+        return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
         """Return the id of a sweep's run: the one of this name, whose list is replaced, or a new one."""

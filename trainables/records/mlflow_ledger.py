@@ -76,7 +76,7 @@ class MlflowLedger(Ledger):
             if not token:
                 return
 
-    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
+    def create_run(self, name: str, tags: Mapping[str, str]) -> str:
         """Return the id of a new run."""
         return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
@@ -104,10 +104,6 @@ class MlflowLedger(Ledger):
         found = [trial_run_of(run) for run in self._runs("trial", f"tags.signature = '{signature}'")]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
-    def finished(self, signature: str) -> TrialRun | None:
-        run = self.trial_run(signature)
-        return run if run and run.status == "FINISHED" else None
-
     def signature_of(self, run_id: str) -> str | None:
         from mlflow.exceptions import MlflowException
 
@@ -127,7 +123,7 @@ class MlflowLedger(Ledger):
             tags["pretraining"] = parent
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
-        run_id = self._create_run(trial.name, tags)
+        run_id = self.create_run(trial.name, tags)
         for name, value in flattened(trials.to_json(trial)):
             self.client.log_param(run_id, name, value)
         return run_id
@@ -165,18 +161,13 @@ class MlflowLedger(Ledger):
         found: dict[str, Any] = read_json(self._artifact(run.run_id, run.artifacts, TRIAL_FILE))
         return found
 
-    def recipe(self, run: TrialRun) -> dict[str, Any]:
-        found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
-        parent = self.finished(run.pretraining) if run.pretraining else None
-        return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
-
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
         found = next((run for run in self._runs("sweep") if run.info.run_name == name), None)
         if found:
             run_id = str(found.info.run_id)
             self.client.update_run(run_id, status="RUNNING")
         else:
-            run_id = self._create_run(name, {"kind": "sweep"})
+            run_id = self.create_run(name, {"kind": "sweep"})
         self.client.log_dict(run_id, {**description, "signatures": list(signatures)}, SWEEP_FILE)
         return run_id
 
@@ -219,7 +210,7 @@ class MlflowLedger(Ledger):
         tags = {"kind": kind, "members": members}
         tags |= {TEST_FINGERPRINT: test_fingerprint} if test_fingerprint else {}
         tags |= {PARENT: sweep_run_id} if sweep_run_id else {}
-        run_id, now_ms = self._create_run(name, tags), time.time_ns() // 1_000_000
+        run_id, now_ms = self.create_run(name, tags), time.time_ns() // 1_000_000
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in settings.items()])
         entries = [Metric(key, value, now_ms, step) for key, value, step in metrics]
         for first in range(0, len(entries), MAX_METRICS):
