@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data import corpora
 from data.errors import UserError
 from data.schema import DUPLICATES, EXCLUSIONS, LISTED, SplitId
+from data.sources.json_text import parse_json
 from data.store.files import short_hash, write_table
 from data.store.storage import MANIFEST, Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -214,10 +215,10 @@ def read_csv_list(path: Path, text: str) -> Iterator[str]:
 def read_json_list(path: Path, text: str) -> Iterator[str]:
     """The sources of a blacklist as WavCaps publishes it: {"AudioSet": [ids], "FreeSound": [ids]}."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+    except ValueError as error:  # a number of thousands of digits, lists within lists
         raise UserError(f"{path}: not JSON that can be read ({error})") from None
     for key, ids in value.items() if isinstance(value, dict) else [("ids", value)]:
         if key != "ids" and key not in JSON_SOURCES:

@@ -5,13 +5,13 @@ explanations, thoughts, or is a refusal.
 """
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.captions import normalise
+from data.sources.json_text import parse_json
 
 MOST_WORDS = 19
 """In a paraphrase: the instruction asks for less than 20."""
@@ -138,8 +138,8 @@ def counted(lines: Sequence[str]) -> list[str]:
 
 def json_strings(text: str) -> list[str] | None:
     """All strings within a text that is JSON; None if it isn't, or has none."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(text)
+    with contextlib.suppress(ValueError):
+        value = parse_json(text)
         if isinstance(value, list | dict):
             return list(strings(value)) or None
     return None

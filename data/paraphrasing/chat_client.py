@@ -7,7 +7,6 @@ and slowly more while all goes well.
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import os
@@ -24,6 +23,7 @@ import openai
 from data.errors import UserError
 from data.paraphrasing import grammar
 from data.paraphrasing.job import Answer, Request
+from data.sources.json_text import parse_json
 
 KEY = "OPENAI_API_KEY"
 BASE_URL = "OPENAI_BASE_URL"
@@ -245,8 +245,8 @@ def is_address(text: str) -> bool:
 def as_json(content: bytes) -> Any:
     """What a response holds, None where that isn't JSON."""
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
+        return parse_json(content)
+    except ValueError:
         return None
 
 

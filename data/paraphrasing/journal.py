@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Self
 import filelock
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 
 Line = dict[str, Any]
 
@@ -132,7 +133,7 @@ def lines(path: Path) -> Iterator[tuple[int, Line]]:
             if not line.endswith(b"\n"):
                 return  # cut short
             try:
-                value = json.loads(line)
+                value = parse_json(line)
                 bytes.fromhex(value["key"])
                 if not all(isinstance(value[name], kind) for name, kind in FIELDS.items()):
                     raise TypeError(f"not {FIELDS}")

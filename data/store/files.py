@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """A JSON file that a user names. A UserError says why it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -1,7 +1,6 @@
 """The manifest of a split: what a store says of it in one small file, which is written last."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import dacite
 
 from data.errors import UserError
 from data.schema import FORMAT_VERSION, SplitId
+from data.sources.json_text import parse_json
 from data.store.files import write_json
 from data.store.storage import MANIFEST, Store
 from data.waveform import Codec
@@ -64,14 +64,14 @@ def read_manifest(store: Store, name: str) -> Manifest:
     can't be read.
     """
     try:
-        read = json.loads(store.read(f"{name}/{MANIFEST}"))
+        read = parse_json(store.read(f"{name}/{MANIFEST}"))
         version = read.get("format_version")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{store} holds no split {name!r} (it holds: {', '.join(store.splits()) or 'nothing'}); "
             f"prepare it with: {prepare_command(store, name)}"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
             f"prepare this split again: {prepare_command(store, name)}"
