@@ -30,10 +30,10 @@ def test_whatever_cannot_be_read_is_a_value_error(text):
 
 def test_no_finalizer_runs_while_the_stack_is_used_up():
     errors, threshold = [], gc.get_threshold()
-    gc.collect()
-    gc.set_threshold(1)
     try:
-        for _ in range(20):
+        for allocations in range(500, 1000, 10):  # until the next collection: one of them falls on the deepest list
+            gc.collect()
+            gc.set_threshold(allocations)
             Finalized(errors)
             with pytest.raises(ValueError):
                 parse_json("[" * 200_000)
