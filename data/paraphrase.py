@@ -16,8 +16,9 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data import corpora
 from data.errors import UserError, positive
@@ -38,6 +39,7 @@ from data.paraphrasing.outcome import DEFAULT_VARIANTS, SAID_INCOMPLETE, summary
 from data.paraphrasing.prices import Price
 from data.paraphrasing.published import match_entries, read_variations
 from data.runtime import command_line
+from data.runtime.options import Command, flag, option, positional, run_command
 from data.schema import Paraphrase
 from data.store import split_writer
 from data.store.storage import Store
@@ -63,31 +65,109 @@ REVIEW_FILE = "paraphrases.html"
 IMPORTED = "imported"
 
 
-def paraphrase_command(arguments: argparse.Namespace) -> int:
+def batch_size(text: str) -> int:
+    """As many requests as the Batch API takes at most, for argparse."""
+    if (value := positive(text)) > MOST_REQUESTS:
+        raise argparse.ArgumentTypeError(f"{text}: the API takes {MOST_REQUESTS:,} at most")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a number above 0")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """The store, which every command takes."""
+
+    store: str = option("where the shards are", "store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(StoreOptions):
+    """The split whose captions are meant."""
+
+    corpus: str
+    split: str | None = option("of the corpus (default: the one to train on)", None)
+    replace: bool = option("also where another model's paraphrases are there", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskOptions(SplitOptions):
+    """The options of paraphrasing."""
+
+    corpus: str = positional(f"one of: {', '.join(corpora.names())}")
+    model: str = option("the model; the default is the paper's (default: %(default)s)", "gpt-3.5-turbo")
+    base_url: str | None = option(
+        "of a server other than OpenAI's, as http://localhost:8000/v1", None, metavar="URL")  # fmt: skip
+    variants: int = option("paraphrases of a caption", DEFAULT_VARIANTS, type=positive)
+    concurrency: int | None = option(f"requests at a time (default: {DEFAULT_CONCURRENCY})", None, type=positive)
+    timeout: float | None = option(
+        f"for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=above_zero, metavar="SECONDS")  # fmt: skip
+    budget: float | None = option(
+        "for this split and model, all runs together", None, type=above_zero, metavar="USD")  # fmt: skip
+    price: tuple[float, float] | None = option(
+        "of the model, in USD for a million tokens", None, type=above_zero, nargs=2,
+        metavar=("INPUT", "OUTPUT"))  # fmt: skip
+    batch: bool = option("ask through the Batch API: half the price, within a day", False)
+    batch_size: int | None = option(
+        f"requests of a batch, where an account's limits are lower than the API's (default: {MOST_REQUESTS:,})",
+        None, type=batch_size)  # fmt: skip
+    poll: float | None = option(
+        f"between two looks at a batch (default: {DEFAULT_POLL_S:g})", None, type=above_zero,
+        metavar="SECONDS")  # fmt: skip
+    dry_run: bool = option("say requests, tokens and price; ask nothing", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(SplitOptions):
+    """The options of import."""
+
+    file: Path = positional('a JSON list of {"path", "caption", "variations"}')
+    corpus: str = option("the corpus", "clotho")
+    model: str | None = option("what wrote them, for the record", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewOptions(StoreOptions):
+    """The options of review."""
+
+    split: str | None = option("default: all that have paraphrases", None)
+    out: Path | None = option(f"default: {REVIEW_FILE} beside the split", None, metavar="FILE")
+
+
+def paraphrase_command(options: AskOptions) -> int:
     """Paraphrase the captions of a split."""
-    by_rules = arguments.model == grammar.NAME
-    refuse_ignored(arguments, by_rules)
-    captions = Captions(open_captions(arguments), arguments.model, arguments.variants)
-    price = price_of(arguments)
+    by_rules = options.model == grammar.NAME
+    refuse_ignored(options, by_rules)
+    captions = Captions(open_captions(options), options.model, options.variants)
+    price = price_of(options)
     attempts = 1 if by_rules else ATTEMPTS  # rules say the same again
-    if arguments.dry_run:
-        describe(captions, attempts, price, arguments.batch)
+    if options.dry_run:
+        describe(captions, attempts, price, options.batch)
         return 0
-    own = require_own(captions.split, captions.model, captions.instruction, arguments.replace)
+    own = require_own(captions.split, captions.model, captions.instruction, options.replace)
     with Journal(captions.journal) as journal:
         answered = Answered(captions)
-        budget = Budget(price, arguments.budget, answered, arguments.batch)
-        if arguments.batch:
-            stopped = ask_in_batches(arguments, captions, journal, answered, budget)
+        budget = Budget(price, options.budget, answered, options.batch)
+        if options.batch:
+            stopped = ask_in_batches(options, captions, journal, answered, budget)
         else:
             from data.paraphrasing.async_runner import Progress, Run
 
             refuse_open(captions)
-            model = grammar_or_server(arguments, by_rules)
+            model = grammar_or_server(options, by_rules)
             total = sum(1 for _ in captions.distinct())
             with Progress(captions.split.name, total, budget.spent_told) as progress:
                 run = Run(model, journal, answered, budget, attempts, progress)
-                run.all(captions.distinct(), arguments.concurrency or DEFAULT_CONCURRENCY)
+                run.all(captions.distinct(), options.concurrency or DEFAULT_CONCURRENCY)
             stopped = run.stopped
         outcome = write_table(captions, answered, attempts, own)
     for line in summary(outcome, captions, budget):
@@ -100,28 +180,28 @@ def paraphrase_command(arguments: argparse.Namespace) -> int:
     return 1 if outcome.unanswered else 0
 
 
-def refuse_ignored(arguments: argparse.Namespace, by_rules: bool) -> None:
+def refuse_ignored(options: AskOptions, by_rules: bool) -> None:
     """Raise UserError for options that the way of asking has no use for."""
     if by_rules:
         why = f"{grammar.NAME} is asked without a server, for nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
-    elif arguments.batch:
+    elif options.batch:
         why, ignored = "with --batch the server decides", ["concurrency"]
     else:
         why, ignored = "that is for --batch", ["batch_size", "poll"]
     for name in ignored:
-        if getattr(arguments, name):
-            raise UserError(f"--{name.replace('_', '-')}: {why}; leave it out")
+        if getattr(options, name):
+            raise UserError(f"{flag(name)}: {why}; leave it out")
 
 
-def grammar_or_server(arguments: argparse.Namespace, by_rules: bool) -> "Model":
+def grammar_or_server(options: AskOptions, by_rules: bool) -> "Model":
     """Return what is asked, a request at a time."""
     from data.paraphrasing import chat_client  # the client of a server takes half a second to import
 
     if by_rules:
         return chat_client.Grammar()
-    concurrency = arguments.concurrency or DEFAULT_CONCURRENCY
-    return chat_client.ChatModel(arguments.base_url, arguments.timeout or DEFAULT_TIMEOUT_S, concurrency)
+    concurrency = options.concurrency or DEFAULT_CONCURRENCY
+    return chat_client.ChatModel(options.base_url, options.timeout or DEFAULT_TIMEOUT_S, concurrency)
 
 
 def refuse_open(captions: Captions) -> None:
@@ -137,15 +217,15 @@ def refuse_open(captions: Captions) -> None:
 
 
 def ask_in_batches(
-    arguments: argparse.Namespace, captions: Captions, journal: Journal, answered: Answered, budget: Budget
+    options: AskOptions, captions: Captions, journal: Journal, answered: Answered, budget: Budget
 ) -> str:
     """Ask through the Batch API; why not all was asked, '' if it was."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
-    timeout_s = arguments.timeout or DEFAULT_TIMEOUT_S
+    timeout_s = options.timeout or DEFAULT_TIMEOUT_S
     client = chat_client.connect(
-        arguments.base_url, timeout_s, chat_client.LimitedClient(chat_client.Slots(1), timeout_s)
+        options.base_url, timeout_s, chat_client.LimitedClient(chat_client.Slots(1), timeout_s)
     )
     run = BatchRun(
         client,
@@ -154,31 +234,31 @@ def ask_in_batches(
         answered,
         budget,
         ATTEMPTS,
-        poll_s=arguments.poll or DEFAULT_POLL_S,
-        batch_size=arguments.batch_size or MOST_REQUESTS,
+        poll_s=options.poll or DEFAULT_POLL_S,
+        batch_size=options.batch_size or MOST_REQUESTS,
     )
     asyncio.run(run.all())
     return run.stopped
 
 
-def open_captions(arguments: argparse.Namespace) -> StoredSplit:
+def open_captions(options: SplitOptions) -> StoredSplit:
     """The split whose captions are meant. A UserError where it can't have paraphrases."""
-    store = Store.of(arguments.store)
+    store = Store.of(options.store)
     if store.is_remote:
         raise UserError(f"{store} is an object store: paraphrase the folder that it was uploaded from, and upload that")
-    split = arguments.split or corpora.load(arguments.corpus).ROLES["train"]
-    found = open_split(store, f"{arguments.corpus}/{split}")
+    split = options.split or corpora.load(options.corpus).ROLES["train"]
+    found = open_split(store, f"{options.corpus}/{split}")
     if found.manifest.clips_of or not found.manifest.queries_are_captions:
         raise UserError(f"{found.name} has queries, not captions of clips: it isn't trained on; name another --split")
     return found
 
 
-def price_of(arguments: argparse.Namespace) -> Price | None:
+def price_of(options: AskOptions) -> Price | None:
     """What the model costs, if that is known. A UserError where there is a budget and it isn't."""
-    price = Price(*arguments.price) if arguments.price else prices.price_of(arguments.model)
-    if arguments.budget is not None and price is None:
+    price = Price(*options.price) if options.price else prices.price_of(options.model)
+    if options.budget is not None and price is None:
         raise UserError(
-            f"--budget {arguments.budget:g}: no price of {arguments.model!r} is known; "
+            f"--budget {options.budget:g}: no price of {options.model!r} is known; "
             "give it as --price INPUT OUTPUT, in USD for a million tokens, or leave --budget out"
         )
     return price
@@ -246,16 +326,16 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
         logger.info(line)
 
 
-def import_command(arguments: argparse.Namespace) -> int:
+def import_command(options: ImportOptions) -> int:
     """Take over variations that are published as a JSON list of {"path", "caption", "variations"}."""
-    split, entries = open_captions(arguments), read_variations(arguments.file)
-    model = arguments.model or IMPORTED
-    require_own(split, model, "", arguments.replace)
+    split, entries = open_captions(options), read_variations(options.file)
+    model = options.model or IMPORTED
+    require_own(split, model, "", options.replace)
     found = match_entries(split, entries)
     rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in found.variants.items() if kept]
     if not rows:
         why = f"its {len(found.unknown):,} entries are about other captions" if found.unknown else "all fail the checks"
-        raise UserError(f"{arguments.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
+        raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
     with alone(journal_of(split)):
         split_writer.write_paraphrases(split.store.path / split.name, rows)
     total = sum(len(captions) for captions in split.captions)
@@ -267,109 +347,35 @@ def import_command(arguments: argparse.Namespace) -> int:
     if found.unknown:
         logger.info(f"{len(found.unknown):,} entries are about other captions:")
         for line in found.unknown[:SAID_INCOMPLETE]:
-            logger.info(f"  {arguments.file}, {line}")
+            logger.info(f"  {options.file}, {line}")
     return 0
 
 
-def review_command(arguments: argparse.Namespace) -> int:
+def review_command(options: ReviewOptions) -> int:
     """Write a page with captions and paraphrases side by side, for each split that has any."""
-    store = Store.of(arguments.store)
+    store = Store.of(options.store)
     found: list[tuple[StoredSplit, str, str]] = []
     for name in store.splits():
         split = open_split(store, name)
-        if split.manifest.clips_of or (arguments.split and arguments.split not in (name, split.manifest.split)):
+        if split.manifest.clips_of or (options.split and options.split not in (name, split.manifest.split)):
             continue
         if by := written_by(split):
             found.append((split, by[0], by[1] or ""))
     if not found:
-        raise UserError(f"{store} has no paraphrases" + (f" of {arguments.split}" if arguments.split else ""))
-    if arguments.out and len(found) > 1:
+        raise UserError(f"{store} has no paraphrases" + (f" of {options.split}" if options.split else ""))
+    if options.out and len(found) > 1:
         names = ", ".join(split.name for split, *_ in found)
-        raise UserError(f"--out {arguments.out}: one page for several splits ({names}); choose one with --split")
+        raise UserError(f"--out {options.out}: one page for several splits ({names}); choose one with --split")
     for split, model, instruction in found:
-        path = arguments.out or store.path / split.name / REVIEW_FILE
+        path = options.out or store.path / split.name / REVIEW_FILE
         write_review(split, model, instruction, path)
         logger.info(f"{split.name}: {path}")
     return 0
 
 
-def add_split(parser: argparse.ArgumentParser) -> None:
-    """The arguments by which a split is named, and what is written in place of what is there."""
-    parser.add_argument("--split", help="of the corpus (default: the one to train on)")
-    parser.add_argument("--replace", action="store_true", help="also where another model's paraphrases are there")
-
-
-def add_paraphrase(parser: argparse.ArgumentParser) -> None:
-    """The arguments of paraphrasing."""
-    parser.add_argument("corpus", help=f"one of: {', '.join(corpora.names())}; or one of: {', '.join(COMMANDS)}")
-    add_split(parser)
-    parser.add_argument("--model", default="gpt-3.5-turbo", help="(default: %(default)s, the paper's)")
-    parser.add_argument(
-        "--base-url", metavar="URL", help="of a server other than OpenAI's, as http://localhost:8000/v1"
-    )
-    parser.add_argument(
-        "--variants", type=positive, default=DEFAULT_VARIANTS, help="paraphrases of a caption (default: %(default)s)"
-    )
-    parser.add_argument("--concurrency", type=positive, help=f"requests at a time (default: {DEFAULT_CONCURRENCY})")
-    parser.add_argument(
-        "--timeout", type=above_zero, metavar="SECONDS", help=f"for an answer (default: {DEFAULT_TIMEOUT_S:g})"
-    )
-    parser.add_argument("--budget", type=above_zero, metavar="USD", help="for this split and model, all runs together")
-    parser.add_argument(
-        "--price",
-        type=above_zero,
-        nargs=2,
-        metavar=("INPUT", "OUTPUT"),
-        help="of the model, in USD for a million tokens",
-    )
-    parser.add_argument("--batch", action="store_true", help="ask through the Batch API: half the price, within a day")
-    parser.add_argument(
-        "--batch-size",
-        type=batch_size,
-        metavar="N",
-        help=f"requests of a batch, where an account's limits are lower than the API's (default: {MOST_REQUESTS:,})",
-    )
-    parser.add_argument(
-        "--poll", type=above_zero, metavar="SECONDS", help=f"between two looks at a batch (default: {DEFAULT_POLL_S:g})"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say requests, tokens and price; ask nothing")
-
-
-def add_import(parser: argparse.ArgumentParser) -> None:
-    """The arguments of import."""
-    parser.add_argument("file", type=Path, help='a JSON list of {"path", "caption", "variations"}')
-    parser.add_argument("--corpus", default="clotho", help="(default: %(default)s)")
-    add_split(parser)
-    parser.add_argument("--model", help="what wrote them, for the record")
-
-
-def add_review(parser: argparse.ArgumentParser) -> None:
-    """The arguments of review."""
-    parser.add_argument("--split", help="(default: all that have paraphrases)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: {REVIEW_FILE} beside the split)")
-
-
-def batch_size(text: str) -> int:
-    """As many requests as the Batch API takes at most, for argparse."""
-    if (value := positive(text)) > MOST_REQUESTS:
-        raise argparse.ArgumentTypeError(f"{text}: the API takes {MOST_REQUESTS:,} at most")
-    return value
-
-
-def above_zero(text: str) -> float:
-    """A number above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number above 0")
-    return value
-
-
-COMMANDS: dict[str, tuple[command_line.Run, command_line.AddArguments]] = {
-    "import": (import_command, add_import),
-    "review": (review_command, add_review),
+COMMANDS: dict[str, Command[Any]] = {
+    "import": Command(ImportOptions, import_command),
+    "review": Command(ReviewOptions, review_command),
 }
 
 
@@ -377,7 +383,7 @@ COMMANDS: dict[str, tuple[command_line.Run, command_line.AddArguments]] = {
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
     try:
-        return command_line.run_one(argv, "paraphrase.py", __doc__, (paraphrase_command, add_paraphrase), COMMANDS)
+        return run_command(argv, "paraphrase.py", __doc__, Command(AskOptions, paraphrase_command), COMMANDS)
     except OSError as error:
         problem = f"{error.filename or 'the store'} can't be used: {error.strerror or error}"
         raise UserError(f"{problem}; what was answered is kept, and the same command goes on") from error

@@ -10,11 +10,12 @@ python data/prepare.py upload --store DIR --to URI          # copy a store to an
 A preparation that was ended goes on where it was when the same command is given again.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -25,27 +26,79 @@ from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import describe
 from data.preparation.build import in_parallel, look_for_duplicates, prepare, size_of, summary_line, writing
-from data.runtime.command_line import AddArguments, Run, command, run_one
+from data.runtime.command_line import command
+from data.runtime.options import Command, option, positional, run_command
 from data.store import storage
 from data.store.storage import Store
 from data.store.stored_split import open_split
-from data.waveform import CODECS
+from data.waveform import Codec
 
 logger = logging.getLogger("chorale.prepare")
 
 
-def prepare_command(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """The store, which every command takes."""
+
+    store: str = option("where the shards are", "store")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateOptions(StoreOptions):
+    """The options of the search for held-out sounds under other ids."""
+
+    exclude_duplicates: bool = option(
+        "look for clips that sound like a held-out one, and don't train on them", False)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions(DuplicateOptions):
+    """The options of a preparation."""
+
+    corpus: str = positional(f"one of: {', '.join(corpora.names())}")
+    source: Path | None = option("where the corpus lies as published; synthetic needs none", None)
+    download: bool = option("fetch what is public of it into --source first", False)
+    codec: Codec | None = option("how audio is kept: flac is half the size, but is decoded in every epoch", None)
+    seed: int = option("for whatever the corpus draws: splits, soundscapes", 0)
+    exclude: tuple[Path, ...] = option(
+        "lists of ids not to train on, which the store remembers: WavCaps' JSON, a CSV, or plain ids", (),
+        metavar="FILE")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeOptions(StoreOptions):
+    """The options of a description."""
+
+    png: Path | None = option("where the picture goes (default: describe.png in the store)", None)
+    list: bool = option("name all that is set aside or excluded, and why", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludeOptions(StoreOptions):
+    """The lists of clips not to train on."""
+
+    files: tuple[Path, ...] = positional("WavCaps' JSON, a CSV, or plain ids", ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class UploadOptions(StoreOptions):
+    """Where a store is copied to."""
+
+    to: str = option("an object store, as s3://bucket/store")
+
+
+def prepare_command(options: PrepareOptions) -> None:
     """Prepare a corpus as the command line says."""
-    module = corpora.load(arguments.corpus)
-    store = Store.of(arguments.store).path
-    if arguments.download:
-        download(module, arguments.source, arguments.corpus)
-    if arguments.exclude:
+    module = corpora.load(options.corpus)
+    store = Store.of(options.store).path
+    if options.download:
+        download(module, options.source, options.corpus)
+    if options.exclude:
         with writing(store):
-            exclusions.set_lists(store, arguments.exclude, keep=True)
-    for split in prepare(arguments.corpus, arguments.source, store, arguments.codec, arguments.seed):
+            exclusions.set_lists(store, options.exclude, keep=True)
+    for split in prepare(options.corpus, options.source, store, options.codec, options.seed):
         logger.info(summary_line(split))
-    if arguments.exclude_duplicates or exclusions.excludes_duplicates(store):
+    if options.exclude_duplicates or exclusions.excludes_duplicates(store):
         look_for_duplicates(store, exclude=True)
     for line in describe.exclusion_lines(store):
         logger.info(line)
@@ -58,11 +111,11 @@ def download(module: Corpus, target: Path | None, corpus: str) -> None:
     module.download(target)
 
 
-def verify_command(arguments: argparse.Namespace) -> int:
+def verify_command(options: StoreOptions) -> int:
     """Read everything back; the exit status is 1 if something is wrong."""
     from data.preparation import verify
 
-    store = Store.of(arguments.store)
+    store = Store.of(options.store)
     names = store.splits()
     if not names:
         raise UserError(f"{store} holds no split")
@@ -92,95 +145,51 @@ def verify_command(arguments: argparse.Namespace) -> int:
     return 1 if num_wrong else 0
 
 
-def describe_command(arguments: argparse.Namespace) -> None:
+def describe_command(options: DescribeOptions) -> None:
     """Say what a store holds, and draw its distributions."""
-    store = Store.of(arguments.store)
-    picture = arguments.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
-    describe.describe(store, Console(), picture, arguments.list)
+    store = Store.of(options.store)
+    picture = options.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
+    describe.describe(store, Console(), picture, options.list)
 
 
-def exclude_command(arguments: argparse.Namespace) -> None:
+def exclude_command(options: ExcludeOptions) -> None:
     """Have a store remember these lists and no others, and work out its exclusions anew."""
-    store = Store.of(arguments.store).path
+    store = Store.of(options.store).path
     if not Store.of(store).splits():
         raise UserError(f"{store} holds no split")
     with writing(store):
-        exclusions.set_lists(store, arguments.files, keep=False)
+        exclusions.set_lists(store, options.files, keep=False)
         exclusions.update(store)
     for line in describe.exclusion_lines(store):
         logger.info(line)
 
 
-def duplicates_command(arguments: argparse.Namespace) -> None:
+def duplicates_command(options: DuplicateOptions) -> None:
     """Look for held-out sounds under other ids."""
-    store = Store.of(arguments.store).path
-    look_for_duplicates(store, exclude=arguments.exclude_duplicates)
+    store = Store.of(options.store).path
+    look_for_duplicates(store, exclude=options.exclude_duplicates)
     for line in [*describe.duplicate_lines(store), *describe.exclusion_lines(store)]:
         logger.info(line)
 
 
-def upload_command(arguments: argparse.Namespace) -> None:
+def upload_command(options: UploadOptions) -> None:
     """Copy a store to an object store."""
-    storage.copy(Store.of(arguments.store), arguments.to)
+    storage.copy(Store.of(options.store), options.to)
 
 
-def add_prepare(parser: argparse.ArgumentParser) -> None:
-    """The arguments for preparing a corpus."""
-    parser.add_argument("corpus", help=f"one of: {', '.join(corpora.names())}; or one of: {', '.join(COMMANDS)}")
-    parser.add_argument("--source", type=Path, help="where the corpus lies as published; synthetic needs none")
-    parser.add_argument("--download", action="store_true", help="fetch what is public of it into --source first")
-    parser.add_argument(
-        "--codec", choices=CODECS, help="how audio is kept: flac is half the size, but is decoded in every epoch"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="for whatever the corpus draws: splits, soundscapes")
-    parser.add_argument(
-        "--exclude",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="lists of ids not to train on, which the store remembers: WavCaps' JSON, a CSV, or plain ids",
-    )
-    add_exclude_duplicates(parser)
-
-
-def add_exclude_duplicates(parser: argparse.ArgumentParser) -> None:
-    """The flag by which clips that sound like a held-out one are dropped."""
-    parser.add_argument(
-        "--exclude-duplicates",
-        action="store_true",
-        help="look for clips that sound like a held-out one, and don't train on them",
-    )
-
-
-def add_describe(parser: argparse.ArgumentParser) -> None:
-    """The arguments of describe."""
-    parser.add_argument("--png", type=Path, help="where the picture goes (default: describe.png in the store)")
-    parser.add_argument("--list", action="store_true", help="name all that is set aside or excluded, and why")
-
-
-def add_exclude(parser: argparse.ArgumentParser) -> None:
-    """The arguments of exclude."""
-    parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="WavCaps' JSON, a CSV, or plain ids")
-
-
-def add_upload(parser: argparse.ArgumentParser) -> None:
-    """The arguments of upload."""
-    parser.add_argument("--to", required=True, help="an object store, as s3://bucket/store")
-
-
-COMMANDS: dict[str, tuple[Run, AddArguments]] = {
-    "verify": (verify_command, lambda parser: None),
-    "describe": (describe_command, add_describe),
-    "exclude": (exclude_command, add_exclude),
-    "duplicates": (duplicates_command, add_exclude_duplicates),
-    "upload": (upload_command, add_upload),
+COMMANDS: dict[str, Command[Any]] = {
+    "verify": Command(StoreOptions, verify_command),
+    "describe": Command(DescribeOptions, describe_command),
+    "exclude": Command(ExcludeOptions, exclude_command),
+    "duplicates": Command(DuplicateOptions, duplicates_command),
+    "upload": Command(UploadOptions, upload_command),
 }
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    return run_one(argv, "prepare.py", __doc__, (prepare_command, add_prepare), COMMANDS)
+    return run_command(argv, "prepare.py", __doc__, Command(PrepareOptions, prepare_command), COMMANDS)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Which splits of a store models are pretrained on, fine-tuned on, and judged by."""
 
-import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data import corpora
 from data.errors import UserError
+from data.runtime.options import option
 from data.store.storage import Store
 from data.store.stored_split import open_split
 
@@ -74,19 +74,17 @@ def splits_of(name: str, present: Sequence[str]) -> list[str]:
     return [split for split in wanted if split in present]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that train: what `find_splits` is given, and the store."""
-    parser.add_argument(
-        "--corpus", default="synthetic", help=f"one of: {', '.join(corpora.names())} (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--pretrain-on",
-        nargs="+",
-        default=[],
-        metavar="CORPUS",
-        help="corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
-    )
-    parser.add_argument(
-        "--hold-out", nargs="+", default=[], metavar="SPLIT", help="splits of --pretrain-on that are left out"
-    )
-    parser.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions:
+    """The options of commands that train: the store, and the splits that are used of it."""
+
+    corpus: str = option(f"one of: {', '.join(corpora.names())}", "synthetic")
+    pretrain_on: tuple[str, ...] = option(
+        "corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
+        (), metavar="CORPUS")  # fmt: skip
+    hold_out: tuple[str, ...] = option("splits of --pretrain-on that are left out", (), metavar="SPLIT")
+    store: str = option("where the shards are", "store")
+
+    def find(self, whole: Store) -> Splits:
+        """Return the splits that the options name. Raises UserError for what the store doesn't hold."""
+        return find_splits(self.corpus, whole, self.pretrain_on, self.hold_out)

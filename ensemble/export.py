@@ -9,27 +9,41 @@ What `--register` writes is an MLflow model (pyfunc): `mlflow.pyfunc.load_model(
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
-import argparse
 import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data.errors import UserError
 from data.runtime.command_line import command
-from data.store.files import write_json
+from data.runtime.options import Command, group, option, run_command
 from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
 from ensemble.serving.registration import register
-from trainables.records import mlflow_ledger as ledgers
-from trainables.records.mlflow_ledger import create_ledger
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, write_ensemble
+from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.records.run_storage import Runs
 from trainables.retrieval import METRICS
 
 logger = logging.getLogger("chorale.export")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of an export."""
+
+    ensemble: Path = option("the ensemble.json", metavar="FILE")
+    out: Path = option("the folder to write", metavar="DIR")
+    register: str | None = option("register it with MLflow under this name", None, metavar="NAME")
+    index: Path | None = option("the index that a registered model answers from", None, metavar="DIR")
+    ledger: LedgerOptions = group("where the models are")
+
+    def __post_init__(self) -> None:
+        if bool(self.register) != bool(self.index):
+            raise UserError("--register and --index go together: a registered model answers with the clips of an index")
 
 
 def export(path: Path, out: Path, runs: Runs) -> None:
@@ -40,34 +54,34 @@ def export(path: Path, out: Path, runs: Runs) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         whole = Path(scratch) / "whole"
-        for entry in ensemble["members"]:
+        for entry in ensemble.members:
             folder = bundle.folder_of(entry, path, runs, Path(scratch))
-            shutil.copytree(folder, whole / MEMBERS / entry["signature"], dirs_exist_ok=True)
-        write_json(whole / ENSEMBLE_FILE, ensemble)
+            shutil.copytree(folder, whole / MEMBERS / entry.signature, dirs_exist_ok=True)
+        write_ensemble(whole / ENSEMBLE_FILE, ensemble)
         (whole / "README.md").write_text(card(ensemble), encoding="utf-8")
         bundle.load(whole)
         whole.rename(out)
 
 
-def card(ensemble: Mapping[str, Any]) -> str:
+def card(ensemble: Ensemble) -> str:
     """What is to be known of an exported ensemble."""
-    figures = ensemble.get("test", ensemble.get("before_retraining", {}).get("test", {}))
+    test = ensemble.test_when_selected
     lines = [
         "# An ensemble for language-based audio retrieval",
         "",
-        f"{len(ensemble['members'])} members; fusion: {ensemble.get('fusion', 'weighted mean of scores')}.",
+        f"{len(ensemble.members)} members; fusion: {FUSION_LABELS[ensemble.fusion]}.",
         "Load it with `ensemble.serving.bundle.load(folder)`.",
         "Search with it: `python ensemble/search.py --ensemble FOLDER`.",
         "",
         "| weight | member | signature |",
         "|---|---|---|",
-        *(f"| {m['weight']:.3f} | {m['name']} | {m['signature']} |" for m in ensemble["members"]),
+        *(f"| {member.weight:.3f} | {member.name} | {member.signature} |" for member in ensemble.members),
         "",
     ]
-    if figures:
-        before = "" if "test" in ensemble else ", before its members were retrained on all splits"
-        values = ", ".join(f"{name} {100 * figures['ensemble'][name]:.2f}" for name in METRICS)
-        lines += [f"On {figures['split']}{before}: {values} (%).", ""]
+    if test:
+        before = "" if ensemble.test else ", before its members were retrained on all splits"
+        values = ", ".join(f"{name} {100 * test.systems['ensemble'][name].value:.2f}" for name in METRICS)
+        lines += [f"On {test.split}{before}: {values} (%).", ""]
     lines += [
         "Clotho's captions are for non-commercial use, AudioCaps and WavCaps for academic use; so are models that were",
         "trained on them, unless those who hold the rights say otherwise.",
@@ -76,30 +90,19 @@ def card(ensemble: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Everything the command does."""
-    if bool(arguments.register) != bool(arguments.index):
-        raise UserError("--register and --index go together: a registered model answers with the clips of an index")
-    runs = Runs.of(arguments.runs)
-    export(arguments.ensemble, arguments.out, runs)
-    logger.info("Wrote %s", arguments.out)
-    if arguments.register:
-        ledger = create_ledger(runs, arguments.tracking_uri)
-        logger.info("Registered %s", register(arguments.out, arguments.index, arguments.register, ledger))
+def run(options: Options) -> None:
+    """Export an ensemble, and register it where that is asked for."""
+    export(options.ensemble, options.out, options.ledger.location)
+    logger.info("Wrote %s", options.out)
+    if options.register and options.index:
+        ledger = options.ledger.create()
+        logger.info("Registered %s", register(options.out, options.index, options.register, ledger))
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ensemble", type=Path, required=True, metavar="FILE", help="the ensemble.json")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--register", metavar="NAME", help="register it with MLflow under this name")
-    parser.add_argument("--index", type=Path, metavar="DIR", help="the index that a registered model answers from")
-    ledgers.add_arguments(parser)
-    run(parser.parse_args(argv))
+    return run_command(argv, "export.py", __doc__, Command(Options, run))
 
 
 if __name__ == "__main__":

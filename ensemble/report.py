@@ -11,38 +11,47 @@ were trained with several seeds, seeds.csv. Figures are of the test split: one m
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from data.errors import UserError
 from data.runtime.command_line import command
+from data.runtime.options import Command, group, option, run_command
 from data.store.files import appearing_whole
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
-from ensemble.record.events import log_event
+from ensemble.record.events import count_looks_at_test
 from ensemble.reporting import paper_results, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
 from ensemble.reporting.report_page import Leaf, page_of
 from ensemble.reporting.retrieval_examples import Answer, Heard, answers_of, hear
 from ensemble.reporting.tables import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
 from ensemble.reporting.trial_rows import Judged, Row, by_setting
-from trainables.records import mlflow_ledger as ledgers
-from trainables.records.ledger import Ledger, Sweep
-from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.ensemble_file import Estimates
+from trainables.records.ledger import Event, Ledger, Sweep
+from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.retrieval import TITLES
 
 SEEDS_FILE = "seeds.csv"
 LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "other settings", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a report."""
+
+    ledger: LedgerOptions = group("where the trials are")
+    sweep: tuple[str, ...] = option("names of sweeps (default: the newest)", ())
+    out: Path | None = option("where the report goes (default: RUNS/reports/NAME)", None, metavar="DIR")
+    no_test: bool = option("figures of validation; test isn't looked at", False)
+    store: str | None = option("where the recordings are to be heard from (default: the sweep's)", None)
 
 
 def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
@@ -53,10 +62,10 @@ def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
     ]  # fmt: skip
 
 
-def percent(found: Mapping[str, Any]) -> dict[str, Figure]:
+def percent(found: Estimates) -> dict[str, Figure]:
     """Figures as a table has them."""
     return {
-        name: Figure(100 * found[name], *(100 * limit for limit in found[f"{name}_interval"]))
+        name: Figure(100 * found[name].value, *(100 * limit for limit in found[name].interval))
         for name in paper_results.METRICS
         if found
     }
@@ -77,7 +86,7 @@ def line_of(row: Row, which: Which, others: str, tells_parents: bool) -> Line:
 
 def line_of_ensemble(one: Chosen, which: Which) -> Line:
     """An ensemble as a line of the table."""
-    metric = one.ensemble.get("metric", "map10")
+    metric = one.ensemble.metric
     by = "" if metric == "map10" else f", by {TITLES.get(metric, metric)}"
     labels = ["", f"ensemble of {counted(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
     return Line(
@@ -87,7 +96,7 @@ def line_of_ensemble(one: Chosen, which: Which) -> Line:
 
 def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
     """Trials that differ in their seeds alone as a line: mean, least and greatest."""
-    values = {name: [100 * row.figures[name] for row in rows] for name in paper_results.METRICS}
+    values = {name: [100 * row.figures[name].value for row in rows] for name in paper_results.METRICS}
     figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
     labels = labels_of(rows[0], counted([row.number for row in rows]), others, str(len(rows)))
     return Line(labels, figures, beside(paper_results.published(rows[0].trial), which))
@@ -133,16 +142,6 @@ def without(table: Tabulated, heading: str) -> Tabulated:
     return replace(table, headings=rest(table.headings), lines=lines)
 
 
-def event(sweeps: Sequence[Sweep], rows: Sequence[Row], split: str, fingerprint: str) -> dict[str, Any]:
-    """What MLflow is told of a look at test."""
-    members = [{"name": row.candidate.name, "signature": row.candidate.signature} for row in rows if row.figures]
-    return {
-        "metric": "map10", "method": "report", "fusion": "none", "direction": "t2a",
-        "pool": " and ".join(sweep.name for sweep in sweeps), "members": members, "trajectory": [],
-        "test": {"split": split, "fingerprint": fingerprint},
-    }  # fmt: skip
-
-
 def notes_of(judged: Judged, chosen: Sequence[Chosen]) -> list[str]:
     """What is missing from the table."""
     rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in judged.rows if row.missing]
@@ -164,28 +163,27 @@ def explained(judged: Judged, chosen: Sequence[Chosen], store: str | None) -> tu
         return one, answers, Heard({}, [str(error)])
 
 
-def require_places(arguments: argparse.Namespace, rows: Sequence[Row], which: Which) -> None:
+def require_places(out: Path, store: str | None, rows: Sequence[Row], which: Which) -> None:
     """Raise UserError where the report can't be written, or its sounds read: before test is looked at."""
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {arguments.out}: {error.strerror}; name a folder that can be written") from error
-    if arguments.store:
-        open_split(arguments.store, rows[0].trial.test if which == "test" else rows[0].trial.validation)
+        raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written") from error
+    if store:
+        open_split(store, rows[0].trial.test if which == "test" else rows[0].trial.validation)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Everything the command does."""
-    which: Which = "validation" if arguments.no_test else "test"
-    runs = Runs.of(arguments.runs)
-    ledger = open_ledger(runs, arguments.tracking_uri)
-    sweeps = [ledger.sweep(name) for name in dict.fromkeys(arguments.sweep or [None])]
+def run(options: Options) -> None:
+    """Write the report of sweeps."""
+    which: Which = "validation" if options.no_test else "test"
+    ledger = options.ledger.open()
+    sweeps = [ledger.sweep(name) for name in dict.fromkeys(options.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
-    arguments.out = arguments.out or runs.local_folder / "reports" / name
+    folder = options.out or options.ledger.location.local_folder / "reports" / name
     rows, notes = trial_rows.rows_of(ledger, candidates.find_candidates(ledger, sweeps))
     if not rows:
         raise UserError(f"no trial of {name} can be read: {notes[0]}")
-    require_places(arguments, rows, which)
+    require_places(folder, options.store, rows, which)
     judged = trial_rows.judge(ledger, rows, which)
     if judged.source is None:
         has_others = which == "test" and trial_rows.judge(ledger, rows, "validation").source is not None
@@ -193,7 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
     chosen, unreadable = ensembles_of(ledger, sweeps, judged, which)
     notes += unreadable + notes_of(judged, chosen)
-    store = arguments.store or sweeps[0].description.get("store")
+    store = options.store or sweeps[0].description.get("store")
     one, answers, heard = explained(judged, chosen, store)
     split, fingerprint = judged.source.split, judged.source.fingerprint
     tables = tables_of(judged.rows, chosen, split, which)
@@ -205,7 +203,7 @@ def run(arguments: argparse.Namespace) -> None:
         "report.html": page_of(Leaf(title, tables, notes, judged.rows, one, answers, heard)),
     }
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    earlier = log_look(ledger, sweeps, event(sweeps, judged.rows, split, fingerprint), texts) if which == "test" else 0
+    earlier = log_look(ledger, sweeps, judged.rows, fingerprint, texts) if which == "test" else 0
     for table in tables:
         show(table)
     for note in (*notes, *(f"Without some sound: {problem}" for problem in heard.problems)):
@@ -214,20 +212,33 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(f"No ensemble was chosen from these trials: python ensemble/select.py --sweep {sweeps[0].name}")
     if which == "test":
         console.print(f"Evaluations on {split} that came before this one: {earlier}")
-    (arguments.out / SEEDS_FILE).unlink(missing_ok=True)  # of an earlier report
+    (folder / SEEDS_FILE).unlink(missing_ok=True)  # of an earlier report
     for file, text in texts.items():
-        write_text(arguments.out / file, text)
-        console.print(f"Wrote {arguments.out / file} ({size_of(arguments.out / file)})")
+        write_text(folder / file, text)
+        console.print(f"Wrote {folder / file} ({size_of(folder / file)})")
 
 
-def log_look(ledger: Ledger, sweeps: Sequence[Sweep], told: Mapping[str, Any], texts: Mapping[str, str]) -> int:
-    """Tell MLflow of a look at test, before anybody has had it; returns how many came before."""
+def log_look(
+    ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], fingerprint: str, texts: Mapping[str, str]
+) -> int:
+    """Log a look at test, before anybody has had it; return how many came before."""
+    earlier = count_looks_at_test(ledger, fingerprint)
+    names = [sweep.name for sweep in sweeps]
+    settings = {
+        "metric": "map10",
+        "method": "report",
+        "fusion": "none",
+        "direction": "t2a",
+        "pool": " and ".join(names),
+    }
+    members = ",".join(row.candidate.signature for row in rows if row.figures)
     with tempfile.TemporaryDirectory() as scratch:
         for file, text in texts.items():
             write_text(Path(scratch) / file, text)
         files = [Path(scratch) / file for file in texts]
-        name = f"report of {'-'.join(sweep.name for sweep in sweeps)}"
-        return log_event(ledger, "evaluation", name, told, files, sweeps[0].run_id)
+        name = f"report of {'-'.join(names)}"
+        ledger.log_event(Event("evaluation", name, members, fingerprint, sweeps[0].run_id, settings, [], files))
+    return earlier
 
 
 def size_of(path: Path) -> str:
@@ -243,17 +254,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    ledgers.add_arguments(parser)
-    parser.add_argument("--sweep", nargs="+", help="names of sweeps (default: the newest)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RUNS/reports/NAME)")
-    parser.add_argument("--no-test", action="store_true", help="figures of validation; test isn't looked at")
-    parser.add_argument("--store", help="where the recordings are to be heard from (default: the sweep's)")
-    run(parser.parse_args(argv))
+    return run_command(argv, "report.py", __doc__, Command(Options, run))
 
 
 if __name__ == "__main__":

@@ -2,22 +2,21 @@
 
 python ensemble/select.py --metric map10 [--runs DIR] [--sweep NAME ...] [--out DIR]
 python ensemble/select.py --pool DIR                        # score matrices of any system
-python ensemble/select.py --evaluate ensemble.json --split test
-python ensemble/select.py --export ensemble.json --split test       # as one index of embeddings
+python ensemble/select.py evaluate ensemble.json --split test
+python ensemble/select.py export ensemble.json --split test         # as one index of embeddings
 """
 
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
-import argparse
 import functools
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,16 +24,16 @@ from rich.console import Console
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
-from data.store.files import appearing_whole, write_json
+from data.runtime.options import Command, flag, group, option, positional, run_command
+from data.store.files import appearing_whole
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, Which
 from ensemble.pool.score_matrices import Matrices
 from ensemble.record import build
-from ensemble.record.build import COMPARED_EXACTLY, METHODS, members_of, one_hot
+from ensemble.record.build import COMPARED_EXACTLY, one_hot
 from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
-from ensemble.record.schema import FORMAT_VERSION, read_ensemble, weights_of
 from ensemble.record.terminal_tables import show
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
 from ensemble.selection.costs import costs_of
@@ -42,12 +41,137 @@ from ensemble.selection.greedy import Rules, Selection
 from ensemble.selection.pruned_pool import Live, compress
 from ensemble.serving import split_index
 from trainables import retrieval
-from trainables.records import mlflow_ledger as ledgers
 from trainables.records.embeddings import write_embeddings
+from trainables.records.ensemble_file import (
+    FUSION_LABELS,
+    Direction,
+    Ensemble,
+    FrontPoint,
+    Fusion,
+    Member,
+    Method,
+    NestedFigures,
+    read_ensemble,
+    write_ensemble,
+)
 from trainables.records.ledger import Ledger, Sweep
-from trainables.records.mlflow_ledger import create_ledger, open_ledger
-from trainables.records.run_storage import Runs
-from trainables.retrieval import METRICS, TITLES
+from trainables.records.mlflow_ledger import LedgerOptions
+from trainables.retrieval import METRICS
+
+BEST_SINGLE = "best single"
+"""The name of the best single candidate among the methods that are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """How an ensemble is selected."""
+
+    method: Literal["greedy", "exact", "all"] = option("greedy, the best of all subsets, or the mean of all", "greedy")
+    max_size: int | None = option(f"steps of the selection (default: {Rules.max_size})", None, type=positive)
+    without_replacement: bool = option("take each candidate once at most", False)
+    sorted_start: int = option("begin with the N best candidates", 0, type=positive, metavar="N")
+    bags: int = option("the mean of B selections from some candidates", 0, type=positive, metavar="B")
+    bag_share: float | None = option(f"of the candidates in a bag (default: {Rules.bag_share})", None)
+    seed: int | None = option(f"of the bags (default: {Rules.seed})", None)
+    stop: Literal["best", "one-se"] = option(
+        "at the best size, or the smallest within one standard error of it", "best"
+    )
+    refine: bool = option("then take away and swap members while that helps", False)
+    among: int = option("only the N best single candidates", 0, type=positive, metavar="N")
+
+    def rules(self) -> Rules:
+        """Return the rules of the selection. Raises UserError for options that don't go together."""
+        for name in ("sorted_start", "bags", "without_replacement", "max_size"):
+            if self.method != "greedy" and getattr(self, name):
+                raise UserError(f"{flag(name)}: that is for --method greedy; leave it out")
+        if self.method != "greedy" and self.stop != "best":
+            raise UserError("--stop: that is for --method greedy; leave it out")
+        for name in ("bag_share", "seed"):
+            if getattr(self, name) is not None and not self.bags:
+                raise UserError(f"{flag(name)}: that is for --bags; leave it out")
+        try:
+            return Rules(
+                method=self.method,
+                max_size=self.max_size or Rules.max_size,
+                replacement=not self.without_replacement,
+                among=self.among,
+                sorted_start=self.sorted_start,
+                stop=self.stop,
+                refine=self.refine,
+                bags=self.bags,
+                bag_share=Rules.bag_share if self.bag_share is None else self.bag_share,
+                seed=Rules.seed if self.seed is None else self.seed,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a selection."""
+
+    metric: str = option("map10, r1, ndcg10 (any number), mrr, ndcg", "map10")
+    ledger: LedgerOptions = group("where the trials are")
+    sweep: tuple[str, ...] = option("names of sweeps (default: the newest; with --pool, none)", ())
+    filter: tuple[str, ...] = option("only trials with these settings", (), metavar="NAME=VALUE")
+    pool: tuple[Path, ...] = option(
+        "folders of score matrices {validation,test}/NAME.npy with relevance.npy", (), metavar="DIR"
+    )
+    out: Path | None = option("where ensemble.json goes (default: RUNS/ensembles/NAME)", None)
+    fusion: Fusion = option("what is averaged: scores, or their z-norms or ranks", "mean")
+    direction: Direction = option("text to audio, or audio to text", "t2a")
+    no_test: bool = option("don't look at test", False)
+    how: MethodOptions = group("how it is selected")
+    compare: bool = option(
+        f"also what every other method would have selected (exact: among the {COMPARED_EXACTLY} best, or --among), "
+        "with one look at test for all of them", False)  # fmt: skip
+    folds: int = option("of nested cross-validation; 0: none", cross_validation.FOLDS)
+    cost: str | None = option("also the front of accuracy and cost", None, metavar="parameters|latency|FILE")
+
+    def __post_init__(self) -> None:
+        retrieval.metric(self.metric)
+        if self.folds < 0 or self.folds == 1:
+            raise UserError(f"--folds {self.folds}: two or more, or 0 to do without")
+        if self.cost and (self.how.method == "all" or self.how.bags):
+            raise UserError(
+                "--cost: the mean of all, and bags, know no budget; take --method greedy without bags, or exact"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberOptions:
+    """Where the members of an ensemble that was selected before are, and the split that they are read on."""
+
+    ensemble: Path = positional("the ensemble.json")
+    split: Which = option("the split", "test")
+    pool: tuple[Path, ...] = option("where members that are files of scores are now", (), metavar="DIR")
+    ledger: LedgerOptions = group("where the trials are")
+
+    def read(self) -> tuple[Ensemble, Ledger, list[Candidate]]:
+        """Return the ensemble, the ledger, and the members as candidates."""
+        ensemble = read_ensemble(self.ensemble)
+        ledger = self.ledger.create() if self.pool else self.ledger.open()
+        return ensemble, ledger, build.candidates_of(ensemble, self.ensemble, ledger, self.pool, self.split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(MemberOptions):
+    """The options of an export."""
+
+    out: Path | None = option("the folder of the index (default: that of ensemble.json)", None)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Candidates with their scores on validation, and how they are to be combined."""
+
+    ledger: Ledger
+    sweeps: Sequence[Sweep]
+    candidates: Sequence[Candidate]
+    validation: Matrices
+    live: Live
+    rules: Rules
+    options: Options
 
 
 def read(
@@ -58,69 +182,39 @@ def read(
     direction: str,
     files: Mapping[str, str] | None = None,
 ) -> Matrices:
-    """The candidates' scores on a split, as they are fused, in a direction."""
+    """Return the candidates' scores on a split, as they are fused, in a direction."""
     found = pool.load(ledger, candidates, which, files)
     return score_matrices.fused(score_matrices.transposed(found) if direction == "a2t" else found, fusion)
 
 
 def compressed(source: Matrices, candidates: Sequence[Candidate], metric: str) -> Live:
-    """What matters of a pool, its candidates called by their keys."""
+    """Return what matters of a pool, its candidates called by their keys."""
     return replace(compress(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
-def rules_of(arguments: argparse.Namespace) -> Rules:
-    """The rules that the options ask for. A UserError for those that don't go together."""
-    greedy_only = ("sorted_start", "bags", "without_replacement", "max_size")
-    for name in greedy_only:
-        if arguments.method != "greedy" and getattr(arguments, name):
-            raise UserError(f"--{name.replace('_', '-')}: that is for --method greedy; leave it out")
-    if arguments.method != "greedy" and arguments.stop != "best":
-        raise UserError("--stop: that is for --method greedy; leave it out")
-    for name in ("bag_share", "seed"):
-        if getattr(arguments, name) is not None and not arguments.bags:
-            raise UserError(f"--{name.replace('_', '-')}: that is for --bags; leave it out")
-    if arguments.cost and (arguments.method == "all" or arguments.bags):
-        raise UserError(
-            "--cost: the mean of all, and bags, know no budget; take --method greedy without bags, or exact"
-        )
-    try:
-        return Rules(
-            method=arguments.method,
-            max_size=arguments.max_size or Rules.max_size,
-            replacement=not arguments.without_replacement,
-            among=arguments.among,
-            sorted_start=arguments.sorted_start,
-            stop=arguments.stop,
-            refine=arguments.refine,
-            bags=arguments.bags,
-            bag_share=Rules.bag_share if arguments.bag_share is None else arguments.bag_share,
-            seed=Rules.seed if arguments.seed is None else arguments.seed,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def find(arguments: argparse.Namespace, runs: Runs) -> tuple[Ledger, list[Sweep], list[Candidate]]:
-    """The ledger, the sweeps and the candidates: of sweeps, of folders of scores, or of both."""
-    if arguments.pool and not arguments.sweep:
-        ledger, sweeps = create_ledger(runs, arguments.tracking_uri), []
-        if arguments.filter:
+def read_task(options: Options) -> Task:
+    """Read the candidates: of sweeps, of folders of scores, or of both."""
+    rules = options.how.rules()
+    if options.pool and not options.sweep:
+        ledger, sweeps = options.ledger.create(), []
+        if options.filter:
             raise UserError("--filter: files of scores have no parameters; leave it out, or name a --sweep")
     else:
-        ledger = open_ledger(runs, arguments.tracking_uri)
-        sweeps = [ledger.sweep(name) for name in arguments.sweep or [None]]
-        arguments.sweep = [sweep.name for sweep in sweeps]
-    trials = pool.find_candidates(ledger, sweeps, arguments.filter) if sweeps else []
-    files = pool.find_files(arguments.pool)
+        ledger = options.ledger.open()
+        sweeps = [ledger.sweep(name) for name in options.sweep or [None]]
+    trials = pool.find_candidates(ledger, sweeps, options.filter) if sweeps else []
+    files = pool.find_files(options.pool)
     absent = [path for candidate in files if not (path := candidate.file("test")).exists()]
-    if absent and not arguments.no_test:
+    if absent and not options.no_test:
         raise UserError(f"{absent[0]} is absent: add it, or choose without a look at test (--no-test)")
     candidates = [*trials, *files]
-    return ledger, sweeps, candidates
+    validation = read(candidates, "validation", ledger, options.fusion, options.direction)
+    live = compressed(validation, candidates, options.metric)
+    return Task(ledger, sweeps, candidates, validation, live, rules, options)
 
 
 def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Console) -> None:
-    """Before all subsets are scored: how many there are, and how long that takes, with cross-validation's rounds."""
+    """Print, before all subsets are scored, how many there are, and how long that takes with cross-validation."""
     for own in rules:
         models = live.best_first()[: own.among or None]
         if own.method == "exact" and len(models) <= exhaustive.MOST_MODELS:
@@ -131,76 +225,56 @@ def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Consol
             console.print(told)
 
 
-def redoing_epochs(
-    ledger: Ledger, candidates: Sequence[Candidate], validation: Matrices, live: Live, arguments: argparse.Namespace
-) -> tuple[cross_validation.LiveOf, bool]:
-    """What gives the candidates with their epochs chosen on some queries, and whether all of them have theirs."""
-    kept = epoch_choice.find(ledger, candidates)
+def redoing_epochs(task: Task) -> tuple[cross_validation.LiveOf, bool]:
+    """Return what chooses the candidates' epochs on some queries, and whether all of them kept their epochs."""
+    options = task.options
+    kept = epoch_choice.find(task.ledger, task.candidates)
 
     @functools.cache
     def of(seen: bytes) -> Live:
         seen_Q = np.frombuffer(seen, bool)
-        captions = epoch_choice.captions_seen(validation, seen_Q) if arguments.direction == "a2t" else seen_Q
+        captions = epoch_choice.captions_seen(task.validation, seen_Q) if options.direction == "a2t" else seen_Q
         files = epoch_choice.best_of(kept, captions)
-        source = read(candidates, "validation", ledger, arguments.fusion, arguments.direction, files)
-        return compressed(source, candidates, arguments.metric)
+        source = read(task.candidates, "validation", task.ledger, options.fusion, options.direction, files)
+        return compressed(source, task.candidates, options.metric)
 
     def live_of(seen_Q: NDArray[np.bool_]) -> Live:
-        return of(seen_Q.tobytes()) if kept else live
+        return of(seen_Q.tobytes()) if kept else task.live
 
-    return live_of, len(kept) == len(candidates)
+    return live_of, len(kept) == len(task.candidates)
 
 
-def choose(arguments: argparse.Namespace) -> None:
-    """Choose an ensemble, explain it, and look at test once."""
-    rules, runs = rules_of(arguments), Runs.of(arguments.runs)
+def select(options: Options) -> None:
+    """Select an ensemble, explain it, and look at test once."""
     console = Console(soft_wrap=True, highlight=False)
-    ledger, sweeps, candidates = find(arguments, runs)
-    validation = read(candidates, "validation", ledger, arguments.fusion, arguments.direction)
-    live = compressed(validation, candidates, arguments.metric)
-    others = build.compared(rules, len(candidates)) if arguments.compare else {}
-    say_how_long(live, list(dict.fromkeys([rules, *others.values()])), arguments.folds, console)
+    task = read_task(options)
+    live, rules, sweeps, runs = task.live, task.rules, task.sweeps, options.ledger.location
+    others = build.compared(rules, len(task.candidates)) if options.compare else {}
+    say_how_long(live, list(dict.fromkeys([rules, *others.values()])), options.folds, console)
     selection = greedy.select(live, rules)
     compared = {name: greedy.select(live, other) for name, other in others.items()}
-    ensemble = describe(candidates, validation, live, selection, compared, ledger, arguments)
-    if arguments.folds:
-        live_of, redoes_epochs = redoing_epochs(ledger, candidates, validation, live, arguments)
-        fold_Q = cross_validation.folds_of(live.group_Q, arguments.folds)
-
-        def judged(by: Rules, value: float) -> dict[str, Any]:
-            found = cross_validation.nested(live_of, by, fold_Q)
-            return build.nested_json(found, live, arguments.folds, value, redoes_epochs)
-
-        ensemble["nested"] = judged(rules, selection.value)
-        add_to_methods(ensemble, "nested", {"best single": ensemble["nested"]["best_single"]} | {
-            name: judged(others[name], other.value)["ensemble"] for name, other in compared.items()})  # fmt: skip
-    if arguments.cost:
-        ensemble["cost"] = arguments.cost
-        ensemble["front"] = [
-            {"cost": point.cost, "value": point.selection.value,
-             "members": [candidates[model].key for model in point.selection.members]}
-            for point in attribution.front(live, rules, costs_of(arguments.cost, candidates, runs))
-        ]  # fmt: skip
-    if not arguments.no_test:
-        look_at_test(ensemble, candidates, selection, compared, live, ledger)
-    name = sweeps[0].name if sweeps else Path(arguments.pool[0]).resolve().name
-    folder = arguments.out or runs.local_folder / "ensembles" / name
+    ensemble = describe(task, selection, compared)
+    if options.folds:
+        ensemble = cross_validate(ensemble, task, selection, compared, others)
+    if options.cost:
+        points = attribution.front(live, rules, costs_of(options.cost, task.candidates, runs))
+        ensemble = replace(ensemble, cost=options.cost, front=tuple(
+            FrontPoint(point.cost, point.selection.value, tuple(live.names[m] for m in point.selection.members))
+            for point in points))  # fmt: skip
+    if not options.no_test:
+        ensemble = look_at_test(ensemble, task, selection, compared)
+    name = sweeps[0].name if sweeps else options.pool[0].resolve().name
+    folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
     with tempfile.TemporaryDirectory() as scratch:  # a look at test is logged before anybody can have had it
-        written = write_files(Path(scratch), ensemble)
-        earlier = log_event(ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
+        written = [Path(scratch) / "ensemble.json", Path(scratch) / "ensemble.html"]
+        write_ensemble(written[0], ensemble)
+        write_page(written[1], ensemble)
+        earlier = log_event(task.ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
         files = [copy_whole(path, folder / path.name) for path in written]
-    show(ensemble, None if arguments.no_test else earlier)
+    show(ensemble, None if options.no_test else earlier)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-
-
-def write_files(folder: Path, ensemble: Mapping[str, Any]) -> list[Path]:
-    """Write an ensemble, and the page that explains it, into a folder."""
-    files = [folder / "ensemble.json", folder / "ensemble.html"]
-    write_page(files[1], ensemble, TITLES)
-    write_json(files[0], ensemble)
-    return files
 
 
 def copy_whole(path: Path, to: Path) -> Path:
@@ -210,178 +284,117 @@ def copy_whole(path: Path, to: Path) -> Path:
     return to
 
 
-def describe(
-    candidates: Sequence[Candidate],
-    validation: Matrices,
-    live: Live,
-    selection: Selection,
-    compared: Mapping[str, Selection],
-    ledger: Ledger,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """All that ensemble.json holds of the choice; test isn't looked at."""
-    metrics = list(dict.fromkeys([arguments.metric, *METRICS]))
+def describe(task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
+    """Return the record of a selection, with its figures on validation."""
+    options, candidates, live = task.options, task.candidates, task.live
+    metrics = list(dict.fromkeys([options.metric, *METRICS]))
     best = live.best_first()[0]
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
-    found, others = build.figures_on(validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
+    found, others = build.figures_on(task.validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
     shares = attribution.members(live, selection)
-    ensemble = {
-        "format_version": FORMAT_VERSION,
-        "pool": " and ".join([*(arguments.sweep or []), *map(str, arguments.pool)]),
-        "metric": arguments.metric,
-        "metrics": metrics,
-        "method": build.told(rules_of(arguments)),
-        "fusion": build.FUSIONS_TOLD[arguments.fusion],
-        "fusion_name": arguments.fusion,
-        "direction": arguments.direction,
-        "members": build.members_json(candidates, shares, selection, ledger),
-        "best_single": build.member_json(candidates[best], 1.0),
-        "validation": found,
-        "share_kept": live.share,
-        "likeness": attribution.likeness(live, [member.candidate for member in shares]).tolist(),
-        "trajectory": build.trajectory_json(candidates, selection, arguments.metric),
-        "sizes": {"validation": evaluation.along(validation, build.growth(selection), arguments.metric)},
-        "candidates": [candidate.key for candidate in candidates],
-    }
-    if compared:
-        ensemble["methods"] = [{"name": "best single", "members": [build.member_json(candidates[best], 1.0)]}] + [
-            {"name": name, "members": [build.member_json(candidates[m], other.weights[m]) for m in other.members]}
-            for name, other in compared.items()
-        ]
-        add_to_methods(ensemble, "validation", {"best single": found["best_single"]} | others)
-    return ensemble
+    best_single = build.member_of(candidates[best], 1.0)
+    methods = [Method(BEST_SINGLE, (best_single,), found.systems["best_single"])] if compared else []
+    for name, other in compared.items():
+        members = tuple(build.member_of(candidates[model], other.weights[model]) for model in other.members)
+        methods.append(Method(name, members, others[name]))
+    return Ensemble(
+        members=build.members_with_shares(candidates, shares, selection, task.ledger),
+        pool=" and ".join([*(sweep.name for sweep in task.sweeps), *map(str, options.pool)]),
+        metric=options.metric,
+        metrics=tuple(metrics),
+        method=build.told(task.rules),
+        fusion=options.fusion,
+        direction=options.direction,
+        best_single=best_single,
+        validation=found,
+        methods=tuple(methods),
+        trajectory=build.trajectory_of(candidates, selection),
+        sizes={"validation": evaluation.along(task.validation, build.growth(selection), options.metric)},
+        share_kept=live.share,
+        likeness=tuple(map(tuple, attribution.likeness(live, [share.candidate for share in shares]).tolist())),
+        candidates=tuple(candidate.key for candidate in candidates),
+    )
 
 
-def add_to_methods(ensemble: dict[str, Any], where: str, found: Mapping[str, Any]) -> None:
-    """Add to each of the compared methods what was found of it, on a split or by cross-validation."""
-    for method in ensemble.get("methods", []):
-        method[where] = found[method["name"]]
-
-
-def look_at_test(
-    ensemble: dict[str, Any],
-    candidates: Sequence[Candidate],
+def cross_validate(
+    ensemble: Ensemble,
+    task: Task,
     selection: Selection,
     compared: Mapping[str, Selection],
-    live: Live,
-    ledger: Ledger,
-) -> None:
-    """Add the figures on test: after the choice, of the ensemble, the best single candidate and all other methods'."""
-    history, best = build.growth(selection), live.best_first()[0]
+    others: Mapping[str, Rules],
+) -> Ensemble:
+    """Return the ensemble with the figures of nested cross-validation, its own and those of the methods compared."""
+    live_of, redoes_epochs = redoing_epochs(task)
+    fold_Q = cross_validation.folds_of(task.live.group_Q, task.options.folds)
+
+    def nested_of(rules: Rules, value: float) -> NestedFigures:
+        found = cross_validation.nested(live_of, rules, fold_Q)
+        return build.nested_figures(found, task.live, task.options.folds, value, redoes_epochs)
+
+    own = nested_of(task.rules, selection.value)
+    nested = {name: nested_of(others[name], other.value).ensemble for name, other in compared.items()}
+    nested[BEST_SINGLE] = own.best_single
+    methods = tuple(replace(method, nested=nested[method.name]) for method in ensemble.methods)
+    return replace(ensemble, nested=own, methods=methods)
+
+
+def look_at_test(ensemble: Ensemble, task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
+    """Return the ensemble with the figures on test: its own, the best single candidate's and all other methods'."""
+    candidates, history, best = task.candidates, build.growth(selection), task.live.best_first()[0]
     members = {model for one in (selection, *compared.values()) for model in one.members}
     looked_at = sorted({*members, *history, best})
-    source = read([candidates[m] for m in looked_at], "test", ledger, ensemble["fusion_name"], ensemble["direction"])
+    source = read([candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction)
     places = {model: place for place, model in enumerate(looked_at)}
     systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
     systems |= {name: other.counts for name, other in compared.items()}
     own = {name: [counts[model] for model in looked_at] for name, counts in systems.items()}
-    ensemble["test"], others = build.figures_on(source, own, ensemble["metrics"])
-    ensemble["sizes"]["test"] = evaluation.along(source, [places[model] for model in history], ensemble["metric"])
-    add_to_methods(ensemble, "test", {"best single": ensemble["test"]["best_single"]} | others)
+    test, others = build.figures_on(source, own, ensemble.metrics)
+    others[BEST_SINGLE] = test.systems["best_single"]
+    sizes = evaluation.along(source, [places[model] for model in history], ensemble.metric)
+    methods = tuple(replace(method, test=others[method.name]) for method in ensemble.methods)
+    return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes})
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    """Evaluate an ensemble that was chosen before."""
-    path: Path = arguments.evaluate
-    ensemble, runs = read_ensemble(path), Runs.of(arguments.runs)
-    ledger = (create_ledger if arguments.pool else open_ledger)(runs, arguments.tracking_uri)
-    candidates, weights = members_of(ensemble, path, ledger, arguments.pool, arguments.split), weights_of(ensemble)
-    source = read(
-        candidates, arguments.split, ledger, ensemble.get("fusion_name", "mean"), ensemble.get("direction", "t2a")
-    )
-    names = list(dict.fromkeys([ensemble.get("metric", arguments.metric), *METRICS]))
+def evaluate(options: MemberOptions) -> None:
+    """Evaluate an ensemble that was selected before."""
+    ensemble, ledger, candidates = options.read()
+    weights = ensemble.weights
+    source = read(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
+    names = tuple(dict.fromkeys([ensemble.metric, *METRICS]))
     alone = max(range(len(candidates)), key=lambda place: weights[place])
     systems: dict[str, Sequence[float]] = {"ensemble": weights, "heaviest_member": one_hot(alone, len(candidates))}
     found = evaluation.compare(source, systems, names)
-    event = {"metric": names[0], "metrics": names, "method": "evaluation", "fusion": ensemble.get("fusion", "mean"),
-             "direction": ensemble.get("direction", "t2a"), "pool": ensemble.get("pool", ""), "trajectory": [],
-             "members": [{key: member[key] for key in ("name", "weight", "signature") if key in member}
-                         for member in ensemble["members"]],
-             arguments.split: found}  # fmt: skip
-    earlier = log_event(ledger, "evaluation", f"evaluation of {path.parent.name}", event, [], "")
-    show(event, earlier if arguments.split == "test" else None)
+    members = tuple(Member(one.name, one.weight, one.signature) for one in ensemble.members)
+    event = Ensemble(members, ensemble.pool, names[0], names, "evaluation", ensemble.fusion, ensemble.direction)
+    event = replace(event, test=found) if options.split == "test" else replace(event, validation=found)
+    earlier = log_event(ledger, "evaluation", f"evaluation of {options.ensemble.parent.name}", event, [], "")
+    show(event, earlier if event.test else None)
 
 
-def export(arguments: argparse.Namespace) -> None:
-    """Write an ensemble that was chosen before as one index of embeddings."""
-    path: Path = arguments.export
-    ensemble = read_ensemble(path)
-    if ensemble.get("fusion_name", "mean") != "mean":
-        raise UserError(f"{path}: only the mean of scores can be an index, not the {ensemble['fusion']}")
-    ledger = (create_ledger if arguments.pool else open_ledger)(Runs.of(arguments.runs), arguments.tracking_uri)
-    candidates, weights = members_of(ensemble, path, ledger, arguments.pool, arguments.split), weights_of(ensemble)
+def export(options: ExportOptions) -> None:
+    """Write an ensemble that was selected before as one index of embeddings."""
+    ensemble, ledger, candidates = options.read()
+    if ensemble.fusion != "mean":
+        label = FUSION_LABELS[ensemble.fusion]
+        raise UserError(f"{options.ensemble}: only the mean of scores can be an index, not the {label}")
+    weights = ensemble.weights
     shares = [weight / sum(weights) for weight in weights]
-    target = (arguments.out or path.parent) / f"{arguments.split}-index.arrow"
+    target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(target, split_index.concatenated(ledger, candidates, shares, arguments.split))
+    write_embeddings(target, split_index.concatenated(ledger, candidates, shares, options.split))
     Console(soft_wrap=True, highlight=False).print(f"Wrote {target}", markup=False)
 
 
-def refuse_choosing(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Raise UserError for options of choosing, where an ensemble was chosen before."""
-    way = "evaluate" if arguments.evaluate else "export"
-    taken = {way, "split", "pool", "runs", "tracking_uri"} | ({"out"} if way == "export" else set())
-    for name, value in vars(arguments).items():
-        if name not in taken and value != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}: --{way} takes what ensemble.json says; leave it out")
+COMMANDS: dict[str, Command[Any]] = {
+    "evaluate": Command(MemberOptions, evaluate),
+    "export": Command(ExportOptions, export),
+}
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="select.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--metric", default="map10", help="map10, r1, ndcg10 (any number), mrr, ndcg (default: %(default)s)"
-    )
-    ledgers.add_arguments(parser)
-    parser.add_argument("--sweep", nargs="+", help="names of sweeps (default: the newest; with --pool, none)")
-    parser.add_argument("--filter", nargs="+", default=[], metavar="NAME=VALUE", help="only trials with these settings")
-    parser.add_argument("--pool", nargs="+", type=Path, default=[], metavar="DIR",
-                        help="folders of score matrices {validation,test}/NAME.npy with relevance.npy")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="where ensemble.json goes (default: RUNS/ensembles/NAME)")
-    parser.add_argument("--fusion", choices=sorted(score_matrices.FUSIONS), default="mean",
-                        help="what is averaged: scores, or their z-norms or ranks (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--direction", choices=["t2a", "a2t"], default="t2a",
-                        help="text to audio, or audio to text (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--no-test", action="store_true", help="don't look at test")
-    rules = parser.add_argument_group("how it is chosen")
-    rules.add_argument("--method", choices=list(METHODS), default="greedy", help="(default: %(default)s)")
-    rules.add_argument("--max-size", type=positive, help=f"steps of the selection (default: {Rules.max_size})")
-    rules.add_argument("--without-replacement", action="store_true", help="take each candidate once at most")
-    rules.add_argument("--sorted-start", type=positive, default=0, metavar="N", help="begin with the N best candidates")
-    rules.add_argument(
-        "--bags", type=positive, default=0, metavar="B", help="the mean of B selections from some candidates"
-    )
-    rules.add_argument("--bag-share", type=float, help=f"of the candidates in a bag (default: {Rules.bag_share})")
-    rules.add_argument("--seed", type=int, help=f"of the bags (default: {Rules.seed})")
-    rules.add_argument("--stop", choices=["best", "one-se"], default="best",
-                       help="at the best size, or the smallest within one standard error of it")  # fmt: skip
-    rules.add_argument("--refine", action="store_true", help="then take away and swap members while that helps")
-    rules.add_argument("--among", type=positive, default=0, metavar="N", help="only the N best single candidates")
-    rules.add_argument("--compare", action="store_true",
-                       help="also what every other method would have chosen (exact: among the "
-                       f"{COMPARED_EXACTLY} best, or --among), with one look at test for all of them")  # fmt: skip
-    rules.add_argument("--folds", type=int, default=cross_validation.FOLDS,
-                       help="of nested cross-validation; 0: none (default: %(default)s)")  # fmt: skip
-    rules.add_argument("--cost", metavar="parameters|latency|FILE", help="also the front of accuracy and cost")
-    later = parser.add_argument_group("an ensemble that was chosen before")
-    later.add_argument("--evaluate", type=Path, metavar="FILE", help="evaluate this ensemble.json on --split")
-    later.add_argument("--export", type=Path, metavar="FILE", help="write this ensemble.json's --split as one index")
-    later.add_argument("--split", choices=get_args(Which), help="(default: test)")
-    arguments = parser.parse_args(argv)
-    retrieval.metric(arguments.metric)
-    if arguments.folds < 0 or arguments.folds == 1:
-        raise UserError(f"--folds {arguments.folds}: two or more, or 0 to do without")
-    if arguments.evaluate or arguments.export:
-        refuse_choosing(parser, arguments)
-        arguments.split = arguments.split or "test"
-        (evaluate if arguments.evaluate else export)(arguments)
-        return
-    if arguments.split:
-        raise UserError("--split is for --evaluate and --export: validation chooses, then test is looked at")
-    choose(arguments)
+    return run_command(argv, "select.py", __doc__, Command(Options, select), COMMANDS)
 
 
 if __name__ == "__main__":

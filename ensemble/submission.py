@@ -2,7 +2,7 @@
 
 python ensemble/submission.py --ensemble ensemble.json [MORE.json ...] --evaluation STORE --out DIR
 python ensemble/submission.py --ensemble ensemble.json --evaluation STORE --out DIR --format dcase2025
-python ensemble/submission.py --validate FILE.zip --evaluation STORE
+python ensemble/submission.py validate FILE.zip --evaluation STORE
 
 STORE is made by data/prepare.py. Without --split, sentences and clips are those of the challenge's evaluation set,
 clotho/challenge, in both years; 2025's annotated queries about Clotho's evaluation clips are --split
@@ -14,24 +14,23 @@ before the zip can be sent.
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
-import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
 from data.runtime.command_line import command
+from data.runtime.options import Command, flag, group, option, positional, run_command
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
 from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
 from ensemble.challenge.metadata import Given, describe, label_of, read_authors
 from ensemble.challenge.systems import System, embed_all, fused, read_system, refuse_what_was_heard
-from trainables.records import mlflow_ledger as ledgers
-from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.mlflow_ledger import LedgerOptions
 
 logger = logging.getLogger("chorale.submission")
 
@@ -39,14 +38,64 @@ SPLIT = "clotho/challenge"
 """Both years' sentences and clips: the predictions of 2025's baseline, too, are of retrieval_audio and its captions."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The challenge's evaluation set, and its format."""
+
+    evaluation: str = option("a prepared store, or its URI", metavar="STORE")
+    split: str = option("of the store, 'corpus/split'", SPLIT)
+    format: str | None = option(
+        "default: dcase2023, or what a zip to validate has", None, choices=sorted(CHALLENGES))  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(EvaluationOptions):
+    """The submission to look through."""
+
+    zip: Path = positional("the submission")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthorOptions:
+    """What only its authors can say of a submission."""
+
+    authors: Path | None = option(
+        "YAML: a list of lastname, firstname, email, corresponding, affiliation", None, metavar="FILE")  # fmt: skip
+    label: str | None = option(
+        "default: those of the corresponding author", None, metavar="LASTNAME_INSTITUTE")  # fmt: skip
+    name: tuple[str, ...] = option("of each system", ())
+    abbreviation: tuple[str, ...] = option("of each system, at most 10 characters", ())
+    source_code: str | None = option("where the code is published", None, metavar="URL")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(EvaluationOptions):
+    """The options of a submission."""
+
+    ensemble: tuple[Path, ...] = option(
+        f"the ensemble.json of each system, at most {MOST_SYSTEMS}", metavar="FILE")  # fmt: skip
+    out: Path = option("where the submission goes", metavar="DIR")
+    ledger: LedgerOptions = group("where the members are")
+    told: AuthorOptions = group("what only its authors can say")
+
+    def __post_init__(self) -> None:
+        number = len(self.ensemble)
+        if number > MOST_SYSTEMS:
+            more = ", ".join(map(str, self.ensemble[MOST_SYSTEMS:]))
+            raise UserError(f"{number} systems: at most {MOST_SYSTEMS} may be submitted; leave out {more}")
+        for name, values in (("name", self.told.name), ("abbreviation", self.told.abbreviation)):
+            if values and len(values) != number:
+                raise UserError(f"{flag(name)}: give one for each system, {number}, not {len(values)}")
+
+
 def write(
-    arguments: argparse.Namespace, evaluation: Evaluation, systems: Sequence[System], scores: Sequence[Scores],
+    options: Options, format_name: str, evaluation: Evaluation, systems: Sequence[System], scores: Sequence[Scores],
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
     """Write the submission: each system's answers and description, and all of them in one zip."""
-    challenge = formats.challenge(arguments.format)
-    prefix = label_of(arguments.label, authors)
-    out: Path = arguments.out
+    challenge = formats.challenge(format_name)
+    prefix = label_of(options.told.label, authors)
+    out = options.out
     names = []
     for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
         label = challenge.label(prefix, number)
@@ -54,7 +103,11 @@ def write(
         scores_QF = formats.of_all_files(scores_QA, evaluation)
         formats.write_csv(out / output, challenge.rows(scores_QF, evaluation))
         given = Given(
-            label, nth(arguments.name, number), nth(arguments.abbreviation, number), authors, arguments.source_code
+            label,
+            nth(options.told.name, number),
+            nth(options.told.abbreviation, number),
+            authors,
+            options.told.source_code,
         )
         formats.write_yaml(out / meta, describe(system, given))
         names += [output, meta]
@@ -78,7 +131,7 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
         logger.warning("set aside: %s: %s", aside.origin, aside.reason)
 
 
-def validate(path: Path, format_name: str, evaluation: Evaluation) -> int:
+def check(path: Path, format_name: str, evaluation: Evaluation) -> int:
     """Look through a submission; the exit status is 1 where something is wrong."""
     found = validation.problems(path, format_name, evaluation)
     for problem in found:
@@ -95,75 +148,43 @@ def validate(path: Path, format_name: str, evaluation: Evaluation) -> int:
     return 0
 
 
-def require_options(arguments: argparse.Namespace) -> None:
-    """Raise UserError for options that don't go together."""
-    if bool(arguments.ensemble) == bool(arguments.validate):
-        raise UserError("give --ensemble to write a submission, or --validate to look through one")
-    if arguments.validate:
-        given = [name for name in ("out", "authors", "label", "name", "abbreviation", "source_code")
-                 if getattr(arguments, name)]  # fmt: skip
-        if given:
-            raise UserError(f"--{given[0].replace('_', '-')} is for --ensemble; leave it out")
-        return
-    number = len(arguments.ensemble)
-    if number > MOST_SYSTEMS:
-        more = ", ".join(map(str, arguments.ensemble[MOST_SYSTEMS:]))
-        raise UserError(f"{number} systems: at most {MOST_SYSTEMS} may be submitted; leave out {more}")
-    if not arguments.out:
-        raise UserError("name the folder that the submission goes into with --out")
-    for name in ("name", "abbreviation"):
-        if getattr(arguments, name) and len(getattr(arguments, name)) != number:
-            raise UserError(f"--{name}: give one for each system, {number}, not {len(getattr(arguments, name))}")
+def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, Evaluation]:
+    """Return the split that is evaluated, and what the challenge asks about it."""
+    split = open_split(Store.of(options.evaluation), options.split)
+    return split, formats.evaluation_of(split)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="submission.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--ensemble", nargs="+", type=Path, default=[], metavar="FILE",
-                        help=f"the ensemble.json of each system, at most {MOST_SYSTEMS}")  # fmt: skip
-    parser.add_argument("--evaluation", required=True, metavar="STORE", help="a prepared store, or its URI")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the submission goes")
-    parser.add_argument("--format", choices=sorted(CHALLENGES), help="(default: dcase2023, or what --validate finds)")
-    parser.add_argument("--split", default=SPLIT, help="of the store, 'corpus/split' (default: %(default)s)")
-    parser.add_argument("--validate", type=Path, metavar="ZIP", help="look through a submission that is there")
-    ledgers.add_arguments(parser)
-    told = parser.add_argument_group("what only its authors can say")
-    told.add_argument("--authors", type=Path, metavar="FILE",
-                      help="YAML: a list of lastname, firstname, email, corresponding, affiliation")  # fmt: skip
-    told.add_argument("--label", metavar="LASTNAME_INSTITUTE", help="default: those of the corresponding author")
-    told.add_argument("--name", nargs="+", default=[], help="of each system")
-    told.add_argument("--abbreviation", nargs="+", default=[], help="of each system, at most 10 characters")
-    told.add_argument("--source-code", metavar="URL", help="where the code is published")
-    return parser.parse_args(argv)
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    arguments = parse(argv)
-    require_options(arguments)
-    split = open_split(Store.of(arguments.evaluation), arguments.split)
-    evaluation = formats.evaluation_of(split)
-    if arguments.validate:
-        return validate(arguments.validate, arguments.format or validation.guess(arguments.validate), evaluation)
-    arguments.format = arguments.format or "dcase2023"
-    formats.require_files(arguments.format, evaluation)
-    authors = read_authors(arguments.authors) if arguments.authors else []
-    label_of(arguments.label, authors)  # a wrong one is refused before there is work done
-    runs = Runs.of(arguments.runs)
-    ledger = open_ledger(runs, arguments.tracking_uri)
-    systems = [read_system(path, ledger, runs) for path in arguments.ensemble]
+def submit(options: Options) -> int:
+    """Write a submission and look through it; the exit status is 1 where something has to be put right."""
+    split, evaluation = read_evaluation(options)
+    format_name = options.format or "dcase2023"
+    formats.require_files(format_name, evaluation)
+    authors = read_authors(options.told.authors) if options.told.authors else []
+    label_of(options.told.label, authors)  # a wrong one is refused before there is work done
+    runs, ledger = options.ledger.location, options.ledger.open()
+    systems = [read_system(path, ledger, runs) for path in options.ensemble]
     refuse_what_was_heard(systems, split)
     tell_ranked_last(evaluation, split)
     found = embed_all(systems, split, runs)
     scores = [fused(system, found, split) for system in systems]
     try:
-        path = write(arguments, evaluation, systems, scores, authors)
+        path = write(options, format_name, evaluation, systems, scores, authors)
     except OSError as error:
-        raise UserError(f"{error.filename or arguments.out} can't be written: {error.strerror or error}") from error
-    return validate(path, arguments.format, evaluation)
+        raise UserError(f"{error.filename or options.out} can't be written: {error.strerror or error}") from error
+    return check(path, format_name, evaluation)
+
+
+def validate(options: ValidateOptions) -> int:
+    """Look through a submission that is there; the exit status is 1 where something is wrong."""
+    _, evaluation = read_evaluation(options)
+    return check(options.zip, options.format or validation.guess(options.zip), evaluation)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run the command."""
+    others = {"validate": Command(ValidateOptions, validate)}
+    return run_command(argv, "submission.py", __doc__, Command(Options, submit), others)
 
 
 if __name__ == "__main__":

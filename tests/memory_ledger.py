@@ -109,14 +109,17 @@ class MemoryLedger(Ledger):
         found = [run for run in reversed(self.recorded.values()) if self.kinds[run.run_id] == kind]
         return (run for run in found if test_fingerprint in (None, run.test_fingerprint))
 
-    def log_event(self, kind, name, members, test_fingerprint, sweep_run_id, settings, metrics, files):
+    def log_event(self, event):
         run_id, last = next(self.ids), {}
-        for key, value, _ in metrics:
+        for key, value, _ in event.metrics:
             last[key] = value
-        self.kinds[run_id] = kind
-        self.recorded[run_id] = EventRun(run_id, name, sweep_run_id, test_fingerprint, last, dict(settings), run_id)
+        self.kinds[run_id] = event.kind
+        settings = dict(event.settings)
+        self.recorded[run_id] = EventRun(
+            run_id, event.name, event.sweep_run_id, event.test_fingerprint, last, settings, run_id
+        )
         (self.folder / run_id).mkdir(parents=True)
-        for file in files:
+        for file in event.files:
             shutil.copy(file, self.folder / run_id)
 
     def event_file(self, run, name):

@@ -5,25 +5,35 @@ python trainables/embed.py --checkpoint MODEL [--audio DIR] [--captions FILE] --
 MODEL is the folder of a trained model, or the signature or MLflow run of a trial in --runs.
 """
 
-import argparse
 import logging
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.captions import normalise
 from data.errors import UserError
 from data.runtime.command_line import command
+from data.runtime.options import Command, group, option, run_command
 from data.sources.audio_files import audio_files
 from data.sources.csv_tables import read_csv, read_text
 from trainables.records.embeddings import Embeddings, write_embeddings
-from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.trial import TRIAL_FILE, load_trial
 
 logger = logging.getLogger("chorale.embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of embed.py."""
+
+    checkpoint: str = option("a model's folder, a signature or a run's id", metavar="MODEL")
+    audio: Path | None = option("a folder of audio files, also in folders below", None, metavar="DIR")
+    captions: Path | None = option("sentences: a line each, or a .csv's column caption", None, metavar="FILE")
+    out: Path = option("the Arrow file to write", metavar="FILE")
+    ledger: LedgerOptions = group("where trials lie")
 
 
 def read_sentences(path: Path) -> list[str]:
@@ -41,15 +51,16 @@ def read_sentences(path: Path) -> list[str]:
     return [sentence for sentence, _ in found]
 
 
-def model_folder(name: str, runs: Runs, tracking_uri: str | None, scratch: Path) -> Path:
-    """The folder of a trained model: that folder, or that of a trial by its signature or by its run in MLflow."""
+def model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
+    """Return the folder of a trained model: that folder, or that of a trial by its signature or by its run."""
+    runs = ledger.location
     if (Path(name) / TRIAL_FILE).exists():
         return Path(name)
     if "/" not in name and runs.has_model(name):
         return runs.model(name, scratch)
     if Path(name).exists():
         raise UserError(f"{name} holds no trained model ({TRIAL_FILE} is absent)")
-    signature = open_ledger(runs, tracking_uri).signature_of(name)
+    signature = ledger.open().signature_of(name)
     if signature is None or not runs.has_model(signature):
         raise UserError(
             f"{name!r} is neither a model's folder nor a trial in {runs}, by signature or run, with a model"
@@ -57,16 +68,14 @@ def model_folder(name: str, runs: Runs, tracking_uri: str | None, scratch: Path)
     return runs.model(signature, scratch)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(options: Options) -> None:
     """Embed what the options name, and write it."""
-    if arguments.audio is None and arguments.captions is None:
+    if options.audio is None and options.captions is None:
         raise UserError("nothing to embed: give --audio DIR, --captions FILE or both")
-    paths = audio_files(arguments.audio) if arguments.audio else []
-    sentences = read_sentences(arguments.captions) if arguments.captions else []
+    paths = audio_files(options.audio) if options.audio else []
+    sentences = read_sentences(options.captions) if options.captions else []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(
-            arguments.checkpoint, Runs.of(arguments.runs), arguments.tracking_uri, Path(scratch) / "m"
-        )
+        folder = model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
         from trainables.records.checkpoint import load_model  # torch: only once there is a model to load
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 
@@ -75,41 +84,27 @@ def run(arguments: argparse.Namespace) -> None:
     for path, reason in refused.items():
         logger.warning("left out: %s: %s", path, reason)
     if paths and not embedded:
-        raise UserError(f"{arguments.audio}: none of its {len(paths)} audio files can be decoded")
+        raise UserError(f"{options.audio}: none of its {len(paths)} audio files can be decoded")
     found = Embeddings(
-        signature=Path(arguments.checkpoint).name,
-        split=str(arguments.audio or arguments.captions),
+        signature=Path(options.checkpoint).name,
+        split=str(options.audio or options.captions),
         fingerprint="",
-        clip_ids=[path.relative_to(arguments.audio).as_posix() for path in embedded],
+        clip_ids=[path.relative_to(options.audio or "").as_posix() for path in embedded],
         queries=sentences,
         relevant_clip_ids=[[] for _ in sentences],
         audio_AD=audio,
         text_QD=embed_text(model, trial, sentences),
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(arguments.out, found)
-    logger.info("Wrote %s: %d clips and %d sentences, %d numbers each", arguments.out, len(embedded), len(sentences),
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_embeddings(options.out, found)
+    logger.info("Wrote %s: %d clips and %d sentences, %d numbers each", options.out, len(embedded), len(sentences),
                 trial.embedding_size)  # fmt: skip
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="embed.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="MODEL", help="a model's folder, a signature or a run's id"
-    )
-    parser.add_argument("--audio", type=Path, metavar="DIR", help="a folder of audio files, also in folders below")
-    parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="sentences: a line each, or a .csv's column caption"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the Arrow file to write")
-    parser.add_argument("--runs", default="runs", help="where trials lie (default: %(default)s)")
-    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), metavar="URI",
-                        help="of an MLflow server (default: MLFLOW_TRACKING_URI, else SQLite in --runs)")  # fmt: skip
-    run(parser.parse_args(argv))
+    return run_command(argv, "embed.py", __doc__, Command(Options, run))
 
 
 if __name__ == "__main__":

@@ -8,37 +8,33 @@ A training that was ended goes on from its last checkpoint when the same command
 the same pretraining finds it.
 """
 
-import argparse
 import logging
 import os
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from data import splits
 from data.errors import UserError, positive
 from data.runtime.command_line import command
+from data.runtime.options import Command, group, option, run_command
+from data.splits import SplitOptions, Splits
 from data.store.storage import Store
 from trainables import encoders, recipes
 from trainables.encoders import families
-from trainables.execution import resources as computing
-from trainables.execution.resources import Wish, execution_of, share_out
+from trainables.execution.resources import ComputeOptions, share_out
 from trainables.execution.session import Site, Work
 from trainables.records import lease as leases
-from trainables.records import mlflow_ledger as ledgers
 from trainables.records.lease import Heart, Holder
 from trainables.records.ledger import Ledger
-from trainables.records.mlflow_ledger import create_ledger
+from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.records.mlflow_log import STEP, Log
-from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.signature import compute_signature
@@ -49,6 +45,39 @@ logger = logging.getLogger("chorale.pretrain")
 ASK_EVERY_S = 2.0
 SAY_EVERY_S = 10.0
 """Between two lines of progress where there is no terminal to renew one on."""
+
+
+SETTINGS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
+"""Options that are fields of a trial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions:
+    """What is trained."""
+
+    recipe: str = option(f"one of: {', '.join(recipes.named())}", "small")
+    audio: str = option(f"family:variant; families: {', '.join(families('audio'))}", "cnn:small5")
+    text: str = option(f"the same; families: {', '.join(families('text'))}", "transformer:small")
+    epochs: int | None = option("instead of the recipe's, as all below", None, type=positive)
+    peak_rate: float | None = option("of learning", None)
+    final_rate: float | None = option("of learning", None)
+    batch_size: int | None = option("pairs, all workers together", None, type=positive)
+    clip_norm: float | None = option("of the gradients (default: they aren't clipped)", None)
+    precision: Precision | None = option("default: bfloat16 where the hardware has it", None)
+    seed: int | None = option("of initial weights, batches and crops", None)
+    frozen_audio: bool | None = option("don't train the audio encoder", None)
+    frozen_text: bool | None = option("don't train the text encoder", None)
+    weights: Path | None = option("a folder of published checkpoints, where nothing can be fetched", None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of a pretraining."""
+
+    splits: SplitOptions = group("what it is trained on")
+    ledger: LedgerOptions = group("where its results lie")
+    trial: TrialOptions = group("what is trained")
+    compute: ComputeOptions = group("how it is computed")
 
 
 class ProgressLine:
@@ -101,38 +130,32 @@ def progress(metrics: Mapping[str, float], epochs: int) -> str:
     )
 
 
-def trial_of(arguments: argparse.Namespace, chosen: splits.Splits) -> Trial:
-    """The recipe's trial, with what the command line sets otherwise."""
-    trial = recipes.recipe(arguments.recipe)(
-        arguments.audio, arguments.text, chosen, arguments.precision or fastest_precision()
-    )
-    schedule = {"epochs": arguments.epochs, "peak_rate": arguments.peak_rate, "final_rate": arguments.final_rate}
-    settings = {"batch_size": arguments.batch_size, "clip_norm": arguments.clip_norm, "seed": arguments.seed}
-    frozen = {"frozen_audio": arguments.frozen_audio, "frozen_text": arguments.frozen_text}
-    return replace(trial, schedule=replace(trial.schedule, **given(schedule)), **given(settings | frozen))
+def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
+    """Return the recipe's trial, with what the command line sets otherwise."""
+    precision = options.precision or fastest_precision()
+    trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
+    of_schedule = {name: value for name in ("epochs", "peak_rate", "final_rate") if (value := getattr(options, name))}
+    own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **own)
 
 
-def given(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those that are set."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def run(arguments: argparse.Namespace) -> int:
+def run(options: Options) -> int:
     """Train as the command line says, and return the exit status."""
-    recipes.recipe(arguments.recipe)  # what is unknown is refused before anything is imported that takes time
-    encoders.choose("audio", arguments.audio)
-    encoders.choose("text", arguments.text)
+    settings, compute = options.trial, options.compute
+    recipes.recipe(settings.recipe)  # what is unknown is refused before anything is imported that takes time
+    encoders.choose("audio", settings.audio)
+    encoders.choose("text", settings.text)
     from data.preparation.build import prepare_if_absent
     from data.runtime.parallel import start_ray
     from trainables.execution.nodes import TRAIN_ENVIRONMENT, nodes
 
     os.environ.update(TRAIN_ENVIRONMENT)
-    whole, runs = Store.of(arguments.store), Runs.of(arguments.runs)
-    prepare_if_absent(arguments.corpus, whole)
-    trial = trial_of(arguments, splits.find_splits(arguments.corpus, whole, arguments.pretrain_on, arguments.hold_out))
-    weights = arguments.weights.resolve() if arguments.weights else None
+    whole, runs = Store.of(options.splits.store), options.ledger.location
+    prepare_if_absent(options.splits.corpus, whole)
+    trial = trial_of(settings, options.splits.find(whole))
+    weights = settings.weights.resolve() if settings.weights else None
     signature = compute_signature(trial, whole.location, weights)
-    ledger = create_ledger(runs, arguments.tracking_uri)
+    ledger = options.ledger.create()
     if found := ledger.finished(signature):
         logger.info("%s is finished already.", trial.name)
         show(ledger.best_metrics(found), signature)
@@ -142,17 +165,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{trial.name} is being trained by {lease}: wait for it, or end it")
     start_ray()
     cluster = nodes()
-    whole_gpus = max(1.0, arguments.gpus_per_worker or 1.0)
-    workers = arguments.workers or sum(int(node.gpus // whole_gpus) for node in cluster) or 1
-    resources = share_out(cluster, Wish(workers, arguments.gpus_per_worker, arguments.cpus_per_worker))
-    execution = execution_of(arguments, resources)
+    whole_gpus = max(1.0, compute.gpus_per_worker or 1.0)
+    workers = compute.workers or sum(int(node.gpus // whole_gpus) for node in cluster) or 1
+    resources = share_out(cluster, replace(compute.wish, workers=workers))
+    execution = compute.execution(resources)
     each = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
     logger.info("%s, trial %s", trial.name, signature)
     logger.info("  on %s", ", ".join(trial.train))
     logger.info(
         "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
     )
-    site = Site(whole.location, runs, ledger.tracking_uri, weights, arguments.keep_epochs)
+    site = Site(whole.location, runs, ledger.tracking_uri, weights, compute.keep_epochs)
     with Heart(runs, lease):
         run_id = ledger.claim(trial, signature, None)
         metrics = fit_or_give_up(ledger, Work(trial, lease, None, run_id, site, resources, execution))
@@ -184,38 +207,10 @@ def show(metrics: Metrics, signature: str) -> None:
     Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own arguments."""
-    trial = parser.add_argument_group("what is trained")
-    trial.add_argument("--recipe", default="small", help=f"one of: {', '.join(recipes.named())} (default: %(default)s)")
-    trial.add_argument(
-        "--audio", default="cnn:small5", help=f"family:variant; families: {', '.join(families('audio'))}"
-    )
-    trial.add_argument("--text", default="transformer:small", help=f"the same; families: {', '.join(families('text'))}")
-    trial.add_argument("--epochs", type=positive, help="instead of the recipe's, as all below")
-    trial.add_argument("--peak-rate", type=float)
-    trial.add_argument("--final-rate", type=float)
-    trial.add_argument("--batch-size", type=positive, help="pairs, all workers together")
-    trial.add_argument("--clip-norm", type=float, help="of the gradients (default: they aren't clipped)")
-    trial.add_argument("--precision", choices=get_args(Precision), help="default: bfloat16 where the hardware has it")
-    trial.add_argument("--seed", type=int)
-    trial.add_argument("--frozen-audio", action="store_true", default=None)
-    trial.add_argument("--frozen-text", action="store_true", default=None)
-    trial.add_argument("--weights", type=Path, help="a folder of published checkpoints, where nothing can be fetched")
-
-
 @command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int | None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    splits.add_arguments(parser)
-    ledgers.add_arguments(parser)
-    add_arguments(parser)
-    computing.add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run(arguments)
+    return run_command(argv, "pretrain.py", __doc__, Command(Options, run))
 
 
 if __name__ == "__main__":

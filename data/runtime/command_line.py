@@ -1,18 +1,14 @@
-"""What all commands share: their exit status and messages, and subcommands named by the first word."""
+"""What all commands share: exit statuses, messages, and the log on standard error."""
 
-import argparse
 import contextlib
 import functools
 import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from data.errors import UserError
-
-Run = Callable[[argparse.Namespace], int | None]
-AddArguments = Callable[[argparse.ArgumentParser], None]
 
 GC_THRESHOLD = 50_000
 """Objects that are allocated between two garbage collections in a command's process; Python's default is 700.
@@ -66,26 +62,3 @@ def logging_to_stderr() -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
-
-
-def run_one(
-    argv: Sequence[str] | None,
-    prog: str,
-    description: str | None,
-    default: tuple[Run, AddArguments],
-    others: Mapping[str, tuple[Run, AddArguments]],
-) -> int | None:
-    """Run one of `others` where the first word of `argv` names it, else `default`; all of them take --store."""
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("--store", default="store", help="where the shards are (default: %(default)s)")
-    given, words = shared.parse_known_args(argv)
-    command = words[0] if words and words[0] in others else ""
-    run, add_arguments = others.get(command, default)
-    parser = argparse.ArgumentParser(
-        prog=f"{prog} {command}".rstrip(),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-    )
-    add_arguments(parser)
-    return run(parser.parse_args(words[1:] if command else words, given))

@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import pyarrow as pa
 
@@ -43,11 +42,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} isn't JSON: {error}") from error
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of a JSON file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

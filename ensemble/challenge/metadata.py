@@ -16,8 +16,8 @@ import yaml
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, SplitId
 from ensemble.challenge.systems import Member, System, stages_of
-from ensemble.record.build import FUSIONS_TOLD
 from trainables import encoders
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
 from trainables.retrieval import METRICS, TITLES
 from trainables.trial import Trial
 
@@ -111,7 +111,7 @@ def describe(system: System, given: Given) -> dict[str, Any]:
                 "batch_size": joined(str(trial.batch_size) for trial in stages),
                 "gradient_clipping": joined(f"{trial.clip_norm:g}" for trial in stages if trial.clip_norm) or None,
                 "metric_monitored": joined(f"mAP@10 on {trial.validation}" for trial in trials),
-                "ensemble": FUSIONS_TOLD[system.fusion] if number > 1 else None,
+                "ensemble": FUSION_LABELS[system.ensemble.fusion] if number > 1 else None,
                 "ensemble_size": number,
                 "ensemble_members": [member_json(member, system) for member in system.members],
             },
@@ -173,8 +173,8 @@ def of_corpus(split: str, corpus: str) -> bool:
     return SplitId.parse(split).corpus == corpus
 
 
-def results(ensemble: Mapping[str, Any]) -> dict[str, float | None]:
-    """The ensemble's figures on the development set's test split; for retrained members, those from before that."""
-    test = ensemble.get("test") or ensemble.get("before_retraining", {}).get("test") or {}
-    figures = test.get("ensemble", {})
-    return {told: round(figures[name], 4) if name in figures else None for name, told in RESULTS.items()}
+def results(ensemble: Ensemble) -> dict[str, float | None]:
+    """Return the figures on the development set's test split; of retrained members, those from before retraining."""
+    test = ensemble.test_when_selected
+    figures = test.systems.get("ensemble", {}) if test else {}
+    return {title: round(figures[name].value, 4) if name in figures else None for name, title in RESULTS.items()}

@@ -11,12 +11,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
-from data.errors import UserError, unknown_name
+from data.errors import UserError
 from data.runtime.parallel import run_on_ray, start_ray
 from data.runtime.progress import ProgressLine
 from data.store.stored_split import StoredSplit, open_split
@@ -25,11 +24,11 @@ from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, aligned_scores
 from ensemble.pool.score_matrices import Matrices
 from ensemble.record import build
-from ensemble.record.schema import read_ensemble, require_version, weights_of
 from ensemble.selection.costs import parameters_of
 from trainables import trial as trials
 from trainables.execution.resources import Wish, share_out
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
+from trainables.records.ensemble_file import Ensemble, read_ensemble
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import Runs
 from trainables.retrieval import Relevance
@@ -56,37 +55,27 @@ class System:
     """An ensemble that is to be submitted; members of weight 0 are left out."""
 
     path: Path  # of its ensemble.json
-    ensemble: Mapping[str, Any]
+    ensemble: Ensemble
     members: Sequence[Member]
-
-    @property
-    def fusion(self) -> str:
-        """How its members' scores are fused."""
-        return str(self.ensemble.get("fusion_name", "mean"))
 
 
 def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
     """An ensemble that can be submitted. Raises UserError that says why another can't."""
     ensemble = read_ensemble(path)
-    require_version(ensemble, path)
-    if ensemble.get("direction", "t2a") != "t2a":
+    if ensemble.direction != "t2a":
         raise UserError(
-            f"{path} was chosen for --direction {ensemble['direction']}: a challenge's sentences ask for clips; choose "
+            f"{path} was chosen for --direction {ensemble.direction}: a challenge's sentences ask for clips; choose "
             "one with --direction t2a"
         )
-    fusion = ensemble.get("fusion_name", "mean")
-    if fusion not in score_matrices.FUSIONS:
-        raise unknown_name(f"fusion in {path}:", fusion, sorted(score_matrices.FUSIONS))
-    files = [member["name"] for member in ensemble["members"] if not member.get("signature")]
+    files = [member.name for member in ensemble.members if not member.signature]
     if files:
         raise UserError(
             f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
         )
-    candidates = build.members_of(ensemble, path, ledger, [], "validation")
-    weights = weights_of(ensemble)
+    candidates = build.candidates_of(ensemble, path, ledger, [], "validation")
     members = [
         read_member(candidate, weight, path, runs)
-        for candidate, weight in zip(candidates, weights, strict=True)
+        for candidate, weight in zip(candidates, ensemble.weights, strict=True)
         if weight
     ]
     return System(path, ensemble, members)
@@ -221,7 +210,7 @@ def fused(system: System, found: Mapping[str, Embeddings], split: StoredSplit) -
         tuple(aligned_scores(found[candidate.signature], reference, candidate, first)[0] for candidate in candidates),
     )
     weights = [member.weight for member in system.members]
-    pool = score_matrices.fused(source, system.fusion)
+    pool = score_matrices.fused(source, system.ensemble.fusion)
     parts = [
         evaluation.fuse(pool, weights, start, min(start + evaluation.QUERIES_AT_A_TIME, len(queries)))
         for start in range(0, len(queries), evaluation.QUERIES_AT_A_TIME)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from ensemble.pool.score_matrices import Matrices
 from trainables import bootstrap, retrieval
+from trainables.records.ensemble_file import Estimate, SplitFigures
 from trainables.retrieval import PerQuery, Relevance
 
 QUERIES_AT_A_TIME = 256
@@ -71,13 +72,10 @@ def parts(pool: Matrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevan
         )
 
 
-def along(pool: Matrices, history: Sequence[int], name: str) -> list[dict[str, Any]]:
-    """A metric after each step of an ensemble that grows by a candidate at a time: its value, with its interval."""
-    values_SQ = [retrieval.metric(name)(ranks_P, pool.relevance) for ranks_P in ranks_along(pool, history)]
-    return [
-        {"value": float(values_Q.mean()), "interval": list(interval(values_Q, pool.relevance))}
-        for values_Q in values_SQ
-    ]
+def along(pool: Matrices, history: Sequence[int], name: str) -> tuple[Estimate, ...]:
+    """Return a metric after each step of an ensemble that grows by a candidate at a time."""
+    values_SQ = (retrieval.metric(name)(ranks_P, pool.relevance) for ranks_P in ranks_along(pool, history))
+    return tuple(estimate(values_Q, pool.relevance) for values_Q in values_SQ)
 
 
 def values(pool: Matrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
@@ -86,28 +84,23 @@ def values(pool: Matrices, weights: Sequence[float], names: Sequence[str]) -> di
     return {name: retrieval.metric(name)(ranks_P, pool.relevance) for name in names}
 
 
-def compare(pool: Matrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
-    """Each system's figures on a split, and the first one's lead over the second: means and 95 % bootstrap intervals.
+def compare(pool: Matrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> SplitFigures:
+    """Return each system's figures on a split, and the first one's lead over the second as 'difference'.
 
     Queries are drawn by groups, the same ones for all systems, so that the lead's interval is that of paired data.
     """
     found = {system: values(pool, weights, names) for system, weights in systems.items()}
     first, second = list(systems)[:2]
     found["difference"] = {name: found[first][name] - found[second][name] for name in names}
-    return {"split": pool.split, "fingerprint": pool.fingerprint} | {
-        system: summary(per_query, pool.relevance) for system, per_query in found.items()
-    }
+    systems_found = {system: summary(per_query, pool.relevance) for system, per_query in found.items()}
+    return SplitFigures(pool.split, pool.fingerprint, systems_found)
 
 
-def summary(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Any]:
-    """Each metric's mean over queries, and under NAME_interval its interval."""
-    found: dict[str, Any] = {}
-    for name, values_Q in per_query.items():
-        found[name] = float(values_Q.mean())
-        found[f"{name}_interval"] = list(interval(values_Q, relevant))
-    return found
+def summary(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Estimate]:
+    """Return each metric's mean over queries with its interval."""
+    return {name: estimate(values_Q, relevant) for name, values_Q in per_query.items()}
 
 
-def interval(values_Q: PerQuery, relevant: Relevance) -> tuple[float, float]:
-    """The 95 % bootstrap interval of a metric's mean."""
-    return bootstrap.bootstrap_interval(values_Q, relevant, draws=DRAWS)
+def estimate(values_Q: PerQuery, relevant: Relevance) -> Estimate:
+    """Return a metric's mean over queries with its 95 % bootstrap interval."""
+    return Estimate(float(values_Q.mean()), bootstrap.bootstrap_interval(values_Q, relevant, draws=DRAWS))

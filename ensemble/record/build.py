@@ -1,9 +1,8 @@
-"""A chosen ensemble, as ensemble.json holds it: its members, how they were chosen, and what they come to."""
+"""Build the record of an ensemble from a selection: its members, its figures, and how it was selected."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from data.errors import UserError
 from ensemble.pool import evaluation
@@ -14,15 +13,10 @@ from ensemble.selection.cross_validation import Nested
 from ensemble.selection.greedy import Rules, Selection
 from ensemble.selection.pruned_pool import Live
 from trainables import retrieval
+from trainables.records.ensemble_file import Ensemble, Estimates, Member, NestedFigures, SplitFigures, Step
 from trainables.records.ledger import Ledger
 
 METHODS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
-
-FUSIONS_TOLD = {
-    "mean": "weighted mean of scores",
-    "zscore": "weighted mean of scores after z-norm of each query's",
-    "rank": "weighted mean of the ranks of each query's scores",
-}
 
 COMPARED_EXACTLY = 16
 """The best single candidates among which all subsets are scored where methods are compared: a second's work."""
@@ -54,41 +48,34 @@ def compared(rules: Rules, num_candidates: int) -> dict[str, Rules]:
     }
 
 
-def member_json(candidate: Candidate, weight: float) -> dict[str, Any]:
-    """A member as ensemble.json names it."""
-    found: dict[str, Any] = {"name": candidate.name, "weight": weight}
+def member_of(candidate: Candidate, weight: float) -> Member:
+    """Return a candidate as a member of an ensemble."""
     if candidate.run:
-        return found | {"run_id": candidate.run.run_id, "signature": candidate.signature}
-    return found | {"folder": str(candidate.folder)}
+        return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
+    return Member(candidate.name, weight, folder=str(candidate.folder))
 
 
-def members_json(
+def members_with_shares(
     candidates: Sequence[Candidate], shares: Sequence[attribution.Member], selection: Selection, ledger: Ledger
-) -> list[dict[str, Any]]:
+) -> tuple[Member, ...]:
     """Return the members with their shares in the ensemble, in that order, and what it takes to train them again."""
-    return [
-        member_json(candidates[member.candidate], member.weight)
-        | {
-            "count": selection.counts[member.candidate],
-            "alone": member.alone,
-            "without": member.without,
-            "shapley": member.shapley,
-        }
-        | (ledger.recipe(run) if (run := candidates[member.candidate].run) else {})
-        for member in shares
-    ]
+    return tuple(
+        replace(
+            member_of(candidate := candidates[share.candidate], share.weight),
+            count=selection.counts[share.candidate],
+            alone=share.alone,
+            without=share.without,
+            shapley=share.shapley,
+            **(ledger.recipe(candidate.run) if candidate.run else {}),
+        )
+        for share in shares
+    )
 
 
-def trajectory_json(candidates: Sequence[Candidate], selection: Selection, metric: str) -> list[dict[str, Any]]:
-    """The whole way of a selection: who joined or left, and how good the ensemble then was."""
-    return [
-        {
-            "added": None if step.added is None else candidates[step.added].key,
-            "removed": None if step.removed is None else candidates[step.removed].key,
-            metric: step.value,
-        }
-        for step in selection.trajectory
-    ]
+def trajectory_of(candidates: Sequence[Candidate], selection: Selection) -> tuple[Step, ...]:
+    """Return the steps of a selection, with the candidates' keys."""
+    keys = {None: None} | {place: candidate.key for place, candidate in enumerate(candidates)}
+    return tuple(Step(step.value, keys[step.added], keys[step.removed]) for step in selection.trajectory)
 
 
 def growth(selection: Selection) -> list[int]:
@@ -101,16 +88,11 @@ def growth(selection: Selection) -> list[int]:
     return history
 
 
-def nested_json(found: Nested, live: Live, folds: int, apparent: float, redoes_epochs: bool) -> dict[str, Any]:
-    """What nested cross-validation says of a way of choosing; `apparent` is what validation says."""
+def nested_figures(found: Nested, live: Live, folds: int, apparent: float, redoes_epochs: bool) -> NestedFigures:
+    """Return the figures of nested cross-validation; `apparent` is the metric on validation itself."""
     relevant = retrieval.Relevance(live.query_P, live.query_P, live.group_Q)
-    return {
-        "folds": folds,
-        "ensemble": evaluation.summary({"value": found.ensemble_Q}, relevant),
-        "best_single": evaluation.summary({"value": found.best_single_Q}, relevant),
-        "optimism": apparent - found.ensemble,
-        "redoes_epochs": redoes_epochs,
-    }
+    ensemble, best_single = (evaluation.estimate(own_Q, relevant) for own_Q in (found.ensemble_Q, found.best_single_Q))
+    return NestedFigures(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
 
 
 def one_hot(place: int, number: int) -> list[int]:
@@ -120,37 +102,38 @@ def one_hot(place: int, number: int) -> list[int]:
 
 def figures_on(
     source: Matrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """On a split: the figures of the systems 'ensemble' and 'best_single' with their difference, and of all others."""
+) -> tuple[SplitFigures, dict[str, Estimates]]:
+    """Return the figures of the first two systems with their difference, and those of all others, on a split."""
     found = evaluation.compare(source, systems, metrics)
-    others = {name: found.pop(name) for name in list(systems)[2:]}
-    return found, others
+    others = {name: found.systems[name] for name in list(systems)[2:]}
+    own = {name: estimates for name, estimates in found.systems.items() if name not in others}
+    return replace(found, systems=own), others
 
 
-def members_of(
-    ensemble: Mapping[str, Any], path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
+def candidates_of(
+    ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
 ) -> list[Candidate]:
-    """The candidates that an ensemble's members are, to be read on a split. A UserError names one that is gone.
+    """Return the candidates that an ensemble's members are, to be read on a split. A UserError names one that is gone.
 
     Files are looked for in `folders`, first in the one that the ensemble names, or in that alone where none are given.
     """
     found = []
-    for member in ensemble["members"]:
-        if signature := member.get("signature"):
-            run = ledger.finished(signature)
+    for member in ensemble.members:
+        if member.signature:
+            run = ledger.finished(member.signature)
             if run is None:
                 raise UserError(
-                    f"{path}: member {member['name']!r} ({signature}) is no finished trial of {ledger.tracking_uri}"
+                    f"{path}: member {member.name!r} ({member.signature}) is no finished trial of {ledger.tracking_uri}"
                 )
-            found.append(Candidate(member["name"], signature, run))
+            found.append(Candidate(member.name, member.signature, run))
             continue
-        own = Path(member.get("folder", ""))
+        own = Path(member.folder)
         places = sorted(folders, key=lambda folder: folder.resolve() != own.resolve()) or [own]
-        files = [Candidate(member["name"], folder=place) for place in places]
+        files = [Candidate(member.name, folder=place) for place in places]
         file = next((file for file in files if file.file(which).exists()), None)
         if file is None:
             raise UserError(
-                f"{path}: no {which} scores of member {member['name']!r} were found; name its folder with --pool"
+                f"{path}: no {which} scores of member {member.name!r} were found; name its folder with --pool"
             )
         found.append(file)
     return found

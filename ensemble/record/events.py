@@ -1,13 +1,13 @@
-"""Log selections and evaluations, so that whoever looks at test is told how often that has happened."""
+"""Log selections and evaluations, and count the looks at a test split that came before."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from trainables.records.ledger import EventKind, Ledger
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
+from trainables.records.ledger import Event, EventKind, Ledger
 
 KINDS: tuple[EventKind, ...] = ("ensemble", "evaluation")
-SETTINGS = ("metric", "method", "fusion", "direction", "pool")
+SETTINGS = ("metric", "method", "direction", "pool")
 
 
 def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
@@ -16,49 +16,45 @@ def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
 
 
 def log_event(
-    ledger: Ledger, kind: EventKind, name: str, ensemble: Mapping[str, Any], files: Sequence[Path], sweep_run_id: str
+    ledger: Ledger, kind: EventKind, name: str, ensemble: Ensemble, files: Sequence[Path], sweep_run_id: str
 ) -> int:
     """Log a selection or an evaluation; return how many looks at its test split came before."""
-    test = ensemble.get("test", {}).get("fingerprint", "")
+    test = ensemble.test.fingerprint if ensemble.test else ""
     earlier = count_looks_at_test(ledger, test) if test else 0
-    members = ",".join(member.get("signature", member["name"]) for member in ensemble["members"])
-    settings = {key: str(ensemble[key]) for key in SETTINGS}
-    ledger.log_event(kind, name, members, test, sweep_run_id, settings, values(ensemble), files)
+    members = ",".join(member.signature or member.name for member in ensemble.members)
+    settings = {key: str(getattr(ensemble, key)) for key in SETTINGS} | {"fusion": FUSION_LABELS[ensemble.fusion]}
+    ledger.log_event(Event(kind, name, members, test, sweep_run_id, settings, list(numbers_of(ensemble)), files))
     return earlier
 
 
-def values(ensemble: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """What is a number about an ensemble: name, value and step."""
-    metric = ensemble["metric"]
+def numbers_of(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
+    """Yield the numbers of an ensemble as metrics: name, value and step."""
+    metric = ensemble.metric
     for split in ("validation", "test"):
-        yield from figures(ensemble, split)
-        yield from steps(f"size_{split}", ensemble.get("sizes", {}).get(split, []), "value")
-    yield from steps("trajectory", ensemble["trajectory"], metric)
+        if found := ensemble.figures(split):
+            for system, estimates in found.systems.items():
+                yield from ((f"{split}_{system}_{name}", one.value, 0) for name, one in estimates.items())
+        yield from steps(f"size_{split}", [point.value for point in ensemble.sizes.get(split, ())])
+    yield from steps("trajectory", [step.value for step in ensemble.trajectory])
     for key in ("weight", "alone", "without", "shapley"):
-        yield from steps(f"member_{key}", ensemble["members"], key)
+        yield from steps(f"member_{key}", [getattr(member, key) for member in ensemble.members])
     for key in ("cost", "value"):
-        yield from steps(f"front_{key}", ensemble.get("front", []), key)
-    if nested := ensemble.get("nested"):
-        yield "nested_ensemble", nested["ensemble"]["value"], 0
-        yield "nested_best_single", nested["best_single"]["value"], 0
-        yield "nested_optimism", nested["optimism"], 0
-    for method in ensemble.get("methods", []):
-        name = method["name"].replace(", ", "_").replace(" ", "_")
-        for where, key in (("validation", metric), ("nested", "value"), ("test", metric)):
-            if where in method:
-                yield f"method_{name}_{where}", method[where][key], 0
+        yield from steps(f"front_{key}", [getattr(point, key) for point in ensemble.front])
+    if nested := ensemble.nested:
+        yield "nested_ensemble", nested.ensemble.value, 0
+        yield "nested_best_single", nested.best_single.value, 0
+        yield "nested_optimism", nested.optimism, 0
+    for method in ensemble.methods:
+        name = method.name.replace(", ", "_").replace(" ", "_")
+        yield f"method_{name}_validation", method.validation[metric].value, 0
+        if method.nested:
+            yield f"method_{name}_nested", method.nested.value, 0
+        if method.test:
+            yield f"method_{name}_test", method.test[metric].value, 0
 
 
-def figures(ensemble: Mapping[str, Any], split: str) -> Iterator[tuple[str, float, int]]:
-    """The systems' figures on a split."""
-    for system in ("ensemble", "best_single", "difference"):
-        for figure, value in ensemble.get(split, {}).get(system, {}).items():
-            if isinstance(value, float):
-                yield f"{split}_{system}_{figure}", value, 0
-
-
-def steps(name: str, entries: Sequence[Mapping[str, Any]], key: str) -> Iterator[tuple[str, float, int]]:
-    """One figure of each of several entries."""
-    for step, entry in enumerate(entries, start=1):
-        if key in entry:
-            yield name, entry[key], step
+def steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
+    """Yield values that are known as the steps of one metric, from 1."""
+    for step, value in enumerate(values, start=1):
+        if value is not None:
+            yield name, value, step

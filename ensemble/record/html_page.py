@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from data.store.files import appearing_whole
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Estimate, FrontPoint
+from trainables.retrieval import TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,42 +25,33 @@ WIDTH, HEIGHT = 5.5, 3.2
 """Of most plots, in inches: on a phone's width their letters can still be read."""
 
 
-def write_page(path: Path, ensemble: Mapping[str, Any], titles: Mapping[str, str]) -> None:
-    """Write the page of an ensemble, as ensemble.json describes it."""
-    metric = titles.get(ensemble["metric"], ensemble["metric"])
+def write_page(path: Path, ensemble: Ensemble) -> None:
+    """Write the page of an ensemble."""
+    metric = TITLES.get(ensemble.metric, ensemble.metric)
     plots = plots_of(ensemble, metric)
     environment = jinja2.Environment(autoescape=True)
-    environment.filters["percent"] = percent
     text = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        ensemble=ensemble, plots=plots, titles=titles, metric=metric
+        ensemble=ensemble, plots=plots, titles=TITLES, metric=metric, fusion=FUSION_LABELS[ensemble.fusion]
     )
     with appearing_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def plots_of(ensemble: Mapping[str, Any], metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
+def plots_of(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
     """The plots that explain an ensemble, by name, as far as there is something to draw.
 
     `numbers` are what its members are called; by default they are counted from 1.
     """
-    called = [str(number) for number in numbers or range(1, len(ensemble["members"]) + 1)]
+    called = [str(number) for number in numbers or range(1, len(ensemble.members) + 1)]
     plots = {}
-    if any(ensemble["sizes"].values()):
-        plots["size"] = drawn(lambda axes: draw_sizes(axes, ensemble["sizes"], metric), WIDTH, HEIGHT)
-    if len(called) > 1:
+    if any(ensemble.sizes.values()):
+        plots["size"] = drawn(lambda axes: draw_sizes(axes, ensemble.sizes, metric), WIDTH, HEIGHT)
+    if len(called) > 1 and ensemble.likeness:
         side = max(4.0, 0.45 * len(called) + 2.5)
-        plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble["likeness"], called), side, side - 0.6)
-    if ensemble.get("front"):
-        plots["front"] = drawn(
-            lambda axes: draw_front(axes, ensemble["front"], metric, ensemble["cost"]), WIDTH, HEIGHT
-        )
+        plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble.likeness, called), side, side - 0.6)
+    if ensemble.front:
+        plots["front"] = drawn(lambda axes: draw_front(axes, ensemble.front, metric, ensemble.cost), WIDTH, HEIGHT)
     return plots
-
-
-def percent(found: Mapping[str, Any], name: str) -> str:
-    """A figure and its interval, for people."""
-    low, high = (100 * limit for limit in found[f"{name}_interval"])
-    return f"{100 * found[name]:.2f} ({low:.1f} to {high:.1f})"
 
 
 def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
@@ -73,16 +66,14 @@ def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
     return Markup(text[text.index("<svg") :])
 
 
-def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> None:
+def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str) -> None:
     """The metric against the number of members, with its intervals, on each split."""
     from matplotlib.ticker import MaxNLocator
 
     for (split, points), colour in zip(sizes.items(), ("C0", "C1"), strict=False):
         steps = np.arange(1, len(points) + 1)
-        axes.plot(
-            steps, [100 * point["value"] for point in points], color=colour, label=split, marker="o", markersize=3
-        )
-        low, high = np.array([point["interval"] for point in points]).T * 100
+        axes.plot(steps, [100 * point.value for point in points], color=colour, label=split, marker="o", markersize=3)
+        low, high = np.array([point.interval for point in points]).T * 100
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("steps")
     axes.set_ylabel(f"{metric} (%)")
@@ -98,9 +89,9 @@ def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], called: Seque
     axes.figure.colorbar(image, ax=axes, label="correlation")
 
 
-def draw_front(axes: Axes, front: Sequence[Mapping[str, Any]], metric: str, cost: str) -> None:
+def draw_front(axes: Axes, front: Sequence[FrontPoint], metric: str, cost: str | None) -> None:
     """The best metric for a cost."""
-    costs = [point["cost"] for point in front]
-    axes.step(costs, [100 * point["value"] for point in front], where="post", marker="o", markersize=4)
-    axes.set_xlabel(cost)
+    costs = [point.cost for point in front]
+    axes.step(costs, [100 * point.value for point in front], where="post", marker="o", markersize=4)
+    axes.set_xlabel(cost or "cost")
     axes.set_ylabel(f"{metric} on validation (%)")

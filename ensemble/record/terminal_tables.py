@@ -1,90 +1,87 @@
 """An ensemble's tables for the terminal."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.console import Console
 
 from data.runtime import tables
 from data.runtime.tables import Column, Sheet
-from ensemble.record.html_page import percent
+from trainables.records.ensemble_file import Ensemble, SplitFigures
 from trainables.retrieval import TITLES
 
 
-def show(ensemble: Mapping[str, Any], earlier: int | None) -> None:
-    """Print the members, and the figures of ensemble and best single candidate; `earlier` looks at test came before."""
+def show(ensemble: Ensemble, earlier: int | None) -> None:
+    """Print the members and the figures; `earlier` is how many looks at test came before, None without one."""
     console = Console(highlight=False)
 
     def say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
-    if ensemble["members"] and "shapley" in ensemble["members"][0]:
+    if ensemble.best_single:
         tables.show(console, members(ensemble))
-        say(f"Best single candidate: {ensemble['best_single']['name']}")
+        say(f"Best single candidate: {ensemble.best_single.name}")
     tables.show(console, figures(ensemble))
-    if "test" in ensemble:
-        say(lead(ensemble))
-    if "methods" in ensemble:
+    if ensemble.test:
+        say(lead(ensemble, ensemble.test))
+    if ensemble.methods:
         tables.show(console, methods(ensemble))
-    if nested := ensemble.get("nested"):
-        bound = "" if nested["redoes_epochs"] else " or more (epochs were chosen on the same split)"
+    if nested := ensemble.nested:
+        bound = "" if nested.redoes_epochs else " or more (epochs were chosen on the same split)"
         say(
-            f"Nested cross-validation, {nested['folds']} folds: ensemble {percent(nested['ensemble'], 'value')}, best "
-            f"single {percent(nested['best_single'], 'value')}; choosing flatters validation by "
-            f"{100 * nested['optimism']:.2f}{bound}"
+            f"Nested cross-validation, {nested.folds} folds: ensemble {nested.ensemble.percent}, best single "
+            f"{nested.best_single.percent}; choosing flatters validation by {100 * nested.optimism:.2f}{bound}"
         )
-    if earlier is not None:
-        say(f"Evaluations on {ensemble['test']['split']} that came before this one: {earlier}")
+    if earlier is not None and ensemble.test:
+        say(f"Evaluations on {ensemble.test.split} that came before this one: {earlier}")
 
 
-def members(ensemble: Mapping[str, Any]) -> Sheet:
+def members(ensemble: Ensemble) -> Sheet:
     """Return each member's weight and share."""
     headings = ("member", "signature", "weight", "alone", "without it", "Shapley value")
     columns = [Column(heading, is_figure=heading not in ("member", "signature")) for heading in headings]
     rows = [
         (
-            member["name"], member.get("signature", ""), f"{member['weight']:.3f}", f"{100 * member['alone']:.2f}",
-            f"{100 * member['without']:+.2f}", f"{100 * member['shapley']:.2f}",
+            member.name, member.signature, f"{member.weight:.3f}", f"{100 * (member.alone or 0):.2f}",
+            f"{100 * (member.without or 0):+.2f}", f"{100 * (member.shapley or 0):.2f}",
         )
-        for member in ensemble["members"]
+        for member in ensemble.members
     ]  # fmt: skip
-    title = f"Ensemble by {ensemble['metric']} on {ensemble['validation']['split']}: {ensemble['method']}"
-    return Sheet(title, columns, rows)
+    split = ensemble.validation.split if ensemble.validation else "validation"
+    return Sheet(f"Ensemble by {ensemble.metric} on {split}: {ensemble.method}", columns, rows)
 
 
-def figures(ensemble: Mapping[str, Any]) -> Sheet:
+def figures(ensemble: Ensemble) -> Sheet:
     """Return the systems' figures on each split."""
-    columns = [Column("system", is_figure=False), *(Column(TITLES.get(name, name)) for name in ensemble["metrics"])]
+    columns = [Column("system", is_figure=False), *(Column(TITLES.get(name, name)) for name in ensemble.metrics)]
     rows = [
-        (f"{split}, {system.replace('_', ' ')}", *(percent(found, name) for name in ensemble["metrics"]))
+        (f"{split}, {system.replace('_', ' ')}", *(estimates[name].percent for name in ensemble.metrics))
         for split in ("validation", "test")
+        if (found := ensemble.figures(split))
         for system in ("best_single", "heaviest_member", "ensemble", "difference")
-        if (found := ensemble.get(split, {}).get(system))
+        if (estimates := found.systems.get(system))
     ]
     return Sheet("In percent, with 95 % bootstrap intervals over clips", columns, rows)
 
 
-def lead(ensemble: Mapping[str, Any]) -> str:
+def lead(ensemble: Ensemble, test: SplitFigures) -> str:
     """Return a sentence that says whether the ensemble and the other system can be told apart on test."""
-    metric, found = ensemble["metrics"][0], ensemble["test"]["difference"]
-    other = "best single candidate" if "best_single" in ensemble["test"] else "heaviest member"
-    low, high = found[f"{metric}_interval"]
+    metric = ensemble.metrics[0]
+    found = test.systems["difference"][metric]
+    other = "best single candidate" if "best_single" in test.systems else "heaviest member"
+    low, high = found.interval
     verdict = "the interval excludes zero" if low > 0 or high < 0 else "it may be chance, as the interval includes zero"
     name = TITLES.get(metric, metric)
-    return f"On test, {name} of the ensemble minus that of the {other} is {percent(found, metric)}: {verdict}."
+    return f"On test, {name} of the ensemble minus that of the {other} is {found.percent}: {verdict}."
 
 
-def methods(ensemble: Mapping[str, Any]) -> Sheet:
-    """Return what each method would have chosen, and what that comes to."""
-    headings = ("method", "members", "validation", "nested cross-validation", "test")
-    keys = (ensemble["metric"], "value", ensemble["metric"])
+def methods(ensemble: Ensemble) -> Sheet:
+    """Return what each method would have selected, and its figures."""
+    metric = ensemble.metric
     rows = [
         (
-            method["name"], str(len(method["members"])),
-            *(percent(method[where], key) if where in method else ""
-              for where, key in zip(("validation", "nested", "test"), keys, strict=True)),
+            method.name, str(len(method.members)), method.validation[metric].percent,
+            method.nested.percent if method.nested else "", method.test[metric].percent if method.test else "",
         )
-        for method in ensemble["methods"]
+        for method in ensemble.methods
     ]  # fmt: skip
-    name = TITLES.get(ensemble["metric"], ensemble["metric"])
-    return Sheet(f"{name} by method", [Column(heading, is_figure=heading != "method") for heading in headings], rows)
+    headings = ("method", "members", "validation", "nested cross-validation", "test")
+    columns = [Column(heading, is_figure=heading != "method") for heading in headings]
+    return Sheet(f"{TITLES.get(metric, metric)} by method", columns, rows)

@@ -80,7 +80,7 @@ def ensemble_plots(chosen: Chosen | None) -> dict[str, Markup]:
         return {}
     ensemble = chosen.ensemble
     return html_page.plots_of(
-        ensemble, TITLES.get(ensemble["metric"], ensemble["metric"]), [row.number for row in chosen.members]
+        ensemble, TITLES.get(ensemble.metric, ensemble.metric), [row.number for row in chosen.members]
     )
 
 

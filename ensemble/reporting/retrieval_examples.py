@@ -20,8 +20,8 @@ from data.store.storage import Location
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.pool import evaluation
 from ensemble.pool.score_matrices import Matrices
-from ensemble.record.schema import weights_of
 from trainables.records.embeddings import Embeddings
+from trainables.records.ensemble_file import Ensemble
 
 MOST_QUERIES, TOP = 100, 5
 HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
@@ -69,9 +69,9 @@ class Heard:
     problems: Sequence[str] = ()
 
 
-def answers_of(source: Matrices, ensemble: Mapping[str, Any], split: Embeddings) -> list[Answer]:
+def answers_of(source: Matrices, ensemble: Ensemble, split: Embeddings) -> list[Answer]:
     """An ensemble's answers to queries that are spread over the split; `source` are its members' scores."""
-    weights = np.array(weights_of(ensemble), float)
+    weights = np.array(ensemble.weights, float)
     caption: dict[str, str] = {}
     for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
         for clip_id in clip_ids:

@@ -17,6 +17,7 @@ from ensemble.record.build import one_hot
 from ensemble.reporting import main_effects, paper_results
 from trainables import trial as trials
 from trainables.records.embeddings import Embeddings
+from trainables.records.ensemble_file import Estimates
 from trainables.records.ledger import Ledger, MissingArtifactError
 from trainables.trial import Trial
 
@@ -32,7 +33,7 @@ class Row:
     hours: float  # from its run's first start to its end
     gpus: float | None = None  # None where nothing says how many
     cpus: float | None = None
-    figures: dict[str, Any] = field(default_factory=dict)  # as `figures.summary` has them; empty where there are none
+    figures: Estimates = field(default_factory=dict)  # empty where there are none
     missing: str = ""  # why there are none
 
     @property
@@ -117,7 +118,7 @@ def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
     if not there:
         return Judged([replace(row, missing=reasons[row.number]) for row in rows])
     source = load_trials(ledger, [(row.candidate, FILES[which]) for row, _ in there])
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Estimates] = {}
     for place, (row, _) in enumerate(there):
         try:
             values = evaluation.values(source.only([place]), one_hot(0, 1), paper_results.METRICS)

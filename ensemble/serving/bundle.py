@@ -15,17 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.record.schema import read_ensemble
 from trainables import trial as trials
+from trainables.records import ensemble_file
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, read_ensemble
 from trainables.records.run_storage import Runs
 from trainables.trial import Trial
 
@@ -53,7 +54,7 @@ class Models:
     """An ensemble's models. Their weights sum to one."""
 
     signature: str  # of members and weights
-    ensemble: Mapping[str, Any]
+    ensemble: Ensemble
     members: Sequence[Member]
 
     @property
@@ -114,36 +115,36 @@ def load(place: Path, runs: Runs | None = None) -> Models:
 
     path = place / ENSEMBLE_FILE if place.is_dir() else place
     ensemble = read_mean(path)
-    entries = [entry for entry in ensemble["members"] if entry["weight"]]
-    whole = sum(entry["weight"] for entry in entries)
+    entries = [entry for entry in ensemble.members if entry.weight]
+    whole = sum(entry.weight for entry in entries)
     members = []
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             folder = folder_of(entry, path, runs, Path(scratch))
             model = load_model(folder).to(fastest_device())
-            members.append(Member(model, trials.load_trial(folder), entry["weight"] / whole))
-    described = json.dumps([[entry["signature"], entry["weight"] / whole] for entry in entries])
+            members.append(Member(model, trials.load_trial(folder), entry.weight / whole))
+    described = json.dumps([[entry.signature, entry.weight / whole] for entry in entries])
     return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 
 
-def read_mean(path: Path) -> dict[str, Any]:
+def read_mean(path: Path) -> Ensemble:
     """An ensemble.json whose members are models, and whose fusion is the mean. Raises UserError for another."""
     ensemble = read_ensemble(path)
-    if ensemble.get("fusion_name", "mean") != "mean":
-        raise UserError(f"{path}: only the mean of scores can be searched, not the {ensemble['fusion']}")
-    for member in ensemble["members"]:
-        if not member.get("signature"):
-            raise UserError(f"{path}: member {member['name']!r} is a file of scores: it has no model")
+    if ensemble.fusion != "mean":
+        raise UserError(f"{path}: only the mean of scores can be searched, not the {FUSION_LABELS[ensemble.fusion]}")
+    for member in ensemble.members:
+        if not member.signature:
+            raise UserError(f"{path}: member {member.name!r} is a file of scores: it has no model")
     return ensemble
 
 
-def folder_of(entry: Mapping[str, Any], path: Path, runs: Runs | None, scratch: Path) -> Path:
+def folder_of(entry: ensemble_file.Member, path: Path, runs: Runs | None, scratch: Path) -> Path:
     """Where a member's model lies: beside the ensemble.json that was exported, or among the runs."""
-    signature = str(entry["signature"])
+    signature = entry.signature
     exported = path.parent / MEMBERS / signature
     if exported.is_dir():
         return exported
     if runs is None or not runs.has_model(signature):
         place = "" if runs is None else f" or {runs.at(f'models/{signature}')}"
-        raise UserError(f"{path}: the model of member {entry['name']!r} is gone: neither {exported}{place} is there")
+        raise UserError(f"{path}: the model of member {entry.name!r} is gone: neither {exported}{place} is there")
     return runs.model(signature, scratch / signature)

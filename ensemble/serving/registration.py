@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[2]
 CODE = ("data", "trainables", "ensemble")
 """The packages that an MLflow model brings along."""
 
-REQUIREMENTS = ("dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow", "pydantic",
-                "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio", "transformers")  # fmt: skip
+REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow",
+                "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
+                "transformers")  # fmt: skip
 """What it needs besides."""
 
 

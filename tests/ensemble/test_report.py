@@ -38,7 +38,8 @@ from trainables import bootstrap, recipes, retrieval
 from trainables import trial as trials
 from trainables.records import checkpoint
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
-from trainables.records.mlflow_ledger import MlflowLedger, create_ledger, open_ledger
+from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitFigures, read_ensemble, write_ensemble
+from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
@@ -78,8 +79,8 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
         values = retrieval.evaluate(found.scores(), relevant, ["map10", "r1"])
         expected.add((f"{100 * values['map10']:.2f}", f"{100 * values['r1']:.2f}"))
     assert {(line["mAP@10"], line["R@1"]) for line in lines if line["no."]} == expected
-    ensemble = json.loads((out / "ensemble" / "ensemble.json").read_text())
-    figure = f"{100 * ensemble['test']['ensemble']['map10']:.2f}"
+    ensemble = read_ensemble(out / "ensemble" / "ensemble.json")
+    figure = ensemble.test.systems["ensemble"]["map10"].percent.split()[0]
     assert figure in [line["mAP@10"] for line in lines if line["audio"].startswith("ensemble of ")]
     assert figure in done.stdout
 
@@ -126,7 +127,7 @@ def ledger(runs, monkeypatch):
     shared = open_ledger(runs)
     artifacts = (runs / "artifacts" / uuid.uuid4().hex).as_uri()
     own = MlflowLedger(shared.tracking_uri, shared.client.create_experiment(uuid.uuid4().hex, artifacts))
-    monkeypatch.setattr(report, "open_ledger", lambda *_: own)
+    monkeypatch.setattr(LedgerOptions, "open", lambda _: own)
     return own
 
 
@@ -179,15 +180,12 @@ class Sweep:
 
     def choose(self, weights, tmp_path, **more):
         """An ensemble of these trials, as `select.py` leaves it; without figures unless they are given."""
-        ensemble = {
-            "metric": "map10", "method": "greedy forward selection", "fusion": "mean", "fusion_name": "mean",
-            "direction": "t2a", "pool": "made", "trajectory": [], "sizes": {"validation": []},
-            "likeness": np.eye(len(weights)).tolist(),
-            "members": [{"name": f"trial {signature}", "signature": signature, "weight": weight, "alone": 0.5,
-                         "shapley": 0.1} for signature, weight in weights.items()],
-        } | more  # fmt: skip
+        members = tuple(Member(f"trial {signature}", weight, signature, alone=0.5, shapley=0.1)
+                        for signature, weight in weights.items())  # fmt: skip
+        likeness = tuple(map(tuple, np.eye(len(weights)).tolist()))
+        ensemble = Ensemble(members, "made", method="greedy forward selection", likeness=likeness, **more)
         path = tmp_path / "ensemble.json"
-        write_json(path, ensemble)
+        write_ensemble(path, ensemble)
         log_event(self.ledger, "ensemble", "ensemble of made", ensemble, [path], self.run_id)
 
 
@@ -278,8 +276,8 @@ def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, stor
 
 def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:4])
-    recorded = dict.fromkeys(METRICS, 0.4321) | {f"{name}_interval": [0.4, 0.5] for name in METRICS}
-    test = {"split": "made/test", "fingerprint": sweep.split.fingerprint, "ensemble": recorded}
+    recorded = dict.fromkeys(METRICS, Estimate(0.4321, (0.4, 0.5)))
+    test = SplitFigures("made/test", sweep.split.fingerprint, {"ensemble": recorded})
     sweep.choose({sweep.signatures[2]: 0.5, sweep.signatures[3]: 0.5}, tmp_path)
     sweep.choose({sweep.signatures[0]: 0.5, sweep.signatures[3]: 0.5}, tmp_path, test=test)
     sweep.choose({"f" * 16: 1.0}, tmp_path)
@@ -326,15 +324,12 @@ def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(l
     sweep.choose({first: 0.5, second: 0.5}, tmp_path)
     path = tmp_path / "ensemble.json"
     whole = json.loads(path.read_text())
-    for number, change in enumerate(
-        ({"sizes": None}, {"likeness": None}, {"format_version": 99}, {"fusion_name": "x"})
-    ):
-        changed = {name: value for name, value in (whole | change).items() if value is not None}
-        write_json(path, changed)
-        log_event(ledger, "ensemble", f"ensemble {number}", changed, [path], sweep.run_id)
+    written = read_ensemble(path)
+    for number, change in enumerate(({"likeness": 3}, {"format_version": 99}, {"fusion": "x"})):
+        write_json(path, whole | change)
+        log_event(ledger, "ensemble", f"ensemble {number}", written, [path], sweep.run_id)
     out = " ".join(make(tmp_path / "out").split())
-    for number, why in enumerate(("lacks sizes: another version", "lacks likeness: another version",
-                                  "has format version 99, this code reads", "unknown fusion")):  # fmt: skip
+    for number, why in enumerate(("likeness: Input should be", "format_version is 99", "fusion: Input should be")):
         assert re.search(rf"ensemble {number} \(\w+\) isn't shown: .*{why}", out)
     lines = read_csv(tmp_path / "out" / "report.csv")
     assert [line["mAP@10"] != "" for line in lines if line["audio"].startswith("ensemble of ")] == [True]

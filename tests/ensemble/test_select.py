@@ -1,6 +1,5 @@
 """Selection as a user runs it, on a real sweep."""
 
-import json
 import re
 import select
 import shutil
@@ -17,6 +16,7 @@ from ensemble.record.terminal_tables import lead
 from ensemble.selection import epoch_choice
 from trainables import retrieval
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
+from trainables.records.ensemble_file import Ensemble, Estimate, SplitFigures, read_ensemble
 from trainables.records.mlflow_ledger import open_ledger
 
 METRICS = ("map10", "r1", "r5", "r10")
@@ -28,69 +28,72 @@ def selected(own_runs, run_command):
     runs = own_runs
     done = run_command("ensemble/select.py", "--metric", "map10", "--runs", runs, "--sweep", "first")
     assert done.returncode == 0, done.stderr
-    return runs, done, json.loads((runs / "ensembles" / "first" / "ensemble.json").read_text())
+    return runs, done, read_ensemble(runs / "ensembles" / "first" / "ensemble.json")
 
 
 def test_ensemble_json_names_members_and_figures(selected):
     runs, _, ensemble = selected
     signatures = set(open_ledger(runs).sweep("first").signatures)
-    for member in ensemble["members"]:
-        assert member.keys() >= {"name", "weight", "run_id", "signature", "shapley", "without", "alone"}
-        assert member["signature"] in signatures
-    assert sum(member["weight"] for member in ensemble["members"]) == pytest.approx(1)
+    for member in ensemble.members:
+        assert member.name
+        assert member.run_id
+        assert None not in (member.shapley, member.without, member.alone)
+        assert member.signature in signatures
+    assert sum(member.weight for member in ensemble.members) == pytest.approx(1)
     assert "<h1>Ensemble of first</h1>" in (runs / "ensembles" / "first" / "ensemble.html").read_text()
     for split in ("validation", "test"):
         for system in ("ensemble", "best_single"):
             for metric in METRICS:
-                low, high = ensemble[split][system][f"{metric}_interval"]
-                assert 0 <= low <= ensemble[split][system][metric] <= high <= 1
-    assert ensemble["validation"]["ensemble"]["map10"] >= ensemble["validation"]["best_single"]["map10"]
+                found = ensemble.figures(split).systems[system][metric]
+                assert 0 <= found.interval[0] <= found.value <= found.interval[1] <= 1
+    systems = ensemble.validation.systems
+    assert systems["ensemble"]["map10"].value >= systems["best_single"]["map10"].value
 
 
 def test_the_figures_are_those_of_the_members_embeddings(selected):
     runs, _, ensemble = selected
     ledger = open_ledger(runs)
     found = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
-    candidates = [found[member["signature"]] for member in ensemble["members"]]
+    candidates = [found[member.signature] for member in ensemble.members]
     for split in ("validation", "test"):
         source = pool.load(ledger, candidates, split)
-        fused = sum(member["weight"] * source.scores(place) for place, member in enumerate(ensemble["members"]))
+        fused = sum(member.weight * source.scores(place) for place, member in enumerate(ensemble.members))
         for name, value in retrieval.evaluate(fused, source.relevance, METRICS).items():
-            assert value == pytest.approx(ensemble[split]["ensemble"][name])
+            assert value == pytest.approx(ensemble.figures(split).systems["ensemble"][name].value)
 
 
 def test_it_prints_members_and_both_systems_on_both_splits(selected):
     _, done, ensemble = selected
-    for member in ensemble["members"]:
-        assert re.search(rf"{re.escape(member['name'])}\t.*\t{member['weight']:.3f}\t", done.stdout)
+    for member in ensemble.members:
+        assert re.search(rf"{re.escape(member.name)}\t.*\t{member.weight:.3f}\t", done.stdout)
     for split in ("validation", "test"):
         for system in ("best_single", "ensemble"):
-            figure = f"{100 * ensemble[split][system]['map10']:.2f}"
+            figure = ensemble.figures(split).systems[system]["map10"].percent.split()[0]
             assert re.search(rf"{split}, {system.replace('_', ' ')}\t{figure}", done.stdout)
 
 
 @pytest.mark.parametrize(
     ("interval", "told"),
     [
-        ([0.01, 0.05], "3.00 (1.0 to 5.0): the interval excludes zero."),
-        ([-0.01, 0.05], "3.00 (-1.0 to 5.0): it may be chance, as the interval includes zero."),
+        ((0.01, 0.05), "3.00 (1.0 to 5.0): the interval excludes zero."),
+        ((-0.01, 0.05), "3.00 (-1.0 to 5.0): it may be chance, as the interval includes zero."),
     ],
 )
 def test_it_says_whether_the_lead_on_test_may_be_chance(interval, told):
-    found = {"best_single": {}, "difference": {"map10": 0.03, "map10_interval": interval}}
-    sentence = lead({"metrics": ["map10"], "test": found})
+    test = SplitFigures("s", "f", {"best_single": {}, "difference": {"map10": Estimate(0.03, interval)}})
+    sentence = lead(Ensemble((), metrics=("map10",), test=test), test)
     assert sentence == f"On test, mAP@10 of the ensemble minus that of the best single candidate is {told}"
 
 
 def test_the_lead_on_test_is_told(selected):
     _, done, ensemble = selected
-    assert lead(ensemble) in done.stdout.splitlines()
+    assert lead(ensemble, ensemble.test) in done.stdout.splitlines()
 
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
     runs, _, ensemble = selected
     seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).events(kind)]
-    before = sum(run.test_fingerprint == ensemble["test"]["fingerprint"] for run in seen)
+    before = sum(run.test_fingerprint == ensemble.test.fingerprint for run in seen)
     again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
@@ -98,10 +101,8 @@ def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_comm
     newest = next(iter(open_ledger(runs).events("ensemble")))
     assert open_ledger(runs).client.get_run(newest.run_id).info.status == "FINISHED"
     assert newest.settings["metric"] == "mrr"
-    assert (
-        newest.metrics["test_ensemble_mrr"]
-        == json.loads((runs / "out" / "ensemble.json").read_text())["test"]["ensemble"]["mrr"]
-    )
+    written = read_ensemble(runs / "out" / "ensemble.json")
+    assert newest.metrics["test_ensemble_mrr"] == written.test.systems["ensemble"]["mrr"].value
 
 
 @pytest.mark.parametrize(("way", "metric"), [("from inside ensemble", "map16"), ("as a module", "r5")])
@@ -120,7 +121,7 @@ def test_it_runs_from_anywhere_where_the_standard_select_is_a_shared_library(way
     command = [sys.executable, *words, "--metric", metric, "--runs", str(selected[0]), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert metric in json.loads((tmp_path / "ensemble.json").read_text())["validation"]["ensemble"]
+    assert metric in read_ensemble(tmp_path / "ensemble.json").validation.systems["ensemble"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
         assert own.best(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
         one = np.arange(queries) == 0
         assert own.best(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
-    assert ensemble["nested"]["redoes_epochs"]
+    assert ensemble.nested.redoes_epochs
     assert "or more (epochs" not in done.stdout
 
 
@@ -203,8 +204,8 @@ def test_an_index_of_the_ensemble_has_its_scores(selected, call_command, tmp_pat
     index = read_embeddings(tmp_path / "test-index.arrow")
     ledger = open_ledger(runs)
     members = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
-    source = pool.load(ledger, [members[member["signature"]] for member in ensemble["members"]], "test")
-    fused = sum(member["weight"] * source.scores(place) for place, member in enumerate(ensemble["members"]))
+    source = pool.load(ledger, [members[member.signature] for member in ensemble.members], "test")
+    fused = sum(member.weight * source.scores(place) for place, member in enumerate(ensemble.members))
     np.testing.assert_allclose(index.scores(), fused, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(index.audio_AD, axis=1), 1, atol=1e-5)
 
@@ -214,7 +215,7 @@ def test_an_ensemble_is_evaluated_again(selected, call_command):
     path = runs / "ensembles" / "first" / "ensemble.json"
     done = call_command("ensemble/select.py", "--runs", runs, "--evaluate", path, "--split", "test")
     assert done.returncode == 0, done.stderr
-    assert f"{100 * ensemble['test']['ensemble']['map10']:.2f}" in done.stdout
+    assert ensemble.test.systems["ensemble"]["map10"].percent in done.stdout
     assert re.search(r"came before this one: [1-9]", done.stdout)
 
 

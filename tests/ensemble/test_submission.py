@@ -25,7 +25,7 @@ from ensemble.challenge.metadata import label_of, read_authors
 from ensemble.challenge.systems import embed_member, fused, kept, read_system
 from sweeps.spaces import from_scratch
 from trainables.networks import dual_encoder
-from trainables.records import checkpoint
+from trainables.records import checkpoint, ensemble_file
 from trainables.records.embeddings import read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import Runs
@@ -39,7 +39,12 @@ CAPTIONS = [
     "A dog barks, twice.", 'A man says "hello".', "A dog barks, twice.", "Two\nlines", "Un été à la plage.",
     "R&amp;B isn&#39;t loud", " a blank before", "a carriage\rreturn", "=1+1",
 ]  # fmt: skip
-TEST = {"map10": 0.41421356, "r1": 0.28, "r5": 0.58, "r10": 0.71}
+FIGURES = {"map10": 0.41421356, "r1": 0.28, "r5": 0.58, "r10": 0.71}
+TEST = {
+    "split": "clotho/evaluation",
+    "fingerprint": "f" * 16,
+    "systems": {"ensemble": {name: {"value": value, "interval": [0.2, 0.8]} for name, value in FIGURES.items()}},
+}
 
 AUTHORS = """
 - {lastname: Doe-Müller, firstname: Jo, email: jo@example.org, corresponding: true,
@@ -128,7 +133,7 @@ def entered(tmp_path_factory):
         ("second", members[1:], "zscore"),
         ("third", members, "rank"),
     ):
-        write_ensemble(root / f"{name}.json", own, fusion_name=fusion)
+        write_ensemble(root / f"{name}.json", own, fusion=fusion)
     return root
 
 
@@ -136,8 +141,8 @@ def write_ensemble(path, members, **settings):
     """An ensemble.json, as far as a submission reads it."""
     whole = sum(member.get("count", 0) for member in members)
     weighted = [member | {"weight": member["count"] / whole} if "count" in member else member for member in members]
-    ensemble = {"format_version": 2, "direction": "t2a", "fusion_name": "mean", "members": weighted}
-    files.write_json(path, ensemble | {"test": {"split": "clotho/evaluation", "ensemble": TEST}} | settings)
+    ensemble = {"format_version": 3, "direction": "t2a", "fusion": "mean", "members": weighted}
+    files.write_json(path, ensemble | {"test": TEST} | settings)
     return path
 
 
@@ -146,8 +151,9 @@ def submit(entered, call_command):
     """A function that runs the command in this process: its exit status, and what it says."""
 
     def run(*words, authors=True):
-        common = ["--evaluation", entered / "store", *(["--runs", entered / "runs"])]
-        own = ["--authors", entered / "authors.yaml"] if authors and "--validate" not in words else []
+        common = ["--evaluation", entered / "store"]
+        own = [] if "--validate" in words else ["--runs", entered / "runs"]
+        own += ["--authors", entered / "authors.yaml"] if authors and "--validate" not in words else []
         done = call_command("ensemble/submission.py", *common, *own, *words)
         assert done.returncode != 2 or "error: " in done.stderr.splitlines()[-1], "one line"
         return done.returncode, done.stderr.rstrip()
@@ -294,7 +300,7 @@ def test_what_only_authors_know_is_told_as_missing(entered, submit, tmp_path):
 
 def test_figures_of_retrained_members_are_those_from_before(entered, submit, tmp_path):
     members = json.loads((entered / "first.json").read_text())["members"]
-    before = {"test": {"ensemble": TEST}}
+    before = {"members": members, "test": TEST}
     path = write_ensemble(tmp_path / "ensemble.json", members, test=None, before_retraining=before)
     assert submit("--ensemble", path, "--out", tmp_path)[0] == 0
 
@@ -518,14 +524,14 @@ GONE = {"name": "gone", "weight": 1.0, "run_id": "0", "signature": "f" * 16}
     ("settings", "said"),
     [
         ({"direction": "a2t"}, r"ensemble.json was chosen for --direction a2t: .*choose one with --direction t2a"),
-        ({"fusion_name": "median"}, "unknown fusion in .*'median'; known: mean, rank, zscore"),
-        ({"format_version": 3}, "has format version 3, this code reads 2: choose the ensemble again"),
+        ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore' or 'rank', not 'median'"),
+        ({"format_version": 9}, "format_version is 9, and this version of Chorale reads formats up to 3"),
         (
             {"members": [{"name": "a", "weight": 1, "folder": "pool"}]},
             "member 'a' is a file of scores: it has no model",
         ),
         ({"members": [GONE]}, r"member 'gone' \(f{16}\) is no finished trial of sqlite"),
-        ({"members": []}, "has no members"),
+        ({"members": []}, "members: there are none"),
     ],
 )
 def test_ensembles_that_cant_be_submitted(settings, said, entered, submit, tmp_path):
@@ -541,10 +547,10 @@ def test_ensembles_that_cant_be_submitted(settings, said, entered, submit, tmp_p
         (["--ensemble", "absent.json", "--out", "o"], "absent.json can't be read: No such file"),
         (["--ensemble", "first.json", "--out", "first.json"], "first.json.* can't be written: Not a directory"),
         (["--ensemble", "first.json", "--out", "o", "--label", "Doe"], "--label 'Doe': give LASTNAME_INSTITUTE"),
-        (["--ensemble", "a.json"], "name the folder that the submission goes into with --out"),
-        ([], "give --ensemble to write a submission, or --validate"),
-        (["--ensemble", "a.json", "--validate", "a.zip"], "give --ensemble to write a submission, or --validate"),
-        (["--validate", "a.zip", "--label", "A_B"], "--label is for --ensemble; leave it out"),
+        (["--ensemble", "a.json"], "the following arguments are required: --out"),
+        ([], "the following arguments are required: --ensemble, --out"),
+        (["--ensemble", "a.json", "--validate", "a.zip"], "submission.py validate: error: unrec.*: --ensemble a.json"),
+        (["--validate", "a.zip", "--label", "A_B"], "validate: error: unrecognized arguments: --label A_B"),
         (["--ensemble", "a.json", "--out", "o", "--name", "a", "b"], "--name: give one for each system, 1, not 2"),
         (["--ensemble", "a.json", "--out", "o", "--split", "clotho/x"], "holds no split 'clotho/x' .*clotho/challenge"),
         (["--ensemble", "a.json", "--out", "o", "--evaluation", "nowhere"],
@@ -681,13 +687,13 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     chosen = call_command("ensemble/select.py", "--runs", runs, "--sweep", "first", "--method", "all", "--folds", 0,
                           "--out", tmp_path)  # fmt: skip
     assert chosen.returncode == 0, chosen.stderr
-    whole = json.loads((tmp_path / "ensemble.json").read_text())
-    files.write_json(tmp_path / "single.json", whole | {"members": [whole["members"][1]]})
+    whole = ensemble_file.read_ensemble(tmp_path / "ensemble.json")
+    ensemble_file.write_ensemble(tmp_path / "single.json", replace(whole, members=whole.members[1:2]))
     words = (
         "ensemble/submission.py", "--ensemble", tmp_path / "ensemble.json", tmp_path / "single.json", "--evaluation",
         prepared, "--runs", runs, "--out", tmp_path / "out", "--authors", entered / "authors.yaml",
     )  # fmt: skip
-    number = len(whole["members"])
+    number = len(whole.members)
     done = run_command(*words, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
     assert f"{number} members, 0 of them have embedded clotho/challenge before" in done.stderr
@@ -702,7 +708,7 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
         assert [row[0] for row in rows] == CAPTIONS
         assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
         figures = yaml.safe_load(found[f"{named}_metadata.yaml"])["results"]["development_testing"]
-        assert figures["mAP@10"] == round(whole["test"]["ensemble"]["map10"], 4)
+        assert figures["mAP@10"] == round(whole.test.systems["ensemble"]["map10"].value, 4)
     next((runs / "embeddings").iterdir()).unlink()
     matrix = call_command(*words, "--format", "dcase2025")
     assert matrix.returncode == 0, matrix.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.store.stored_split import open_split
+from trainables.records.ensemble_file import read_ensemble
 from trainables.trial import load_trial, to_json
 
 ARCHIVES = sorted(Path(__file__).parent.glob("*.zip"))
@@ -53,8 +54,9 @@ def test_the_same_ensemble_is_selected(folder, call_command, tmp_path):
     words = ("--metric", "map10", "--runs", folder / "runs", "--folds", 2, "--method", "all", "--out", tmp_path)
     done = call_command("ensemble/select.py", *words)
     assert done.returncode == 0, done.stderr
-    before = json.loads((folder / "runs" / "ensembles" / "sweep" / "ensemble.json").read_text())
-    assert json.loads((tmp_path / "ensemble.json").read_text()) == before
+    before = folder / "runs" / "ensembles" / "sweep" / "ensemble.json"
+    assert json.loads(before.read_text())["format_version"] == 2
+    assert read_ensemble(tmp_path / "ensemble.json") == read_ensemble(before)
 
 
 def test_an_ensemble_is_evaluated(folder, call_command):

@@ -135,9 +135,10 @@ def epochs_until_interrupted(command, **environment):
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(words, expected, call_command, tone_store, space_file, tmp_path):
-    corpus = [] if "--corpus" in words else ["--corpus", "folder"]
+    corpus = [] if {"--corpus", "--status"} & set(words) else ["--corpus", "folder"]
+    store = [] if "--status" in words else ["--store", tone_store]
     words = [word.format(space=space_file) for word in words]
-    failed = call_command("sweeps/grid.py", "--store", tone_store, "--runs", tmp_path, *corpus, *words)
+    failed = call_command("sweeps/grid.py", *store, "--runs", tmp_path, *corpus, *words)
     assert failed.returncode == 2
     assert re.search(expected, failed.stderr), failed.stderr
     assert "HIDDEN" not in failed.stderr

@@ -1,12 +1,11 @@
 """What a cluster has, what a training's workers get of it, and whether that can be placed."""
 
-import argparse
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.errors import UserError, positive
+from data.runtime.options import option
 from trainables.training.compute import Execution
 
 MOST_LOADERS = 4
@@ -121,32 +120,34 @@ def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say how trainings are computed."""
-    default = {field.name: field.default for field in dataclasses.fields(Execution)}
-    computed = parser.add_argument_group("how it is computed")
-    computed.add_argument("--workers", type=positive, help="ranks of a training, each a GPU or a share of the CPUs")
-    computed.add_argument("--gpus-per-worker", type=float, help="default: 1 where the cluster has GPUs")
-    computed.add_argument("--cpus-per-worker", type=float, help="default: its share of the node's")
-    computed.add_argument("--loader-workers", type=int, help="processes that load data, for each worker")
-    computed.add_argument("--micro-batch", type=positive, help="pairs of a worker whose activations are held at a time")
-    computed.add_argument("--checkpoint-activations", action="store_true", help="less memory, a second forward pass")
-    computed.add_argument("--compile", action="store_true", help="compile the encoders' blocks with torch.compile")
-    computed.add_argument("--checkpoint-every-s", type=float, default=default["checkpoint_every_s"], metavar="SECONDS")
-    computed.add_argument(
-        "--keep-epochs",
-        action="store_true",
-        help="keep the validation split's embeddings of every epoch: select.py then redoes the choice of the epoch",
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions:
+    """The options that say how trainings are computed."""
+
+    workers: int | None = option("ranks of a training, each a GPU or a share of the CPUs", None, type=positive)
+    gpus_per_worker: float | None = option("default: 1 where the cluster has GPUs", None)
+    cpus_per_worker: float | None = option("default: its share of the node's", None)
+    loader_workers: int | None = option("processes that load data, for each worker", None)
+    micro_batch: int | None = option("pairs of a worker whose activations are held at a time", None, type=positive)
+    checkpoint_activations: bool = option("less memory, a second forward pass", False)
+    compile: bool = option("compile the encoders' blocks with torch.compile", False)
+    checkpoint_every_s: float = option("between two checkpoints", Execution.checkpoint_every_s, metavar="SECONDS")
+    keep_epochs: bool = option(
+        "keep the validation split's embeddings of every epoch: select.py then redoes the choice of the epoch", False
     )
 
+    @property
+    def wish(self) -> Wish:
+        """What is asked for of the cluster."""
+        return Wish(self.workers, self.gpus_per_worker, self.cpus_per_worker)
 
-def execution_of(arguments: argparse.Namespace, resources: Resources) -> Execution:
-    """How a training is to be computed."""
-    spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
-    return Execution(
-        loader_workers=spare if arguments.loader_workers is None else arguments.loader_workers,
-        micro_batch=arguments.micro_batch,
-        checkpoint_activations=arguments.checkpoint_activations,
-        compile=arguments.compile,
-        checkpoint_every_s=arguments.checkpoint_every_s,
-    )
+    def execution(self, resources: Resources) -> Execution:
+        """Return how a training is to be computed with these resources."""
+        spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
+        return Execution(
+            loader_workers=spare if self.loader_workers is None else self.loader_workers,
+            micro_batch=self.micro_batch,
+            checkpoint_activations=self.checkpoint_activations,
+            compile=self.compile,
+            checkpoint_every_s=self.checkpoint_every_s,
+        )

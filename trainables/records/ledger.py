@@ -3,7 +3,7 @@
 `Ledger` is all that other modules know of it. `trainables.records.mlflow_ledger` keeps one in MLflow.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -59,6 +59,20 @@ class Sweep:
     name: str
     signatures: list[str]
     description: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A selection or an evaluation that is to be logged."""
+
+    kind: EventKind
+    name: str
+    members: str  # signatures or names, with commas between them
+    test_fingerprint: str  # '' without figures of test
+    sweep_run_id: str  # '' where there is no sweep
+    settings: Mapping[str, str]
+    metrics: Sequence[tuple[str, float, int]]  # name, value, step
+    files: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)
@@ -144,18 +158,8 @@ class Ledger(Protocol):
     def events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
         """Yield selections or evaluations, the newest first: all, or those on a test split."""
 
-    def log_event(
-        self,
-        kind: EventKind,
-        name: str,
-        members: str,
-        test_fingerprint: str,
-        sweep_run_id: str,
-        settings: Mapping[str, str],
-        metrics: Iterable[tuple[str, float, int]],
-        files: Sequence[Path],
-    ) -> None:
-        """Log a selection or an evaluation: its metrics as (name, value, step), and its files."""
+    def log_event(self, event: Event) -> None:
+        """Log a selection or an evaluation, with its files."""
 
     def event_file(self, run: EventRun, name: str) -> Path:
         """Return one of an event's files. Raises MissingArtifactError where it is gone."""

@@ -6,23 +6,25 @@ trials; a `trial`; an `ensemble`, or an `evaluation` of one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from data.errors import UserError
+from data.runtime.options import option
 from data.store.files import read_json
 from trainables import trial as trials
 from trainables.records import mlflow_log
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings
 from trainables.records.ledger import (
     CURVES,
+    Event,
     EventKind,
     EventRun,
     Ledger,
@@ -194,28 +196,18 @@ class MlflowLedger(Ledger):
                 dict(run.data.metrics), dict(run.data.params), run.info.artifact_uri,
             )  # fmt: skip
 
-    def log_event(
-        self,
-        kind: EventKind,
-        name: str,
-        members: str,
-        test_fingerprint: str,
-        sweep_run_id: str,
-        settings: Mapping[str, str],
-        metrics: Iterable[tuple[str, float, int]],
-        files: Sequence[Path],
-    ) -> None:
+    def log_event(self, event: Event) -> None:
         from mlflow.entities import Metric, Param
 
-        tags = {"kind": kind, "members": members}
-        tags |= {TEST_FINGERPRINT: test_fingerprint} if test_fingerprint else {}
-        tags |= {PARENT: sweep_run_id} if sweep_run_id else {}
-        run_id, now_ms = self.create_run(name, tags), time.time_ns() // 1_000_000
-        self.client.log_batch(run_id, params=[Param(key, value) for key, value in settings.items()])
-        entries = [Metric(key, value, now_ms, step) for key, value, step in metrics]
+        tags = {"kind": event.kind, "members": event.members}
+        tags |= {TEST_FINGERPRINT: event.test_fingerprint} if event.test_fingerprint else {}
+        tags |= {PARENT: event.sweep_run_id} if event.sweep_run_id else {}
+        run_id, now_ms = self.create_run(event.name, tags), time.time_ns() // 1_000_000
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in event.settings.items()])
+        entries = [Metric(key, value, now_ms, step) for key, value, step in event.metrics]
         for first in range(0, len(entries), MAX_METRICS):
             self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS])
-        for file in files:
+        for file in event.files:
             self.client.log_artifact(run_id, str(file))
         self.finish(run_id)
 
@@ -326,17 +318,32 @@ def refusing(tracking_uri: str) -> Iterator[None]:
         raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that read or write runs."""
-    parser.add_argument(
-        "--runs", default="runs", help="where results lie: a folder, or s3://bucket/runs (default: %(default)s)"
+@dataclass(frozen=True, kw_only=True)
+class LedgerOptions:
+    """The options of commands that read or write runs."""
+
+    runs: str = option("where results lie: a folder, or s3://bucket/runs", "runs")
+    tracking_uri: str | None = option(
+        "of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)", None, metavar="URI"
     )
-    parser.add_argument(
-        "--tracking-uri",
-        default=os.environ.get("MLFLOW_TRACKING_URI"),
-        metavar="URI",
-        help="of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)",
-    )
+
+    @property
+    def location(self) -> Runs:
+        """Where the runs are."""
+        return Runs.of(self.runs)
+
+    @property
+    def uri(self) -> str | None:
+        """The tracking store; None for the one in the runs."""
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+
+    def open(self) -> MlflowLedger:
+        """Return the ledger that is there. Raises UserError where there is none."""
+        return open_ledger(self.location, self.uri)
+
+    def create(self) -> MlflowLedger:
+        """Return the ledger, which is created where there is none."""
+        return create_ledger(self.location, self.uri)
 
 
 def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

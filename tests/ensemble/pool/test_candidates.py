@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from trainables import retrieval
+from trainables.records.ensemble_file import read_ensemble
 from trainables.records.mlflow_ledger import create_ledger
 from trainables.retrieval import Relevance
 
@@ -54,12 +55,12 @@ def select(call_command, tmp_path, folder, new_ledger):
 def test_matrices_of_any_system(select, folder, tmp_path):
     said = select("--method", "exact", "--cost", write(tmp_path / "costs.json", {"ours": 1, "theirs": 2, "third": 3}))
     assert "7 subsets of 3 candidates" in said
-    ensemble = json.loads((tmp_path / "out" / "ensemble.json").read_text())
+    ensemble = read_ensemble(tmp_path / "out" / "ensemble.json")
     for split in ("validation", "test"):
         clip_Q = np.load(folder / split / "relevance.npy")
-        fused = sum(m["weight"] * np.load(folder / split / f"{m['name']}.npy") for m in ensemble["members"])
+        fused = sum(m.weight * np.load(folder / split / f"{m.name}.npy") for m in ensemble.members)
         expected = retrieval.evaluate(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
-        assert ensemble[split]["ensemble"]["map10"] == pytest.approx(expected)
+        assert ensemble.figures(split).systems["ensemble"]["map10"].value == pytest.approx(expected)
     page = (tmp_path / "out" / "ensemble.html").read_text()
     assert page.count("<svg") >= 2
     assert not re.search(r"(?:src|href)=\"http", page)
@@ -82,15 +83,16 @@ def test_several_relevant_clips_and_groups(select, folder):
 
 def test_all_methods_are_compared_in_one_look_at_test(select, tmp_path):
     said = select("--compare", "--folds", 3, "--refine")
-    ensemble = json.loads((tmp_path / "out" / "ensemble.json").read_text())
-    methods = {method["name"]: method for method in ensemble["methods"]}
+    ensemble = read_ensemble(tmp_path / "out" / "ensemble.json")
+    methods = {method.name: method for method in ensemble.methods}
     assert list(methods) == ["best single", "all", "greedy", "greedy, refined", "exact"]
-    assert methods["best single"]["test"] == ensemble["test"]["best_single"]
-    assert methods["greedy, refined"]["test"] == ensemble["test"]["ensemble"]
-    assert methods["greedy, refined"]["nested"] == ensemble["nested"]["ensemble"]
-    assert methods["exact"]["validation"]["map10"] >= methods["all"]["validation"]["map10"]
-    assert len(methods["all"]["members"]) == 3
-    assert re.search(rf"greedy, refined\s+\d\s+{100 * methods['greedy, refined']['validation']['map10']:.2f}", said)
+    assert methods["best single"].test == ensemble.test.systems["best_single"]
+    assert methods["greedy, refined"].test == ensemble.test.systems["ensemble"]
+    assert methods["best single"].nested == ensemble.nested.best_single
+    assert methods["greedy, refined"].nested == ensemble.nested.ensemble
+    assert methods["exact"].validation["map10"].value >= methods["all"].validation["map10"].value
+    assert len(methods["all"].members) == 3
+    assert re.search(rf"greedy, refined\s+\d\s+{100 * methods['greedy, refined'].validation['map10'].value:.2f}", said)
     assert "came before this one: 0" in said
     assert "came before this one: 1" in select("--compare")
 
@@ -184,11 +186,20 @@ def test_float16_is_taken(select, folder):
 @pytest.mark.parametrize(
     ("members", "why"),
     [
-        ([{"name": "ours", "weight": -0.5}], "a weight that isn't negative, not -0.5"),
-        ([{"name": "ours", "weight": float("inf")}], "a weight that isn't negative, not inf"),
-        ([{"name": "ours", "weight": 1, "count": -3}], "'count' has to be a whole number from 0 on"),
-        ([{"name": "ours", "weight": 1, "count": 2}, {"name": "third", "weight": 1}], "'count' has to be a whole"),
-        ([{"name": "ours", "weight": 9, "count": 1}, {"name": "third", "weight": 1, "count": 1}], "isn't its weight"),
+        ([{"name": "ours", "weight": -0.5}], "members[0].weight: Input should be greater than or equal to 0, not -0.5"),
+        ([{"name": "ours", "weight": float("inf")}], "members[0].weight: Input should be a finite number, not inf"),
+        (
+            [{"name": "ours", "weight": 1, "count": -3}],
+            "members[0].count: Input should be greater than",
+        ),
+        (
+            [{"name": "ours", "weight": 1, "count": 2}, {"name": "third", "weight": 1}],
+            "members: give a count",
+        ),
+        (
+            [{"name": "ours", "weight": 9, "count": 1}, {"name": "third", "weight": 1, "count": 1}],
+            "contradicts its weight",
+        ),
         ([{"name": "fourth", "weight": 1}], "no test scores of member 'fourth' were found"),
     ],
 )
@@ -204,11 +215,11 @@ def test_what_is_wrong_with_members_is_named(select, tmp_path, members, why):
         (("--bags", 3, "--bag-share", 0), "bag_share is 0.0"),
         (("--seed", 7), "--seed: that is for --bags"),
         (("--method", "all", "--cost", "parameters"), "--cost: the mean of all, and bags, know no budget"),
-        (("--evaluate", "x.json", "--no-test"), "--no-test: --evaluate takes what ensemble.json says"),
-        (("--evaluate", "x.json", "--export", "x.json"), "--export: --evaluate takes"),
-        (("--export", "x.json", "--fusion", "rank"), "--fusion: --export takes"),
+        (("--evaluate", "x.json", "--no-test"), "select.py evaluate: error: unrecognized arguments: --no-test"),
+        (("--evaluate", "x.json", "--export", "x.json"), "evaluate: error: unrecognized arguments: --export x.json"),
+        (("--export", "x.json", "--fusion", "rank"), "export: error: unrecognized arguments: --fusion rank"),
         (("--bags", 2, "--seed", -1), "seed is -1"),
-        (("--split", "test"), "--split is for --evaluate"),
+        (("--split", "test"), "unrecognized arguments: --split test"),
         (("--folds", 1), "two or more"),
         (("--folds", 500), "can't make 500 folds"),
         (("--filter", "seed=1"), "files of scores have no parameters"),

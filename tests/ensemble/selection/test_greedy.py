@@ -242,8 +242,8 @@ def test_a_growing_ensemble_is_scored_as_each_of_its_sizes():
     history = [2, 0, 2, 3]
     for size, point in enumerate(evaluation.along(pool, history, "map10"), start=1):
         counts = np.bincount(history[:size], minlength=4)
-        assert point["value"] == pytest.approx(value_of(pool, counts, "map10"))
-        assert point["interval"][0] <= point["value"] <= point["interval"][1]
+        assert point.value == pytest.approx(value_of(pool, counts, "map10"))
+        assert point.interval[0] <= point.value <= point.interval[1]
 
 
 def test_only_the_best_candidates_are_looked_at_those_of_the_same_queries():
@@ -360,11 +360,11 @@ def test_sums_of_ranks_are_ties_where_they_are_equal():
 
 def test_differences_are_paired():
     pool = make_pool(10, 2)
-    found = evaluation.compare(pool, {"ensemble": [1, 1], "best_single": [1, 0]}, ["map10"])
-    lead = found["ensemble"]["map10"] - found["best_single"]["map10"]
-    assert found["difference"]["map10"] == pytest.approx(lead)
-    low, high = found["difference"]["map10_interval"]
-    separate = found["ensemble"]["map10_interval"]
+    systems = evaluation.compare(pool, {"ensemble": [1, 1], "best_single": [1, 0]}, ["map10"]).systems
+    lead = systems["ensemble"]["map10"].value - systems["best_single"]["map10"].value
+    assert systems["difference"]["map10"].value == pytest.approx(lead)
+    low, high = systems["difference"]["map10"].interval
+    separate = systems["ensemble"]["map10"].interval
     assert low <= lead <= high
     assert high - low < separate[1] - separate[0] + 0.05
 

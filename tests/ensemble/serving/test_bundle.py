@@ -59,7 +59,7 @@ def ensemble(runs):
         for place, (signature, weight) in enumerate(zip(signatures, (0.75, 0.25), strict=True))
     ]
     path = runs / "ensemble.json"
-    path.write_text(json.dumps({"members": members, "fusion_name": "mean", "fusion": "weighted mean of scores"}))
+    path.write_text(json.dumps({"format_version": 3, "members": members}))
     return path
 
 
@@ -159,7 +159,7 @@ def test_dot_products_are_the_weighted_means_of_the_members(ensemble, runs, soun
 
 def write_ensemble(path, signatures):
     members = [{"name": f"member {signature}", "weight": 1.0, "signature": signature} for signature in signatures]
-    path.write_text(json.dumps({"members": members, "fusion_name": "mean", "fusion": "weighted mean of scores"}))
+    path.write_text(json.dumps({"format_version": 3, "members": members}))
     return path
 
 
@@ -306,7 +306,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
         audio_index.open_index(tmp_path, bundle.load(other, Runs.of(runs)))
     gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
     for change, why in (
-        ({"fusion_name": "rank", "fusion": "mean of ranks"}, "only the mean"),
+        ({"fusion": "rank"}, "only the mean"),
         ({"members": [{"name": "file", "weight": 1.0}]}, "is a file of scores"),
         ({"members": [gone]}, "model of member 'gone' is gone"),
     ):

@@ -10,9 +10,10 @@ import pytest
 from data.errors import UserError
 from data.splits import Splits
 from sweeps import grid, spaces
-from sweeps.planning import retraining
+from sweeps.planning.retraining import plan_retrainings, retrained
 from trainables import recipes
 from trainables import trial as trials
+from trainables.records.ensemble_file import Ensemble, Member, SplitFigures, read_ensemble
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 
 EVERYTHING = {"folder/train", "folder/validation", "folder/test"}
@@ -30,20 +31,20 @@ def chosen(own_runs, call_command, tmp_path_factory):
 
 @pytest.mark.parametrize("begin", ["pretraining", "finetuning"])
 def test_each_member_is_trained_on_all_splits_up_to_its_best_epochs(chosen, begin):
-    entries = json.loads(chosen.read_text())["members"]
-    found = retraining.members(json.loads(chosen.read_text()), chosen, begin)
-    assert len(found) == len(entries) == 3
-    for member, entry in zip(found, entries, strict=True):
-        before, after = trials.from_json(entry["trial"]), member.trial
+    members = read_ensemble(chosen).members
+    found = plan_retrainings(read_ensemble(chosen), chosen, begin)
+    assert len(found) == len(members) == 3
+    for retraining, member in zip(found, members, strict=True):
+        before, after = trials.from_json(member.trial), retraining.trial
         if begin == "finetuning" and before.pretraining is None:
-            assert not member.is_retrained
+            assert not retraining.is_retrained
             continue
         assert set(after.train) == EVERYTHING
-        assert after.final_epoch == entry["epoch"]
+        assert after.final_epoch == member.epoch
         assert after.schedule == before.schedule
         if before.pretraining and begin == "pretraining":
             assert set(after.pretraining.train) == EVERYTHING
-            assert after.pretraining.final_epoch == entry["pretraining_epoch"]
+            assert after.pretraining.final_epoch == member.pretraining_epoch
         elif before.pretraining:
             assert after.pretraining == before.pretraining
 
@@ -56,14 +57,15 @@ def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_co
     assert done.returncode == 0, done.stdout + done.stderr
     assert "best validation" not in done.stdout
     ledger, path = open_ledger(runs), runs / "ensembles" / "final" / "ensemble.json"
-    ensemble, before = json.loads(path.read_text()), json.loads(chosen.read_text())
-    assert [member["weight"] for member in ensemble["members"]] == [member["weight"] for member in before["members"]]
-    assert ensemble["before_retraining"]["validation"] == before["validation"]
-    retrained = [member for member in ensemble["members"] if member.get("retrained")]
-    assert len(retrained) == 2
-    for member in retrained:
-        run = ledger.finished(member["signature"])
-        assert run.run_id == member["run_id"]
+    ensemble, before = read_ensemble(path), read_ensemble(chosen)
+    assert ensemble.weights == before.weights
+    assert ensemble.before_retraining == before
+    assert (ensemble.validation, ensemble.test, ensemble.trajectory) == (None, None, ())
+    changed = [member for member in ensemble.members if member.retrained]
+    assert len(changed) == 2
+    for member in changed:
+        run = ledger.finished(member.signature)
+        assert run.run_id == member.run_id
         assert not {"map10", "validation_loss", "best_map10"} & set(run.metrics)
         assert not ledger.client.list_artifacts(run.run_id, "embeddings")
     for refused in (
@@ -89,6 +91,12 @@ def entry(trial=FINE, **changes):
     return told | changes
 
 
+def plan(path, content, begin="pretraining"):
+    """What is trained in place of the members of a file."""
+    path.write_text(json.dumps(content))
+    return plan_retrainings(read_ensemble(path), path, begin)
+
+
 def without(key):
     return {"members": [{name: value for name, value in entry().items() if name != key}]}
 
@@ -101,51 +109,45 @@ def changed(**settings):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ({}, "has no members"),
         (
             {"members": [{"name": "file", "weight": 1.0, "folder": "pool"}]},
-            "member 1, 'file': it doesn't say how it was trained",
+            r"members\[0\], 'file': it doesn't say how it was trained",
         ),
-        ([1], "has no members"),
-        ({"members": [entry(), 3]}, "member 2: it doesn't say how it was trained"),
-        (without("epoch"), "member 1, 'one': it doesn't say how it was trained"),
-        ({"members": [entry() | {"trial": {}}]}, "member 1, 'one': not a trial"),
-        ({"members": [entry() | {"trial": [1]}]}, r"member 1, 'one': not a trial: .*not \[1\]"),
-        ({"members": [entry() | {"trial": None}]}, "member 1, 'one': not a trial"),
-        (changed(audio=[1]), r"member 1, 'one': audio encoder: it must be settings with a family, not \[1\]"),
-        (changed(text={}), "member 1, 'one': text encoder: it must be settings with a family"),
-        (changed(pretraining="x"), "member 1, 'one': not a trial: .*not 'x'"),
-        (changed(batch_size="8"), "member 1, 'one': not a trial: .*batch_size"),
-        (changed(batch_size=1), "member 1, 'one': batch_size is 1"),
-        ({"members": [entry(), entry(epoch="3")]}, "member 2, 'one': its epoch is '3': .*from 1 to 3"),
-        ({"members": [entry(epoch=None)]}, "member 1, 'one': its epoch is None"),
-        ({"members": [entry(epoch=4)]}, "member 1, 'one': its epoch is 4: .*from 1 to 3"),
-        ({"members": [entry(epoch=True)]}, "member 1, 'one': its epoch is True"),
-        ({"members": [entry(pretraining_epoch="5")]}, "member 1, 'one': its pretraining_epoch is '5': .*from 1 to 6"),
-        ({"members": [entry(pretraining_epoch=None)]}, "member 1, 'one': its pretraining_epoch is None"),
+        (without("epoch"), r"members\[0\], 'one': it doesn't say how it was trained"),
+        ({"members": [entry() | {"trial": {}}]}, r"members\[0\], 'one': not a trial"),
+        ({"members": [entry() | {"trial": [1]}]}, r"members\[0\].trial: .*not \[1\]"),
+        ({"members": [entry() | {"trial": None}]}, r"members\[0\], 'one': it doesn't say how it was trained"),
+        (changed(audio=[1]), r"members\[0\], 'one': audio encoder: it must be settings with a family, not \[1\]"),
+        (changed(text={}), r"members\[0\], 'one': text encoder: it must be settings with a family"),
+        (changed(pretraining="x"), r"members\[0\], 'one': not a trial: .*not 'x'"),
+        (changed(batch_size="8"), r"members\[0\], 'one': not a trial: .*batch_size"),
+        (changed(batch_size=1), r"members\[0\], 'one': batch_size is 1"),
+        ({"members": [entry(), entry(epoch="3")]}, r"members\[1\].epoch: .*integer, not '3'"),
+        ({"members": [entry(epoch=None)]}, r"members\[0\], 'one': it doesn't say how it was trained"),
+        ({"members": [entry(epoch=4)]}, r"members\[0\], 'one': its epoch is 4: .*from 1 to 3"),
+        ({"members": [entry(epoch=True)]}, r"members\[0\].epoch: .*not True"),
+        ({"members": [entry(pretraining_epoch="5")]}, r"members\[0\].pretraining_epoch: .*not '5'"),
+        ({"members": [entry(pretraining_epoch=None)]}, "it doesn't say which epoch of its pretraining was best"),
         (without("pretraining_epoch"), "use --retrain-from finetuning"),
-        ({"members": [entry(weight="a")]}, "member 1, 'one': its weight is 'a': it must be a number from 0 on"),
-        ({"members": [entry(weight=-1)]}, "its weight is -1"),
-        ({"members": [entry(weight=float("nan"))]}, "its weight is nan"),
         ({"members": [entry(replace(FINE, final_epoch=2))]}, "has been trained on all splits already"),
         ({"members": [entry(), entry(BASELINE)]},
-         "member 2, 'one': the schedule of its pretraining goes by validation .*: take the member out of the file, or"),
+         r"members\[1\], 'one': the schedule of its pretraining goes by .*: take the member out of the file, or"),
         ({"members": [entry(replace(FINE, pretraining=replace(BASE, schedule=BASELINE.schedule)))]},
-         "member 1, 'one': the schedule of its pretraining .*, or leave it as it is with --retrain-from finetuning"),
+         r"members\[0\], 'one': the schedule of its pretraining .*, or leave it as it is with --retrain-from"),
         ({"members": [entry(replace(FINE, schedule=BASELINE.schedule))]},
-         "member 1, 'one': the schedule of its fine-tuning .*: take the member out of the file$"),
+         r"members\[0\], 'one': the schedule of its fine-tuning .*: take the member out of the file$"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_trained_again_is_named(content, why, tmp_path):
     path = tmp_path / "ensemble.json"
     with pytest.raises(UserError, match=why) as caught:
-        retraining.members(json.loads(json.dumps(content)), path, "pretraining")
+        plan(path, content)
     assert str(path) in str(caught.value)
 
 
-def test_a_pretraining_that_goes_by_losses_can_stay_as_it_is():
+def test_a_pretraining_that_goes_by_losses_can_stay_as_it_is(tmp_path):
     own = replace(FINE, pretraining=replace(BASE, schedule=BASELINE.schedule))
-    (member,) = retraining.members({"members": [entry(own)]}, "x.json", "finetuning")
+    (member,) = plan(tmp_path / "x.json", {"members": [entry(own)]}, "finetuning")
     assert (member.trial.pretraining, member.trial.final_epoch) == (own.pretraining, 3)
 
 
@@ -187,22 +189,22 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
 
 
 def test_what_is_written_is_of_what_was_read(retrain, tmp_path):
-    chosen = {"members": [entry(), entry(BASE)], "validation": 1, "fusion_name": "mean"}
-    found = retraining.members(chosen, tmp_path / "gone.json", "finetuning")
+    members = tuple(Member("one", 1.0, epoch=3, trial=trials.to_json(trial)) for trial in (FINE, BASE))
+    ensemble = Ensemble(members, validation=SplitFigures("folder/validation", "f"))
+    found = plan_retrainings(ensemble, tmp_path / "gone.json", "finetuning")
     done = {found[0].trial: ("f" * 16, "run")}
-    written = retraining.retrained(chosen, found, done)
-    assert [member.get("retrained") for member in written["members"]] == [True, None]
-    assert written["before_retraining"] == {"validation": 1}
-    assert "validation" in chosen
+    written = retrained(ensemble, found, done)
+    assert [member.retrained for member in written.members] == [True, False]
+    assert (written.before_retraining, written.validation) == (ensemble, None)
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--retrain-from", "finetuning"], "that is for --retrain"),
-        (["--retrain", "x.json", "--space", "small"], "--space: the ensemble says what is trained"),
-        (["--retrain", "x.json", "--corpus", "clotho"], "--corpus: the ensemble says"),
-        (["--retrain", "x.json", "--scheduler", "asha"], "--scheduler: without validation"),
+        (["--retrain-from", "finetuning"], "unrecognized arguments: --retrain-from finetuning"),
+        (["--retrain", "x.json", "--space", "small"], "grid.py retrain: error: unrecognized arguments: --space small"),
+        (["--retrain", "x.json", "--corpus", "clotho"], "unrecognized arguments: --corpus clotho"),
+        (["--retrain", "x.json", "--scheduler", "asha"], "unrecognized arguments: --scheduler asha"),
         (["--retrain", "x.json"], "x.json"),
     ],
 )

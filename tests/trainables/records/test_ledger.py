@@ -9,7 +9,7 @@ import pytest
 from data.errors import UserError
 from sweeps import spaces
 from trainables.records.embeddings import VALIDATION_FILE, Embeddings, write_embeddings
-from trainables.records.ledger import MissingArtifactError
+from trainables.records.ledger import Event, MissingArtifactError
 from trainables.records.mlflow_ledger import MlflowLedger, create_ledger
 from trainables.records.mlflow_log import Log
 from trainables.trial import TRIAL_FILE, to_json
@@ -130,7 +130,7 @@ def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
     file.write_text("{}")
     for kind, test in (("ensemble", "aaaa"), ("ensemble", ""), ("evaluation", "aaaa")):
         metrics = [("trajectory", 0.1, 0), ("trajectory", 0.2, 1)]
-        ledger.log_event(kind, f"{kind} {test}", "m", test, "sweep", {"metric": "map10"}, metrics, [file])
+        ledger.log_event(Event(kind, f"{kind} {test}", "m", test, "sweep", {"metric": "map10"}, metrics, [file]))
     assert [run.name for run in ledger.events("ensemble")] == ["ensemble ", "ensemble aaaa"]
     (run,) = ledger.events("ensemble", "aaaa")
     assert (run.sweep_run_id, run.test_fingerprint, run.settings["metric"]) == ("sweep", "aaaa", "map10")

@@ -1,0 +1,267 @@
+"""The record of an ensemble, ensemble.json: its fields, and the only code that reads, validates and writes the file."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge
+
+from data.errors import UserError
+from data.store.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+FORMAT_VERSION = 3
+"""Format 2, the first that had a number, kept a metric's interval beside it as NAME_interval."""
+
+Direction = Literal["t2a", "a2t"]
+"""Text to audio, or audio to text."""
+
+Fusion = Literal["mean", "zscore", "rank"]
+"""What is averaged over members: scores, or the z-norms or ranks of each query's scores."""
+
+FUSION_LABELS: Mapping[Fusion, str] = {
+    "mean": "weighted mean of scores",
+    "zscore": "weighted mean of scores after z-norm of each query's",
+    "rank": "weighted mean of the ranks of each query's scores",
+}
+
+NotNegative = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over queries, and its 95 % bootstrap interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def percent(self) -> str:
+        """Value and interval in percent, as text."""
+        low, high = (100 * limit for limit in self.interval)
+        return f"{100 * self.value:.2f} ({low:.1f} to {high:.1f})"
+
+
+Estimates = Mapping[str, Estimate]
+"""By the name of the metric."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trial or a file of scores, its weight, and what is known of its share in the ensemble."""
+
+    name: str
+    weight: NotNegative
+    signature: str = ""  # of a trial; '' of a file of scores
+    run_id: str = ""
+    folder: str = ""  # of a file of scores
+    count: Annotated[int, Ge(0)] | None = None  # how often the selection took it
+    alone: float | None = None  # the metric of the member by itself, on validation
+    without: float | None = None  # the metric of the ensemble without the member, minus that of the ensemble
+    shapley: float | None = None
+    trial: dict[str, Any] | None = None  # its config, to train it again
+    epoch: int | None = None  # its best one, from 1
+    pretraining_epoch: int | None = None
+    retrained: bool = False  # on all splits, after the selection
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """Metrics on a split, by system: 'ensemble', what it is compared with, and their 'difference'."""
+
+    split: str
+    fingerprint: str
+    systems: Mapping[str, Estimates] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NestedFigures:
+    """Nested cross-validation: the metric of the selection method on folds that it didn't see."""
+
+    folds: int
+    ensemble: Estimate
+    best_single: Estimate
+    optimism: float  # the metric on the split that was used for selection, minus the nested one
+    redoes_epochs: bool  # whether each trial's epoch was chosen within the folds, too
+
+
+@dataclass(frozen=True)
+class Method:
+    """A selection method that was compared: its members and its figures."""
+
+    name: str
+    members: tuple[Member, ...]
+    validation: Estimates
+    nested: Estimate | None = None
+    test: Estimates | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the selection: the keys of the candidates that joined and left, and the metric afterwards."""
+
+    value: float
+    added: str | None = None
+    removed: str | None = None
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """An ensemble that no cheaper one equals."""
+
+    cost: float
+    value: float
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """A selected ensemble: its members, how they were selected, and its figures as far as they are known."""
+
+    __pydantic_config__: ClassVar = {"strict": True, "allow_inf_nan": False}
+
+    members: tuple[Member, ...]
+    pool: str = ""  # the sweeps and folders that the candidates are of
+    metric: str = "map10"
+    metrics: tuple[str, ...] = ()  # those of the figures, `metric` first
+    method: str = ""  # in words
+    fusion: Fusion = "mean"
+    direction: Direction = "t2a"
+    best_single: Member | None = None
+    validation: SplitFigures | None = None
+    test: SplitFigures | None = None
+    nested: NestedFigures | None = None
+    methods: tuple[Method, ...] = ()
+    trajectory: tuple[Step, ...] = ()
+    sizes: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)  # by split: after each step
+    share_kept: float | None = None  # of the pool's scores, after pruning
+    likeness: tuple[tuple[float, ...], ...] = ()  # correlation of the members' values over queries [N, N]
+    candidates: tuple[str, ...] = ()
+    cost: str | None = None  # what `front` counts
+    front: tuple[FrontPoint, ...] = ()
+    before_retraining: "Ensemble | None" = None  # the figures above are not known of retrained members
+
+    @property
+    def weights(self) -> list[float]:
+        """The members' weights: how often each was taken, where that is known, so that sums of scores stay exact."""
+        return [member.weight if member.count is None else member.count for member in self.members]
+
+    def figures(self, split: str) -> SplitFigures | None:
+        """Return the figures on 'validation' or 'test'."""
+        return self.validation if split == "validation" else self.test
+
+    @property
+    def test_when_selected(self) -> SplitFigures | None:
+        """The figures on test; of retrained members, those of the ensemble that they replace."""
+        return self.test or (self.before_retraining.test if self.before_retraining else None)
+
+
+def read_ensemble(path: Path) -> Ensemble:
+    """Return the ensemble of a file of this format or an earlier one.
+
+    Raises UserError that names the file, and the field that is wrong.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not an ensemble.json: it must hold an object")
+    version = content.get("format_version", 2)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format_version is {version!r}, and this version of Chorale reads formats up to {FORMAT_VERSION}: "
+            "update Chorale, or select the ensemble again"
+        )
+    ensemble = validate(migrate_format_2(content, str(path)) if version < FORMAT_VERSION else content, path)
+    require_consistent_weights(ensemble, path)
+    return ensemble
+
+
+def write_ensemble(path: Path, ensemble: Ensemble) -> None:
+    """Write an ensemble's file; it appears whole or not at all. Fields that aren't known are left out."""
+    always = {"metric": ensemble.metric, "fusion": ensemble.fusion, "direction": ensemble.direction}
+    content = adapter().dump_python(ensemble, mode="json", exclude_defaults=True)
+    write_json(path, {"format_version": FORMAT_VERSION, **always, **content})
+
+
+@cache
+def adapter() -> "TypeAdapter[Ensemble]":
+    """Return what converts between the record and JSON, made when it is first needed."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Ensemble)
+
+
+def validate(content: Mapping[str, Any], path: Path) -> Ensemble:
+    """Return the record of a file's content. Raises UserError that names the first field that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return adapter().validate_json(json.dumps(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        found = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
+        raise UserError(f"{path}: {where}: {first['msg']}{found}") from error
+
+
+def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
+    """Raise UserError where there is no member, all weights are 0, or counts and weights contradict each other."""
+    members = ensemble.members
+    total = sum(member.weight for member in members)
+    if not total:
+        raise UserError(f"{path}: members: {'all weights are 0' if members else 'there are none'}")
+    counts = [member.count for member in members if member.count is not None]
+    if not counts:
+        return
+    if len(counts) < len(members) or not sum(counts):
+        raise UserError(f"{path}: members: give a count above 0 for at least one of them, and one for each, or none")
+    for index, (member, count) in enumerate(zip(members, counts, strict=True)):
+        if not np.isclose(count / sum(counts), member.weight / total, atol=1e-6):
+            raise UserError(
+                f"{path}: members[{index}].count: {count} of {sum(counts)} contradicts its weight, {member.weight}; "
+                "remove 'count' from all members to use the weights"
+            )
+
+
+def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the content of a file of format 2 as format 3 has it. Raises UserError that names a wrong field."""
+    metric = content.get("metric", "map10")
+
+    def estimates(found: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name in found if not name.endswith("_interval")]
+        return {name: {"value": found[name], "interval": found[f"{name}_interval"]} for name in names}
+
+    def split_figures(found: Mapping[str, Any]) -> dict[str, Any]:
+        systems = {name: estimates(value) for name, value in found.items() if isinstance(value, dict)}
+        return {"split": found["split"], "fingerprint": found["fingerprint"], "systems": systems}
+
+    def nested(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {**found, **{name: estimates(found[name])["value"] for name in ("ensemble", "best_single")}}
+
+    def methods(found: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        splits = [{split: estimates(one[split]) for split in ("validation", "test") if split in one} for one in found]
+        folds = [{"nested": estimates(one["nested"])["value"]} if "nested" in one else {} for one in found]
+        return [{**one, **split, **fold} for one, split, fold in zip(found, splits, folds, strict=True)]
+
+    def trajectory(found: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{"added": step["added"], "removed": step["removed"], "value": step[metric]} for step in found]
+
+    def before_retraining(found: Mapping[str, Any]) -> dict[str, Any]:
+        return migrate_format_2({"metric": metric, "members": [], **found}, f"{where}: before_retraining")
+
+    changes: dict[str, Callable[[Any], Any]] = {
+        "validation": split_figures, "test": split_figures, "nested": nested, "methods": methods,
+        "trajectory": trajectory, "before_retraining": before_retraining,
+    }  # fmt: skip
+    migrated = {**content, "fusion": content.get("fusion_name", "mean")}
+    for name in changes.keys() & content.keys():
+        try:
+            migrated[name] = changes[name](content[name])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: {name}: not what format 2 has there ({error!r})") from error
+    return migrated
