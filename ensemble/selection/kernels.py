@@ -27,10 +27,18 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
     return pointer(types.int64, array), generate
 
 
+def scan(scores, *arguments):
+    """Call `scan_addresses` for candidates' scores, each contiguous float32 [queries, A].
+
+    It takes addresses, as numba would compile it anew for each number of arrays.
+    """
+    return scan_addresses(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
+
+
 @njit(nogil=True, cache=True)
-def scan(addresses, row_bytes, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
-         rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Keep the live entries of queries, as long as there is room.
+def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
+                   rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
+    """Keep the live entries of queries, as long as there is room; the first rows are those of `base_query`.
 
     Returns the query that comes next, the rows used, and a candidate with a score that isn't finite in that query (-1).
     """
@@ -41,7 +49,7 @@ def scan(addresses, row_bytes, base_query, query, last_query, k, pair_first_Q, c
     while query < last_query:
         if used + num_clips * (pair_first_Q[query + 1] - pair_first_Q[query]) > len(rows):
             break
-        offset = (query - base_query) * row_bytes
+        offset = (query - base_query) * num_clips * rows.itemsize
         for pair in range(pair_first_Q[query], pair_first_Q[query + 1]):
             clip = clip_P[pair]
             above_A[:] = 0
