@@ -6,11 +6,13 @@ disk.
 Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries, S subsets.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 ROUNDING = 2.0**-21
 """What a sum of two float32 numbers may be wrong by, as a share of their magnitudes, with room to spare."""
@@ -27,7 +29,7 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
     return pointer(types.int64, array), generate
 
 
-def scan(scores, *arguments):
+def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
     """Call `scan_addresses` for candidates' scores, each contiguous float32 [queries, A].
 
     It takes addresses, as numba would compile it anew for each number of arrays.
