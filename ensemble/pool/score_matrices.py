@@ -33,13 +33,11 @@ Transform = Callable[[Scores], Scores]
 
 @dataclass(frozen=True)
 class Block:
-    """Some queries' scores of all candidates, as kernels read them."""
+    """Some queries' scores of all candidates."""
 
     first_query: int
     last_query: int
-    addresses: NDArray[np.int64]  # of each candidate's first row
-    row_bytes: int
-    holds: Any  # what the addresses point into
+    scores: Sequence[Scores]  # of each candidate [last_query - first_query, A], one row after the other in memory
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,13 @@ class Matrices:
     def blocks(self) -> Iterator[Block]:
         """All queries in their order."""
         if self.arrays:
-            addresses = np.array([array.ctypes.data for array in self.arrays], np.int64)
-            yield Block(0, self.num_queries, addresses, self.arrays[0].strides[0], self.arrays)
+            yield Block(0, self.num_queries, self.arrays)
             return
         query_bytes = len(self.names) * self.num_clips * np.dtype(np.float32).itemsize
         size = max(1, self.block_bytes // query_bytes)
         for first in range(0, self.num_queries, size):
             last = min(first + size, self.num_queries)
-            scores = np.stack([np.ascontiguousarray(read(first, last)) for read in self.reads])
-            addresses = scores.ctypes.data + np.arange(len(scores)) * scores.strides[0]
-            yield Block(first, last, addresses.astype(np.int64), scores.strides[1], scores)
+            yield Block(first, last, [np.ascontiguousarray(read(first, last)) for read in self.reads])
 
     def scores(self, model: int) -> Scores:
         """One candidate's scores [Q, A]."""

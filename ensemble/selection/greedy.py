@@ -17,8 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import UserError
+from ensemble.pool.score_matrices import Matrices
 from ensemble.selection import exhaustive
-from ensemble.selection.pruned_pool import Growing, Live
+from ensemble.selection.pruned_pool import Growing, Live, compress
+from ensemble.selection.reference import Metric, select_greedily
 
 FINEST_WEIGHT = 2**20
 """Of a bag's ensemble, in whole numbers: sums of scores, each so many times, are exact yet."""
@@ -142,6 +145,25 @@ def select(
     else:
         found = forward(task, rules)
     return refined(task, rules, found) if rules.refine else found
+
+
+def select_by(metric: str | Metric, pool: Matrices, rules: Rules | None = None) -> Selection:
+    """Choose from a whole pool by a metric's name, or by a function of an ensemble's mean scores.
+
+    There are kernels for all metrics that have a name. For a function `ensemble.selection.reference` selects: slowly,
+    and with all scores in memory. Raises UserError for rules that it doesn't have.
+    """
+    rules = rules or Rules()
+    if isinstance(metric, str):
+        return select(compress(pool, metric), rules)
+    if rules != Rules(max_size=rules.max_size, replacement=rules.replacement):
+        raise UserError("by a function only max_size and replacement can be set: name a metric, or leave the rest out")
+    scores_MQA = [pool.scores(model) for model in range(len(pool.names))]
+    found = select_greedily(scores_MQA, metric, pool.names, rules.max_size, rules.replacement)
+    steps = tuple(Step(value, added) for added, value in found.trajectory)
+    best = 1 + int(np.argmax([step.value for step in steps]))
+    counts = np.bincount([added for added, _ in found.trajectory[:best]], minlength=len(pool.names))
+    return Selection(tuple(counts.tolist()), found.value, steps)
 
 
 def task_of(

@@ -6,11 +6,13 @@ disk.
 Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries, S subsets.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 ROUNDING = 2.0**-21
 """What a sum of two float32 numbers may be wrong by, as a share of their magnitudes, with room to spare."""
@@ -27,10 +29,18 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
     return pointer(types.int64, array), generate
 
 
+def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
+    """Call `scan_addresses` for candidates' scores, each contiguous float32 [queries, A].
+
+    It takes addresses, as numba would compile it anew for each number of arrays.
+    """
+    return scan_addresses(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
+
+
 @njit(nogil=True, cache=True)
-def scan(addresses, row_bytes, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
-         rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Keep the live entries of queries, as long as there is room.
+def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
+                   rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
+    """Keep the live entries of queries, as long as there is room; the first rows are those of `base_query`.
 
     Returns the query that comes next, the rows used, and a candidate with a score that isn't finite in that query (-1).
     """
@@ -41,7 +51,7 @@ def scan(addresses, row_bytes, base_query, query, last_query, k, pair_first_Q, c
     while query < last_query:
         if used + num_clips * (pair_first_Q[query + 1] - pair_first_Q[query]) > len(rows):
             break
-        offset = (query - base_query) * row_bytes
+        offset = (query - base_query) * num_clips * rows.itemsize
         for pair in range(pair_first_Q[query], pair_first_Q[query + 1]):
             clip = clip_P[pair]
             above_A[:] = 0

@@ -196,8 +196,8 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
             low_L, high_L = np.empty(capacity), np.empty(capacity)
             start = query
             query, used, bad = scan(
-                block.addresses, block.row_bytes, block.first_query, start, last, metric_gains.k, pair_first_Q, clip_P,
-                pool.num_clips, rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM,
+                block.scores, block.first_query, start, last, metric_gains.k, pair_first_Q, clip_P, pool.num_clips,
+                rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM,
             )  # fmt: skip
             if bad >= 0:
                 raise UserError(f"{pool.names[bad]}: query {query} has a score that isn't finite")

@@ -1,13 +1,15 @@
 """The definition of greedy forward selection (Caruana et al. 2004), in plain NumPy and with any metric.
 
-`ensemble.selection.greedy` selects the same for metrics of ranks, many times faster; tests compare the two. Take this
-one for a metric of your own: it needs all scores in memory, and computes the metric once for each candidate and step.
+`ensemble.selection.greedy` selects the same for metrics of ranks, many times faster; tests compare the two. It takes
+this one for a metric that is given as a function: all scores are in memory, and the metric is computed once for each
+candidate and step.
 
 Shapes: M candidates, Q queries, A clips.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,11 @@ class Result:
 
 
 def select_greedily(
-    scores_MQA: Sequence[Scores], metric: Metric, names: Sequence[str], max_size: int = 20, replacement: bool = True
+    scores_MQA: Sequence[NDArray[np.floating[Any]]],
+    metric: Metric,
+    names: Sequence[str],
+    max_size: int = 20,
+    replacement: bool = True,
 ) -> Result:
     """Add, `max_size` times, the candidate with which the mean of scores is best, and return the best size.
 

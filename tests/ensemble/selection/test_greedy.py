@@ -48,14 +48,19 @@ def value_of(pool, counts, metric):
     return retrieval.evaluate(total, pool.relevance, [metric])[metric]
 
 
-def by_definition(pool, metric, **options):
-    """The selection as reference.py defines it, in float64; ties are ties up to the rounding of its sums."""
-    scores = [pool.scores(model).astype(np.float64) for model in range(len(pool.names))]
+def as_function(pool, metric):
+    """A metric as a function of mean scores in float64; ties are ties up to the rounding of their sums."""
 
     def value(mean_QA):
         return round(retrieval.evaluate(np.round(mean_QA, 12), pool.relevance, [metric])[metric], 12)
 
-    return select_greedily(scores, value, pool.names, **options)
+    return value
+
+
+def by_definition(pool, metric, **options):
+    """The selection as reference.py defines it, in float64."""
+    scores = [pool.scores(model).astype(np.float64) for model in range(len(pool.names))]
+    return select_greedily(scores, as_function(pool, metric), pool.names, **options)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -87,6 +92,21 @@ def test_the_definition_takes_any_metric():
     assert found.value == pytest.approx(max(alone))  # of a mean of scores, the best is the best one alone
     assert found.weights[int(np.argmax(alone))] == 1.0
     assert len(found.trajectory) == 6
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("rules", [Rules(max_size=6), Rules(max_size=9, replacement=False)], ids=str)
+def test_a_metric_given_as_a_function_selects_as_the_kernels_do_by_its_name(metric, rules):
+    pool = make_pool(18, 7, several=True)
+    expected, found = (greedy.select_by(by, pool, rules) for by in (metric, as_function(pool, metric)))
+    assert found.counts == expected.counts
+    assert [step.added for step in found.trajectory] == [step.added for step in expected.trajectory]
+    assert found.value == pytest.approx(expected.value, abs=1e-6)
+
+
+def test_rules_that_only_kernels_have_are_refused_for_a_function():
+    with pytest.raises(UserError, match="only max_size and replacement"):
+        greedy.select_by(np.mean, make_pool(0, 2), Rules(refine=True))
 
 
 @settings(max_examples=40, deadline=None)
