@@ -22,7 +22,7 @@ from measure import machine, say, told
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.batches import MASK_DRAWS, Batch
+from data.loading.batch import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.captions import normalise
-from data.loading.batches import Batch, load_clips, load_files
+from data.loading.batch import Batch
+from data.loading.clips import load_clips, load_files
 from data.store.stored_split import StoredSplit
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records.embeddings import Embeddings

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.batches import Batch
+from data.loading.batch import Batch
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 """Clips [L, D] and captions [L, D] of a part's L pairs, and the temperature."""

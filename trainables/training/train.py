@@ -17,7 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from data.captions import normalise
 from data.errors import UserError
 from data.leakage.exclusions import excluded
-from data.loading.batches import MASK_DRAWS, Batch, Pairs
+from data.loading.batch import MASK_DRAWS, Batch
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch, split_among_ranks
 from data.schema import SAMPLE_RATE_HZ
 from data.store.storage import Location
 from data.store.stored_split import StoredSplit, open_split
@@ -92,14 +95,13 @@ def train(
     while not trial.is_over(progress.epochs_done, progress.validation_losses):
         epoch = progress.epochs_done
         network.train()
-        batches = pairs.epoch_batches(epoch, trial.batch_size)
-        loader = pairs.load_epoch(
-            epoch, trial.batch_size, rank, world_size, execution.loader_workers, progress.batches_done
-        )
-        for pair_numbers, own in zip(batches[progress.batches_done :], clock.waiting_for(loader), strict=True):
+        batches = order_epoch(pairs, epoch, trial.batch_size)
+        remaining = batches[progress.batches_done :]
+        loader = load_epoch(pairs, epoch, remaining, rank, world_size, execution.loader_workers)
+        for pair_numbers, own in zip(remaining, clock.waiting_for(loader), strict=True):
             rate = trial.schedule.rate(epoch + progress.batches_done / len(batches), progress.validation_losses)
             set_rate(optimizer, rate)
-            counts = [len(share) for share in pairs.shares(pair_numbers, world_size)]
+            counts = [len(share) for share in split_among_ranks(pairs, pair_numbers, world_size)]
             optimizer.zero_grad(set_to_none=True)
             loss = backward(trial, distributed, own, counts, progress.steps_done, device, execution)
             if not np.isfinite(loss):
@@ -148,16 +150,16 @@ def describe_epoch(
     }
 
 
-def open_pairs(trial: Trial, store: Location) -> Pairs:
+def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     """What a trial is trained on: without what the store excludes."""
     splits = [open_split(store, name) for name in trial.train]
     left_out = excluded(store, trial.train)
-    return Pairs(
+    return ClipCaptionDataset(
         splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, left_out
     )
 
 
-def initial_model(trial: Trial, folder: Path | None, pairs: Pairs, weights: Path | None) -> DualEncoder:
+def initial_model(trial: Trial, folder: Path | None, pairs: ClipCaptionDataset, weights: Path | None) -> DualEncoder:
     """The model that training starts from: that of a checkpoint or a pretraining, tokenizer included, or a new one."""
     if folder is not None:
         return checkpoint.load_model(folder, trial)

@@ -11,7 +11,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.batches import Pairs
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch, split_among_ranks
 from data.store.stored_split import open_split
 from trainables.encoders.audio import passt
 from trainables.networks import dual_encoder
@@ -88,11 +90,14 @@ def write_gradients(
 ) -> None:
     """A step without the training loop: plainly where there is one rank and no micro-batch."""
     splits = [open_split(store, name) for name in trial.train]
-    pairs = Pairs(splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed)
+    pairs = ClipCaptionDataset(
+        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed
+    )
     network = dual_encoder.build(trial, list(pairs.captions())).train()
     wrapped = DistributedDataParallel(network) if world_size > 1 else network
-    batch = next(pairs.load_epoch(0, trial.batch_size, rank, world_size, loader_workers=0))
-    counts = [len(share) for share in pairs.shares(pairs.epoch_batches(0, trial.batch_size)[0], world_size)]
+    batches = order_epoch(pairs, 0, trial.batch_size)
+    batch = next(load_epoch(pairs, 0, batches, rank, world_size))
+    counts = [len(share) for share in split_among_ranks(pairs, batches[0], world_size)]
     clips = gather(batch.clips, counts)
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
     if world_size > 1 or micro_batch:
