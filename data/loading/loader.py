@@ -1,7 +1,4 @@
-"""The batches of an epoch, decoded in this process or in processes of the loader.
-
-What a batch holds is the same however many processes there are, and from whichever batch an epoch goes on.
-"""
+"""The batches of an epoch, decoded in this process or, the same ones, in others."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

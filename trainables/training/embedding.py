@@ -77,12 +77,6 @@ def embed_files(
 ) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
     """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
     refused: dict[Path, str] = {}
-    batches = load_files(
-        paths,
-        trial.audio.segment_s,
-        trial.longest_audio_s,
-        CLIPS_PER_BATCH,
-        refused.__setitem__,
-    )
+    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, refused.__setitem__)
     vectors, places = embed_audio(model, trial, batches)
     return vectors, [paths[place] for place in places], refused

@@ -36,9 +36,9 @@ from trainables.records.checkpoint import (
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.schedule import Plateau, Schedule
-from trainables.training.compute import Execution
+from trainables.training.compute import DEFAULT, Execution
 from trainables.training.embedding import embed
-from trainables.training.train import seed_step, train
+from trainables.training.train import Callbacks, Start, seed_step, train
 from trainables.trial import Trial
 
 STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
@@ -48,9 +48,10 @@ STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final
 class Run:
     """A training, the metrics of each epoch, and its checkpoint in `folder`/1, `folder`/2 and so on."""
 
-    def __init__(self, trial: Trial, store: Path, folder: Path, **settings) -> None:
+    def __init__(self, trial: Trial, store: Path, folder: Path, execution: Execution = DEFAULT, **start) -> None:
         self.folder, self.epochs, self.steps = folder, [], []
-        self.network = train(trial, store, self.report, watch=self.steps.append, **settings)
+        callbacks = Callbacks(self.report, self.steps.append)
+        self.network = train(trial, store, callbacks, Start(**start), execution=execution)
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Checkpoints in the midst of an epoch go to `folder`/step1, `folder`/step2 and so on."""
