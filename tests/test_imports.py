@@ -18,7 +18,11 @@ HEAVY = ("torch", "ray", "mlflow", "transformers", "timm", "matplotlib", "numba"
 """What takes from half a second to some seconds to import: nothing that only reads a config or a file needs it."""
 
 NEEDS = {
-    "data/loading/batches.py",
+    "data/loading/batch.py",
+    "data/loading/clips.py",
+    "data/loading/loader.py",
+    "data/loading/pairs.py",
+    "data/loading/sampler.py",
     "data/loading/shared_buffers.py",
     "ensemble/selection/kernels.py",
     "ensemble/selection/subset_kernels.py",

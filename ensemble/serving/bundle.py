@@ -73,7 +73,7 @@ class Models:
 
         Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
         """
-        from data.loading.batches import load_files
+        from data.loading.clips import load_files
         from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
 
         refused: dict[Path, str] = {}

@@ -23,7 +23,9 @@ NUM_SAMPLES = 640
 MEASURED = """
 import json, os, resource, sys, time
 from pathlib import Path
-from data.loading.batches import Pairs
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch
 from data.leakage.exclusions import excluded
 from data.store.stored_split import open_split
 
@@ -37,10 +39,10 @@ split = open_split(sys.argv[1], "bench/train")
 num_clips = len(split.index)
 opened = time.perf_counter()
 opened_mb = resident_mb()
-pairs = Pairs([split], 10.0, 30.0, 0.0, 0, excluded(sys.argv[1], ["bench/train"]))
-next(pairs.load_epoch(0, 64, 0, 1, 0))
+pairs = ClipCaptionDataset([split], 10.0, 30.0, 0.0, 0, excluded(sys.argv[1], ["bench/train"]))
+next(load_epoch(pairs, 0, order_epoch(pairs, 0, 64)))
 first = time.perf_counter()
-next(pairs.load_epoch(0, 64, 0, 1, 0, first_batch=len(pairs) // 64 - 1))
+next(load_epoch(pairs, 0, order_epoch(pairs, 0, 64)[len(pairs) // 64 - 1 :]))
 resumed = time.perf_counter()
 print(json.dumps({"open_s": opened - started, "open_mb": opened_mb - before, "first_s": first - started,
     "resume_s": resumed - first, "all_mb": resident_mb() - before, "clips": num_clips}))

@@ -30,7 +30,7 @@ from trainables.records import lease as leases
 from trainables.records.checkpoint import Snapshot
 from trainables.records.timing import Metrics
 from trainables.signature import compute_signature
-from trainables.training.train import train
+from trainables.training.train import Callbacks, train
 from trainables.trial import Trial
 
 SIZES = synthetic.Config(200, 20, 20, min_duration_s=5.0, max_duration_s=30.0)
@@ -75,7 +75,7 @@ def work(rank: int, trial: Trial, store: Path, folder: Path, ranks: int) -> None
             epochs.append({"ended_s": time.time(), "step_s": metrics["step_s"]})
             snapshot.write(folder / "checkpoint")
 
-    train(trial, str(store), report)
+    train(trial, str(store), Callbacks(report))
     if rank == 0:
         write_json(folder / EPOCHS_FILE, epochs)
     dist.destroy_process_group()

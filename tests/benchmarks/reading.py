@@ -21,7 +21,9 @@ import soxr
 import torch
 from measure import PUBLISHED_RATE_HZ, cpu_s, machine, say, told, write_recordings
 
-from data.loading.batches import Pairs
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.store import shard_writer, split_writer, stored_split
 from data.store.stored_split import StoredSplit
@@ -61,13 +63,14 @@ BATCH_SIZE = 16
 SKIPPED_BATCHES = 10
 
 
-def epoch_s(pairs: Pairs, workers: int) -> float:
+def epoch_s(pairs: ClipCaptionDataset, workers: int) -> float:
     """CPU seconds of an epoch, of this process and the loader's, without the first batches."""
     num_batches = -(-len(pairs) // BATCH_SIZE)
 
     def cost(first_batch: int) -> float:
         before = os.times()
-        for _ in pairs.load_epoch(0, BATCH_SIZE, 0, 1, workers, first_batch):
+        batches = order_epoch(pairs, 0, BATCH_SIZE)[first_batch:]
+        for _ in load_epoch(pairs, 0, batches, loader_workers=workers):
             pass
         return sum(os.times()[:4]) - sum(before[:4])
 
@@ -184,7 +187,7 @@ def loader(splits: dict[Codec, StoredSplit]) -> None:
             split.decode_window(item % len(split.index), int(starts[item]), room[item % BATCH_SIZE])
 
         bare_s = (cpu_s(decode, NUM_WINDOWS) / NUM_WINDOWS, cpu_elsewhere_s(decode, NUM_WINDOWS) / NUM_WINDOWS)
-        pairs = Pairs([split], 10.0, WINDOW_S, 0.0, 0)
+        pairs = ClipCaptionDataset([split], 10.0, WINDOW_S, 0.0, 0)
         for workers in (0, 1):
             per_clip_s[codec] = epoch_s(pairs, workers) / (len(pairs) - SKIPPED_BATCHES * BATCH_SIZE)
             named = f"{codec}, {workers or 'no'} process ({1000 * per_clip_s[codec]:.2f} ms a clip)"

@@ -19,18 +19,16 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from measure import machine, say, told
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.batches import MASK_DRAWS, Batch
+from data.loading.batch import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
 from trainables.encoders.text import transformer
 from trainables.networks import network_of
 from trainables.networks.dual_encoder import DualEncoder
-from trainables.training import gradient_cache
-from trainables.training.gradient_cache import Outputs
+from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
 from trainables.training.loss import gather, nt_xent
 
 LENGTHS_S = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
@@ -122,11 +120,12 @@ def backward(wrapped: torch.nn.Module, network: DualEncoder, own: Batch, point: 
             outputs: Outputs = wrapped(part, tokens, torch.Generator().manual_seed(0))
         return outputs
 
-    def loss_of(outputs: Outputs) -> Tensor:
-        audio_LD, text_LD, temperature = outputs
-        return nt_xent(gather(audio_LD, counts), gather(text_LD, counts), clips_B, temperature)
-
-    gradient_cache.backward(forward, own.split(point.micro_batch or counts[0]), loss_of, wrapped)
+    parts = own.split(point.micro_batch or counts[0])
+    outputs = forward(0, own) if len(parts) == 1 else embed_by_parts(forward, parts)
+    audio_LD, text_LD, temperature = outputs
+    nt_xent(gather(audio_LD, counts), gather(text_LD, counts), clips_B, temperature).backward()
+    if len(parts) > 1:
+        backward_by_parts(forward, parts, outputs, wrapped)
 
 
 def make_batch(batch_size: int, clip_s: float, segment_s: float) -> Batch:

@@ -42,12 +42,12 @@ PLAIN = """
 import json, sys
 import torch
 from trainables import trial
-from trainables.training.train import train
+from trainables.training.train import Callbacks, train
 
 torch.set_num_threads(1)
 store, path, number = sys.argv[1:]
 own = trial.from_json(json.loads(open(path).read())[int(number)])
-train(own, store, lambda metrics, snapshot: print(json.dumps(metrics["training_s"] + metrics["validation_s"])))
+train(own, store, Callbacks(lambda metrics, _: print(json.dumps(metrics["training_s"] + metrics["validation_s"]))))
 """
 
 

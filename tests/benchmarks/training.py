@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from data.loading.batches import MASK_DRAWS, Batch
+from data.loading.batch import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt

@@ -33,7 +33,7 @@ from trainables.records.lease import Lease
 from trainables.records.mlflow_log import Log, with_retries
 from trainables.records.run_storage import Runs
 from trainables.records.timing import Metrics
-from trainables.training.train import OutOfMemoryError, Report
+from trainables.training.train import OnCheckpoint, OutOfMemoryError
 
 
 def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
@@ -99,7 +99,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 raise  # of this rank alone, for which the others would wait
 
 
-def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> Report:
+def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> OnCheckpoint:
     """Return what a rank calls after each epoch, and with each checkpoint.
 
     A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all

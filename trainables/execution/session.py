@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from trainables.records.checkpoint import Snapshot
-    from trainables.training.train import Keep, Report
+    from trainables.training.train import OnCheckpoint, OnEmbeddings
 
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """Keep glibc from giving large tensors back to the kernel after each use and paging them in again.
@@ -94,7 +94,7 @@ def prepare_run(work: Work) -> None:
 def train_rank(
     work: Work,
     device: torch.device,
-    report_of: Callable[[Log], Report],
+    report_of: Callable[[Log], OnCheckpoint],
     resume_from: Path | None,
     scratch: Path,
     before_outcome: Callable[[], None] = lambda: None,
@@ -110,24 +110,20 @@ def train_rank(
 
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
-    from trainables.training.train import train
+    from trainables.training.train import Callbacks, Start, train
 
     torch.set_num_threads(work.resources.threads)
     trial, site, lease = work.trial, work.site, work.lease
     log = Log(site.tracking_uri, work.run_id)
     try:
-        network = train(
-            trial,
-            site.store,
-            report_of(log),
-            pretrained=site.runs.model(work.parent, scratch / "pretrained") if work.parent else None,
-            resume_from=resume_from,
-            device=device,
-            execution=work.execution,
-            weights=site.weights,
-            watch=log_steps(log, trial.epochs) if rank == 0 else lambda step: None,
-            keep=keep_embeddings(log, lease.signature) if site.keep_epochs else lambda epoch, embeddings: None,
-        )
+        callbacks = Callbacks(report_of(log))
+        if rank == 0:
+            callbacks = replace(callbacks, on_step=log_steps(log, trial.epochs))
+        if site.keep_epochs:
+            callbacks = replace(callbacks, on_embeddings=keep_embeddings(log, lease.signature))
+        pretrained = site.runs.model(work.parent, scratch / "pretrained") if work.parent else None
+        start = Start(pretrained, resume_from, site.weights)
+        network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
     except UserError as error:
         log.refuse(str(error))
@@ -183,7 +179,7 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> Report:
+def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> OnCheckpoint:
     """Return what a training on one rank calls after each epoch, and with each checkpoint."""
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
@@ -282,7 +278,7 @@ def remove_earlier(runs: Runs, lease: Lease) -> None:
         runs.remove(f"trials/{Lease(lease.signature, number).folder}")
 
 
-def keep_embeddings(log: Log, signature: str) -> Keep:
+def keep_embeddings(log: Log, signature: str) -> OnEmbeddings:
     """Return what keeps each epoch's embeddings in MLflow."""
     return lambda epoch, embeddings: log.embeddings(epoch, replace(embeddings, signature=signature))
 

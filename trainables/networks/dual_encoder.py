@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data.loading.batches import Batch
+from data.loading.batch import Batch
 from trainables.encoders.audio import AudioEncoder
 from trainables.encoders.text import TextEncoder, Tokens
 from trainables.networks import network_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from data.loading.batches import Batch
+    from data.loading.batch import Batch
 
 Metrics = dict[str, float]
 

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from data.captions import normalise
-from data.loading.batches import Batch, load_clips, load_files
+from data.loading.batch import Batch
+from data.loading.clips import load_clips, load_files
 from data.store.stored_split import StoredSplit
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records.embeddings import Embeddings
@@ -76,12 +77,6 @@ def embed_files(
 ) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
     """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
     refused: dict[Path, str] = {}
-    batches = load_files(
-        paths,
-        trial.audio.segment_s,
-        trial.longest_audio_s,
-        CLIPS_PER_BATCH,
-        refused.__setitem__,
-    )
+    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, refused.__setitem__)
     vectors, places = embed_audio(model, trial, batches)
     return vectors, [paths[place] for place in places], refused

@@ -18,7 +18,9 @@ import soundfile
 
 from data.errors import UserError
 from data.leakage.exclusions import EXCLUSIONS_FILE, excluded
-from data.loading.batches import Pairs
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch
 from data.schema import EXCLUSIONS, SAMPLE_RATE_HZ
 from data.store import storage
 from data.store.files import write_table
@@ -430,10 +432,10 @@ def test_a_split_in_an_object_store_gives_the_same_batches(codec, server, make_c
     np.testing.assert_array_equal(split.window(3, 50_000, 9_000), local.window(3, 50_000, 9_000))
     left_out = excluded(uri, ["test/train"])
     assert left_out == {local.clip_ids[1]}
-    batches = [
-        list(Pairs([one], 0.5, 1.5, 0.0, 0, left_out).load_epoch(1, 3, 0, 1, workers))
-        for one, workers in ((local, 0), (split, 0), (split, 1))
-    ]
+    batches = []
+    for one, workers in ((local, 0), (split, 0), (split, 1)):
+        pairs = ClipCaptionDataset([one], 0.5, 1.5, 0.0, 0, left_out)
+        batches.append(list(load_epoch(pairs, 1, order_epoch(pairs, 1, 3), loader_workers=workers)))
     assert [len(batch.captions) for batch in batches[0]] == [3, 3]
     for others in batches[1:]:
         for batch, other in zip(batches[0], others, strict=True):

@@ -14,8 +14,8 @@ import soundfile
 import torch
 
 from data.errors import UserError
-from data.loading import batches
-from data.loading.batches import load_files
+from data.loading import clips
+from data.loading.clips import load_files
 from data.splits import Splits
 from data.store.stored_split import open_split
 from data.waveform import decode_file
@@ -181,7 +181,7 @@ def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
 
 def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, monkeypatch):
     decoded = []
-    monkeypatch.setattr(batches, "decode_file", lambda path: decoded.append(path) or decode_file(path))
+    monkeypatch.setattr(clips, "decode_file", lambda path: decoded.append(path) or decode_file(path))
     paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
     bundle.load(ensemble, Runs.of(runs)).embed_files(paths)
     assert decoded == paths

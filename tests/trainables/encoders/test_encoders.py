@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.errors import UserError
-from data.loading.batches import MASK_DRAWS
+from data.loading.batch import MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig, cnn

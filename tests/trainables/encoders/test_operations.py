@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.errors import UserError
-from data.loading.batches import MASK_DRAWS
+from data.loading.batch import MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import cnn, cnn14, passt

@@ -17,7 +17,7 @@ from hear21passt.models import passt as theirs
 from torch import Tensor
 
 from data.errors import UserError
-from data.loading.batches import MASK_DRAWS, Batch
+from data.loading.batch import MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders import published

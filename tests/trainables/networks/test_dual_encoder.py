@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from data.loading.batches import MASK_DRAWS, Batch
+from data.loading.batch import MASK_DRAWS, Batch
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
 from trainables.networks import dual_encoder

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from data.captions import normalise
 from data.errors import UserError
-from data.loading.batches import Pairs
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import open_split
 from data.waveform import SHORTEST_LAST_SEGMENT_S
@@ -34,9 +36,9 @@ from trainables.records.checkpoint import (
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.schedule import Plateau, Schedule
-from trainables.training.compute import Execution
+from trainables.training.compute import DEFAULT, Execution
 from trainables.training.embedding import embed
-from trainables.training.train import seed_step, train
+from trainables.training.train import Callbacks, Start, seed_step, train
 from trainables.trial import Trial
 
 STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
@@ -46,9 +48,10 @@ STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final
 class Run:
     """A training, the metrics of each epoch, and its checkpoint in `folder`/1, `folder`/2 and so on."""
 
-    def __init__(self, trial: Trial, store: Path, folder: Path, **settings) -> None:
+    def __init__(self, trial: Trial, store: Path, folder: Path, execution: Execution = DEFAULT, **start) -> None:
         self.folder, self.epochs, self.steps = folder, [], []
-        self.network = train(trial, store, self.report, watch=self.steps.append, **settings)
+        callbacks = Callbacks(self.report, self.steps.append)
+        self.network = train(trial, store, callbacks, Start(**start), execution=execution)
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Checkpoints in the midst of an epoch go to `folder`/step1, `folder`/step2 and so on."""
@@ -382,7 +385,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_vocabulary(run, long
 
 def test_without_a_pretraining_training_starts_from_the_seeds_weights(trial, store, tmp_path):
     still = Run(replace(trial, schedule=STILL), store, tmp_path)
-    pairs = Pairs([open_split(store, name) for name in trial.train], 2.0, 4.0, 0.0, trial.seed)
+    pairs = ClipCaptionDataset([open_split(store, name) for name in trial.train], 2.0, 4.0, 0.0, trial.seed)
     captions = [normalise(caption) for caption in pairs.captions()]
     assert equal(still.network.state_dict(), dual_encoder.build(trial, captions).state_dict())
 
@@ -405,9 +408,9 @@ def test_each_clips_embedding_is_the_mean_over_its_own_segments(trial, store):
     """In a batch of clips with different numbers of segments: the longer half has a fourth one."""
     split = open_split(store, "synthetic/development")
     segment_s = (np.median(split.num_samples) / SAMPLE_RATE_HZ - SHORTEST_LAST_SEGMENT_S) / 3
-    pairs = Pairs([split], segment_s, 30.0, 0.0, 0)
+    pairs = ClipCaptionDataset([split], segment_s, 30.0, 0.0, 0)
     network = dual_encoder.build(trial, ["a"]).eval()
-    batch = next(pairs.load_epoch(0, 30, rank=0, world_size=1, loader_workers=0))
+    batch = next(load_epoch(pairs, 0, order_epoch(pairs, 0, 30)))
     assert set(batch.segments_per_clip.tolist()) == {3, 4}
     with torch.no_grad():
         embedded = network.embed_audio(batch, torch.Generator())

@@ -9,9 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch.nn.parallel import DistributedDataParallel
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from data.loading.batches import Pairs
+from data.captions import normalise
+from data.loading.loader import load_epoch
+from data.loading.pairs import ClipCaptionDataset
+from data.loading.sampler import order_epoch, split_among_ranks
 from data.store.stored_split import open_split
 from trainables.encoders.audio import passt
 from trainables.networks import dual_encoder
@@ -19,7 +22,7 @@ from trainables.records.checkpoint import MODEL_FILE
 from trainables.schedule import Plateau
 from trainables.training.compute import Execution
 from trainables.training.loss import gather, nt_xent
-from trainables.training.train import backward, seed_step, train
+from trainables.training.train import Callbacks, Start, seed_step, train
 from trainables.trial import Trial
 
 GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"
@@ -69,14 +72,13 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, mi
                 snapshot.write(own if metrics else own / f"step{snapshot.progress.steps_done}")
 
         execution = Execution(micro_batch=micro_batch, checkpoint_every_s=0)
-        network = train(trial, store, report, execution=execution)
+        network = train(trial, store, Callbacks(report), execution=execution)
         if rank > 0:
             save_file(network.state_dict(), own / MODEL_FILE)  # the last epoch's: only rank 0 knows the best one
         (own / EPOCHS).write_text(json.dumps([metrics for metrics in epochs if metrics]))
         checkpoint = folder / "0" / f"step{RESUMED_AFTER}"
-        resumed = train(
-            trial, store, lambda *_: None, resume_from=checkpoint, execution=Execution(micro_batch=micro_batch)
-        )
+        start, execution = Start(resume_from=checkpoint), Execution(micro_batch=micro_batch)
+        resumed = train(trial, store, Callbacks(lambda *_: None), start, execution=execution)
         save_file(resumed.state_dict(), own / RESUMED)
     finally:
         if world_size > 1:
@@ -86,24 +88,44 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, mi
 def write_gradients(
     rank: int, world_size: int, trial: Trial, store: Path, folder: Path, micro_batch: int | None
 ) -> None:
-    """A step without the training loop: plainly where there is one rank and no micro-batch."""
+    """Those of the training loop's first step; without the loop where there is one rank and no micro-batch."""
     splits = [open_split(store, name) for name in trial.train]
-    pairs = Pairs(splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed)
-    network = dual_encoder.build(trial, list(pairs.captions())).train()
-    wrapped = DistributedDataParallel(network) if world_size > 1 else network
-    batch = next(pairs.load_epoch(0, trial.batch_size, rank, world_size, loader_workers=0))
-    counts = [len(share) for share in pairs.shares(pairs.epoch_batches(0, trial.batch_size)[0], world_size)]
+    pairs = ClipCaptionDataset(
+        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed
+    )
+    network = dual_encoder.build(trial, [normalise(caption) for caption in pairs.captions()]).train()
+    batches = order_epoch(pairs, 0, trial.batch_size)
+    batch = next(load_epoch(pairs, 0, batches, rank, world_size))
+    counts = [len(share) for share in split_among_ranks(pairs, batches[0], world_size)]
     clips = gather(batch.clips, counts)
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
+    learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if world_size > 1 or micro_batch:
-        backward(trial, wrapped, batch, counts, 0, torch.device("cpu"), Execution(micro_batch=micro_batch))
+        gradients = gradients_in_training(trial, store, Execution(micro_batch=micro_batch))
     else:
         shared = seed_step(trial.seed, 0, rank)
         audio, text, temperature = network(batch, network.text.tokenize(batch.captions), shared)
         nt_xent(audio, text, clips, temperature).backward()
-    learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    gradients = {name: parameter.grad for name, parameter in learned.items()}
-    save_file({"clips": clips, **gradients}, folder / GRADIENTS)
+        gradients = [parameter.grad for parameter in learned.values()]
+    save_file({"clips": clips, **dict(zip(learned, gradients, strict=True))}, folder / GRADIENTS)
+
+
+def gradients_in_training(trial: Trial, store: Path, execution: Execution) -> list[torch.Tensor]:
+    """What the optimizer is given in a training's first step; the training ends with it."""
+    gradients = []
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def note(optimizer, *_):
+        gradients.extend(parameter.grad.clone() for parameter in optimizer.param_groups[0]["params"])
+        raise Enough
+
+    hook = register_optimizer_step_pre_hook(note)
+    with pytest.raises(Enough):
+        train(trial, store, Callbacks(lambda *_: None), execution=execution)
+    hook.remove()
+    return gradients
 
 
 @pytest.fixture(

@@ -52,6 +52,6 @@ class AudioEncoder(Protocol):
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """S segments of N samples -> [S, width].
 
-        `mask_draws` [S, data.loading.batches.MASK_DRAWS] are for SpecAugment; `generator` draws what one global batch
+        `mask_draws` [S, data.loading.batch.MASK_DRAWS] are for SpecAugment; `generator` draws what one global batch
         shares (jitter, dropped patches). Both matter in training only.
         """

@@ -1,0 +1,62 @@
+"""A batch of clips and captions, and the decoding of clips into its segments.
+
+Shapes: S segments, B pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.store.stored_split import StoredSplit
+
+MASK_DRAWS = 4
+"""Uniform numbers a segment brings along for SpecAugment: width and place, in frequency and in time."""
+
+TENSORS = ("segments", "segments_per_clip", "mask_draws", "clips")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips in segments, and a caption for each clip."""
+
+    segments: Tensor  # [S, segment_samples] float32
+    segments_per_clip: Tensor  # [B] int64
+    mask_draws: Tensor  # [S, MASK_DRAWS] float32, uniform on [0, 1)
+    captions: list[str]  # B, normalised
+    clips: Tensor  # [B] int64; equal numbers are the same clip
+
+    @classmethod
+    def without_captions(cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int]) -> Self:
+        """Return a batch for embedding: nothing in it is drawn."""
+        draws = torch.zeros(len(segments), MASK_DRAWS)
+        return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips))
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same batch with its tensors on `device`."""
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        return Batch(captions=self.captions, **move)
+
+    def split(self, most_pairs: int) -> list["Batch"]:
+        """Return parts of up to so many pairs, which share the batch's memory."""
+        sizes = self.segments_per_clip.split(most_pairs)
+        segments = [int(part.sum()) for part in sizes]
+        captions = [self.captions[first : first + most_pairs] for first in range(0, len(self.captions), most_pairs)]
+        draws, clips = self.mask_draws.split(segments), self.clips.split(most_pairs)
+        parts = zip(self.segments.split(segments), sizes, draws, captions, clips, strict=True)
+        return [Batch(*part) for part in parts]
+
+
+def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segments: NDArray[np.float32]) -> None:
+    """Decode a window of a clip into segments that lie one after the other; zeros follow its end.
+
+    Of a window whose rest is too short for a segment, only the samples that have room are decoded.
+    """
+    flat = segments.reshape(-1)
+    kept = min(count, len(flat))
+    split.decode_window(clip, start, flat[:kept])
+    flat[kept:] = 0

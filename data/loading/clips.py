@@ -1,0 +1,61 @@
+"""Batches of clips without captions, for embedding: those of a split, or audio files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.loading.batch import Batch, fill_segments
+from data.schema import SAMPLE_RATE_HZ, Samples
+from data.store.stored_split import StoredSplit
+from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, decode_file, to_pcm16
+
+
+def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
+    """Yield a split's clips in their order, each cut to its first `longest_s`."""
+    segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
+    for first in range(0, len(split.index), batch_size):
+        clips = range(first, min(first + batch_size, len(split.index)))
+        counts = [min(split.num_samples[clip].item(), longest_samples) for clip in clips]
+        sizes = [count_segments(count, segment_samples) for count in counts]
+        segments = torch.empty(sum(sizes), segment_samples)
+        for clip, count, part in zip(clips, counts, segments.split(sizes), strict=True):
+            fill_segments(split, clip, 0, count, part.numpy())
+        yield Batch.without_captions(segments, sizes, clips)
+
+
+def load_files(
+    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, refuse: Callable[[Path, str], None]
+) -> Iterator[Batch]:
+    """Yield audio files in their order, cut and rounded as a store would keep them; `clips` are places in `paths`.
+
+    No more than the first `longest_s` is decoded. `refuse` is called with what can't be, and why; it is left out.
+    """
+    segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
+    for first in range(0, len(paths), batch_size):
+        clips, parts = [], []
+        for clip in range(first, min(first + batch_size, len(paths))):
+            try:
+                samples = decode_beginning(paths[clip], longest_samples)
+            except AudioError as error:
+                refuse(paths[clip], str(error))
+                continue
+            part = torch.zeros(count_segments(len(samples), segment_samples), segment_samples)
+            kept = min(len(samples), part.numel())
+            part.view(-1)[:kept] = torch.from_numpy(samples[:kept])
+            clips.append(clip)
+            parts.append(part)
+        if clips:
+            yield Batch.without_captions(torch.cat(parts), [len(part) for part in parts], clips)
+
+
+def decode_beginning(path: Path, longest_samples: int) -> Samples:
+    """Return an audio file's first samples, rounded to 16 bits. Raises AudioError where they can't be decoded."""
+    blocks, num_samples = [], 0
+    for block in decode_file(path):
+        blocks.append(to_pcm16(block[: longest_samples - num_samples]))
+        num_samples += len(blocks[-1])
+        if num_samples >= longest_samples:
+            break
+    return np.concatenate(blocks) * np.float32(1 / PCM16_FULL_SCALE)

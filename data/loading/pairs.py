@@ -1,0 +1,163 @@
+"""The (clip, caption) pairs of splits as a dataset: their captions and paraphrases, and their decoding into batches.
+
+What a pair is in an epoch depends on the seed, the epoch and the pair alone: not on ranks, on loader processes, or on
+where an interrupted training went on.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.captions import caption_hash, choose, normalise
+from data.errors import UserError
+from data.leakage.exclusions import pairs_of
+from data.loading.batch import MASK_DRAWS, Batch, fill_segments
+from data.schema import SAMPLE_RATE_HZ
+from data.store.stored_split import StoredSplit
+from data.waveform import count_segments, crop_start
+
+ORDER_STREAM, SAMPLE_STREAM = 0, 1
+"""Keep the order of an epoch and what is drawn for each of its samples apart."""
+
+Key = tuple[int, int]
+"""An epoch and a pair."""
+
+
+class ClipCaptionDataset(Dataset[Batch]):
+    """Every (clip, caption) pair of the splits, in the order of splits, clip ids and captions.
+
+    A pair is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
+    `paraphrase_probability` 0 the tables of paraphrases aren't opened; else each split needs one (UserError), and a
+    caption that it lacks stands for itself: `without_paraphrases` is the number of pairs with such a caption. Clips
+    whose ids are in `excluded` are left out.
+
+    Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices, and of their
+    tables of paraphrases.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[StoredSplit],
+        segment_s: float,
+        longest_s: float,
+        paraphrase_probability: float,
+        seed: int,
+        excluded: Collection[str] = (),
+    ) -> None:
+        self.splits = splits
+        self.segment_samples = round(segment_s * SAMPLE_RATE_HZ)
+        self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
+        self.paraphrase_probability = paraphrase_probability
+        self.seed = seed
+        kept = [pairs_of(split, excluded) for split in splits]
+        self.split_of_pair = np.repeat(np.arange(len(splits)), [len(clips) for clips, _ in kept])
+        self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
+        self.caption_of_pair = np.concatenate([captions for _, captions in kept])
+        self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
+        self.variants: list[pa.Array] = []  # by split
+        self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # a place in its split's, -1 where there is none
+        self.without_paraphrases = 0
+        if paraphrase_probability > 0:
+            self._find_paraphrases()
+            self.without_paraphrases = int((self.variants_of_pair < 0).sum())
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.clip_of_pair)
+
+    def captions(self) -> Iterator[str]:
+        """Yield each pair's caption, as published."""
+        for split, flat in enumerate(self._flat_captions):
+            yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
+
+    def _find_paraphrases(self) -> None:
+        """Find each pair's paraphrases. Raises UserError if all of a split's captions have none."""
+        for number, split in enumerate(self.splits):
+            table = split.required_paraphrases()
+            columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
+            places = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # gone once they are found
+            pairs = np.flatnonzero(self.split_of_pair == number)
+            captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
+            keys = zip(self.clip_ids(pairs), map(caption_hash, captions), strict=True)
+            found = np.array([places.get(key, -1) for key in keys], np.int64)
+            if len(pairs) and (found < 0).all():
+                raise UserError(
+                    f"none of {split.name}'s paraphrases is about a caption that it has now: set the paraphrase "
+                    "probability to 0, or have them written anew: "
+                    f"python data/paraphrase.py {split.name.partition('/')[0]} --store {split.store}"
+                )
+            self.variants_of_pair[pairs] = found
+            self.variants.append(table["variants"].combine_chunks())
+
+    def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
+        """Return the ids of some pairs' clips."""
+        rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
+        return [self.splits[split].index["clip_id"][clip].as_py() for split, clip in rows]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_flat_captions"}
+
+    @cached_property
+    def _flat_captions(self) -> list[pa.StringArray]:
+        return [split.index["captions"].combine_chunks().flatten() for split in self.splits]
+
+    def __getitem__(self, epoch_and_pair: Key) -> Batch:
+        """Return one pair as its epoch sees it, as a batch."""
+        return self.decode([epoch_and_pair])
+
+    def decode(self, keys: Sequence[Key], allocate: Callable[[int], Tensor] | None = None) -> Batch:
+        """Return pairs as their epochs see them. Each clip is decoded straight into the batch.
+
+        `allocate` returns the memory for a number of segments, [number, segment_samples].
+        """
+        draws = [np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair]) for epoch, pair in keys]
+        uniform = [rng.random(3) for rng in draws]
+        pairs = np.array([pair for _, pair in keys])
+        splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
+        lengths = self.lengths(pairs)
+        counts = [min(length, self.longest_samples) for length in lengths]
+        sizes = [count_segments(count, self.segment_samples) for count in counts]
+        segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), self.segment_samples)
+        captions, first = [], 0
+        for row, pair in enumerate(pairs.tolist()):
+            crop_draw, swap_draw, variant_draw = uniform[row]
+            start = crop_start(lengths[row], self.longest_samples, crop_draw)
+            own = segments[first : first + sizes[row]].numpy()
+            fill_segments(self.splits[splits[row]], clips[row], start, counts[row], own)
+            first += sizes[row]
+            captions.append(normalise(self.wording(pair, swap_draw, variant_draw)))
+        mask_draws = [rng.random((size, MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)]
+        return Batch(
+            segments=segments,
+            segments_per_clip=torch.tensor(sizes),
+            mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
+            captions=captions,
+            clips=torch.from_numpy(self.first_clip[splits] + clips),
+        )
+
+    def wording(self, pair: int, swap_draw: float, variant_draw: float) -> str:
+        """Return a pair's caption, or a paraphrase of it."""
+        split = int(self.split_of_pair[pair])
+        caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
+        place = int(self.variants_of_pair[pair])
+        if place < 0:
+            return caption
+        variants = self.variants[split][place].as_py()
+        return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
+
+    def lengths(self, pairs: NDArray[np.int64]) -> list[int]:
+        """Return how many samples each of some pairs' clips has."""
+        rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
+        return [self.splits[split].num_samples[clip].item() for split, clip in rows]
+
+    def num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
+        """Return how many segments each of some pairs has."""
+        counts = (min(length, self.longest_samples) for length in self.lengths(pairs))
+        return [count_segments(count, self.segment_samples) for count in counts]

@@ -1,0 +1,37 @@
+"""The order of an epoch's pairs, its global batches, and each rank's share of a batch."""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.loading.pairs import ORDER_STREAM, ClipCaptionDataset
+
+
+def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:
+    """Return the pairs of each global batch of an epoch: every pair once; the last batch may be smaller."""
+    order = np.random.default_rng([pairs.seed, ORDER_STREAM, epoch]).permutation(len(pairs))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
+    """Return the pairs of a global batch that each rank computes: all have about as many segments to embed."""
+    if world_size == 1:
+        return [batch]
+    return [batch[places] for places in balance(pairs.num_segments(batch), world_size)]
+
+
+def balance(sizes: Sequence[int], world_size: int) -> list[list[int]]:
+    """Return the places of items that each rank gets, ascending: the largest first, each to the least loaded rank.
+
+    That is Graham's list scheduling by longest processing time (1969): no rank has more than its part of all and one
+    item.
+    """
+    ranks = [(0, rank) for rank in range(world_size)]
+    places: list[list[int]] = [[] for _ in range(world_size)]
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        load, rank = ranks[0]
+        places[rank].append(place)
+        heapq.heapreplace(ranks, (load + sizes[place], rank))
+    return [sorted(own) for own in places]
