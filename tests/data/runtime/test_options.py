@@ -35,25 +35,8 @@ class Required:
 
 def test_defaults_and_values_have_the_types_of_their_fields():
     assert parse(Options, ["a"], "p", None) == Options(folder=Path("a"), inner=Inner())
-    words = [
-        "a",
-        "b",
-        "c",
-        "--top",
-        "3",
-        "--names",
-        "x",
-        "y",
-        "--way",
-        "down",
-        "--is-quiet",
-        "--is-frozen",
-        "--limits",
-        "0.5",
-        "2",
-        "--workers",
-        "2",
-    ]
+    words = ["a", "b", "c", "--top", "3", "--names", "x", "y", "--way", "down", "--is-quiet", "--is-frozen"]
+    words += ["--limits", "0.5", "2", "--workers", "2"]
     found = parse(Options, words, "p", None)
     assert found == Options(
         folder=Path("a"), more=(Path("b"), Path("c")), top=3, names=("x", "y"), way="down", is_quiet=True,
