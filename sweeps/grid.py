@@ -130,10 +130,10 @@ def run_space(options: Options) -> int:
         description={"space": options.space, "corpus": corpus, "retrain": None},
         scheduler=options.scheduler,
     )
-    stages = run_sweep(options, plan, ledger)
+    stages, num_unfinished = run_sweep(options, plan, ledger)
     if stages:
         say(f"Next:                 {next_command(options)}")
-    return 0 if stages is None or is_finished(stages, ledger) else 1
+    return 1 if num_unfinished else 0
 
 
 def retrain(options: RetrainOptions) -> int:
@@ -153,13 +153,10 @@ def retrain(options: RetrainOptions) -> int:
         cluster=start_cluster(options),
         description={"space": None, "corpus": None, "retrain": identity},
     )
-    stages = run_sweep(options, plan, ledger)
-    if stages is None:
-        return 0
-    if not is_finished(stages, ledger):
-        return 1
-    write_retrained(path, ensemble, retrainings, stages, ledger)
-    return 0
+    stages, num_unfinished = run_sweep(options, plan, ledger)
+    if stages and not num_unfinished:
+        write_retrained(path, ensemble, retrainings, stages, ledger)
+    return 1 if num_unfinished else 0
 
 
 def with_name(options: OptionsT) -> OptionsT:
@@ -167,8 +164,11 @@ def with_name(options: OptionsT) -> OptionsT:
     return replace(options, name=options.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}")
 
 
-def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> Stages | None:
-    """Run the trials of a sweep that aren't finished, and return all of them by stage; None after a dry run."""
+def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> tuple[Stages, int]:
+    """Run the trials of a sweep that aren't finished; return all by stage, and how many didn't finish.
+
+    After a dry run there are none.
+    """
     runs, store, wanted, found = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
     fingerprints = read_fingerprints(wanted, store, weights)
@@ -181,7 +181,7 @@ def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> Stages
     if options.dry_run:
         show(Console(), estimate.report(stages, finished, store))
         say(estimate.basis(stages, finished, store))
-        return None
+        return [], 0
 
     require_encoders(todo.values(), weights)
     resources = options.resources_by_stage(found, max((len(stage) for stage in stages), default=1))
@@ -215,18 +215,14 @@ def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> Stages
         ledger.give_up(run_id, "KILLED")
         say(f"\nInterrupted. To go on, from the last checkpoint of each trial: {plan.command}")
         raise
-    if show_results(ledger, stages):
+    num_unfinished = show_results(ledger, stages)
+    if num_unfinished:
         ledger.give_up(run_id, "FAILED")
     else:
         ledger.finish(run_id)
     say()
     say(f"To look at the runs:  {look_command(ledger.tracking_uri)}")
-    return stages
-
-
-def is_finished(stages: Stages, ledger: Ledger) -> bool:
-    """Return whether all trials of a sweep are finished."""
-    return all(ledger.finished(signature) for stage in stages for signature in stage)
+    return stages, num_unfinished
 
 
 def describe_sweep(plan: Plan, lines: Mapping[str, Line]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from data.errors import unknown_name
+
 T = TypeVar("T")
 
 METAVARS = {int: "N", float: "X", Path: "PATH"}
@@ -130,6 +132,8 @@ def run_command(
         words = words_after_flag(words, name, others[name])
     elif (place := place_of_command(words)) < len(words) and words[place] in others:
         name = words.pop(place)
+    elif others and words and not words[0].startswith("-") and not takes_positional(default):
+        raise unknown_name("command", words[0], list(others))
     if not name:
         epilog = f"other commands (NAME --help): {', '.join(others)}" if others else ""
         return default.run(parse(default.options, words, prog, description, epilog))
@@ -149,10 +153,14 @@ def words_after_flag(words: Sequence[str], name: str, command: Command[Any]) -> 
     """Return the words without --NAME, the value that follows it first where the command takes one by its place."""
     place = next(place for place, word in enumerate(words) if word.partition("=")[0] == f"--{name}")
     _, equals, value = words[place].partition("=")
-    takes_value = any("is_positional" in field.metadata for field in dataclasses.fields(command.options))
-    values = [value] if equals else words[place + 1 : place + 2] if takes_value else []
+    values = [value] if equals else words[place + 1 : place + 2] if takes_positional(command) else []
     rest = words[place + 1 :] if equals else words[place + 1 + len(values) :]
     return [*values, *words[:place], *rest]
+
+
+def takes_positional(command: Command[Any]) -> bool:
+    """Return whether a command takes an argument by its place."""
+    return any("is_positional" in field.metadata for field in dataclasses.fields(command.options))
 
 
 def flag(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from data.errors import positive
+from data.errors import UserError, positive
 from data.runtime.options import Command, flag, given, group, option, parse, positional, run_command
 
 
@@ -107,3 +107,9 @@ def test_a_command_is_named_by_its_first_word_or_by_its_flag(words, expected):
     others = {"evaluate": Command(Evaluation, found.append), "status": Command(Status, found.append)}
     run_command(words, "p", None, Command(Options, found.append), others)
     assert found == [expected]
+
+
+def test_a_command_that_is_none_is_named_with_those_that_are():
+    others = {"evaluate": Command(Evaluation, print)}
+    with pytest.raises(UserError, match="unknown command 'evaluat'; known: evaluate"):
+        run_command(["evaluat", "x"], "p", None, Command(Status, print), others)
