@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -48,7 +49,8 @@ SAY_EVERY_S = 10.0
 
 
 SETTINGS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
-"""Options that are fields of a trial."""
+OF_SCHEDULE = ("epochs", "peak_rate", "final_rate")
+"""Options that are fields of a trial, and of its schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +136,11 @@ def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
     """Return the recipe's trial, with what the command line sets otherwise."""
     precision = options.precision or fastest_precision()
     trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
-    of_schedule = {name: value for name in ("epochs", "peak_rate", "final_rate") if (value := getattr(options, name))}
-    own = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
-    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **own)
+
+    def given(names: Sequence[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+    return replace(trial, schedule=replace(trial.schedule, **given(OF_SCHEDULE)), **given(SETTINGS))
 
 
 def run(options: Options) -> int:

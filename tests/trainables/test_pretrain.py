@@ -137,6 +137,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
         (["--audio", "cnn:huge"], "unknown audio encoder 'cnn:huge'; known: cnn:small"),
         (["--epochs", 1, "--recipe", "paper"], "1.0 warm-up and 1.0 final epochs don't fit into 1"),
         (["--peak-rate", -1], "it must be from 0 to peak_rate (-1.0)"),
+        (["--peak-rate", 0], "it must be from 0 to peak_rate (0.0)"),
         (["--weights", "nowhere", "--audio", "passt:N"], "nowhere"),
     ],
 )
