@@ -42,7 +42,7 @@ from data.runtime import command_line
 from data.runtime.options import Command, flag, option, positional, run_command
 from data.schema import Paraphrase
 from data.store import split_writer
-from data.store.storage import Store
+from data.store.storage import Store, StoreOptions
 from data.store.stored_split import StoredSplit, open_split
 
 if TYPE_CHECKING:
@@ -84,14 +84,7 @@ def above_zero(text: str) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreOptions:
-    """The store, which every command takes."""
-
-    store: str = option("where the shards are", "store")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SplitOptions(StoreOptions):
+class CaptionOptions(StoreOptions):
     """The split whose captions are meant."""
 
     corpus: str
@@ -100,7 +93,7 @@ class SplitOptions(StoreOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskOptions(SplitOptions):
+class AskOptions(CaptionOptions):
     """The options of paraphrasing."""
 
     corpus: str = positional(f"one of: {', '.join(corpora.names())}")
@@ -127,7 +120,7 @@ class AskOptions(SplitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportOptions(SplitOptions):
+class ImportOptions(CaptionOptions):
     """The options of import."""
 
     file: Path = positional('a JSON list of {"path", "caption", "variations"}')
@@ -241,7 +234,7 @@ def ask_in_batches(
     return run.stopped
 
 
-def open_captions(options: SplitOptions) -> StoredSplit:
+def open_captions(options: CaptionOptions) -> StoredSplit:
     """The split whose captions are meant. A UserError where it can't have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:

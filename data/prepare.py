@@ -29,18 +29,11 @@ from data.preparation.build import in_parallel, look_for_duplicates, prepare, si
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
 from data.store import storage
-from data.store.storage import Store
+from data.store.storage import Store, StoreOptions
 from data.store.stored_split import open_split
 from data.waveform import Codec
 
 logger = logging.getLogger("chorale.prepare")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoreOptions:
-    """The store, which every command takes."""
-
-    store: str = option("where the shards are", "store")
 
 
 @dataclass(frozen=True, kw_only=True)

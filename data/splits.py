@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from data import corpora
 from data.errors import UserError
 from data.runtime.options import option
-from data.store.storage import Store
+from data.store.storage import Store, StoreOptions
 from data.store.stored_split import open_split
 
 logger = logging.getLogger("chorale.splits")
@@ -75,7 +75,7 @@ def splits_of(name: str, present: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitOptions:
+class SplitOptions(StoreOptions):
     """The options of commands that train: the store, and the splits that are used of it."""
 
     corpus: str = option(f"one of: {', '.join(corpora.names())}", "synthetic")
@@ -83,7 +83,6 @@ class SplitOptions:
         "corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
         (), metavar="CORPUS")  # fmt: skip
     hold_out: tuple[str, ...] = option("splits of --pretrain-on that are left out", (), metavar="SPLIT")
-    store: str = option("where the shards are", "store")
 
     def find(self, whole: Store) -> Splits:
         """Return the splits that the options name. Raises UserError for what the store doesn't hold."""

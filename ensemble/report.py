@@ -27,7 +27,7 @@ from data.store.files import appearing_whole
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
-from ensemble.record.events import count_looks_at_test
+from ensemble.record.events import log_and_count
 from ensemble.reporting import paper_results, trial_rows
 from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
 from ensemble.reporting.report_page import Leaf, page_of
@@ -222,7 +222,6 @@ def log_look(
     ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], fingerprint: str, texts: Mapping[str, str]
 ) -> int:
     """Log a look at test, before anybody has had it; return how many came before."""
-    earlier = count_looks_at_test(ledger, fingerprint)
     names = [sweep.name for sweep in sweeps]
     settings = {
         "metric": "map10",
@@ -237,8 +236,8 @@ def log_look(
             write_text(Path(scratch) / file, text)
         files = [Path(scratch) / file for file in texts]
         name = f"report of {'-'.join(names)}"
-        ledger.log_event(Event("evaluation", name, members, fingerprint, sweeps[0].run_id, settings, [], files))
-    return earlier
+        event = Event("evaluation", name, members, fingerprint, sweeps[0].run_id, settings, [], files)
+        return log_and_count(ledger, event)
 
 
 def size_of(path: Path) -> str:

@@ -25,7 +25,7 @@ from data.runtime.command_line import command
 from data.runtime.options import Command, flag, given, group, option, positional, run_command
 from data.runtime.tables import show
 from data.splits import SplitOptions, Splits, is_built_on_demand
-from data.store.storage import Store
+from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import Display, Line, status, table
 from sweeps.display.results import say, show_results
 from sweeps.planning.retraining import From, Retraining, plan_retrainings, retrained
@@ -84,12 +84,11 @@ class Options(SweepOptions, SpaceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrainOptions(SweepOptions):
+class RetrainOptions(SweepOptions, StoreOptions):
     """The options of a retraining."""
 
     ensemble: Path = positional("the ensemble.json whose members are trained again")
     retrain_from: From = option("what is trained again: both stages, or the fine-tuning alone", "pretraining")
-    store: str = option("where the shards are", "store")
 
 
 @dataclass(frozen=True, kw_only=True)

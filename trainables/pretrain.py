@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -24,7 +23,7 @@ from rich.text import Text
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
-from data.runtime.options import Command, group, option, run_command
+from data.runtime.options import Command, given, group, option, run_command
 from data.splits import SplitOptions, Splits
 from data.store.storage import Store
 from trainables import encoders, recipes
@@ -136,11 +135,9 @@ def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
     """Return the recipe's trial, with what the command line sets otherwise."""
     precision = options.precision or fastest_precision()
     trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
-
-    def given(names: Sequence[str]) -> dict[str, Any]:
-        return {name: value for name in names if (value := getattr(options, name)) is not None}
-
-    return replace(trial, schedule=replace(trial.schedule, **given(OF_SCHEDULE)), **given(SETTINGS))
+    own, of_schedule = ({name: value for name, value in given(options).items() if name in names}
+                        for names in (SETTINGS, OF_SCHEDULE))  # fmt: skip
+    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **own)
 
 
 def run(options: Options) -> int:

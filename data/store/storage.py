@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from data.errors import UserError
+from data.runtime.options import option
 from data.store.block_cache import Cache, map_file
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,13 @@ class Store:
         except FileNotFoundError:
             return []
         return [split.removeprefix(f"{root}/") for split, info in zip(splits, manifests, strict=True) if info.is_file]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreOptions:
+    """The option of commands that read or write a store."""
+
+    store: str = option("where the shards are", "store")
 
 
 def copy(store: Store, to: Location) -> None:

@@ -20,10 +20,16 @@ def log_event(
 ) -> int:
     """Log a selection or an evaluation; return how many looks at its test split came before."""
     test = ensemble.test.fingerprint if ensemble.test else ""
-    earlier = count_looks_at_test(ledger, test) if test else 0
     members = ",".join(member.signature or member.name for member in ensemble.members)
     settings = {key: str(getattr(ensemble, key)) for key in SETTINGS} | {"fusion": FUSION_LABELS[ensemble.fusion]}
-    ledger.log_event(Event(kind, name, members, test, sweep_run_id, settings, list(numbers_of(ensemble)), files))
+    event = Event(kind, name, members, test, sweep_run_id, settings, list(numbers_of(ensemble)), files)
+    return log_and_count(ledger, event)
+
+
+def log_and_count(ledger: Ledger, event: Event) -> int:
+    """Log an event; return how many looks at its test split came before."""
+    earlier = count_looks_at_test(ledger, event.test_fingerprint) if event.test_fingerprint else 0
+    ledger.log_event(event)
     return earlier
 
 
