@@ -1,14 +1,13 @@
-"""Have a chat model write other wordings of a split's captions, to train with in place of the captions themselves.
+"""Write paraphrases of a split's captions with a chat model, for data augmentation in fine-tuning.
 
-python data/paraphrase.py CORPUS --store DIR --dry-run                        # requests, tokens, price
-python data/paraphrase.py CORPUS --store DIR [--model NAME] [--base-url URL]  # ask; the key is in OPENAI_API_KEY
-python data/paraphrase.py CORPUS --store DIR --batch                          # through the Batch API, at half the price
-python data/paraphrase.py CORPUS --store DIR --model grammar                  # by rules, without a server
-python data/paraphrase.py import FILE --store DIR                             # published variations
-python data/paraphrase.py review --store DIR                                  # a page to read them on
+The key is read from OPENAI_API_KEY. Every answer is kept in a journal: if the
+command is interrupted, re-run it to resume.
 
-Every answer is kept in a journal beside the split before anything else happens. A run that was ended goes on where it
-was when the same command is given again; only what was being answered as it was killed is asked again.
+Examples:
+    python data/paraphrase.py clotho --store store --dry-run
+    python data/paraphrase.py clotho --store store --model llama3 --base-url http://localhost/v1
+
+Guide: docs/paraphrases.md
 """
 
 import argparse
@@ -88,52 +87,55 @@ class CaptionOptions(StoreOptions):
     """The split whose captions are meant."""
 
     corpus: str
-    split: str | None = option("of the corpus (default: the one to train on)", None)
-    replace: bool = option("also where another model's paraphrases are there", False)
+    split: str | None = option("split of the corpus (default: its training split)", None)
+    replace: bool = option("overwrite paraphrases by another model", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(CaptionOptions):
     """The options of paraphrasing."""
 
-    corpus: str = positional(f"one of: {', '.join(corpora.names())}")
-    model: str = option("the model; the default is the paper's (default: %(default)s)", "gpt-3.5-turbo")
+    corpus: str = positional(f"{', '.join(corpora.names())}")
+    model: str = option(
+        "model, or grammar for the rule-based paraphraser (default: the paper's, %(default)s)", "gpt-3.5-turbo"
+    )
     base_url: str | None = option(
-        "of a server other than OpenAI's, as http://localhost:8000/v1", None, metavar="URL")  # fmt: skip
-    variants: int = option("paraphrases of a caption", DEFAULT_VARIANTS, type=positive)
-    concurrency: int | None = option(f"requests at a time (default: {DEFAULT_CONCURRENCY})", None, type=positive)
+        "server other than OpenAI's, such as http://localhost:8000/v1", None, metavar="URL")  # fmt: skip
+    variants: int = option("paraphrases per caption", DEFAULT_VARIANTS, type=positive)
+    concurrency: int | None = option(f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=positive)
     timeout: float | None = option(
-        f"for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=above_zero, metavar="SECONDS")  # fmt: skip
+        f"time limit for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=above_zero, metavar="SECONDS"
+    )
     budget: float | None = option(
-        "for this split and model, all runs together", None, type=above_zero, metavar="USD")  # fmt: skip
+        "maximum cost of this split and model, over all runs", None, type=above_zero, metavar="USD")  # fmt: skip
     price: tuple[float, float] | None = option(
-        "of the model, in USD for a million tokens", None, type=above_zero, nargs=2,
+        "price of the model in USD per million tokens", None, type=above_zero, nargs=2,
         metavar=("INPUT", "OUTPUT"))  # fmt: skip
-    batch: bool = option("ask through the Batch API: half the price, within a day", False)
+    batch: bool = option("use the Batch API: half the price, answers within a day", False)
     batch_size: int | None = option(
-        f"requests of a batch, where an account's limits are lower than the API's (default: {MOST_REQUESTS:,})",
+        f"requests per batch, for accounts with lower limits (default: {MOST_REQUESTS:,})",
         None, type=batch_size)  # fmt: skip
     poll: float | None = option(
-        f"between two looks at a batch (default: {DEFAULT_POLL_S:g})", None, type=above_zero,
+        f"interval between status requests for a batch (default: {DEFAULT_POLL_S:g})", None, type=above_zero,
         metavar="SECONDS")  # fmt: skip
-    dry_run: bool = option("say requests, tokens and price; ask nothing", False)
+    dry_run: bool = option("print the number of requests, tokens and the price, then exit", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(CaptionOptions):
     """The options of import."""
 
-    file: Path = positional('a JSON list of {"path", "caption", "variations"}')
-    corpus: str = option("the corpus", "clotho")
-    model: str | None = option("what wrote them, for the record", None)
+    file: Path = positional('JSON list of {"path", "caption", "variations"}')
+    corpus: str = option("corpus that the file belongs to", "clotho")
+    model: str | None = option("model that wrote them, to be recorded", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOptions(StoreOptions):
     """The options of review."""
 
-    split: str | None = option("default: all that have paraphrases", None)
-    out: Path | None = option(f"default: {REVIEW_FILE} beside the split", None, metavar="FILE")
+    split: str | None = option("split to review (default: every split with paraphrases)", None)
+    out: Path | None = option(f"file to write (default: {REVIEW_FILE} beside the split)", None, metavar="FILE")
 
 
 def paraphrase_command(options: AskOptions) -> int:
@@ -320,7 +322,12 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
 
 
 def import_command(options: ImportOptions) -> int:
-    """Take over variations that are published as a JSON list of {"path", "caption", "variations"}."""
+    """Import published paraphrases from a JSON list of {"path", "caption", "variations"}.
+
+    Examples:
+        python data/paraphrase.py import variations.json --store store
+        python data/paraphrase.py import variations.json --corpus audiocaps --store store
+    """
     split, entries = open_captions(options), read_variations(options.file)
     model = options.model or IMPORTED
     require_own(split, model, "", options.replace)
@@ -345,7 +352,12 @@ def import_command(options: ImportOptions) -> int:
 
 
 def review_command(options: ReviewOptions) -> int:
-    """Write a page with captions and paraphrases side by side, for each split that has any."""
+    """Write an HTML page with captions beside their paraphrases, for each split with paraphrases.
+
+    Examples:
+        python data/paraphrase.py review --store store
+        python data/paraphrase.py review --store store --split clotho/development --out review.html
+    """
     store = Store.of(options.store)
     found: list[tuple[StoredSplit, str, str]] = []
     for name in store.splits():

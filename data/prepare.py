@@ -1,13 +1,12 @@
-"""Prepare a corpus: decode it once, and write it as Arrow shards into a store.
+"""Prepare a corpus: decode its recordings once, and write them as Arrow shards into a store.
 
-python data/prepare.py clotho --source DIR --store DIR      # or audiocaps, wavcaps, folder, synthetic
-python data/prepare.py verify --store DIR                   # read everything back and check it
-python data/prepare.py describe --store DIR                 # what it holds, and distributions as a picture
-python data/prepare.py exclude --store DIR [FILE ...]       # have lists of clips not to train on, these and no others
-python data/prepare.py duplicates --store DIR               # look for held-out sounds under other ids
-python data/prepare.py upload --store DIR --to URI          # copy a store to an object store
+If the command is interrupted, re-run it to resume.
 
-A preparation that was ended goes on where it was when the same command is given again.
+Examples:
+    python data/prepare.py clotho --source clotho --store store
+    python data/prepare.py folder --source my_sounds --store store
+
+Guide: docs/corpora.md
 """
 
 import logging
@@ -41,20 +40,20 @@ class DuplicateOptions(StoreOptions):
     """The options of the search for held-out sounds under other ids."""
 
     exclude_duplicates: bool = option(
-        "look for clips that sound like a held-out one, and don't train on them", False)  # fmt: skip
+        "find clips that sound the same as a held-out clip, and exclude them from training", False)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(DuplicateOptions):
     """The options of a preparation."""
 
-    corpus: str = positional(f"one of: {', '.join(corpora.names())}")
-    source: Path | None = option("where the corpus lies as published; synthetic needs none", None)
-    download: bool = option("fetch what is public of it into --source first", False)
-    codec: Codec | None = option("how audio is kept: flac is half the size, but is decoded in every epoch", None)
-    seed: int = option("for whatever the corpus draws: splits, soundscapes", 0)
+    corpus: str = positional(f"{', '.join(corpora.names())}")
+    source: Path | None = option("folder of the corpus as published; not needed for synthetic", None)
+    download: bool = option("download the public part of the corpus into --source first", False)
+    codec: Codec | None = option("audio format in the store (default: flac for wavcaps, otherwise pcm16)", None)
+    seed: int = option("seed of random splits and of synthetic soundscapes", 0)
     exclude: tuple[Path, ...] = option(
-        "lists of ids not to train on, which the store remembers: WavCaps' JSON, a CSV, or plain ids", (),
+        "lists of ids to exclude from training: WavCaps' JSON, a CSV file, or plain ids", (),
         metavar="FILE")  # fmt: skip
 
 
@@ -62,22 +61,22 @@ class PrepareOptions(DuplicateOptions):
 class DescribeOptions(StoreOptions):
     """The options of a description."""
 
-    png: Path | None = option("where the picture goes (default: describe.png in the store)", None)
-    list: bool = option("name all that is set aside or excluded, and why", False)
+    png: Path | None = option("file of the picture (default: describe.png in the store)", None)
+    list: bool = option("list every skipped or excluded clip with the reason", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExcludeOptions(StoreOptions):
     """The lists of clips not to train on."""
 
-    files: tuple[Path, ...] = positional("WavCaps' JSON, a CSV, or plain ids", ())
+    files: tuple[Path, ...] = positional("lists of ids: WavCaps' JSON, a CSV file, or plain ids", ())
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadOptions(StoreOptions):
     """Where a store is copied to."""
 
-    to: str = option("an object store, as s3://bucket/store")
+    to: str = option("destination, such as s3://bucket/store")
 
 
 def prepare_command(options: PrepareOptions) -> None:
@@ -105,7 +104,12 @@ def download(module: Corpus, target: Path | None, corpus: str) -> None:
 
 
 def verify_command(options: StoreOptions) -> int:
-    """Read everything back; the exit status is 1 if something is wrong."""
+    """Read a store back and compare checksums; the exit status is 1 if something is wrong.
+
+    Examples:
+        python data/prepare.py verify
+        python data/prepare.py verify --store s3://bucket/store
+    """
     from data.preparation import verify
 
     store = Store.of(options.store)
@@ -139,14 +143,24 @@ def verify_command(options: StoreOptions) -> int:
 
 
 def describe_command(options: DescribeOptions) -> None:
-    """Say what a store holds, and draw its distributions."""
+    """Print clips, hours, captions and exclusions of a store, and plot distributions.
+
+    Examples:
+        python data/prepare.py describe --store store
+        python data/prepare.py describe --store store --list
+    """
     store = Store.of(options.store)
     picture = options.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
     describe.describe(store, Console(), picture, options.list)
 
 
 def exclude_command(options: ExcludeOptions) -> None:
-    """Have a store remember these lists and no others, and work out its exclusions anew."""
+    """Replace a store's lists of ids to exclude from training, and recompute its exclusions.
+
+    Examples:
+        python data/prepare.py exclude --store store blacklist.json more_ids.csv
+        python data/prepare.py exclude --store store
+    """
     store = Store.of(options.store).path
     if not Store.of(store).splits():
         raise UserError(f"{store} holds no split")
@@ -158,7 +172,12 @@ def exclude_command(options: ExcludeOptions) -> None:
 
 
 def duplicates_command(options: DuplicateOptions) -> None:
-    """Look for held-out sounds under other ids."""
+    """Find training clips that sound the same as a held-out clip under another id.
+
+    Examples:
+        python data/prepare.py duplicates --store store
+        python data/prepare.py duplicates --store store --exclude-duplicates
+    """
     store = Store.of(options.store).path
     look_for_duplicates(store, exclude=options.exclude_duplicates)
     for line in [*describe.duplicate_lines(store), *describe.exclusion_lines(store)]:
@@ -166,7 +185,12 @@ def duplicates_command(options: DuplicateOptions) -> None:
 
 
 def upload_command(options: UploadOptions) -> None:
-    """Copy a store to an object store."""
+    """Copy a store to an object store.
+
+    Examples:
+        python data/prepare.py upload --store store --to s3://bucket/store
+        python data/prepare.py upload --to "s3://bucket/store?endpoint_override=localhost:9000&scheme=http"
+    """
     storage.copy(Store.of(options.store), options.to)
 
 

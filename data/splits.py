@@ -78,11 +78,11 @@ def splits_of(name: str, present: Sequence[str]) -> list[str]:
 class SplitOptions(StoreOptions):
     """The options of commands that train: the store, and the splits that are used of it."""
 
-    corpus: str = option(f"one of: {', '.join(corpora.names())}", "synthetic")
+    corpus: str = option(f"corpus to fine-tune on and evaluate on: {', '.join(corpora.names())}", "synthetic")
     pretrain_on: tuple[str, ...] = option(
-        "corpora, or splits as corpus/split, to pretrain on (default: the split that --corpus is trained on)",
+        "corpora or splits (corpus/split) to pretrain on (default: the training split of --corpus)",
         (), metavar="CORPUS")  # fmt: skip
-    hold_out: tuple[str, ...] = option("splits of --pretrain-on that are left out", (), metavar="SPLIT")
+    hold_out: tuple[str, ...] = option("splits of --pretrain-on to leave out", (), metavar="SPLIT")
 
     def find(self, whole: Store) -> Splits:
         """Return the splits that the options name. Raises UserError for what the store doesn't hold."""

@@ -1,9 +1,12 @@
-"""Write an ensemble as a folder that works on its own, and register it with MLflow.
+"""Export an ensemble as a folder that works without Ray, MLflow and a store; register it with MLflow.
 
-python ensemble/export.py --ensemble ensemble.json --out DIR [--runs DIR]
-python ensemble/export.py --ensemble ensemble.json --out DIR --index INDEX --register NAME    # sentences in, clips out
+--register writes an MLflow model: mlflow.pyfunc.load_model("models:/NAME/1").predict([sentence]).
 
-What `--register` writes is an MLflow model (pyfunc): `mlflow.pyfunc.load_model("models:/NAME/1").predict([sentence])`.
+Examples:
+    python ensemble/export.py --ensemble runs/ensembles/NAME/ensemble.json --out exported
+    python ensemble/export.py --ensemble ensemble.json --out exported --index index --register NAME
+
+Guide: docs/search.md
 """
 
 if __name__ == "__main__" and not __package__:
@@ -35,11 +38,11 @@ logger = logging.getLogger("chorale.export")
 class Options:
     """The options of an export."""
 
-    ensemble: Path = option("the ensemble.json", metavar="FILE")
-    out: Path = option("the folder to write", metavar="DIR")
-    register: str | None = option("register it with MLflow under this name", None, metavar="NAME")
-    index: Path | None = option("the index that a registered model answers from", None, metavar="DIR")
-    ledger: LedgerOptions = group("where the models are")
+    ensemble: Path = option("ensemble.json to export", metavar="FILE")
+    out: Path = option("folder to write", metavar="DIR")
+    register: str | None = option("register the ensemble with MLflow under this name", None, metavar="NAME")
+    index: Path | None = option("index that the registered model searches", None, metavar="DIR")
+    ledger: LedgerOptions = group("models")
 
     def __post_init__(self) -> None:
         if bool(self.register) != bool(self.index):

@@ -1,11 +1,14 @@
-"""The paper's Table 2 and Figure 2 for a sweep of one's own: what its trials and ensembles come to.
+"""Report on a sweep: the paper's Table 2 and Figure 2 for its trials and ensembles.
 
-python ensemble/report.py --runs DIR [--sweep NAME ...] [--out DIR] [--no-test]
+Writes report.md, report.csv, report.tex (booktabs) and report.html (self-contained, with learning
+curves, main effects, costs and retrieved recordings to play); and seeds.csv if settings were trained
+with several seeds. Unless --no-test is given, the report counts as one look at the test split.
 
-Writes report.md, report.csv, report.tex (booktabs) and report.html, which needs nothing else: with learning curves,
-what each factor of the grid does, costs, and what the newest ensemble retrieves, to be listened to; and, where settings
-were trained with several seeds, seeds.csv. Figures are of the test split: one more look at it, which MLflow counts;
---no-test shows those of validation.
+Examples:
+    python ensemble/report.py
+    python ensemble/report.py --sweep A B --no-test --out report
+
+Guide: docs/report.md
 """
 
 if __name__ == "__main__" and not __package__:
@@ -47,11 +50,11 @@ LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "ot
 class Options:
     """The options of a report."""
 
-    ledger: LedgerOptions = group("where the trials are")
-    sweep: tuple[str, ...] = option("names of sweeps (default: the newest)", ())
-    out: Path | None = option("where the report goes (default: RUNS/reports/NAME)", None, metavar="DIR")
-    no_test: bool = option("figures of validation; test isn't looked at", False)
-    store: str | None = option("where the recordings are to be heard from (default: the sweep's)", None)
+    ledger: LedgerOptions = group("trials")
+    sweep: tuple[str, ...] = option("names of sweeps (default: the newest)", (), section="trials")
+    out: Path | None = option("folder to write (default: RUNS/reports/NAME)", None, metavar="DIR")
+    no_test: bool = option("report validation metrics instead of test metrics", False)
+    store: str | None = option("store with the recordings to play (default: the sweep's)", None)
 
 
 def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:

@@ -1,10 +1,12 @@
-"""Search recordings by sentences, with an ensemble.
+"""Search recordings by sentences with an ensemble.
 
-python ensemble/search.py --ensemble ensemble.json --index DIR --add FOLDER          # embed a folder of audio
-python ensemble/search.py --ensemble ensemble.json --index DIR "a dog barks while it rains"
-python ensemble/search.py --ensemble EXPORTED --index DIR < sentences.txt            # a sentence a line
+--add creates or updates the index: a file is embedded again only if its size or time has changed.
 
-An index is made once and grows: a file that it has is embedded again only if its size or time has changed.
+Examples:
+    python ensemble/search.py --ensemble ensemble.json --index index --add my_sounds
+    python ensemble/search.py --ensemble ensemble.json --index index "rain on a tin roof"
+
+Guide: docs/search.md
 """
 
 if __name__ == "__main__" and not __package__:
@@ -32,12 +34,12 @@ logger = logging.getLogger("chorale.search")
 class Options:
     """The options of a search."""
 
-    sentence: str | None = positional("what to search for (default: the lines of standard input)", None)
-    ensemble: Path = option("an ensemble.json, or the folder of an exported one")
-    index: Path = option("where the index lies", metavar="DIR")
-    add: Path | None = option("embed the audio files of this folder first", None, metavar="FOLDER")
-    runs: str = option("where the members' models lie", "runs")
-    top: int = option("recordings a sentence", 10, type=positive)
+    sentence: str | None = positional("sentence to search for (default: the lines of standard input)", None)
+    ensemble: Path = option("ensemble.json, or the folder of an exported ensemble")
+    index: Path = option("folder of the index", metavar="DIR")
+    add: Path | None = option("add the audio files of this folder to the index first", None, metavar="FOLDER")
+    runs: str = option("folder of results with the members' models", "runs")
+    top: int = option("number of recordings per sentence", 10, type=positive)
 
 
 def sentences_of(options: Options) -> Iterable[str]:

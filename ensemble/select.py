@@ -1,9 +1,10 @@
-"""Find the ensemble that retrieves best on the validation split, then look at test once.
+"""Select the ensemble with the best validation metric, then compute its test metrics once.
 
-python ensemble/select.py --metric map10 [--runs DIR] [--sweep NAME ...] [--out DIR]
-python ensemble/select.py --pool DIR                        # score matrices of any system
-python ensemble/select.py evaluate ensemble.json --split test
-python ensemble/select.py export ensemble.json --split test         # as one index of embeddings
+Examples:
+    python ensemble/select.py --metric map10
+    python ensemble/select.py evaluate runs/ensembles/NAME/ensemble.json --split test
+
+Guide: docs/selection.md
 """
 
 if __name__ == "__main__" and not __package__:
@@ -38,7 +39,7 @@ from ensemble.record.terminal_tables import show
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
 from ensemble.selection.costs import costs_of
 from ensemble.selection.greedy import Rules, Selection
-from ensemble.selection.method_options import MethodOptions
+from ensemble.selection.method_options import EXPERT, MethodOptions
 from ensemble.selection.pruned_pool import Live, compress
 from ensemble.serving import split_index
 from trainables import retrieval
@@ -67,23 +68,25 @@ BEST_SINGLE = "best single"
 class Options:
     """The options of a selection."""
 
-    metric: str = option("map10, r1, ndcg10 (any number), mrr, ndcg", "map10")
-    ledger: LedgerOptions = group("where the trials are")
-    sweep: tuple[str, ...] = option("names of sweeps (default: the newest; with --pool, none)", ())
-    filter: tuple[str, ...] = option("only trials with these settings", (), metavar="NAME=VALUE")
-    pool: tuple[Path, ...] = option(
-        "folders of score matrices {validation,test}/NAME.npy with relevance.npy", (), metavar="DIR"
-    )
-    out: Path | None = option("where ensemble.json goes (default: RUNS/ensembles/NAME)", None)
-    fusion: Fusion = option("what is averaged: scores, or their z-norms or ranks", "mean")
-    direction: Direction = option("text to audio, or audio to text", "t2a")
-    no_test: bool = option("don't look at test", False)
-    how: MethodOptions = group("how it is selected")
+    metric: str = option("metric to maximise: map10, r1, ndcg10 (any number), mrr, ndcg", "map10")
+    direction: Direction = option("text-to-audio or audio-to-text retrieval", "t2a")
     compare: bool = option(
-        f"also what every other method would have selected (exact: among the {COMPARED_EXACTLY} best, or --among), "
-        "with one look at test for all of them", False)  # fmt: skip
-    folds: int = option("of nested cross-validation; 0: none", cross_validation.FOLDS)
-    cost: str | None = option("also the front of accuracy and cost", None, metavar="parameters|latency|FILE")
+        "also run every other method, with one look at the test split for all "
+        f"(exact: among the {COMPARED_EXACTLY} best candidates, or --among)", False)  # fmt: skip
+    folds: int = option("folds of nested cross-validation; 0 to skip it", cross_validation.FOLDS)
+    no_test: bool = option("compute no metrics on the test split", False)
+    out: Path | None = option("folder to write (default: RUNS/ensembles/NAME)", None)
+    ledger: LedgerOptions = group("candidates")
+    sweep: tuple[str, ...] = option("names of sweeps (default: the newest; none with --pool)", (), section="candidates")
+    filter: tuple[str, ...] = option("only trials with these settings", (), metavar="NAME=VALUE", section="candidates")
+    pool: tuple[Path, ...] = option(
+        "folders of score matrices {validation,test}/NAME.npy with relevance.npy", (), metavar="DIR",
+        section="candidates")  # fmt: skip
+    how: MethodOptions = group("selection")
+    fusion: Fusion = option("average scores, their z-norms or their ranks", "mean", section=EXPERT)
+    cost: str | None = option(
+        "also compute the Pareto front of the metric and this cost", None, metavar="parameters|latency|FILE",
+        section=EXPERT)  # fmt: skip
 
     def __post_init__(self) -> None:
         retrieval.metric(self.metric)
@@ -99,10 +102,10 @@ class Options:
 class MemberOptions:
     """Where the members of an ensemble that was selected before are, and the split that they are read on."""
 
-    ensemble: Path = positional("the ensemble.json")
-    split: Which = option("the split", "test")
-    pool: tuple[Path, ...] = option("where members that are files of scores are now", (), metavar="DIR")
-    ledger: LedgerOptions = group("where the trials are")
+    ensemble: Path = positional("ensemble.json to read")
+    split: Which = option("split to read", "test")
+    pool: tuple[Path, ...] = option("folders of members that are files of scores", (), metavar="DIR")
+    ledger: LedgerOptions = group("candidates")
 
     def read(self) -> tuple[Ensemble, Ledger, list[Candidate]]:
         """Return the ensemble, the ledger, and the members as candidates."""
@@ -115,7 +118,7 @@ class MemberOptions:
 class ExportOptions(MemberOptions):
     """The options of an export."""
 
-    out: Path | None = option("the folder of the index (default: that of ensemble.json)", None)
+    out: Path | None = option("folder of the index (default: that of ensemble.json)", None)
 
 
 @dataclass(frozen=True)
@@ -313,7 +316,12 @@ def look_at_test(ensemble: Ensemble, task: Task, selection: Selection, compared:
 
 
 def evaluate(options: MemberOptions) -> None:
-    """Evaluate an ensemble that was selected before."""
+    """Compute the metrics of an ensemble on a split.
+
+    Examples:
+        python ensemble/select.py evaluate ensemble.json --split test
+        python ensemble/select.py evaluate ensemble.json --split validation --pool scores
+    """
     ensemble, ledger, candidates = options.read()
     weights = ensemble.weights
     source = read(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
@@ -329,7 +337,12 @@ def evaluate(options: MemberOptions) -> None:
 
 
 def export(options: ExportOptions) -> None:
-    """Write an ensemble that was selected before as one index of embeddings."""
+    """Write an ensemble's embeddings of a split as one index, whose dot products are the ensemble's scores.
+
+    Examples:
+        python ensemble/select.py export ensemble.json --split test
+        python ensemble/select.py export ensemble.json --split validation --out index
+    """
     ensemble, ledger, candidates = options.read()
     if ensemble.fusion != "mean":
         label = FUSION_LABELS[ensemble.fusion]

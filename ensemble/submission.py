@@ -1,14 +1,12 @@
-"""Enter a challenge: from ensembles and its evaluation set to one zip, which is looked through as an organiser would.
+"""Write a challenge submission: one validated zip with the systems' outputs and metadata.
 
-python ensemble/submission.py --ensemble ensemble.json [MORE.json ...] --evaluation STORE --out DIR
-python ensemble/submission.py --ensemble ensemble.json --evaluation STORE --out DIR --format dcase2025
-python ensemble/submission.py validate FILE.zip --evaluation STORE
+If the command is interrupted, re-run it to resume. The exit status is 1 if the zip needs corrections.
 
-STORE is made by data/prepare.py. Without --split, sentences and clips are those of the challenge's evaluation set,
-clotho/challenge, in both years; 2025's annotated queries about Clotho's evaluation clips are --split
-clotho/evaluation_2025. Each member embeds them once, whichever systems it belongs to; what has been embedded is kept
-in RUNS/embeddings, so that a command that was ended goes on. The exit status is 1 where something has to be put right
-before the zip can be sent.
+Examples:
+    python ensemble/submission.py --ensemble ensemble.json --evaluation store --out submission
+    python ensemble/submission.py validate submission/NAME.zip --evaluation store
+
+Guide: docs/challenge.md
 """
 
 if __name__ == "__main__" and not __package__:
@@ -42,17 +40,17 @@ SPLIT = "clotho/challenge"
 class EvaluationOptions:
     """The challenge's evaluation set, and its format."""
 
-    evaluation: str = option("a prepared store, or its URI", metavar="STORE")
-    split: str = option("of the store, 'corpus/split'", SPLIT)
+    evaluation: str = option("folder or URI of the store with the evaluation set", metavar="STORE")
+    split: str = option("split of the evaluation set", SPLIT)
     format: str | None = option(
-        "default: dcase2023, or what a zip to validate has", None, choices=sorted(CHALLENGES))  # fmt: skip
+        "format (default: dcase2023; for validate: that of the zip)", None, choices=sorted(CHALLENGES))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateOptions(EvaluationOptions):
     """The submission to look through."""
 
-    zip: Path = positional("the submission")
+    zip: Path = positional("zip file of the submission")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +58,13 @@ class AuthorOptions:
     """What only its authors can say of a submission."""
 
     authors: Path | None = option(
-        "YAML: a list of lastname, firstname, email, corresponding, affiliation", None, metavar="FILE")  # fmt: skip
+        "YAML list of lastname, firstname, email, corresponding, affiliation", None, metavar="FILE")  # fmt: skip
     label: str | None = option(
-        "default: those of the corresponding author", None, metavar="LASTNAME_INSTITUTE")  # fmt: skip
-    name: tuple[str, ...] = option("of each system", ())
-    abbreviation: tuple[str, ...] = option("of each system, at most 10 characters", ())
-    source_code: str | None = option("where the code is published", None, metavar="URL")
+        "beginning of the labels (default: from the corresponding author)", None, metavar="LASTNAME_INSTITUTE"
+    )
+    name: tuple[str, ...] = option("name of each system", ())
+    abbreviation: tuple[str, ...] = option("abbreviation of each system, at most 10 characters", ())
+    source_code: str | None = option("address of the published source code", None, metavar="URL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +72,10 @@ class Options(EvaluationOptions):
     """The options of a submission."""
 
     ensemble: tuple[Path, ...] = option(
-        f"the ensemble.json of each system, at most {MOST_SYSTEMS}", metavar="FILE")  # fmt: skip
-    out: Path = option("where the submission goes", metavar="DIR")
-    ledger: LedgerOptions = group("where the members are")
-    told: AuthorOptions = group("what only its authors can say")
+        f"ensemble.json of each system, at most {MOST_SYSTEMS}", metavar="FILE")  # fmt: skip
+    out: Path = option("folder to write", metavar="DIR")
+    ledger: LedgerOptions = group("members")
+    told: AuthorOptions = group("metadata")
 
     def __post_init__(self) -> None:
         number = len(self.ensemble)
@@ -175,7 +174,12 @@ def submit(options: Options) -> int:
 
 
 def validate(options: ValidateOptions) -> int:
-    """Look through a submission that is there; the exit status is 1 where something is wrong."""
+    """Check the zip file of a submission; the exit status is 1 if something is wrong.
+
+    Examples:
+        python ensemble/submission.py validate Doe_EX_task6b.zip --evaluation store
+        python ensemble/submission.py validate Doe_EX_task6b.zip --evaluation store --format dcase2025
+    """
     _, evaluation = read_evaluation(options)
     return check(options.zip, options.format or validation.guess(options.zip), evaluation)
 

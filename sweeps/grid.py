@@ -1,12 +1,12 @@
-"""Run a sweep: each encoder pair is pretrained once, then fine-tuned in several ways.
+"""Run a sweep: pretrain each encoder pair once, then fine-tune it with several settings.
 
-python sweeps/grid.py [--space demo] [--corpus synthetic] [--store DIR] [--runs DIR] [--name SWEEP]
-python sweeps/grid.py --dry-run ...                  # what would be run, what that shares, and what it would take
-python sweeps/grid.py status [--runs DIR] [--name SWEEP]      # how far a sweep is, from another shell
-python sweeps/grid.py retrain ensemble.json --store DIR ...   # its members once more, on all splits
+If the command is interrupted, re-run it to resume. Finished trials are never run again.
 
-A sweep that was ended goes on when the same command is given again: finished trials aren't run again, by whatever sweep
-they were run, and interrupted ones go on from their last checkpoints.
+Examples:
+    python sweeps/grid.py
+    python sweeps/grid.py --space table2 --corpus clotho --store store --dry-run
+
+Guide: docs/sweeps.md
 """
 
 import datetime
@@ -22,7 +22,7 @@ from rich.console import Console
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
-from data.runtime.options import Command, flag, given, group, option, positional, run_command
+from data.runtime.options import Command, changed_options, flag, group, option, positional, run_command
 from data.runtime.tables import show
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
@@ -48,27 +48,31 @@ Scheduler = Literal["none", "asha"]
 class SpaceOptions:
     """What a sweep trains."""
 
-    space: str = option(f"one of: {', '.join(sorted(named()))}, or path/to/file.py:function", "demo")
-    splits: SplitOptions = group("what it is trained on")
-    seeds: int | None = option("fine-tune each trial with so many seeds", None, type=positive)
-    pretraining_seeds: int | None = option("pretrain and fine-tune with so many seeds", None, type=positive)
-    scheduler: Scheduler = option("asha: stop hopeless trials early", "none")
-    precision: Precision | None = option("default: the GPUs' or this machine's fastest", None)
+    space: str = option(f"space of trials: {', '.join(sorted(named()))}, or path/to/file.py:function", "demo")
+    splits: SplitOptions = group("data")
+    seeds: int | None = option("number of seeds for each fine-tuning", None, type=positive)
+    pretraining_seeds: int | None = option(
+        "number of seeds for each pretraining and its fine-tunings", None, type=positive
+    )
+    scheduler: Scheduler = option("asha stops unpromising trials early", "none")
+    precision: Precision | None = option("precision (default: the fastest that the hardware supports)", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """The options of a sweep and of a retraining."""
 
-    ledger: LedgerOptions = group("where its results lie")
-    name: str = option("of the sweep (default: the date)", "")
-    dry_run: bool = option("say what would be run, and what that would take", False)
+    ledger: LedgerOptions = group("results")
+    name: str = option("name of the sweep (default: the date)", "")
+    dry_run: bool = option("print the trials and the estimated cost, then exit", False)
     weights: Path | None = option(
-        "a folder of published checkpoints, where nothing can be fetched", None, metavar="DIR")  # fmt: skip
-    compute: ComputeOptions = group("how it is computed")
-    pretraining_workers: int | None = option("of pretrainings (default: --workers)", None, type=positive)
+        "folder of published checkpoints, for machines without internet", None, metavar="DIR")  # fmt: skip
+    compute: ComputeOptions = group("compute")
+    pretraining_workers: int | None = option(
+        "workers per pretraining (default: --workers)", None, type=positive, section="compute"
+    )
     max_concurrent: int | None = option(
-        "trials at a time (default: one a GPU, or else a CPU)", None, type=positive)  # fmt: skip
+        "concurrent trials (default: one per GPU or CPU)", None, type=positive, section="compute")  # fmt: skip
 
     def resources_by_stage(self, found: Sequence[Bundle], num_trials: int) -> dict[str, Resources]:
         """Return what the workers of each stage's trials get. Raises UserError where a trial could never be placed."""
@@ -87,16 +91,16 @@ class Options(SweepOptions, SpaceOptions):
 class RetrainOptions(SweepOptions, StoreOptions):
     """The options of a retraining."""
 
-    ensemble: Path = positional("the ensemble.json whose members are trained again")
-    retrain_from: From = option("what is trained again: both stages, or the fine-tuning alone", "pretraining")
+    ensemble: Path = positional("ensemble.json whose members are retrained")
+    retrain_from: From = option("first stage to retrain", "pretraining")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions:
     """The options of a look at a sweep."""
 
-    ledger: LedgerOptions = group("where its results lie")
-    name: str | None = option("of the sweep (default: the newest)", None)
+    ledger: LedgerOptions = group("results")
+    name: str | None = option("name of the sweep (default: the newest)", None)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,12 @@ def run_space(options: Options) -> int:
 
 
 def retrain(options: RetrainOptions) -> int:
-    """Train the members of an ensemble once more, on all splits; the exit status is 1 where one didn't finish."""
+    """Retrain the members of an ensemble on all splits; the exit status is 1 if a trial didn't finish.
+
+    Examples:
+        python sweeps/grid.py retrain runs/ensembles/NAME/ensemble.json --store store --name final
+        python sweeps/grid.py retrain ensemble.json --store store --retrain-from finetuning
+    """
     options = with_name(options)
     ensemble, store = read_ensemble(options.ensemble), Store.of(options.store)
     retrainings = plan_retrainings(ensemble, options.ensemble, options.retrain_from)
@@ -311,7 +320,12 @@ def what_each_gets(resources: Mapping[str, Resources], found: Sequence[Bundle], 
 
 
 def show_status(options: StatusOptions) -> None:
-    """Print how far a sweep is."""
+    """Print the progress of a sweep.
+
+    Examples:
+        python sweeps/grid.py status
+        python sweeps/grid.py status --runs s3://bucket/runs --name NAME
+    """
     ledger = options.ledger.open()
     sweep = ledger.sweep(options.name)
     held = {signature: leases.holder(options.ledger.location, signature) is not None for signature in sweep.signatures}
@@ -321,7 +335,7 @@ def show_status(options: StatusOptions) -> None:
 def command_line(options: SweepOptions, *words: str) -> str:
     """Return the command that goes on with this sweep."""
     found = ["python", "sweeps/grid.py", *words]
-    for name, value in given(options).items():
+    for name, value in changed_options(options).items():
         if name != "ensemble":
             values = value if isinstance(value, tuple) else [] if value is True else [value]
             found += [flag(name), *map(str, values)]

@@ -1,8 +1,10 @@
-"""Embed audio files and sentences of your own with a trained model, into an Arrow file of embeddings.
+"""Embed audio files and sentences with a trained model, and write the embeddings to an Arrow file.
 
-python trainables/embed.py --checkpoint MODEL [--audio DIR] [--captions FILE] --out FILE
+Examples:
+    python trainables/embed.py --checkpoint runs/models/X --audio my_sounds --out sounds.arrow
+    python trainables/embed.py --checkpoint SIGNATURE --captions sentences.txt --out sentences.arrow
 
-MODEL is the folder of a trained model, or the signature or MLflow run of a trial in --runs.
+Guide: docs/search.md
 """
 
 import logging
@@ -29,11 +31,13 @@ logger = logging.getLogger("chorale.embed")
 class Options:
     """The options of embed.py."""
 
-    checkpoint: str = option("a model's folder, a signature or a run's id", metavar="MODEL")
-    audio: Path | None = option("a folder of audio files, also in folders below", None, metavar="DIR")
-    captions: Path | None = option("sentences: a line each, or a .csv's column caption", None, metavar="FILE")
-    out: Path = option("the Arrow file to write", metavar="FILE")
-    ledger: LedgerOptions = group("where trials lie")
+    checkpoint: str = option(
+        "folder of a trained model, or the signature or MLflow run of a trial in --runs", metavar="MODEL"
+    )
+    audio: Path | None = option("folder of audio files, searched recursively", None, metavar="DIR")
+    captions: Path | None = option("sentences: one per line, or the column caption of a CSV file", None, metavar="FILE")
+    out: Path = option("Arrow file to write", metavar="FILE")
+    ledger: LedgerOptions = group("trials")
 
 
 def read_sentences(path: Path) -> list[str]:

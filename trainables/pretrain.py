@@ -1,11 +1,13 @@
-"""Pretrain one pair of encoders with Ray Train, on any number of GPUs or CPU workers.
+r"""Pretrain a dual encoder with Ray Train, on any number of GPUs or CPU workers.
 
-python trainables/pretrain.py [--recipe small] [--audio cnn:small5] [--text transformer:small] [--workers N] ...
-python trainables/pretrain.py --recipe paper --audio passt:N --text huggingface:roberta-large --corpus clotho \
-    --pretrain-on clotho audiocaps wavcaps --store DIR
+If the command is interrupted, re-run it to resume. Sweeps re-use a finished pretraining.
 
-A training that was ended goes on from its last checkpoint when the same command is given again. A sweep that asks for
-the same pretraining finds it.
+Examples:
+    python trainables/pretrain.py --recipe small --audio cnn:small5 --text transformer:small
+    python trainables/pretrain.py --recipe paper --audio passt:N --text huggingface:roberta-large \
+        --corpus clotho --pretrain-on clotho audiocaps wavcaps --store store
+
+Guide: docs/training.md
 """
 
 import logging
@@ -23,7 +25,7 @@ from rich.text import Text
 
 from data.errors import UserError, positive
 from data.runtime.command_line import command
-from data.runtime.options import Command, given, group, option, run_command
+from data.runtime.options import Command, changed_options, group, option, run_command
 from data.splits import SplitOptions, Splits
 from data.store.storage import Store
 from trainables import encoders, recipes
@@ -56,29 +58,29 @@ OF_SCHEDULE = ("epochs", "peak_rate", "final_rate")
 class TrialOptions:
     """What is trained."""
 
-    recipe: str = option(f"one of: {', '.join(recipes.named())}", "small")
-    audio: str = option(f"family:variant; families: {', '.join(families('audio'))}", "cnn:small5")
-    text: str = option(f"the same; families: {', '.join(families('text'))}", "transformer:small")
-    epochs: int | None = option("instead of the recipe's, as all below", None, type=positive)
-    peak_rate: float | None = option("of learning", None)
-    final_rate: float | None = option("of learning", None)
-    batch_size: int | None = option("pairs, all workers together", None, type=positive)
-    clip_norm: float | None = option("of the gradients (default: they aren't clipped)", None)
-    precision: Precision | None = option("default: bfloat16 where the hardware has it", None)
-    seed: int | None = option("of initial weights, batches and crops", None)
-    frozen_audio: bool | None = option("don't train the audio encoder", None)
-    frozen_text: bool | None = option("don't train the text encoder", None)
-    weights: Path | None = option("a folder of published checkpoints, where nothing can be fetched", None)
+    recipe: str = option(f"training settings: {', '.join(recipes.named())}", "small")
+    audio: str = option(f"audio encoder as family:variant; families: {', '.join(families('audio'))}", "cnn:small5")
+    text: str = option(f"text encoder as family:variant; families: {', '.join(families('text'))}", "transformer:small")
+    epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=positive)
+    peak_rate: float | None = option("peak learning rate", None)
+    final_rate: float | None = option("final learning rate", None)
+    batch_size: int | None = option("pairs per batch, over all workers", None, type=positive)
+    clip_norm: float | None = option("maximum norm of the gradients (default: no clipping)", None)
+    precision: Precision | None = option("precision (default: bfloat16 if the hardware supports it)", None)
+    seed: int | None = option("seed of initial weights, batches and crops", None)
+    frozen_audio: bool | None = option("freeze the audio encoder", None)
+    frozen_text: bool | None = option("freeze the text encoder", None)
+    weights: Path | None = option("folder of published checkpoints, for machines without internet", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The options of a pretraining."""
 
-    splits: SplitOptions = group("what it is trained on")
-    ledger: LedgerOptions = group("where its results lie")
-    trial: TrialOptions = group("what is trained")
-    compute: ComputeOptions = group("how it is computed")
+    splits: SplitOptions = group("data")
+    ledger: LedgerOptions = group("results")
+    trial: TrialOptions = group("model and training")
+    compute: ComputeOptions = group("compute")
 
 
 class ProgressLine:
@@ -135,7 +137,7 @@ def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
     """Return the recipe's trial, with what the command line sets otherwise."""
     precision = options.precision or fastest_precision()
     trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
-    own, of_schedule = ({name: value for name, value in given(options).items() if name in names}
+    own, of_schedule = ({name: value for name, value in changed_options(options).items() if name in names}
                         for names in (SETTINGS, OF_SCHEDULE))  # fmt: skip
     return replace(trial, schedule=replace(trial.schedule, **of_schedule), **own)
 

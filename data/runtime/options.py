@@ -1,21 +1,22 @@
-"""The options of a command as a frozen dataclass, from which its parser is made.
+"""Command-line options declared as a frozen dataclass, and the parser that is built from it.
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        folder: Path = positional("the folder to read")
-        top: int = option("recordings a sentence", 10, type=positive)
+        folder: Path = positional("folder to read")
+        top: int = option("number of recordings per sentence", 10, type=positive)
         compute: ComputeOptions = group("compute")
 
-The type of a field says how it is given: `bool` is a flag, `tuple[X, ...]` takes several values, `Literal` has choices.
-argparse, because of what the alternatives cost: cyclopts spends 0.38 s of CPU on a --help and tyro 0.24 s on any
-command line, where all of a command's --help is to take 0.5 s.
+The type of a field determines how it is parsed: `bool` is a flag, `tuple[X, ...]` takes several values, `Literal` has
+choices. The parser is argparse's because the alternatives start too slowly: cyclopts takes 0.38 s of CPU time for a
+--help and tyro 0.24 s for any command line, and a command's --help must take at most 0.5 s.
 """
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,47 +26,71 @@ from data.errors import unknown_name
 T = TypeVar("T")
 
 METAVARS = {int: "N", float: "X", Path: "PATH"}
-"""Placeholders for values in the help, where an option names none."""
+"""Default placeholders for values in the help, by type."""
+
+HELP_INDENT = 32
+"""Column at which the descriptions of the options begin in the help."""
 
 
 def option(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
     """Return the field of an option --NAME; without a default it is required.
 
-    `settings` are those of `argparse.ArgumentParser.add_argument`.
+    `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which the help
+    lists the option.
     """
     return dataclasses.field(default=default, metadata={"help": description, **settings})
 
 
 def positional(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
-    """Return the field of an argument that is given by its place; with a default it may be left out."""
+    """Return the field of a positional argument; with a default it is optional."""
     return option(description, default, is_positional=True, **settings)
 
 
 def group(title: str) -> Any:
-    """Return a field whose type is a dataclass of options; the help shows them under a title."""
+    """Return a field whose type is a dataclass of options, which the help lists under a title."""
     return dataclasses.field(metadata={"title": title})
 
 
 def parse(options: type[T], argv: Sequence[str], prog: str, description: str | None, epilog: str = "") -> T:
     """Return the options of a command line.
 
-    Raises SystemExit as argparse does: for --help, and with status 2 where an option is wrong.
+    Raises SystemExit as argparse does: for --help, and with status 2 if an option is wrong.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_options(parser, options)
+    parser = build_parser(options, prog, description, epilog)
     return build(options, vars(parser.parse_args(argv)))
 
 
-def add_options(parser: argparse._ActionsContainer, options: type) -> None:
-    """Add the fields of a dataclass to a parser."""
+def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """Return the parser of a dataclass of options; its usage line names required arguments only."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=epilog,
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=HELP_INDENT),
+    )  # fmt: skip
+    add_options(parser, options, "", {"": parser})
+    required = [action for action in parser._actions if action.required and action.option_strings]
+    words = [f"{action.option_strings[0]} {action.metavar or action.dest.upper()}" for action in required]
+    positionals = [action for action in parser._actions if not action.option_strings]
+    words += [action.dest if action.required else f"[{action.dest}]" for action in positionals]
+    parser.usage = " ".join([prog, *words, "[options]"])
+    return parser
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: type, title: str, groups: dict[str, argparse._ActionsContainer]
+) -> None:
+    """Add the fields of a dataclass to a parser, under a title unless a field has a section of its own.
+
+    `groups` are the sections of the help so far, by title; new ones are added to it.
+    """
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
         settings = dict(field.metadata)
         if "title" in settings:
-            add_options(parser.add_argument_group(settings["title"]), types[field.name])
+            add_options(parser, types[field.name], settings["title"], groups)
             continue
+        section = settings.pop("section", title)
+        if section not in groups:
+            groups[section] = parser.add_argument_group(section)
         settings = settings_of_type(types[field.name]) | settings
         is_required = field.default is dataclasses.MISSING
         if not is_required:
@@ -75,14 +100,14 @@ def add_options(parser: argparse._ActionsContainer, options: type) -> None:
         if settings.pop("is_positional", False):
             settings["nargs"] = ("*" if settings.get("nargs") else "?") if not is_required else settings.get("nargs")
             settings.pop("metavar", None)
-            parser.add_argument(field.name, **settings)
+            groups[section].add_argument(field.name, **settings)
         else:
             settings |= {"required": True} if is_required else {}
-            parser.add_argument(flag(field.name), **settings)
+            groups[section].add_argument(flag(field.name), **settings)
 
 
 def settings_of_type(annotation: Any) -> dict[str, Any]:
-    """Return what argparse has to know of a field's type."""
+    """Return the arguments of `add_argument` that follow from a field's type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         (annotation,) = (part for part in arguments if part is not NoneType)
@@ -97,18 +122,18 @@ def settings_of_type(annotation: Any) -> dict[str, Any]:
 
 
 def build(options: type[T], values: Mapping[str, Any]) -> T:
-    """Return a dataclass of options from the values that argparse has found."""
+    """Return a dataclass of options from the values that argparse has parsed, by field name."""
     types = get_type_hints(options)
-    own = {
+    fields = {
         field.name: build(types[field.name], values) if "title" in field.metadata else values[field.name]
         for field in dataclasses.fields(options)  # type: ignore[arg-type]
     }
-    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+    return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[T]):
-    """A command: its options, and the function that runs it and returns its exit status (None for 0)."""
+    """A command: the type of its options, and the function that runs it and returns its exit status (None for 0)."""
 
     options: type[T]
     run: Callable[[T], int | None]
@@ -121,57 +146,78 @@ def run_command(
     default: Command[Any],
     others: Mapping[str, Command[Any]] = MappingProxyType({}),
 ) -> int | None:
-    """Run the command of `others` that the first word names, else the default one.
+    """Run the command of `others` that the first word names, otherwise the default command; return its exit status.
 
-    `--NAME` in place of the word NAME works, too, as for commands that were options once: `--evaluate FILE` is
+    Options that the default command shares with the named one, such as --store, may precede its name. The flag --NAME
+    works in place of the word NAME, for commands that were options in earlier versions: `--evaluate FILE` is
     `evaluate FILE`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     name = next((name for name in others if any(word.partition("=")[0] == f"--{name}" for word in words)), "")
     if name:
         words = words_after_flag(words, name, others[name])
-    elif (place := place_of_command(words)) < len(words) and words[place] in others:
-        name = words.pop(place)
-    elif others and words and not words[0].startswith("-") and not takes_positional(default):
-        raise unknown_name("command", words[0], list(others))
+    else:
+        index = index_of_command(words, [default, *others.values()])
+        if index < len(words) and words[index] in others:
+            name = words.pop(index)
+        elif others and words and not words[0].startswith("-") and not takes_positional(default):
+            raise unknown_name("command", words[0], list(others))
     if not name:
-        epilog = f"other commands (NAME --help): {', '.join(others)}" if others else ""
+        epilog = f"other commands (COMMAND --help): {', '.join(others)}" if others else ""
         return default.run(parse(default.options, words, prog, description, epilog))
     command = others[name]
-    return command.run(parse(command.options, words, f"{prog} {name}", inspect.getdoc(command.run)))
+    guide = next((line for line in (description or "").splitlines() if line.startswith("Guide: ")), "")
+    return command.run(parse(command.options, words, f"{prog} {name}", inspect.getdoc(command.run), guide))
 
 
-def place_of_command(words: Sequence[str]) -> int:
-    """Return the place of the first word that is neither an option nor the value of one."""
-    place = 0
-    while place < len(words) and words[place].startswith("--"):
-        place += 1 if "=" in words[place] else 2
-    return place
+def index_of_command(words: Sequence[str], commands: Iterable[Command[Any]]) -> int:
+    """Return the index of the first word that is neither an option with a single value nor its value."""
+    takes_one: dict[str, bool] = {}
+    for field, annotation in (pair for command in commands for pair in typed_fields(command.options)):
+        settings = settings_of_type(annotation) | field.metadata
+        takes_one.setdefault(flag(field.name), not settings.keys() & {"action", "nargs", "is_positional"})
+    index = 0
+    while index < len(words) and takes_one.get(words[index].partition("=")[0], False):
+        index += 1 if "=" in words[index] else 2
+    return index
+
+
+def typed_fields(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    """Yield the fields of a dataclass of options with their types, including those of its groups."""
+    types = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        if "title" in field.metadata:
+            yield from typed_fields(types[field.name])
+        else:
+            yield field, types[field.name]
 
 
 def words_after_flag(words: Sequence[str], name: str, command: Command[Any]) -> list[str]:
-    """Return the words without --NAME, the value that follows it first where the command takes one by its place."""
-    place = next(place for place, word in enumerate(words) if word.partition("=")[0] == f"--{name}")
-    _, equals, value = words[place].partition("=")
-    values = [value] if equals else words[place + 1 : place + 2] if takes_positional(command) else []
-    rest = words[place + 1 :] if equals else words[place + 1 + len(values) :]
-    return [*values, *words[:place], *rest]
+    """Return the words without --NAME; if the command has a positional argument, the value after --NAME comes first."""
+    index = next(index for index, word in enumerate(words) if word.partition("=")[0] == f"--{name}")
+    _, equals, value = words[index].partition("=")
+    values = [value] if equals else words[index + 1 : index + 2] if takes_positional(command) else []
+    rest = words[index + 1 :] if equals else words[index + 1 + len(values) :]
+    return [*values, *words[:index], *rest]
 
 
 def takes_positional(command: Command[Any]) -> bool:
-    """Return whether a command takes an argument by its place."""
+    """Return whether a command has a positional argument."""
     return any("is_positional" in field.metadata for field in dataclasses.fields(command.options))
 
 
 def flag(name: str) -> str:
-    """Return a field's name as it is given on a command line."""
+    """Return the option of a field: --peak-rate for `peak_rate`."""
     return f"--{name.replace('_', '-')}"
 
 
-def given(options: Any) -> dict[str, Any]:
-    """Return the values of the options that differ from their defaults, by name, those of groups included."""
-    found: dict[str, Any] = {}
+def changed_options(options: Any) -> dict[str, Any]:
+    """Return the values of the options that differ from their defaults, by name, including those of groups."""
+    changed: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        found |= given(value) if "title" in field.metadata else {field.name: value} if value != field.default else {}
-    return found
+        if "title" in field.metadata:
+            changed |= changed_options(value)
+        elif value != field.default:
+            changed[field.name] = value
+    return changed

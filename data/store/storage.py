@@ -148,7 +148,7 @@ class Store:
 class StoreOptions:
     """The option of commands that read or write a store."""
 
-    store: str = option("where the shards are", "store")
+    store: str = option("folder or URI of the store", "store")
 
 
 def copy(store: Store, to: Location) -> None:

@@ -1,4 +1,4 @@
-"""The options that say how an ensemble is selected."""
+"""Command-line options that determine how an ensemble is selected."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,23 +7,32 @@ from data.errors import UserError, positive
 from data.runtime.options import flag, option
 from ensemble.selection.greedy import Rules
 
+EXPERT = "for experts"
+"""Section of the help for options that most selections leave at their defaults."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
     """How an ensemble is selected."""
 
-    method: Literal["greedy", "exact", "all"] = option("greedy, the best of all subsets, or the mean of all", "greedy")
-    max_size: int | None = option(f"steps of the selection (default: {Rules.max_size})", None, type=positive)
-    without_replacement: bool = option("take each candidate once at most", False)
-    sorted_start: int = option("begin with the N best candidates", 0, type=positive, metavar="N")
-    bags: int = option("the mean of B selections from some candidates", 0, type=positive, metavar="B")
-    bag_share: float | None = option(f"of the candidates in a bag (default: {Rules.bag_share})", None)
-    seed: int | None = option(f"of the bags (default: {Rules.seed})", None)
-    stop: Literal["best", "one-se"] = option(
-        "at the best size, or the smallest within one standard error of it", "best"
+    method: Literal["greedy", "exact", "all"] = option(
+        "greedy selection, the best of all subsets, or the mean of all", "greedy"
     )
-    refine: bool = option("then take away and swap members while that helps", False)
-    among: int = option("only the N best single candidates", 0, type=positive, metavar="N")
+    refine: bool = option("then remove and swap members while that improves the metric", False)
+    among: int = option("select from the N best single candidates only", 0, type=positive, metavar="N")
+    max_size: int | None = option(
+        f"maximum number of steps (default: {Rules.max_size})", None, type=positive, section=EXPERT
+    )
+    without_replacement: bool = option("add each candidate at most once", False, section=EXPERT)
+    sorted_start: int = option("start from the N best candidates", 0, type=positive, metavar="N", section=EXPERT)
+    bags: int = option("average B selections, each from a random subset", 0, type=positive, metavar="B", section=EXPERT)
+    bag_share: float | None = option(
+        f"share of the candidates in each of the --bags (default: {Rules.bag_share})", None, section=EXPERT
+    )
+    seed: int | None = option(f"seed of the --bags (default: {Rules.seed})", None, section=EXPERT)
+    stop: Literal["best", "one-se"] = option(
+        "stop at the best size, or at the smallest within one standard error of it", "best", section=EXPERT
+    )
 
     def rules(self) -> Rules:
         """Return the rules of the selection. Raises UserError for options that don't go together."""

@@ -124,16 +124,19 @@ def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
 class ComputeOptions:
     """The options that say how trainings are computed."""
 
-    workers: int | None = option("ranks of a training, each a GPU or a share of the CPUs", None, type=positive)
-    gpus_per_worker: float | None = option("default: 1 where the cluster has GPUs", None)
-    cpus_per_worker: float | None = option("default: its share of the node's", None)
-    loader_workers: int | None = option("processes that load data, for each worker", None)
-    micro_batch: int | None = option("pairs of a worker whose activations are held at a time", None, type=positive)
-    checkpoint_activations: bool = option("less memory, a second forward pass", False)
+    workers: int | None = option("workers per trial, each with a GPU or a share of the CPUs", None, type=positive)
+    gpus_per_worker: float | None = option(
+        "GPUs per worker, may be a fraction (default: 1 if the cluster has GPUs)", None
+    )
+    cpus_per_worker: float | None = option("CPUs per worker (default: an equal share of the node's)", None)
+    loader_workers: int | None = option("processes that load data, per worker", None)
+    micro_batch: int | None = option("pairs per worker whose activations are in memory at a time", None, type=positive)
+    checkpoint_activations: bool = option("recompute activations in the backward pass to save memory", False)
     compile: bool = option("compile the encoders' blocks with torch.compile", False)
-    checkpoint_every_s: float = option("between two checkpoints", Execution.checkpoint_every_s, metavar="SECONDS")
+    checkpoint_every_s: float = option("seconds between checkpoints", Execution.checkpoint_every_s, metavar="SECONDS")
     keep_epochs: bool = option(
-        "keep the validation split's embeddings of every epoch: select.py then redoes the choice of the epoch", False
+        "keep the validation embeddings of every epoch, so that select.py can cross-validate the choice of the epoch",
+        False,
     )
 
     @property

@@ -322,9 +322,9 @@ def refusing(tracking_uri: str) -> Iterator[None]:
 class LedgerOptions:
     """The options of commands that read or write runs."""
 
-    runs: str = option("where results lie: a folder, or s3://bucket/runs", "runs")
+    runs: str = option("folder of results, or s3://bucket/runs", "runs")
     tracking_uri: str | None = option(
-        "of an MLflow server (default: MLFLOW_TRACKING_URI, or else SQLite in --runs)", None, metavar="URI"
+        "MLflow server (default: MLFLOW_TRACKING_URI, otherwise SQLite in --runs)", None, metavar="URI"
     )
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from data.errors import UserError, positive
-from data.runtime.options import Command, flag, given, group, option, parse, positional, run_command
+from data.runtime.options import Command, changed_options, flag, group, option, parse, positional, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,10 @@ def test_defaults_and_values_have_the_types_of_their_fields():
         folder=Path("a"), more=(Path("b"), Path("c")), top=3, names=("x", "y"), way="down", is_quiet=True,
         is_frozen=True, limits=(0.5, 2.0), inner=Inner(workers=2),
     )  # fmt: skip
-    assert {flag(name) for name in given(found)} == {
+    assert {flag(name) for name in changed_options(found)} == {
         "--folder", "--more", "--top", "--names", "--way", "--is-quiet", "--is-frozen", "--limits", "--workers",
     }  # fmt: skip
-    assert list(given(parse(Options, ["a", "--top", "10"], "p", None))) == ["folder"]
+    assert list(changed_options(parse(Options, ["a", "--top", "10"], "p", None))) == ["folder"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,10 @@ class Status:
         (["--status", "--store", "s"], Status(store="s")),
         (["status"], Status()),
         (["--names", "status", "--", "x"], Options(folder=Path("x"), names=("status",), inner=Inner())),
+        (
+            ["--names", "a", "status", "--top", "3", "x"],
+            Options(folder=Path("x"), names=("a", "status"), top=3, inner=Inner()),
+        ),
     ],
 )
 def test_a_command_is_named_by_its_first_word_or_by_its_flag(words, expected):
