@@ -150,10 +150,12 @@ def run_command(
 
     Options that the default command shares with the named one, such as --store, may precede its name. The flag --NAME
     works in place of the word NAME, for commands that were options in earlier versions: `--evaluate FILE` is
-    `evaluate FILE`.
+    `evaluate FILE`; unless the default command has an option of this name.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    name = next((name for name in others if any(word.partition("=")[0] == f"--{name}" for word in words)), "")
+    default_flags = {flag(field.name) for field, _ in typed_fields(default.options)}
+    flags = [word.partition("=")[0] for word in words]
+    name = next((name for name in others if flag(name) in flags and flag(name) not in default_flags), "")
     if name:
         words = words_after_flag(words, name, others[name])
     else:

@@ -109,6 +109,7 @@ class Status:
 def test_a_command_is_named_by_its_first_word_or_by_its_flag(words, expected):
     found = []
     others = {"evaluate": Command(Evaluation, found.append), "status": Command(Status, found.append)}
+    others["top"] = Command(Status, found.append)  # --top is an option of the default command
     run_command(words, "p", None, Command(Options, found.append), others)
     assert found == [expected]
 
