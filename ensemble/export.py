@@ -6,7 +6,7 @@ Examples:
     python ensemble/export.py --ensemble runs/ensembles/NAME/ensemble.json --out exported
     python ensemble/export.py --ensemble ensemble.json --out exported --index index --register NAME
 
-Guide: docs/search.md
+Guide: docs/searching.md
 """
 
 if __name__ == "__main__" and not __package__:

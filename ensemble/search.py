@@ -6,7 +6,7 @@ Examples:
     python ensemble/search.py --ensemble ensemble.json --index index --add my_sounds
     python ensemble/search.py --ensemble ensemble.json --index index "rain on a tin roof"
 
-Guide: docs/search.md
+Guide: docs/searching.md
 """
 
 if __name__ == "__main__" and not __package__:

@@ -451,6 +451,12 @@ def copy_of_runs(runs, to):
     return to
 
 
+@pytest.fixture(scope="session")
+def copy_runs():
+    """A function that copies a folder of runs."""
+    return copy_of_runs
+
+
 @pytest.fixture(scope="module")
 def own_runs(swept, tmp_path_factory):
     """A copy of the finished sweep for the tests of a module, which may add to it."""

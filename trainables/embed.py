@@ -4,7 +4,7 @@ Examples:
     python trainables/embed.py --checkpoint runs/models/X --audio my_sounds --out sounds.arrow
     python trainables/embed.py --checkpoint SIGNATURE --captions sentences.txt --out sentences.arrow
 
-Guide: docs/search.md
+Guide: docs/searching.md
 """
 
 import logging

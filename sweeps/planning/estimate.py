@@ -49,12 +49,19 @@ class Epoch:
 
 
 def seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
-    """A training's GPU seconds if it runs to its last epoch, its pretraining, validation and start left out.
+    """Return the GPU seconds of a training that runs to its last epoch, without its pretraining, validation and start.
 
-    That is pairs x epochs x floating-point operations of a pair / those that the GPU does in a second. An encoder that
-    is trained costs three forward passes, a frozen one its own. What a split holds is looked up once a process.
+    The tables of a split are read once per process.
     """
     epoch = epoch_of(Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size)
+    return seconds_of_epochs(trial, epoch, gpu)
+
+
+def seconds_of_epochs(trial: Trial, epoch: Epoch, gpu: Gpu = A10G) -> float:
+    """Return the GPU seconds of all epochs of a training: floating-point operations divided by the GPU's rate.
+
+    An encoder that is trained costs three forward passes, a frozen one a single pass.
+    """
     audio = epoch.segments * flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
     text = epoch.pairs * flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
     rate = gpu.tflops * 1e12 * gpu.used * (1.0 if trial.precision == "bfloat16" else 0.5)

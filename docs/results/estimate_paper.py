@@ -1,0 +1,62 @@
+"""Estimate the GPU hours of each trained row of the paper's Table 2: python docs/results/estimate_paper.py
+
+Writes paper_hours.json. The numbers of clips are those published; the segments of a clip are counted from 10-s segments:
+2.7 for a Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC and SoundBible (assumed).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from data.splits import Splits  # noqa: E402
+from sweeps import spaces  # noqa: E402
+from sweeps.planning.estimate import A10G, Epoch, seconds_of_epochs  # noqa: E402
+from trainables import encoders  # noqa: E402
+
+TOKENS = 32
+"""Length that captions are padded to: the encoders' maximum."""
+
+CLOTHO = (3_839 * 5, 3_839 * 5 * 2.7)
+AUDIOCAPS = (49_838 + 495 * 5 + 975 * 5, 49_838 + 495 * 5 + 975 * 5)
+WAVCAPS = (108_317 + 31_201 + 262_300 + 1_232, 108_317 + 262_300 * 2.2 + (31_201 + 1_232) * 2.8)
+"""Pairs and 10-s segments in an epoch."""
+
+
+def epoch_of(segment_s: float, corpora: list[tuple[float, float]]) -> Epoch:
+    """Return an epoch over some corpora, with longer segments counted in proportion."""
+    return Epoch(
+        pairs=round(sum(pairs for pairs, _ in corpora)),
+        segments=round(sum(max(pairs, segments * 10 / segment_s) for pairs, segments in corpora)),
+        tokens=TOKENS,
+    )
+
+
+def main() -> None:
+    """Write the hours of each trial of the space `table2`, its pretraining apart."""
+    train, wavcaps = "clotho/development", ("AudioSet_SL", "BBC_Sound_Effects", "FreeSound", "SoundBible")
+    pretrain = (
+        train,
+        *(f"audiocaps/{split}" for split in ("train", "val", "test")),
+        *(f"wavcaps/{s}" for s in wavcaps),
+    )
+    splits = Splits(train=train, validation="clotho/validation", test="clotho/evaluation", pretrain=pretrain)
+    rows = []
+    for trial in spaces.table2(splits, "bfloat16"):
+        if trial.seed:
+            continue
+        of_clotho = epoch_of(trial.audio.segment_s, [CLOTHO])
+        of_all = epoch_of(trial.audio.segment_s, [CLOTHO, AUDIOCAPS, WAVCAPS])
+        stages = [stage for stage in (trial.pretraining, trial) if stage]
+        hours = [seconds_of_epochs(s, of_clotho if s.train == (train,) else of_all) / 3600 for s in stages]
+        names = [encoders.label(config) for config in (trial.audio, trial.text)]
+        stages = {stage.stage: round(value, 1) for stage, value in zip(stages, hours, strict=True)}
+        rows.append({"encoders": names, "paraphrases": trial.paraphrase_probability > 0, "hours": stages})
+    result = {"gpu": A10G.name, "tflops": A10G.tflops, "used": A10G.used, "rows": rows}
+    Path(__file__).with_name("paper_hours.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

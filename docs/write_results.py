@@ -1,0 +1,109 @@
+"""Write the tables of measured results into README.md and docs/ from the files in docs/results.
+
+    python docs/write_results.py
+
+A table stands between `<!-- results: NAME -->` and `<!-- end of results -->`. The files in docs/results are written by
+the scripts beside them.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def with_results(text: str) -> str:
+    """Return a page with its tables of results written anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", text)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def percent(estimate: dict[str, Any], with_interval: bool = True) -> str:
+    """Return a metric in percent, with its 95 % interval."""
+    low, high = estimate["interval"]
+    return f"{100 * estimate['value']:.1f}" + f" ({100 * low:.1f} to {100 * high:.1f})" * with_interval
+
+
+def read(name: str) -> Any:
+    """Return the contents of a JSON file of results."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def demo() -> str:
+    """Return the demo's metrics on five synthetic corpora."""
+    headings = ["seed", "best pretraining", "mean of fine-tunings", "best single", "ensemble", "best single, test",
+                "ensemble, test", "gain on test"]  # fmt: skip
+    return table(headings, list(demo_rows()))
+
+
+def demo_rows() -> Iterator[list[str]]:
+    """Yield a row for each corpus of the demo."""
+    for path in sorted((RESULTS / "demo").glob("*.json")):
+        ensemble = read(f"demo/{path.name}")
+        with path.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+            trials = [row for row in csv.DictReader(file) if row["no."]]
+        scores = {stage: [float(row["mAP@10"]) for row in trials if row["fine-tuned"] == stage] for stage in ("", "x")}
+        validation, test = (ensemble[split]["systems"] for split in ("validation", "test"))
+        yield [
+            path.stem,
+            f"{max(scores['']):.1f}",
+            f"{sum(scores['x']) / len(scores['x']):.1f}",
+            percent(validation["best_single"]["map10"], with_interval=False),
+            percent(validation["ensemble"]["map10"], with_interval=False),
+            percent(test["best_single"]["map10"], with_interval=False),
+            percent(test["ensemble"]["map10"], with_interval=False),
+            percent(test["difference"]["map10"]),
+        ]
+
+
+def recordings() -> str:
+    """Return the metrics of every selection method on real recordings."""
+    ensemble = read("recordings.json")
+    return table(["method", "members", "validation", "nested cross-validation", "test"], list(method_rows(ensemble)))
+
+
+def method_rows(ensemble: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield a row for each selection method of an ensemble.json written with --compare."""
+    for method in ensemble["methods"]:
+        cells = [method.get(split) and method[split]["map10"] for split in ("validation", "nested", "test")]
+        yield [method["name"], str(method["size"]), *(percent(cell) if cell else "" for cell in cells)]
+
+
+def paper_hours() -> str:
+    """Return the estimated GPU hours of the trained rows of the paper's Table 2."""
+    rows = []
+    for row in read("paper_hours.json")["rows"]:
+        hours = [str(row["hours"].get(stage, "")) for stage in ("pretraining", "fine-tuning")]
+        rows.append([*(name.removeprefix("huggingface:") for name in row["encoders"]),
+                     "yes" if row["paraphrases"] else "no", *hours, "not run"])  # fmt: skip
+    headings = ["audio", "text", "paraphrases", "pretraining, hours", "fine-tuning, hours", "mAP@10 obtained"]
+    return table(headings, rows)
+
+
+TABLES = {"demo": demo, "recordings": recordings, "paper_hours": paper_hours}
+
+
+def main() -> None:
+    """Write all tables."""
+    for page in pages():
+        page.write_text(with_results(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
