@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("chorale.paraphrase")
 
 ATTEMPTS = 3
-"""A caption is asked about, until enough sentences of its answers are kept."""
+"""Maximum number of requests per caption, until enough sentences of its answers are kept."""
 
 DEFAULT_CONCURRENCY = 32
 
@@ -65,14 +65,14 @@ IMPORTED = "imported"
 
 
 def batch_size(text: str) -> int:
-    """As many requests as the Batch API takes at most, for argparse."""
+    """Return a number of requests up to the Batch API's maximum, for argparse."""
     if (value := positive(text)) > MOST_REQUESTS:
         raise argparse.ArgumentTypeError(f"{text}: the API takes {MOST_REQUESTS:,} at most")
     return value
 
 
 def above_zero(text: str) -> float:
-    """A number above 0, for argparse."""
+    """Return a number above 0, for argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -84,7 +84,7 @@ def above_zero(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions(StoreOptions):
-    """The split whose captions are meant."""
+    """Command-line options that locate a split's captions."""
 
     corpus: str
     split: str | None = option("split of the corpus (default: its training split)", None)
@@ -93,7 +93,7 @@ class CaptionOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(CaptionOptions):
-    """The options of paraphrasing."""
+    """Command-line options of paraphrasing."""
 
     corpus: str = positional(f"{', '.join(corpora.names())}")
     model: str = option(
@@ -123,7 +123,7 @@ class AskOptions(CaptionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(CaptionOptions):
-    """The options of import."""
+    """Command-line options of the import of published paraphrases."""
 
     file: Path = positional('JSON list of {"path", "caption", "variations"}')
     corpus: str = option("corpus that the file belongs to", "clotho")
@@ -132,7 +132,7 @@ class ImportOptions(CaptionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOptions(StoreOptions):
-    """The options of review."""
+    """Command-line options of the review page."""
 
     split: str | None = option("split to review (default: every split with paraphrases)", None)
     out: Path | None = option(f"file to write (default: {REVIEW_FILE} beside the split)", None, metavar="FILE")
@@ -176,7 +176,7 @@ def paraphrase_command(options: AskOptions) -> int:
 
 
 def refuse_ignored(options: AskOptions, by_rules: bool) -> None:
-    """Raise UserError for options that the way of asking has no use for."""
+    """Raise UserError for options that the chosen way of asking would ignore."""
     if by_rules:
         why = f"{grammar.NAME} is asked without a server, for nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
@@ -190,7 +190,7 @@ def refuse_ignored(options: AskOptions, by_rules: bool) -> None:
 
 
 def grammar_or_server(options: AskOptions, by_rules: bool) -> "Model":
-    """Return what is asked, a request at a time."""
+    """Return the model to ask: the rule-based paraphraser or a server's chat model."""
     from data.paraphrasing import chat_client  # the client of a server takes half a second to import
 
     if by_rules:
@@ -200,7 +200,7 @@ def grammar_or_server(options: AskOptions, by_rules: bool) -> "Model":
 
 
 def refuse_open(captions: Captions) -> None:
-    """Raise UserError while a batch is about the same captions: each would be paid for twice."""
+    """Raise UserError while an open batch contains the same captions, since each would be paid for twice."""
     from data.paraphrasing.batch_api import open_batches
 
     if files := open_batches(captions):
@@ -214,7 +214,7 @@ def refuse_open(captions: Captions) -> None:
 def ask_in_batches(
     options: AskOptions, captions: Captions, journal: Journal, answered: Answered, budget: Budget
 ) -> str:
-    """Ask through the Batch API; why not all was asked, '' if it was."""
+    """Ask through the Batch API; return the reason why not all was asked, or ''."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
@@ -237,7 +237,7 @@ def ask_in_batches(
 
 
 def open_captions(options: CaptionOptions) -> StoredSplit:
-    """The split whose captions are meant. A UserError where it can't have paraphrases."""
+    """Return the split whose captions are meant. Raises UserError if it cannot have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:
         raise UserError(f"{store} is an object store: paraphrase the folder that it was uploaded from, and upload that")
@@ -249,7 +249,9 @@ def open_captions(options: CaptionOptions) -> StoredSplit:
 
 
 def price_of(options: AskOptions) -> Price | None:
-    """What the model costs, if that is known. A UserError where there is a budget and it isn't."""
+    """Return the price of the model, or None if unknown. Raises UserError if a budget is given and the price is
+    unknown.
+    """
     price = Price(*options.price) if options.price else prices.price_of(options.model)
     if options.budget is not None and price is None:
         raise UserError(
@@ -260,7 +262,8 @@ def price_of(options: AskOptions) -> Price | None:
 
 
 def require_own(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Whether a split's paraphrases, if there are any, are by this model and instruction.
+    """Return whether a split has paraphrases by this model and instruction. Raises UserError if it has others and
+    --replace isn't given.
 
     Raises UserError where they are not, unless they are to be replaced.
     """
@@ -278,7 +281,7 @@ def require_own(split: StoredSplit, model: str, instruction: str, replace: bool)
 
 
 def written_by(split: StoredSplit) -> tuple[str, str | None] | None:
-    """The model and the version of the instruction by which a split's paraphrases were written; None if it has none.
+    """Return the model and the instruction's version that wrote a split's paraphrases, or None.
 
     The version is '' where there was no instruction that we know of, and None in a table from before it was kept.
     """
@@ -290,7 +293,7 @@ def written_by(split: StoredSplit) -> tuple[str, str | None] | None:
 
 
 def describe(captions: Captions, attempts: int, price: Price | None, batch: bool) -> None:
-    """Say what a run would ask, and what it would come to."""
+    """Print the number of requests and tokens and the cost of a run."""
     answered = Answered(captions)
     requests = todo = 0
     input_tokens = output_tokens = 0.0
@@ -386,7 +389,6 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command_line.command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     try:
         return run_command(argv, "paraphrase.py", __doc__, Command(AskOptions, paraphrase_command), COMMANDS)
     except OSError as error:

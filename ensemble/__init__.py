@@ -1,1 +1,1 @@
-"""From the trials of a sweep to the ensemble that retrieves best."""
+"""Ensembles: selection from the trials of a sweep, reports, challenge submissions and search."""

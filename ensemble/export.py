@@ -36,7 +36,7 @@ logger = logging.getLogger("chorale.export")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of an export."""
+    """Command-line options of an export."""
 
     ensemble: Path = option("ensemble.json to export", metavar="FILE")
     out: Path = option("folder to write", metavar="DIR")
@@ -50,7 +50,7 @@ class Options:
 
 
 def export(path: Path, out: Path, runs: Runs) -> None:
-    """Write the ensemble's folder; it appears whole or not at all. Raises UserError where it can't be, or is there."""
+    """Write the folder of an exported ensemble atomically. Raises UserError if it exists or cannot be written."""
     ensemble = bundle.read_mean(path)
     if out.exists():
         raise UserError(f"{out} is there already: name another folder, or remove it")
@@ -67,7 +67,7 @@ def export(path: Path, out: Path, runs: Runs) -> None:
 
 
 def card(ensemble: Ensemble) -> str:
-    """What is to be known of an exported ensemble."""
+    """Return the README of an exported ensemble."""
     test = ensemble.test_when_selected
     lines = [
         "# An ensemble for language-based audio retrieval",
@@ -94,7 +94,7 @@ def card(ensemble: Ensemble) -> str:
 
 
 def run(options: Options) -> None:
-    """Export an ensemble, and register it where that is asked for."""
+    """Export an ensemble, and register it with MLflow if requested."""
     export(options.ensemble, options.out, options.ledger.location)
     logger.info("Wrote %s", options.out)
     if options.register and options.index:
@@ -104,7 +104,6 @@ def run(options: Options) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "export.py", __doc__, Command(Options, run))
 
 

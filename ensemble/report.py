@@ -48,7 +48,7 @@ LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "ot
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a report."""
+    """Command-line options of a report."""
 
     ledger: LedgerOptions = group("trials")
     sweep: tuple[str, ...] = option("names of sweeps (default: the newest)", (), section="trials")
@@ -58,7 +58,7 @@ class Options:
 
 
 def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
-    """What a line says of a trial, or of trials that differ in their seeds."""
+    """Return the labels of a line: of a trial, or of trials that differ in their seeds."""
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
         "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", others, seed,
@@ -66,7 +66,7 @@ def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
 
 
 def percent(found: Estimates) -> dict[str, Figure]:
-    """Figures as a table has them."""
+    """Return metrics in percent."""
     return {
         name: Figure(100 * found[name].value, *(100 * limit for limit in found[name].interval))
         for name in paper_results.METRICS
@@ -75,20 +75,20 @@ def percent(found: Estimates) -> dict[str, Figure]:
 
 
 def beside(published: paper_results.Figures | None, which: Which) -> dict[str, float]:
-    """The paper's figures by metric. They are of test, and stand beside figures of test."""
+    """Return the paper's metrics by name, if the report is on the test split."""
     theirs = published if published and which == "test" else [None] * len(paper_results.METRICS)
     return {name: value for name, value in zip(paper_results.METRICS, theirs, strict=True) if value is not None}
 
 
 def line_of(row: Row, which: Which, others: str, tells_parents: bool) -> Line:
-    """A trial as a line of the table, with its own seed, or those of all that it comes from."""
+    """Return a trial as a line of the table, with its own seed, or the seeds of all its stages."""
     seeds = trial_rows.seeds_of(row.trial)
     labels = labels_of(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
     return Line(labels, percent(row.figures), beside(paper_results.published(row.trial), which))
 
 
 def line_of_ensemble(one: Chosen, which: Which) -> Line:
-    """An ensemble as a line of the table."""
+    """Return an ensemble as a line of the table."""
     metric = one.ensemble.metric
     by = "" if metric == "map10" else f", by {TITLES.get(metric, metric)}"
     labels = ["", f"ensemble of {counted(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
@@ -98,7 +98,7 @@ def line_of_ensemble(one: Chosen, which: Which) -> Line:
 
 
 def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
-    """Trials that differ in their seeds alone as a line: mean, least and greatest."""
+    """Return trials that differ in their seeds alone as a line: mean, minimum and maximum."""
     values = {name: [100 * row.figures[name].value for row in rows] for name in paper_results.METRICS}
     figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
     labels = labels_of(rows[0], counted([row.number for row in rows]), others, str(len(rows)))
@@ -106,7 +106,7 @@ def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
 
 
 def counted(numbers: Sequence[int]) -> str:
-    """Sorted numbers, for people: 1 to 3, 5."""
+    """Return sorted numbers as ranges: 1 to 3, 5."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][-1] + 1:
@@ -119,7 +119,7 @@ def counted(numbers: Sequence[int]) -> str:
 
 
 def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: Which) -> list[Tabulated]:
-    """The table of trials and ensembles, and one over seeds where there are several."""
+    """Return the table of trials and ensembles, and one over seeds if there are several."""
     parents = {trial_rows.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
     others = trial_rows.others_of(rows)
     lines = [line_of(row, which, others[row.number], len(parents) > 1) for row in rows]
@@ -135,7 +135,7 @@ def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: 
 
 
 def without(table: Tabulated, heading: str) -> Tabulated:
-    """A table without one of its columns of labels."""
+    """Return a table without one of its columns of labels."""
     place = list(table.headings).index(heading)
 
     def rest(labels: Sequence[str]) -> list[str]:
@@ -146,13 +146,13 @@ def without(table: Tabulated, heading: str) -> Tabulated:
 
 
 def notes_of(judged: Judged, chosen: Sequence[Chosen]) -> list[str]:
-    """What is missing from the table."""
+    """Return notes on what is missing from the table."""
     rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in judged.rows if row.missing]
     return rows + [f"The ensemble of {counted(one.numbers)}: {one.missing}" for one in chosen if one.missing]
 
 
 def explained(judged: Judged, chosen: Sequence[Chosen], store: str | None) -> tuple[Chosen | None, list[Answer], Heard]:
-    """The newest ensemble whose members' embeddings are there, its answers, and what they sound like."""
+    """Return the newest ensemble whose members' embeddings exist, with examples of its retrieval and their recordings."""
     one = next((one for one in chosen if not one.missing), None)
     source, split = judged.source, judged.split
     if one is None or source is None or split is None:
@@ -167,7 +167,7 @@ def explained(judged: Judged, chosen: Sequence[Chosen], store: str | None) -> tu
 
 
 def require_places(out: Path, store: str | None, rows: Sequence[Row], which: Which) -> None:
-    """Raise UserError where the report can't be written, or its sounds read: before test is looked at."""
+    """Raise UserError if the report cannot be written, or its recordings read, before the look at test is taken."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,7 +224,7 @@ def run(options: Options) -> None:
 def log_look(
     ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], fingerprint: str, texts: Mapping[str, str]
 ) -> int:
-    """Log a look at test, before anybody has had it; return how many came before."""
+    """Log a look at test before any metric is shown; return the number of earlier looks."""
     names = [sweep.name for sweep in sweeps]
     settings = {
         "metric": "map10",
@@ -244,20 +244,19 @@ def log_look(
 
 
 def size_of(path: Path) -> str:
-    """A file's size, for people."""
+    """Return a file's size, human-readable."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
+    """Write a text file atomically."""
     with appearing_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "report.py", __doc__, Command(Options, run))
 
 

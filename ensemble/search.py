@@ -32,7 +32,7 @@ logger = logging.getLogger("chorale.search")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a search."""
+    """Command-line options of a search."""
 
     sentence: str | None = positional("sentence to search for (default: the lines of standard input)", None)
     ensemble: Path = option("ensemble.json, or the folder of an exported ensemble")
@@ -43,7 +43,7 @@ class Options:
 
 
 def sentences_of(options: Options) -> Iterable[str]:
-    """What is asked: a sentence, or the lines of standard input; nothing where files are only added."""
+    """Return the sentences to search for: the argument, or the lines of standard input; none if files are only added."""
     if options.sentence is not None:
         return [options.sentence]
     return () if options.add else (line.strip() for line in sys.stdin if line.strip())
@@ -72,7 +72,6 @@ def run(options: Options) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "search.py", __doc__, Command(Options, run))
 
 

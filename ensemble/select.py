@@ -61,12 +61,12 @@ from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.retrieval import METRICS
 
 BEST_SINGLE = "best single"
-"""The name of the best single candidate among the methods that are compared."""
+"""Name of the best single candidate among the compared methods."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a selection."""
+    """Command-line options of a selection."""
 
     metric: str = option("metric to maximise: map10, r1, ndcg10 (any number), mrr, ndcg", "map10")
     direction: Direction = option("text-to-audio or audio-to-text retrieval", "t2a")
@@ -100,7 +100,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberOptions:
-    """Where the members of an ensemble that was selected before are, and the split that they are read on."""
+    """Command-line options that locate the members of a selected ensemble on a split."""
 
     ensemble: Path = positional("ensemble.json to read")
     split: Which = option("split to read", "test")
@@ -116,14 +116,14 @@ class MemberOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(MemberOptions):
-    """The options of an export."""
+    """Command-line options of the export of an index."""
 
     out: Path | None = option("folder of the index (default: that of ensemble.json)", None)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Candidates with their scores on validation, and how they are to be combined."""
+    """Candidates with their scores on the validation split, and the config of the selection."""
 
     ledger: Ledger
     sweeps: Sequence[Sweep]
@@ -142,13 +142,13 @@ def read(
     direction: str,
     files: Mapping[str, str] | None = None,
 ) -> Matrices:
-    """Return the candidates' scores on a split, as they are fused, in a direction."""
+    """Return the candidates' scores on a split, in a direction and with a fusion applied."""
     found = pool.load(ledger, candidates, which, files)
     return score_matrices.fused(score_matrices.transposed(found) if direction == "a2t" else found, fusion)
 
 
 def compressed(source: Matrices, candidates: Sequence[Candidate], metric: str) -> Live:
-    """Return what matters of a pool, its candidates called by their keys."""
+    """Return the pruned pool of a pool, with candidates named by their keys."""
     return replace(compress(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
@@ -186,7 +186,9 @@ def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Consol
 
 
 def redoing_epochs(task: Task) -> tuple[cross_validation.LiveOf, bool]:
-    """Return what chooses the candidates' epochs on some queries, and whether all of them kept their epochs."""
+    """Return the function that chooses the candidates' epochs on some queries, and whether all candidates kept their
+    epochs.
+    """
     options = task.options
     kept = epoch_choice.find(task.ledger, task.candidates)
 
@@ -205,7 +207,7 @@ def redoing_epochs(task: Task) -> tuple[cross_validation.LiveOf, bool]:
 
 
 def select(options: Options) -> None:
-    """Select an ensemble, explain it, and look at test once."""
+    """Select an ensemble, explain it, and compute its test metrics once."""
     console = Console(soft_wrap=True, highlight=False)
     task = read_task(options)
     live, rules, sweeps, runs = task.live, task.rules, task.sweeps, options.ledger.location
@@ -238,14 +240,14 @@ def select(options: Options) -> None:
 
 
 def copy_whole(path: Path, to: Path) -> Path:
-    """Copy a file, which appears whole or not at all; return where it is."""
+    """Copy a file atomically; return its new path."""
     with appearing_whole(to) as temporary:
         shutil.copyfile(path, temporary)
     return to
 
 
 def describe(task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
-    """Return the record of a selection, with its figures on validation."""
+    """Return the record of a selection, with its metrics on the validation split."""
     options, candidates, live = task.options, task.candidates, task.live
     metrics = list(dict.fromkeys([options.metric, *METRICS]))
     best = live.best_first()[0]
@@ -283,7 +285,7 @@ def cross_validate(
     compared: Mapping[str, Selection],
     others: Mapping[str, Rules],
 ) -> Ensemble:
-    """Return the ensemble with the figures of nested cross-validation, its own and those of the methods compared."""
+    """Return the ensemble with the metrics of nested cross-validation, its own and those of the compared methods."""
     live_of, redoes_epochs = redoing_epochs(task)
     fold_Q = cross_validation.folds_of(task.live.group_Q, task.options.folds)
 
@@ -299,7 +301,7 @@ def cross_validate(
 
 
 def look_at_test(ensemble: Ensemble, task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
-    """Return the ensemble with the figures on test: its own, the best single candidate's and all other methods'."""
+    """Return the ensemble with the metrics on test: its own, the best single candidate's and all other methods'."""
     candidates, history, best = task.candidates, build.growth(selection), task.live.best_first()[0]
     members = {model for one in (selection, *compared.values()) for model in one.members}
     looked_at = sorted({*members, *history, best})
@@ -363,7 +365,6 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "select.py", __doc__, Command(Options, select), COMMANDS)
 
 

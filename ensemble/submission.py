@@ -33,12 +33,12 @@ from trainables.records.mlflow_ledger import LedgerOptions
 logger = logging.getLogger("chorale.submission")
 
 SPLIT = "clotho/challenge"
-"""Both years' sentences and clips: the predictions of 2025's baseline, too, are of retrieval_audio and its captions."""
+"""Evaluation set of both years: the predictions of 2025's baseline are for retrieval_audio and its captions, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The challenge's evaluation set, and its format."""
+    """Command-line options that locate the evaluation set, and its format."""
 
     evaluation: str = option("folder or URI of the store with the evaluation set", metavar="STORE")
     split: str = option("split of the evaluation set", SPLIT)
@@ -48,14 +48,14 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidateOptions(EvaluationOptions):
-    """The submission to look through."""
+    """Command-line options of the validation of a submission."""
 
     zip: Path = positional("zip file of the submission")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorOptions:
-    """What only its authors can say of a submission."""
+    """Command-line options with information that only the authors have."""
 
     authors: Path | None = option(
         "YAML list of lastname, firstname, email, corresponding, affiliation", None, metavar="FILE")  # fmt: skip
@@ -69,7 +69,7 @@ class AuthorOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(EvaluationOptions):
-    """The options of a submission."""
+    """Command-line options of a submission."""
 
     ensemble: tuple[Path, ...] = option(
         f"ensemble.json of each system, at most {MOST_SYSTEMS}", metavar="FILE")  # fmt: skip
@@ -91,7 +91,7 @@ def write(
     options: Options, format_name: str, evaluation: Evaluation, systems: Sequence[System], scores: Sequence[Scores],
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
-    """Write the submission: each system's answers and description, and all of them in one zip."""
+    """Write the submission: each system's output and metadata, and all of them in one zip."""
     challenge = formats.challenge(format_name)
     prefix = label_of(options.told.label, authors)
     out = options.out
@@ -118,12 +118,12 @@ def write(
 
 
 def nth(values: Sequence[str], number: int) -> str | None:
-    """What was given for a system, counted from 1."""
+    """Return the value given for a system, counted from 1."""
     return values[number - 1] if values else None
 
 
 def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
-    """Name the files that no member could hear, and the queries that the store has set aside with them."""
+    """Log the files that could not be decoded, which are ranked last, and the skipped queries."""
     for name, reason in evaluation.unheard.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:
@@ -131,7 +131,7 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
 
 
 def check(path: Path, format_name: str, evaluation: Evaluation) -> int:
-    """Look through a submission; the exit status is 1 where something is wrong."""
+    """Validate a submission and log its problems; return the exit status, 1 if there are any."""
     found = validation.problems(path, format_name, evaluation)
     for problem in found:
         logger.error("wrong: %s", problem)
@@ -148,13 +148,13 @@ def check(path: Path, format_name: str, evaluation: Evaluation) -> int:
 
 
 def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, Evaluation]:
-    """Return the split that is evaluated, and what the challenge asks about it."""
+    """Return the split of the evaluation set, and the evaluation set."""
     split = open_split(Store.of(options.evaluation), options.split)
     return split, formats.evaluation_of(split)
 
 
 def submit(options: Options) -> int:
-    """Write a submission and look through it; the exit status is 1 where something has to be put right."""
+    """Write a submission and validate it; the exit status is 1 if something must be corrected."""
     split, evaluation = read_evaluation(options)
     format_name = options.format or "dcase2023"
     formats.require_files(format_name, evaluation)
@@ -186,7 +186,6 @@ def validate(options: ValidateOptions) -> int:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     others = {"validate": Command(ValidateOptions, validate)}
     return run_command(argv, "submission.py", __doc__, Command(Options, submit), others)
 

@@ -1,1 +1,1 @@
-"""Spaces of trials, and the sweep that runs them."""
+"""Sweeps: spaces of trials, and the command that runs them."""

@@ -46,7 +46,7 @@ Scheduler = Literal["none", "asha"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceOptions:
-    """What a sweep trains."""
+    """Command-line options that determine the trials of a sweep."""
 
     space: str = option(f"space of trials: {', '.join(sorted(named()))}, or path/to/file.py:function", "demo")
     splits: SplitOptions = group("data")
@@ -60,7 +60,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """The options of a sweep and of a retraining."""
+    """Command-line options shared by sweeps and retrainings."""
 
     ledger: LedgerOptions = group("results")
     name: str = option("name of the sweep (default: the date)", "")
@@ -75,7 +75,7 @@ class SweepOptions:
         "concurrent trials (default: one per GPU or CPU)", None, type=positive, section="compute")  # fmt: skip
 
     def resources_by_stage(self, found: Sequence[Bundle], num_trials: int) -> dict[str, Resources]:
-        """Return what the workers of each stage's trials get. Raises UserError where a trial could never be placed."""
+        """Return the resources of each stage's trials. Raises UserError if a trial could never be placed."""
         fine_tuning = share_out(found, self.compute.wish, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
         require_room(pretraining, found)
@@ -84,12 +84,12 @@ class SweepOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SweepOptions, SpaceOptions):
-    """The options of a sweep."""
+    """Command-line options of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrainOptions(SweepOptions, StoreOptions):
-    """The options of a retraining."""
+    """Command-line options of a retraining."""
 
     ensemble: Path = positional("ensemble.json whose members are retrained")
     retrain_from: From = option("first stage to retrain", "pretraining")
@@ -97,7 +97,7 @@ class RetrainOptions(SweepOptions, StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions:
-    """The options of a look at a sweep."""
+    """Command-line options of the status of a sweep."""
 
     ledger: LedgerOptions = group("results")
     name: str | None = option("name of the sweep (default: the newest)", None)
@@ -105,7 +105,7 @@ class StatusOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep trains, on what, and what the ledger keeps of it besides its trials."""
+    """Trials of a sweep, their store, and the description that the ledger keeps."""
 
     title: str
     command: str  # that continues it
@@ -117,7 +117,7 @@ class Plan:
 
 
 def run_space(options: Options) -> int:
-    """Run the sweep of a space; the exit status is 1 where a trial didn't finish."""
+    """Run the sweep of a space; the exit status is 1 if a trial did not finish."""
     named_space = space(options.space)  # an unknown one is refused before anything is started
     options = with_name(options)
     store, corpus = Store.of(options.splits.store), options.splits.corpus
@@ -168,12 +168,12 @@ def retrain(options: RetrainOptions) -> int:
 
 
 def with_name(options: OptionsT) -> OptionsT:
-    """Return the options with the date as name, where they have none."""
+    """Return the options with the date as name if they have none."""
     return replace(options, name=options.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}")
 
 
 def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> tuple[Stages, int]:
-    """Run the trials of a sweep that aren't finished; return all by stage, and how many didn't finish.
+    """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
 
     After a dry run there are none.
     """
@@ -234,7 +234,7 @@ def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> tuple[
 
 
 def describe_sweep(plan: Plan, lines: Mapping[str, Line]) -> dict[str, Any]:
-    """Return what the ledger keeps of a sweep besides its trials' signatures."""
+    """Return the description that the ledger keeps of a sweep, besides its trials' signatures."""
     return {
         **plan.description,
         "store": str(plan.store),
@@ -246,7 +246,7 @@ def describe_sweep(plan: Plan, lines: Mapping[str, Line]) -> dict[str, Any]:
 
 
 def start_cluster(options: SweepOptions) -> list[Bundle]:
-    """Start Ray, or join the cluster of RAY_ADDRESS, and return what its nodes have.
+    """Start Ray, or join the cluster at RAY_ADDRESS, and return the resources of its nodes.
 
     The processes of a cluster that is started here import what trains while this one prepares the sweep.
     """
@@ -261,7 +261,7 @@ def start_cluster(options: SweepOptions) -> list[Bundle]:
 
 
 def built_splits(options: SplitOptions, store: Store) -> Splits:
-    """Prepare the built-in corpus, and return its splits."""
+    """Prepare the built-in corpus if it is used, and return the splits."""
     from data.preparation.build import prepare_if_absent
 
     prepare_if_absent(options.corpus, store)
@@ -269,7 +269,7 @@ def built_splits(options: SplitOptions, store: Store) -> Splits:
 
 
 def trials_of_space(options: Options, named_space: Space, splits: Splits, found: Sequence[Bundle]) -> list[Trial]:
-    """Return the trials of a space, with the seeds that are asked for."""
+    """Return the trials of a space, with the requested seeds."""
     from trainables.execution.nodes import fastest_precision_on
 
     precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, found)
@@ -278,7 +278,7 @@ def trials_of_space(options: Options, named_space: Space, splits: Splits, found:
 
 
 def trials_to_retrain(retrainings: Sequence[Retraining]) -> list[Trial]:
-    """Return the members that are to be trained on all splits. Raises UserError where there are none."""
+    """Return the members' trials on all splits. Raises UserError if there are none."""
     wanted = list(dict.fromkeys(one.trial for one in retrainings if one.is_retrained))
     if not wanted:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
@@ -286,7 +286,7 @@ def trials_to_retrain(retrainings: Sequence[Retraining]) -> list[Trial]:
 
 
 def require_name_of_its_own(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
-    """Raise UserError where a retraining would take the place of the ensemble that it is of, or of another sweep."""
+    """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
     if path.resolve() == options.ensemble.resolve():
         raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
     if options.name in ledger.sweep_names() and ledger.sweep(options.name).description.get("retrain") != identity:
@@ -310,7 +310,7 @@ def write_retrained(
 
 
 def what_each_gets(resources: Mapping[str, Resources], found: Sequence[Bundle], max_concurrent: int | None) -> str:
-    """In words: how many trials run at a time, and on what."""
+    """Return in words how many trials run at a time, and on which resources."""
     one = resources["fine-tuning"]
     at_once = places(one, found) // one.workers
     each = f"{one.gpus_per_worker:g} GPU" if one.gpus_per_worker else "CPU"
@@ -333,7 +333,7 @@ def show_status(options: StatusOptions) -> None:
 
 
 def command_line(options: SweepOptions, *words: str) -> str:
-    """Return the command that goes on with this sweep."""
+    """Return the command that resumes this sweep."""
     found = ["python", "sweeps/grid.py", *words]
     for name, value in changed_options(options).items():
         if name != "ensemble":
@@ -343,7 +343,7 @@ def command_line(options: SweepOptions, *words: str) -> str:
 
 
 def look_command(tracking_uri: str) -> str:
-    """How to look at the runs."""
+    """Return the command that shows the runs in MLflow."""
     if tracking_uri.startswith("http"):
         return f"{tracking_uri} in a browser"
     return f"mlflow ui --backend-store-uri {tracking_uri}"
@@ -364,7 +364,6 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "grid.py", __doc__, Command(Options, run_space), COMMANDS)
 
 

@@ -22,24 +22,24 @@ from trainables.trial import Precision, Trial
 Space = Callable[[Splits, Precision], list[Trial]]
 
 CNN_RATE, PASST_RATE = recipes.SMALL_RATE, 7e-4
-"""Peak rates that the small audio encoders learn well at from scratch; few others were tried."""
+"""Peak learning rates for the small audio encoders from random weights; few others were tried."""
 
 TEXT_ENCODERS = ("bert-base", "roberta-base", "bert-large", "roberta-large")
-"""Of the paper, in the order of its Table 2."""
+"""Text encoders of the paper, in the order of its Table 2."""
 
 PAPER_PAIRS = {"passt:N": TEXT_ENCODERS, "passt:S": TEXT_ENCODERS, "passt:S15": ("bert-large", "roberta-large")}
-"""The pairs of the paper's Table 2 (the text encoders of each audio encoder)."""
+"""Encoder pairs of the paper's Table 2: the text encoders of each audio encoder."""
 
 FIGURE_2_SEEDS = 3
-"""Of fine-tuning, over one pretraining (Figure 2 of the paper)."""
+"""Number of seeds of the fine-tunings in Figure 2 of the paper, over one pretraining."""
 
 RATES = (4e-6, 8e-6, 1.6e-5)
 PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
-"""What `full` fine-tunes with: peak rates around the paper's 8e-6, and shares of paraphrases around its 0.3."""
+"""Peak rates and paraphrase probabilities of the fine-tunings in `full`, around the paper's 8e-6 and 0.3."""
 
 
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
-    """Three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
+    """Return three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
 
     The pairs are pretrained apart, so that an ensemble of them gains. Fine-tuning takes two epochs: after the first,
     while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower, the
@@ -61,7 +61,7 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small(splits: Splits, precision: Precision) -> list[Trial]:
-    """Two audio times two text encoders on a small corpus of recordings, without paraphrases.
+    """Return two audio times two text encoders on a small corpus of recordings, without paraphrases.
 
     Pairs that were pretrained apart err apart, which is what an ensemble lives on: fine-tunings of one pretraining add
     little to each other (measured on 240 clips of real recordings).
@@ -79,7 +79,7 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
-    """The trials of `small`, and each of its fine-tunings with paraphrases, too, as in Figure 2 of the paper."""
+    """Return the trials of `small`, and each fine-tuning with paraphrases as well, as in Figure 2 of the paper."""
     return [
         replace(trial, paraphrase_probability=probability)
         for trial in small(splits, precision)
@@ -88,7 +88,7 @@ def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def table2(splits: Splits, precision: Precision) -> list[Trial]:
-    """Every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
+    """Return every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
 
     The ten pairs, pretrained and fine-tuned with paraphrases; PaSST-N with roberta-large also without them, and as it
     comes from pretraining; both of its fine-tunings with the three seeds of Figure 2; CNN14 with bert-base by the same
@@ -117,7 +117,7 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def full(splits: Splits, precision: Precision) -> list[Trial]:
-    """Every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
+    """Return every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
 
     CNN14 is one of them; all-mpnet-base-v2, which only the baseline uses, isn't.
     """
@@ -137,7 +137,7 @@ def full(splits: Splits, precision: Precision) -> list[Trial]:
 def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
-    """A pretraining of a small audio and a small text encoder, both from random weights."""
+    """Return a pretraining of a small audio and a small text encoder, both from random weights."""
     trial = recipes.small(audio, text, splits, precision)
     return replace(trial, schedule=replace(trial.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs))
 
@@ -150,7 +150,7 @@ def fine_tuning(
     warmup_epochs: float = 1.0,
     paraphrase_probability: float = 0.0,
 ) -> Trial:
-    """A fine-tuning on the split to train on, at a share of its pretraining's peak rate."""
+    """Return a fine-tuning on the training split, at a share of its pretraining's peak rate."""
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
         pretraining,
@@ -162,12 +162,12 @@ def fine_tuning(
 
 
 def once(*trials: Trial) -> list[Trial]:
-    """The trials, each once."""
+    """Return the trials, each once."""
     return list(dict.fromkeys(trials))
 
 
 def with_seeds(wanted: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
-    """The trials with further seeds: their own and those that follow it, as many as asked for; each trial once.
+    """Return the trials with further seeds, following their own; each trial once.
 
     `seeds` is for fine-tunings, over one pretraining; a trial without a pretraining stays as it is. `pretraining_seeds`
     is for pretrainings, and a fine-tuning's own seed goes along unless `seeds` gives it several: with both there are
@@ -183,13 +183,13 @@ def with_seeds(wanted: Sequence[Trial], seeds: int | None = None, pretraining_se
 
 
 def shifted(trial: Trial, shift: int) -> Trial:
-    """The trial with its seed raised, and those of the pretrainings that it comes from."""
+    """Return the trial with its seed, and the seeds of its pretrainings, increased."""
     parent = shifted(trial.pretraining, shift) if trial.pretraining else None
     return replace(trial, seed=trial.seed + shift, pretraining=parent)
 
 
 def check(wanted: object) -> list[Trial]:
-    """The trials of a space, if they can be one sweep. Raises UserError for what can't.
+    """Return the trials of a space. Raises UserError if they cannot be one sweep.
 
     That is: anything but a list of trials, with at least one; a trial that is there twice; trials that don't validate
     and test on the same splits, pretrainings included, as they couldn't be in one pool; and one that is trained on what
@@ -223,14 +223,14 @@ def check(wanted: object) -> list[Trial]:
 
 
 def chain(trial: Trial) -> Iterator[Trial]:
-    """A trial, its pretraining, and so on."""
+    """Yield a trial, its pretraining, and so on."""
     yield trial
     if trial.pretraining:
         yield from chain(trial.pretraining)
 
 
 def named() -> dict[str, Space]:
-    """The spaces of this file by name: its functions that take splits and a precision and return trials."""
+    """Return the spaces of this file by name: its functions that take splits and a precision and return trials."""
     functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
     return {
         name: function
@@ -240,7 +240,9 @@ def named() -> dict[str, Space]:
 
 
 def space(name: str) -> Space:
-    """A space by name, or one of your own as 'path/to/file.py:function'; what is unknown is answered with the known."""
+    """Return a space by name, or a user's as 'path/to/file.py:function'. Raises UserError that lists the known ones for
+    an unknown name.
+    """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return own_space(Path(path), function)
@@ -250,7 +252,7 @@ def space(name: str) -> Space:
 
 
 def own_space(path: Path, function: str) -> Space:
-    """A function of a Python file, which is run for it. What is wrong with either is named by the file and its line."""
+    """Return a function of a Python file. Errors name the file and the line."""
     if not path.is_file():
         raise UserError(f"{path} is absent: a space of your own is named as path/to/file.py:function")
     try:
@@ -276,7 +278,7 @@ def own_space(path: Path, function: str) -> Space:
 
 
 def reason(path: Path, error: Exception) -> str:
-    """What went wrong, and in which line of a file."""
+    """Return what went wrong, and in which line of a file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{f'line {lines[-1]}: ' if lines else ''}{kind}{error}"

@@ -1,1 +1,1 @@
-"""Train one dual encoder: encoders, loss, loop, and the embeddings that selection reads."""
+"""Training of one dual encoder: trials, encoders, loss, loop, and the embeddings that selection reads."""

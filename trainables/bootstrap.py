@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the metrics of retrieval."""
+"""Bootstrap confidence intervals of retrieval metrics."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from trainables.retrieval import PerQuery, Relevance
 def bootstrap_interval(
     per_query: PerQuery, relevant: Relevance, seed: int = 0, draws: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile bootstrap interval of a metric's mean (Efron 1979).
+    """Return the percentile bootstrap interval (low, high) of a metric's mean over queries (Efron 1979).
 
     Groups of queries are drawn with replacement, so that captions of one clip stay together.
     """

@@ -29,7 +29,7 @@ logger = logging.getLogger("chorale.embed")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of embed.py."""
+    """Command-line options of embed.py."""
 
     checkpoint: str = option(
         "folder of a trained model, or the signature or MLflow run of a trial in --runs", metavar="MODEL"
@@ -41,7 +41,9 @@ class Options:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """The sentences of a file: a .csv's column `caption`, else a line each. Raises UserError for one that is empty."""
+    """Return the sentences of a file: the column `caption` of a CSV file, otherwise its lines. Raises UserError if
+    there is none.
+    """
     if path.suffix.lower() == ".csv":
         found = [(row["caption"], row.origin) for row in read_csv(path, ["caption"])]
     else:
@@ -49,31 +51,31 @@ def read_sentences(path: Path) -> list[str]:
         found = [(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     for sentence, origin in found:
         if not normalise(sentence):
-            raise UserError(f"{origin}: no word is left of {sentence!r}: there is nothing to embed")
+            raise UserError(f"{origin}: {sentence!r} contains no word: remove the line")
     if not found:
         raise UserError(f"{path} holds no sentence")
     return [sentence for sentence, _ in found]
 
 
 def model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
-    """Return the folder of a trained model: that folder, or that of a trial by its signature or by its run."""
+    """Return the folder of a trained model, given as a folder, a trial's signature or the id of its MLflow run."""
     runs = ledger.location
     if (Path(name) / TRIAL_FILE).exists():
         return Path(name)
     if "/" not in name and runs.has_model(name):
         return runs.model(name, scratch)
     if Path(name).exists():
-        raise UserError(f"{name} holds no trained model ({TRIAL_FILE} is absent)")
+        raise UserError(f"{name} holds no trained model ({TRIAL_FILE} is missing)")
     signature = ledger.open().signature_of(name)
     if signature is None or not runs.has_model(signature):
         raise UserError(
-            f"{name!r} is neither a model's folder nor a trial in {runs}, by signature or run, with a model"
+            f"{name!r} is neither the folder of a model nor the signature or MLflow run of a trained trial in {runs}"
         )
     return runs.model(signature, scratch)
 
 
 def run(options: Options) -> None:
-    """Embed what the options name, and write it."""
+    """Embed the audio files and sentences that the options name, and write the Arrow file."""
     if options.audio is None and options.captions is None:
         raise UserError("nothing to embed: give --audio DIR, --captions FILE or both")
     paths = audio_files(options.audio) if options.audio else []
@@ -86,7 +88,7 @@ def run(options: Options) -> None:
         trial, model = load_trial(folder), load_model(folder)
     audio, embedded, refused = embed_files(model.to(fastest_device()), trial, paths)
     for path, reason in refused.items():
-        logger.warning("left out: %s: %s", path, reason)
+        logger.warning("skipped: %s: %s", path, reason)
     if paths and not embedded:
         raise UserError(f"{options.audio}: none of its {len(paths)} audio files can be decoded")
     found = Embeddings(
@@ -107,7 +109,6 @@ def run(options: Options) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "embed.py", __doc__, Command(Options, run))
 
 

@@ -46,17 +46,17 @@ logger = logging.getLogger("chorale.pretrain")
 
 ASK_EVERY_S = 2.0
 SAY_EVERY_S = 10.0
-"""Between two lines of progress where there is no terminal to renew one on."""
+"""Interval in seconds between two lines of progress on outputs that are not a terminal."""
 
 
 SETTINGS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
 OF_SCHEDULE = ("epochs", "peak_rate", "final_rate")
-"""Options that are fields of a trial, and of its schedule."""
+"""Names of the options that are fields of a trial, and of its schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions:
-    """What is trained."""
+    """Command-line options of the trial to train."""
 
     recipe: str = option(f"training settings: {', '.join(recipes.named())}", "small")
     audio: str = option(f"audio encoder as family:variant; families: {', '.join(families('audio'))}", "cnn:small5")
@@ -75,7 +75,7 @@ class TrialOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options of a pretraining."""
+    """Command-line options of a pretraining."""
 
     splits: SplitOptions = group("data")
     ledger: LedgerOptions = group("results")
@@ -84,7 +84,9 @@ class Options:
 
 
 class ProgressLine:
-    """A line that says how far a training is, by what MLflow has of it: renewed on a terminal, or now and then."""
+    """Line that shows the progress of a training as logged in MLflow: updated on a terminal, printed now and then
+    elsewhere.
+    """
 
     def __init__(self, tracking_uri: str, run_id: str, epochs: int) -> None:
         self.tracking_uri, self.run_id, self.epochs = tracking_uri, run_id, epochs
@@ -106,7 +108,7 @@ class ProgressLine:
         self.live.stop()
 
     def follow(self) -> None:
-        """Ask MLflow every few seconds."""
+        """Read the latest metrics from MLflow every few seconds."""
         log = Log(self.tracking_uri, self.run_id)
         said, said_at = "", time.monotonic()
         while not self.ended.wait(ASK_EVERY_S):
@@ -119,7 +121,7 @@ class ProgressLine:
 
 
 def progress(metrics: Mapping[str, float], epochs: int) -> str:
-    """How far a training is, in one line."""
+    """Return the progress of a training as one line."""
     step = {name.removeprefix(STEP): value for name, value in metrics.items() if name.startswith(STEP)}
     best = (
         f", best mAP@10 {metrics['best_map10']:.4f} (epoch {metrics['best_epoch']:.0f})"
@@ -134,7 +136,7 @@ def progress(metrics: Mapping[str, float], epochs: int) -> str:
 
 
 def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
-    """Return the recipe's trial, with what the command line sets otherwise."""
+    """Return the recipe's trial with the settings of the command line."""
     precision = options.precision or fastest_precision()
     trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
     own, of_schedule = ({name: value for name, value in changed_options(options).items() if name in names}
@@ -143,9 +145,9 @@ def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
 
 
 def run(options: Options) -> int:
-    """Train as the command line says, and return the exit status."""
+    """Train as the options say, and return the exit status."""
     settings, compute = options.trial, options.compute
-    recipes.recipe(settings.recipe)  # what is unknown is refused before anything is imported that takes time
+    recipes.recipe(settings.recipe)  # refuse unknown names before slow imports
     encoders.choose("audio", settings.audio)
     encoders.choose("text", settings.text)
     from data.preparation.build import prepare_if_absent
@@ -160,12 +162,12 @@ def run(options: Options) -> int:
     signature = compute_signature(trial, whole.location, weights)
     ledger = options.ledger.create()
     if found := ledger.finished(signature):
-        logger.info("%s is finished already.", trial.name)
+        logger.info("%s has already finished.", trial.name)
         show(ledger.best_metrics(found), signature)
         return 0
     lease = leases.acquire(runs, signature)
     if isinstance(lease, Holder):
-        raise UserError(f"{trial.name} is being trained by {lease}: wait for it, or end it")
+        raise UserError(f"{trial.name} is being trained by {lease}: wait until it ends, or stop it")
     start_ray()
     cluster = nodes()
     whole_gpus = max(1.0, compute.gpus_per_worker or 1.0)
@@ -188,7 +190,7 @@ def run(options: Options) -> int:
 
 
 def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
-    """Train through Ray Train, and note in the ledger where that doesn't come to its end."""
+    """Train with Ray Train, and mark the run in the ledger as failed if that raises."""
     from trainables.execution.ray_adapter import fit
 
     try:
@@ -196,7 +198,7 @@ def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
             return fit(work)
     except KeyboardInterrupt:
         ledger.give_up(work.run_id, "KILLED")
-        logger.info("Interrupted. To go on from the last checkpoint, give the same command again.")
+        logger.info("Interrupted. Re-run the same command to resume from the last checkpoint.")
         raise
     except Exception:
         if work.lease.is_held(work.site.runs):
@@ -205,14 +207,13 @@ def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
 
 
 def show(metrics: Metrics, signature: str) -> None:
-    """The best epoch, on the validation split."""
+    """Print the metrics of the best epoch on the validation split."""
     scores = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in METRICS)
     Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
     return run_command(argv, "pretrain.py", __doc__, Command(Options, run))
 
 

@@ -1,7 +1,7 @@
-"""Named recipes: how models are pretrained, and how one is fine-tuned from there.
+"""Named recipes: settings of a pretraining, and of the fine-tuning that starts from it.
 
-The paper is P. Primus, K. Koutini and G. Widmer, "CP-JKU's submission to task 6b of the DCASE2023 challenge". Figures
-that aren't in it are from the settings that its authors published with their code, or assumed; each says which. A
+The paper is P. Primus, K. Koutini and G. Widmer, "CP-JKU's submission to task 6b of the DCASE2023 challenge". Values
+that it doesn't give are from the settings that its authors published with their code, or assumed; each says which. A
 recipe is a function from encoders and splits to a full Trial: variants derive from that with `dataclasses.replace`.
 """
 
@@ -17,17 +17,17 @@ from trainables.schedule import Plateau, Schedule
 from trainables.trial import Precision, Trial
 
 Recipe = Callable[[str, str, Splits, Precision], Trial]
-"""Audio and text encoder as 'family:variant', splits and precision -> a pretraining."""
+"""Function from the audio and text encoder as 'family:variant', splits and precision to a pretraining."""
 
 PAPER_PARAPHRASES = 0.3
-"""The probability of a paraphrase in fine-tuning (section 3.2 of the paper)."""
+"""Probability of a paraphrase in fine-tuning (section 3.2 of the paper)."""
 
 SMALL_RATE = 1e-3
-"""A peak rate that the small audio encoders learn well at from scratch; few others were tried."""
+"""Peak learning rate for the small audio encoders from random weights; few others were tried."""
 
 
 def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """The paper's pretraining: 16 epochs of batches of 64, Adam from 2e-5 to 1e-7, NT-Xent.
+    """Return the paper's pretraining: 16 epochs of batches of 64, Adam from 2e-5 to 1e-7, NT-Xent.
 
     From the paper: batch size, rates, cosine decay, epochs (15, and one to warm up), 1024 dimensions, 30 s of audio.
     From the authors' settings: the temperature, learned from 0.01; text dropout of 0.2 and SpecAugment of up to 48
@@ -53,7 +53,7 @@ def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
 def paper_fine_tuning(
     pretraining: Trial, splits: Splits, peak_rate: float = 8e-6, paraphrase_probability: float = PAPER_PARAPHRASES
 ) -> Trial:
-    """The paper's fine-tuning on Clotho: 5 epochs from 8e-6 to 1e-7, captions swapped for paraphrases.
+    """Return the paper's fine-tuning on Clotho: 5 epochs from 8e-6 to 1e-7, with captions replaced by paraphrases.
 
     From the paper: epochs, rates, the probability. Assumed: that the schedule has the shape of pretraining's, its first
     epoch warming up and its last one at the final rate.
@@ -68,7 +68,8 @@ def paper_fine_tuning(
 
 
 def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """DCASE 2023's own baseline for task 6b, with its encoders cnn14:dcase2023 and huggingface:all-mpnet-base-v2.
+    """Return DCASE 2023's own baseline for task 6b, with the encoders cnn14:dcase2023 and
+    huggingface:all-mpnet-base-v2.
 
     From its published code (https://github.com/xieh97/dcase2023-audio-retrieval, conf.yaml and models/): Clotho alone,
     clips of 30 s whole, frozen text, 300 dimensions, batches of 32, Adam at 1e-3, a temperature that stays at 0.07, at
@@ -103,7 +104,9 @@ def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Tri
 
 
 def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """Small encoders from random weights on one machine; the figures were chosen on small corpora of recordings."""
+    """Return a pretraining of small encoders from random weights, for one machine; its settings were chosen on small
+    corpora of recordings.
+    """
     return replace(
         paper(audio, text, splits, precision),
         schedule=Schedule(SMALL_RATE, SMALL_RATE / 50, epochs=6, final_epochs=0),
@@ -114,7 +117,7 @@ def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
 
 
 def named() -> dict[str, Recipe]:
-    """The recipes of this file for a pretraining, by name."""
+    """Return the recipes for a pretraining, by name."""
     arguments = list(inspect.get_annotations(paper).values())
     functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
     return {
@@ -123,7 +126,7 @@ def named() -> dict[str, Recipe]:
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name; an unknown one is answered with the known."""
+    """Return a recipe by name. Raises UserError that lists the known recipes for an unknown name."""
     if name not in named():
         raise unknown_name("recipe", name, sorted(named()))
     return named()[name]

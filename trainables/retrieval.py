@@ -1,4 +1,4 @@
-"""Scores, ranks, and the metrics of retrieval.
+"""Retrieval metrics: ranks of relevant clips, mAP@k, R@k, MRR and nDCG.
 
 Shapes: Q queries, A audio clips, P (query, relevant clip) pairs. Scores are [Q, A], higher is better. All metrics are
 fractions from 0 to 1.
@@ -19,15 +19,15 @@ Scores = NDArray[np.floating[Any]]
 PerQuery = NDArray[np.float64]
 
 METRICS = ("map10", "r1", "r5", "r10")
-"""What is reported of a system wherever several figures are: mAP@10, R@1, R@5 and R@10."""
+"""Metrics reported wherever several are: mAP@10, R@1, R@5 and R@10."""
 
 TITLES = {"map10": "mAP@10", "map16": "mAP@16", "r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "ndcg": "nDCG"}
-"""What metrics are called in tables; others go by their names."""
+"""Titles of metrics in tables; other metrics are shown by name."""
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """Which clips answer which queries: pair p says that clip `clip_P[p]` answers query `query_P[p]`.
+    """Relevant clips of queries: pair p states that clip `clip_P[p]` is relevant to query `query_P[p]`.
 
     `group_Q` says which queries belong together: captions of one clip aren't independent of each other.
     """
@@ -38,12 +38,12 @@ class Relevance:
 
     @property
     def num_queries(self) -> int:
-        """Q."""
+        """Number of queries, Q."""
         return len(self.group_Q)
 
 
 def relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str]) -> Relevance:
-    """Relevance from ids; queries with the same relevant clips belong together.
+    """Return the relevance of clips given by ids; queries with the same relevant clips form a group.
 
     Raises UserError where a query has no relevant clip, or one that isn't among `clip_ids`.
     """
@@ -62,10 +62,21 @@ def relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str
 
 
 def ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
-    """The rank, from 1, of each pair's clip among all clips [P].
+    """Return the rank, from 1, of each pair's clip among all clips [P].
 
-    A clip with the same score counts as better, so that a model that answers a constant ranks everything last. A score
-    that isn't finite is an error.
+    A clip with an equal score counts as better, so that a constant model ranks everything last.
+
+    Args:
+        scores_QA: scores of Q queries and A clips, higher is better.
+        relevant: the P pairs of queries and relevant clips.
+
+    Raises:
+        UserError: if a score isn't finite.
+
+    Example:
+        >>> relevant = Relevance(np.array([0]), np.array([1]), np.array([0]))
+        >>> compute_ranks(np.array([[0.9, 0.5, 0.1]]), relevant)
+        array([2])
     """
     if not np.isfinite(scores_QA).all():
         raise UserError("scores must be finite")
@@ -79,7 +90,8 @@ def ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
 
 
 def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """AP@k of each query [Q]: the precision at each hit within k, summed, divided by the number of relevant clips.
+    """Return AP@k of each query [Q]: the sum of the precision at each hit within k, divided by the number of relevant
+    clips.
 
     DCASE's definition (2025); with one relevant clip at rank r it is 1 / r within k and 0 beyond.
     """
@@ -93,22 +105,23 @@ def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -
 
 
 def recall(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """R@k of each query [Q]: the share of its relevant clips among the first k."""
+    """Return R@k of each query [Q]: the share of its relevant clips among the first k."""
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
     return np.bincount(relevant.query_P, weights=ranks_P <= k, minlength=relevant.num_queries) / counts
 
 
 def reciprocal_rank(ranks_P: NDArray[np.int64], relevant: Relevance) -> PerQuery:
-    """One over the rank of the first relevant clip [Q]."""
+    """Return the reciprocal of the rank of the first relevant clip of each query [Q]."""
     best = np.zeros(relevant.num_queries)
     np.maximum.at(best, relevant.query_P, 1.0 / ranks_P)
     return best
 
 
 def discounted_gain(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """nDCG@k of each query [Q] with gains of 0 or 1: the sum of 1 / log2(1 + rank) over its relevant clips within k.
+    """Return nDCG@k of each query [Q] with gains of 0 or 1: the sum of 1 / log2(1 + rank) over its relevant clips
+    within k.
 
-    As a share of what the best order gives (Järvelin and Kekäläinen 2002).
+    It is normalised by the value of the best order (Järvelin and Kekäläinen 2002).
     """
     gain_P = np.where(ranks_P <= k, 1 / np.log2(1 + ranks_P), 0.0)
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
@@ -122,7 +135,19 @@ Metric = Callable[[NDArray[np.int64], Relevance], PerQuery]
 
 
 def metric(name: str) -> Metric:
-    """A metric by name: map10, r1, ndcg10 (any number), ndcg or mrr. An unknown name's error says which there are."""
+    """Return a metric by name: a function of ranks [P] and relevance that returns a value for each query [Q].
+
+    Args:
+        name: mapK, rK or ndcgK for any K (map10, r1, ndcg10), ndcg or mrr.
+
+    Raises:
+        UserError: if the name is unknown; it lists the known ones.
+
+    Example:
+        >>> relevant = Relevance(np.array([0]), np.array([1]), np.array([0]))
+        >>> find_metric("map10")(np.array([2]), relevant)
+        array([0.5])
+    """
     match = re.fullmatch(r"(map|r|ndcg)([1-9]\d*)", name)
     if name == "mrr":
         return reciprocal_rank
@@ -137,6 +162,17 @@ def metric(name: str) -> Metric:
 
 
 def evaluate(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> dict[str, float]:
-    """The metrics' means over queries."""
+    """Return the means of metrics over queries, by name, as fractions.
+
+    Args:
+        scores_QA: scores of Q queries and A clips, higher is better.
+        relevant: the relevant clips of each query.
+        names: names of metrics, as `find_metric` takes them.
+
+    Example:
+        >>> relevant = build_relevance([["b"]], ["a", "b"])
+        >>> compute_metrics(np.array([[0.9, 0.5]]), relevant, ["map10", "r1"])
+        {'map10': 0.5, 'r1': 0.0}
+    """
     ranks_P = ranks(scores_QA, relevant)
     return {name: float(metric(name)(ranks_P, relevant).mean()) for name in names}

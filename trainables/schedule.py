@@ -1,4 +1,4 @@
-"""The learning rate over a training."""
+"""Learning-rate schedules: warm-up with cosine decay, and reduction on plateaus."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, cosine decay, then the final rate.
+    """Schedule with linear warm-up, cosine decay, then a constant final rate.
 
     The authors' pretraining runs 16 epochs: it warms up over [0, 1), decays over [1, 15) and ends with an epoch at the
     final rate. Their fine-tuning is assumed to have the same shape over 5 epochs.
@@ -35,7 +35,7 @@ class Schedule:
             )
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """The learning rate after `epoch` epochs, a real number, whatever the losses."""
+        """Return the learning rate after `epoch` epochs, a real number; the losses are ignored."""
         if epoch < self.warmup_epochs:
             return self.peak_rate * epoch / self.warmup_epochs
         decay_end = self.epochs - self.final_epochs
@@ -45,13 +45,14 @@ class Schedule:
         return self.final_rate + (self.peak_rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Whether training ends after `epoch` epochs, whatever the losses."""
+        """Return whether training ends after `epoch` epochs; the losses are ignored."""
         return epoch >= self.epochs
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """The peak rate, cut each time the validation loss has stopped falling; training ends early once the loss stays.
+    """Schedule that reduces the peak rate each time the validation loss stops falling, and ends training once the loss
+    has settled.
 
     The rate is that of torch's ReduceLROnPlateau with `mode="min"` and `threshold_mode="abs"`, worked out from all
     losses so far, so that an interrupted training needs nothing else to go on with the same one.
@@ -80,7 +81,7 @@ class Plateau:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """The learning rate after the epochs that had these losses; it stays the same within an epoch."""
+        """Return the learning rate after the epochs with these losses; it is constant within an epoch."""
         rate, best, epochs_without = self.peak_rate, math.inf, 0
         for loss in validation_losses:
             if loss < best - self.threshold:
@@ -92,7 +93,7 @@ class Plateau:
         return rate
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Whether training ends after `epoch` epochs, which had these losses: the last ones hardly differ."""
+        """Return whether training ends after `epoch` epochs with these losses, because the last ones hardly differ."""
         if epoch < max(self.first_end, self.settled_epochs):
             return epoch >= self.epochs
         spread = np.std(validation_losses[-self.settled_epochs :])

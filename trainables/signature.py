@@ -1,4 +1,4 @@
-"""A trial's signature: 16 hexadecimal digits that stand for all that can change its result.
+"""Signatures of trials: 16 hexadecimal digits computed from everything that can change a trial's result.
 
 A signature is a function of the trial's config and of fingerprints: of the contents of the splits that it reads, of
 their exclusions, of the paraphrases if it uses them, and of the weights that it starts from. Settings that are at their
@@ -24,15 +24,17 @@ from trainables import encoders
 from trainables.trial import Trial
 
 TRAINING_VERSION = 3
-"""Part of every signature: raise it with a change after which the same config trains to another result."""
+"""Version of the training code, part of every signature. Raise it with a change that makes the same config train to
+another result.
+"""
 
 PLACES = ("model", "revision")
-"""Settings that say where weights are: their fingerprint stands in their place."""
+"""Settings that give the location of weights; the signature contains their fingerprint instead."""
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """What trials read, as short strings that change with the contents."""
+    """Fingerprints of what trials read: short strings that change with the contents."""
 
     splits: Mapping[str, str]  # by 'corpus/split'
     exclusions: Mapping[tuple[str, ...], str]  # by the splits that are trained on
@@ -41,7 +43,7 @@ class Fingerprints:
 
 
 def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
-    """Read what the signatures of trials and of their pretrainings depend on, each thing once.
+    """Read everything that the signatures of trials and of their pretrainings depend on, each item once.
 
     Published weights are those of the directory `weights`, or without one those that would be downloaded. Raises
     UserError for a split or paraphrases that the store lacks, and for weights that can't be found.
@@ -86,18 +88,20 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
 
 
 def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
-    """Return the signature of one trial on a store. For several, read their fingerprints once and `sign` each."""
+    """Return the signature of one trial on a store. For several trials, call `read_fingerprints` once and `sign` for
+    each.
+    """
     return sign(trial, read_fingerprints([trial], store, weights))
 
 
 def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return an encoder's family and settings, with its weights' fingerprint in place of where they lie."""
+    """Return an encoder's family and settings, with the fingerprint of its weights in place of their location."""
     described = {key: value for key, value in settings(config).items() if key not in PLACES}
     return described | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """Return the fields of a config that differ from their defaults; those without a default are always there."""
+    """Return the fields of a config that differ from their defaults, and the fields without a default."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

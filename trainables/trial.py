@@ -1,4 +1,4 @@
-"""A trial: everything that can change the result of one training (trainables/signature.py stands for it)."""
+"""Trial: the config of one training, with everything that can change its result."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from trainables.encoders.text import TextConfig
 from trainables.schedule import Plateau, Schedule
 
 TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
-"""Of a trained model: its config, which is among its run's artifacts, too, and its weights."""
+"""Files of a trained model: its config, which is also an artifact of its MLflow run, and its weights."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -24,7 +24,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fastest_precision() -> Precision:
-    """Return bfloat16 where this machine multiplies matrices in it, float32 elsewhere."""
+    """Return bfloat16 if this machine multiplies matrices in it, otherwise float32."""
     import torch
 
     if torch.cuda.is_available():
@@ -33,7 +33,7 @@ def fastest_precision() -> Precision:
 
 
 def fastest_cpu_precision() -> Precision:
-    """Return bfloat16 where this machine's processor multiplies matrices in it, float32 elsewhere.
+    """Return bfloat16 if this machine's processor multiplies matrices in it, otherwise float32.
 
     Linux lists what the processor has, which is quicker to read than torch is to import.
     """
@@ -48,7 +48,7 @@ def fastest_cpu_precision() -> Precision:
 
 @dataclass(frozen=True)
 class Trial:
-    """The config of one training. The defaults are the paper's, as far as a stage hasn't settings of its own.
+    """Config of one training. The defaults are the paper's, as far as they don't depend on the stage.
 
     With `pretraining` the training starts from the best epoch of that trial; its encoders and embedding size must be
     the same.
@@ -100,7 +100,7 @@ class Trial:
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
 
     def check_final_epoch(self) -> None:
-        """Raise UserError where training can't end after the final epoch without validation."""
+        """Raise UserError if training cannot end after the final epoch without validation."""
         if self.final_epoch is None:
             return
         if not 1 <= self.final_epoch <= self.schedule.epochs:
@@ -115,21 +115,21 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """How many it is trained for, at most."""
+        """Maximum number of epochs."""
         return self.final_epoch or self.schedule.epochs
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Whether training ends after `epoch` epochs, which had these losses."""
+        """Return whether training ends after `epoch` epochs with these losses."""
         return epoch >= self.epochs or self.schedule.is_over(epoch, validation_losses)
 
     @property
     def heard(self) -> set[str]:
-        """The splits that it, or its pretraining, is trained on."""
+        """Splits that the trial or its pretraining is trained on."""
         return {*self.train, *(self.pretraining.heard if self.pretraining else ())}
 
     @property
     def name(self) -> str:
-        """What tells this trial from others of its sweep, for people."""
+        """Human-readable name that distinguishes the trial from others of its sweep."""
         parts = [encoders.label(self.audio), encoders.label(self.text), f"rate {self.schedule.peak_rate:g}"]
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
@@ -139,7 +139,7 @@ class Trial:
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
-    """The trial as JSON; without a final epoch where it has none."""
+    """Return the trial as JSON; `final_epoch` is left out if it is None."""
     fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
     if trial.final_epoch is None:
         del fields["final_epoch"]
@@ -154,7 +154,7 @@ def to_json(trial: Trial) -> dict[str, Any]:
 
 
 def from_json(value: dict[str, Any]) -> Trial:
-    """The trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
+    """Return the trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
     if not isinstance(value, dict):
         raise UserError(f"not a trial: it must be settings by name, not {value!r}")
     settings = dict(value)
@@ -168,7 +168,7 @@ def from_json(value: dict[str, Any]) -> Trial:
 
 
 def load_trial(folder: Path) -> Trial:
-    """The config beside a model. Raises UserError where there is none."""
+    """Return the config of the model in a folder. Raises UserError if it is missing."""
     try:
         return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:

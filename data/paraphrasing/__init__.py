@@ -1,1 +1,1 @@
-"""Ask a chat model, or rules, for paraphrases of captions, and keep what they answer."""
+"""Paraphrasing of captions: ask a chat model, or apply rules, check the answers, and keep them."""

@@ -1,4 +1,4 @@
-"""What a chat model answers to the request for paraphrases: taken apart, and each sentence checked.
+"""Parsing of a chat model's answers into paraphrases, and checks of each sentence.
 
 The instruction asks for numbered sentences and nothing else; what comes has other numbering, quotes, introductions,
 explanations, thoughts, or is a refusal.
@@ -14,7 +14,7 @@ from data.captions import normalise
 from data.sources.json_text import parse_json
 
 MOST_WORDS = 19
-"""In a paraphrase: the instruction asks for less than 20."""
+"""Maximum number of words in a paraphrase: the instruction asks for fewer than 20."""
 
 BEFORE_INDEX = r"""^[\s>\#*_-]*                              # Markdown around the index
         (?:(?:audio\s+)?(?:caption|sentence|option|variant|variation|paraphrase|description|index)\s*)?"""
@@ -29,29 +29,31 @@ INDEX = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 HEADING = re.compile(rf"{BEFORE_INDEX}[(\[]?\d{{1,2}}[\s.:)\]*_-]*$", re.VERBOSE | re.IGNORECASE)
-"""A line that is an index and nothing else: the sentence is in the next one."""
+"""Pattern of a line that is only an index; the sentence is in the next line."""
 
 BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
-"""A number and nothing else: an index where the lines count up from 1, else the sentence's own ("2 Dogs bark.")."""
+"""Pattern of a number without punctuation: an index if the lines count up from 1, otherwise part of the sentence ("2
+Dogs bark.").
+"""
 
 INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+(?=\(?1[.)]\s)")
-"""Between two numbered sentences on one line, and between an introduction and the first."""
+"""Pattern between two numbered sentences on one line, and between an introduction and the first sentence."""
 
 BULLET = re.compile(r"^[-*•–]\s+")
 THOUGHT = re.compile(
     r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>", re.DOTALL
 )
-"""The tag that opens the first one may be part of what a server puts before the answer."""
+"""Pattern of a model's reasoning before its answer; the opening tag may be missing."""
 
 EMBEDDED = re.compile(r"[\[{].*[\]}]", re.DOTALL)
-"""JSON that other words may surround."""
+"""Pattern of JSON surrounded by other text."""
 
 FENCE = re.compile(r"^```\w*$")
 QUOTES = {'"': '"', "“": "”", "”": "”", "„": "“", "«": "»", "'": "'", "‘": "’"}
 MARKDOWN = "*_` "
 SENTENCE_ENDED = re.compile(r"[.!?][\"”'*]*$")
 WORD_COUNT = re.compile(r"\s*[(\[]\d{1,2} words?[)\]]\W*$", re.I)
-"""Told behind a sentence: "A dog barks loudly. (4 words)"."""
+"""Pattern of a word count after a sentence: "A dog barks loudly. (4 words)"."""
 
 INTRODUCTION = re.compile(
     r"^(?:sure|certainly|of course|okay|ok|here (?:are|is|you go)|these are|below (?:are|is)|the following)\b|:$", re.I
@@ -82,7 +84,7 @@ NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 
 
 def parse(answer: str) -> list[str]:
-    """The sentences of an answer, in its order, without their numbering and quotes.
+    """Return the sentences of an answer in order, without numbering and quotes.
 
     What stands before the first and after the last number isn't a sentence; where nothing is numbered, each string of
     JSON is one, or each line that isn't an introduction. A refusal holds none.
@@ -104,17 +106,17 @@ def parse(answer: str) -> list[str]:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text begins as one in which a model won't answer."""
+    """Return whether a text begins like a refusal to answer."""
     return bool(REFUSAL.match(text))
 
 
 def is_refused(answer: str) -> bool:
-    """Whether an answer says that the model won't answer, and holds no sentence."""
+    """Return whether an answer refuses the request and contains no sentence."""
     return is_refusal(THOUGHT.sub("", answer).strip()) and not parse(answer)
 
 
 def headed(lines: Sequence[str]) -> list[str]:
-    """Lines, where each that is an index and nothing else has gone to the front of the next one that isn't empty."""
+    """Return the lines with each line that holds only an index ('1.') joined to the next non-empty line."""
     found: list[str] = []
     is_headed = False
     for line in lines:
@@ -129,7 +131,7 @@ def headed(lines: Sequence[str]) -> list[str]:
 
 
 def counted(lines: Sequence[str]) -> list[str]:
-    """Lines whose bare indexes, where they count up from 1, have got a full stop."""
+    """Return the lines with a full stop after bare indexes that count up from 1."""
     indexes = [int(match[1]) for line in lines if (match := BARE_INDEX.match(line))]
     if len(indexes) < 2 or indexes != list(range(1, len(indexes) + 1)):
         return list(lines)
@@ -137,7 +139,7 @@ def counted(lines: Sequence[str]) -> list[str]:
 
 
 def json_strings(text: str) -> list[str] | None:
-    """All strings within a text that is JSON; None if it isn't, or has none."""
+    """Return all strings in a text that is JSON; None if it isn't JSON or has none."""
     with contextlib.suppress(ValueError):
         value = parse_json(text)
         if isinstance(value, list | dict):
@@ -146,7 +148,7 @@ def json_strings(text: str) -> list[str] | None:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """The strings of a JSON value, without the names of its fields, in their order."""
+    """Yield the strings of a JSON value in order, without the names of its fields."""
     match value:
         case str():
             yield value
@@ -158,7 +160,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def numbered(lines: Sequence[str]) -> list[str]:
-    """The sentences of numbered lines. A sentence goes on in the next line where it hasn't ended."""
+    """Return the sentences of numbered lines; a sentence continues in the next line if it has not ended."""
     found: list[str] = []
     open_ended = False
     for line in lines:
@@ -174,7 +176,7 @@ def numbered(lines: Sequence[str]) -> list[str]:
 
 
 def tidy(text: str) -> str:
-    """A sentence without numbering, bullet, quotes, a count of words and doubled blanks; '' where no letter is left."""
+    """Return a sentence without numbering, bullet, quotes, word count and double blanks; '' if no letter is left."""
     before, text = "", " ".join(text.split())
     while text != before:
         before = text
@@ -193,7 +195,7 @@ class Variant:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it can stand for the caption; what fails a check in MARKED only is kept, and marked."""
+        """Whether it can replace the caption; a sentence that fails only checks in MARKED is kept and marked."""
         return MARKED.issuperset(self.failed)
 
 
@@ -205,16 +207,16 @@ ALONE: dict[str, Callable[[str], bool]] = {
     "plain text": lambda text: not MARKUP.search(text),
     "no name": lambda text: not NAME.search(text),
 }
-"""Checks that look at the sentence alone. A capital letter amid a sentence may begin a name."""
+"""Checks of a sentence by itself. A capital letter within a sentence may begin a name."""
 
 NOT_THE_ORIGINAL, NOT_A_DUPLICATE = "not the original", "not a duplicate"
 CHECKS = (*ALONE, NOT_THE_ORIGINAL, NOT_A_DUPLICATE)
 MARKED = frozenset({"under 20 words", "no name"})
-"""What a person should look at; the sentence is kept."""
+"""Checks whose failures are shown for review while the sentence is kept."""
 
 
 def check(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[Variant]:
-    """Each sentence with the checks that it fails. `earlier` are sentences that are kept already.
+    """Return each sentence with the checks that it fails; `earlier` are sentences that have been kept.
 
     Two sentences are the same where they are the same to the text encoder: in lower case, without punctuation.
     """
@@ -230,12 +232,12 @@ def check(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -
 
 
 def kept(caption: str, answers: Sequence[str], number: int) -> list[Variant]:
-    """The first `number` sentences of the answers to one caption that can stand for it."""
+    """Return the first `number` sentences of a caption's answers that can replace it."""
     return [variant for variant in judged(caption, answers) if variant.is_kept][:number]
 
 
 def judged(caption: str, answers: Sequence[str]) -> list[Variant]:
-    """Every sentence of the answers to one caption, in their order, with the checks that it fails."""
+    """Return every sentence of a caption's answers in order, with the checks that it fails."""
     found: list[Variant] = []
     for answer in answers:
         found += check(caption, parse(answer), [variant.text for variant in found if variant.is_kept])

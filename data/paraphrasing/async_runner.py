@@ -1,4 +1,4 @@
-"""Ask a model about all captions of a split, many at a time."""
+"""Asynchronous requests about all captions of a split, many at a time."""
 
 import asyncio
 import logging
@@ -15,15 +15,17 @@ from data.runtime.progress import ProgressLine
 logger = logging.getLogger("chorale.paraphrase")
 
 GIVE_UP_AFTER = 16
-"""Requests in a row that weren't answered: the server is away, or takes none of them."""
+"""Maximum number of consecutive unanswered requests before the run ends."""
 
 SAID = 20
-"""Requests that weren't answered told one by one."""
+"""Maximum number of unanswered requests that are logged one by one."""
 
 
 @dataclass
 class Run:
-    """One run: asks about every caption until it has its paraphrases, or has been asked about often enough."""
+    """A run that asks about every caption until it has enough paraphrases, or the maximum number of attempts is
+    reached.
+    """
 
     model: Model
     journal: Journal
@@ -38,7 +40,7 @@ class Run:
     defect: Exception | None = None
 
     def all(self, requests: Iterator[Request], concurrency: int) -> None:
-        """Ask about all that isn't done yet, `concurrency` captions at a time.
+        """Ask about all captions that aren't done, `concurrency` of them at a time.
 
         Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
         raises KeyboardInterrupt. An error that nobody thought of is raised after that.
@@ -68,12 +70,12 @@ class Run:
             raise self.defect
 
     def stop(self, why: str) -> None:
-        """Ask nothing more; the first reason is told."""
+        """Send no further requests; the first reason is reported."""
         self.stopped = self.stopped or why
         self.model.stop()
 
     def is_done(self, request: Request) -> bool:
-        """Whether there is nothing to ask about a caption, as earlier runs have; it is counted then."""
+        """Return whether earlier runs completed this caption, and count it if so."""
         done = self.answered.is_done(request, self.attempts)
         if done:
             self.progress.add(before=True)
@@ -97,7 +99,7 @@ class Run:
                 self.stop(repr(error))
 
     async def satisfy(self, request: Request) -> None:
-        """Ask about a caption until its answers are enough; each is in the journal before it is looked at."""
+        """Ask about a caption until its answers are enough; each answer is written to the journal before it is used."""
         texts = self.answered.texts(request)
         done = False  # or it wouldn't be asked about
         while not done:
@@ -116,7 +118,7 @@ class Run:
         self.progress.add()
 
     def gave_up(self, request: Request, error: UnansweredError) -> None:
-        """Leave a caption for the next run; after many in a row, all that are left."""
+        """Leave a caption to the next run; after many consecutive failures, leave all remaining ones."""
         if self.stopped:
             return
         self.unanswered += 1
@@ -128,7 +130,7 @@ class Run:
 
 
 class Progress(ProgressLine):
-    """Requests, their rate, and what they cost."""
+    """Progress of the requests, their rate and their cost."""
 
     def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
         self.name, self.total, self.spent = name, total, spent
@@ -136,12 +138,12 @@ class Progress(ProgressLine):
         super().__init__(logger)
 
     def add(self, before: bool = False) -> None:
-        """A request is done, or was before."""
+        """Count a request that is done, now or in an earlier run."""
         self.done += 1
         self.before += before
         self.changed()
 
     def line(self) -> str:
-        """How far a run is."""
+        """Return the progress as one line."""
         rate = (self.done - self.before) / self.elapsed_s()
         return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.spent()}"

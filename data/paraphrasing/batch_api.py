@@ -1,4 +1,4 @@
-"""Ask through the Batch API: half the price, answers within a day.
+"""Requests through OpenAI's Batch API: half the price, answers within a day.
 
 Requests are handed in as files. Which batches are ours, and what they were about, is kept beside the journal, so that
 nobody asks at once what a batch is about; and in metadata that the server keeps, so that a run that was killed right as
@@ -29,46 +29,46 @@ from data.store.files import read_json, write_json
 logger = logging.getLogger("chorale.paraphrase")
 
 BATCHES_FILE = "paraphrases-batches.json"
-"""What was handed in for a split: Entry by the id of the file of requests."""
+"""File with the submitted batches of a split: an Entry by the id of the file of requests."""
 
 Entry = dict[str, str]
-"""'model' and 'instruction'; 'batch', its id, '' until the server has told it; 'state', 'open' or 'collected'."""
+"""'model' and 'instruction'; 'batch', its id, '' until the server has returned it; 'state', 'open' or 'collected'."""
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MOST_BYTES = 190 * 2**20
-"""Of one batch: OpenAI takes 200 MB."""
+"""Maximum size of one batch; OpenAI accepts 200 MB."""
 
 AT_A_TIME = 1000
-"""Answers that are written and synced together."""
+"""Number of answers that are written and synced together."""
 
 SETTLE_S = 5.0
-"""Before a batch that may have been taken is looked for."""
+"""Time in seconds before a batch that may have been accepted is searched for."""
 
 LOST_LOOKS = 16
-"""At a batch in a row that the server doesn't answer, before the run is ended."""
+"""Maximum number of consecutive unanswered status requests before the run ends."""
 
 OPEN = {"validating", "in_progress", "finalizing", "cancelling"}
 ENDED = {"completed", "expired", "cancelled"}
-"""A batch's states; the other one is 'failed'. What an expired or cancelled one has answered is paid for, too."""
+"""Final states of a batch, besides 'failed'. Answers of an expired or cancelled batch are paid for as well."""
 
 
 class LostError(Exception):
-    """A batch that brings no answers: it wasn't taken, or is gone from the server."""
+    """Error of a batch without answers: it was not accepted, or no longer exists on the server."""
 
 
 def batches_file(captions: Captions) -> Path:
-    """Lies beside the journal, and is written by who holds that."""
+    """Return the path of the file of batches beside the journal; the holder of the journal's lock writes it."""
     return captions.journal.with_name(BATCHES_FILE)
 
 
 def handed_in(captions: Captions) -> dict[str, Entry]:
-    """All that was handed in for a split, by any model and instruction."""
+    """Return all batches submitted for a split, by any model and instruction."""
     path = batches_file(captions)
     return read_json(path) if path.exists() else {}
 
 
 def open_batches(captions: Captions) -> dict[str, str]:
-    """The batches that are about the same captions, model and instruction, and aren't collected, by their files."""
+    """Return the uncollected batches about the same captions, model and instruction, by their files."""
     return {
         file_id: entry["batch"]
         for file_id, entry in handed_in(captions).items()
@@ -78,7 +78,7 @@ def open_batches(captions: Captions) -> dict[str, str]:
 
 @dataclass
 class BatchRun:
-    """One run through the batches of one split, model and instruction."""
+    """A run through the batches of one split, model and instruction."""
 
     client: openai.AsyncOpenAI
     captions: Captions
@@ -91,7 +91,7 @@ class BatchRun:
     stopped: str = ""  # why not all was asked
 
     async def all(self) -> None:
-        """Collect what was handed in before, then hand in what isn't done, until each caption is."""
+        """Collect earlier batches, then submit requests until every caption is done."""
         try:
             await self._all()
         except UserError as error:
@@ -115,24 +115,24 @@ class BatchRun:
 
     @property
     def mark(self) -> dict[str, str]:
-        """What tells our batches from others."""
+        """Tag that distinguishes our batches from others."""
         what = json.dumps([self.captions.split.name, self.captions.model, self.captions.instruction])
         return {"chorale": hashlib.sha256(what.encode()).hexdigest()[:32]}
 
     def note(self, file_id: str, batch_id: str, state: str) -> None:
-        """Keep what became of a file of requests."""
+        """Record the state of a file of requests."""
         what = {"model": self.captions.model, "instruction": self.captions.instruction}
         entry = what | {"batch": batch_id, "state": state}
         write_json(batches_file(self.captions), handed_in(self.captions) | {file_id: entry})
 
     def forget(self, file_id: str) -> None:
-        """A file of requests that the server hasn't taken."""
+        """Forget a file of requests that the server has not accepted."""
         entries = handed_in(self.captions)
         del entries[file_id]
         write_json(batches_file(self.captions), entries)
 
     async def left_open(self) -> list[tuple[str, str]]:
-        """The files that were handed in before and aren't collected, and their batches."""
+        """Return the submitted files that have not been collected, with their batches."""
         noted = open_batches(self.captions)
         listed = {batch.input_file_id: batch.id async for batch in self.ours()}
         for file_id in [file_id for file_id, batch_id in noted.items() if not batch_id and file_id not in listed]:
@@ -141,14 +141,14 @@ class BatchRun:
         return list((noted | listed).items())
 
     async def ours(self) -> AsyncIterator[Batch]:
-        """The batches that the server knows as ours and that aren't collected."""
+        """Return the batches on the server that carry our tag and have not been collected."""
         collected = {file_id for file_id, entry in handed_in(self.captions).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
             if batch.metadata == self.mark and batch.input_file_id not in collected and batch.status in OPEN | ENDED:
                 yield batch
 
     async def begin(self, file_id: str) -> str:
-        """Hand an uploaded file in, once: where the server's word is lost, its list says whether it was taken."""
+        """Submit an uploaded file once: if the server's answer is lost, its list shows whether the file was accepted."""
         try:
             return await self.create(file_id)
         except (openai.APIConnectionError, openai.InternalServerError):
@@ -162,7 +162,7 @@ class BatchRun:
             raise
 
     async def create(self, file_id: str) -> str:
-        """Have a batch created; its id. After a rate limit, which says that it wasn't, that is tried again."""
+        """Create a batch and return its id; retried after a rate limit, since the batch was not created then."""
         once = self.client.with_options(max_retries=0)
         pauses = 0
         while True:
@@ -179,7 +179,7 @@ class BatchRun:
                 await asyncio.sleep(self.poll_s if wait_s is None else wait_s)
 
     def todo(self) -> Iterator[Request]:
-        """The requests that aren't done, as far as the budget goes."""
+        """Yield the requests that aren't done, as far as the budget allows."""
         planned = 0.0
         for request in self.captions.distinct():
             if self.answered.is_done(request, self.attempts):
@@ -191,7 +191,7 @@ class BatchRun:
             yield request
 
     def files(self) -> Iterator[str]:
-        """Files of requests, one a batch, which are gone once the next is asked for."""
+        """Yield files of requests, one per batch; each is removed when the next is requested."""
         todo = self.todo()
         request = next(todo, None)
         while request:
@@ -206,7 +206,7 @@ class BatchRun:
                 yield file.name
 
     async def hand_in(self, file: Path) -> tuple[str, str]:
-        """Hand a file of requests in; the ids of the file and of its batch."""
+        """Submit a file of requests; return the ids of the file and of its batch."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
         self.note(uploaded.id, "", "open")  # the server may take it, and its word be lost
         batch_id = await self.begin(uploaded.id)
@@ -215,7 +215,7 @@ class BatchRun:
         return uploaded.id, batch_id
 
     async def collect(self, file_id: str, batch_id: str) -> int:
-        """Wait for a batch to end, and put its answers into the journal; how many there were."""
+        """Wait for a batch to end, write its answers to the journal, and return their number."""
         number = 0
         try:
             batch = await self.ended(batch_id)
@@ -232,7 +232,7 @@ class BatchRun:
         return number
 
     async def keep(self, batch_id: str, content: bytes, there: set[str]) -> int:
-        """Put the answers of a batch's file into the journal that aren't there; how many."""
+        """Write the answers of a batch's file that are missing from the journal; return their number."""
         file = io.BytesIO(content)
         places = places_of(file)
         wanted = places.keys() - there
@@ -253,7 +253,7 @@ class BatchRun:
         return number
 
     async def ended(self, batch_id: str) -> Batch:
-        """A batch that has ended. A LostError where the server couldn't take it."""
+        """Return a batch that has ended. Raises BatchLostError if the server could not process it."""
         said, lost = "", 0
         while True:
             try:
@@ -288,7 +288,7 @@ class BatchRun:
 
 
 def places_of(file: BinaryIO) -> dict[str, int]:
-    """Where the answer to each request, by its key, begins in a batch's output."""
+    """Return the offset of each request's answer in a batch's output, by the request's key."""
     places: dict[str, int] = {}
     place = 0
     for text in file:
@@ -300,7 +300,7 @@ def places_of(file: BinaryIO) -> dict[str, int]:
 
 
 def answer_of(value: Any) -> Answer | None:
-    """The answer in a line of a batch's output; None where the request failed and may be sent again."""
+    """Return the answer in a line of a batch's output; None if the request failed and may be sent again."""
     match value:
         case {"response": {"status_code": 200, "body": body}}:
             return read_completion(body)

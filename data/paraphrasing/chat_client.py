@@ -1,4 +1,4 @@
-"""Asking a chat model for paraphrases, through the protocol that OpenAI, vLLM, Ollama and llama.cpp speak.
+"""Client of chat models with OpenAI's protocol: OpenAI, vLLM, Ollama and llama.cpp.
 
 The official client retries what may pass (rate limits, errors of the server, timeouts, cut connections), and waits
 between tries as long as the server asks for. How many requests run at a time is ours: half as many after a rate limit,
@@ -28,49 +28,53 @@ from data.sources.json_text import parse_json
 KEY = "OPENAI_API_KEY"
 BASE_URL = "OPENAI_BASE_URL"
 RETRIES = 8
-"""Of one request by the client; its pauses grow from 0.5 to 8 s, or are those that the server asks for."""
+"""Maximum number of retries of a request by the client; its pauses grow from 0.5 to 8 s, or are those that the server
+asks for.
+"""
 
 PAUSES = 5
-"""After the client has given up on a busy server, as long as the server asks for."""
+"""Maximum number of pauses after the client has given up on a busy server, each as long as the server asks for."""
 
 MOST_PATIENCE_S = 3600.0
-"""The longest pause that a server may ask for."""
+"""Maximum pause in seconds that a server may ask for."""
 
 
 MALFORMED = 3
-"""Responses that aren't in the protocol's form, before a request counts as not answered."""
+"""Maximum number of malformed responses before a request counts as unanswered."""
 
 
 FILTERED = ("content_filter", "content_policy_violation")
-"""Codes of errors that a server's filter of contents gives."""
+"""Error codes of servers' content filters."""
 
 
 class UnansweredError(Exception):
-    """A request that the server didn't answer, however often it was sent."""
+    """Error of a request that the server did not answer, after all retries."""
 
 
 class StoppedError(openai.OpenAIError):
-    """A request that isn't sent, or isn't sent again, as the run ends. The client doesn't retry errors of this kind."""
+    """Error of a request that isn't sent, or isn't retried, since the run ends. The client doesn't retry it."""
 
 
 class Model(Protocol):
-    """What can be asked, within the block that it opens."""
+    """Interface of a model that can be asked within its `async with` block."""
 
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *error: object) -> None: ...
 
     async def ask(self, request: Request) -> Answer:
-        """Its answer. Raises UnansweredError for this request, and UserError where no other would fare better."""
+        """Return the answer to a request. Raises UnansweredError for this request, and UserError if no other request
+        would succeed either.
+        """
         ...
 
     def stop(self) -> None:
-        """Let what is being answered come to its end, and all that waits end at once."""
+        """Let requests in progress finish, and end all waiting ones at once."""
         ...
 
 
 class Grammar:
-    """The rules of `data.paraphrasing.grammar`, answering as a chat model does."""
+    """Rule-based paraphraser of `data.paraphrasing.grammar` with the interface of a chat model."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,19 +82,19 @@ class Grammar:
     async def __aexit__(self, *error: object) -> None: ...
 
     async def ask(self, request: Request) -> Answer:
-        """Numbered sentences."""
+        """Return numbered sentences."""
         sentences = grammar.paraphrases(request.caption, request.number)
         return Answer("\n".join(f"{n}. {text}" for n, text in enumerate(sentences, start=1)))
 
     def stop(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no request waits."""
 
 
 class Slots:
-    """How many requests may run at a time: between 1 and `most`.
+    """Limiter of concurrent requests, adapted between 1 and `most` to the server's rate limits.
 
-    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Of the requests that were already running when
-    the number was halved, further rate limits don't halve it again.
+    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Of the requests that were already running when the
+    number was halved, further rate limits don't halve it again.
     """
 
     def __init__(self, most: int) -> None:
@@ -102,7 +106,7 @@ class Slots:
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it."""
+        """Wait until a request may run, and hold that right within the context."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.running < int(self.limit))
             self.running += 1
@@ -114,7 +118,7 @@ class Slots:
                 self.changed.notify(max(1, int(self.limit) - self.running))
 
     def answered(self, status: int) -> None:
-        """Take note of the status of a response. Errors other than rate limits say nothing of how much may run."""
+        """Adapt the limit to the status of a response; only rate limits lower it."""
         self.to_ignore = max(0, self.to_ignore - 1)
         if status < httpx2.codes.BAD_REQUEST:
             self.limit = min(self.most, self.limit + 1 / self.limit)
@@ -124,7 +128,7 @@ class Slots:
 
 
 class LimitedClient(openai.DefaultAioHttpClient):
-    """Sends requests, those that are tried again too, as there are slots for them.
+    """HTTP client that sends requests, including retries, as the limiter allows.
 
     Over aiohttp, whose pool of connections doesn't look at each of them for every request, as httpx's does.
     """
@@ -137,7 +141,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
         self.is_stopping = False
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """The server's response, once there is a slot."""
+        """Send a request when the limiter allows it, and return the response."""
         async with self.slots.slot():
             if self.is_stopping:
                 raise StoppedError("not sent")
@@ -156,7 +160,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
 
 
 class ChatModel:
-    """A server's chat model."""
+    """Chat model on a server."""
 
     def __init__(self, base_url: str | None, timeout_s: float, concurrency: int) -> None:
         self.http = LimitedClient(Slots(concurrency), timeout_s)
@@ -170,7 +174,7 @@ class ChatModel:
         await self.client.close()
 
     async def ask(self, request: Request) -> Answer:
-        """The model's answer."""
+        """Return the model's answer."""
         task = asyncio.current_task()
         self.asking.add(task)
         try:
@@ -200,7 +204,7 @@ class ChatModel:
                 raise UnansweredError(f"{self.client.base_url} doesn't answer with chat completions")
 
     def stop(self) -> None:
-        """Cancel the tasks that wait: for a slot, or before they ask again."""
+        """Cancel the tasks that wait for the limiter or before a retry."""
         self.http.is_stopping = True
         for task in self.asking - self.http.sending:
             if task:
@@ -208,7 +212,7 @@ class ChatModel:
 
 
 def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> openai.AsyncOpenAI:
-    """The official client. The key is the environment's; a server of one's own needs none."""
+    """Return OpenAI's client. The key is read from the environment; local servers need none."""
     key = os.environ.get(KEY, "")
     base_url = base_url or os.environ.get(BASE_URL) or None
     if not (key or base_url):
@@ -234,7 +238,7 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is the address of a server."""
+    """Return whether a text is the address of a server."""
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL:
@@ -243,7 +247,7 @@ def is_address(text: str) -> bool:
 
 
 def as_json(content: bytes) -> Any:
-    """What a response holds, None where that isn't JSON."""
+    """Return the content of a response, or None if it isn't JSON."""
     try:
         return parse_json(content)
     except ValueError:
@@ -251,7 +255,7 @@ def as_json(content: bytes) -> Any:
 
 
 def read_completion(body: Any) -> Answer | None:
-    """The answer of a chat completion, as JSON; None where it isn't one."""
+    """Return the answer of a chat completion as JSON, or None if it isn't one."""
     try:
         choice = body["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
@@ -270,20 +274,20 @@ def read_completion(body: Any) -> Answer | None:
 
 
 def tokens_told(usage: Any, name: str) -> int | None:
-    """Tokens by a server's count; None where that isn't a whole number."""
+    """Return a token count reported by a server, or None if it isn't a whole number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
 
 
 def filtered(error: openai.OpenAIError) -> Answer | None:
-    """The answer that an error stands for: some servers tell of their content filter so."""
+    """Return the answer that a content filter's error stands for, or None."""
     if isinstance(error, openai.BadRequestError) and error.code in FILTERED:
         return Answer("", "refused")
     return None
 
 
 def pause_s(error: openai.OpenAIError) -> float | None:
-    """How long to wait after a busy server that the client gave up on; None where the server doesn't say."""
+    """Return the seconds to wait for a busy server, or None if the server doesn't say."""
     if not isinstance(error, openai.APIStatusError):
         return None
     if error.code == "insufficient_quota":
@@ -301,7 +305,7 @@ def pause_s(error: openai.OpenAIError) -> float | None:
 
 
 def retry_after_s(headers: httpx2.Headers) -> float | None:
-    """What a server asks for: seconds or a date (RFC 9110, 10.2.3), or OpenAI's milliseconds."""
+    """Return the seconds that a server asks for: as seconds or a date (RFC 9110, 10.2.3), or as OpenAI's milliseconds."""
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
             value = float(headers.get(name, "")) * unit_s
@@ -313,7 +317,9 @@ def retry_after_s(headers: httpx2.Headers) -> float | None:
 
 
 def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
-    """An error in words that hold no key: of this request alone, or a UserError where others would fail as well."""
+    """Return an error of this request without the key in its text. Raises UserError if other requests would fail as
+    well.
+    """
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():
             return UserError(f"{client.base_url} refused the key ({error.status_code}): set {KEY} to a valid one")
@@ -326,5 +332,5 @@ def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> E
 
 
 def without_key(text: str, client: openai.AsyncOpenAI) -> str:
-    """A text without the client's key."""
+    """Return a text without the client's key."""
     return text.replace(client.api_key, "[key]") if len(client.api_key) > 4 else text

@@ -37,7 +37,7 @@ SYNONYMS = """
     sobs, weeps; sobbing, weeping; noise, sound; gun, firearm; the only, the sole
     honks, beeps; honking, beeping; wails, howls; wailing, howling
 """
-"""Words that can stand for each other, each in the form that it is written in."""
+"""Groups of words that can replace each other, in each written form."""
 
 PASSIVE = (
     "hits/hit, strikes/struck, opens/opened, closes/closed, shuts/shut, plays/played, rings/rung, taps/tapped, "
@@ -48,10 +48,10 @@ PASSIVE = (
 """Verbs that can take an object: third person and participle."""
 
 NAME = "grammar"
-"""The model's."""
+"""Name of the model."""
 
 VERSION = "rules2"
-"""Of these rules: to be changed whenever they write other sentences."""
+"""Version of the rules; change it whenever they write other sentences."""
 
 DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
 ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
@@ -61,11 +61,11 @@ SUBJECT = rf"(?:{DETERMINER}\s(?:\w+\s){{0,2}}?\w+|someone|somebody|people)"
 TOGETHER = ("and meanwhile", "whilst", "while", "as")
 IN_TURN = ("and afterwards", "and then", "after which", "followed by", "before", "then")
 MAX_DRAWS = 200
-"""For one caption; short ones have few other wordings."""
+"""Maximum number of draws per caption; short captions have few other wordings."""
 
 
 def groups(text: str) -> dict[str, list[str]]:
-    """Each word of a text of groups, with all words of its group."""
+    """Return each word of a text of groups, with all words of its group."""
     lists = [[word.strip() for word in group.split(",") if word.strip()] for group in re.split(r"[;\n]", text)]
     return {word: words for words in reversed(lists) for word in words}
 
@@ -85,19 +85,19 @@ CLAUSE = re.compile(
         |^\w+\s\w+\s(?:.*\s)?\w+(?:s|ing|ed)\b                   # a big dog barks""",
     re.VERBOSE,
 )
-"""What tells something that happens, and isn't merely a thing: 'the door'."""
+"""Pattern of a clause that describes an event, and not only a thing such as 'the door'."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption tells: events in turn, and what goes on meanwhile."""
+    """Content of a caption: events in sequence, and what happens at the same time."""
 
     events: tuple[str, ...]
     meanwhile: tuple[str, ...]
 
 
 def paraphrases(caption: str, number: int) -> list[str]:
-    """Up to `number` other wordings of a caption, long ones last; fewer where the rules find no more."""
+    """Return up to `number` other wordings of a caption, long ones last; fewer if the rules find no more."""
     rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
     scene = understand(caption)
     found: list[str] = []
@@ -116,7 +116,7 @@ def paraphrases(caption: str, number: int) -> list[str]:
 
 
 def understand(caption: str) -> Scene:
-    """Take a caption apart at the words that say what is when."""
+    """Return the content of a caption, split at words of time."""
     text = caption.strip().rstrip(".!? ")
     if not re.match(r"I\b|[A-Z]{2}", text):
         text = text[:1].lower() + text[1:]
@@ -135,7 +135,7 @@ def understand(caption: str) -> Scene:
 
 
 def in_turn(text: str) -> tuple[str, ...]:
-    """The clauses of a text that follow each other in time."""
+    """Return the clauses of a text that follow each other in time."""
     clauses = re.split(rf",? (?:{'|'.join(IN_TURN)}) ", text)
     if all(CLAUSE.match(clause) for clause in clauses):
         return tuple(clauses)
@@ -143,7 +143,7 @@ def in_turn(text: str) -> tuple[str, ...]:
 
 
 def wordings(rng: Generator, scene: Scene) -> Iterator[str]:
-    """Sentences that tell a scene, at random."""
+    """Yield random sentences with the same content."""
     for _ in range(MAX_DRAWS):
         events = [say(rng, clause) for clause in scene.events]
         text = one_of(rng, sequences(events))
@@ -159,7 +159,7 @@ def wordings(rng: Generator, scene: Scene) -> Iterator[str]:
 
 
 def sequences(events: Sequence[str]) -> list[str]:
-    """Ways to say that events follow each other."""
+    """Return ways to express that events follow each other."""
     if len(events) == 1:
         return [events[0]]
     if len(events) == 2:
@@ -176,14 +176,14 @@ def sequences(events: Sequence[str]) -> list[str]:
 
 
 def say(rng: Generator, clause: str) -> str:
-    """A clause in other words, half the time also in the passive voice where it can be."""
+    """Return a clause in other words, half the time also in the passive voice if possible."""
     if rng.random() < 0.5:
         clause = passive(clause)
     return WORDS.sub(lambda match: one_of(rng, fitting(match)), clause)
 
 
 def fitting(match: re.Match[str]) -> list[str]:
-    """What can stand in a word's place, if only itself: nothing with an article of its own behind another one."""
+    """Return the words that can replace a word, at least itself; words with an article don't follow another article."""
     before = match.string[: match.start()].rstrip().rpartition(" ")[2]
     words = GROUPS[match[0]]
     if before in ("a", "an"):
@@ -192,7 +192,9 @@ def fitting(match: re.Match[str]) -> list[str]:
 
 
 def passive(clause: str) -> str:
-    """A clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; itself where no rule applies."""
+    """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; unchanged if no rule
+    applies.
+    """
     if not (match := ACTIVE.match(clause)):
         return clause
     auxiliary = "are" if PLURAL.search(match["object"]) else "is"
@@ -200,5 +202,5 @@ def passive(clause: str) -> str:
 
 
 def one_of(rng: Generator, options: Sequence[str]) -> str:
-    """One of some options, all equally likely."""
+    """Return one of some options, all equally likely."""
     return options[int(rng.integers(len(options)))]

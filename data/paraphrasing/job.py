@@ -1,4 +1,4 @@
-"""What is asked about a split's captions, and what has been answered."""
+"""Paraphrasing job of a split: requests about its captions, answers so far, and the budget."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from data.paraphrasing.prices import BATCH_SHARE, Price
 from data.store.stored_split import StoredSplit
 
 MOST_REQUESTS = 50_000
-"""Of one batch: what OpenAI takes."""
+"""Maximum number of requests in a batch that OpenAI accepts."""
 
 INTERRUPTED = "interrupted; the same command goes on"
 
@@ -28,20 +28,20 @@ INSTRUCTION = (
     'the time. Do not include recording device names. Do not write introductions or explanations. Do not use "heard" '
     'or "recorded". Start each output sentence with its index.'
 )
-"""Table 1 of Primus, Koutini and Widmer (DCASE 2023), where {number} is 5."""
+"""Instruction from Table 1 of Primus, Koutini and Widmer (DCASE 2023), where {number} is 5."""
 
 INSTRUCTION_VERSION = "dcase2023"
-"""Of INSTRUCTION: to be changed whenever its text is."""
+"""Version of INSTRUCTION; change it whenever the text changes."""
 
 JOURNAL_FILE = "paraphrases.jsonl"
 
 OUTPUT_TOKENS = 18
-"""Of a sentence, index included: assumed, until a journal says what a model's answers really have."""
+"""Tokens of a sentence with its index: assumed until a journal has the model's own counts."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about one caption. Clips with the same caption and tags share a request."""
+    """Request about one caption. Clips with the same caption and tags share a request."""
 
     model: str
     instruction: str  # its version and the number of sentences, 'dcase2023/5'
@@ -50,29 +50,29 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """32 hexadecimal digits that stand for the request."""
+        """Return 32 hexadecimal digits that identify the request."""
         parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
     def number(self) -> int:
-        """Of the sentences that are asked for."""
+        """Number of sentences to ask for."""
         return int(self.instruction.rpartition("/")[2])
 
     @property
     def prompt(self) -> str:
-        """The message that is sent: the instruction, the caption, and the tags in brackets."""
+        """Message to send: the instruction, the caption, and the tags in brackets."""
         return f"{INSTRUCTION.format(number=self.number)}\n\n{self.caption} [{', '.join(self.tags)}]"
 
     @property
     def body(self) -> dict[str, Any]:
-        """The request in the protocol's terms."""
+        """Request in the protocol's terms."""
         return {"model": self.model, "messages": [{"role": "user", "content": self.prompt}]}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. An answer that isn't in the protocol's form, or that refuses, has no text and says so."""
+    """Answer to a request. An answer that is malformed or refuses has no text and states the problem."""
 
     text: str
     problem: str = ""
@@ -81,13 +81,13 @@ class Answer:
 
 
 def journal_of(split: StoredSplit) -> Path:
-    """Where the answers about a split's captions are kept."""
+    """Return the path of the journal of a split's answers."""
     return split.store.path / split.name / JOURNAL_FILE
 
 
 @dataclass(frozen=True)
 class Captions:
-    """A split's captions, and how they are asked about."""
+    """Captions of a split, and the model and instruction to ask with."""
 
     split: StoredSplit
     model: str
@@ -95,17 +95,19 @@ class Captions:
 
     @property
     def instruction(self) -> str:
-        """The version of the instruction or, where nobody is instructed, of the rules; and the number of sentences."""
+        """Version of the instruction, or of the rules for the rule-based paraphraser; and the number of sentences."""
         version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
         return f"{version}/{self.variants}"
 
     @property
     def journal(self) -> Path:
-        """Where the answers are kept."""
+        """Path of the journal of answers."""
         return journal_of(self.split)
 
     def requests(self) -> Iterator[tuple[str, Request]]:
-        """Each clip's id with the request about each of its captions, in the order of the shards; audio isn't read."""
+        """Yield each clip's id with the request about each of its captions, in the order of the shards, without reading
+        audio.
+        """
         for number in range(len(self.split.clips_manifest.shards)):
             clips = self.split.shard(number).select(["clip_id", "captions", "keywords"])
             for batch in clips.to_batches():
@@ -114,7 +116,7 @@ class Captions:
                         yield clip["clip_id"], Request(self.model, self.instruction, caption, tuple(clip["keywords"]))
 
     def distinct(self) -> Iterator[Request]:
-        """Every request once."""
+        """Return every request once."""
         seen = set()
         for _, request in self.requests():
             if (key := bytes.fromhex(request.key)) not in seen:
@@ -124,7 +126,7 @@ class Captions:
 
 @dataclass
 class Tokens:
-    """Of some requests and of their answers."""
+    """Tokens of some requests and of their answers."""
 
     input: int = 0
     output: int = 0
@@ -138,7 +140,7 @@ class Tokens:
 
 
 class Answered:
-    """What a journal holds for one model and instruction: where each request's answers lie, and their tokens.
+    """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
 
     For the budget, the tokens of all the model's answers, whatever it was instructed to, are counted as well.
     """
@@ -152,7 +154,7 @@ class Answered:
             self.add(place, line)
 
     def add(self, place: int, line: Line) -> None:
-        """Take note of a line of the journal."""
+        """Add a line of the journal."""
         if line["model"] != self.captions.model:
             return
         (self.paid_in_batches if "batch" in line else self.paid).add(line)
@@ -162,33 +164,33 @@ class Answered:
             self.tokens.add(line)
 
     def lines(self, request: Request) -> list[Line]:
-        """A request's answers so far, as the journal has them."""
+        """Return a request's answers so far, as lines of the journal."""
         places = self.places.get(bytes.fromhex(request.key), ())
         return [line_at(self.file, place) for place in places]
 
     @cached_property
     def file(self) -> BinaryIO:
-        """The journal, to read from; closed when nothing uses this object any more."""
+        """Return the journal opened for reading; it is closed with this object."""
         file = self.captions.journal.open("rb")
         weakref.finalize(self, file.close)
         return file
 
     def texts(self, request: Request) -> list[str]:
-        """The texts of a request's answers so far."""
+        """Return the texts of a request's answers so far."""
         return [line["answer"] for line in self.lines(request)]
 
     def is_done(self, request: Request, attempts: int) -> bool:
-        """Whether nothing more is to be asked about a caption."""
+        """Return whether nothing more is to be asked about a caption."""
         return is_done(request, self.texts(request), attempts)
 
 
 def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
-    """Whether the answers to a request are enough, or as many as are ever asked for."""
+    """Return whether the answers to a request are enough, or the maximum number of attempts is reached."""
     return len(texts) >= attempts or len(answer_parsing.kept(request.caption, texts, request.number)) >= request.number
 
 
 def to_line(request: Request, answer: Answer) -> Line:
-    """What the journal keeps of an answer. Tokens that the server doesn't tell are worked out."""
+    """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
     counted = answer.input_tokens, answer.output_tokens
     return {
         "key": request.key,
@@ -204,7 +206,7 @@ def to_line(request: Request, answer: Answer) -> Line:
 
 @dataclass
 class Budget:
-    """What may be spent on a split's paraphrases by a model, of all runs together; None: as much as it comes to."""
+    """Budget for a split's paraphrases by a model, over all runs; None is unlimited."""
 
     price: Price | None
     limit_usd: float | None
@@ -213,33 +215,33 @@ class Budget:
     running: float = 0.0  # USD, of requests that are being answered
 
     def spent(self) -> float:
-        """USD so far."""
+        """Return the USD spent so far."""
         if not self.price:
             return 0.0
         single, batched = self.answered.paid, self.answered.paid_in_batches
         return self.price.of(single.input, single.output) + BATCH_SHARE * self.price.of(batched.input, batched.output)
 
     def spent_told(self) -> str:
-        """What was spent, to end a line with; '' where the price isn't known."""
+        """Return the cost so far as the end of a line; '' if the price is unknown."""
         return f", {self.spent():.2f} USD" if self.price else ""
 
     def exhausted(self) -> str:
-        """Why nothing more is asked."""
+        """Return the reason why nothing more is asked, or ''."""
         return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
 
     def has(self, usd: float) -> bool:
-        """Whether so much can be spent yet."""
+        """Return whether so much can still be spent."""
         return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
 
     def estimate(self, request: Request) -> float:
-        """USD for one request."""
+        """Return the estimated USD of one request."""
         if not self.price:
             return 0.0
         return self.price.of(*expected_tokens(request, self.answered)) * (BATCH_SHARE if self.in_batches else 1)
 
     @contextlib.contextmanager
     def reserved(self, request: Request) -> Iterator[bool]:
-        """Whether there is money for a request, which is set aside meanwhile."""
+        """Reserve money for a request within the context; yields whether there is enough."""
         cost = self.estimate(request)
         if not self.has(cost):
             yield False
@@ -252,12 +254,12 @@ class Budget:
 
 
 def expected_tokens(request: Request, answered: Answered) -> tuple[float, float]:
-    """Tokens of a request and of its answer: as they have been on average, or as assumed."""
+    """Return the tokens of a request and of its answer: the average so far, or as assumed."""
     if number := answered.tokens.answers:
         return answered.tokens.input / number, answered.tokens.output / number
     return tokens_of([request.prompt]), OUTPUT_TOKENS * request.number
 
 
 def tokens_of(texts: Sequence[str]) -> int:
-    """About how many tokens some texts are: four characters each, as OpenAI says of English."""
+    """Return about how many tokens some texts have: one per four characters, as OpenAI says of English."""
     return sum(-(-len(text) // 4) for text in texts)

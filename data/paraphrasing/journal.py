@@ -1,4 +1,4 @@
-"""A journal of what has been answered: every line is on disk before anything else happens with it.
+"""Journal of answers: every line is on disk before it is used.
 
     STORE/CORPUS/SPLIT/paraphrases.jsonl
 
@@ -25,11 +25,11 @@ FIELDS: dict[str, type] = {
     **dict.fromkeys(("key", "model", "instruction", "answer", "problem", "time"), str),
     **dict.fromkeys(("input_tokens", "output_tokens"), int),
 }
-"""What each line has; `key` is hexadecimal."""
+"""Fields of each line; `key` is hexadecimal."""
 
 
 class Journal:
-    """A file of JSON objects, one a line, that one process at a time appends to.
+    """File of JSON objects, one per line, that one process at a time appends to.
 
     Lines that come while others are being written and synced wait, and are then written and synced together.
     """
@@ -56,7 +56,7 @@ class Journal:
         self.stack.close()
 
     async def append(self, line: Line) -> int:
-        """Write a line; where it begins in the file is returned once it is on disk.
+        """Write a line; return its offset in the file once it is on disk.
 
         Raises OSError where it can't be written; then nothing of it is there.
         """
@@ -92,7 +92,7 @@ class Journal:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a journal. A UserError where another process has it."""
+    """Hold the lock of a journal. Raises UserError if another process has it."""
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
             yield
@@ -101,7 +101,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names of a folder's files on disk."""
+    """Sync the names of a folder's files to disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -110,7 +110,7 @@ def sync_folder(path: Path) -> None:
 
 
 def whole_bytes(path: Path) -> int:
-    """How much of a file are whole lines."""
+    """Return the size of a file's complete lines."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -124,7 +124,7 @@ def whole_bytes(path: Path) -> int:
 
 
 def lines(path: Path) -> Iterator[tuple[int, Line]]:
-    """A journal's lines, with where each begins; none where there is none. A UserError for a damaged one."""
+    """Return a journal's lines with their offsets; empty if there is no journal. Raises UserError for a damaged one."""
     if not path.exists():
         return
     offset = 0
@@ -147,7 +147,7 @@ def lines(path: Path) -> Iterator[tuple[int, Line]]:
 
 
 def line_at(file: BinaryIO, offset: int) -> Line:
-    """The line that begins there."""
+    """Return the line at an offset."""
     file.seek(offset)
     line: Line = json.loads(file.readline())
     return line

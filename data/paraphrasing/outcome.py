@@ -1,4 +1,4 @@
-"""What a run of paraphrasing leaves: the split's table, the summary, and the page for review."""
+"""Results of a paraphrasing run: the split's table, the summary, and the review page."""
 
 import itertools
 import logging
@@ -20,15 +20,15 @@ from data.store.stored_split import StoredSplit
 logger = logging.getLogger("chorale.paraphrase")
 
 DEFAULT_VARIANTS = 5
-"""Of a caption, as in the paper."""
+"""Number of paraphrases per caption, as in the paper."""
 
 SAID_INCOMPLETE = 20
-"""Captions without all their paraphrases named on the console; the page of `review` has them all."""
+"""Maximum number of captions without all their paraphrases that are logged; the review page lists all."""
 
 
 @dataclass
 class Outcome:
-    """What became of a split's captions."""
+    """Counts of a split's captions by outcome."""
 
     captions: int = 0
     complete: int = 0
@@ -43,7 +43,7 @@ class Outcome:
 def judge(
     captions: Captions, answered: Answered, attempts: int, outcome: Outcome
 ) -> Iterator[tuple[Row, Paraphrase | None]]:
-    """Each caption with all that was written for it, and its row of the table; `outcome` is counted meanwhile."""
+    """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
     for clip_id, request in captions.requests():
         found = answered.lines(request)
         variants = answer_parsing.judged(request.caption, [line["answer"] for line in found])
@@ -74,7 +74,7 @@ def judge(
 
 
 def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
-    """Write the split's table, unless it would be empty, or replace another one by less than all there is to be."""
+    """Write the split's table, unless it would be empty or would replace another one by an incomplete one."""
     complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
     outcome = Outcome()
     rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
@@ -92,7 +92,7 @@ def write_table(captions: Captions, answered: Answered, attempts: int, own: bool
 
 
 def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
-    """What a run has come to, in lines."""
+    """Return the outcome of a run as lines."""
     lines = [
         (
             f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
@@ -112,7 +112,7 @@ def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
 
 
 def shares(outcome: Outcome) -> list[str]:
-    """The share of sentences that pass each check."""
+    """Return the share of sentences that pass each check."""
     if not outcome.sentences:
         return []
     lines = [f"of {outcome.sentences:,} sentences pass:"]
@@ -125,7 +125,7 @@ def shares(outcome: Outcome) -> list[str]:
 
 
 def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
-    """Write a split's page: with what was left out where the journal knows, else what is in the table."""
+    """Write a split's review page: with rejected sentences if the journal has them, otherwise from the table."""
     number = instruction.rpartition("/")[2]
     captions = Captions(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
     answered = Answered(captions)
@@ -137,7 +137,7 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
 
 
 def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> Iterator[Row]:
-    """Each caption with its paraphrases in the table."""
+    """Yield each caption with its paraphrases in the table."""
     for clip_id, request in captions.requests():
         found = table.get((clip_id, caption_hash(request.caption)), [])
         variants = tuple(answer_parsing.check(request.caption, found))

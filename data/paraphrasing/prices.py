@@ -1,10 +1,10 @@
-"""What chat models cost, to say what a run will come to."""
+"""Prices of chat models, for estimates and budgets."""
 
 import re
 from dataclasses import dataclass
 
 AS_OF = "2025-06"
-"""When these prices were looked up last, in OpenAI's public list. `--price` says otherwise."""
+"""Date of these prices in OpenAI's public list. `--price` overrides them."""
 
 PRICES = {
     "gpt-3.5-turbo": (0.50, 1.50),
@@ -17,26 +17,26 @@ PRICES = {
     "gpt-3.5-turbo-0613": (1.50, 2.00),
     "gpt-4o-2024-05-13": (5.00, 15.00),
 }
-"""USD for a million tokens, of the request and of the answer. A dated model has a line where its price is its own."""
+"""USD per million tokens of requests and of answers. A dated model has an entry if its price differs."""
 
 BATCH_SHARE = 0.5
-"""Of the price, for what is asked through the Batch API."""
+"""Price of requests through the Batch API, as a share of the normal price."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """USD for a million tokens, of requests and of answers."""
+    """USD per million tokens, of requests and of answers."""
 
     input: float
     output: float
 
     def of(self, input_tokens: float, output_tokens: float) -> float:
-        """USD for so many tokens."""
+        """Return the USD for so many tokens."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
 def price_of(model: str) -> Price | None:
-    """A model's price, also under a dated name such as 'gpt-4o-mini-2024-07-18'; None where none is known."""
+    """Return a model's price, also for a dated name such as 'gpt-4o-mini-2024-07-18'; None if unknown."""
     undated = re.sub(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$", "", model)
     prices = PRICES.get(model) or PRICES.get(undated)
     return Price(*prices) if prices else None

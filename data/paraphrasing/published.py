@@ -1,4 +1,4 @@
-"""Read published paraphrases, a JSON list of {"path", "caption", "variations"}, and match a split's captions."""
+"""Published paraphrases: a JSON list of {"path", "caption", "variations"}, matched with a split's captions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from data.store.stored_split import StoredSplit
 
 @dataclass
 class Imported:
-    """What a file of variations has for a split."""
+    """Paraphrases of a file that match a split's captions."""
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
     unknown: list[str]  # entries about other captions
@@ -22,7 +22,7 @@ class Imported:
 
 
 def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> Imported:
-    """The variations of a split's captions, by the clips' file names and the normalised captions."""
+    """Return the paraphrases of a split's captions, matched by the clips' file names and the normalised captions."""
     places: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
         name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
@@ -43,7 +43,7 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
-    """The entries of a file of variations. A UserError names what is wrong."""
+    """Return the entries of a file of paraphrases. Raises UserError with the problem if it is invalid."""
     entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')

@@ -1,4 +1,4 @@
-"""A page on which a person reads paraphrases beside their captions: one HTML file that needs nothing else."""
+"""Review page: one self-contained HTML file with paraphrases beside their captions."""
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from data.paraphrasing.answer_parsing import Variant
 from data.store.files import appearing_whole
 
 PAGE = Path(__file__).with_name("review_page.html")
-"""The page's template."""
+"""Template of the page."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A caption, and what was written for it."""
+    """A caption and its paraphrases."""
 
     clip_id: str
     caption: str
@@ -31,7 +31,7 @@ class Row:
 
 
 def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[Row]) -> None:
-    """Write the page of a split, 'corpus/split'; it isn't held in memory."""
+    """Write the page of a split, 'corpus/split', without holding it in memory."""
     environment = jinja2.Environment(autoescape=True)
     stream = environment.from_string(PAGE.read_text(encoding="utf-8")).stream(
         name=name, model=model, instruction=instruction, rows=rows

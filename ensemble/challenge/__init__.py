@@ -1,1 +1,1 @@
-"""Challenge submissions: systems, their output files and metadata, and the check of the archive."""
+"""Challenge submissions: systems, their output files and metadata, and the validation of the zip file."""

@@ -1,4 +1,4 @@
-"""A system's scores as the files that a challenge asks for.
+"""Output formats of challenges: the files that hold a system's scores.
 
 LABEL is LASTNAME_INSTITUTE_TASK_NUMBER, the number being 1 to 4, and a submission is one zip of up to four systems
 (cited: DCASE's pages on submission). The technical report that belongs beside them is for people to write.
@@ -46,17 +46,17 @@ from data.store.stored_split import StoredSplit
 MOST_SYSTEMS = 4
 
 RANKED = 10
-"""File names in a row of 2023's output."""
+"""Number of file names in a row of 2023's output."""
 
 WRITTEN_AT = (1980, 1, 1, 0, 0, 0)
-"""Of all files in a zip, so that the same files make the same zip: the earliest that the format knows."""
+"""Time stamp of all files in a zip, so that the same files make the same zip: the earliest that the format allows."""
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a challenge asks: which of these files answers which of these sentences."""
+    """Evaluation set of a challenge: queries, and the files to rank for each."""
 
     split: str  # 'corpus/split'
     queries: list[str]  # in the order of the challenge's table
@@ -65,12 +65,12 @@ class Evaluation:
 
     @property
     def files(self) -> list[str]:
-        """The names of all files, sorted."""
+        """Names of all files, sorted."""
         return sorted([*self.heard, *self.unheard])
 
 
 def evaluation_of(split: StoredSplit) -> Evaluation:
-    """The evaluation set that a store's split holds. Raises UserError for one without queries or without clips."""
+    """Return the evaluation set in a store's split. Raises UserError if it has no queries or no clips."""
     queries = split.queries["text"].to_pylist()
     if not queries:
         raise UserError(f"{split.store}/{split.name} has no queries: there is nothing to retrieve by")
@@ -85,7 +85,7 @@ def evaluation_of(split: StoredSplit) -> Evaluation:
 
 
 def of_all_files(scores_QA: Scores, evaluation: Evaluation) -> Scores:
-    """Scores [Q, F] of all files: those that couldn't be decoded lie below all others, each below the one before."""
+    """Return scores [Q, F] of all files: files that could not be decoded score below all others, in descending order."""
     place = {name: column for column, name in enumerate(evaluation.files)}
     scores_QF = np.empty((len(scores_QA), len(place)))
     scores_QF[:, [place[name] for name in evaluation.heard]] = scores_QA
@@ -95,12 +95,12 @@ def of_all_files(scores_QA: Scores, evaluation: Evaluation) -> Scores:
 
 
 def best_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
-    """The columns of the best files of each query [Q, number], the best first; of equal scores the first column."""
+    """Return the columns of each query's best files [Q, number], the best first; ties go to the first column."""
     return np.argsort(-scores_QF, axis=1, kind="stable")[:, :number]
 
 
 def ranked_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[Any]]:
-    """The rows of 2023's output, header included."""
+    """Yield the rows of 2023's output, with the header."""
     files = evaluation.files
     yield ["caption", *(f"fname_{rank}" for rank in range(1, RANKED + 1))]
     for query, columns in zip(evaluation.queries, best_files(scores_QF, RANKED).tolist(), strict=True):
@@ -108,7 +108,7 @@ def ranked_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[
 
 
 def score_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[Any]]:
-    """The rows of 2025's output, header included; numbers with all their digits, so that they rank as they did."""
+    """Yield the rows of 2025's output, with the header; numbers have all digits, so that their order is preserved."""
     yield ["index", *evaluation.files]
     for query, scores in zip(evaluation.queries, scores_QF.tolist(), strict=True):
         yield [query, *scores]
@@ -116,7 +116,7 @@ def score_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[A
 
 @dataclass(frozen=True)
 class Challenge:
-    """A year's challenge: how labels call its task, what an output's rows are, how many files a row needs, and names.
+    """Format of a year's challenge: its task label, output rows, file names, and the minimum number of files.
 
     A system is named by its prefix, LASTNAME_INSTITUTE, and its number.
     """
@@ -128,15 +128,15 @@ class Challenge:
     meta: str
 
     def label(self, prefix: str, number: int) -> str:
-        """A system's label."""
+        """Return a system's label."""
         return f"{prefix}_{self.task}_{number}"
 
     def output_name(self, prefix: str, number: int) -> str:
-        """Where a system's answers lie, from the submission's root."""
+        """Return the path of a system's output in the submission."""
         return self._path(prefix, number, self.output)
 
     def meta_name(self, prefix: str, number: int) -> str:
-        """Where a system's description lies, from the submission's root."""
+        """Return the path of a system's metadata in the submission."""
         return self._path(prefix, number, self.meta)
 
     def _path(self, prefix: str, number: int, ending: str) -> str:
@@ -152,33 +152,33 @@ CHALLENGES = {
 
 
 def challenge(name: str) -> Challenge:
-    """A challenge by name; an unknown one is answered with the known."""
+    """Return a challenge by name. Raises UserError that lists the known ones for an unknown name."""
     if name not in CHALLENGES:
         raise unknown_name("format", name, sorted(CHALLENGES))
     return CHALLENGES[name]
 
 
 def require_files(name: str, evaluation: Evaluation) -> None:
-    """Raise UserError where an evaluation set has too few files for a challenge's format."""
+    """Raise UserError if an evaluation set has too few files for a challenge's format."""
     fewest, number = challenge(name).fewest_files, len(evaluation.files)
     if number < fewest:
         raise UserError(f"{evaluation.split} has {number} files: a row of {name} ranks {fewest}")
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
-    """Write a CSV file as RFC 4180 has it, in UTF-8: what holds commas, quotes or line breaks stands in quotes."""
+    """Write a CSV file in UTF-8 (RFC 4180): fields with commas, quotes or line breaks are quoted."""
     with appearing_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a YAML file that appears whole or not at all."""
+    """Write a YAML file atomically."""
     with appearing_whole(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=100), "utf-8")
 
 
 def write_zip(path: Path, folder: Path, names: Sequence[str]) -> None:
-    """Pack files, named from a folder on; the same ones make the same bytes."""
+    """Write a zip of files with names relative to a folder; the same files make the same bytes."""
     with appearing_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(

@@ -1,4 +1,4 @@
-"""What a submitted system is, in the challenge's form: from its members' configs, the ledger and ensemble.json.
+"""Metadata of a submitted system in the challenge's form, from its members' configs, the ledger and ensemble.json.
 
 Of the form, the part on the submission and its authors is cited from DCASE's example packages; the names of the fields
 on task 6's systems are assumed (the form itself couldn't be had: compare them with the year's). What only its authors
@@ -22,21 +22,21 @@ from trainables.retrieval import METRICS, TITLES
 from trainables.trial import Trial
 
 PLACEHOLDER = "LASTNAME_INSTITUTE"
-"""In a label, until the authors are named."""
+"""Beginning of labels as long as the authors are unknown."""
 
 OWN = "clotho"
-"""The corpus of the challenge: all others are external data."""
+"""Corpus of the challenge; all others count as external data."""
 
 RESULTS = {name: TITLES[name] for name in METRICS}
-"""On the development set's test split, by their names in ensemble.json."""
+"""Metrics on the development set's test split, by their names in ensemble.json."""
 
 MOST_CHARACTERS = 10
-"""Of an abbreviation (cited: the comments of the form)."""
+"""Maximum number of characters of an abbreviation (cited: the comments of the form)."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What its authors say of a system."""
+    """Information about a system that only its authors have."""
 
     label: str
     name: str | None
@@ -46,7 +46,7 @@ class Given:
 
 
 def read_authors(path: Path) -> list[dict[str, Any]]:
-    """The authors in a YAML file: a list as in the challenge's form, or that list under `authors`."""
+    """Return the authors in a YAML file: a list as in the challenge's form, or that list under `authors`."""
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -63,7 +63,7 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
 
 
 def label_of(given: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
-    """What labels begin with: as given, or from the corresponding author, or a placeholder.
+    """Return the beginning of the labels: as given, or from the corresponding author, or a placeholder.
 
     Raises UserError for a given one that isn't two words.
     """
@@ -83,7 +83,7 @@ def label_of(given: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
 
 
 def describe(system: System, given: Given) -> dict[str, Any]:
-    """A system's description as the challenge's form has it."""
+    """Return a system's metadata in the challenge's form."""
     trials = [member.trial for member in system.members]
     stages = [stage for trial in trials for stage in stages_of(trial)]
     number = len(system.members)
@@ -124,12 +124,12 @@ def describe(system: System, given: Given) -> dict[str, Any]:
 
 
 def joined(words: Iterable[str]) -> str:
-    """Each word once, in their order."""
+    """Return the words in order, each once."""
     return ", ".join(dict.fromkeys(words))
 
 
 def augmentations(trial: Trial) -> list[str]:
-    """What a training varies of its data, as its config says."""
+    """Return the augmentations of a training as its config states them."""
     told = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
         told.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
@@ -137,7 +137,7 @@ def augmentations(trial: Trial) -> list[str]:
 
 
 def member_json(member: Member, system: System) -> dict[str, Any]:
-    """A member as the description lists it; its figure on validation is the ledger's."""
+    """Return a member as listed in the metadata, with its validation metric from the ledger."""
     told = {
         "name": member.candidate.name,
         "weight": round(member.weight / sum(other.weight for other in system.members), 4),
@@ -150,7 +150,7 @@ def member_json(member: Member, system: System) -> dict[str, Any]:
 
 
 def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
-    """Corpora that aren't the challenge's own, and published weights that training started from."""
+    """Return the corpora other than the challenge's own, and the published weights that training started from."""
     splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != OWN]
     found = [
         {
@@ -169,12 +169,12 @@ def external(stages: Sequence[Trial]) -> list[dict[str, str]]:
 
 
 def of_corpus(split: str, corpus: str) -> bool:
-    """Whether a split, 'corpus/split', is that corpus'."""
+    """Return whether a split, 'corpus/split', belongs to a corpus."""
     return SplitId.parse(split).corpus == corpus
 
 
 def results(ensemble: Ensemble) -> dict[str, float | None]:
-    """Return the figures on the development set's test split; of retrained members, those from before retraining."""
+    """Return the metrics on the development set's test split; for retrained members, those from before retraining."""
     test = ensemble.test_when_selected
     figures = test.systems.get("ensemble", {}) if test else {}
     return {title: round(figures[name].value, 4) if name in figures else None for name, title in RESULTS.items()}

@@ -1,4 +1,4 @@
-"""Ensembles that are to be submitted: their members' models, and the scores that they give an evaluation set.
+"""Systems of a submission: their members' models, and the scores that they give to the evaluation set.
 
 Shapes: Q queries, A clips.
 """
@@ -37,12 +37,12 @@ from trainables.trial import Trial
 logger = logging.getLogger("chorale.systems")
 
 EMBEDDINGS = "embeddings"
-"""A folder beside the runs: what members have embedded, by SIGNATURE-FINGERPRINT of the split."""
+"""Folder of the run storage with the members' embeddings, named SIGNATURE-FINGERPRINT of the split."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A model of a system, and how much it counts."""
+    """Member of a system: its trial, its model and its weight."""
 
     candidate: Candidate
     weight: float
@@ -52,7 +52,7 @@ class Member:
 
 @dataclass(frozen=True)
 class System:
-    """An ensemble that is to be submitted; members of weight 0 are left out."""
+    """Ensemble to be submitted; members of weight 0 are left out."""
 
     path: Path  # of its ensemble.json
     ensemble: Ensemble
@@ -60,7 +60,7 @@ class System:
 
 
 def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
-    """An ensemble that can be submitted. Raises UserError that says why another can't."""
+    """Return an ensemble as a system. Raises UserError with the reason if it cannot be submitted."""
     ensemble = read_ensemble(path)
     if ensemble.direction != "t2a":
         raise UserError(
@@ -82,7 +82,7 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
 
 
 def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> Member:
-    """A member whose model is there. Raises UserError where it is gone, or isn't one that this code reads."""
+    """Return a member with a stored model. Raises UserError if the model is missing or unreadable."""
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
     if written is None:
@@ -105,12 +105,12 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> 
 
 
 def stages_of(trial: Trial) -> list[Trial]:
-    """A trial and what it started from, the first stage first."""
+    """Return a trial and the trials that it starts from, the first stage first."""
     return [*(stages_of(trial.pretraining) if trial.pretraining else []), trial]
 
 
 def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None:
-    """Raise UserError where a member was trained on the evaluation set."""
+    """Raise UserError if a member was trained on the evaluation set."""
     asked = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
@@ -123,7 +123,7 @@ def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None
 
 
 def embed_member(runs: Runs, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
-    """A member's embeddings of a split, on a GPU where this process has one."""
+    """Return a member's embeddings of a split, on a GPU if this process has one."""
     import torch
 
     from trainables.records.checkpoint import load_model
@@ -141,19 +141,19 @@ def embed_member(runs: Runs, signature: str, store: str, split_name: str, thread
 
 
 class Progress(ProgressLine):
-    """How many of the members have embedded the evaluation set."""
+    """Progress of embedding the evaluation set, by member."""
 
     def __init__(self, number: int) -> None:
         self.number, self.done = number, 0
         super().__init__(logger)
 
     def line(self) -> str:
-        """How far it is."""
+        """Return the progress as one line."""
         return f"embedding: {self.done} of {self.number} members"
 
 
 def kept(path: Path, split: StoredSplit) -> Embeddings | None:
-    """What a member has embedded before; None where that is of another order of the same sentences."""
+    """Return a member's cached embeddings; None if they are of another order of the same sentences."""
     if not path.exists():
         return None
     found = read_embeddings(path)
@@ -162,7 +162,7 @@ def kept(path: Path, split: StoredSplit) -> Embeddings | None:
 
 
 def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict[str, Embeddings]:
-    """The embeddings of each member by its signature; those that aren't there yet are made on Ray."""
+    """Return the embeddings of each member by its signature; missing ones are computed on Ray."""
     members = {member.candidate.signature: member for system in systems for member in system.members}
     paths = {
         signature: runs.local_folder / EMBEDDINGS / f"{signature}-{split.fingerprint}.arrow" for signature in members
@@ -189,7 +189,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict
 
 
 def require_finite(embeddings: Embeddings, member: Member) -> None:
-    """Raise UserError where a model's weights have gone wrong."""
+    """Raise UserError if embeddings contain values that are not finite."""
     if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
         raise UserError(
             f"member {member.candidate.name!r} ({embeddings.signature}) embeds to numbers that aren't finite"
@@ -197,7 +197,7 @@ def require_finite(embeddings: Embeddings, member: Member) -> None:
 
 
 def fused(system: System, found: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
-    """A system's scores [Q, A], as its ensemble was chosen by; divided by the weights' sum, so that they are a mean."""
+    """Return a system's scores [Q, A] by its ensemble's fusion, divided by the sum of the weights."""
     candidates = [member.candidate for member in system.members]
     reference, first = found[candidates[0].signature], candidates[0]
     nothing, queries = np.zeros(0, np.int64), np.arange(len(reference.queries))

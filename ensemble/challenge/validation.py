@@ -1,4 +1,4 @@
-"""A submission's zip as an organiser looks at it: read back by other code than wrote it.
+"""Validation of a submission's zip: it is read back by code independent of the code that wrote it.
 
 Nothing here is told how the zip came about: names, headers and fields are spelled out again.
 """
@@ -20,10 +20,10 @@ from data.errors import UserError
 from ensemble.challenge.formats import Evaluation
 
 Look = Callable[[bytes, str, Evaluation], Iterator[str]]
-"""A file's contents, its system's label and what was asked -> what is wrong with it."""
+"""Function from a file's content, its system's label and the evaluation set to a list of problems."""
 
 MOST_NAMED = 5
-"""Of the problems of one table; the rest are counted."""
+"""Maximum number of problems listed per table; the rest are counted."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -48,11 +48,11 @@ NAMES = {
     },
     "dcase2025": {OUTPUT: "{system}_{number}.output.csv", META: "{system}_{number}.meta.yaml"},
 }
-"""Of a system's files; its label is SYSTEM_NUMBER."""
+"""Patterns of the names of a system's files; its label is SYSTEM_NUMBER."""
 
 
 def guess(path: Path) -> str:
-    """Which challenge a zip is for, by the labels in it. Raises UserError where none of them says."""
+    """Return the challenge that a zip is for, by the labels in it. Raises UserError if no label matches."""
     names = " ".join(names_in(path))
     found = [name for name, task in TASKS.items() if re.search(pattern(NAMES[name][OUTPUT], rf"\S+_{task}"), names)]
     if len(found) != 1:
@@ -61,12 +61,12 @@ def guess(path: Path) -> str:
 
 
 def pattern(name: str, system: str = ".+") -> str:
-    """What a system's file is named like, as a regular expression with the groups `system` and `number`."""
+    """Return the regular expression of a system's file name, with the groups `system` and `number`."""
     return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the files in a zip. Raises UserError where it can't be opened."""
+    """Return the names of the files in a zip. Raises UserError if it cannot be opened."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -77,7 +77,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
-    """All that is wrong with a submission, each with the file it is in; none if it can be sent.
+    """Return all problems of a submission, each with the name of its file; empty if it is valid.
 
     Raises UserError where it is no zip at all.
     """
@@ -111,7 +111,7 @@ def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
 def systems_in(
     contents: Mapping[str, bytes], challenge: str
 ) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
-    """Each label's files by what they are, and the names of all other files but technical reports."""
+    """Return the files of each label by kind, and the names of all other files except technical reports."""
     systems: dict[str, dict[str, tuple[str, bytes]]] = {}
     others = []
     for name, data in contents.items():
@@ -127,7 +127,7 @@ def systems_in(
 
 
 def few(found: Iterable[str]) -> Iterator[str]:
-    """The first problems, and how many more there are."""
+    """Return the first problems, and how many more there are."""
     told = list(found)
     yield from told[:MOST_NAMED]
     if len(told) > MOST_NAMED:
@@ -135,12 +135,12 @@ def few(found: Iterable[str]) -> Iterator[str]:
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of what an error says, which may quote a whole row."""
+    """Return the beginning of an error message, which may quote a whole row."""
     return " ".join(str(error).split())[:200]
 
 
 def look_at_text(data: bytes) -> list[str]:
-    """What is wrong with a file as text."""
+    """Return the problems of a file as text."""
     if data.startswith(BOM):
         return ["it begins with a byte order mark: save it as UTF-8 without one"]
     try:
@@ -152,7 +152,7 @@ def look_at_text(data: bytes) -> list[str]:
 
 
 def read_table(data: bytes, numbers: bool) -> pa.Table:
-    """A CSV file's columns as text, or all but the first as numbers. Raises ArrowInvalid that says what is wrong."""
+    """Return a CSV file's columns as text, or all but the first as numbers. Raises ArrowInvalid with the reason."""
     reading = pa.csv.ReadOptions(block_size=len(data) + 1)
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
     names = pa.csv.open_csv(pa.py_buffer(data), reading, parsing).schema.names
@@ -162,7 +162,7 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
 
 
 def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
-    """What is wrong with 2023's output."""
+    """Return the problems of 2023's output."""
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
@@ -184,7 +184,7 @@ def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator
 
 
 def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
-    """What is wrong with 2025's output."""
+    """Return the problems of 2025's output."""
     try:
         table = read_table(data, numbers=True)
     except pa.ArrowInvalid as error:
@@ -207,7 +207,7 @@ def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[
 
 
 def look_at_captions(given: Sequence[str], wanted: Sequence[str]) -> Iterator[str]:
-    """What is wrong with a table's captions."""
+    """Return the problems of a table's captions."""
     if len(given) != len(wanted):
         yield f"it has {len(given)} rows: there are {len(wanted)} captions"
     there, asked = Counter(given), Counter(wanted)
@@ -217,13 +217,13 @@ def look_at_captions(given: Sequence[str], wanted: Sequence[str]) -> Iterator[st
 
 
 def look_at_output(challenge: str) -> Look:
-    """What looks through a challenge's output, and tells the first few problems."""
+    """Return the check of a challenge's output, which lists the first few problems."""
     look: Look = {"dcase2023": look_at_ranking, "dcase2025": look_at_matrix}[challenge]
     return lambda data, label, evaluation: few(look(data, label, evaluation))
 
 
 def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
-    """What is wrong with a system's description."""
+    """Return the problems of a system's metadata."""
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
@@ -247,7 +247,7 @@ def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iter
 
 
 def look_at_authors(authors: Any) -> Iterator[str]:
-    """What is wrong with a list of authors."""
+    """Return the problems of a list of authors."""
     if not isinstance(authors, list) or not authors:
         yield "submission.authors is missing: give --authors"
         return
@@ -260,7 +260,7 @@ def look_at_authors(authors: Any) -> Iterator[str]:
 
 
 def look_at_figures(figures: Any) -> Iterator[str]:
-    """What is wrong with the results on the development set's test split."""
+    """Return the problems of the results on the development set's test split."""
     for name in FIGURES:
         figure = figures.get(name) if isinstance(figures, dict) else None
         where = f"results.development_testing.{name}"
@@ -271,7 +271,7 @@ def look_at_figures(figures: Any) -> Iterator[str]:
 
 
 def at(value: Any, path: str) -> Any:
-    """What stands at a path of names, 'system.description.optimiser'; None where it ends early."""
+    """Return the value at a dotted path of names, 'system.description.optimiser'; None if it doesn't exist."""
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -1,1 +1,1 @@
-"""Candidates for an ensemble, their scores on a split, and the metrics of these."""
+"""Pool of candidates: their scores on a split, and metrics of their ensembles."""

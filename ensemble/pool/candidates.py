@@ -1,4 +1,4 @@
-"""The pool: candidates whose scores are aligned by query and clip, from the ledger or from files of any system.
+"""Candidates of a pool: scores aligned by query and clip, from the ledger's trials or from files of any system.
 
     DIR/{validation,test}/NAME.npy         scores [queries, clips], float, higher is better
     DIR/{validation,test}/relevance.npy    int [queries], the column of the one relevant clip; or bool [queries, clips]
@@ -44,23 +44,23 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What it is sorted and told apart by."""
+        """Key that identifies the candidate, by which candidates are sorted."""
         return self.signature or self.name
 
     @property
     def trial_run(self) -> TrialRun:
-        """The run of a finished trial."""
+        """Ledger entry of a finished trial."""
         assert self.run is not None
         return self.run
 
     def file(self, which: Which) -> Path:
-        """A file's scores on a split."""
+        """Return the path of a file's scores on a split."""
         assert self.folder is not None
         return self.folder / which / f"{self.name}.npy"
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[str] = ()) -> list[Candidate]:
-    """The sweeps' finished trials in the order of their signatures, whoever ran them.
+    """Return the sweeps' finished trials, sorted by signature, whichever sweep ran them.
 
     `wanted` are conditions on their parameters, 'NAME=VALUE', as MLflow shows them. Raises UserError where no trial is
     finished, or none is as wanted.
@@ -87,12 +87,14 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[st
 
 
 def parameters(candidate: Candidate) -> dict[str, str]:
-    """A trial's settings as MLflow shows them."""
+    """Return a trial's settings as shown in MLflow."""
     return dict(candidate.run.settings) if candidate.run else {}
 
 
 def find_files(folders: Sequence[Path]) -> list[Candidate]:
-    """The candidates of folders of score matrices. Raises UserError for a folder without any, or a name in two."""
+    """Return the candidates in folders of score matrices. Raises UserError for an empty folder or a name that occurs in
+    two.
+    """
     found: dict[str, Candidate] = {}
     for folder in folders:
         for name in score_files(folder):
@@ -103,7 +105,7 @@ def find_files(folders: Sequence[Path]) -> list[Candidate]:
 
 
 def score_files(folder: Path) -> list[str]:
-    """The names of a folder's score matrices. Raises UserError where there is none."""
+    """Return the names of a folder's score matrices. Raises UserError if there is none."""
     names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
     if not names:
         raise UserError(f"{folder}/validation holds no NAME.npy: score matrices [queries, clips] are looked for there")
@@ -113,7 +115,7 @@ def score_files(folder: Path) -> list[str]:
 def load(
     ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
 ) -> Matrices:
-    """The candidates' scores on a split, in their order.
+    """Return the candidates' scores on a split, in the order of the candidates.
 
     `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
     candidates don't fit together: trials that have seen different splits, files of other shapes, a folder's relevant
@@ -144,7 +146,7 @@ def load(
 
 
 def disagreement(first: Matrices, second: Matrices) -> str:
-    """Why two pools don't have the same queries and clips, as far as their relevant clips tell; '' if they do."""
+    """Return why two pools differ in queries or clips, judging by their relevant clips; '' if they agree."""
 
     def pairs(pool: Matrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
@@ -164,7 +166,7 @@ def disagreement(first: Matrices, second: Matrices) -> str:
 
 
 def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matrices:
-    """Trials' scores: the dot products of the embeddings in some artifact of each.
+    """Return trials' scores: the dot products of the embeddings in an artifact of each.
 
     Rows and columns are in the order of the first one's queries and clips.
     """
@@ -185,7 +187,7 @@ def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matr
 def aligned_scores(
     embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
 ) -> tuple[Read, Read]:
-    """What gives scores with the reference's rows and columns, by queries and by clips."""
+    """Return functions that read scores in the reference's order of rows and columns, by queries and by clips."""
     same_split(embeddings, reference, candidate, first)
     rows = order_of(query_keys(embeddings), query_keys(reference))
     columns = order_of(embeddings.clip_ids, reference.clip_ids)
@@ -200,7 +202,7 @@ def aligned_scores(
 
 
 def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
-    """Raise UserError where two trials have embedded different splits."""
+    """Raise UserError if two trials have embedded different splits."""
     if (embeddings.split, embeddings.fingerprint) != (reference.split, reference.fingerprint):
         raise UserError(
             f"trials differ in their splits and can't be compared: {candidate.name!r} has {embeddings.split} "
@@ -209,12 +211,12 @@ def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candida
 
 
 def cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Dot products [N, M], summed up in float64: the same whatever block of them is computed at a time."""
+    """Return dot products [N, M], summed in float64, so that they don't depend on the block that is computed at a time."""
     return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
 
 
 def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
-    """What tells queries apart: the text, its relevant clips, and a number where both occur again."""
+    """Return keys that identify queries: the text, its relevant clips, and a number if both occur again."""
     seen: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
     for text, relevant in zip(embeddings.queries, embeddings.relevant_clip_ids, strict=True):
@@ -225,7 +227,7 @@ def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]
 
 
 def order_of(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
-    """Where each wanted key stands. Both sequences hold the same keys, each once."""
+    """Return the index of each key of `wanted` in `keys`. Both contain the same keys, each once."""
     place = {key: index for index, key in enumerate(keys)}
     if place.keys() != set(wanted) or len(keys) != len(wanted):
         raise UserError("two trials name different queries or clips for the same split: prepare the corpus again")
@@ -233,7 +235,7 @@ def order_of(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
 
 
 def load_files(folder: Path, candidates: Sequence[Candidate], which: Which) -> Matrices:
-    """Matrices of a folder, memory-mapped. A UserError names the file and what is wrong with it."""
+    """Return a folder's score matrices, memory-mapped. Raises UserError that names the file and the problem."""
     arrays = [read_scores(candidate.file(which)) for candidate in candidates]
     first = candidates[0].file(which)
     shape = arrays[0].shape
@@ -247,7 +249,7 @@ def load_files(folder: Path, candidates: Sequence[Candidate], which: Which) -> M
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """A NumPy file, memory-mapped. A UserError where it is missing or isn't one."""
+    """Return a NumPy file, memory-mapped. Raises UserError if it is missing or invalid."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except OSError as error:
@@ -257,7 +259,7 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def read_scores(path: Path) -> NDArray[Any]:
-    """A score matrix [Q, A], float."""
+    """Return a score matrix [Q, A] of floats."""
     array = read_array(path)
     if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
         raise UserError(
@@ -269,7 +271,7 @@ def read_scores(path: Path) -> NDArray[Any]:
 
 
 def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
-    """The relevant clips of a folder's queries, and which queries belong together."""
+    """Return the relevant clips of a folder's queries, with the queries' groups."""
     path = folder / f"{RELEVANCE}.npy"
     array = read_array(path)
     num_queries, num_clips = shape

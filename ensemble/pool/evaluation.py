@@ -1,4 +1,4 @@
-"""What ensembles come to on a split: metrics with intervals, computed from the scores themselves.
+"""Evaluation of ensembles on a split: metrics with intervals, computed from the full scores.
 
 Shapes: Q queries, A clips, P (query, relevant clip) pairs.
 """
@@ -17,11 +17,13 @@ from trainables.retrieval import PerQuery, Relevance
 
 QUERIES_AT_A_TIME = 256
 DRAWS = 1000
-"""Bootstrap resamples."""
+"""Number of bootstrap samples."""
 
 
 def fuse(pool: Matrices, weights: Sequence[float], first: int, last: int) -> NDArray[Any]:
-    """The weighted sum of some queries' scores [last - first, A], float64: of the order of the ensemble's mean."""
+    """Return the weighted sum of some queries' scores [last - first, A] in float64, in the order of the ensemble's
+    mean.
+    """
     members = [model for model, weight in enumerate(weights) if weight]
     fused_QA = np.zeros((last - first, pool.num_clips))
     for model in members:
@@ -30,7 +32,7 @@ def fuse(pool: Matrices, weights: Sequence[float], first: int, last: int) -> NDA
 
 
 def finite(pool: Matrices, model: int, first: int, last: int) -> NDArray[np.float64]:
-    """A candidate's scores of some queries [last - first, A]. Raises UserError where one isn't finite."""
+    """Return a candidate's scores of some queries [last - first, A]. Raises UserError if one isn't finite."""
     scores_QA = pool.reads[model](first, last).astype(np.float64)
     if not np.isfinite(scores_QA).all():
         query = first + int(np.argmin(np.isfinite(scores_QA).all(axis=1)))
@@ -39,7 +41,7 @@ def finite(pool: Matrices, model: int, first: int, last: int) -> NDArray[np.floa
 
 
 def ranks(pool: Matrices, weights: Sequence[float]) -> NDArray[np.int64]:
-    """The rank of each pair's clip in an ensemble [P]."""
+    """Return the rank of each pair's clip in an ensemble [P]."""
     ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
     for first, last, own_P, part in parts(pool):
         ranks_P[own_P] = retrieval.ranks(fuse(pool, weights, first, last), part)
@@ -47,7 +49,7 @@ def ranks(pool: Matrices, weights: Sequence[float]) -> NDArray[np.int64]:
 
 
 def ranks_along(pool: Matrices, history: Sequence[int]) -> NDArray[np.int64]:
-    """The rank of each pair's clip after each step of an ensemble that grows by a candidate at a time [S, P]."""
+    """Return the rank of each pair's clip after each step of an ensemble that grows by one candidate per step [S, P]."""
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
     for first, last, own_P, part in parts(pool):
         scores = {model: finite(pool, model, first, last) for model in set(history)}
@@ -59,7 +61,7 @@ def ranks_along(pool: Matrices, history: Sequence[int]) -> NDArray[np.int64]:
 
 
 def parts(pool: Matrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
-    """First and last query, which pairs are theirs, and their own relevance: of some queries at a time."""
+    """Yield blocks of queries: the first and last query, their pairs, and their relevance."""
     relevant = pool.relevance
     for first in range(0, pool.num_queries, QUERIES_AT_A_TIME):
         last = min(first + QUERIES_AT_A_TIME, pool.num_queries)
@@ -73,19 +75,19 @@ def parts(pool: Matrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevan
 
 
 def along(pool: Matrices, history: Sequence[int], name: str) -> tuple[Estimate, ...]:
-    """Return a metric after each step of an ensemble that grows by a candidate at a time."""
+    """Return a metric after each step of an ensemble that grows by one candidate per step."""
     values_SQ = (retrieval.metric(name)(ranks_P, pool.relevance) for ranks_P in ranks_along(pool, history))
     return tuple(estimate(values_Q, pool.relevance) for values_Q in values_SQ)
 
 
 def values(pool: Matrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
-    """Each metric's value for each query [Q]."""
+    """Return the value of each metric for each query [Q]."""
     ranks_P = ranks(pool, weights)
     return {name: retrieval.metric(name)(ranks_P, pool.relevance) for name in names}
 
 
 def compare(pool: Matrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> SplitFigures:
-    """Return each system's figures on a split, and the first one's lead over the second as 'difference'.
+    """Return each system's metrics on a split, and the difference of the first two as 'difference'.
 
     Queries are drawn by groups, the same ones for all systems, so that the lead's interval is that of paired data.
     """

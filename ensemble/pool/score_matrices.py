@@ -1,4 +1,4 @@
-"""Score matrices of many candidates, read a block of queries at a time: a pool may be larger than memory.
+"""Score matrices of many candidates, read one block of queries at a time: a pool may be larger than memory.
 
 Scores are float32. float16 is widened, and float64 rounded: sums of float32 scores in float64 are the same in any
 order, and so are choices.
@@ -17,23 +17,25 @@ from data.errors import UserError, unknown_name
 from trainables.retrieval import Relevance
 
 BLOCK_BYTES = 2**25
-"""Of scores of all candidates that are read at a time, where they have to be converted or computed."""
+"""Maximum size of a block of all candidates' scores, if they have to be converted or computed."""
 
 BLOCK_BYTES_ACROSS = 2**27
-"""The same for the other direction, where a file is read once for each block."""
+"""Maximum size of a block in audio-to-text direction, for which a file is read once per block."""
 
 Scores = NDArray[np.float32]
 
 Read = Callable[[int, int], Scores]
-"""First and last query (exclusive) -> a candidate's scores [last - first, A]. Or of clips, and [last - first, Q]."""
+"""Function from the first and last query (exclusive) to a candidate's scores [last - first, A]; or from clips, to [last
+- first, Q].
+"""
 
 Transform = Callable[[Scores], Scores]
-"""Scores [q, A] -> scores [q, A], each query by itself."""
+"""Function from scores [q, A] to scores [q, A] that treats each query by itself."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some queries' scores of all candidates."""
+    """Scores of some queries by all candidates."""
 
     first_query: int
     last_query: int
@@ -42,7 +44,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Matrices:
-    """Candidates' scores of the same queries and clips.
+    """Scores of the same queries and clips by several candidates.
 
     `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block. `across` gives
     them by clips, for the other direction.
@@ -64,11 +66,11 @@ class Matrices:
 
     @property
     def num_queries(self) -> int:
-        """Q."""
+        """Number of queries, Q."""
         return self.relevance.num_queries
 
     def blocks(self) -> Iterator[Block]:
-        """All queries in their order."""
+        """Yield all queries in order, in blocks."""
         if self.arrays:
             yield Block(0, self.num_queries, self.arrays)
             return
@@ -79,11 +81,11 @@ class Matrices:
             yield Block(first, last, [np.ascontiguousarray(read(first, last)) for read in self.reads])
 
     def scores(self, model: int) -> Scores:
-        """One candidate's scores [Q, A]."""
+        """Return one candidate's scores [Q, A]."""
         return self.arrays[model] if self.arrays else self.reads[model](0, self.num_queries)
 
     def only(self, models: Sequence[int]) -> "Matrices":
-        """Some of the candidates."""
+        """Return the pool of some of the candidates."""
         return Matrices(
             tuple(self.names[model] for model in models), self.split, self.fingerprint, self.relevance, self.num_clips,
             tuple(self.reads[model] for model in models),
@@ -95,7 +97,7 @@ class Matrices:
 def of_arrays(
     names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
 ) -> Matrices:
-    """A pool of matrices [Q, A] in memory, or memory-mapped; each float16, float32 or float64."""
+    """Return a pool of matrices [Q, A] in memory, or memory-mapped; each float16, float32 or float64."""
     as_they_are = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
 
     def reading(name: str, array: NDArray[Any]) -> Read:
@@ -109,7 +111,9 @@ def of_arrays(
 
 
 def single(scores: NDArray[Any], name: str) -> Scores:
-    """Scores as float32; what is too large becomes infinite. Raises UserError where what isn't 0 would become 0."""
+    """Return scores as float32; values that are too large become infinite. Raises UserError if a value other than 0
+    would become 0.
+    """
     with np.errstate(over="ignore", under="ignore"):
         found = scores.astype(np.float32, copy=False)
     if scores.dtype == np.float64 and np.any((found == 0) & (scores != 0)):
@@ -118,7 +122,9 @@ def single(scores: NDArray[Any], name: str) -> Scores:
 
 
 def fused(pool: Matrices, fusion: str) -> Matrices:
-    """The pool as it is to be averaged: by name, a transform of each query's scores. An unknown name is an error."""
+    """Return the pool with the transform of a fusion applied to each query's scores. Raises UserError for an unknown
+    name.
+    """
     if fusion not in FUSIONS:
         raise unknown_name("fusion", fusion, sorted(FUSIONS))
     transform = FUSIONS[fusion]
@@ -135,7 +141,7 @@ def fused(pool: Matrices, fusion: str) -> Matrices:
 
 
 def z_norm(scores_QA: Scores) -> Scores:
-    """Each query's scores with mean 0 and standard deviation 1; all 0 where they are all the same."""
+    """Return each query's scores with mean 0 and standard deviation 1; all 0 if they are equal."""
     wide = scores_QA.astype(np.float64)
     deviation = wide.std(axis=1, keepdims=True)
     normed: Scores = ((wide - wide.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)).astype(
@@ -145,7 +151,7 @@ def z_norm(scores_QA: Scores) -> Scores:
 
 
 def rank_transform(scores_QA: Scores) -> Scores:
-    """How many of the query's clips have a lower score, and half of those with the same: float32 holds halves."""
+    """Return the number of the query's clips with a lower score, plus half of those with an equal score, in float32."""
     from scipy.stats import rankdata
 
     ranked: Scores = rankdata(scores_QA, axis=1).astype(np.float32)
@@ -153,11 +159,11 @@ def rank_transform(scores_QA: Scores) -> Scores:
 
 
 FUSIONS: dict[str, Transform | None] = {"mean": None, "zscore": z_norm, "rank": rank_transform}
-"""What is averaged: cosine scores as they are, or after z-norm or a rank transform of each query's scores."""
+"""Transforms by the name of the fusion: scores as they are, their z-norms, or their ranks."""
 
 
 def transposed(pool: Matrices) -> Matrices:
-    """The other direction: clips ask for captions [A, Q]. Clips without a caption aren't asked about.
+    """Return the pool in audio-to-text direction: clips are the queries [A, Q]. Clips without a caption are dropped.
 
     Each clip is a group of its own.
     """

@@ -1,1 +1,1 @@
-"""A selected ensemble as a record: ensemble.json, its page, its tables, and its run in MLflow."""
+"""Record of a selected ensemble: ensemble.json, its HTML page, its terminal tables, and its run in MLflow."""

@@ -1,4 +1,4 @@
-"""Build the record of an ensemble from a selection: its members, its figures, and how it was selected."""
+"""Construction of an ensemble's record from a selection: members, metrics, and the selection method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +19,13 @@ from trainables.records.ledger import Ledger
 METHODS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
 
 COMPARED_EXACTLY = 16
-"""The best single candidates among which all subsets are scored where methods are compared: a second's work."""
+"""Number of best single candidates among which all subsets are scored when methods are compared: one second of
+computation.
+"""
 
 
 def told(rules: Rules) -> str:
-    """How an ensemble was chosen, in words."""
+    """Return a description of the selection method."""
     words = [METHODS[rules.method]]
     words += [f"among the {rules.among} best candidates"] * bool(rules.among)
     if rules.method == "greedy":
@@ -35,7 +37,9 @@ def told(rules: Rules) -> str:
 
 
 def compared(rules: Rules, num_candidates: int) -> dict[str, Rules]:
-    """The methods that a choice is compared with, by name, with the choice's own settings as far as they have them."""
+    """Return the methods that a selection is compared with, by name, with the selection's own settings where they
+    apply.
+    """
     greedy = replace(rules, refine=False) if rules.method == "greedy" else Rules(among=rules.among)
     among = rules.among
     if not among and num_candidates > COMPARED_EXACTLY and rules.method != "exact":
@@ -58,7 +62,7 @@ def member_of(candidate: Candidate, weight: float) -> Member:
 def members_with_shares(
     candidates: Sequence[Candidate], shares: Sequence[attribution.Member], selection: Selection, ledger: Ledger
 ) -> tuple[Member, ...]:
-    """Return the members with their shares in the ensemble, in that order, and what it takes to train them again."""
+    """Return the members with their attributions, the highest weight first, and what is needed to train them again."""
     return tuple(
         replace(
             member_of(candidate := candidates[share.candidate], share.weight),
@@ -79,7 +83,7 @@ def trajectory_of(candidates: Sequence[Candidate], selection: Selection) -> tupl
 
 
 def growth(selection: Selection) -> list[int]:
-    """The candidates in the order in which they joined, before any left."""
+    """Return the candidates in the order in which they were added, before any was removed."""
     history = []
     for step in selection.trajectory:
         if step.removed is not None or step.added is None:
@@ -89,21 +93,21 @@ def growth(selection: Selection) -> list[int]:
 
 
 def nested_figures(found: Nested, live: Live, folds: int, apparent: float, redoes_epochs: bool) -> NestedFigures:
-    """Return the figures of nested cross-validation; `apparent` is the metric on validation itself."""
+    """Return the metrics of nested cross-validation; `apparent` is the metric on the validation split itself."""
     relevant = retrieval.Relevance(live.query_P, live.query_P, live.group_Q)
     ensemble, best_single = (evaluation.estimate(own_Q, relevant) for own_Q in (found.ensemble_Q, found.best_single_Q))
     return NestedFigures(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
 
 
 def one_hot(place: int, number: int) -> list[int]:
-    """The weights of a single candidate."""
+    """Return the weights of an ensemble of one candidate."""
     return [int(other == place) for other in range(number)]
 
 
 def figures_on(
     source: Matrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitFigures, dict[str, Estimates]]:
-    """Return the figures of the first two systems with their difference, and those of all others, on a split."""
+    """Return the metrics of the first two systems with their difference, and those of all others, on a split."""
     found = evaluation.compare(source, systems, metrics)
     others = {name: found.systems[name] for name in list(systems)[2:]}
     own = {name: estimates for name, estimates in found.systems.items() if name not in others}
@@ -113,7 +117,7 @@ def figures_on(
 def candidates_of(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
 ) -> list[Candidate]:
-    """Return the candidates that an ensemble's members are, to be read on a split. A UserError names one that is gone.
+    """Return the candidates of an ensemble's members on a split. Raises UserError that names a missing one.
 
     Files are looked for in `folders`, first in the one that the ensemble names, or in that alone where none are given.
     """

@@ -1,4 +1,4 @@
-"""Log selections and evaluations, and count the looks at a test split that came before."""
+"""Logging of selections and evaluations, and the number of looks at a test split."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ SETTINGS = ("metric", "method", "direction", "pool")
 
 
 def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
-    """Return how many selections and evaluations with figures on this test split have been logged."""
+    """Return the number of selections and evaluations that have computed metrics on this test split."""
     return sum(1 for kind in KINDS for _ in ledger.events(kind, fingerprint))
 
 
 def log_event(
     ledger: Ledger, kind: EventKind, name: str, ensemble: Ensemble, files: Sequence[Path], sweep_run_id: str
 ) -> int:
-    """Log a selection or an evaluation; return how many looks at its test split came before."""
+    """Log a selection or an evaluation; return the number of earlier looks at its test split."""
     test = ensemble.test.fingerprint if ensemble.test else ""
     members = ",".join(member.signature or member.name for member in ensemble.members)
     settings = {key: str(getattr(ensemble, key)) for key in SETTINGS} | {"fusion": FUSION_LABELS[ensemble.fusion]}
@@ -27,14 +27,14 @@ def log_event(
 
 
 def log_and_count(ledger: Ledger, event: Event) -> int:
-    """Log an event; return how many looks at its test split came before."""
+    """Log an event; return the number of earlier looks at its test split."""
     earlier = count_looks_at_test(ledger, event.test_fingerprint) if event.test_fingerprint else 0
     ledger.log_event(event)
     return earlier
 
 
 def numbers_of(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
-    """Yield the numbers of an ensemble as metrics: name, value and step."""
+    """Yield the numbers of an ensemble as MLflow metrics: name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
         if found := ensemble.figures(split):
@@ -60,7 +60,7 @@ def numbers_of(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
 
 
 def steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
-    """Yield values that are known as the steps of one metric, from 1."""
+    """Yield the known values as steps of one metric, from 1."""
     for step, value in enumerate(values, start=1):
         if value is not None:
             yield name, value, step

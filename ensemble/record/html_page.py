@@ -1,4 +1,4 @@
-"""The page that explains an ensemble: one HTML file that needs nothing else, with plots as SVG."""
+"""HTML page of an ensemble: one self-contained file, with plots as SVG."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PAGE = Path(__file__).with_name("html_page.html")
-"""The page's template."""
+"""Template of the page."""
 
 WIDTH, HEIGHT = 5.5, 3.2
-"""Of most plots, in inches: on a phone's width their letters can still be read."""
+"""Width and height of most plots in inches; their letters are readable on a phone."""
 
 
 def write_page(path: Path, ensemble: Ensemble) -> None:
@@ -38,7 +38,7 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
 
 
 def plots_of(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
-    """The plots that explain an ensemble, by name, as far as there is something to draw.
+    """Return the plots of an ensemble as SVG, by name, as far as there is data for them.
 
     `numbers` are what its members are called; by default they are counted from 1.
     """
@@ -55,7 +55,7 @@ def plots_of(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> di
 
 
 def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
-    """A plot as SVG."""
+    """Return a plot as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -67,7 +67,7 @@ def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
 
 
 def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str) -> None:
-    """The metric against the number of members, with its intervals, on each split."""
+    """Draw the metric against the number of members, with intervals, on each split."""
     from matplotlib.ticker import MaxNLocator
 
     for (split, points), colour in zip(sizes.items(), ("C0", "C1"), strict=False):
@@ -82,7 +82,7 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
 
 
 def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], called: Sequence[str]) -> None:
-    """A heat map of how alike the members err."""
+    """Draw a heat map of the error correlation of the members."""
     image = axes.imshow(likeness, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(called)), called)
     axes.set_yticks(range(len(called)), called)
@@ -90,7 +90,7 @@ def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], called: Seque
 
 
 def draw_front(axes: Axes, front: Sequence[FrontPoint], metric: str, cost: str | None) -> None:
-    """The best metric for a cost."""
+    """Draw the Pareto front of metric and cost."""
     costs = [point.cost for point in front]
     axes.step(costs, [100 * point.value for point in front], where="post", marker="o", markersize=4)
     axes.set_xlabel(cost or "cost")

@@ -1,4 +1,4 @@
-"""An ensemble's tables for the terminal."""
+"""Terminal tables of an ensemble."""
 
 from rich.console import Console
 
@@ -9,7 +9,7 @@ from trainables.retrieval import TITLES
 
 
 def show(ensemble: Ensemble, earlier: int | None) -> None:
-    """Print the members and the figures; `earlier` is how many looks at test came before, None without one."""
+    """Print the members and the metrics; `earlier` is the number of earlier looks at test, None without one."""
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -34,7 +34,7 @@ def show(ensemble: Ensemble, earlier: int | None) -> None:
 
 
 def members(ensemble: Ensemble) -> Sheet:
-    """Return each member's weight and share."""
+    """Return the table of members, with weights and attributions."""
     headings = ("member", "signature", "weight", "alone", "without it", "Shapley value")
     columns = [Column(heading, is_figure=heading not in ("member", "signature")) for heading in headings]
     rows = [
@@ -49,7 +49,7 @@ def members(ensemble: Ensemble) -> Sheet:
 
 
 def figures(ensemble: Ensemble) -> Sheet:
-    """Return the systems' figures on each split."""
+    """Return the table of the systems' metrics on each split."""
     columns = [Column("system", is_figure=False), *(Column(TITLES.get(name, name)) for name in ensemble.metrics)]
     rows = [
         (f"{split}, {system.replace('_', ' ')}", *(estimates[name].percent for name in ensemble.metrics))
@@ -62,7 +62,7 @@ def figures(ensemble: Ensemble) -> Sheet:
 
 
 def lead(ensemble: Ensemble, test: SplitFigures) -> str:
-    """Return a sentence that says whether the ensemble and the other system can be told apart on test."""
+    """Return a sentence that says whether the ensemble differs from the other system on test."""
     metric = ensemble.metrics[0]
     found = test.systems["difference"][metric]
     other = "best single candidate" if "best_single" in test.systems else "heaviest member"
@@ -73,7 +73,7 @@ def lead(ensemble: Ensemble, test: SplitFigures) -> str:
 
 
 def methods(ensemble: Ensemble) -> Sheet:
-    """Return what each method would have selected, and its figures."""
+    """Return the table of the compared methods, with their metrics."""
     metric = ensemble.metric
     rows = [
         (

@@ -1,1 +1,1 @@
-"""The report on a sweep: tables, plots and a page."""
+"""Report on a sweep: tables, plots and an HTML page."""

@@ -1,4 +1,4 @@
-"""The ensembles that were chosen from the trials of a report, and what they come to."""
+"""Ensembles in a report: those selected from its trials, with their metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sw
 
 @dataclass(frozen=True)
 class Chosen:
-    """An ensemble: its members' rows in its own order, and its figures."""
+    """An ensemble in the report: the rows of its members, in its own order, and its metrics."""
 
     name: str  # of its run
     ensemble: Ensemble
@@ -28,7 +28,7 @@ class Chosen:
 
     @property
     def numbers(self) -> list[int]:
-        """Its members' in the table."""
+        """Numbers of the members' rows in the table."""
         return sorted(row.number for row in self.members)
 
     @property
@@ -41,7 +41,7 @@ class Chosen:
 def ensembles_of(
     ledger: Ledger, sweeps: Sequence[Sweep], judged: Judged, which: Which
 ) -> tuple[list[Chosen], list[str]]:
-    """The text-to-audio ensembles that were chosen from these trials, the newest first, each once.
+    """Return the text-to-audio ensembles selected from these trials, the newest first, each once.
 
     Also what is wrong with those that can't be shown.
     """
@@ -74,13 +74,13 @@ def ensembles_of(
 
 
 def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
-    """The runs of the ensembles that were chosen from the sweeps, the newest first."""
+    """Return the events of the ensembles selected from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
     return (run for run in ledger.events("ensemble") if run.sweep_run_id in parents)
 
 
 def judge_ensemble(name: str, ensemble: Ensemble, members: list[Row], judged: Judged, which: Which) -> Chosen:
-    """An ensemble with its figures: from its members' embeddings, or as they were told when it was chosen."""
+    """Return an ensemble with its metrics: from its members' embeddings, otherwise as logged when it was selected."""
     gone = [str(row.number) for row in members if row.candidate.signature not in judged.places]
     if not gone:
         assert judged.source is not None
@@ -97,6 +97,6 @@ def judge_ensemble(name: str, ensemble: Ensemble, members: list[Row], judged: Ju
 
 
 def pool_of(source: Matrices, places: Mapping[str, int], members: Sequence[Row], ensemble: Ensemble) -> Matrices:
-    """The members' scores, as they are averaged."""
+    """Return the members' scores with the ensemble's fusion applied."""
     own = source.only([places[row.candidate.signature] for row in members])
     return score_matrices.fused(own, ensemble.fusion)

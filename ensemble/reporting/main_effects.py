@@ -1,4 +1,4 @@
-"""What the trials of a grid differ in, and what each of these factors does: its main effects.
+"""Main effects: the factors in which the trials of a grid differ, and the effect of each on a metric.
 
 Shapes: N trials, K coefficients.
 """
@@ -16,17 +16,17 @@ from trainables.records.mlflow_ledger import flattened
 from trainables.trial import Trial
 
 CONFIDENCE = 0.95
-"""Of intervals."""
+"""Confidence level of intervals."""
 
 NONE = "none"
-"""The level of a trial that lacks a setting."""
+"""Level of a trial that lacks a setting."""
 
 JUDGED = ("validation", "test")
-"""Of a trial's settings, those in which the trials of a sweep don't differ."""
+"""Settings of a trial in which the trials of a sweep do not differ."""
 
 
 def settings(trial: Trial) -> dict[str, str]:
-    """All that a trial could differ in from others, by name, what matters most first and seeds last.
+    """Return all settings in which a trial could differ from others, by name, the most important first and seeds last.
 
     A rate is told as a share of the one that it goes with, since encoders have rates of their own.
     """
@@ -40,7 +40,7 @@ def settings(trial: Trial) -> dict[str, str]:
 
 
 def plain(trial: Trial, prefix: str) -> dict[str, str]:
-    """A trial's settings without those of its pretraining, of whose rate its own is told as a share."""
+    """Return a trial's settings without those of its pretraining, relative to whose rate its own is given."""
     given: dict[str, Any] = dict(flattened(trials.to_json(trial) | {"pretraining": None}))
     for name in (*JUDGED, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
         del given[name]
@@ -57,14 +57,14 @@ def plain(trial: Trial, prefix: str) -> dict[str, str]:
 
 
 def told(value: Any) -> str:
-    """A setting, for people."""
+    """Return a setting, human-readable."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return " + ".join(map(told, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def varying(those: Sequence[Trial]) -> dict[str, list[str]]:
-    """The factors of some trials, each with its level in every trial.
+    """Return the factors in which some trials differ, each with its level in every trial.
 
     Left out is what is the same in all trials, and what follows from a factor before it: PaSST-S15's segments are
     longer than those of PaSST-N, but that is what it is called for.
@@ -79,13 +79,13 @@ def varying(those: Sequence[Trial]) -> dict[str, list[str]]:
 
 
 def follows(levels: Sequence[str], earlier: Sequence[str]) -> bool:
-    """Whether an earlier factor's level says which level this one has."""
+    """Return whether an earlier factor's level determines this factor's level."""
     return len(set(zip(levels, earlier, strict=True))) == len(set(earlier))
 
 
 @dataclass(frozen=True)
 class Level:
-    """The trials that share a level of a factor."""
+    """Trials that share a level of a factor."""
 
     factor: str
     level: str
@@ -96,7 +96,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Crossed:
-    """Two factors against each other: the mean of a metric where a level of the one meets a level of the other."""
+    """Two factors crossed: the mean of a metric for each combination of their levels."""
 
     factors: tuple[str, str]  # of rows, and of columns
     levels: tuple[list[str], list[str]]
@@ -104,13 +104,13 @@ class Crossed:
 
 
 def effects(those: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
-    """Each factor's main effects on a metric: its mean at each level, as if all else were the same at all levels.
+    """Return each factor's main effects on a metric: its mean at each level, adjusted for the other factors.
 
     That is the fit of a sum of factors by least squares, whose means in a full grid are plain means. With r the row of
-    the design that a level's mean is, its interval is the t-interval of ordinary least squares: the variance is
-    s^2 r (X'X)^+ r', with s^2 what the fit leaves unexplained, by the degrees of freedom that are left (any textbook
-    on linear models). It takes trials to scatter alike, and independently. The factor with the widest means comes
-    first; seeds, which tell how much is chance, come last.
+    the design that a level's mean is, its interval is the t-interval of ordinary least squares: the variance is s^2 r
+    (X'X)^+ r', with s^2 what the fit leaves unexplained, by the degrees of freedom that are left (any textbook on
+    linear models). It takes trials to scatter alike, and independently. The factor with the widest means comes first;
+    seeds, which tell how much is chance, come last.
 
     Also the names of factors that are left out because those before them can't be told apart from them, as batch sizes
     of which each was tried with one encoder alone: their means would be made up.
@@ -141,7 +141,7 @@ def effects(those: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Lev
 
 
 def design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
-    """The columns of a sum of factors [N, K], of which none follows from the others, and those that are a factor's own.
+    """Return the columns of a sum of factors [N, K] without linear dependence, and the columns of each factor.
 
     A factor that would bring a column that follows from those before it is left out: so every level's mean lies in the
     space of the rows, and can be estimated.
@@ -158,7 +158,7 @@ def design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64],
 
 
 def interval(mean: float, variance: float | None, freedom: int) -> tuple[float, float] | None:
-    """A mean's t-interval; None where no freedom is left to tell its variance."""
+    """Return the t-interval of a mean; None if no degrees of freedom are left to estimate its variance."""
     if variance is None:
         return None
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
@@ -168,7 +168,7 @@ def interval(mean: float, variance: float | None, freedom: int) -> tuple[float, 
 
 
 def crossed(those: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]) -> Crossed | None:
-    """The first two factors of some effects against each other, seeds aside; None where there aren't two.
+    """Return the first two factors of some effects crossed, seeds excluded; None if there are fewer than two.
 
     The one with more levels goes down, where a narrow screen has room.
     """
@@ -192,14 +192,14 @@ def crossed(those: Sequence[Trial], values_N: Sequence[float], levels: Sequence[
 
 
 def contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-    """Columns whose coefficients are a factor's effects, which sum to zero [N, number - 1]; the last one's follows."""
+    """Return sum-to-zero contrasts of a factor [N, number - 1]; the effect of the last level follows from the others."""
     one_hot = np.eye(number)[codes_N]
     columns: NDArray[np.float64] = one_hot[:, :-1] - one_hot[:, -1:]
     return columns
 
 
 def in_order(level: str) -> tuple[float, str]:
-    """Sorts levels by the number in them, if there is one, else by name."""
+    """Return a sort key of levels: by the number in them if there is one, otherwise by name."""
     words = level.split()
     try:
         return float(words[-1]), level
@@ -208,7 +208,7 @@ def in_order(level: str) -> tuple[float, str]:
 
 
 def in_order_of_width(by_factor: Mapping[str, Sequence[Level]]) -> list[Level]:
-    """All levels, those of the factor that does most first, and seeds last."""
+    """Return all levels, those of the factor with the largest range first, and seeds last."""
 
     def place(name: str) -> tuple[bool, float]:
         means = [level.mean for level in by_factor[name]]

@@ -15,24 +15,24 @@ from trainables.trial import Trial
 METRICS = retrieval.METRICS
 
 TEST, TRAIN = "clotho/evaluation", ("clotho/development",)
-"""What its figures are of, and what fine-tunings and the baseline are trained on (from the paper)."""
+"""Test split of the table, and training split of its fine-tunings and baseline (from the paper)."""
 
 PRETRAINING_CORPORA = {"audiocaps", "clotho", "wavcaps"}
-"""From the paper; which of their splits are held out may differ."""
+"""Corpora of the pretrainings (from the paper); which of their splits are held out may differ."""
 
 PRETRAINING_RATE, FINE_TUNING_RATE, BASELINE_RATE = 2e-5, 8e-6, 1e-3
-"""Peak rates: from the paper, that of the baseline from its published code."""
+"""Peak learning rates: from the paper, and the baseline's from its published code."""
 
 BASELINE = "cnn14:dcase2023"
-"""The baseline's audio encoder: it is trained once, on Clotho."""
+"""Audio encoder of the baseline, which is trained once, on Clotho."""
 
 Figures = tuple[float | None, float, float, float]
-"""mAP@10, R@1, R@5, R@10."""
+"""mAP@10, R@1, R@5 and R@10."""
 
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """What tells a row of the table from the others."""
+    """Key of a row of the table."""
 
     audio: str  # family:variant
     text: str
@@ -41,13 +41,13 @@ class Key:
 
 
 def key_of(trial: Trial) -> Key:
-    """The row that a trial would be."""
+    """Return the key of the row that a trial would be."""
     audio, text = encoders.label(trial.audio), encoders.label(trial.text)
     return Key(audio, text, trial.pretraining is not None, trial.paraphrase_probability > 0)
 
 
 def published(trial: Trial) -> Figures | None:
-    """The paper's figures of a trial that is a row of its table.
+    """Return the paper's metrics of a trial that is a row of its table, or None.
 
     None for one that is tested on another split, or trained on other corpora, or with other rates or probabilities.
     """
@@ -55,7 +55,7 @@ def published(trial: Trial) -> Figures | None:
 
 
 def is_trained_so(trial: Trial) -> bool:
-    """Whether a trial, and its pretraining, were trained on the paper's corpora, at the paper's rates."""
+    """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates."""
     rate = trial.schedule.peak_rate
     if trial.pretraining:
         is_fine_tuned_so = (rate, trial.train) == (FINE_TUNING_RATE, TRAIN)
@@ -94,4 +94,4 @@ ENSEMBLE_OF = {
     *(_row("passt:N", text) for text in ("bert-base", "roberta-base", "bert-large", "roberta-large")),
     *(_row(audio, text) for audio in ("passt:S", "passt:S15") for text in ("bert-large", "roberta-large")),
 }
-"""The ensemble's members: rows 1 to 8."""
+"""Members of the paper's ensemble: rows 1 to 8."""

@@ -1,4 +1,4 @@
-"""The report's plots: Figure 2 of the paper, learning curves, what factors do, and two of them crossed."""
+"""Plots of the report: Figure 2 of the paper, learning curves, main effects and interactions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINES = ("-", "--", ":", "-.")
-"""Of shares of paraphrases, from none on."""
+"""Line styles by paraphrase probability, from 0 on."""
 
 
 def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """A colour for each pair of encoders."""
+    """Return a colour for each pair of encoders."""
     pairs = list(dict.fromkeys(pair_of(row) for row in rows))
     import matplotlib
 
@@ -29,19 +29,19 @@ def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def pair_of(row: Row) -> str:
-    """A trial's encoders."""
+    """Return a trial's encoders as text."""
     return f"{row.key.audio}, {row.key.text}"
 
 
 def count_by_ones(axes: Axes) -> None:
-    """Label the x axis with whole numbers."""
+    """Label the x axis with integers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[float]) -> None:
-    """Validation loss of one pair of encoders: the mean over seeds, with a band from the least to the greatest.
+    """Draw the validation loss of one pair of encoders: the mean over seeds, with a band from minimum to maximum.
 
     A share of paraphrases has the same colour in all plots that are drawn for the same `shares`.
     """
@@ -60,7 +60,7 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[f
 
 
 def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], metric: str) -> None:
-    """A metric after each epoch, a line a trial, a colour a pair of encoders, dashed with paraphrases."""
+    """Draw a metric after each epoch: a line per trial, a colour per pair of encoders, dashed with paraphrases."""
     shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:
         curve = row.curves[metric]
@@ -81,7 +81,7 @@ def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], met
 
 
 def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
-    """Each factor's levels as dots with intervals, one below the other, the factors set apart."""
+    """Draw each factor's levels as points with intervals, one below the other, grouped by factor."""
     at, previous = 0.0, levels[0].factor
     places: list[float] = []
     for level in levels:
@@ -97,13 +97,13 @@ def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
 
 
 def named(level: Level) -> str:
-    """A level, and over how many trials its mean is; names of two lines where one would take the plot's room."""
+    """Return a level and the number of trials in its mean, on two lines if it is long."""
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
 
 
 def draw_crossed(axes: Axes, found: Crossed) -> None:
-    """A heat map of two factors with each cell's mean in it; cells without a trial stay blank."""
+    """Draw a heat map of two factors with the mean in each cell; cells without a trial stay blank."""
     percent = 100 * found.means
     low, high = np.nanmin(percent), np.nanmax(percent)
     axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
@@ -119,17 +119,17 @@ def draw_crossed(axes: Axes, found: Crossed) -> None:
 
 
 def height_of_crossed(found: Crossed) -> float:
-    """Inches for so many rows, above the names of the columns."""
+    """Return the height of the heat map in inches."""
     return 1.4 + 0.45 * len(found.levels[0])
 
 
 def height_of(levels: Sequence[Level]) -> float:
-    """Inches for so many lines."""
+    """Return the height of the plot of main effects in inches."""
     return 1.0 + 0.36 * len(levels)
 
 
 def panels(rows: Sequence[Row]) -> list[tuple[Callable[[Axes], None], float]]:
-    """What draws the learning curves, for each stage mAP@10 and training loss, and how high it is for its legend."""
+    """Return the functions that draw the learning curves, mAP@10 and training loss of each stage, with their heights."""
     colours = colours_of(rows)
     found: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs nothing else, with plots as SVG and sounds as data."""
+"""HTML page of the report: one self-contained file, with plots as SVG and recordings as data URIs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("report_page.html")
 
 @dataclass(frozen=True)
 class Leaf:
-    """What the page shows."""
+    """Content of the page."""
 
     title: str
     tables: Sequence[Tabulated]
@@ -35,7 +35,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the trials of a stage took; None where nothing says how much."""
+    """Cost of the trials of a stage; None where it is unknown."""
 
     stage: str
     number: int
@@ -45,7 +45,7 @@ class Cost:
 
 
 def page_of(leaf: Leaf) -> str:
-    """The page."""
+    """Return the page as HTML."""
     fine_tunings = [row for row in leaf.rows if row.trial.pretraining]
     compared = fine_tunings or leaf.rows
     trials, values = [row.trial for row in compared], [row.best for row in compared]
@@ -75,7 +75,7 @@ def page_of(leaf: Leaf) -> str:
 
 
 def ensemble_plots(chosen: Chosen | None) -> dict[str, Markup]:
-    """The plots of the ensemble's own page, its members called by their numbers in the table."""
+    """Return the plots of the ensemble's own page, with members named by their numbers in the table."""
     if chosen is None:
         return {}
     ensemble = chosen.ensemble
@@ -85,7 +85,7 @@ def ensemble_plots(chosen: Chosen | None) -> dict[str, Markup]:
 
 
 def costs(rows: Sequence[Row]) -> list[Cost]:
-    """What each stage took."""
+    """Return the cost of each stage."""
     found = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]

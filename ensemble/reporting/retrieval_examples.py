@@ -1,4 +1,4 @@
-"""What an ensemble retrieves for some queries, beside the truth, with the beginnings of the recordings to listen to.
+"""Retrieval examples: what an ensemble retrieves for some queries, with the relevant clips and excerpts to play.
 
 Shapes: Q queries, A clips.
 """
@@ -25,15 +25,17 @@ from trainables.records.ensemble_file import Ensemble
 
 MOST_QUERIES, TOP = 100, 5
 HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
-"""Of a recording in the page: some 25 kB each as MP3, which every browser plays; Opus took six times as long."""
+"""Length, rate and compression of an excerpt: about 25 kB each as MP3, which every browser plays; Opus took six times
+as long.
+"""
 
 MOST_SOUND_BYTES = 22_000_000
-"""Of all recordings in a page, so that it stays below 25 MB; 600, the most that are named, take 20."""
+"""Maximum size of all excerpts in a page, which stays below 25 MB; the 600 that are named at most take 20 MB."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip that was retrieved, or that was asked for."""
+    """A clip that was retrieved, or that is relevant."""
 
     clip_id: str
     caption: str  # the first of its captions
@@ -43,13 +45,13 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Its file's name."""
+        """File name of the clip."""
         return self.clip_id.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A query, what was retrieved, and the clips that it describes which aren't among that."""
+    """A query, the retrieved clips, and the relevant clips that are not among them."""
 
     query: str
     best: Sequence[Clip]
@@ -57,20 +59,20 @@ class Answer:
 
     @property
     def rank(self) -> int | None:
-        """That of the first clip which was asked for."""
+        """Rank of the first relevant clip."""
         return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_true), default=None)
 
 
 @dataclass(frozen=True)
 class Heard:
-    """The clips' beginnings as data URIs, and what is wrong with those that aren't there."""
+    """Excerpts of clips as data URIs, and the problems of clips without one."""
 
     sounds: Mapping[str, str]
     problems: Sequence[str] = ()
 
 
 def answers_of(source: Matrices, ensemble: Ensemble, split: Embeddings) -> list[Answer]:
-    """An ensemble's answers to queries that are spread over the split; `source` are its members' scores."""
+    """Return an ensemble's retrieval for queries spread over the split; `source` are its members' scores."""
     weights = np.array(ensemble.weights, float)
     caption: dict[str, str] = {}
     for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
@@ -88,7 +90,7 @@ def answers_of(source: Matrices, ensemble: Ensemble, split: Embeddings) -> list[
 
 
 def ranked(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[Clip]:
-    """The first clips, then the true ones that aren't among them; of equally good clips a true one is the last."""
+    """Return the first clips, then the relevant ones that are not among them; of equal scores a relevant clip is last."""
     is_true_A = np.isin(np.arange(len(scores_A)), list(true))
     order = np.lexsort((is_true_A, -scores_A))
     return [
@@ -100,7 +102,7 @@ def ranked(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, 
 
 
 def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprint: str) -> Heard:
-    """The beginnings of the clips that answers name, each once. Raises UserError where the store hasn't the split."""
+    """Return excerpts of the clips in the examples, each once. Raises UserError if the store lacks the split."""
     split = open_split(store, split_name)
     changed = (
         [f"{split.store}/{split_name} has changed since it was embedded: what is heard may be something else"]
@@ -129,12 +131,12 @@ def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprin
 
 
 def briefly(problems: Sequence[str]) -> list[str]:
-    """The first problems, and how many more there are."""
+    """Return the first problems, and how many more there are."""
     return [*problems[:3], *([f"and so {len(problems) - 3} more"] if len(problems) > 3 else [])]
 
 
 def sound(split: StoredSplit, clip: int) -> str:
-    """The beginning of a clip as a data URI."""
+    """Return an excerpt of a clip as a data URI."""
     samples = split.window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()
     low = soxr.resample(samples, SAMPLE_RATE_HZ, HEARD_RATE_HZ)

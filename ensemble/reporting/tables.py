@@ -1,4 +1,4 @@
-"""The report's tables: for the terminal, as Markdown, as CSV and as LaTeX. Figures are in percent."""
+"""Tables of the report: for the terminal, as Markdown, CSV and LaTeX. Metrics are in percent."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from ensemble.reporting.paper_results import METRICS
 from trainables.retrieval import TITLES
 
 WIDEST = 1000
-"""Columns that a table on the terminal may take: what doesn't fit is wrapped there, not cut off."""
+"""Maximum width of a table on the terminal; longer cells are wrapped."""
 
 LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
                        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
@@ -22,7 +22,7 @@ LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric, with the limits of an interval or of a range."""
+    """Value of a metric, with the limits of an interval or of a range."""
 
     value: float
     low: float
@@ -30,17 +30,17 @@ class Figure:
 
     @property
     def told(self) -> str:
-        """The value, for people."""
+        """Value as text."""
         return f"{self.value:.2f}"
 
     def limits(self, between: str = " to ") -> str:
-        """The limits, for people."""
+        """Return the limits as text."""
         return f"{self.low:.1f}{between}{self.high:.1f}"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a table: a trial, an ensemble, or what several seeds come to."""
+    """A line of a table: a trial, an ensemble, or a summary over seeds."""
 
     labels: Sequence[str]  # under the table's headings
     figures: Mapping[str, Figure]  # by metric; none where there are none
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tabulated:
-    """A table."""
+    """A table of the report."""
 
     title: str
     headings: Sequence[str]  # of the labels
@@ -59,20 +59,20 @@ class Tabulated:
 
     @property
     def published(self) -> list[str]:
-        """The metrics of which the paper's figures are known for some line."""
+        """Metrics for which the paper's values are known for some line."""
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
     def columns(self) -> list[tuple[str, bool]]:
-        """The columns after the labels: a metric, and whether it is the paper's figure of it."""
+        """Return the columns after the labels: a metric, and whether it is the paper's value."""
         return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
 
     def all_headings(self) -> list[str]:
-        """Those of the labels, and of the figures."""
+        """Return the headings of labels and metrics."""
         return [*self.headings, *(TITLES[name] + ", paper" * paper for name, paper in self.columns())]
 
 
 def cells(table: Tabulated, line: Line) -> list[str]:
-    """A line as people read it: each figure with its limits in brackets."""
+    """Return the cells of a line: each value with its limits in brackets."""
     found = list(line.labels)
     for name, is_papers in table.columns():
         figure, theirs = line.figures.get(name), line.published.get(name)
@@ -84,7 +84,7 @@ def cells(table: Tabulated, line: Line) -> list[str]:
 
 
 def as_markdown(table: Tabulated) -> str:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
 
     def row(entries: Sequence[str]) -> str:
         return "| " + " | ".join(entry.replace("\\", "\\\\").replace("|", "\\|") for entry in entries) + " |"
@@ -95,7 +95,7 @@ def as_markdown(table: Tabulated) -> str:
 
 
 def as_csv(table: Tabulated) -> str:
-    """The table as CSV: limits and the paper's figures have columns of their own, all of them always there."""
+    """Return the table as CSV, with columns for limits and the paper's values, whether or not they are known."""
     low, high = table.limits
     ends = ("", f" {low}", f" {high}", " paper")
     rows = [[*table.headings, *(f"{TITLES[name]}{end}" for name in METRICS for end in ends)]]
@@ -112,12 +112,12 @@ def as_csv(table: Tabulated) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Return text with LaTeX's special characters escaped."""
     return text.translate(LATEX)
 
 
 def latex_cells(table: Tabulated, line: Line) -> list[str]:
-    """A line's cells in LaTeX; an ensemble's name goes over all labels."""
+    """Return a line's cells in LaTeX; an ensemble's name spans all labels."""
     labels = [escaped(label) for label in line.labels]
     if line.is_ensemble:
         labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]
@@ -132,7 +132,7 @@ def latex_cells(table: Tabulated, line: Line) -> list[str]:
 
 
 def as_latex(table: Tabulated) -> str:
-    """The table in LaTeX, for booktabs."""
+    """Return the table in LaTeX, for booktabs."""
     columns = "l" * len(table.headings) + "r" * len(table.columns())
     body: list[str] = []
     for before, line in zip([None, *table.lines], table.lines, strict=False):
@@ -145,7 +145,7 @@ def as_latex(table: Tabulated) -> str:
 
 
 def show(table: Tabulated) -> None:
-    """The table on the terminal: with the limits of the first metric, as those of all would be too wide."""
+    """Print the table on the terminal, with the limits of the first metric only, since all would be too wide."""
     shown = Table(title=table.title, title_justify="left", box=None)
     for place, heading in enumerate(table.headings):
         shown.add_column(heading, justify="left" if place else "right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a sweep has come to, read from the ledger: its trials as rows of a table, their figures, curves and costs.
+"""Trials in a report, read from the ledger: rows of a table with metrics, learning curves and costs.
 
 Shapes: Q queries, A clips.
 """
@@ -24,7 +24,7 @@ from trainables.trial import Trial
 
 @dataclass(frozen=True)
 class Row:
-    """A trial of the table."""
+    """A trial in the report's table."""
 
     number: int
     candidate: Candidate
@@ -38,12 +38,12 @@ class Row:
 
     @property
     def key(self) -> paper_results.Key:
-        """The row of the paper's table that it would be."""
+        """Key of the row of the paper's table that the trial would be."""
         return paper_results.key_of(self.trial)
 
     @property
     def overlap(self) -> str:
-        """By how much patches of a spectrogram overlap, in mel bands and frames; '-' where there are no patches."""
+        """Overlap of spectrogram patches, in mel bands and frames; '-' without patches."""
         shared = self.trial.audio.patch_overlap
         if shared is None:
             return "-"
@@ -51,17 +51,17 @@ class Row:
 
     @property
     def best(self) -> float:
-        """The best mAP@10 on validation; not a number where nothing was validated."""
+        """Best mAP@10 on validation; NaN if nothing was validated."""
         return max(self.curves["map10"].values(), default=float("nan"))
 
 
 def seedless(trial: Trial) -> Trial:
-    """The trial with seed 0, and so its pretrainings: the same for trials that differ in their seeds alone."""
+    """Return the trial with seed 0, and its pretrainings as well: equal for trials that differ in their seeds alone."""
     return replace(trial, seed=0, pretraining=seedless(trial.pretraining) if trial.pretraining else None)
 
 
 def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row], list[str]]:
-    """The trials as rows without figures, and what is wrong with those that are left out.
+    """Return the trials as rows without metrics, and the problems of those that are left out.
 
     Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
     """
@@ -84,19 +84,19 @@ def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row],
 
 
 def order_of(trial: Trial) -> tuple[Any, ...]:
-    """Where a trial stands in the table."""
+    """Return the sort key of a trial in the table."""
     rate = trial.schedule.peak_rate
     return paper_results.key_of(trial), trial.paraphrase_probability, rate, repr(seedless(trial)), seeds_of(trial)
 
 
 def seeds_of(trial: Trial) -> tuple[int, ...]:
-    """The seeds of what a trial comes from, then its own."""
+    """Return the seeds of a trial's stages, its own last."""
     return (*(seeds_of(trial.pretraining) if trial.pretraining else ()), trial.seed)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Rows with their figures on a split, and the scores of those that have some."""
+    """Rows with their metrics on a split, and the scores of those with metrics."""
 
     rows: list[Row]
     source: Matrices | None = None  # None where no row has figures
@@ -105,7 +105,7 @@ class Judged:
 
 
 def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
-    """The rows with their figures on a split; one whose embeddings aren't there says why."""
+    """Return the rows with their metrics on a split; a row without embeddings states the reason."""
     there, reasons = [], {}
     for row in rows:
         try:
@@ -131,7 +131,7 @@ def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
 
 
 def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
-    """The rows that differ in their seeds alone, by what they share."""
+    """Return the rows that differ in their seeds alone, by the settings that they share."""
     found: dict[Trial, list[Row]] = {}
     for row in rows:
         found.setdefault(seedless(row.trial), []).append(row)
@@ -139,7 +139,7 @@ def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
 
 
 def others_of(rows: Sequence[Row]) -> dict[int, str]:
-    """By a row's number, what it differs in from others of its stage that the paper's table has no column for."""
+    """Return by row number the settings that vary within its stage but have no column in the paper's table."""
     found = {}
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]
@@ -155,7 +155,7 @@ def others_of(rows: Sequence[Row]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Band:
-    """Trials that differ in their seeds alone: a curve's mean, and its least and greatest."""
+    """Trials that differ in their seeds alone: the mean, minimum and maximum of a curve."""
 
     share: float  # of paraphrases
     seeds: int
@@ -163,7 +163,7 @@ class Band:
 
 
 def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, list[Band]]:
-    """Figure 2: the fine-tunings by their share of paraphrases, over seeds; apart by all else in which they differ."""
+    """Return Figure 2: the fine-tunings by paraphrase probability, over seeds, separated by all other settings."""
     settings = {
         setting: drawn
         for setting, own in by_setting(rows).items()
@@ -179,7 +179,7 @@ def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, lis
 
 
 def titles(settings: Sequence[Trial]) -> list[str]:
-    """What trials are called: their encoders, and what else they differ in."""
+    """Return the titles of trials: their encoders, and the other settings in which they differ."""
     varying = main_effects.varying(settings)
     found = []
     for place, setting in enumerate(settings):
@@ -189,7 +189,7 @@ def titles(settings: Sequence[Trial]) -> list[str]:
 
 
 def points(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
-    """Mean, least and greatest of the curves at each epoch that all of them have."""
+    """Return mean, minimum and maximum of the curves at each epoch that all of them have."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}
     return {epoch: (float(np.mean(own)), min(own), max(own)) for epoch, own in values.items()}

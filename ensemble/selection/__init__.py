@@ -1,1 +1,1 @@
-"""Select an ensemble from a pool of candidates, and judge the selection."""
+"""Selection of an ensemble from a pool of candidates, and its evaluation by cross-validation and attribution."""

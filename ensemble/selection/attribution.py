@@ -1,4 +1,5 @@
-"""What each member does for an ensemble, and what accuracy costs.
+"""Attribution of an ensemble's metric to its members (Shapley values), error correlation, and the Pareto front of
+metric and cost.
 
 Shapes: M candidates, N members, Q queries.
 """
@@ -15,10 +16,10 @@ from ensemble.selection.greedy import Rules, Selection, select, subsets_by_cost
 from ensemble.selection.pruned_pool import Live
 
 MAX_ONE_BY_ONE = 8
-"""Members whose subsets are scored one after the other: 255 of them take a second on a pool of 5,000 queries."""
+"""Maximum number of members whose subsets are scored one by one: 255 subsets take a second on 5,000 queries."""
 
 MOST_EXACT = 16
-"""Members whose subsets are all scored for Shapley values; of more, orders are drawn."""
+"""Maximum number of members for exact Shapley values over all subsets; with more, orders are sampled."""
 
 ORDERS = 200
 BUDGETS = 12
@@ -26,7 +27,7 @@ BUDGETS = 12
 
 @dataclass(frozen=True)
 class Member:
-    """A member, and what the ensemble owes it."""
+    """Contribution of a member to an ensemble."""
 
     candidate: int
     weight: float
@@ -36,7 +37,7 @@ class Member:
 
 
 def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
-    """Each member's share in an ensemble, the heaviest first.
+    """Return each member's attribution, the highest weight first.
 
     The Shapley value (Shapley 1953) is what a member adds on average over all orders in which the members could join,
     each with its weight; all of them add up to the ensemble's value, that of none being 0.
@@ -66,7 +67,7 @@ def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
 
 
 def worth_of_each_subset(live: Live, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
-    """Return what each subset of some members is worth [2**len(chosen)], each member with its count.
+    """Return the score of each subset of some members [2**len(chosen)], each member with its count.
 
     The loop that scores all subsets at once takes five seconds to compile after an installation, so it is left to those
     who have many subsets to score.
@@ -83,14 +84,14 @@ def worth_of_each_subset(live: Live, chosen: Sequence[int], counts: Sequence[int
 
 
 def worth_of(live: Live, models: Sequence[int], selection: Selection) -> int:
-    """What some members, with their weights, are worth together."""
+    """Return the score of some members together, with their weights."""
     counts = np.zeros(live.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
     return int(live.worth_of(counts.tolist()).sum())
 
 
 def shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Shapley values [N] from the worth of every subset [2**N]."""
+    """Return the Shapley values [N] from the score of every subset [2**N]."""
     number = int(math.log2(len(worth_S)))
     subsets = np.arange(len(worth_S))
     sizes = np.array([subset.bit_count() for subset in subsets.tolist()])
@@ -105,7 +106,7 @@ def shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sampled_shapley(live: Live, chosen: Sequence[int], counts: Sequence[int], seed: int) -> NDArray[np.float64]:
-    """Shapley values [N] estimated from random orders."""
+    """Return Shapley values [N] estimated from random orders."""
     rng = np.random.default_rng(seed)
     total_N = np.zeros(len(chosen))
     for _ in range(ORDERS):
@@ -119,7 +120,7 @@ def sampled_shapley(live: Live, chosen: Sequence[int], counts: Sequence[int], se
 
 
 def likeness(live: Live, models: Sequence[int]) -> NDArray[np.float64]:
-    """How alike candidates err [N, N]: the correlation of their values over queries; 1 of each with itself."""
+    """Return the error correlation of candidates [N, N]: the correlation of their metric values over queries."""
     values_NQ = live.singles[list(models)].astype(np.float64)
     centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=1))
@@ -130,14 +131,14 @@ def likeness(live: Live, models: Sequence[int]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Point:
-    """An ensemble that no cheaper one reaches."""
+    """An ensemble on the Pareto front: no cheaper one is as good."""
 
     cost: float
     selection: Selection
 
 
 def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
-    """The ensembles on the front of accuracy and cost, the cheapest first.
+    """Return the ensembles on the Pareto front of metric and cost, the cheapest first.
 
     An ensemble costs what its distinct members cost. For 'exact' these are all ensembles of equal weights that no
     cheaper one reaches. Greedy selection is run under budgets, in equal ratios, from the cheapest candidate's cost to
@@ -161,5 +162,5 @@ def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
 
 
 def cost_of(selection: Selection, costs: Sequence[float]) -> float:
-    """What an ensemble's members cost together."""
+    """Return the total cost of an ensemble's members."""
     return sum(costs[model] for model in selection.members)

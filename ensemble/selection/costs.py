@@ -1,4 +1,4 @@
-"""What candidates cost: parameters, the measured time to embed a query, or figures from a file."""
+"""Costs of candidates: parameters, measured latency of a query, or values from a file."""
 
 import json
 import statistics
@@ -16,7 +16,8 @@ REPEATS = 7
 
 
 def costs_of(kind: str, candidates: Sequence[Candidate], runs: Runs) -> list[float]:
-    """Each candidate's cost: 'parameters', 'latency' (ms for a query, on this machine), or a JSON file {name: cost}.
+    """Return each candidate's cost: 'parameters', 'latency' (ms per query, on this machine), or a JSON file {name:
+    cost}.
 
     Raises UserError for a candidate without a model, or one that the file doesn't name.
     """
@@ -35,7 +36,7 @@ def costs_of(kind: str, candidates: Sequence[Candidate], runs: Runs) -> list[flo
 
 
 def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
-    """The costs that a JSON file gives by name."""
+    """Return the costs that a JSON file gives by name."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -50,7 +51,7 @@ def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def parameters_of(folder: Path) -> float:
-    """How many numbers a model's weights are."""
+    """Return the number of a model's parameters."""
     import torch
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""How good a way of choosing really is: what choosing on validation flatters the chosen by.
+"""Nested cross-validation: how much selecting on the validation split inflates the score on it.
 
 Shapes: M candidates, Q queries.
 """
@@ -16,29 +16,30 @@ from ensemble.selection.pruned_pool import Live
 FOLDS = 5
 
 LiveOf = Callable[[NDArray[np.bool_]], Live]
-"""Some queries [Q] -> all queries of the candidates as they would be, had only those been there to choose epochs by."""
+"""Function from a mask of queries [Q] to the pruned pool of all queries, with epochs chosen on the masked queries only.
+"""
 
 
 @dataclass(frozen=True)
 class Nested:
-    """Nested cross-validation: each fold's queries judge what was chosen without them."""
+    """Result of nested cross-validation: each fold's queries evaluate the selection made without them."""
 
     ensemble_Q: NDArray[np.float64]  # each query's value
     best_single_Q: NDArray[np.float64]
 
     @property
     def ensemble(self) -> float:
-        """The metric of the whole way of choosing an ensemble."""
+        """Metric of the complete selection procedure."""
         return float(self.ensemble_Q.mean())
 
     @property
     def best_single(self) -> float:
-        """The metric of the whole way of choosing the best single candidate."""
+        """Metric of choosing the best single candidate."""
         return float(self.best_single_Q.mean())
 
 
 def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """The fold of each query [Q], drawn at random; groups of queries stay together.
+    """Return the fold of each query [Q], drawn at random; groups of queries stay together.
 
     Raises UserError where there are fewer groups than folds.
     """
@@ -51,7 +52,7 @@ def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[n
 
 
 def nested(live_of: LiveOf, rules: Rules, fold_Q: NDArray[np.int64]) -> Nested:
-    """Choose on all folds but one, and judge on that one, for each of them."""
+    """Select on all folds but one, and evaluate on that one, for each fold."""
     ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
     for fold in np.unique(fold_Q):
         seen_Q = fold_Q != fold

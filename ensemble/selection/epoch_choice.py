@@ -1,9 +1,9 @@
-"""The choice of each trial's epoch, redone without the queries that are to judge it.
+"""Choice of each trial's epoch, repeated within the folds of cross-validation.
 
 Training takes the epoch with the highest mAP@10 of text-to-audio retrieval on validation, the first of equally good
-ones, whatever the direction in which an ensemble is chosen. Where a sweep has kept
-the validation split's embeddings of every epoch, cross-validation can leave a fold's queries out of that choice, too.
-Which epoch of its pretraining a fine-tuning started from stays as it was.
+ones, whatever the direction in which an ensemble is chosen. Where a sweep has kept the validation split's embeddings of
+every epoch, cross-validation can leave a fold's queries out of that choice, too. Which epoch of its pretraining a
+fine-tuning started from stays as it was.
 
 Shapes: E epochs of a trial, Q queries.
 """
@@ -20,23 +20,23 @@ from ensemble.pool.score_matrices import Matrices
 from trainables.records.ledger import Ledger
 
 CHOSEN_BY = "map10"
-"""What training chooses an epoch by."""
+"""Metric by which training chooses an epoch."""
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """A trial's epochs."""
+    """Metric values of a trial's epochs."""
 
     files: tuple[str, ...]  # artifacts that hold their embeddings
     values_EQ: NDArray[np.float64]
 
     def best(self, include_Q: NDArray[np.bool_]) -> str:
-        """The file of the epoch that is best on some of the queries."""
+        """Return the file of the epoch that is best on some of the queries."""
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
 
 def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
-    """The epochs, by signature, of those trials that have kept them all."""
+    """Return the epochs' scores by signature, for the trials that have kept all epochs."""
     trials = [candidate for candidate in candidates if candidate.run]
     found = {}
     for trial in trials:
@@ -53,12 +53,12 @@ def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
 
 
 def best_of(epochs: Mapping[str, Epochs], include_Q: NDArray[np.bool_]) -> dict[str, str]:
-    """The file of each trial's best epoch on some of the queries, by signature."""
+    """Return the file of each trial's best epoch on some of the queries, by signature."""
     return {signature: own.best(include_Q) for signature, own in epochs.items()}
 
 
 def captions_seen(pool: Matrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where clips ask for captions: the captions whose clips are all among those seen [A]."""
+    """Return, in audio-to-text direction, the captions whose clips are all among the selected clips [A]."""
     seen_Q = np.ones(pool.num_clips, bool)
     seen_Q[pool.relevance.clip_P[~seen_A[pool.relevance.query_P]]] = False
     return seen_Q

@@ -1,8 +1,8 @@
-"""The worth of every ensemble of equal weights: all subsets of up to some 28 candidates.
+"""Exhaustive search: the score of every ensemble of equal weights, over all subsets of up to about 28 candidates.
 
-A tree over the candidates is walked for each query: taken or not, one after the other. An entry whose order the rest
-of the candidates can't change any more is counted and left behind; where none is left, the whole branch has one worth.
-At the last six or seven candidates the rest is counted for all their subsets at once. Work and memory double with each
+A tree over the candidates is walked for each query: taken or not, one after the other. An entry whose order the rest of
+the candidates can't change any more is counted and left behind; where none is left, the whole branch has one worth. At
+the last six or seven candidates the rest is counted for all their subsets at once. Work and memory double with each
 candidate.
 
 Shapes: M candidates, L live entries, S = 2**M subsets; bit m of a subset says whether candidate m belongs to it.
@@ -20,17 +20,16 @@ from data.errors import UserError
 from ensemble.selection.pruned_pool import Live
 
 MOST_MODELS = 28
-"""2**28 worths take 1 GB, or 2 where they don't fit into 32 bits."""
+"""Maximum number of candidates: 2**28 scores take 1 GB, or 2 GB if they don't fit into 32 bits."""
 
 SAMPLE = 64
-"""Queries that are tried to say how long all will take; a quarter of them alone tells what doesn't grow with them."""
+"""Number of queries timed to estimate the total time; a quarter of them is timed as well to find the constant part."""
 
 MOST_TRIED = 22
-"""Candidates that those queries are tried with; each one more doubles the time."""
+"""Maximum number of candidates in the timed search; each further one doubles the time."""
 
 APART_BYTES = 2**29
-"""Up to so much memory each thread has worths of its own for a share of the queries; beyond, each has its share of the
-subsets, and unpacks all queries."""
+"""Size up to which threads split queries, with one score array each; above it they split subsets."""
 
 
 def worth_of_subsets(
@@ -39,7 +38,7 @@ def worth_of_subsets(
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
 ) -> NDArray[np.integer]:
-    """What each subset of some candidates is worth [2**len(models)]; that of none is 0.
+    """Return the score of each subset of some candidates [2**len(models)]; the empty subset scores 0.
 
     With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
     """
@@ -54,7 +53,7 @@ def worth_of_subsets(
 
 
 def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
-    """Some of the columns, each times its count."""
+    """Return some of the columns, each multiplied by its count."""
     found = scores[:, list(models)]
     return np.ascontiguousarray(found if counts is None else found.astype(np.float64) * np.asarray(counts))
 
@@ -62,7 +61,7 @@ def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int
 def searched(
     live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
-    """The worth of all subsets over some queries, in as few bits as hold it."""
+    """Return the scores of all subsets over some queries, in the smallest integer type that holds them."""
     from ensemble.selection.subset_kernels import low_models, walk
 
     num_models, gains = target_PM.shape[1], live.gains
@@ -98,7 +97,7 @@ def searched(
 
 
 def expected_s(live: Live, models: Sequence[int]) -> float:
-    """How long all subsets will take, from some of the queries."""
+    """Return the estimated time of scoring all subsets in seconds, from a sample of the queries."""
     queries = np.unique(np.linspace(0, live.num_queries - 1, min(SAMPLE, live.num_queries)).astype(int))
     tried = models[:MOST_TRIED]
     began = time.perf_counter()
@@ -119,7 +118,7 @@ def expected_s(live: Live, models: Sequence[int]) -> float:
 
 
 def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
-    """Of some subsets, none of them empty, the smallest; of those the one whose candidates come first."""
+    """Return the smallest of some non-empty subsets; ties go to the one whose candidates come first."""
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]
     backwards = np.zeros_like(subsets)
@@ -129,5 +128,5 @@ def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
 
 
 def bits(subset: int) -> list[int]:
-    """The candidates of a subset."""
+    """Return the candidates of a subset."""
     return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -1,4 +1,4 @@
-"""Which candidates make the best ensemble: greedy forward selection (Caruana et al. 2004) and what goes with it.
+"""Greedy forward selection of an ensemble (Caruana et al. 2004), with bags, refinement and cost budgets.
 
 What matters of the pool's scores goes in (`ensemble.selection.pruned_pool`), the selection and its whole way come out;
 nothing is read or written. Weights are whole numbers, sums of worths too, so that neither the pool's order nor the
@@ -24,15 +24,15 @@ from ensemble.selection.pruned_pool import Growing, Live, compress
 from ensemble.selection.reference import Metric, select_greedily
 
 FINEST_WEIGHT = 2**20
-"""Of a bag's ensemble, in whole numbers: sums of scores, each so many times, are exact yet."""
+"""Resolution of a bagged ensemble's weights, as integers: sums of scores with such weights are still exact."""
 
 Counts = NDArray[np.int64]
-"""How often each of the M candidates is taken."""
+"""Number of times each of the M candidates is in the ensemble."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How an ensemble is chosen."""
+    """Config of a selection."""
 
     method: Literal["greedy", "exact", "all"] = "greedy"
     max_size: int = 20
@@ -62,7 +62,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the selection: which candidate joined or left, and how good the ensemble then was."""
+    """A step of the selection: the candidate that was added or removed, and the metric afterwards."""
 
     value: float
     added: int | None = None
@@ -71,7 +71,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Selection:
-    """The best ensemble met on the way, and the whole way."""
+    """The best ensemble found, and the trajectory of the selection."""
 
     counts: tuple[int, ...]  # how often each of the M candidates was taken
     value: float
@@ -79,18 +79,18 @@ class Selection:
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of the M candidates; they sum to one."""
+        """Weights of the M candidates; they sum to one."""
         return tuple(count / sum(self.counts) for count in self.counts)
 
     @property
     def members(self) -> list[int]:
-        """The candidates that were taken."""
+        """Candidates with a weight above 0."""
         return [model for model, count in enumerate(self.counts) if count]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be chosen from, and on which queries."""
+    """Candidates and queries of a selection."""
 
     live: Live
     include_Q: NDArray[np.bool_]
@@ -100,23 +100,23 @@ class Task:
     budget: float = math.inf  # of all members together
 
     def value(self, worth: int) -> float:
-        """The metric's mean over the queries."""
+        """Return the metric's mean over the queries for an integer score."""
         return self.live.gains.value(int(worth), int(self.include_Q.sum()))
 
     def worth(self, counts: Counts) -> int:
-        """Of an ensemble; that of none is 0."""
+        """Return the integer score of an ensemble; the empty ensemble scores 0."""
         return int(self.live.worth_of(counts.tolist())[self.include_Q].sum())
 
     def affords(self, history: Sequence[int], model: int) -> bool:
-        """Whether a candidate can join without the members costing too much."""
+        """Return whether a candidate can be added within the budget."""
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
     def best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
-        """The candidate with the highest worth."""
+        """Return the candidate with the highest score."""
         return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
 
     def preferred(self, first: Selection, second: Selection) -> Selection:
-        """The better of two ensembles; of equally good ones the smaller, else the first."""
+        """Return the better of two ensembles; of equally good ones the smaller, otherwise the first."""
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
@@ -128,7 +128,7 @@ def select(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> Selection:
-    """Choose by some rules, on some of the queries (all), from some of the candidates (all).
+    """Select an ensemble on some of the queries (default: all) from some of the candidates (default: all).
 
     `rules.among` is about the same queries. With `costs` of the candidates, greedy selection keeps what the members
     cost together within a budget.
@@ -148,7 +148,7 @@ def select(
 
 
 def select_by(metric: str | Metric, pool: Matrices, rules: Rules | None = None) -> Selection:
-    """Choose from a whole pool by a metric's name, or by a function of an ensemble's mean scores.
+    """Select from a whole pool by a metric's name, or by a function of an ensemble's mean scores.
 
     There are kernels for all metrics that have a name. For a function `ensemble.selection.reference` selects: slowly,
     and with all scores in memory. Raises UserError for rules that it doesn't have.
@@ -174,7 +174,7 @@ def task_of(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> Task:
-    """What `select` is to choose from, and on which queries."""
+    """Return the candidates and queries that `select` works on."""
     order = sorted(range(live.num_models), key=lambda model: live.names[model])
     by_name = {model: place for place, model in enumerate(order)}
     models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
@@ -187,7 +187,7 @@ def task_of(
 
 
 def best_subset(task: Task) -> Selection:
-    """The best ensemble of equal weights: all subsets are scored."""
+    """Return the best ensemble of equal weights, by scoring all subsets."""
     worth_S = exhaustive.worth_of_subsets(task.live, task.allowed, task.include_Q)
     best_worth = int(worth_S[1:].max())
     subset = exhaustive.first_of(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
@@ -195,13 +195,13 @@ def best_subset(task: Task) -> Selection:
 
 
 def of_subset(task: Task, subset: int, worth: int) -> Selection:
-    """The ensemble of equal weights that a subset of the allowed candidates is."""
+    """Return the ensemble of equal weights of a subset of the allowed candidates."""
     counts = np.bincount([task.allowed[bit] for bit in exhaustive.bits(subset)], minlength=task.live.num_models)
     return Selection(tuple(counts.tolist()), task.value(worth))
 
 
 def subsets_by_cost(live: Live, rules: Rules, costs: Sequence[float]) -> list[tuple[float, Selection]]:
-    """The ensembles of equal weights that no cheaper one reaches, with what their members cost, the cheapest first."""
+    """Return the ensembles of equal weights on the Pareto front, with their members' total cost, the cheapest first."""
     task = task_of(live, rules)
     worth_S = exhaustive.worth_of_subsets(live, task.allowed)
     cost_S = np.zeros(1)
@@ -214,7 +214,7 @@ def subsets_by_cost(live: Live, rules: Rules, costs: Sequence[float]) -> list[tu
 
 
 def forward(task: Task, rules: Rules) -> Selection:
-    """Add, `max_size` times, the candidate whose addition makes the ensemble best; the best size is taken."""
+    """Add, `max_size` times, the candidate that improves the ensemble most, and return the best size."""
     live = task.live
     growing = Growing(live, task.include_Q)
     single_M = live.singles[:, task.include_Q].sum(axis=1)
@@ -242,7 +242,7 @@ def forward(task: Task, rules: Rules) -> Selection:
 
 
 def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> int:
-    """The smallest size that falls short of the best one by no more than one standard error of that difference.
+    """Return the smallest size that is worse than the best one by at most one standard error of the difference.
 
     The error is of the difference's mean over groups of queries (paired), after the rule of Breiman et al. (1984).
     """
@@ -262,7 +262,7 @@ def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> 
 
 
 def bagged(task: Task, rules: Rules) -> Selection:
-    """The mean of ensembles that were each chosen, and refined, from some of the candidates, drawn at random.
+    """Return the mean of ensembles selected, and refined, from random subsets of the candidates.
 
     Weights are whole numbers of the sizes' common multiple or, where that is large, of its FINEST_WEIGHT-th part.
     """
@@ -282,14 +282,14 @@ def bagged(task: Task, rules: Rules) -> Selection:
 
 
 def refined(task: Task, rules: Rules, selection: Selection) -> Selection:
-    """Take away, and swap, one member at a time, as long as that makes the ensemble better."""
+    """Remove and swap one member at a time as long as that improves the ensemble."""
     while (better := swapped(task, rules, eliminated(task, selection))).value > selection.value:
         selection = better
     return task.preferred(selection, better)
 
 
 def eliminated(task: Task, selection: Selection) -> Selection:
-    """Backward elimination: the member without which the ensemble is best leaves, if that does no harm."""
+    """Return the selection without the member whose removal is best, if that does no harm (backward elimination)."""
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
         worth_M = np.full(len(counts), -1)
@@ -305,7 +305,7 @@ def eliminated(task: Task, selection: Selection) -> Selection:
 
 
 def swapped(task: Task, rules: Rules, selection: Selection) -> Selection:
-    """The best ensemble that another candidate in one member's place gives; itself where none is better."""
+    """Return the best ensemble with one member replaced by another candidate; the selection itself if none is better."""
     best = selection
     for removed in sorted(selection.members, key=task.by_name.__getitem__):
         counts = np.array(selection.counts)

@@ -1,4 +1,4 @@
-"""The loops of selection that are compiled: over live entries, candidates and subsets.
+"""Compiled loops of selection over kept entries, candidates and subsets.
 
 Each works on some queries and holds no lock of Python's, so that threads share the queries. Compiled code is kept on
 disk.
@@ -15,12 +15,12 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 ROUNDING = 2.0**-21
-"""What a sum of two float32 numbers may be wrong by, as a share of their magnitudes, with room to spare."""
+"""Relative error of a sum of two float32 numbers, with a margin."""
 
 
 @intrinsic
 def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
-    """A pointer to entries of the array's type at an address."""
+    """Return a pointer to entries of the array's type at an address."""
     pointer = types.CPointer(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -40,7 +40,8 @@ def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
 @njit(nogil=True, cache=True)
 def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
                    rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Keep the live entries of queries, as long as there is room; the first rows are those of `base_query`.
+    """Keep the entries of queries that can affect the metric, as far as there is space; the first rows are those of
+    `base_query`.
 
     Returns the query that comes next, the rows used, and a candidate with a score that isn't finite in that query (-1).
     """
@@ -99,7 +100,7 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
 @njit(nogil=True, cache=True)
 def step(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L, target_PM,
          joined, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
-    """The worth of an ensemble plus each candidate, over some queries [M].
+    """Return the score of an ensemble plus each candidate, over some queries [M].
 
     `sum_L` are the members' scores - the relevant clip's, added up; `joined` are those that aren't in it yet.
     Candidates are only counted one by one for entries that one of them could turn.
@@ -163,7 +164,7 @@ def step(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, alwa
 
 @njit(nogil=True, cache=True)
 def worth(ranks, pairs, table, by_hit, first_only):
-    """What a query's ranks are worth; they are sorted."""
+    """Return the score of a query's ranks, which are sorted in place."""
     k = len(table) - 2
     for place in range(1, pairs):
         rank, before = ranks[place], place - 1
@@ -182,7 +183,7 @@ def worth(ranks, pairs, table, by_hit, first_only):
 @njit(nogil=True, cache=True)
 def rank(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
-    """The rank of each pair's clip in a weighted ensemble; beyond k for pairs that keep no rows."""
+    """Compute the rank of each pair's clip in a weighted ensemble; beyond k for pairs that keep no rows."""
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
         up = always_P[pair]
         for row in range(first_P[pair], last_P[pair]):
@@ -196,7 +197,7 @@ def rank(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows,
 
 @njit(nogil=True, cache=True)
 def worth_of_all(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
-    """What each query's ranks are worth [Q]."""
+    """Return the score of each query's ranks [Q]."""
     num_queries = len(pair_first_Q) - 1
     worth_Q = np.zeros(num_queries, np.int64)
     ranks = np.empty(len(rank_P), np.int32)

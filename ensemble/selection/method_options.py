@@ -13,7 +13,7 @@ EXPERT = "for experts"
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOptions:
-    """How an ensemble is selected."""
+    """Command-line options of the selection method."""
 
     method: Literal["greedy", "exact", "all"] = option(
         "greedy selection, the best of all subsets, or the mean of all", "greedy"
@@ -35,7 +35,7 @@ class MethodOptions:
     )
 
     def rules(self) -> Rules:
-        """Return the rules of the selection. Raises UserError for options that don't go together."""
+        """Return the config of the selection. Raises UserError for options that cannot be combined."""
         for name in ("sorted_start", "bags", "without_replacement", "max_size"):
             if self.method != "greedy" and getattr(self, name):
                 raise UserError(f"{flag(name)}: that is for --method greedy; leave it out")

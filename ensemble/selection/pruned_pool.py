@@ -1,4 +1,4 @@
-"""What matters of a pool of score matrices: the entries on which the order of any ensemble can depend.
+"""Pruned pool: the entries of the score matrices on which the metric of any ensemble can depend.
 
 Weights are never negative. So a clip that no candidate scores above the relevant one never outranks it, and one that
 all score at least as high always does; only the others, the live ones, are kept, as rows of all candidates' scores. A
@@ -25,14 +25,14 @@ from ensemble.pool.score_matrices import Block, Matrices
 from ensemble.selection.rank_gains import Gains, gains
 
 CHUNK_BYTES = 2**24
-"""Of rows that are allocated, and worked on, at a time."""
+"""Size of the rows that are allocated and processed at a time."""
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The live entries of some queries."""
+    """Kept entries of some queries."""
 
     first_query: int
     last_query: int
@@ -43,7 +43,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Live:
-    """What selection needs of a pool, for one metric."""
+    """A pool reduced to the entries that matter for one metric."""
 
     names: tuple[str, ...]
     gains: Gains
@@ -61,29 +61,29 @@ class Live:
 
     @property
     def num_models(self) -> int:
-        """M."""
+        """Number of candidates, M."""
         return len(self.names)
 
     @property
     def num_queries(self) -> int:
-        """Q."""
+        """Number of queries, Q."""
         return len(self.group_Q)
 
     @property
     def share(self) -> float:
-        """The share of the matrices' entries that is kept."""
+        """Share of the matrices' entries that is kept."""
         return float(sum(len(chunk.rows) for chunk in self.chunks)) / (self.num_queries * self.num_clips)
 
     @property
     def num_bytes(self) -> int:
-        """Of memory."""
+        """Size in memory."""
         arrays = [getattr(self, name) for name in ("target_PM", "always_P", "first_P", "last_P", "single_PM")]
         return int(sum(array.nbytes for array in arrays)) + sum(
             chunk.rows.nbytes + chunk.low_L.nbytes + chunk.high_L.nbytes for chunk in self.chunks
         )
 
     def each(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
-        """What some work on each chunk gives, several at a time."""
+        """Return the results of a function on each chunk, several in parallel."""
         if self.threads == 1 or len(self.chunks) == 1:
             yield from map(work, self.chunks)
             return
@@ -91,7 +91,7 @@ class Live:
             yield from workers.map(work, self.chunks)
 
     def ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
-        """The rank of each pair's clip in an ensemble, exact up to k [P]."""
+        """Return the rank of each pair's clip in an ensemble, exact up to k [P]."""
         from ensemble.selection.kernels import rank
 
         given = np.asarray(weights, np.float64)
@@ -107,7 +107,7 @@ class Live:
         return rank_P
 
     def worth(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
-        """What each query is worth [Q], at some ranks of its pairs."""
+        """Return the score of each query at given ranks of its pairs [Q]."""
         from ensemble.selection.kernels import worth_of_all
 
         worth_Q: NDArray[np.int64] = worth_of_all(
@@ -116,25 +116,27 @@ class Live:
         return worth_Q
 
     def worth_of(self, counts: Sequence[float]) -> NDArray[np.int64]:
-        """What each query is worth by an ensemble [Q]; by one without members, 0."""
+        """Return the score of each query by an ensemble [Q]; 0 for an empty ensemble."""
         if not any(counts):
             return np.zeros(self.num_queries, np.int64)
         return self.worth(self.ranks(counts))
 
     def best_first(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
-        """The candidates by some worths (alone, on all queries), equally good ones in the order of their names."""
+        """Return the candidates sorted by descending score (alone, on all queries), ties by name."""
         order_M = self.singles.sum(axis=1) if worth_M is None else worth_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
 
     @cached_property
     def singles(self) -> NDArray[np.int64]:
-        """What each query is worth by each candidate alone [M, Q]."""
+        """Return the score of each query by each candidate alone [M, Q]."""
         return np.stack([self.worth(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
 
 
 @dataclass
 class Growing:
-    """An ensemble that grows by a candidate at a time, and what each candidate would add, on some of the queries."""
+    """An ensemble that grows by one candidate at a time, with the score of each possible addition on some of the
+    queries.
+    """
 
     live: Live
     include_Q: NDArray[np.bool_]
@@ -145,7 +147,7 @@ class Growing:
         self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.live.chunks}
 
     def worths(self) -> NDArray[np.int64]:
-        """What the ensemble with each of the candidates would be worth [M]."""
+        """Return the score of the ensemble with each of the candidates added [M]."""
         from ensemble.selection.kernels import step
 
         live, joined = self.live, np.array(self.history[self.num_summed :], np.int64)
@@ -164,12 +166,12 @@ class Growing:
         return total_M
 
     def add(self, model: int) -> None:
-        """Let a candidate join."""
+        """Add a candidate."""
         self.history.append(model)
 
 
 def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Live:
-    """Keep what matters of a pool for a metric. The pool is read once, from its first query to its last.
+    """Return the pruned pool of a pool for a metric. The pool is read once, from the first query to the last.
 
     Raises UserError for scores that aren't finite.
     """
@@ -217,6 +219,6 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
 
 
 def shrunk(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """The beginning of an array, without the memory of the rest."""
+    """Return the beginning of an array, without the memory of the rest."""
     array.resize((size, *array.shape[1:]), refcheck=False)
     return array

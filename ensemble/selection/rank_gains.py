@@ -1,4 +1,4 @@
-"""Metrics as whole numbers: what each rank is worth, so that sums are exact and ties are ties.
+"""Metrics in integer arithmetic: the gain of each rank, so that sums are exact and ties are ties.
 
 A query's value is the sum over its relevant clips of what their ranks are worth, over a norm of its own. Both are
 scaled to integers, which makes average precision and recall exact where 64 bits hold them; reciprocal ranks, discounted
@@ -17,12 +17,12 @@ from data.errors import UserError
 from trainables.retrieval import Relevance, metric
 
 BITS = 62
-"""Of the sum over all queries."""
+"""Maximum number of bits of the sum over all queries."""
 
 
 @dataclass(frozen=True)
 class Gains:
-    """A metric on some queries.
+    """Integer gains of a metric on some queries.
 
     A relevant clip at rank r, the h-th of its query, is worth table[min(r, k + 1)], times h if `by_hit`; those after
     the first are worth nothing if `first_only`. A query's worth is multiplied by factor_Q.
@@ -37,12 +37,14 @@ class Gains:
     one: int  # the worth of a perfect query
 
     def value(self, total: int, num_queries: int) -> float:
-        """The metric's mean over queries whose worths add up to `total`."""
+        """Return the metric's mean over queries whose scores add up to `total`."""
         return total / (self.one * num_queries)
 
 
 def gains(name: str, relevant: Relevance, num_clips: int) -> Gains:
-    """A metric by name, as `trainables.retrieval.metric` has it. Raises UserError for an unknown one."""
+    """Return the gains of a metric by name, as `trainables.retrieval.find_metric` takes it. Raises UserError for an
+    unknown name.
+    """
     metric(name)
     match = re.fullmatch(r"(map|r|ndcg|mrr)(\d*)", name)
     if match is None:
@@ -70,5 +72,5 @@ def gains(name: str, relevant: Relevance, num_clips: int) -> Gains:
 
 
 def worths(worth: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
-    """The table for ranks 0 (there is none) to k + 1."""
+    """Return the table of gains for ranks 0 (unused) to k + 1."""
     return np.concatenate([[0], worth, [0]]).astype(np.int64)

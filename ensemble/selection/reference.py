@@ -1,4 +1,4 @@
-"""The definition of greedy forward selection (Caruana et al. 2004), in plain NumPy and with any metric.
+"""Reference implementation of greedy forward selection (Caruana et al. 2004), in plain NumPy and for any metric.
 
 `ensemble.selection.greedy` selects the same for metrics of ranks, many times faster; tests compare the two. It takes
 this one for a metric that is given as a function: all scores are in memory, and the metric is computed once for each
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
 Metric = Callable[[Scores], float]
-"""From the mean scores of an ensemble [Q, A] to a figure of which more is better."""
+"""Function from the mean scores of an ensemble [Q, A] to a number, higher is better."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """The best ensemble, and how it was reached."""
+    """The best ensemble, and the trajectory that led to it."""
 
     weights: tuple[float, ...]  # of the M candidates; they sum to one
     value: float
@@ -37,8 +37,21 @@ def select_greedily(
 ) -> Result:
     """Add, `max_size` times, the candidate with which the mean of scores is best, and return the best size.
 
-    Of equally good candidates the one whose name comes first is taken, of equally good sizes the smallest. Without
-    `replacement` a candidate joins once at most.
+    Ties between candidates go to the one whose name comes first, ties between sizes to the smallest. Without
+    `replacement` a candidate is added at most once.
+
+    Args:
+        scores_MQA: scores [Q, A] of each of the M candidates.
+        metric: function of mean scores [Q, A], higher is better.
+        names: names of the candidates, which break ties.
+        max_size: maximum number of steps.
+        replacement: whether a candidate can be added several times.
+
+    Example:
+        >>> good, bad = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+        >>> result = select_greedily([bad, good], lambda scores_QA: scores_QA[0, 0], ["bad", "good"], max_size=2)
+        >>> result.weights, result.value
+        ((0.0, 1.0), 1.0)
     """
     by_name = sorted(range(len(names)), key=lambda model: names[model])
     total_QA, history, trajectory = np.zeros_like(scores_MQA[0], np.float64), list[int](), []

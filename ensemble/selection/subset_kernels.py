@@ -1,10 +1,10 @@
-"""The compiled walk over the tree of all subsets of the candidates: branch and bound over live entries.
+"""Compiled walk over the tree of all subsets of the candidates: branch and bound over kept entries.
 
 Each call works on some queries and holds no lock of Python's, so that threads share the queries. Numba inlines the
 parts of the walk: called as functions, they take up to a quarter longer (measured).
 
-Shapes: M candidates, Q queries, P (query, relevant clip) pairs, L live entries, S subsets of the low candidates,
-D depths of the tree.
+Shapes: M candidates, Q queries, P (query, relevant clip) pairs, L live entries, S subsets of the low candidates, D
+depths of the tree.
 """
 
 from typing import NamedTuple
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from ensemble.selection.kernels import ROUNDING, worth
 
 LOW, MANY = 6, 20
-"""Candidates whose subsets are counted at once, one more from MANY candidates on: the fastest of 6 to 9, measured."""
+"""Number of candidates whose subsets are counted at once, one more from MANY candidates on: the fastest of 6 to 9
+(measured).
+"""
 
 
 class Entries(NamedTuple):
-    """A query's entries that some subset can turn: scores - the relevant clip's."""
+    """Entries of a query that some subset can decide: the score minus the relevant clip's."""
 
     difference_LM: NDArray[np.float64]
     least_LM: NDArray[np.float64]  # of the sums over the first m candidates
@@ -31,7 +33,7 @@ class Entries(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """The path from the root to a node."""
+    """Path from the root of the tree to a node."""
 
     entry_D: NDArray[np.int32]  # [depths, L] what isn't decided
     sum_D: NDArray[np.float64]  # [depths, L] over the candidates that are taken
@@ -43,14 +45,14 @@ class Tree(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def low_models(num_models):
-    """How many candidates' subsets are counted at once."""
+    """Return the number of candidates whose subsets are counted at once."""
     return min(LOW + (num_models >= MANY), num_models)
 
 
 @njit(nogil=True, cache=True)
 def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit, first_only,
          prefix, prefix_bits, node_worth, leaf_worth):  # fmt: skip
-    """Add some queries' worths for all subsets that begin with a prefix.
+    """Add the scores of some queries for all subsets that begin with a prefix.
 
     `node_worth` [2 * number of leaves] is a heap of branches with one worth; `leaf_worth` [leaves, low subsets].
     """
@@ -112,7 +114,7 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
 
 @njit(nogil=True, inline="always")
 def count_most(queries, pair_first_Q, first_P, last_P):
-    """Return the most rows, and the most pairs, that one of the queries has; one at least."""
+    """Return the maximum number of rows and of pairs of a query; at least one."""
     most_rows, most_pairs = 1, 1
     for query in queries:
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
@@ -123,7 +125,7 @@ def count_most(queries, pair_first_Q, first_P, last_P):
 
 @njit(nogil=True, inline="always")
 def allocate_entries(most_rows, num_models, low):
-    """Allocate what a query's entries take."""
+    """Allocate the arrays of a query's entries."""
     return Entries(
         np.empty((most_rows, num_models)),
         np.zeros((most_rows, num_models + 1)),
@@ -136,7 +138,7 @@ def allocate_entries(most_rows, num_models, low):
 
 @njit(nogil=True, inline="always")
 def allocate_tree(depths, most_rows, most_pairs):
-    """Allocate what a path takes."""
+    """Allocate the arrays of a path."""
     return Tree(
         np.empty((depths, most_rows), np.int32),
         np.empty((depths, most_rows)),
@@ -149,7 +151,7 @@ def allocate_tree(depths, most_rows, most_pairs):
 
 @njit(nogil=True, inline="always")
 def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, target_PM, low):
-    """List a query's entries that some subset of the candidates can turn, and return how many there are."""
+    """List a query's entries that some subset of the candidates can decide, and return their number."""
     num_models, used = rows.shape[1], 0
     difference_LM, least_LM, greatest_LM, low_LS, rounded_LS, pair_L = entries
     for number in range(pairs):
@@ -177,7 +179,7 @@ def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, t
 
 @njit(nogil=True, inline="always")
 def start_tree(tree, entries, used, prefix, prefix_bits):
-    """Make the root, which has all entries and their sums over the candidates that the prefix takes."""
+    """Create the root, with all entries and their sums over the candidates of the prefix."""
     num_models = entries.difference_LM.shape[1]
     for entry in range(used):
         start = 0.0
@@ -190,7 +192,7 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 
 @njit(nogil=True, inline="always")
 def drop_decided(tree, entries, depth, models_left):
-    """Count the entries of a node that are decided, keep the others, and return how many those are."""
+    """Count the decided entries of a node, keep the others, and return their number."""
     kept = 0
     for place in range(tree.size_D[depth]):
         entry, total = tree.entry_D[depth, place], tree.sum_D[depth, place]
@@ -205,7 +207,7 @@ def drop_decided(tree, entries, depth, models_left):
 
 @njit(nogil=True, inline="always")
 def make_child(tree, entries, depth, model, pairs):
-    """Make a node's next child: first the one without a candidate, then the one with it."""
+    """Create a node's next child: first the one without a candidate, then the one with it."""
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1
     for place in range(tree.size_D[depth]):
@@ -221,7 +223,7 @@ def make_child(tree, entries, depth, model, pairs):
 
 @njit(nogil=True, inline="always")
 def add_two_worths(worths, tree, entries, depth, own_table, low):
-    """Add what the low candidates' subsets are worth where one pair has one undecided entry: one of two worths."""
+    """Add the scores of the low candidates' subsets if one pair has one undecided entry, which gives one of two scores."""
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
     last, sums = len(own_table) - 1, entries.rounded_LS[entry]
     single, near = np.float32(total), np.int32(0)

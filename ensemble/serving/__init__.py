@@ -1,1 +1,1 @@
-"""Search with an ensemble: exported models, an index of recordings, and the MLflow model."""
+"""Search with an ensemble: exported models, the index of recordings, and the MLflow model."""

@@ -1,4 +1,4 @@
-"""An index of recordings by one ensemble: their vectors, mapped into memory, and what the files were like.
+"""Index of a folder's recordings by one ensemble: memory-mapped vectors, and the files' sizes and times.
 
     DIR/index.arrow     paths and vectors, and the signature of the ensemble
     DIR/files.json      each file's size and time when it was embedded
@@ -27,19 +27,27 @@ VECTORS_FILE = "index.arrow"
 FILES_FILE = "files.json"
 
 Found = tuple[float, str]
-"""A score, and the path of a recording."""
+"""Score and path of a recording."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Recordings in the order of their paths."""
+    """Recordings sorted by path, with their vectors."""
 
     paths: list[str]
     vectors_AD: NDArray[np.float32]
 
 
 def open_index(folder: Path, models: Models) -> Index:
-    """An ensemble's index. Raises UserError where there is none, or it is another ensemble's."""
+    """Return an ensemble's index.
+
+    Args:
+        folder: the folder of the index.
+        models: the models of the ensemble.
+
+    Raises:
+        UserError: if there is no index, or it belongs to another ensemble.
+    """
     path = folder / VECTORS_FILE
     if not path.exists():
         raise UserError(f"{folder} holds no index: make it with --add FOLDER")
@@ -50,9 +58,19 @@ def open_index(folder: Path, models: Models) -> Index:
 
 
 def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> list[list[Found]]:
-    """Each sentence's recordings with the highest scores, the best first; equally good ones by path.
+    """Return the recordings with the highest scores for each sentence, the best first; ties are sorted by path.
 
-    Raises UserError for a sentence without a word.
+    Args:
+        models: the models of the ensemble.
+        index: the index of the recordings.
+        sentences: what to search for.
+        top: maximum number of recordings per sentence.
+
+    Returns:
+        Pairs of score and path for each sentence.
+
+    Raises:
+        UserError: for a sentence without a word.
     """
     for sentence in sentences:
         if not normalise(sentence):
@@ -66,10 +84,19 @@ def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> 
 
 
 def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
-    """Embed the audio files of a folder that the index doesn't have as they are; why some are left out.
+    """Embed the new and changed audio files of a folder, and write the index; return the reasons by path why files were
+    skipped.
 
-    Files of that folder that are gone leave the index. A file that is linked to goes by the link's path: what it links
-    to may lie elsewhere.
+    Files of the folder that no longer exist leave the index. A link is listed by its own path, since its target may be
+    elsewhere.
+
+    Args:
+        folder: the folder of the index, which is created if it doesn't exist.
+        audio: the folder of recordings, searched recursively.
+        models: the models of the ensemble.
+
+    Raises:
+        UserError: if no audio file can be decoded, or the index belongs to another ensemble.
     """
     audio = audio.resolve()
     paths = audio_files(audio)
@@ -93,13 +120,13 @@ def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
 
 
 def stamp(path: Path) -> list[int]:
-    """What tells that a file hasn't changed: its size and its time."""
+    """Return a file's size and modification time, which identify its version."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
-    """The recordings that stay in an index: those of other folders, and those that are as they were."""
+    """Return the rows of the index that stay: recordings of other folders, and unchanged files."""
     return [
         place
         for place, path in enumerate(index.paths)
@@ -110,7 +137,7 @@ def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: s
 def write(
     folder: Path, names: Sequence[str], vectors_AD: NDArray[np.float32], stamps: Mapping[str, list[int]], models: Models
 ) -> None:
-    """Write an index, its files last: one that was cut off is embedded again, not trusted.
+    """Write an index, with the stamps last: after an interruption files are embedded again.
 
     Recordings without a stamp, of folders that were added before an index was cut off, stay without one.
     """

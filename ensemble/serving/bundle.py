@@ -1,4 +1,4 @@
-"""An ensemble's models, on their own: they embed sounds and sentences without Ray, MLflow or a store.
+"""Models of an ensemble, which embed recordings and sentences without Ray, MLflow or a store.
 
     DIR/ensemble.json          members with their weights, and the folders of their models
     DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trainables.networks.dual_encoder import DualEncoder
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Some clips' vectors, and which clips they are."""
+"""Vectors of some clips, and the indices of the clips."""
 
 ENSEMBLE_FILE = "ensemble.json"
 MEMBERS = "members"
@@ -42,7 +42,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class Member:
-    """A model, and its share in the ensemble."""
+    """A member's model, trial and share."""
 
     model: DualEncoder
     trial: Trial
@@ -51,7 +51,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Models:
-    """An ensemble's models. Their weights sum to one."""
+    """Models of an ensemble, with weights that sum to one."""
 
     signature: str  # of members and weights
     ensemble: Ensemble
@@ -59,17 +59,18 @@ class Models:
 
     @property
     def embedding_size(self) -> int:
-        """D."""
+        """Number of dimensions of the concatenated embeddings, D."""
         return sum(member.trial.embedding_size for member in self.members)
 
     def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Return sentences' vectors [Q, D]."""
+        """Return the vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text
 
         return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-        """Audio files' vectors [A, D], the files that these are of, and why the others are left out.
+        """Return the vectors of audio files [A, D], the paths of these files, and the reasons by path why other files
+        were skipped.
 
         Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
         """
@@ -90,7 +91,7 @@ class Models:
         return joined(whole, self.members), [paths[clip] for clip in heard], refused
 
     def places_by_cut(self) -> dict[tuple[float, float], list[int]]:
-        """The members by the length of their segments, and by how much of a file they hear, in seconds."""
+        """Return the indices of members by the length of their segments and the maximum length of a clip, in seconds."""
         places: dict[tuple[float, float], list[int]] = {}
         for place, member in enumerate(self.members):
             places.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(place)
@@ -98,17 +99,20 @@ class Models:
 
 
 def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) -> NDArray[np.float32]:
-    """The members' vectors one after the other, each times the square root of its weight."""
+    """Return the members' vectors concatenated, each multiplied by the square root of its weight."""
     weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
     return np.concatenate(weighted, axis=1)
 
 
 def load(place: Path, runs: Runs | None = None) -> Models:
-    """An ensemble's models: from the folder that was exported, or from an ensemble.json and the runs' models.
+    """Return an ensemble's models, on this process' GPU if it has one.
 
-    They are on this process' GPU, if it has one.
+    Args:
+        place: the folder of an exported ensemble, or an ensemble.json.
+        runs: the run storage with the members' models; not needed for an exported ensemble.
 
-    Raises UserError where there is none, a member's model is gone, or the ensemble isn't a mean of scores.
+    Raises:
+        UserError: if a model is missing, or the ensemble's fusion isn't the mean of scores.
     """
     from trainables.records.checkpoint import load_model
     from trainables.training.embedding import fastest_device
@@ -128,7 +132,9 @@ def load(place: Path, runs: Runs | None = None) -> Models:
 
 
 def read_mean(path: Path) -> Ensemble:
-    """An ensemble.json whose members are models, and whose fusion is the mean. Raises UserError for another."""
+    """Return the ensemble of an ensemble.json with stored models. Raises UserError unless its fusion is the mean of
+    scores.
+    """
     ensemble = read_ensemble(path)
     if ensemble.fusion != "mean":
         raise UserError(f"{path}: only the mean of scores can be searched, not the {FUSION_LABELS[ensemble.fusion]}")
@@ -139,7 +145,7 @@ def read_mean(path: Path) -> Ensemble:
 
 
 def folder_of(entry: ensemble_file.Member, path: Path, runs: Runs | None, scratch: Path) -> Path:
-    """Where a member's model lies: beside the ensemble.json that was exported, or among the runs."""
+    """Return the folder of a member's model: beside the exported ensemble.json, or in the run storage."""
     signature = entry.signature
     exported = path.parent / MEMBERS / signature
     if exported.is_dir():

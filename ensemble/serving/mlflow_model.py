@@ -1,4 +1,4 @@
-"""The MLflow model of an exported ensemble: sentences in, ranked clips with scores out. MLflow runs this file."""
+"""MLflow model of an exported ensemble: sentences in, ranked clips with scores out. MLflow runs this file."""
 
 from pathlib import Path
 
@@ -7,28 +7,28 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
 TOP = 10
-"""Clips a sentence."""
+"""Number of clips per sentence."""
 
 
 class Clip(BaseModel):
-    """A clip that answers a sentence, and how well."""
+    """A clip with its score for a sentence."""
 
     path: str
     score: float
 
 
 class Retriever(PythonModel):  # type: ignore[misc]
-    """Loads an exported ensemble and its index, and answers from them."""
+    """MLflow model that loads an exported ensemble and its index, and answers queries."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load what `export.register` has logged."""
+        """Load the artifacts that `registration.register` has logged."""
         from ensemble.serving import audio_index, bundle
 
         self.models = bundle.load(Path(context.artifacts["ensemble"]))
         self.index = audio_index.open_index(Path(context.artifacts["index"]), self.models)
 
     def predict(self, model_input: list[str]) -> list[list[Clip]]:
-        """Each sentence's clips, the best first."""
+        """Return each sentence's clips, the best first."""
         from ensemble.serving import audio_index
 
         found = audio_index.search(self.models, self.index, model_input, TOP)

@@ -1,4 +1,4 @@
-"""Register an exported ensemble with MLflow, with the index that it answers from."""
+"""Registration of an exported ensemble, with an index, as an MLflow model."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from trainables.records.mlflow_ledger import MlflowLedger
 ROOT = Path(__file__).parents[2]
 
 CODE = ("data", "trainables", "ensemble")
-"""The packages that an MLflow model brings along."""
+"""Packages that the MLflow model contains."""
 
 REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow",
                 "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
                 "transformers")  # fmt: skip
-"""What it needs besides."""
+"""Requirements of the MLflow model."""
 
 
 def register(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
-    """Log an exported ensemble, with an index, as an MLflow model, and register it; returns its URI."""
+    """Log an exported ensemble with an index as an MLflow model, and register it; return its URI."""
     import mlflow
 
     audio_index.open_index(index, bundle.load(folder))

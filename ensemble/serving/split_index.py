@@ -1,4 +1,4 @@
-"""An ensemble as one index: concatenated, weighted embeddings whose dot products are its scores.
+"""Index of a split by an ensemble: concatenated, weighted embeddings whose dot products are the ensemble's scores.
 
 Shapes: A clips, Q queries, D the size of all members' embeddings together.
 """
@@ -16,7 +16,8 @@ from trainables.records.ledger import Ledger
 
 
 def concatenated(ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which) -> Embeddings:
-    """The embeddings of an ensemble whose fusion is the mean: each member's, times the square root of its weight.
+    """Return the embeddings of an ensemble with mean fusion: each member's, multiplied by the square root of its
+    weight.
 
     As the weights sum to one, vectors lie on the unit sphere, and dot products are the weighted means of the members'.
     """

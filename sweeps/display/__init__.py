@@ -1,1 +1,1 @@
-"""What a sweep shows on the terminal."""
+"""Terminal output of a sweep."""

@@ -1,4 +1,4 @@
-"""How far a sweep is: a live table on a terminal, a line an epoch elsewhere, and the same table from another shell."""
+"""Progress of a sweep: a live table on a terminal, one line per epoch elsewhere, and the same table for another shell."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trainables.records.mlflow_log import STEP
 ASK_EVERY_S = 3.0
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
-"""Of a trial, by its run's status in MLflow."""
+"""States of a trial by the status of its MLflow run."""
 
 SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command")
 
 
 @dataclass
 class Line:
-    """What is known of a trial."""
+    """Progress of one trial."""
 
     name: str
     stage: str
@@ -43,7 +43,7 @@ class Line:
     started: float = 0.0
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Take in a run's newest metrics."""
+        """Update the progress from a run's newest metrics."""
         self.epoch = max(self.epoch, metrics.get(f"{STEP}epoch", 0.0))
         self.loss = metrics.get(f"{STEP}loss", metrics.get("train_loss", self.loss))
         self.best_map10 = metrics.get("best_map10", self.best_map10)
@@ -62,7 +62,7 @@ COLUMNS = (
 
 
 def table(lines: Sequence[Line], heading: str) -> Sheet:
-    """Return a count of all trials by state, and those that run or did not finish."""
+    """Return a count of all trials by state, and the trials that run or did not finish."""
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
     rows = [
@@ -77,17 +77,17 @@ def table(lines: Sequence[Line], heading: str) -> Sheet:
 
 
 def figure(value: float | None, form: str) -> str:
-    """A number, or nothing where there is none yet."""
+    """Return a formatted number, or '' if there is none yet."""
     return "" if value is None else f"{value:{form}}"
 
 
 def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds."""
+    """Return seconds as hours, minutes and seconds."""
     return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def time_left(lines: Sequence[Line]) -> float | None:
-    """Seconds until the sweep's end, if as many trials run at a time as do at this moment; None while that is unknown.
+    """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if unknown.
 
     What waits takes as long as its cost says, by how long the trials that run take for theirs.
     """
@@ -106,7 +106,7 @@ def time_left(lines: Sequence[Line]) -> float | None:
 
 
 def status(ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]) -> list[Line]:
-    """A sweep's trials, as MLflow has them; `held` says of each whether somebody trains it."""
+    """Return the progress of a sweep's trials as logged in MLflow; `held` tells which trials a process is training."""
     lines = []
     for signature, description in trials.items():
         line = Line(**description)
@@ -119,13 +119,13 @@ def status(ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mappin
 
 
 def state_of(run: TrialRun, is_held: bool) -> str:
-    """What has become of a trial."""
+    """Return the state of a trial."""
     state = STATES.get(run.status, "waiting")
     return "interrupted" if state == "running" and not is_held else state
 
 
 class Display:
-    """Shows how far the trials of a sweep have come."""
+    """Display of the progress of a sweep's trials."""
 
     def __init__(self, lines: Mapping[str, Line], console: Console, ledger: Ledger) -> None:
         self.lines = dict(lines)
@@ -151,7 +151,7 @@ class Display:
             self.live.stop()
 
     def ask(self) -> None:
-        """Ask MLflow every few seconds how far those are that run."""
+        """Read the metrics of running trials from MLflow every few seconds."""
         while not self.ended.wait(ASK_EVERY_S):
             for run in self.ledger.running():
                 line = self.lines.get(run.signature)
@@ -159,17 +159,17 @@ class Display:
                     line.update(run.metrics)
 
     def view(self) -> Sheet:
-        """What the terminal shows."""
+        """Return the content of the terminal."""
         return table(list(self.lines.values()), f"{duration(time.monotonic() - self.started)}, ")
 
     def start(self, signature: str) -> None:
-        """A trial has started."""
+        """Show that a trial has started."""
         line = self.lines[signature]
         line.state, line.started = "running", time.monotonic()
         self.say(f"{line.name}: started")
 
     def epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
-        """A trial has finished an epoch."""
+        """Show that a trial has finished an epoch."""
         line, epoch = self.lines[signature], int(metrics["epoch"])
         line.epoch = max(line.epoch, epoch)
         line.update(metrics)
@@ -179,18 +179,18 @@ class Display:
         )
 
     def finished(self, signature: str) -> None:
-        """A trial is finished, by whatever command."""
+        """Show that a trial has finished, in this or another command."""
         if self.lines[signature].state != "finished":
             self.lines[signature].state = "finished"
             self.say(f"{self.lines[signature].name}: finished by another command")
 
     def end(self, signature: str, state: str) -> None:
-        """A trial has come to an end: finished, failed, stopped, or held by another command."""
+        """Show that a trial has ended: finished, failed, stopped, or held by another command."""
         line = self.lines[signature]
         line.state = state
         self.say(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
 
     def say(self, message: str) -> None:
-        """A line where there is no terminal to renew a table on."""
+        """Print a line, unless a table is updated on a terminal."""
         if not self.console.is_terminal:
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)

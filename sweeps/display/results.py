@@ -1,4 +1,4 @@
-"""The table of a sweep's finished trials."""
+"""Table of a sweep's finished trials."""
 
 from rich.console import Console
 
@@ -9,13 +9,13 @@ from trainables.retrieval import METRICS, TITLES
 
 
 def say(message: str = "") -> None:
-    """A line for whoever runs the command."""
+    """Print a line to the user."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(message)
 
 
 def show_results(ledger: Ledger, stages: Stages) -> int:
-    """A table of the trials, the best by validation mAP@10 first; returns how many aren't finished."""
+    """Print a table of the trials, the best by validation mAP@10 first; return how many have not finished."""
     rows, unfinished = [], []
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.finished(signature)

@@ -1,1 +1,1 @@
-"""What a sweep will run and what that costs."""
+"""Planning of a sweep: its trials by stage, their estimated cost, and retrainings."""

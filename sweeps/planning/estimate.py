@@ -1,4 +1,4 @@
-"""What trials cost, worked out before they run from their configs and the tables of their splits."""
+"""Estimated cost of trials in GPU hours, computed from their configs and the tables of their splits."""
 
 import functools
 from collections import Counter
@@ -21,15 +21,15 @@ from trainables.encoders.text import huggingface
 from trainables.trial import Trial
 
 END_TOKENS = 2
-"""Of a caption, beside its words; that a word is one token is assumed, and most are."""
+"""Start and end token of a caption. A word is assumed to be one token, as most are."""
 
 STAND_INS = {"audio": passt.VARIANTS["N"], "text": huggingface.VARIANTS["bert-base"]}
-"""What an encoder is counted as whose size isn't known."""
+"""Encoders that stand in for those of unknown size in the estimate."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What trials are assumed to run on: a GPU of the workers in cluster.yaml."""
+    """GPU that the estimate assumes: one of the workers in cluster.yaml."""
 
     name: str = "NVIDIA A10G"
     tflops: float = 70.0  # of dense matrices in bfloat16, from NVIDIA's data sheet; in float32 (TF32) half as many
@@ -41,7 +41,7 @@ A10G = Gpu()
 
 @dataclass(frozen=True)
 class Epoch:
-    """What is computed in an epoch."""
+    """Amount of computation in an epoch."""
 
     pairs: int
     segments: int  # of all pairs' clips
@@ -70,7 +70,7 @@ def seconds_of_epochs(trial: Trial, epoch: Epoch, gpu: Gpu = A10G) -> float:
 
 @functools.cache
 def epoch_of(store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int) -> Epoch:
-    """An epoch over splits, without what the store excludes.
+    """Return the amount of computation in an epoch over splits, without excluded clips.
 
     A batch's captions are padded to its longest one: that is about as long as the longest of `batch_size` captions.
     """
@@ -91,13 +91,15 @@ def epoch_of(store: Store, train: tuple[str, ...], segment_s: float, longest_s: 
 
 @functools.cache
 def flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
-    """Floating-point operations of an encoder's forward pass, of a segment or of a caption with so many tokens."""
+    """Return the floating-point operations of an encoder's forward pass, for a segment or for a caption of so many
+    tokens.
+    """
     known = encoders.module_of(config).flops(config, *num_tokens)
     return float(encoders.module_of(stand_in).flops(stand_in, *num_tokens) if known is None else known)
 
 
 def unknown_encoders(trial: Trial) -> dict[str, Any]:
-    """Those of a trial's encoders whose size isn't known, by kind."""
+    """Return the encoders of a trial whose size isn't known, by kind."""
     known = {
         "audio": encoders.module_of(trial.audio).flops(trial.audio),
         "text": encoders.module_of(trial.text).flops(trial.text, END_TOKENS),
@@ -106,7 +108,7 @@ def unknown_encoders(trial: Trial) -> dict[str, Any]:
 
 
 def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> Sheet:
-    """Return a table of a sweep's trials: what shares a pretraining, what is finished already, and GPU hours.
+    """Return a table of a sweep's trials: shared pretrainings, finished trials, and GPU hours.
 
     `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
     """
@@ -124,7 +126,7 @@ def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], sto
 
 
 def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> str:
-    """The sum of the GPU hours in words, and what it rests on."""
+    """Return the total GPU hours and the assumptions of the estimate as text."""
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     cost = {signature: seconds(trial, store, gpu) for signature, trial in trials.items()}
     left = sum(value for signature, value in cost.items() if signature not in finished)
@@ -143,5 +145,5 @@ def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], stor
 
 
 def hours(duration_s: float) -> str:
-    """Seconds as hours, for people."""
+    """Return seconds as hours, human-readable."""
     return f"{duration_s / 3600:.2f}" if duration_s >= 36 or not duration_s else "< 0.01"

@@ -1,4 +1,4 @@
-"""The members of a chosen ensemble, trained once more on all there is: for a challenge's submission, or for use.
+"""Retraining: the members of a selected ensemble, trained again on all splits for a submission or for use.
 
 As the paper did: the splits that chose and judged the members are trained on, too, and each training ends after the
 epoch that validation had found best. What comes out can't be judged by those splits any more.
@@ -16,12 +16,12 @@ from trainables.schedule import Schedule
 from trainables.trial import Trial
 
 From = Literal["pretraining", "finetuning"]
-"""Where it begins: both stages are trained again, or the fine-tuning alone, over the pretraining that is there."""
+"""First stage to retrain: the pretraining and with it the fine-tuning, or the fine-tuning alone."""
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """A member of an ensemble, and what is trained in its place."""
+    """A member of an ensemble, and the trial that replaces it."""
 
     member: Member
     trial: Trial
@@ -29,7 +29,9 @@ class Retraining:
 
 
 def plan_retrainings(ensemble: Ensemble, path: Path, begin: From) -> list[Retraining]:
-    """Return what is trained in place of each member. Raises UserError, with the path, for one that can't be."""
+    """Return the trials that replace the members. Raises UserError, with the path, for a member that cannot be
+    retrained.
+    """
     found = []
     for index, member in enumerate(ensemble.members):
         try:
@@ -40,7 +42,7 @@ def plan_retrainings(ensemble: Ensemble, path: Path, begin: From) -> list[Retrai
 
 
 def plan_retraining(member: Member, begin: From) -> Retraining:
-    """Return what is trained in place of a member. Raises UserError that says why it can't be trained again."""
+    """Return the trial that replaces a member. Raises UserError with the reason if it cannot be retrained."""
     if member.trial is None or member.epoch is None:
         raise UserError("it doesn't say how it was trained (a file of scores?): it can't be trained again")
     trial = trials.from_json(member.trial)
@@ -54,7 +56,7 @@ def plan_retraining(member: Member, begin: From) -> Retraining:
 
 
 def final(trial: Trial, member: Member, begin: From) -> Trial:
-    """Return the trial on all splits, its stages ending after the epochs that were best."""
+    """Return the trial on all splits, with stages that end after the epochs that were best."""
     also = (trial.validation, trial.test)
     parent = trial.pretraining
     if parent and begin == "pretraining":
@@ -65,7 +67,7 @@ def final(trial: Trial, member: Member, begin: From) -> Trial:
 
 
 def last_epoch(stage: Trial, epoch: int | None, name: str) -> int:
-    """Return the epoch that a stage is to end after.
+    """Return the epoch after which a stage ends.
 
     Raises UserError where the stage has no such epoch, or its learning rate depends on validation losses.
     """
@@ -82,12 +84,12 @@ def last_epoch(stage: Trial, epoch: int | None, name: str) -> int:
 
 
 def with_all(train: Sequence[str], also: Sequence[str]) -> tuple[str, ...]:
-    """The splits to train on, each once."""
+    """Return the training splits with further ones, each once."""
     return tuple(dict.fromkeys([*train, *also]))
 
 
 def retrained(ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]) -> Ensemble:
-    """Return the ensemble of the retrained members, with the weights that were chosen.
+    """Return the ensemble of the retrained members, with the selected weights.
 
     `runs` has each trial's signature and run id. The figures of the ensemble that was chosen are kept in
     `before_retraining`: those of the retrained members aren't known.

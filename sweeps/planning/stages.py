@@ -1,4 +1,4 @@
-"""The trials of a sweep by stage, and a check that their encoders can be built."""
+"""Trials of a sweep grouped by stage, and a check that their encoders can be built."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from trainables.signature import Fingerprints, sign
 from trainables.trial import Trial
 
 Stages = list[dict[str, Trial]]
-"""The trials of each stage by signature: pretrainings, then fine-tunings."""
+"""Trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
 def by_stage(wanted: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
-    """The trials by stage, each once, with the pretrainings that they start from."""
+    """Return the trials by stage, each once, including the pretrainings that they start from."""
     with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
     stages: Stages = [{}, {}]
     for trial in with_parents:
@@ -26,7 +26,7 @@ def by_stage(wanted: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
 
 
 def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
-    """Return the signature of each trial's pretraining, by the trial's own; None where it has none."""
+    """Return the signature of each trial's pretraining by the trial's own signature; None if it has none."""
     return {
         signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
         for signature, trial in every.items()
@@ -34,7 +34,7 @@ def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[s
 
 
 def require_encoders(wanted: Collection[Trial], weights: Path | None) -> None:
-    """Raise UserError for an encoder that can't be built: before a GPU waits for it."""
+    """Raise UserError for an encoder that cannot be built, before a GPU waits for it."""
     captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
     for audio in dict.fromkeys(trial.audio for trial in wanted):
         with errors_of(audio):
@@ -46,7 +46,7 @@ def require_encoders(wanted: Collection[Trial], weights: Path | None) -> None:
 
 @contextlib.contextmanager
 def errors_of(config: AudioConfig | TextConfig) -> Iterator[None]:
-    """Raise a UserError that names an encoder for whatever is raised while it is built."""
+    """Re-raise any error in building an encoder as a UserError that names the encoder."""
     try:
         yield
     except UserError:

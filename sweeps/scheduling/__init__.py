@@ -1,1 +1,1 @@
-"""Run trials through Ray Tune: which starts next, and where."""
+"""Scheduling of trials through Ray Tune: which trial starts next, and where."""

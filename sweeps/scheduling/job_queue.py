@@ -1,4 +1,4 @@
-"""Which trial starts next: none before its pretraining is done, and none before the cluster has room for it.
+"""Job queue: which trial starts next, given finished pretrainings and the cluster's free resources.
 
 There is no barrier between pretraining and fine-tuning: what a finished pretraining makes possible waits in the same
 line as all the rest, the longest chain of trials first. Only the first of the line may start. Whatever is behind it
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from trainables.execution.resources import Bundle
 
 UNIT = 10_000
-"""Ray counts resources in ten-thousandths; whole numbers don't drift while they are taken and given back."""
+"""Ray counts resources in ten-thousandths; integers don't drift when resources are taken and released."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A trial, as far as its place in the line goes."""
+    """Entry of a trial in the queue: its parent, cost and resources."""
 
     key: str
     bundles: tuple[Bundle, ...]  # one a process that Ray places; they may lie on different nodes
@@ -29,7 +29,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Place:
-    """What a bundle has got."""
+    """Resources taken on one node for a bundle."""
 
     node: int
     cpus: int
@@ -38,14 +38,14 @@ class Place:
 
 
 class Room:
-    """What is free on each node, in units."""
+    """Free resources of each node, in units."""
 
     def __init__(self, nodes: Sequence[Bundle]) -> None:
         self.cpus = [round(node.cpus * UNIT) for node in nodes]
         self.gpus = [[UNIT] * int(node.gpus) for node in nodes]
 
     def take(self, bundles: Sequence[Bundle]) -> list[Place] | None:
-        """Place all bundles, the largest first; None, and nothing is taken, where one finds no room."""
+        """Place all bundles, the largest first; return None and take nothing if one does not fit."""
         taken: list[Place] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
             place = self.find(bundle)
@@ -57,18 +57,18 @@ class Room:
         return taken
 
     def give_back(self, places: Sequence[Place]) -> None:
-        """Free what was taken."""
+        """Release placements."""
         for place in places:
             self.change(place, 1)
 
     def change(self, place: Place, sign: int) -> None:
-        """Take (-1) or free (1) one place."""
+        """Take (-1) or release (1) one placement."""
         self.cpus[place.node] += sign * place.cpus
         for gpu in place.gpus:
             self.gpus[place.node][gpu] += sign * place.share
 
     def find(self, bundle: Bundle) -> Place | None:
-        """The tightest place for a bundle: it leaves whole GPUs whole and free nodes free, as Ray does."""
+        """Return the tightest placement of a bundle: like Ray, it keeps whole GPUs and idle nodes free."""
         cpus, count, share = round(bundle.cpus * UNIT), math.ceil(bundle.gpus), round(min(bundle.gpus, 1) * UNIT)
         best: tuple[tuple[int, int, int], Place] | None = None
         for node, (free_cpus, free_gpus) in enumerate(zip(self.cpus, self.gpus, strict=True)):
@@ -82,7 +82,7 @@ class Room:
 
 
 class Queue:
-    """The line of jobs that are to run on a cluster.
+    """Queue of the jobs to run on a cluster.
 
     A job's chain is its own cost and that of the longest chain of jobs that wait for it; among equal chains, the one
     that most work waits for goes first. So pretrainings come first, and fine-tunings fill what they leave free. Costs
@@ -108,7 +108,7 @@ class Queue:
         self.waiting = set(self.jobs) - set(self.ready)
 
     def chain_and_work(self, key: str) -> tuple[float, float]:
-        """The cost of the longest chain of jobs from this one on, and of all jobs from this one on."""
+        """Return the cost of the longest chain of jobs that starts with this one, and of all jobs that depend on it."""
         below = [self.chain_and_work(child) for child in self.children.get(key, [])]
         cost = self.jobs[key].cost
         return cost + max((chain for chain, _ in below), default=0.0), cost + sum(work for _, work in below)
@@ -119,7 +119,7 @@ class Queue:
         return not self.ready and not self.waiting
 
     def resize(self, nodes: Sequence[Bundle]) -> None:
-        """The cluster consists of these nodes from now on. Jobs that lost their room get it before any other starts."""
+        """Set the nodes of the cluster. Jobs that lost their placement get a new one before any other starts."""
         if tuple(nodes) == self.nodes:
             return
         self.nodes, self.room = tuple(nodes), Room(nodes)
@@ -127,7 +127,7 @@ class Queue:
             self.running[key] = self.room.take(self.jobs[key].bundles)
 
     def next(self) -> str | None:
-        """The job that is to start at once, which keeps its room until it is `done`; None where none can start."""
+        """Return the job to start now, which keeps its placement until it is `done`; None if none can start."""
         for key in [key for key, places in self.running.items() if places is None] + self.ready:
             if key not in self.running and self.max_concurrent and len(self.running) >= self.max_concurrent:
                 return None
@@ -144,7 +144,7 @@ class Queue:
         return None
 
     def done(self, key: str, succeeded: bool) -> None:
-        """A job has come to its end: what waited for it gets ready, or is dropped if it failed or was stopped."""
+        """Record the end of a job: jobs that depend on it become ready, or are dropped if it did not succeed."""
         self.room.give_back(self.running.pop(key) or [])
         if succeeded:
             for child in self.children.get(key, []):
@@ -155,7 +155,7 @@ class Queue:
             self.waiting -= self.dropped.keys()
 
     def below(self, key: str) -> Iterator[str]:
-        """All jobs that wait for one, directly or not."""
+        """Return all jobs that depend on a job, directly or not."""
         for child in self.children.get(key, []):
             yield child
             yield from self.below(child)

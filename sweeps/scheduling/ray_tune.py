@@ -1,4 +1,4 @@
-"""How Ray Tune runs the trials of a sweep.
+"""Execution of a sweep's trials by Ray Tune.
 
 Each is claimed by its lease, trained, and finished once its artifacts have been read back.
 """
@@ -38,21 +38,23 @@ QUIET_TUNE = {
 }
 
 THREAD_ENDS_WITHIN_S = "600"
-"""How long Tune waits for the thread of a stopped trial, which may be writing a checkpoint, before the next one."""
+"""Time in seconds that Tune waits for the thread of a stopped trial, which may be writing a checkpoint."""
 
 FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
-"""How a trial ends: three are keys of what it tells Tune; one that has told none was stopped by the scheduler."""
+"""Outcomes of a trial. The first three are keys of the metrics reported to Tune; a trial that reported none was stopped
+by the scheduler.
+"""
 
 RESTARTS = 3
-"""Of a trial whose driver was lost, with its node or alone: each goes on from the last checkpoint."""
+"""Maximum number of restarts of a trial whose driver was lost; each resumes from the last checkpoint."""
 
 KEPT_SHARE = 4
-"""One of so many trials goes on at each rung of ASHA: Ray's default."""
+"""Reduction factor of ASHA: one of so many trials continues at each rung (Ray's default)."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a trial needs to know of the sweep that runs it."""
+    """Settings of the sweep that its trials need."""
 
     run_id: str
     tracking_uri: str
@@ -64,7 +66,7 @@ class Sweep:
 
 
 def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
-    """A trial, as Tune runs it; one that another command holds is left to it.
+    """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
 
     What goes wrong is told, not raised: Tune tries again what ends with an error, which is for drivers that are lost.
     """
@@ -93,7 +95,7 @@ def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 
 def trains_here(resources: Resources) -> bool:
-    """Return whether a trial trains in Tune's own process of the trial: one that has a single worker does.
+    """Return whether a trial trains in Tune's own process: one with a single worker does.
 
     That process is used again for the next trial, which then costs no start-up and no imports. Several workers are
     started by Ray Train, anew for each trial, while Tune's process waits for them.
@@ -113,24 +115,24 @@ def train(work: Work) -> Metrics:
 
 
 def own_bundle(resources: Resources) -> Bundle:
-    """Return what Tune's process of a trial needs: what a worker does, or next to nothing where it only waits."""
+    """Return the resources of Tune's process of a trial: a worker's, or next to nothing if it only waits."""
     return resources.worker if trains_here(resources) else Bundle(DRIVER_CPUS)
 
 
 def job_of(signature: str, parent: str | None, cost: float, resources: Resources) -> Job:
-    """Return a trial's entry in the queue: what it has to have room for, and what it waits for."""
+    """Return a trial's entry in the job queue."""
     workers = [] if trains_here(resources) else [resources.worker] * resources.workers
     return Job(signature, (own_bundle(resources), *workers), cost, parent)
 
 
 def resources_of_process(config: Mapping[str, Any], sweep: Sweep) -> tune.PlacementGroupFactory:
-    """Return what Tune reserves for its process of a trial."""
+    """Return the resources that Tune reserves for its process of a trial."""
     bundle = own_bundle(sweep.resources[config["work"]["stage"]])
     return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
 
 
 class Watch(tune.Callback):
-    """Passes what Tune says of trials on to the display, and ends what a scheduler has stopped."""
+    """Callback that passes Tune's events to the display, and marks trials stopped by a scheduler."""
 
     def __init__(self, display: Display, sweep: Sweep, ledger: Ledger) -> None:
         self.display, self.sweep, self.ledger = display, sweep, ledger
@@ -139,18 +141,18 @@ class Watch(tune.Callback):
         return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has started."""
+        """Show that a trial has started."""
         self.display.start(trial.config["work"]["signature"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial has reported an epoch."""
+        """Show the epoch that a trial has reported."""
         if "train_loss" in result and FINISHED not in result:
             self.display.epoch(trial.config["work"]["signature"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended without an error."""
+        """Show the outcome of a trial that ended without an error."""
         signature = trial.config["work"]["signature"]
         end = end_of(trial.last_result)
         if end == STOPPED:
@@ -158,18 +160,18 @@ class Watch(tune.Callback):
         self.display.end(signature, "held by another command" if end == HELD else end)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's driver has been lost too often."""
+        """Show that a trial's driver has been lost too often."""
         interrupt(self.ledger, self.sweep, [trial.config["work"]["signature"]])
         self.display.end(trial.config["work"]["signature"], FAILED)
 
 
 def end_of(result: Mapping[str, Any]) -> str:
-    """How a trial ended, by what it told Tune last."""
+    """Return the outcome of a trial from the last result that it reported."""
     return next((end for end in (FINISHED, HELD, FAILED) if end in result), STOPPED)
 
 
 def interrupt(ledger: Ledger, sweep: Sweep, signatures: Sequence[str]) -> None:
-    """Give back what this command holds of these trials; those that nobody trains are KILLED: anyone may go on."""
+    """Release the leases that this command holds of these trials, and mark the trials that nobody trains as KILLED."""
     for signature in signatures:
         leases.take_back(sweep.site.runs, signature, sweep.command)
         run = ledger.trial_run(signature)
@@ -190,11 +192,11 @@ class AshaByStage(FIFOScheduler):
         }
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial is known."""
+        """Add a trial to the bracket of its stage."""
         self.of_stage[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether a trial goes on after what it reported."""
+        """Return whether a trial continues after the result that it reported."""
         if FINISHED in result:
             return str(TrialScheduler.CONTINUE)
         return str(self.of_stage[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
@@ -210,7 +212,7 @@ def run(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> dict[str, str]:
-    """Run trials through Ray Tune, each once its pretraining is finished; how each ended that was started.
+    """Run trials through Ray Tune, each after its pretraining has finished; return the outcome of each started trial.
 
     That is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command.
 

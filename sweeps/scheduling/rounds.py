@@ -1,4 +1,4 @@
-"""Run trials round after round, until each is finished or failed: other commands may train some of them."""
+"""Rounds of trials, run until each has finished or failed; other commands may train some of them."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from trainables.records.ledger import Ledger
 from trainables.trial import Trial
 
 ASK_EVERY_S = 5.0
-"""While another command trains what this one waits for."""
+"""Interval in seconds at which a trial that another command trains is checked."""
 
 
 def run_all(
@@ -24,7 +24,7 @@ def run_all(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> None:
-    """Run trials until each is finished or can't be; what another command trains is waited for, or taken over."""
+    """Run trials until each has finished or failed; a trial of another command is waited for, or taken over."""
     left, lost = dict(todo), set[str]()
     while left:
         held = {signature for signature in left if leases.holder(sweep.site.runs, signature)}

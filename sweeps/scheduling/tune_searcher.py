@@ -1,4 +1,4 @@
-"""The line of sweeps/scheduling/job_queue.py as Ray Tune asks for it: one trial at a time, as soon as one can start."""
+"""Searcher for Ray Tune that starts trials in the order of the job queue."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,14 +9,15 @@ from sweeps.scheduling.job_queue import Queue
 from trainables.execution.resources import Bundle
 
 SEARCHER_ENVIRONMENT = {"TUNE_MAX_PENDING_TRIALS_PG": "100"}
-"""Trials whose drivers may be starting at the same time: with a searcher, Tune lets them take turns otherwise.
+"""Environment that lets several trial drivers start at the same time; with a searcher, Tune starts them one by one
+otherwise.
 
 How many run is the queue's to say, not that of TuneConfig(max_concurrent_trials=...).
 """
 
 
 class StagesSearcher(Searcher):
-    """Starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
+    """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
 
     `configs` are the trials' configs by key. `succeeded` says whether a trial that came to its end without an error is
     finished: one that a scheduler has stopped isn't, and Tune doesn't tell them apart. `nodes` says what the cluster
@@ -45,7 +46,7 @@ class StagesSearcher(Searcher):
         return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The config of the trial that starts; None where none can at the moment; FINISHED where none will."""
+        """Return the config of the trial to start; None if none can start now; FINISHED if none will."""
         if self.queue.exhausted:
             return str(Searcher.FINISHED)
         self.queue.resize(self.nodes())
@@ -56,12 +57,12 @@ class StagesSearcher(Searcher):
         return self.configs[key]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial has come to its end in any way."""
+        """Record the end of a trial."""
         succeeded = not error and self.succeeded(self.keys[trial_id])
         self.queue.done(self.keys.pop(trial_id), succeeded)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing is saved: the ledger is what a sweep goes on from."""
+        """Do nothing: a sweep resumes from the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing was saved."""
+        """Do nothing: a sweep resumes from the ledger."""

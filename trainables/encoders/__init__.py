@@ -1,4 +1,4 @@
-"""Encoders, one file a family; a family is named by its file's stem.
+"""Encoder families: one module per family, named by the file's stem.
 
 `audio/` and `text/` hold the families. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, and
 `weights_fingerprint(config, weights)`, which stands for the weights that training starts from; `weights` is a directory
@@ -20,30 +20,32 @@ Kind = Literal["audio", "text"]
 
 
 def families(kind: Kind) -> list[str]:
-    """The families there are."""
+    """Return the names of the families."""
     package = importlib.import_module(f"{__name__}.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
 def family(kind: Kind, name: str) -> ModuleType:
-    """A family by name; an unknown one's error lists the known ones."""
+    """Return the module of a family. Raises UserError that lists the known families for an unknown name."""
     if name not in families(kind):
         raise unknown_name(f"{kind} encoder", name, families(kind))
     return importlib.import_module(f"{__name__}.{kind}.{name}")
 
 
 def module_of(config: Any) -> ModuleType:
-    """The family that a Config belongs to: the module that defines it."""
+    """Return the module of the family that a Config belongs to."""
     return importlib.import_module(type(config).__module__)
 
 
 def family_name(config: Any) -> str:
-    """'passt' for a Config of passt.py."""
+    """Return the family's name of a Config: 'passt' for a Config of passt.py."""
     return type(config).__module__.rpartition(".")[2]
 
 
 def choose(kind: Kind, name: str) -> Any:
-    """The Config that 'family:variant' names; what is unknown is answered with what is known."""
+    """Return the Config that 'family:variant' names. Raises UserError that lists the known variants for an unknown
+    name.
+    """
     stem, _, variant = name.partition(":")
     variants: dict[str, Any] = family(kind, stem).VARIANTS
     if variant not in variants:
@@ -53,19 +55,19 @@ def choose(kind: Kind, name: str) -> Any:
 
 
 def label(config: Any) -> str:
-    """'family:variant' for a Config that is one of its family's variants, 'family:custom' otherwise."""
+    """Return 'family:variant' for a Config that is one of its family's variants, otherwise 'family:custom'."""
     variants: dict[str, Any] = module_of(config).VARIANTS
     named = next((name for name, variant in variants.items() if variant == config), "custom")
     return f"{family_name(config)}:{named}"
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The Config as JSON, with its family."""
+    """Return a Config as JSON, including its family."""
     return {"family": family_name(config), **dataclasses.asdict(config)}
 
 
 def from_json(kind: Kind, value: dict[str, Any]) -> Any:
-    """The Config that `to_json` wrote. Raises UserError for an unknown family or setting."""
+    """Return the Config that `to_json` wrote. Raises UserError for an unknown family or setting."""
     if not isinstance(value, dict) or "family" not in value:
         raise UserError(f"{kind} encoder: it must be settings with a family, not {value!r}")
     settings = dict(value)

@@ -1,4 +1,4 @@
-"""Settings of the log-mel front end that PaSST and the small CNN share (trainables.networks.audio.log_mel)."""
+"""Settings of the log-mel front end that PaSST and the small CNN share; trainables.networks.audio.log_mel computes it."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from data.schema import SAMPLE_RATE_HZ
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the front end; the defaults are those that PaSST was trained with."""
+    """Settings of the front end. The defaults are those that PaSST was trained with."""
 
     num_mels: int = 128
     window_samples: int = 800
@@ -35,6 +35,6 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """What it varies in training, in words."""
+        """Names of the augmentations in training."""
         masks, jitters = self.mask_mels or self.mask_frames, self.fmin_jitter_hz or self.fmax_jitter_hz
         return ("SpecAugment",) * bool(masks) + ("jittered mel bands",) * bool(jitters)

@@ -1,8 +1,9 @@
-"""Floating-point operations of layers in a forward pass; a multiplication and an addition are two."""
+"""Counts of floating-point operations in a forward pass; a multiplication and an addition count as two."""
 
 
 def transformer(num_tokens: float, layers: int, width: int) -> float:
-    """A transformer of BERT's and ViT's shape on one sequence, its feed-forward layers four times as wide.
+    """Return the operations of a transformer of BERT's and ViT's shape on one sequence; its feed-forward layers are
+    four times as wide.
 
     A layer multiplies each token with matrices of 3 + 1 + 4 + 4 times width x width, and mixes all tokens twice.
     """
@@ -10,5 +11,5 @@ def transformer(num_tokens: float, layers: int, width: int) -> float:
 
 
 def convolution(channels_in: int, channels_out: int, kernel: tuple[int, int], positions: int) -> float:
-    """A two-dimensional convolution; `positions` is the size of what it gives."""
+    """Return the operations of a two-dimensional convolution; `positions` is the size of its output."""
     return 2 * channels_in * channels_out * kernel[0] * kernel[1] * positions

@@ -1,4 +1,4 @@
-"""Published checkpoints: found or downloaded, read without running their code, and refused if they don't fit."""
+"""Published checkpoints: find or download them, read them without running code, and refuse weights that don't fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NAMED_IN_ERRORS = 3
-"""How many of each kind of difference an error names."""
+"""Maximum number of weights that an error lists of each kind of difference."""
 
 NUMPY: list[Any] = [
     np.ndarray,
@@ -30,11 +30,12 @@ NUMPY: list[Any] = [
         for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float64()))
     ),
 ]
-"""What torch must be told is harmless: trainings leave NumPy's numbers beside the weights, PANNs' among them."""
+"""NumPy types that torch may unpickle: checkpoints, PANNs' among them, contain NumPy scalars beside the weights."""
 
 
 def locate(url: str, weights: Path | None) -> Path:
-    """A released file: in the directory `weights`, or without one in torch hub's cache, downloaded if need be.
+    """Return the path of a released file: in the directory `weights`, otherwise in torch hub's cache, to which it is
+    downloaded if missing.
 
     Raises UserError where the file isn't in `weights`, or can't be downloaded.
     """
@@ -58,20 +59,22 @@ def locate(url: str, weights: Path | None) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256; it is read once in a process, unless its size or its time of change does."""
+    """Return a file's SHA-256. A file is read once per process unless its size or modification time changes."""
     status = path.stat()
     return sha256_of_version(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
 def sha256_of_version(path: Path, num_bytes: int, changed_ns: int) -> str:
-    """The SHA-256 of a file as it was at that time."""
+    """Return the SHA-256 of a file with this size and modification time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of torch's: a state dict, or one under 'model'. Raises UserError for any other."""
+    """Return the weights in a torch file: a state dict, or one under the key 'model'. Raises UserError for any other
+    content.
+    """
     import torch
 
     try:
@@ -87,7 +90,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
-    """Load a published checkpoint; its `unused` names are passed over.
+    """Load a published checkpoint into a network; weights whose names are in `unused` are ignored.
 
     Raises UserError that says what differs if another name or shape than the network's is in the file, or one lacks.
     """
@@ -109,7 +112,7 @@ def load(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
 def refuse_differences(
     source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
 ) -> None:
-    """Raise UserError if a checkpoint's names or shapes aren't its model's."""
+    """Raise UserError if names or shapes of a checkpoint differ from the network's."""
     kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
     differences = [f"{len(names)} {kind} ({first_few(names)})" for kind, names in kinds.items() if names]
     if differences:
@@ -117,6 +120,6 @@ def refuse_differences(
 
 
 def first_few(names: Iterable[str]) -> str:
-    """Some of the names, for an error."""
+    """Return the first names as text, for an error message."""
     names = list(names)
     return ", ".join([*names[:NAMED_IN_ERRORS], *(["..."] if len(names) > NAMED_IN_ERRORS else [])])

@@ -1,1 +1,1 @@
-"""Run a training: in this process or on Ray Train's workers, with the resources of a cluster."""
+"""Execution of a training: in this process or on Ray Train's workers, with resources from a cluster."""

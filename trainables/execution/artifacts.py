@@ -1,4 +1,4 @@
-"""Keep what a finished training leaves: the model in the runs' storage, config and embeddings in MLflow."""
+"""Final artifacts of a training: the model in the run storage, config and embeddings in MLflow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainables.trial import TRIAL_FILE, Trial
 
 
 def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
-    """Write the trained model where fine-tunings look for it; it appears whole or not at all."""
+    """Write the trained model to the run storage, where fine-tunings look for it. The write is atomic."""
     with runs.scratch() as scratch:
         checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.weights_of(network))
         runs.keep_model(signature, Path(scratch) / "model")
@@ -39,7 +39,7 @@ def log_outcome(
     validation: StoredSplit,
     test: StoredSplit,
 ) -> None:
-    """Log the trial's config and its embeddings of both splits, and read them back. No metric of test is computed.
+    """Log the trial's config and its embeddings of both splits, and read them back. Test metrics are not computed.
 
     What it has been trained on isn't embedded: no figure on it would mean anything.
     """

@@ -1,4 +1,4 @@
-"""What the Ray cluster consists of, and what it computes fastest."""
+"""Nodes of the Ray cluster, and the precision in which they compute fastest."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,9 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-"""Of commands that use Ray Train: its own lines stay off the console, and reports are taken within 0.5 s, not 2."""
+"""Environment of commands that use Ray Train: its own log lines stay off the console, and reports are collected within
+0.5 s instead of 2 s.
+"""
 
 TRAINING_MODULES = (
     "mlflow.store.tracking.sqlalchemy_store",
@@ -24,16 +26,19 @@ TRAINING_MODULES = (
     "trainables.execution.session",
     "trainables.training.train",
 )
-"""What a process that trains imports: done while a command prepares its work, not when a trial waits for it."""
+"""Modules that a training process imports in advance, while the command prepares its work, so that no trial waits for
+imports.
+"""
 
 GPU_ANSWERS_WITHIN_S = 60.0
 
 AUTOSCALING_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
-"""Where `ray up` leaves on a head what its autoscaler may start; Ray itself tells nobody."""
+"""File on a head started by `ray up` that lists the nodes its autoscaler may start; Ray has no API for it."""
 
 
 def fastest_precision_on(gpus_per_worker: float | None, found: Sequence[Bundle]) -> Precision:
-    """Return what the cluster's GPUs multiply fastest in, or this machine where trainings use none.
+    """Return the precision in which the cluster's GPUs, or this machine if trainings use no GPU, multiply matrices
+    fastest.
 
     GPUs that can't be asked, as they are yet to come or are all in use, are taken to multiply in bfloat16.
     """
@@ -47,7 +52,7 @@ def fastest_precision_on(gpus_per_worker: float | None, found: Sequence[Bundle])
 
 
 def nodes() -> list[Bundle]:
-    """What the cluster's nodes have: those that are there, or where an autoscaler can bring more, all that it can."""
+    """Return the resources of the cluster's nodes; with an autoscaler, of all nodes that it may start."""
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     there = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
     joined = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
@@ -56,7 +61,9 @@ def nodes() -> list[Bundle]:
 
 
 def could_be(config: Mapping[str, Any]) -> list[Bundle]:
-    """The nodes of a cluster that has all the workers that its autoscaler may start, those with most GPUs first."""
+    """Return the nodes of a cluster with all workers that its autoscaler may start, sorted by descending number of
+    GPUs.
+    """
     types, head = config["available_node_types"], config["head_node_type"]
     each = {
         name: Bundle(kind["resources"].get("CPU", 0), kind["resources"].get("GPU", 0)) for name, kind in types.items()

@@ -1,4 +1,4 @@
-"""The one place where training meets Ray Train: a trial goes in, metrics and checkpoints come out."""
+"""Adapter to Ray Train: train a trial on several workers. No other module of the package imports ray.train."""
 
 import tempfile
 import threading
@@ -37,7 +37,7 @@ from trainables.training.train import OnCheckpoint, OutOfMemoryError
 
 
 def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
-    """Train a trial through Ray Train, from its last checkpoint if it has one, and return the best epoch's metrics.
+    """Train a trial with Ray Train, from its last checkpoint if there is one, and return the best epoch's metrics.
 
     The caller renews the lease meanwhile. Raises UserError where a worker did and where the store has changed,
     LeaseLostError where the trial has been taken over.
@@ -72,7 +72,7 @@ def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train one rank in a worker of Ray Train.
+    """Train one rank in a Ray Train worker.
 
     What the user has to correct is noted, and ends the training without an error, as Ray would retry it; so does a
     trial that has been taken over.
@@ -100,10 +100,10 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> OnCheckpoint:
-    """Return what a rank calls after each epoch, and with each checkpoint.
+    """Return the callback that a rank calls after each epoch and with each checkpoint.
 
-    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all
-    that was logged before, and only while the lease is held.
+    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all that
+    was logged before, and only while the lease is held.
     """
     storage = ray.train.get_context().get_storage()
     checkpoint_upload_mode = CheckpointUploadMode.ASYNC

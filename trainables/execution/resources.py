@@ -1,4 +1,4 @@
-"""What a cluster has, what a training's workers get of it, and whether that can be placed."""
+"""Resources of a cluster and their allocation: what each trial's workers get, and whether that can be placed."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,17 @@ from data.runtime.options import option
 from trainables.training.compute import Execution
 
 MOST_LOADERS = 4
-"""Loader processes for a GPU, if there are cores for them: enough for 16-bit PCM on the GPUs of 2023."""
+"""Maximum number of loader processes per GPU: enough to decode 16-bit PCM for GPUs of 2023."""
 
 DRIVER_CPUS = 0.01
-"""Of a trial's driver, which only waits for its workers: with a whole CPU each, drivers would starve them."""
+"""CPUs reserved for a trial's driver, which only waits for its workers; with a whole CPU each, drivers would starve the
+workers.
+"""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """CPUs and GPUs of one node: what a worker asks for, or all that a node has.
+    """CPUs and GPUs of one node: the request of a worker, or the total of a node.
 
     Below one, a worker's `gpus` are a share of a single GPU.
     """
@@ -32,7 +34,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial's workers get."""
+    """Resources allocated to each worker of a trial."""
 
     workers: int = 1
     cpus_per_worker: float = 1.0
@@ -56,13 +58,13 @@ class Resources:
 
     @property
     def worker(self) -> Bundle:
-        """What one worker asks for."""
+        """Resources of one worker."""
         return Bundle(self.cpus_per_worker, self.gpus_per_worker)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a command line asks for; None is for the cluster to say."""
+    """Resources requested on the command line; None leaves the choice to `allocate`."""
 
     workers: int | None = None
     gpus_per_worker: float | None = None
@@ -70,7 +72,7 @@ class Wish:
 
 
 def share_out(nodes: Sequence[Bundle], wish: Wish, trials: int = 1, concurrent: int | None = None) -> Resources:
-    """What each trial's workers get where `trials` are to run, `concurrent` of them at a time.
+    """Return the resources of each trial's workers if `trials` are to run, `concurrent` of them at a time.
 
     A worker gets a GPU where there are any, and its share of its node's CPUs; a sweep's trial gets one worker unless
     more are wished for. Raises UserError for what can't be placed, and says what is missing.
@@ -95,12 +97,12 @@ def share_out(nodes: Sequence[Bundle], wish: Wish, trials: int = 1, concurrent: 
 
 
 def places(resources: Resources, nodes: Sequence[Bundle]) -> int:
-    """How many such workers the nodes have room for, all together."""
+    """Return the number of such workers that fit on all nodes together."""
     return sum(int(min(node.cpus / resources.cpus_per_worker, on_gpus(node, resources))) for node in nodes)
 
 
 def on_gpus(node: Bundle, resources: Resources) -> float:
-    """How many such workers a node's GPUs have room for; without bound where they need none."""
+    """Return the number of such workers that fit on a node's GPUs; infinite if they need no GPU."""
     each = resources.gpus_per_worker
     if not each:
         return math.inf
@@ -108,7 +110,7 @@ def on_gpus(node: Bundle, resources: Resources) -> float:
 
 
 def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
-    """Raise UserError where a trial could never be placed, were the whole cluster its own."""
+    """Raise UserError if a trial could never be placed, even on an idle cluster."""
     room = places(resources, nodes)
     if room >= resources.workers:
         return
@@ -122,7 +124,7 @@ def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """The options that say how trainings are computed."""
+    """Command-line options that determine how trainings are computed."""
 
     workers: int | None = option("workers per trial, each with a GPU or a share of the CPUs", None, type=positive)
     gpus_per_worker: float | None = option(
@@ -141,11 +143,11 @@ class ComputeOptions:
 
     @property
     def wish(self) -> Wish:
-        """What is asked for of the cluster."""
+        """Resources requested from the cluster."""
         return Wish(self.workers, self.gpus_per_worker, self.cpus_per_worker)
 
     def execution(self, resources: Resources) -> Execution:
-        """Return how a training is to be computed with these resources."""
+        """Return the execution settings for these resources."""
         spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
         return Execution(
             loader_workers=spare if self.loader_workers is None else self.loader_workers,

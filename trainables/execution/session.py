@@ -1,4 +1,4 @@
-"""One rank of a training from its first step to what it leaves, whichever way it is run.
+"""A training on one rank from start to final artifacts, in this process or in a Ray Train worker.
 
 `train_rank` is what Ray Train's workers (trainables.execution.ray_adapter) and `train_here` have in common.
 `train_here` trains on one rank in the calling process, which may train one trial after another.
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from trainables.training.train import OnCheckpoint, OnEmbeddings
 
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""Keep glibc from giving large tensors back to the kernel after each use and paging them in again.
+"""Environment that makes glibc keep freed memory for large tensors instead of returning it to the kernel and faulting
+it in again.
 
 Measured on two Zen 3 cores: the front end takes a third of the time, a whole step of a small encoder 0.63 of it.
 """
@@ -45,15 +46,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """The same two settings as numbers for glibc's mallopt (malloc.h); a threshold of -1 never trims."""
 
 LOG_STEPS_EVERY_S = 5.0
-"""Seconds between two entries about steps in MLflow."""
+"""Interval in seconds between two entries of step metrics in MLflow."""
 
 OnEpoch = Callable[[Metrics], None]
-"""Takes the metrics of each finished epoch."""
+"""Callback that takes the metrics of each finished epoch."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where things lie, none of which can change a result: absolute paths that every node sees; a URI for a store."""
+    """Locations and settings that cannot change a result: absolute paths that every node sees, or a store's URI."""
 
     store: str
     runs: Runs
@@ -64,7 +65,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Work:
-    """A trial that is to be trained, and under which names its results are kept."""
+    """A trial to be trained, with the lease, run and resources under which its results are kept."""
 
     trial: Trial
     lease: Lease
@@ -76,7 +77,7 @@ class Work:
 
 
 def prepare_run(work: Work) -> None:
-    """Check that the trial is still what its lease was acquired for, and note its resources in MLflow.
+    """Check that the trial still has the signature that its lease was acquired for, and log its resources to MLflow.
 
     Raises UserError where the store or the weights have changed since.
     """
@@ -100,7 +101,7 @@ def train_rank(
     before_outcome: Callable[[], None] = lambda: None,
     rank: int = 0,
 ) -> None:
-    """Train one rank; rank 0 keeps the model and logs the outcome.
+    """Train one rank; rank 0 stores the model and logs the final artifacts.
 
     `report_of` makes what is called after each epoch and with each checkpoint, `resume_from` is the folder of a
     checkpoint of this training, and `before_outcome` is called when training has ended. Raises UserError for what the
@@ -138,7 +139,7 @@ def train_rank(
 
 
 def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
-    """Train a trial on one rank in this process, from its last checkpoint if it has one.
+    """Train a trial on one rank in this process, from its last checkpoint if there is one.
 
     Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
     ends the training. Raises UserError for what the user has to correct, and LeaseLostError where the trial has been
@@ -171,7 +172,7 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
 
 
 def release_memory(device: torch.device) -> None:
-    """Free what a training has left, and give a GPU's memory back, which other processes may be short of."""
+    """Free the memory of a finished training, and return a GPU's cached memory, which other processes may need."""
     import torch
 
     gc.collect()
@@ -180,7 +181,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> OnCheckpoint:
-    """Return what a training on one rank calls after each epoch, and with each checkpoint."""
+    """Return the callback that a training on one rank calls after each epoch and with each checkpoint."""
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
         writer.lease.require(writer.runs)
@@ -195,10 +196,10 @@ def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> OnCheckp
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a training under its lease, in a thread of its own: the last one is kept.
+    """Writer of the checkpoints of a training under its lease, in a background thread; only the last one is kept.
 
-    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all
-    that was logged before, and only while the lease is held. An error is raised by the next call.
+    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all that
+    was logged before, and only while the lease is held. An error is raised by the next call.
     """
 
     def __init__(self, runs: Runs, lease: Lease) -> None:
@@ -215,19 +216,19 @@ class CheckpointWriter:
         self.thread.shutdown()
 
     def write(self, snapshot: Snapshot, log: Log) -> None:
-        """Begin to write a checkpoint, once the one before is written."""
+        """Start writing a checkpoint after the previous one has been written."""
         self.wait()
         self.number += 1
         self.pending = self.thread.submit(self.write_now, snapshot, f"checkpoint_{self.number:06}", log)
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written. Raises what prevented it."""
+        """Wait until the last checkpoint is written. Raises the error if writing failed."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
 
     def write_now(self, snapshot: Snapshot, name: str, log: Log) -> None:
-        """Write a checkpoint, name it as the last complete one, and remove those before it."""
+        """Write a checkpoint, record it as the last complete one, and remove the earlier ones."""
         place = f"trials/{self.lease.folder}"
         with_retries(lambda: self.runs.store(f"{place}/{name}", snapshot.write))
         commit(self.runs, self.lease, name, log)
@@ -239,7 +240,7 @@ class CheckpointWriter:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the process, as `CPU_ALLOCATOR` does for processes that are yet to start."""
+    """Make glibc keep freed memory in this process, as `CPU_ALLOCATOR` does for processes started later."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library
@@ -249,12 +250,12 @@ def keep_freed_memory() -> None:
 
 
 def committed(lease: Lease) -> str:
-    """Return the name of the file that names the last complete checkpoint under a lease."""
+    """Return the name of the file that records the last complete checkpoint under a lease."""
     return f"trials/{lease.folder}/committed"
 
 
 def commit(runs: Runs, lease: Lease, name: str, log: Log) -> None:
-    """Name a checkpoint as the last complete one, once MLflow has all that was logged before.
+    """Record a checkpoint as the last complete one, after MLflow has received all earlier metrics.
 
     Raises LeaseLostError where the trial has been taken over.
     """
@@ -273,18 +274,18 @@ def last_committed(runs: Runs, lease: Lease) -> str | None:
 
 
 def remove_earlier(runs: Runs, lease: Lease) -> None:
-    """Remove what was written under earlier leases, from which nobody will continue."""
+    """Remove the checkpoints written under earlier leases; nothing resumes from them any more."""
     for number in range(1, lease.number):
         runs.remove(f"trials/{Lease(lease.signature, number).folder}")
 
 
 def keep_embeddings(log: Log, signature: str) -> OnEmbeddings:
-    """Return what keeps each epoch's embeddings in MLflow."""
+    """Return the callback that logs each epoch's embeddings to MLflow."""
     return lambda epoch, embeddings: log.embeddings(epoch, replace(embeddings, signature=signature))
 
 
 def log_steps(log: Log, epochs: int) -> Callable[[Step], None]:
-    """Return what logs steps to MLflow, a few seconds' worth at a time."""
+    """Return the callback that logs steps to MLflow, a few seconds' worth at a time."""
     steps: list[Step] = []
     logged = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""The networks behind the encoders' configs: torch modules, imported where one is built.
+"""Networks of the encoders, as torch modules. They are imported only where a network is built.
 
 The network of `encoders/audio/passt.py` is in `networks/audio/passt.py`, and so on; each module has `build` and
 `restore`, as `trainables.encoders.audio` and `trainables.encoders.text` describe them.

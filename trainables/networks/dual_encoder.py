@@ -1,4 +1,4 @@
-"""The dual encoder: clips and captions -> embeddings in one space, on the unit sphere.
+"""The dual encoder: embeds clips and captions in one space, on the unit sphere.
 
 Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the embeddings.
 """
@@ -20,7 +20,7 @@ from trainables.trial import Trial
 
 
 class DualEncoder(nn.Module):
-    """Two encoders, a linear projection for each, and the temperature of the loss.
+    """Dual encoder: an audio and a text encoder, a linear projection for each, and the temperature of the loss.
 
     A frozen encoder isn't trained, and computes as in evaluation: it drops and masks nothing.
     """
@@ -48,12 +48,12 @@ class DualEncoder(nn.Module):
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The encoders that aren't trained."""
+        """Encoders that are not trained."""
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         return [self.get_submodule(name) for name, is_frozen in frozen.items() if is_frozen]
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation; frozen encoders stay in evaluation."""
+        """Set training or evaluation mode; frozen encoders stay in evaluation mode."""
         super().train(mode)
         for encoder in self.frozen:
             encoder.eval()
@@ -61,11 +61,11 @@ class DualEncoder(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """What cosines are divided by; learned as its logarithm, so that it stays above zero."""
+        """Divisor of the cosines in the loss. Its logarithm is learned, so that it stays positive."""
         return self.log_temperature.exp()
 
     def embed_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Clips [B, D]: the mean over each clip's own segments, projected and normalised."""
+        """Return the embeddings [B, D] of clips: the mean over each clip's segments, projected and normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
             features_SW = self.audio(batch.segments, batch.mask_draws, generator)
         counts_B = batch.segments_per_clip
@@ -75,24 +75,26 @@ class DualEncoder(nn.Module):
         return nn.functional.normalize(self.audio_projection(means_BW).float(), dim=-1)
 
     def embed_text(self, tokens: Tokens) -> Tensor:
-        """Captions [B, D]."""
+        """Return the embeddings [B, D] of captions."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_text):
             features_BW = self.text(tokens)
         return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
 
     def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clips [B, D], captions [B, D], and the temperature: all that the loss needs, in one pass for DDP."""
+        """Return the embeddings of clips [B, D] and captions [B, D], and the temperature, in one pass for DDP."""
         return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
 
 
 def checkpoint_activations(model: DualEncoder) -> None:
-    """Keep no activations inside the encoders' blocks: the backward pass computes each block's again, bit for bit."""
+    """Enable activation checkpointing: the backward pass recomputes each encoder block's activations, bit for bit."""
     for block in [*model.audio.blocks, *model.text.blocks]:
         block.forward = checkpointed(block.forward)
 
 
 def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward pass with its activations left out: a function, as torch.compile passes over partial ones."""
+    """Return a block's forward pass with activation checkpointing; a function, since torch.compile skips partial
+    objects.
+    """
 
     def forward_again(*arguments: Any, **settings: Any) -> Any:
         return checkpoint(forward, *arguments, use_reentrant=False, **settings)
@@ -101,7 +103,7 @@ def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_blocks(model: DualEncoder) -> None:
-    """Have torch.compile compile each of the encoders' blocks, for any number of segments, captions and tokens."""
+    """Compile each encoder block with torch.compile, for any number of segments, captions and tokens."""
     blocks = [*model.audio.blocks, *model.text.blocks]
     # Blocks of one class share their code, so that it is compiled for each one's shapes, in training and in evaluation.
     torch._dynamo.config.recompile_limit = max(2 * len(blocks), torch._dynamo.config.recompile_limit)
@@ -110,7 +112,7 @@ def compile_blocks(model: DualEncoder) -> None:
 
 
 def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) -> DualEncoder:
-    """A trial's model with its initial weights; `captions` are the normalised ones that it will be trained on.
+    """Return a trial's model with its initial weights; `captions` are the normalised training captions.
 
     Published weights come from the directory `weights`, or without one from where they are published.
     """
@@ -121,14 +123,14 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
-    """A trial's model without its weights: the tokenizer comes from `folder`, and nothing is downloaded."""
+    """Return a trial's model without its weights: the tokenizer is read from `folder`, and nothing is downloaded."""
     audio = network_of(trial.audio).restore(trial.audio)
     text = network_of(trial.text).restore(trial.text, folder)
     return join(trial, audio, text)
 
 
 def join(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
-    """A trial's model around its encoders."""
+    """Return a trial's model around its two encoders."""
     network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
     network.log_temperature.requires_grad_(not trial.fixed_temperature)
     return network

@@ -1,1 +1,3 @@
-"""What trials leave: models and checkpoints in the runs' storage, embeddings, and runs in MLflow."""
+"""Records of trials: models and checkpoints in the run storage, embeddings, leases, the ledger in MLflow, and
+ensemble.json.
+"""

@@ -1,4 +1,4 @@
-"""What a training leaves on disk: models that load anywhere, and the state that an interrupted one goes on from.
+"""Checkpoints: models that load anywhere, and the state that an interrupted training resumes from.
 
     FOLDER/trial.json              the config
     FOLDER/model.safetensors       the weights
@@ -36,7 +36,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Progress:
-    """How far a training has come."""
+    """Progress of a training: its steps, epochs, losses and best epoch."""
 
     epochs_done: int = 0
     batches_done: int = 0  # of the epoch that is under way
@@ -51,25 +51,27 @@ class Progress:
 
 
 def weights_of(model: DualEncoder) -> Weights:
-    """A copy of the model's weights in this machine's memory."""
+    """Return a copy of the model's weights in host memory."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) -> None:
-    """Write a model: its weights and the tokenizer of its text encoder."""
+    """Write a model: its weights, its config and the tokenizer of its text encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     text.save_tokenizer(folder)
     save_weights(folder, trial, weights)
 
 
 def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
-    """Write a model but for its tokenizer."""
+    """Write a model without its tokenizer."""
     save_file(weights, folder / MODEL_FILE)
     write_json(folder / TRIAL_FILE, trials.to_json(trial))
 
 
 def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
-    """The model in a folder, on the CPU; with `trial` set up for that one, which has the same encoders."""
+    """Return the model in a folder, on the CPU; `trial`, which must have the same encoders, replaces the folder's
+    config.
+    """
     model = restore(trial or load_trial(folder), folder)
     model.load_state_dict(load_file(folder / MODEL_FILE))
     return model
@@ -77,7 +79,7 @@ def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds: copies, so that it can be written while training goes on."""
+    """Content of a checkpoint: copies, so that it can be written while training continues."""
 
     trial: Trial
     tokenizer: dict[str, bytes]  # files by name
@@ -87,7 +89,7 @@ class Snapshot:
     best: Weights
 
     def write(self, folder: Path) -> None:
-        """Write a checkpoint that `load_training` goes on from."""
+        """Write a checkpoint that `load_training` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, contents in self.tokenizer.items():
             (folder / name).write_bytes(contents)
@@ -101,7 +103,7 @@ class Snapshot:
 def snapshot(
     trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
 ) -> Snapshot:
-    """A training as it is; `best` isn't copied, as it never changes."""
+    """Return a copy of the state of a training; `best` isn't copied, since it never changes."""
     moments = {
         f"{name}/{key}": tensor.detach().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -114,7 +116,7 @@ def snapshot(
 
 
 def load_training(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:
-    """Set model and optimizer to where a training was; its progress and the best epoch's weights are returned."""
+    """Restore model and optimizer from a checkpoint; return the training's progress and the best epoch's weights."""
     weights = load_file(folder / MODEL_FILE)
     model.load_state_dict(weights)
     state = load_file(folder / OPTIMIZER_FILE)

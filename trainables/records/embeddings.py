@@ -1,4 +1,4 @@
-"""The embeddings of a split by one trial, and the Arrow file that holds them: all that selection reads.
+"""Embeddings of a split by one trial, and the Arrow file that holds them. Selection reads nothing else of a trial.
 
 Shapes: A clips, Q queries, D the size of the embeddings.
 """
@@ -19,12 +19,14 @@ EMBEDDINGS_FOLDER = "embeddings"
 EPOCHS_FOLDER = "epochs"
 VALIDATION_FILE = "validation.arrow"
 TEST_FILE = "test.arrow"
-"""Artifacts of a trial's run: `embeddings/validation.arrow`, and `embeddings/epochs/0001.arrow` for each epoch."""
+"""Artifacts of a trial's run: `embeddings/validation.arrow`, `embeddings/test.arrow`, and
+`embeddings/epochs/0001.arrow` for each epoch.
+"""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A split as one trial sees it. Vectors lie on the unit sphere, so that scores are dot products."""
+    """Embeddings of a split's clips and queries by one trial, on the unit sphere, so that scores are dot products."""
 
     signature: str  # of the trial
     split: str
@@ -36,12 +38,12 @@ class Embeddings:
     text_QD: NDArray[np.float32]
 
     def scores(self) -> Scores:
-        """Cosines [Q, A]."""
+        """Return the cosines [Q, A]."""
         return self.text_QD @ self.audio_AD.T
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write an Arrow file with a row for each clip, then one for each query."""
+    """Write an Arrow file with one row per clip, then one row per query."""
     vectors = np.concatenate([embeddings.audio_AD, embeddings.text_QD])
     num_clips, num_queries = len(embeddings.clip_ids), len(embeddings.queries)
     table = pa.table(
@@ -57,7 +59,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read what `write_embeddings` wrote. Raises UserError for a file that isn't one."""
+    """Read a file that `write_embeddings` wrote. Raises UserError for any other file."""
     try:
         table = read_table(path)
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

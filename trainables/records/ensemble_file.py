@@ -1,4 +1,4 @@
-"""The record of an ensemble, ensemble.json: its fields, and the only code that reads, validates and writes the file."""
+"""Record of an ensemble, ensemble.json: its fields, and the only code that reads, validates and writes the file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FORMAT_VERSION = 3
-"""Format 2, the first that had a number, kept a metric's interval beside it as NAME_interval."""
+"""Version of the format. Version 2, the first with a number, stored a metric's interval beside it as NAME_interval."""
 
 Direction = Literal["t2a", "a2t"]
-"""Text to audio, or audio to text."""
+"""Text-to-audio or audio-to-text retrieval."""
 
 Fusion = Literal["mean", "zscore", "rank"]
-"""What is averaged over members: scores, or the z-norms or ranks of each query's scores."""
+"""Quantity averaged over members: scores, or the z-norms or ranks of each query's scores."""
 
 FUSION_LABELS: Mapping[Fusion, str] = {
     "mean": "weighted mean of scores",
@@ -36,7 +36,7 @@ NotNegative = Annotated[float, Ge(0)]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over queries, and its 95 % bootstrap interval."""
+    """Mean of a metric over queries, and its 95 % bootstrap interval."""
 
     value: float
     interval: tuple[float, float]
@@ -49,12 +49,12 @@ class Estimate:
 
 
 Estimates = Mapping[str, Estimate]
-"""By the name of the metric."""
+"""Estimates by the name of the metric."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trial or a file of scores, its weight, and what is known of its share in the ensemble."""
+    """A trial or a file of scores, its weight, and its contribution to the ensemble."""
 
     name: str
     weight: NotNegative
@@ -73,7 +73,7 @@ class Member:
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """Metrics on a split, by system: 'ensemble', what it is compared with, and their 'difference'."""
+    """Metrics on a split by system: 'ensemble', the systems it is compared with, and their 'difference'."""
 
     split: str
     fingerprint: str
@@ -82,7 +82,7 @@ class SplitFigures:
 
 @dataclass(frozen=True)
 class NestedFigures:
-    """Nested cross-validation: the metric of the selection method on folds that it didn't see."""
+    """Nested cross-validation: the metric of the selection method on folds that it did not see."""
 
     folds: int
     ensemble: Estimate
@@ -93,7 +93,7 @@ class NestedFigures:
 
 @dataclass(frozen=True)
 class Method:
-    """A selection method that was compared: its members and its figures."""
+    """A selection method that was compared, with its members and metrics."""
 
     name: str
     members: tuple[Member, ...]
@@ -104,7 +104,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the selection: the keys of the candidates that joined and left, and the metric afterwards."""
+    """A step of the selection: the keys of the candidates that were added and removed, and the metric afterwards."""
 
     value: float
     added: str | None = None
@@ -113,7 +113,7 @@ class Step:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """An ensemble that no cheaper one equals."""
+    """An ensemble on the Pareto front: no cheaper one is as good."""
 
     cost: float
     value: float
@@ -122,7 +122,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """A selected ensemble: its members, how they were selected, and its figures as far as they are known."""
+    """A selected ensemble: its members, the selection method, and its metrics as far as they are known."""
 
     __pydantic_config__: ClassVar = {"strict": True, "allow_inf_nan": False}
 
@@ -149,21 +149,21 @@ class Ensemble:
 
     @property
     def weights(self) -> list[float]:
-        """The members' weights: how often each was taken, where that is known, so that sums of scores stay exact."""
+        """Weights of the members: their counts, where known, so that sums of scores stay exact."""
         return [member.weight if member.count is None else member.count for member in self.members]
 
     def figures(self, split: str) -> SplitFigures | None:
-        """Return the figures on 'validation' or 'test'."""
+        """Return the metrics on 'validation' or 'test'."""
         return self.validation if split == "validation" else self.test
 
     @property
     def test_when_selected(self) -> SplitFigures | None:
-        """The figures on test; of retrained members, those of the ensemble that they replace."""
+        """Metrics on the test split; for retrained members, those of the ensemble that they replace."""
         return self.test or (self.before_retraining.test if self.before_retraining else None)
 
 
 def read_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble of a file of this format or an earlier one.
+    """Return the ensemble in a file of this format or an earlier one.
 
     Raises UserError that names the file, and the field that is wrong.
     """
@@ -182,7 +182,7 @@ def read_ensemble(path: Path) -> Ensemble:
 
 
 def write_ensemble(path: Path, ensemble: Ensemble) -> None:
-    """Write an ensemble's file; it appears whole or not at all. Fields that aren't known are left out."""
+    """Write the file of an ensemble atomically, without the fields that are not known."""
     always = {"metric": ensemble.metric, "fusion": ensemble.fusion, "direction": ensemble.direction}
     content = adapter().dump_python(ensemble, mode="json", exclude_defaults=True)
     write_json(path, {"format_version": FORMAT_VERSION, **always, **content})
@@ -190,14 +190,14 @@ def write_ensemble(path: Path, ensemble: Ensemble) -> None:
 
 @cache
 def adapter() -> "TypeAdapter[Ensemble]":
-    """Return what converts between the record and JSON, made when it is first needed."""
+    """Return the converter between the record and JSON; it is built at the first call."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Ensemble)
 
 
 def validate(content: Mapping[str, Any], path: Path) -> Ensemble:
-    """Return the record of a file's content. Raises UserError that names the first field that is wrong."""
+    """Return the record of a file's content. Raises UserError that names the first invalid field."""
     from pydantic import ValidationError
 
     try:
@@ -210,7 +210,7 @@ def validate(content: Mapping[str, Any], path: Path) -> Ensemble:
 
 
 def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
-    """Raise UserError where there is no member, all weights are 0, or counts and weights contradict each other."""
+    """Raise UserError if there is no member, all weights are 0, or counts and weights contradict each other."""
     members = ensemble.members
     total = sum(member.weight for member in members)
     if not total:
@@ -229,7 +229,7 @@ def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
 
 
 def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the content of a file of format 2 as format 3 has it. Raises UserError that names a wrong field."""
+    """Return the content of a file of format 2 in format 3. Raises UserError that names an invalid field."""
     metric = content.get("metric", "map10")
 
     def estimates(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who may train a trial: a lease per signature, on the runs' storage.
+"""Leases: the right of one process at a time to train a trial, kept in the run storage.
 
     leases/SIGNATURE/NUMBER.json    written anew every BEAT_S by its holder
     leases/SIGNATURE/NUMBER.now     the storage's clock, for whoever asks how long ago that was
@@ -26,16 +26,16 @@ from trainables.records.run_storage import Runs
 BEAT_S, EXPIRES_S = 10.0, 60.0
 
 COMMAND = uuid.uuid4().hex
-"""Stands for this process, and is handed on to those that train for it."""
+"""Identifier of this command, passed on to the processes that train for it."""
 
 
 class LeaseLostError(Exception):
-    """The trial is another's by now."""
+    """Error of a holder whose lease has been taken over by another process."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, as others can recognise it."""
+    """Identity of a process that holds a lease, recognisable from other processes."""
 
     command: str  # that it works for
     host: str
@@ -45,12 +45,12 @@ class Holder:
 
     @classmethod
     def this(cls, command: str = COMMAND) -> "Holder":
-        """This process."""
+        """Return the identity of this process."""
         process = psutil.Process()
         return cls(command, socket.gethostname(), this_kernel(), process.pid, process.create_time())
 
     def is_gone(self) -> bool:
-        """Whether the process is seen to have ended: only where it ran on this machine."""
+        """Return whether the process is known to have ended, which can be seen on its own machine only."""
         if self.kernel != this_kernel():
             return False
         try:
@@ -64,7 +64,9 @@ class Holder:
 
 
 def this_kernel() -> str:
-    """This boot of this machine, and the namespace of its process numbers (a container has its own)."""
+    """Return an identifier of this machine's boot and of the namespace of its process numbers; each container has its
+    own.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():  # not Linux
         return f"{socket.gethostname()} {psutil.boot_time():.0f}"
@@ -73,39 +75,43 @@ def this_kernel() -> str:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to train a trial."""
+    """The right to train a trial. Its number is a fencing token: a stalled holder cannot overwrite its successor's
+    checkpoints.
+    """
 
     signature: str
     number: int
 
     @property
     def folder(self) -> str:
-        """Of the checkpoints that are written under it, in the runs' trials."""
+        """Folder in the run storage of the checkpoints written under the lease."""
         return f"{self.signature}-{self.number}"
 
     def is_held(self, runs: Runs) -> bool:
-        """Whether nobody has taken the trial over."""
+        """Return whether no other process has taken the trial over."""
         return newest(runs, self.signature) == self.number
 
     def require(self, runs: Runs) -> None:
-        """Raise LeaseLostError where somebody has taken the trial over."""
+        """Raise LeaseLostError if another process has taken the trial over."""
         if not self.is_held(runs):
             raise LeaseLostError(f"{self.signature} is {holder(runs, self.signature) or 'no one'}'s by now")
 
 
 def file_of(signature: str, number: int) -> str:
-    """Where a lease is written."""
+    """Return the name of a lease's file."""
     return f"leases/{signature}/{number}.json"
 
 
 def newest(runs: Runs, signature: str) -> int:
-    """The number of a trial's newest lease, 0 where it never had one."""
+    """Return the number of a trial's newest lease, 0 if it never had one."""
     names = [Path(name) for name in runs.names(f"leases/{signature}")]
     return max((int(name.stem) for name in names if name.suffix == ".json"), default=0)
 
 
 def last_holder(runs: Runs, signature: str) -> tuple[int, Holder | None]:
-    """The number of a trial's newest lease, and who has it, alive or not; None where it was given back or never was."""
+    """Return the number of a trial's newest lease, and its holder, alive or not; None if the lease was released or
+    never existed.
+    """
     number = newest(runs, signature)
     contents = runs.read(file_of(signature, number)) if number else None
     found = json.loads(contents) if contents else None
@@ -113,7 +119,7 @@ def last_holder(runs: Runs, signature: str) -> tuple[int, Holder | None]:
 
 
 def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
-    """Who holds a trial at this moment, if anybody does."""
+    """Return the current holder of a trial, or None."""
     number, current = last_holder(runs, signature)
     if current is None or current.is_gone():
         return None
@@ -123,7 +129,7 @@ def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder |
 
 
 def acquire(runs: Runs, signature: str, command: str = COMMAND, expires_s: float = EXPIRES_S) -> "Lease | Holder":
-    """The lease of a trial, or who has it.
+    """Acquire the lease of a trial; return it, or the holder of the trial.
 
     A command trains a trial once at a time, so it needn't wait for a process of its own, which is lost.
     """
@@ -137,13 +143,13 @@ def acquire(runs: Runs, signature: str, command: str = COMMAND, expires_s: float
 
 
 def give_back(runs: Runs, lease: Lease) -> None:
-    """End a lease, if it is still held: the trial can be had at once."""
+    """End a lease if it is still held, so that the trial can be acquired at once."""
     if lease.is_held(runs):
         runs.write(file_of(lease.signature, lease.number), b"null")
 
 
 class Heart:
-    """Beats for a lease while its holder works; a context manager, which gives the lease back at its end."""
+    """Context manager that renews a lease in the background while its holder works, and releases it at the end."""
 
     def __init__(self, runs: Runs, lease: Lease, command: str = COMMAND, beat_s: float = BEAT_S) -> None:
         self.runs, self.lease, self.beat_s = runs, lease, beat_s
@@ -163,7 +169,7 @@ class Heart:
         give_back(self.runs, self.lease)
 
     def beat(self) -> None:
-        """Renew the lease until it is lost. Storage that is full or away for a while is tried again."""
+        """Renew the lease until it is lost. Full or unreachable storage is retried."""
         while not self.stopped.wait(self.beat_s):
             try:
                 if not self.lease.is_held(self.runs):
@@ -174,7 +180,7 @@ class Heart:
 
 
 def take_back(runs: Runs, signature: str, command: str = COMMAND) -> None:
-    """End the lease that a process of this command may have left."""
+    """End a lease that a process of this command may have left behind."""
     number, current = last_holder(runs, signature)
     if current and current.command == command:
         runs.write(file_of(signature, number), b"null")

@@ -1,4 +1,4 @@
-"""The ledger: which trials are claimed, running or finished, by signature, and which ensembles were selected.
+"""The ledger: which trials are claimed, running or finished, by signature, and which ensembles have been selected.
 
 `Ledger` is all that other modules know of it. `trainables.records.mlflow_ledger` keeps one in MLflow.
 """
@@ -16,13 +16,13 @@ from trainables.trial import Trial
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 EventKind = Literal["ensemble", "evaluation"]
-"""A selection of an ensemble, or a later evaluation."""
+"""Kind of an event: the selection of an ensemble, or a later evaluation."""
 
 CURVES = ("map10", "train_loss", "validation_loss")
 
 
 class MissingArtifactError(UserError):
-    """A file that a run should have is gone, or its store can't be reached; `where` names the run and the reason."""
+    """Error for a run's file that no longer exists or cannot be reached; `where` names the run and the reason."""
 
     def __init__(self, name: str, run_id: str, code: str = "") -> None:
         self.where = f"run {run_id}" + (f" ({code})" if code else "")
@@ -31,7 +31,7 @@ class MissingArtifactError(UserError):
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A trial as the ledger has it."""
+    """A trial in the ledger."""
 
     run_id: str
     name: str
@@ -47,13 +47,13 @@ class TrialRun:
 
     @property
     def is_trained_on_all_splits(self) -> bool:
-        """Whether it ended after a fixed epoch without validation, so that there are no figures of it."""
+        """Whether the trial ended after a fixed epoch without validation, so that it has no metrics."""
         return "final_epoch" in self.settings
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as the ledger has it."""
+    """A sweep in the ledger."""
 
     run_id: str
     name: str
@@ -63,7 +63,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Event:
-    """A selection or an evaluation that is to be logged."""
+    """A selection or an evaluation to be logged."""
 
     kind: EventKind
     name: str
@@ -77,7 +77,7 @@ class Event:
 
 @dataclass(frozen=True)
 class EventRun:
-    """A selection or an evaluation as the ledger has it."""
+    """A selection or an evaluation in the ledger."""
 
     run_id: str
     name: str
@@ -89,7 +89,7 @@ class EventRun:
 
 
 class Ledger(Protocol):
-    """The trials, sweeps and ensembles of one tracking store. Methods raise UserError where it can't be read."""
+    """Trials, sweeps and ensembles of one tracking store. Methods raise UserError if the store cannot be read."""
 
     tracking_uri: str
 
@@ -100,27 +100,27 @@ class Ledger(Protocol):
         """Yield the trials that are being trained."""
 
     def trial_run(self, signature: str) -> TrialRun | None:
-        """Return a trial by its signature: a finished run if there is one."""
+        """Return a trial by its signature; a finished run is preferred."""
 
     def finished(self, signature: str) -> TrialRun | None:
-        """Return a trial by its signature, if it is finished."""
+        """Return a trial by its signature, if it has finished."""
         run = self.trial_run(signature)
         return run if run and run.status == "FINISHED" else None
 
     def signature_of(self, run_id: str) -> str | None:
-        """Return the signature of the trial that is logged to a run; None where there is no such run."""
+        """Return the signature of the trial that is logged to an MLflow run, or None."""
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
-        """Return the id of the run that a trial is logged to from now on: the one it has, or a new one.
+        """Return the id of the run that a trial is logged to: its existing one, or a new one.
 
         `parent` is the signature of its pretraining. Only who holds the trial's lease may ask, or there would be two.
         """
 
     def finish(self, run_id: str) -> None:
-        """Mark a run as finished; a trial counts from then on, and its artifacts have been read back before."""
+        """Mark a run as finished. Its artifacts must have been read back before; the trial counts from then on."""
 
     def give_up(self, run_id: str, status: Status) -> None:
-        """Mark a run as FAILED or KILLED: a trial that is asked for again continues from its last checkpoint."""
+        """Mark a run as FAILED or KILLED; when its trial is requested again, it resumes from its last checkpoint."""
 
     def best_metrics(self, run: TrialRun) -> Metrics:
         """Return the metrics of a trial's best epoch, and its number as `epoch`."""
@@ -129,28 +129,30 @@ class Ledger(Protocol):
         """Return a trial's metrics after each epoch, by name and epoch."""
 
     def embeddings(self, run: TrialRun, file: str) -> Embeddings:
-        """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `epochs`.
+        """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `list_epochs`.
 
         Raises MissingArtifactError where they are gone, and UserError where the trial can't have any.
         """
 
     def epochs(self, run: TrialRun) -> list[str]:
-        """Return the files of a trial's validation embeddings, by epoch; none unless those of all epochs were kept."""
+        """Return the files of a trial's validation embeddings by epoch; empty unless those of all epochs were kept."""
 
     def config(self, run: TrialRun) -> dict[str, Any]:
-        """Return a finished trial's config, as JSON. Raises MissingArtifactError where it is gone."""
+        """Return a finished trial's config as JSON. Raises MissingArtifactError if the file no longer exists."""
 
     def recipe(self, run: TrialRun) -> dict[str, Any]:
-        """Return what it takes to train a finished trial again: its config, its best epoch and its pretraining's."""
+        """Return what is needed to train a finished trial again: its config, its best epoch and its pretraining's best
+        epoch.
+        """
         found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
         parent = self.finished(run.pretraining) if run.pretraining else None
         return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        """Return the id of a sweep's run: the one of this name, whose list is replaced, or a new one."""
+        """Return the id of a sweep's run: the existing one of this name, whose list is replaced, or a new one."""
 
     def sweep(self, name: str | None = None) -> Sweep:
-        """Return a sweep by name, or the newest one. Raises UserError where there is none, and says which there are."""
+        """Return a sweep by name, or the newest one. Raises UserError that lists the existing ones if there is none."""
 
     def sweep_names(self) -> list[str]:
         """Return the names of all sweeps, the newest first."""
@@ -162,4 +164,4 @@ class Ledger(Protocol):
         """Log a selection or an evaluation, with its files."""
 
     def event_file(self, run: EventRun, name: str) -> Path:
-        """Return one of an event's files. Raises MissingArtifactError where it is gone."""
+        """Return the path of one of an event's files. Raises MissingArtifactError if it no longer exists."""

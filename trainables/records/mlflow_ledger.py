@@ -1,4 +1,4 @@
-"""A ledger in MLflow.
+"""The ledger in MLflow, and the options that locate it.
 
 One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep`, which lists the signatures of its
 trials; a `trial`; an `ensemble`, or an `evaluation` of one.
@@ -47,18 +47,18 @@ PARENT, TEST_FINGERPRINT = "mlflow.parentRunId", "test_fingerprint"
 
 PAGE = 500
 MAX_METRICS = 1000
-"""That MLflow takes in one request."""
+"""Maximum number of metrics that MLflow takes in one request."""
 
 SERVER_ANSWERS_WITHIN_S = 10
 
 
 def local_uri(runs: Path) -> str:
-    """The tracking URI of one machine: SQLite in the folder of runs, an absolute path."""
+    """Return the tracking URI for one machine: SQLite in the run storage, as an absolute path."""
     return f"sqlite:///{runs / 'mlflow.db'}"
 
 
 class MlflowLedger(Ledger):
-    """The trials, sweeps and ensembles of one MLflow experiment."""
+    """Trials, sweeps and ensembles of one MLflow experiment."""
 
     def __init__(self, tracking_uri: str, experiment_id: str) -> None:
         self.tracking_uri = tracking_uri
@@ -66,7 +66,7 @@ class MlflowLedger(Ledger):
         self.experiment_id = experiment_id
 
     def _runs(self, kind: str, condition: str = "") -> Iterator[Run]:
-        """Yield all runs of a kind, newest first; `condition` narrows them in MLflow's filter language."""
+        """Yield all runs of a kind, newest first; `condition` is an additional filter in MLflow's language."""
         query = f"tags.kind = '{kind}'" + (f" and {condition}" if condition else "")
         token = None
         while True:
@@ -83,7 +83,7 @@ class MlflowLedger(Ledger):
         return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
     def _artifact(self, run_id: str, artifacts: str, name: str) -> Path:
-        """Return the local path of one of a run's files, which is downloaded where it isn't on this machine.
+        """Return the local path of one of a run's files, which is downloaded if it isn't on this machine.
 
         `artifacts` is the URI of the run's files: MLflow's client would ask the tracking store once more for each.
         """
@@ -216,7 +216,7 @@ class MlflowLedger(Ledger):
 
 
 def trial_run_of(run: Run) -> TrialRun:
-    """Return a run of MLflow's as a trial."""
+    """Return an MLflow run as a trial of the ledger."""
     info, tags = run.info, run.data.tags
     return TrialRun(
         run_id=str(info.run_id),
@@ -234,7 +234,7 @@ def trial_run_of(run: Run) -> TrialRun:
 
 
 def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
-    """The ledger of some runs, made if it isn't there: before any worker starts.
+    """Return the ledger of a run storage, created if it doesn't exist; call it before any worker starts.
 
     Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
     it leave it unreadable. Raises UserError where no MLflow server answers at the URI.
@@ -249,7 +249,7 @@ def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> M
 
 
 def with_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
-    """The ledger of a tracking store, its experiment made if it isn't there."""
+    """Return the ledger of a tracking store, with its experiment created if it doesn't exist."""
     from mlflow.exceptions import MlflowException
 
     with refusing(tracking_uri):
@@ -263,7 +263,7 @@ def with_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
 
 
 def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
-    """The ledger of some runs. Raises UserError where there is none."""
+    """Return the ledger of a run storage. Raises UserError if there is none."""
     if tracking_uri:
         require_server(tracking_uri)
     else:
@@ -282,7 +282,7 @@ def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> Mlf
 
 
 def folder_of(runs: Runs) -> Path:
-    """The folder that holds the SQLite store. Raises UserError where runs are in an object store."""
+    """Return the folder of the SQLite store. Raises UserError for a run storage in an object store."""
     if runs.is_remote:
         raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
     return runs.folder
@@ -307,7 +307,7 @@ def require_server(tracking_uri: str) -> None:
 
 @contextlib.contextmanager
 def refusing(tracking_uri: str) -> Iterator[None]:
-    """Raise a UserError that names a tracking store that can't be read."""
+    """Re-raise failures of the tracking store as a UserError that names the store."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -320,7 +320,7 @@ def refusing(tracking_uri: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerOptions:
-    """The options of commands that read or write runs."""
+    """Command-line options that locate the run storage and the tracking store."""
 
     runs: str = option("folder of results, or s3://bucket/runs", "runs")
     tracking_uri: str | None = option(
@@ -329,25 +329,25 @@ class LedgerOptions:
 
     @property
     def location(self) -> Runs:
-        """Where the runs are."""
+        """Run storage."""
         return Runs.of(self.runs)
 
     @property
     def uri(self) -> str | None:
-        """The tracking store; None for the one in the runs."""
+        """Address of the tracking store; None for the one in the run storage."""
         return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
 
     def open(self) -> MlflowLedger:
-        """Return the ledger that is there. Raises UserError where there is none."""
+        """Return the existing ledger. Raises UserError if there is none."""
         return open_ledger(self.location, self.uri)
 
     def create(self) -> MlflowLedger:
-        """Return the ledger, which is created where there is none."""
+        """Return the ledger, created if it doesn't exist."""
         return create_ledger(self.location, self.uri)
 
 
 def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} -> ('schedule.epochs', 5)."""
+    """Yield nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} gives ('schedule.epochs', 5)."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from flattened(item, f"{prefix}{key}.")

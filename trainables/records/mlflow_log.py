@@ -1,4 +1,4 @@
-"""Log a training to MLflow. The run is created by the driver before any worker starts."""
+"""Logging of a training to MLflow. The run is created by the driver before any worker starts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 REFUSED = "refused"
-"""The tag that says why a training can't continue as it is."""
+"""Tag with the reason why the training cannot continue as it is."""
 
 STEP = "step/"
-"""Begins the names of metrics that are about steps, not epochs."""
+"""Prefix of the names of metrics that belong to steps instead of epochs."""
 
 HTTP = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # s; a hundred clients at once are answered in ten
@@ -33,16 +33,20 @@ HTTP = {
 }
 
 PATIENCE_S, AT_MOST_S = 900.0, 10.0
-"""How long storage that is full or a store that is away is waited for, and the longest pause between two tries."""
+"""Time in seconds for which full storage or an unreachable store is retried, and the maximum pause between two
+attempts.
+"""
 
 PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
-"""MLflow's codes of errors that may not come again."""
+"""MLflow's error codes that may disappear when the request is repeated."""
 
 Result = TypeVar("Result")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """A client of an MLflow store, quiet and without telemetry. The URI is absolute: workers' folders differ."""
+    """Return a client of an MLflow store, quiet and without telemetry. The URI must be absolute, since workers have
+    folders of their own.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name, value in HTTP.items():
         os.environ.setdefault(name, value)
@@ -57,7 +61,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
-    """What a function returns; it is tried again for PATIENCE_S where storage or the tracking store fails."""
+    """Return the result of a function, which is retried for PATIENCE_S if storage or the tracking store fails."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(max=AT_MOST_S),
@@ -67,7 +71,7 @@ def with_retries(function: Callable[[], Result]) -> Result:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error is of a kind that goes by itself, or once somebody makes room."""
+    """Return whether an error may disappear by itself, or once somebody frees space."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -76,26 +80,28 @@ def is_transient(error: BaseException) -> bool:
 
 
 class Log:
-    """The run of a training. Metrics and epochs' embeddings are sent in order from a thread: training doesn't wait."""
+    """Log of a training in its MLflow run. Metrics and embeddings are sent in order from a thread, so that training
+    doesn't wait.
+    """
 
     def __init__(self, tracking_uri: str, run_id: str) -> None:
         self.client, self.run_id = connect(tracking_uri), run_id
-        self.teller = ThreadPoolExecutor(max_workers=1)
-        self.told: list[Future[None]] = []
+        self.sender = ThreadPoolExecutor(max_workers=1)
+        self.sent: list[Future[None]] = []
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
-        """Log an epoch's metrics under its number, so that an epoch that is trained again lands on the same step."""
+        """Log an epoch's metrics with its number as the step, so that a repeated epoch overwrites itself."""
         self.tell({name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"]))
 
     def steps(self, steps: Sequence[Step], epochs: int) -> None:
-        """Log what some steps took, and what the rest of so many epochs will, under the number of the last one."""
+        """Log the timings of some steps, and the estimated time that remains, under the number of the last step."""
         last, found = steps[-1], summary(steps)
         left_s = (epochs - last.epoch) * last.number / last.epoch * found["step_s"]
         values = {"epoch": last.epoch, "loss": sum(step.loss for step in steps) / len(steps), "left_s": left_s} | found
         self.tell({f"{STEP}{name}": value for name, value in values.items()}, last.number)
 
     def tell(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics under a step."""
+        """Log metrics with a step number."""
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
@@ -104,10 +110,10 @@ class Log:
         def send() -> None:
             self.client.log_batch(self.run_id, metrics=metrics)
 
-        self.told.append(self.teller.submit(with_retries, send))
+        self.sent.append(self.sender.submit(with_retries, send))
 
     def embeddings(self, epoch: int, found: Embeddings) -> None:
-        """Keep an epoch's embeddings of the validation split."""
+        """Log an epoch's embeddings of the validation split."""
 
         def send() -> None:
             with tempfile.TemporaryDirectory() as scratch:
@@ -115,24 +121,24 @@ class Log:
                 write_embeddings(path, found)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 
-        self.told.append(self.teller.submit(with_retries, send))
+        self.sent.append(self.sender.submit(with_retries, send))
 
     def flush(self) -> None:
-        """Wait until MLflow has all that was told. Raises what stood in the way."""
-        told, self.told = self.told, []
-        for future in told:
+        """Wait until everything logged has reached MLflow. Raises the error if sending failed."""
+        sent, self.sent = self.sent, []
+        for future in sent:
             future.result()
 
     def set_tag(self, name: str, value: str) -> None:
-        """Set a tag of the run, at once."""
+        """Set a tag of the run immediately."""
         self.client.set_tag(self.run_id, name, value)
 
     def refuse(self, reason: str) -> None:
-        """Note why the training can't continue as it is; '' where nothing is known to stand in its way."""
+        """Record the reason why the training cannot continue; an empty reason removes it."""
         self.set_tag(REFUSED, reason)
 
     def refused(self) -> str:
-        """Return why the training can't continue as it is, or ''."""
+        """Return the reason why the training cannot continue, or ''."""
         reason: str = self.client.get_run(self.run_id).data.tags.get(REFUSED, "")
         return reason
 
@@ -145,7 +151,7 @@ class Log:
         return best_metrics(self.client, self.run_id)
 
     def keep_files(self, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Log some metrics and all files of a folder, as the run's artifacts, at once."""
+        """Log some metrics and all files of a folder as the run's artifacts, immediately."""
         for name, value in metrics.items():
             self.client.log_metric(self.run_id, name, value)
         self.client.log_artifacts(self.run_id, str(folder))
@@ -156,7 +162,7 @@ class Log:
 
 
 def best_metrics(client: MlflowClient, run_id: str) -> Metrics:
-    """The metrics of a trial's best epoch, as MLflow has them."""
+    """Return the metrics of a trial's best epoch as logged in MLflow."""
     run = client.get_run(run_id)
     best_epoch = int(run.data.metrics["best_epoch"])
     names = [name for name in run.data.metrics if not name.startswith(STEP)]

@@ -1,4 +1,4 @@
-"""Where results lie: a folder that every node sees, or a prefix in an object store.
+"""The run storage: a folder that every node sees, or a prefix in an object store.
 
     models/SIGNATURE/           trained models, as fine-tunings start from them
     trials/SIGNATURE-NUMBER/    checkpoints of a training under its lease of that number
@@ -28,18 +28,20 @@ from data.errors import UserError
 from data.store.storage import filesystem_of
 
 LAST_FILE = "trial.json"
-"""Of a model in an object store: it is copied last, so a model that has it is whole."""
+"""File of a model that is copied last to an object store, so that a model with this file is complete."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The place of results; make one with `of`. It holds nothing open, so it can be sent to other processes."""
+    """Location of results, made with `of`. It holds no open connection, so it can be sent to other processes."""
 
     location: str
 
     @classmethod
     def of(cls, location: "Runs | Path | str") -> "Runs":
-        """A folder or URI, be it there or not. Raises UserError for a URI with keys, or of an unknown kind."""
+        """Return the storage at a folder or URI, which need not exist. Raises UserError for a URI that contains keys or
+        is of an unknown kind.
+        """
         if isinstance(location, Runs):
             return location
         if "://" not in str(location):
@@ -47,7 +49,7 @@ class Runs:
         scheme, host, path, *_ = urlsplit(str(location))
         if "@" in host:
             raise UserError(
-                f"{scheme}://{host.rpartition('@')[2]}{path}: keys don't belong into the URI of runs, which is logged; "
+                f"{scheme}://{host.rpartition('@')[2]}{path}: remove the keys from the URI of runs, which is logged; "
                 "give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
         runs = cls(str(location).rstrip("/"))
@@ -59,23 +61,25 @@ class Runs:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies in an object store."""
+        """Whether the storage is in an object store."""
         return "://" in self.location
 
     @property
     def folder(self) -> Path:
-        """The folder. Raises UserError for an object store."""
+        """Folder of the storage. Raises UserError for an object store."""
         if self.is_remote:
             raise UserError(f"{self} is in an object store; this needs a folder of runs")
         return Path(self.location)
 
     def at(self, name: str) -> str:
-        """The path or URI of what has a name there."""
+        """Return the path or URI of a name in the storage."""
         scheme, host, path, query, _ = urlsplit(self.location)
         return urlunsplit((scheme, host, f"{path}/{name}", query, "")) if self.is_remote else f"{self.location}/{name}"
 
     def create(self, name: str, contents: bytes) -> bool:
-        """Write a small file unless it is there; whether it was written. Of several who try, one does it."""
+        """Write a small file unless it exists, and return whether it was written. If several processes try, one
+        succeeds.
+        """
         try:
             obstore.put(_objects(self.location), name, contents, mode="create")
         except AlreadyExistsError:
@@ -83,38 +87,38 @@ class Runs:
         return True
 
     def write(self, name: str, contents: bytes) -> None:
-        """Write a small file, whole or not at all, whatever was there."""
+        """Write a small file atomically, replacing an existing one."""
         obstore.put(_objects(self.location), name, contents)
 
     def read(self, name: str) -> bytes | None:
-        """A small file's contents, None where there is none."""
+        """Return the contents of a small file, or None if it doesn't exist."""
         try:
             return bytes(obstore.get(_objects(self.location), name).bytes())
         except FileNotFoundError:
             return None
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files in a folder, and below."""
+        """Return the names of all files in a folder and below."""
         return [entry["path"] for entry in obstore.list(_objects(self.location), folder).collect()]
 
     def age(self, name: str, other: str) -> timedelta:
-        """How much longer ago one file was written than another, by the storage's own clock."""
+        """Return how much later `other` was written than `name`, by the storage's own clock."""
         objects = _objects(self.location)
         return obstore.head(objects, other)["last_modified"] - obstore.head(objects, name)["last_modified"]
 
     def remove(self, folder: str) -> None:
-        """Remove a folder with all that is in it."""
+        """Remove a folder with all its contents."""
         if self.is_remote:
             obstore.delete(_objects(self.location), self.names(folder))
         else:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def has_model(self, signature: str) -> bool:
-        """Whether a trained model is there."""
+        """Return whether a trained model is stored."""
         return self.read(f"models/{signature}/{LAST_FILE}") is not None
 
     def keep_model(self, signature: str, folder: Path) -> None:
-        """Take a model's folder in; it appears whole or not at all. In a folder of runs it is moved, not copied."""
+        """Store a model's folder atomically. In a folder of runs it is moved instead of copied."""
         target = f"models/{signature}"
         if self.has_model(signature):
             return
@@ -127,11 +131,13 @@ class Runs:
 
     @property
     def local_folder(self) -> Path:
-        """Where this machine keeps what no other needs."""
+        """Folder for files that only this machine needs."""
         return Path(tempfile.gettempdir()) / "chorale" if self.is_remote else self.folder
 
     def scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """A folder to write a model to before it is taken in: beside the others, or on this machine."""
+        """Return a temporary folder to write a model to: beside the stored models, or on this machine for an object
+        store.
+        """
         if self.is_remote:
             return tempfile.TemporaryDirectory()
         models = self.folder / "models"
@@ -139,11 +145,11 @@ class Runs:
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
     def model(self, signature: str, scratch: Path) -> Path:
-        """Return the folder of a trained model; that of an object store is copied into `scratch` first."""
+        """Return the folder of a trained model; for an object store it is copied into `scratch` first."""
         return self.fetch(f"models/{signature}", scratch)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """Return a folder of that name; that of an object store is copied into `scratch` first."""
+        """Return a folder by name; for an object store it is copied into `scratch` first."""
         if not self.is_remote:
             return self.folder / name
         filesystem, path = filesystem_of(self.at(name))
@@ -152,7 +158,7 @@ class Runs:
         return scratch
 
     def store(self, name: str, write: Callable[[Path], None]) -> None:
-        """Have `write` fill a folder, and keep it under that name; what had the name is replaced.
+        """Let `write` fill a folder, and store it under a name, replacing an existing one.
 
         In a folder of runs it is renamed once it is complete; in an object store it is copied file by file.
         """
@@ -173,7 +179,7 @@ class Runs:
 
 @functools.cache
 def _objects(location: str) -> ObjectStore:
-    """Opened once a process."""
+    """Return the object store, opened once per process."""
     scheme, host, path, query, _ = urlsplit(location)
     if not scheme:
         return LocalStore(location, mkdir=True)

@@ -1,4 +1,4 @@
-"""How long the steps of a training take, and when a checkpoint is due."""
+"""Timing of a training's steps, memory use, and when a checkpoint is due."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROCESS_STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Step:
-    """What one step took, on this rank."""
+    """Measurements of one step on this rank."""
 
     number: int  # from 1
     epoch: float
@@ -34,7 +34,7 @@ class Step:
 
 
 class Clock:
-    """How long steps take, and when it is time for a checkpoint."""
+    """Timer of steps, which also tells when a checkpoint is due."""
 
     def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
         self.checkpoint_every_s = checkpoint_every_s
@@ -44,7 +44,7 @@ class Clock:
         self.steps: list[Step] = []
 
     def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; how long each keeps its step waiting is noted."""
+        """Yield the batches, and measure how long each step waits for its batch."""
         while True:
             asked = self.stepped = time.monotonic()
             batch = next(batches, None)
@@ -54,18 +54,18 @@ class Clock:
             yield batch
 
     def step(self, number: int, epoch: float, loss: float, num_pairs: int) -> Step:
-        """A step has been made."""
+        """Record a finished step, and return its measurements."""
         duration_s = time.monotonic() - self.stepped
         self.steps.append(Step(number, epoch, loss, num_pairs, duration_s, self.waited_s, peak_memory(self.device)))
         return self.steps[-1]
 
     def epoch(self) -> Metrics:
-        """Return the steps of an epoch as metrics, and the seconds they took; the next ones are another epoch's."""
+        """Return the steps since the last call as metrics, with the seconds that they took."""
         steps, self.steps = self.steps, []
         return summary(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_time_for_a_checkpoint(self) -> bool:
-        """Whether rank 0 says so."""
+        """Return whether a checkpoint is due by rank 0's clock, on every rank."""
         is_time = bool(from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device))
         if is_time:
             self.checkpointed = time.monotonic()
@@ -73,7 +73,7 @@ class Clock:
 
 
 def summary(steps: Sequence[Step]) -> Metrics:
-    """Seconds a step, pairs a second, the share of time that is spent waiting for data, and the most memory in GB."""
+    """Return seconds per step, pairs per second, the share of time spent waiting for data, and the peak memory in GB."""
     if not steps:
         return {}
     duration_s = sum(step.duration_s for step in steps)
@@ -86,7 +86,7 @@ def summary(steps: Sequence[Step]) -> Metrics:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory in bytes that was in use since `reset_peak_memory`: on the GPU, or by this process."""
+    """Return the peak memory in bytes since `reset_peak_memory`: of the GPU, or of this process."""
     if device.type == "cuda":
         import torch
 
@@ -97,7 +97,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget how much memory was in use before: a process may train one trial after another."""
+    """Reset the peak memory, since a process may train one trial after another."""
     if device.type == "cuda":
         import torch
 
@@ -108,7 +108,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def from_rank_0(value: float, device: torch.device) -> float:
-    """Rank 0's number, on every rank."""
+    """Return rank 0's number on every rank."""
     import torch
     import torch.distributed as dist
 

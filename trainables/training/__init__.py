@@ -1,1 +1,1 @@
-"""The training loop and what it computes: the loss, its gradients, and embeddings."""
+"""Training loop, loss, gradients and embedding."""

@@ -1,4 +1,4 @@
-"""How a training is computed: settings that change its cost, not its result."""
+"""Execution settings of a training, which change its cost but not its result."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training is computed, none of which is part of a trial.
+    """Execution settings of a training; they are not part of a trial.
 
     What is computed stays the same, but for the order in which numbers are added and, as with the number of ranks, for
     which units dropout drops.

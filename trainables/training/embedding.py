@@ -23,7 +23,7 @@ QUERIES_PER_BATCH = 256
 
 
 def fastest_device() -> torch.device:
-    """Where models embed: on this process' GPU, if it has one."""
+    """Return the device to embed on: this process' GPU if it has one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -48,7 +48,7 @@ def embed(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) 
 def embed_audio(
     model: DualEncoder, trial: Trial, batches: Iterable[Batch]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Clips' vectors [A, D], and which clips they are [A]. The model is left in evaluation mode."""
+    """Return the embeddings [A, D] of clips and their indices [A]. The model is left in evaluation mode."""
     model.eval()
     device, unused = next(model.parameters()).device, torch.Generator()
     vectors, clips = [torch.zeros(0, trial.embedding_size)], [torch.zeros(0, dtype=torch.int64)]
@@ -61,7 +61,7 @@ def embed_audio(
 
 @torch.inference_mode()
 def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> NDArray[np.float32]:
-    """Sentences' vectors [Q, D]. The model is left in evaluation mode."""
+    """Return the embeddings [Q, D] of sentences. The model is left in evaluation mode."""
     model.eval()
     device = next(model.parameters()).device
     vectors = [torch.zeros(0, trial.embedding_size)]
@@ -75,7 +75,9 @@ def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> ND
 def embed_files(
     model: DualEncoder, trial: Trial, paths: Sequence[Path]
 ) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-    """Audio files' vectors [A, D], the files that these are of, and why the others are left out."""
+    """Return the embeddings [A, D] of audio files, the paths of these files, and the reasons by path why other files
+    were skipped.
+    """
     refused: dict[Path, str] = {}
     batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, refused.__setitem__)
     vectors, places = embed_audio(model, trial, batches)

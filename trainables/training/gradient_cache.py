@@ -1,8 +1,8 @@
-"""The gradients of a loss over a whole batch, while the activations of one part of it are held at a time.
+"""Gradient caching: gradients of a loss over a whole batch with the activations of one part of it in memory at a time.
 
 The method of Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup": all parts are
-embedded without keeping activations, the loss gives the gradient of each embedding, and each part is embedded once
-more to send its own share of that gradient back. It costs a second forward pass.
+embedded without keeping activations, the loss gives the gradient of each embedding, and each part is embedded once more
+to send its own share of that gradient back. It costs a second forward pass.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 from data.loading.batch import Batch
 
 Outputs = tuple[Tensor, Tensor, Tensor]
-"""Clips [L, D] and captions [L, D] of L pairs, and the temperature."""
+"""Embeddings of clips [L, D] and captions [L, D] of L pairs, and the temperature."""
 
 Forward = Callable[[int, Batch], Outputs]
-"""A part's number and the part -> its outputs: the same ones each time, dropout included."""
+"""Function from a part's number and the part to its outputs; it returns the same outputs each time, dropout included.
+"""
 
 
 def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
-    """Return all parts' outputs joined, without the activations that led to them: the loss's gradients end here."""
+    """Return the outputs of all parts, concatenated and detached from the activations: gradients of the loss end here."""
     with torch.no_grad():
         outputs = [forward(number, part) for number, part in enumerate(parts)]
     audio_LD, text_LD = (torch.cat([each[index] for each in outputs]).requires_grad_() for index in (0, 1))
@@ -30,7 +31,8 @@ def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
 
 
 def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs, network: torch.nn.Module) -> None:
-    """Add the gradients that the loss's backward pass has left at `outputs` to the network's, one part after the other.
+    """Backpropagate the gradients at `outputs` through the network and add them to its parameters' gradients, one part
+    after the other.
 
     A network that is wrapped for several ranks exchanges its gradients once, with the last part.
     """
@@ -49,6 +51,6 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
 
 
 def gradient_of(leaf: Tensor) -> Tensor:
-    """Return what the loss's backward pass has left at a leaf."""
+    """Return the gradient that the loss's backward pass has left at a leaf tensor."""
     assert leaf.grad is not None
     return leaf.grad

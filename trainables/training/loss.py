@@ -1,4 +1,4 @@
-"""NT-Xent over the gathered batch.
+"""The NT-Xent loss over the batch gathered from all ranks.
 
 Shapes: B pairs of all ranks together, L pairs of one rank, D dimensions.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
-    """The normalised temperature-scaled cross entropy (Chen et al. 2020), in float32.
+    """Return the normalised temperature-scaled cross entropy (Chen et al. 2020), in float32.
 
     The mean of log-softmax over rows and that over columns of cosine / temperature, each taken over all positive
     entries, halved and negated. Embeddings lie on the unit sphere. Two pairs of the same clip are positives of each
@@ -27,7 +27,7 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 
 
 def gather(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Every rank's rows in the order of ranks [B, X], gradients included.
+    """Return every rank's rows in the order of ranks [B, X], with gradients.
 
     `counts` says how many rows of each rank count, which may be one fewer than it holds.
     """
@@ -40,7 +40,8 @@ def gather(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class AllGather(torch.autograd.Function):
-    """Every rank's tensor. What flows back to a rank is its own part of the gradient, times the number of ranks.
+    """All-gather of tensors of one shape. The gradient returned to a rank is its own part of the gradient, times the
+    number of ranks.
 
     Each rank computes the same loss over the same gathered batch, so all hold the same gradient and needn't exchange
     it. DDP then takes the mean over ranks, and the factor makes that the sum: a step on several ranks equals a step on
@@ -49,12 +50,12 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> tuple[Tensor, ...]:
-        """The tensors in the order of ranks; all have one shape."""
+        """Return the tensors of all ranks in the order of ranks."""
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, local.contiguous())
         return tuple(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient of the local tensor."""
+        """Return the gradient of the local tensor."""
         return gradients[dist.get_rank()] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""The training loop, for pretraining and fine-tuning alike, on one rank or many. Nothing here knows of Ray.
+"""The training loop, for pretraining and fine-tuning alike, on one rank or many. It does not depend on Ray.
 
 Shapes: B pairs of all ranks together, L pairs of one rank, P pairs of the validation split, D dimensions.
 """
@@ -46,18 +46,20 @@ OnEmbeddings = Callable[[int, Embeddings], None]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a training calls on its way."""
+    """Callbacks of a training."""
 
     on_checkpoint: OnCheckpoint
-    """Takes an epoch's metrics, or none in its midst, and what a checkpoint holds; other ranks than 0 have neither."""
+    """Called with an epoch's metrics, or None within an epoch, and the content of a checkpoint; ranks other than 0 pass
+    None for both.
+    """
     on_step: Callable[[Step], None] = lambda step: None
     on_embeddings: OnEmbeddings = lambda epoch, embeddings: None
-    """Takes an epoch's number, from 1, and its embeddings of the validation split; only rank 0 calls it."""
+    """Called on rank 0 with an epoch's number, from 1, and its embeddings of the validation split."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The folders that a training starts from."""
+    """Folders that a training starts from: a checkpoint, a pretrained model and published weights."""
 
     pretrained: Path | None = None  # the model that a fine-tuning starts from
     resume_from: Path | None = None  # a checkpoint of this very training
@@ -68,7 +70,7 @@ NEW, CPU = Start(), torch.device("cpu")
 
 
 class OutOfMemoryError(UserError):
-    """A rank has no memory left."""
+    """Error of a rank that has run out of memory."""
 
 
 def train(
@@ -79,7 +81,7 @@ def train(
     device: torch.device = CPU,
     execution: Execution = DEFAULT,
 ) -> DualEncoder:
-    """Train a trial to its end; return the model of the best epoch by validation mAP@10, or of its final one.
+    """Train a trial to its end; return the model of the best epoch by validation mAP@10, or of its final epoch.
 
     With several ranks every rank calls this; each computes its share of every batch. Raises UserError for a loss that
     isn't finite, and where memory runs out.
@@ -154,7 +156,7 @@ def train(
 def describe_epoch(
     trial: Trial, progress: Progress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
 ) -> Metrics:
-    """Return what is logged of an epoch besides its validation and its times."""
+    """Return the metrics logged after an epoch, except validation metrics and times."""
     best = {} if trial.final_epoch else {"best_map10": progress.best_map10}
     return best | {
         "epoch": progress.epochs_done + 1,
@@ -167,7 +169,7 @@ def describe_epoch(
 
 
 def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
-    """Open what a trial is trained on: without what the store excludes."""
+    """Open the training pairs of a trial, without those that the store excludes."""
     splits = [open_split(store, name) for name in trial.train]
     left_out = excluded(store, trial.train)
     return ClipCaptionDataset(
@@ -186,7 +188,7 @@ def initial_model(trial: Trial, start: Start, pairs: ClipCaptionDataset) -> Dual
 
 
 def prepare(network: DualEncoder, device: torch.device, execution: Execution) -> None:
-    """Set a model up for how it is to be computed."""
+    """Move a model to the device and apply the execution settings."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: what float32 means on tensor cores
     if execution.checkpoint_activations:
@@ -196,7 +198,7 @@ def prepare(network: DualEncoder, device: torch.device, execution: Execution) ->
 
 
 def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
-    """Return the model with gradients that are exchanged between ranks, always in the same order.
+    """Return the model wrapped in DDP, which exchanges gradients between ranks in a fixed order.
 
     DDP arranges its buckets by the order in which the first gradients come, and so adds three ranks' or more in another
     order from its second step on. A first step on silence, thrown away, makes that the same in a training that goes on.
@@ -217,13 +219,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def clip(parameters: Iterable[Tensor], norm: float | None) -> None:
-    """Scale all gradients together down to a norm, if there is one."""
+    """Clip all gradients together to a norm, if one is given."""
     if norm is not None:
         nn.utils.clip_grad_norm_(parameters, norm)
 
 
 def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: Execution) -> None:
-    """Raise UserError where batch statistics would differ between ranks or micro-batches."""
+    """Raise UserError if batch statistics would differ between ranks or micro-batches."""
     learned = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
     if learned and (world_size > 1 or execution.micro_batch):
         raise UserError(
@@ -235,7 +237,9 @@ def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: E
 def embed_part(
     network: DualEncoder | DistributedDataParallel, trial: Trial, rank: int, step: int, number: int, part: Batch
 ) -> Outputs:
-    """Return the outputs of a part of this rank's share of a batch: the same ones each time, dropout included."""
+    """Return the outputs of a part of this rank's share of a batch; repeated calls return the same outputs, dropout
+    included.
+    """
     model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
     device, shared = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
     with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
@@ -245,7 +249,7 @@ def embed_part(
 
 @contextlib.contextmanager
 def explaining_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
-    """Raise OutOfMemoryError, which says what to lower, where a step finds no memory."""
+    """Raise OutOfMemoryError, which names the settings to lower, if a step runs out of memory."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -257,7 +261,9 @@ def explaining_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None
 
 
 def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator:
-    """Return the generator of what a global batch shares; seed what a part draws for itself, dropout."""
+    """Return the generator for draws shared by a global batch, and seed the global generator for a part's own draws
+    (dropout).
+    """
     shared, own = (
         int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for entropy in ([seed, step], [seed, step, rank, 1, part])
@@ -267,7 +273,7 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
 
 
 def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
-    """Return what is said of a loss that isn't a number."""
+    """Return the error message for a loss that is not finite."""
     return UserError(
         f"the loss of step {step + 1} is {loss}: the training ends here, its last checkpoint stays. Lower the learning "
         f"rate, or look at the batch's clips: {', '.join(sorted(set(clip_ids)))}"
@@ -277,7 +283,9 @@ def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
 def snapshot(
     rank: int, trial: Trial, network: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
 ) -> Snapshot | None:
-    """Return what a checkpoint holds, copied, so that it can be written while training goes on; rank 0's counts."""
+    """Return a copy of the state that a checkpoint holds, to be written while training continues; only rank 0 returns
+    one.
+    """
     return checkpoint.snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
 

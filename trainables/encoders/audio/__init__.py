@@ -1,10 +1,10 @@
-"""Audio encoders: segments of audio -> one vector each.
+"""Audio encoders: each maps segments of audio to one vector per segment.
 
 `trainables.networks.audio` has a module for each family: its `build(config, weights)` makes an encoder with its initial
 weights, published ones from the directory `weights` or downloaded; `restore(config)` makes one whose weights are loaded
-later. Both return an `nn.Module` that is an `AudioEncoder`.
-`Config.segment_s` says how long a segment is. `flops(config)` gives the floating-point operations of one segment's
-forward pass in training, for estimates; None where they aren't known.
+later. Both return an `nn.Module` that is an `AudioEncoder`. `Config.segment_s` says how long a segment is.
+`flops(config)` gives the floating-point operations of one segment's forward pass in training, for estimates; None where
+they aren't known.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class AudioConfig(Protocol):
-    """What training, reports and submissions ask of an audio encoder's Config."""
+    """Interface of an audio encoder's Config, as training, reports and submissions use it."""
 
     def __hash__(self) -> int:
-        """Configs are frozen."""
+        """Return the hash; configs are frozen."""
 
     @property
     def segment_s(self) -> float:
-        """How long a segment is."""
+        """Length of a segment in seconds."""
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """What the encoder varies in training, in words: 'SpecAugment', 'patchout' ..."""
+        """Names of the augmentations in training, such as 'SpecAugment' and 'patchout'."""
 
     @property
     def patch_overlap(self) -> tuple[int, int] | None:
-        """How much patches of a spectrogram overlap, in mel bands and frames; None where there are no patches."""
+        """Overlap of neighbouring spectrogram patches in mel bands and frames; None for an encoder without patches."""
 
     @property
     def is_published(self) -> bool:
-        """Whether it starts from published weights."""
+        """Whether training starts from published weights."""
 
 
 class AudioEncoder(Protocol):
-    """What the dual encoder asks of an audio encoder."""
+    """Interface of an audio encoder's network, as the dual encoder uses it."""
 
     width: int
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
 
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """S segments of N samples -> [S, width].
+        """Return the embeddings [S, width] of S segments of N samples.
 
         `mask_draws` [S, data.loading.batch.MASK_DRAWS] are for SpecAugment; `generator` draws what one global batch
         shares (jitter, dropped patches). Both matter in training only.

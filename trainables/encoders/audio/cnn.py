@@ -1,8 +1,8 @@
-"""Convolutional encoders in the spirit of PANNs' CNN14 (Kong et al. 2020).
+"""Small convolutional encoders in the style of PANNs' CNN14 (Kong et al. 2020), trained from random weights.
 
-As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and maximum and mean over time are
-added. `small` is cheap enough for a CPU: it hears half the frames and mel bands, starts with strides of four, and keeps
-what is left of the frequency axis as features. It is normalised within each segment (GroupNorm with one group), so that
+As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and maximum and mean over time are added.
+`small` is cheap enough for a CPU: it hears half the frames and mel bands, starts with strides of four, and keeps what
+is left of the frequency axis as features. It is normalised within each segment (GroupNorm with one group), so that
 nothing depends on the other segments of a batch, and ranks and micro-batches don't matter.
 """
 
@@ -16,7 +16,7 @@ from trainables.encoders import frontend, operations
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of the network: a strided stem, then stages of one width each."""
+    """Shape of the network: a strided stem, then stages of convolutions with one width per stage."""
 
     channels: tuple[int, ...]
     convolutions: tuple[int, ...]  # in each stage
@@ -37,23 +37,23 @@ class Config:
 
     @property
     def final_bands(self) -> int:
-        """Bands that the last stage has left of the mel bands."""
+        """Number of frequency bands after the last stage."""
         bands: int = self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
         return bands
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Those of the front end."""
+        """Augmentations of the front end."""
         return self.front_end.augmentations
 
     @property
     def patch_overlap(self) -> None:
-        """There are no patches."""
+        """None: the network has no patches."""
         return None
 
     @property
     def is_published(self) -> bool:
-        """Its weights are random."""
+        """False: the weights are random."""
         return False
 
 
@@ -73,12 +73,12 @@ VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Which weights training starts from."""
+    """Return a string that identifies the initial weights."""
     return "random"
 
 
 def flops(config: Config) -> float:
-    """Of a segment's forward pass: the stem, then each stage's convolutions."""
+    """Return the floating-point operations of a segment's forward pass: the stem, then each stage's convolutions."""
     frames = round(config.segment_s * SAMPLE_RATE_HZ) // config.front_end.hop_samples // config.stem_stride
     bands = config.front_end.num_mels // config.stem_stride
     total = operations.convolution(1, config.stem_channels, (config.stem_kernel, config.stem_kernel), frames * bands)

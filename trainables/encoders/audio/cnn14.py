@@ -20,7 +20,9 @@ UNUSED = (
     "fc_audioset.weight",
     "fc_audioset.bias",
 )
-"""Names of the released checkpoint for its front end, which is computed here, and for its classifier."""
+"""Prefixes of the released checkpoint's weights that are not loaded: its front end, which is computed here, and its
+classifier.
+"""
 
 CHANNELS = (64, 128, 256, 512, 1024, 2048)
 WINDOW_SAMPLES = 1024
@@ -32,7 +34,7 @@ SMALLEST_POWER = 1e-10
 
 @dataclass(frozen=True)
 class Config:
-    """CNN14; the defaults are the released network's, and its dropout and masks in training."""
+    """Configuration of CNN14. The defaults are the released network's, with its dropout and masks in training."""
 
     segment_s: float = 30.0
     pretrained: bool = True
@@ -58,17 +60,17 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """SpecAugment, unless its masks are off."""
+        """SpecAugment, unless its masks are disabled."""
         return ("SpecAugment",) * bool(self.mask_mels or self.mask_frames)
 
     @property
     def patch_overlap(self) -> None:
-        """There are no patches."""
+        """None: the network has no patches."""
         return None
 
     @property
     def is_published(self) -> bool:
-        """Whether it starts from the released weights."""
+        """Whether training starts from the released weights."""
         return self.pretrained
 
 
@@ -80,7 +82,9 @@ VARIANTS = {
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Which weights training starts from: of a release its name, of a file in the directory `weights` its hash."""
+    """Return a string that identifies the initial weights: a release's name, or the SHA-256 of a file in the directory
+    `weights`.
+    """
     if not config.pretrained:
         return "random"
     if weights is None:
@@ -89,7 +93,9 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 
 def flops(config: Config) -> float:
-    """Of a segment's forward pass: two convolutions a block, the frames and bands halved after each but the last."""
+    """Return the floating-point operations of a segment's forward pass: two convolutions per block, with frames and
+    bands halved after each block but the last.
+    """
     frames, bands = round(config.segment_s * SAMPLE_RATE_HZ) // HOP_SAMPLES + 1, NUM_MELS
     total = 2.0 * config.channels[-1] ** 2
     for number, (before, after) in enumerate(zip((1, *config.channels), config.channels, strict=False)):

@@ -20,12 +20,14 @@ RELEASES = {
         ("passt_20sec", "v0.0.5/passt-s-f128-20sec-p16-s10-ap.474-swa.pt"),
     )
 }
-"""Published weights by hear21passt's name of the architecture; the addresses are those of its own table."""
+"""Addresses of published weights by hear21passt's name of the architecture, from its own table."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A PaSST: hear21passt's `arch`, or with `arch` None one of `width`, `depth` and `heads` with random weights."""
+    """Configuration of a PaSST: hear21passt's `arch`, or, if `arch` is None, one of `width`, `depth` and `heads` with
+    random weights.
+    """
 
     arch: str | None
     stride: tuple[int, int]  # of patches: mel bands, frames
@@ -54,30 +56,30 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches in a whole segment."""
+        """Numbers of rows and columns of patches in a whole segment."""
         rows = (self.front_end.num_mels - self.patch[0]) // self.stride[0] + 1
         columns = (self.segment_frames - self.patch[1]) // self.stride[1] + 1
         return rows, min(columns, self.num_frames // self.stride[1])
 
     @property
     def segment_frames(self) -> int:
-        """Frames of a segment."""
+        """Number of spectrogram frames in a segment."""
         return round(self.segment_s * SAMPLE_RATE_HZ) // self.front_end.hop_samples
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Those of the front end, and patchout."""
+        """Augmentations of the front end, and patchout."""
         return self.front_end.augmentations + ("patchout",) * bool(self.patchout_frequency or self.patchout_time)
 
     @property
     def patch_overlap(self) -> tuple[int, int]:
-        """How much patches overlap, in mel bands and frames."""
+        """Overlap of neighbouring patches in mel bands and frames."""
         mels, frames = (max(0, size - step) for size, step in zip(self.patch, self.stride, strict=True))
         return mels, frames
 
     @property
     def is_published(self) -> bool:
-        """Whether it starts from the released weights."""
+        """Whether training starts from the released weights."""
         return self.pretrained
 
 
@@ -105,7 +107,8 @@ VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Which weights training starts from: of a file in the directory `weights` its hash, of a download its name.
+    """Return a string that identifies the initial weights: a release's name, or the SHA-256 of a file in the directory
+    `weights`.
 
     The name is as good as the hash, as releases don't change.
     """
@@ -117,13 +120,15 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 
 def release(config: Config) -> str:
-    """Where the published weights are."""
+    """Return the address of the published weights."""
     assert config.arch is not None
     return RELEASES[config.arch]
 
 
 def flops(config: Config) -> float:
-    """Of a segment's forward pass in training: patches of the whole spectrogram, then the tokens that are kept."""
+    """Return the floating-point operations of a segment's forward pass in training: the patches of the whole
+    spectrogram, then the tokens left by patchout.
+    """
     rows, columns = config.grid
     patches = operations.convolution(1, config.width, config.patch, rows * columns)
     kept = (rows - config.patchout_frequency) * (columns - config.patchout_time)

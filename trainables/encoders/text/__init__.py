@@ -1,4 +1,4 @@
-"""Text encoders: normalised captions -> one vector each.
+"""Text encoders: each maps normalised captions to one vector per caption.
 
 `trainables.networks.text` has a module for each family: its `build(config, captions, weights)` makes an encoder with
 its initial weights, published ones from the directory `weights` or downloaded; `restore(config, folder)` makes one of
@@ -21,46 +21,46 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Captions as a model reads them: both [B, longest caption of the batch], int64."""
+    """Tokenized captions: ids and mask, both int64 [B, longest caption of the batch]."""
 
     ids: Tensor
     mask: Tensor  # 1 for a token, 0 for padding
 
     def to(self, device: torch.device) -> Tokens:
-        """The same tokens on `device`."""
+        """Return the same tokens on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device))
 
 
 @runtime_checkable
 class TextConfig(Protocol):
-    """What training, reports and submissions ask of a text encoder's Config."""
+    """Interface of a text encoder's Config, as training, reports and submissions use it."""
 
     def __hash__(self) -> int:
-        """Configs are frozen."""
+        """Return the hash; configs are frozen."""
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a caption that are read, its ends included."""
+        """Maximum number of tokens read per caption, including start and end tokens."""
 
     @property
     def is_published(self) -> bool:
-        """Whether it starts from published weights."""
+        """Whether training starts from published weights."""
 
 
 class TextEncoder(Protocol):
-    """What the dual encoder asks of a text encoder."""
+    """Interface of a text encoder's network, as the dual encoder uses it."""
 
     width: int
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """B captions as token ids."""
+        """Return the tokens of B captions."""
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """[B, width]."""
+        """Return the embeddings [B, width] of B tokenized captions."""
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write what `restore` needs."""
+        """Write the files that `restore` reads."""

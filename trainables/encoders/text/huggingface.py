@@ -1,4 +1,4 @@
-"""BERT-like text encoders from the Hugging Face hub or a local directory.
+"""Text encoders from the Hugging Face hub or a local directory: BERT, RoBERTa and similar models.
 
 A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2), or the mean over its
 tokens, as sentence-transformers' models were trained.
@@ -18,7 +18,7 @@ Pooling = Literal["first", "mean"]
 
 @dataclass(frozen=True)
 class Config:
-    """A model by hub id or local directory."""
+    """Configuration of a text model, given by hub id or local directory."""
 
     model: str
     revision: str | None = None  # a commit of the hub; None: today's, looked up when a trial is signed
@@ -38,7 +38,7 @@ class Config:
 
     @property
     def is_published(self) -> bool:
-        """It always starts from the weights of `model`."""
+        """True: training always starts from the weights of `model`."""
         return True
 
 
@@ -59,11 +59,13 @@ SIZES = {
     "roberta-large": LARGE,
     "sentence-transformers/all-mpnet-base-v2": BASE,
 }
-"""Layers and width of the hub's models, for estimates (Devlin et al. 2019, Liu et al. 2019, Song et al. 2020)."""
+"""Numbers of layers and widths of the hub's models, for estimates (Devlin et al. 2019, Liu et al. 2019, Song et al.
+2020).
+"""
 
 
 def flops(config: Config, num_tokens: float) -> float | None:
-    """Of a caption's forward pass; None for a model of the hub whose size isn't known here.
+    """Return the floating-point operations of a caption's forward pass; None for a model whose size isn't in `SIZES`.
 
     Raises UserError for a directory that says nothing of its model.
     """
@@ -80,7 +82,9 @@ def flops(config: Config, num_tokens: float) -> float | None:
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """The SHA-256 of a local directory's files, or a hub model's commit. Raises UserError where neither can be had."""
+    """Return the SHA-256 of a local directory's files, or a hub model's commit. Raises UserError if neither is
+    available.
+    """
     folder = Path(source(config, weights))
     if folder.is_dir():
         digest = hashlib.sha256()
@@ -92,7 +96,7 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 @functools.cache
 def newest_commit(model: str) -> str:
-    """The commit that the hub has of a model, the same one for as long as this process lives.
+    """Return the newest commit of a model on the hub. The answer is cached for the life of the process.
 
     Raises UserError where it has none.
     """
@@ -108,7 +112,9 @@ def newest_commit(model: str) -> str:
 
 
 def source(config: Config, weights: Path | None) -> str:
-    """A local directory, or the model's id on the hub. Raises UserError where `weights` is given and lacks it."""
+    """Return a local directory, or the model's id on the hub. Raises UserError if `weights` is given and lacks the
+    model.
+    """
     if weights is None or Path(config.model).is_dir():
         return config.model
     places = [weights / config.model, weights / Path(config.model).name]

@@ -1,4 +1,4 @@
-"""A small transformer trained from scratch, its WordPiece vocabulary learned from the training captions.
+"""A small transformer trained from random weights, with a WordPiece vocabulary learned from the training captions.
 
 It needs no download. A sentence's vector is the last layer's output for the first token.
 """
@@ -12,7 +12,7 @@ from trainables.encoders import operations
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of the transformer and of its vocabulary."""
+    """Shape of the transformer and size of its vocabulary."""
 
     width: int
     layers: int
@@ -29,7 +29,7 @@ class Config:
 
     @property
     def is_published(self) -> bool:
-        """Its weights are random."""
+        """False: the weights are random."""
         return False
 
 
@@ -40,10 +40,10 @@ VARIANTS = {
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Which weights training starts from."""
+    """Return a string that identifies the initial weights."""
     return "random"
 
 
 def flops(config: Config, num_tokens: float) -> float:
-    """Of a caption's forward pass."""
+    """Return the floating-point operations of a caption's forward pass."""
     return operations.transformer(min(num_tokens, config.max_tokens), config.layers, config.width)

@@ -1,1 +1,1 @@
-"""The networks of audio encoders: torch modules, and the functions that build and restore them."""
+"""Networks of audio encoders, with the functions that build and restore them."""

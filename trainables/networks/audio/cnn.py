@@ -1,4 +1,4 @@
-"""The small convolutional network of `trainables.encoders.audio.cnn`.
+"""Network of the small convolutional encoder `trainables.encoders.audio.cnn`.
 
 Shapes: S segments, N samples, M mel bands, T frames, C channels, W width.
 """
@@ -23,7 +23,7 @@ def restore(config: Config) -> "CnnEncoder":
 
 
 class CnnEncoder(nn.Module):
-    """Segments -> the maximum plus the mean over time of the last stage's features."""
+    """Network that embeds a segment as the maximum plus the mean over time of the last stage's features."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class CnnEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
         return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """[S, N] samples -> [S, width]."""
+        """Return the embeddings [S, width] of segments [S, N]."""
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         features_SCT = features_SCMT.flatten(1, 2)
@@ -54,7 +54,7 @@ class CnnEncoder(nn.Module):
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Module:
-    """3 x 3 convolution, normalisation, ReLU."""
+    """Return a 3 x 3 convolution with batch normalisation and ReLU."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())

@@ -1,4 +1,4 @@
-"""The network of CNN14 (Kong et al. 2020), with the names of the released checkpoint's weights.
+"""Network of CNN14 (Kong et al. 2020), with the weight names of the released checkpoint.
 
 Shapes: S segments, N samples, M mel bands, T frames, C channels, W width.
 """
@@ -29,7 +29,7 @@ from trainables.networks.audio import log_mel
 
 
 def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
-    """Return the encoder with its initial weights; published ones come from the directory `weights`, or a download.
+    """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
 
     Raises UserError where they are absent, torn or another network's.
     """
@@ -40,12 +40,14 @@ def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
 
 
 def restore(config: Config) -> "Cnn14Encoder":
-    """Return an encoder of the same shape, without looking for published weights."""
+    """Return an encoder of the same shape without published weights."""
     return Cnn14Encoder(config)
 
 
 class Cnn14Encoder(nn.Module):
-    """Segments -> the maximum plus the mean over time of the last block's features, through a linear layer and ReLU."""
+    """Network that embeds a segment as the maximum plus the mean over time of the last block's features, through a
+    linear layer and ReLU.
+    """
 
     window: Tensor
     bank: Tensor
@@ -67,11 +69,11 @@ class Cnn14Encoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
         return [self.get_submodule(f"conv_block{number}") for number in range(1, len(self.config.channels) + 1)]
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation; frozen statistics stay as in evaluation."""
+        """Set training or evaluation mode; frozen batch statistics stay in evaluation mode."""
         super().train(mode)
         if self.config.frozen_statistics:
             for module in self.modules():
@@ -80,7 +82,7 @@ class Cnn14Encoder(nn.Module):
         return self
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """[S, N] samples -> [S, W]; nothing is drawn from `generator`."""
+        """Return the embeddings [S, W] of segments [S, N]; `generator` is not used."""
         config = self.config
         log_mel_SMT = self.bn0(log_mel.in_blocks(segments_SN, self.log_mel).unsqueeze(2)).squeeze(2)
         if self.training:
@@ -98,7 +100,7 @@ class Cnn14Encoder(nn.Module):
         return features_SW.relu()
 
     def log_mel(self, segments_SN: Tensor) -> Tensor:
-        """The mel spectrogram [S, M, T] in decibels."""
+        """Return the mel spectrogram [S, M, T] in decibels."""
         spectrum = torch.stft(
             segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True
         )
@@ -107,7 +109,7 @@ class Cnn14Encoder(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two 3 x 3 convolutions, each with BatchNorm and ReLU."""
+    """Two 3 x 3 convolutions, each with batch normalisation and ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -119,6 +121,6 @@ class ConvBlock(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, features_SCTM: Tensor) -> Tensor:
-        """[S, channels_in, T, M] -> [S, channels_out, T, M]."""
+        """Return features [S, channels_out, T, M] of features [S, channels_in, T, M]."""
         features_SCTM = functional.relu_(self.bn1(self.conv1(features_SCTM)))
         return functional.relu_(self.bn2(self.conv2(features_SCTM)))

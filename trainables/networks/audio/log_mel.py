@@ -21,11 +21,13 @@ NORMALISE_SHIFT, NORMALISE_SCALE = 4.5, 5.0
 """Approximate mean and standard deviation of AudioSet's log-mel spectrograms, from hear21passt."""
 
 CPU_BLOCK = 4
-"""Segments that a CPU transforms at a time: their spectra stay in its cache, which halves the time (measured)."""
+"""Number of segments that a CPU transforms at a time: their spectra stay in its cache, which halves the time
+(measured).
+"""
 
 
 class LogMel(nn.Module):
-    """Samples [S, N] -> normalised log-mel spectrograms [S, M, T]."""
+    """Front end that computes normalised log-mel spectrograms [S, M, T] of samples [S, N]."""
 
     window: Tensor
     bank: Tensor
@@ -38,7 +40,7 @@ class LogMel(nn.Module):
         self.register_buffer("bank", self.filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
 
     def filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
-        """Kaldi's triangular mel filters [M, fft_samples / 2 + 1]."""
+        """Return Kaldi's triangular mel filters [M, fft_samples / 2 + 1]."""
         config = self.config
         bank, _ = get_mel_banks(
             config.num_mels,
@@ -53,7 +55,7 @@ class LogMel(nn.Module):
         return nn.functional.pad(bank, (0, 1))  # Kaldi leaves out the Nyquist bin
 
     def jittered_bank(self, generator: torch.Generator) -> Tensor:
-        """A filter bank whose limits are drawn anew: one a global batch."""
+        """Return a filter bank with randomly drawn frequency limits, one per global batch."""
         config = self.config
         low, high = (
             int(torch.randint(max(1, span), (1,), generator=generator))
@@ -62,7 +64,7 @@ class LogMel(nn.Module):
         return self.filter_bank(config.fmin_hz + low, config.fmax_hz + config.fmax_jitter_hz // 2 - high).to(self.bank)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """The spectrograms; in training with jittered filters and masked bands and frames."""
+        """Return the spectrograms; in training with jittered filters and masked bands and frames."""
         config = self.config
         bank = self.jittered_bank(generator) if self.training else self.bank
         log_mel_SMT = in_blocks(segments_SN, lambda segments: self.log_mel(segments, bank))
@@ -72,7 +74,7 @@ class LogMel(nn.Module):
         return (log_mel_SMT + NORMALISE_SHIFT) / NORMALISE_SCALE
 
     def log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
-        """The logarithm of the mel spectrogram [S, M, T], neither masked nor normalised."""
+        """Return the logarithm of the mel spectrogram [S, M, T], neither masked nor normalised."""
         emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
         spectrum = torch.stft(
             emphasised,
@@ -87,14 +89,17 @@ class LogMel(nn.Module):
 
 
 def in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `transform` makes of segments, in float32 also under autocast; a CPU is given a few of them at a time."""
+    """Return `transform` of all segments, in float32 even under autocast; on a CPU a few segments are transformed at a
+    time.
+    """
     block = len(segments_SN) if segments_SN.is_cuda else CPU_BLOCK
     with torch.autocast(segments_SN.device.type, enabled=False):
         return torch.cat([transform(segments) for segments in segments_SN.split(max(1, block))])
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, widest: int, draws_S2: Tensor) -> Tensor:
-    """SpecAugment (Park et al. 2019): in each segment, zeros in one stripe across `dim` of up to `widest` entries.
+    """Apply SpecAugment (Park et al. 2019): set one stripe of up to `widest` entries along `dim` to zero in each
+    segment.
 
     `draws_S2` holds the stripe's width and place as uniform numbers on [0, 1).
     """

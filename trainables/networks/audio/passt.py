@@ -1,4 +1,4 @@
-"""PaSST's network: hear21passt's parameters with a forward pass of our own.
+"""Network of PaSST: hear21passt's parameters with a forward pass of our own.
 
 hear21passt's own forward pass prints, warns about shorter input and draws the dropped patches from the global
 generator; `PasstEncoder.forward` computes the same from the same parameters.
@@ -20,7 +20,7 @@ from trainables.encoders.audio.passt import Config, release
 from trainables.networks.audio.log_mel import LogMel
 
 FUSED_ON = ("cuda",)
-"""Devices whose attention is torch's scaled_dot_product_attention.
+"""Device types that use torch's scaled_dot_product_attention.
 
 On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
 and backward, float32, one thread).
@@ -28,7 +28,7 @@ and backward, float32, one thread).
 
 
 def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
-    """Return the encoder with its initial weights; published ones come from the directory `weights`, or a download.
+    """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
 
     Raises UserError where they are absent, torn or another network's.
     """
@@ -39,12 +39,12 @@ def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
 
 
 def restore(config: Config) -> "PasstEncoder":
-    """Return an encoder of the same shape, without looking for published weights."""
+    """Return an encoder of the same shape without published weights."""
     return PasstEncoder(config, network(config))
 
 
 def network(config: Config) -> Any:
-    """hear21passt's model with random weights."""
+    """Return hear21passt's model with random weights."""
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
     with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
         if config.arch is None:
@@ -70,7 +70,7 @@ def network(config: Config) -> Any:
 
 
 class PasstEncoder(nn.Module):
-    """Segments -> the mean of PaSST's class and distillation tokens."""
+    """Network that embeds a segment as the mean of PaSST's class and distillation tokens."""
 
     def __init__(self, config: Config, net: Any) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ class PasstEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
         return list(self.net.blocks)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """[S, N] samples -> [S, width]; in training, `generator` draws the patches that are dropped."""
+        """Return the embeddings [S, width] of segments [S, N]; in training, `generator` draws the patches to drop."""
         net: Any = self.net
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         patches_SDFT = net.patch_embed.proj(log_mel_SMT.unsqueeze(1))
@@ -105,7 +105,7 @@ class PasstEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with the parameters of hear21passt's, whose names it keeps; neither drops any of it."""
+    """Self-attention with the parameters and weight names of hear21passt's; neither has attention dropout."""
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = theirs.qkv, theirs.proj
 
     def forward(self, tokens_SLD: Tensor) -> Tensor:
-        """[S, L, D] -> [S, L, D]."""
+        """Return the attended tokens [S, L, D] of tokens [S, L, D]."""
         query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attend = nn.functional.scaled_dot_product_attention if tokens_SLD.device.type in FUSED_ON else plain_attention
         mixed_SHLE: Tensor = attend(query_SHLE, key_SHLE, value_SHLE)
@@ -122,14 +122,16 @@ class Attention(nn.Module):
 
 
 def plain_attention(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
-    """Attention in the plain form, for H heads of E entries: [S, H, L, E]."""
+    """Return attention in its plain form, for H heads of E entries: [S, H, L, E]."""
     scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
     mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
     return mixed_SHLE
 
 
 def drop(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Structured patchout: the patches without `count` rows or columns, the same ones in the whole batch."""
+    """Return the patches without `count` random rows or columns (structured patchout), the same ones in the whole
+    batch.
+    """
     if count == 0:
         return patches_SDFT
     size = patches_SDFT.shape[dim]

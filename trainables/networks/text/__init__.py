@@ -1,1 +1,1 @@
-"""The networks of text encoders: torch modules, and the functions that build and restore them."""
+"""Networks of text encoders, with the functions that build and restore them."""

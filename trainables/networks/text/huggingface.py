@@ -1,4 +1,4 @@
-"""A text model of Hugging Face's transformers as a text encoder.
+"""Network of text encoders from Hugging Face's transformers.
 
 Shapes: B captions, L tokens, W width.
 """
@@ -18,7 +18,7 @@ from trainables.encoders.text.huggingface import Config
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
-    """The published model and its tokenizer, from the directory `weights` if given; `captions` aren't needed.
+    """Return the published model and its tokenizer, from the directory `weights` if given; `captions` are not used.
 
     Raises UserError where the model is absent, torn, or has other weights than its config.json says.
     """
@@ -50,7 +50,7 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
-    """A model of the same shape without its weights, and the tokenizer, from a folder that `save_tokenizer` wrote."""
+    """Return a model of the same shape without its weights, and the tokenizer that `save_tokenizer` wrote."""
     shape = AutoConfig.from_pretrained(folder)
     return HuggingFaceEncoder(
         config, AutoModel.from_config(shape, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
@@ -58,21 +58,21 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
 
 
 def set_dropout(shape: Any, dropout: float) -> None:
-    """Set each dropout rate that the architecture has: they are called otherwise in each, but all by that word."""
+    """Set every dropout rate of the architecture: each setting whose name contains 'dropout' or 'dropout_prob'."""
     for name, value in shape.to_dict().items():
         if "dropout" in name and isinstance(value, int | float):
             setattr(shape, name, dropout)
 
 
 def of_body(model: Any, names: Collection[str]) -> list[str]:
-    """The names that belong to the embeddings and layers: a checkpoint's heads aren't used, nor is the pooler."""
+    """Return the names of the weights of embeddings and layers; a checkpoint's heads and pooler are not used."""
     parts = {name for name, _ in model.named_children()} - {"pooler"}
     stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
     return sorted(name for name, stem in stems.items() if stem in parts)
 
 
 class HuggingFaceEncoder(nn.Module):
-    """Captions -> the output for the first token, or the mean over all of a caption's."""
+    """Network that embeds a caption as the output for its first token, or as the mean over its tokens."""
 
     def __init__(self, config: Config, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -85,19 +85,19 @@ class HuggingFaceEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes: each architecture has one list of them."""
+        """Layers that account for nearly all compute time; each architecture has one list of them."""
         layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
         return list(layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Captions as token ids, cut to `max_tokens` and padded to the longest."""
+        """Return captions as token ids, truncated to `max_tokens` and padded to the longest."""
         encoded = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """[B, width]."""
+        """Return the embeddings [B, width] of tokenized captions."""
         states_BLW: Tensor = self.model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
         if self.config.pooling == "first":
             return states_BLW[:, 0]
@@ -105,6 +105,6 @@ class HuggingFaceEncoder(nn.Module):
         return (states_BLW * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write what `restore` needs."""
+        """Write the files that `restore` reads."""
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The small transformer of `trainables.encoders.text.transformer`, and how its vocabulary is learned.
+"""Network of the small transformer `trainables.encoders.text.transformer`, and the training of its vocabulary.
 
 Shapes: B captions, L tokens, W width.
 """
@@ -36,12 +36,12 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "TransformerEncoder":
-    """An encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
+    """Return an encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
     return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
 
 
 class TransformerEncoder(nn.Module):
-    """Captions -> the output for the first token."""
+    """Network that embeds a caption as the output for its first token."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -61,20 +61,20 @@ class TransformerEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers in which nearly all of the time goes."""
+        """Layers that account for nearly all compute time."""
         return list(self.layers.layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Captions as token ids, cut to `max_tokens` and padded to the longest."""
+        """Return captions as token ids, truncated to `max_tokens` and padded to the longest."""
         encoded = self.tokenizer.encode_batch(list(captions))
         return Tokens(torch.tensor([one.ids for one in encoded]), torch.tensor([one.attention_mask for one in encoded]))
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """[B, width]."""
+        """Return the embeddings [B, width] of tokenized captions."""
         states_BLW: Tensor = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
         states_BLW = self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)
         return states_BLW[:, 0]
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write what `restore` needs."""
+        """Write the files that `restore` reads."""
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
