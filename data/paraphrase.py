@@ -22,19 +22,19 @@ from typing import TYPE_CHECKING, Any
 from data import corpora
 from data.errors import UserError, positive
 from data.paraphrasing import grammar, prices
-from data.paraphrasing.answer_parsing import MARKED
+from data.paraphrasing.answer_parsing import MARKING_CHECKS
 from data.paraphrasing.job import (
     INTERRUPTED,
-    MOST_REQUESTS,
-    Answered,
+    MAX_REQUESTS_PER_BATCH,
+    AnswerLog,
     Budget,
-    Captions,
-    expected_tokens,
+    ParaphraseJob,
+    estimate_tokens,
     is_done,
-    journal_of,
+    journal_path,
 )
-from data.paraphrasing.journal import Journal, alone
-from data.paraphrasing.outcome import DEFAULT_VARIANTS, SAID_INCOMPLETE, summary, write_review, write_table
+from data.paraphrasing.journal import Journal, lock_journal
+from data.paraphrasing.outcome import DEFAULT_VARIANTS, MAX_LOGGED_INCOMPLETE, format_summary, write_review, write_table
 from data.paraphrasing.prices import Price
 from data.paraphrasing.published import match_entries, read_variations
 from data.runtime import command_line
@@ -45,12 +45,12 @@ from data.store.storage import Store, StoreOptions
 from data.store.stored_split import StoredSplit, open_split
 
 if TYPE_CHECKING:
-    from data.paraphrasing.chat_client import Model
+    from data.paraphrasing.chat_client import ParaphraseModel
 
 
 logger = logging.getLogger("chorale.paraphrase")
 
-ATTEMPTS = 3
+MAX_ATTEMPTS = 3
 """Maximum number of requests per caption, until enough sentences of its answers are kept."""
 
 DEFAULT_CONCURRENCY = 32
@@ -64,14 +64,14 @@ REVIEW_FILE = "paraphrases.html"
 IMPORTED = "imported"
 
 
-def batch_size(text: str) -> int:
+def parse_batch_size(text: str) -> int:
     """Return a number of requests up to the Batch API's maximum, for argparse."""
-    if (value := positive(text)) > MOST_REQUESTS:
-        raise argparse.ArgumentTypeError(f"{text}: the API takes {MOST_REQUESTS:,} at most")
+    if (value := positive(text)) > MAX_REQUESTS_PER_BATCH:
+        raise argparse.ArgumentTypeError(f"{text}: the API takes {MAX_REQUESTS_PER_BATCH:,} at most")
     return value
 
 
-def above_zero(text: str) -> float:
+def parse_positive_number(text: str) -> float:
     """Return a number above 0, for argparse."""
     try:
         value = float(text)
@@ -104,19 +104,22 @@ class AskOptions(CaptionOptions):
     variants: int = option("paraphrases per caption", DEFAULT_VARIANTS, type=positive)
     concurrency: int | None = option(f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=positive)
     timeout: float | None = option(
-        f"time limit for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=above_zero, metavar="SECONDS"
+        f"time limit for an answer (default: {DEFAULT_TIMEOUT_S:g})",
+        None,
+        type=parse_positive_number,
+        metavar="SECONDS",
     )
     budget: float | None = option(
-        "maximum cost of this split and model, over all runs", None, type=above_zero, metavar="USD")  # fmt: skip
+        "maximum cost of this split and model, over all runs", None, type=parse_positive_number, metavar="USD")  # fmt: skip
     price: tuple[float, float] | None = option(
-        "price of the model in USD per million tokens", None, type=above_zero, nargs=2,
+        "price of the model in USD per million tokens", None, type=parse_positive_number, nargs=2,
         metavar=("INPUT", "OUTPUT"))  # fmt: skip
     batch: bool = option("use the Batch API: half the price, answers within a day", False)
     batch_size: int | None = option(
-        f"requests per batch, for accounts with lower limits (default: {MOST_REQUESTS:,})",
-        None, type=batch_size)  # fmt: skip
+        f"requests per batch, for accounts with lower limits (default: {MAX_REQUESTS_PER_BATCH:,})",
+        None, type=parse_batch_size)  # fmt: skip
     poll: float | None = option(
-        f"interval between status requests for a batch (default: {DEFAULT_POLL_S:g})", None, type=above_zero,
+        f"interval between status requests for a batch (default: {DEFAULT_POLL_S:g})", None, type=parse_positive_number,
         metavar="SECONDS")  # fmt: skip
     dry_run: bool = option("print the number of requests, tokens and the price, then exit", False)
 
@@ -141,31 +144,31 @@ class ReviewOptions(StoreOptions):
 def paraphrase_command(options: AskOptions) -> int:
     """Paraphrase the captions of a split."""
     by_rules = options.model == grammar.NAME
-    refuse_ignored(options, by_rules)
-    captions = Captions(open_captions(options), options.model, options.variants)
-    price = price_of(options)
-    attempts = 1 if by_rules else ATTEMPTS  # rules say the same again
+    refuse_ignored_options(options, by_rules)
+    captions = ParaphraseJob(open_caption_split(options), options.model, options.variants)
+    price = find_price(options)
+    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules say the same again
     if options.dry_run:
-        describe(captions, attempts, price, options.batch)
+        print_estimate(captions, attempts, price, options.batch)
         return 0
-    own = require_own(captions.split, captions.model, captions.instruction, options.replace)
+    own = require_same_model(captions.split, captions.model, captions.instruction, options.replace)
     with Journal(captions.journal) as journal:
-        answered = Answered(captions)
+        answered = AnswerLog(captions)
         budget = Budget(price, options.budget, answered, options.batch)
         if options.batch:
             stopped = ask_in_batches(options, captions, journal, answered, budget)
         else:
-            from data.paraphrasing.async_runner import Progress, Run
+            from data.paraphrasing.async_runner import ParaphraseProgress, ParaphraseRun
 
-            refuse_open(captions)
-            model = grammar_or_server(options, by_rules)
-            total = sum(1 for _ in captions.distinct())
-            with Progress(captions.split.name, total, budget.spent_told) as progress:
-                run = Run(model, journal, answered, budget, attempts, progress)
-                run.all(captions.distinct(), options.concurrency or DEFAULT_CONCURRENCY)
+            refuse_open_batch(captions)
+            model = make_model(options, by_rules)
+            total = sum(1 for _ in captions.distinct_requests())
+            with ParaphraseProgress(captions.split.name, total, budget.format_spent) as progress:
+                run = ParaphraseRun(model, journal, answered, budget, attempts, progress)
+                run.ask_all(captions.distinct_requests(), options.concurrency or DEFAULT_CONCURRENCY)
             stopped = run.stopped
         outcome = write_table(captions, answered, attempts, own)
-    for line in summary(outcome, captions, budget):
+    for line in format_summary(outcome, captions, budget):
         logger.info(line)
     if stopped == INTERRUPTED:
         logger.info(stopped)
@@ -175,7 +178,7 @@ def paraphrase_command(options: AskOptions) -> int:
     return 1 if outcome.unanswered else 0
 
 
-def refuse_ignored(options: AskOptions, by_rules: bool) -> None:
+def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
     """Raise UserError for options that the chosen way of asking would ignore."""
     if by_rules:
         why = f"{grammar.NAME} is asked without a server, for nothing"
@@ -189,21 +192,21 @@ def refuse_ignored(options: AskOptions, by_rules: bool) -> None:
             raise UserError(f"{flag(name)}: {why}; leave it out")
 
 
-def grammar_or_server(options: AskOptions, by_rules: bool) -> "Model":
+def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
     """Return the model to ask: the rule-based paraphraser or a server's chat model."""
     from data.paraphrasing import chat_client  # the client of a server takes half a second to import
 
     if by_rules:
-        return chat_client.Grammar()
+        return chat_client.RuleBasedParaphraser()
     concurrency = options.concurrency or DEFAULT_CONCURRENCY
     return chat_client.ChatModel(options.base_url, options.timeout or DEFAULT_TIMEOUT_S, concurrency)
 
 
-def refuse_open(captions: Captions) -> None:
+def refuse_open_batch(captions: ParaphraseJob) -> None:
     """Raise UserError while an open batch contains the same captions, since each would be paid for twice."""
-    from data.paraphrasing.batch_api import open_batches
+    from data.paraphrasing.batch_api import find_open_batches
 
-    if files := open_batches(captions):
+    if files := find_open_batches(captions):
         batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
         raise UserError(
             f"{captions.split.name} was handed in to {captions.model} and isn't collected ({batches}): the same "
@@ -212,7 +215,7 @@ def refuse_open(captions: Captions) -> None:
 
 
 def ask_in_batches(
-    options: AskOptions, captions: Captions, journal: Journal, answered: Answered, budget: Budget
+    options: AskOptions, captions: ParaphraseJob, journal: Journal, answered: AnswerLog, budget: Budget
 ) -> str:
     """Ask through the Batch API; return the reason why not all was asked, or ''."""
     from data.paraphrasing import chat_client
@@ -220,7 +223,7 @@ def ask_in_batches(
 
     timeout_s = options.timeout or DEFAULT_TIMEOUT_S
     client = chat_client.connect(
-        options.base_url, timeout_s, chat_client.LimitedClient(chat_client.Slots(1), timeout_s)
+        options.base_url, timeout_s, chat_client.LimitedClient(chat_client.AdaptiveConcurrencyLimiter(1), timeout_s)
     )
     run = BatchRun(
         client,
@@ -228,15 +231,15 @@ def ask_in_batches(
         journal,
         answered,
         budget,
-        ATTEMPTS,
+        MAX_ATTEMPTS,
         poll_s=options.poll or DEFAULT_POLL_S,
-        batch_size=options.batch_size or MOST_REQUESTS,
+        batch_size=options.batch_size or MAX_REQUESTS_PER_BATCH,
     )
-    asyncio.run(run.all())
+    asyncio.run(run.ask_all())
     return run.stopped
 
 
-def open_captions(options: CaptionOptions) -> StoredSplit:
+def open_caption_split(options: CaptionOptions) -> StoredSplit:
     """Return the split whose captions are meant. Raises UserError if it cannot have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:
@@ -248,11 +251,11 @@ def open_captions(options: CaptionOptions) -> StoredSplit:
     return found
 
 
-def price_of(options: AskOptions) -> Price | None:
+def find_price(options: AskOptions) -> Price | None:
     """Return the price of the model, or None if unknown. Raises UserError if a budget is given and the price is
     unknown.
     """
-    price = Price(*options.price) if options.price else prices.price_of(options.model)
+    price = Price(*options.price) if options.price else prices.find_price(options.model)
     if options.budget is not None and price is None:
         raise UserError(
             f"--budget {options.budget:g}: no price of {options.model!r} is known; "
@@ -261,13 +264,13 @@ def price_of(options: AskOptions) -> Price | None:
     return price
 
 
-def require_own(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
+def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
     """Return whether a split has paraphrases by this model and instruction. Raises UserError if it has others and
     --replace isn't given.
 
     Raises UserError where they are not, unless they are to be replaced.
     """
-    there = written_by(split)
+    there = find_author(split)
     if not there or there == (model, instruction) or there == (model, None):
         return True
     if not replace:
@@ -280,7 +283,7 @@ def require_own(split: StoredSplit, model: str, instruction: str, replace: bool)
     return False
 
 
-def written_by(split: StoredSplit) -> tuple[str, str | None] | None:
+def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
     """Return the model and the instruction's version that wrote a split's paraphrases, or None.
 
     The version is '' where there was no instruction that we know of, and None in a table from before it was kept.
@@ -292,18 +295,18 @@ def written_by(split: StoredSplit) -> tuple[str, str | None] | None:
     return row["model"], row.get("instruction")
 
 
-def describe(captions: Captions, attempts: int, price: Price | None, batch: bool) -> None:
+def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, batch: bool) -> None:
     """Print the number of requests and tokens and the cost of a run."""
-    answered = Answered(captions)
+    answered = AnswerLog(captions)
     requests = todo = 0
     input_tokens = output_tokens = 0.0
-    for request in captions.distinct():
+    for request in captions.distinct_requests():
         requests += 1
-        if not is_done(request, answered.texts(request), attempts):
+        if not is_done(request, answered.read_texts(request), attempts):
             todo += 1
-            asked, answer = expected_tokens(request, answered)
+            asked, answer = estimate_tokens(request, answered)
             input_tokens, output_tokens = input_tokens + asked, output_tokens + answer
-    num_captions = sum(1 for _ in captions.requests())
+    num_captions = sum(1 for _ in captions.iterate_requests())
     basis = "as they were on average so far" if answered.tokens.answers else "estimated: four characters each"
     lines = [
         f"{captions.split.name}: {num_captions:,} captions, {requests:,} different requests to {captions.model}",
@@ -311,8 +314,8 @@ def describe(captions: Captions, attempts: int, price: Price | None, batch: bool
         f"tokens ({basis}): {input_tokens:,.0f} of requests, {output_tokens:,.0f} of answers",
     ]
     if price:
-        dollars = price.of(input_tokens, output_tokens)
-        cheaper = dollars * prices.BATCH_SHARE
+        dollars = price.compute_cost(input_tokens, output_tokens)
+        cheaper = dollars * prices.BATCH_PRICE_SHARE
         way = f" ({cheaper:,.2f} with --batch)"
         if batch:
             dollars, way = cheaper, ", through the Batch API"
@@ -331,25 +334,25 @@ def import_command(options: ImportOptions) -> int:
         python data/paraphrase.py import variations.json --store store
         python data/paraphrase.py import variations.json --corpus audiocaps --store store
     """
-    split, entries = open_captions(options), read_variations(options.file)
+    split, entries = open_caption_split(options), read_variations(options.file)
     model = options.model or IMPORTED
-    require_own(split, model, "", options.replace)
+    require_same_model(split, model, "", options.replace)
     found = match_entries(split, entries)
     rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in found.variants.items() if kept]
     if not rows:
         why = f"its {len(found.unknown):,} entries are about other captions" if found.unknown else "all fail the checks"
         raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
-    with alone(journal_of(split)):
+    with lock_journal(journal_path(split)):
         split_writer.write_paraphrases(split.store.path / split.name, rows)
     total = sum(len(captions) for captions in split.captions)
     logger.info(
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
     )
     for name, count in found.failed.items():
-        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKED else " (left out)"))
+        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (left out)"))
     if found.unknown:
         logger.info(f"{len(found.unknown):,} entries are about other captions:")
-        for line in found.unknown[:SAID_INCOMPLETE]:
+        for line in found.unknown[:MAX_LOGGED_INCOMPLETE]:
             logger.info(f"  {options.file}, {line}")
     return 0
 
@@ -367,7 +370,7 @@ def review_command(options: ReviewOptions) -> int:
         split = open_split(store, name)
         if split.manifest.clips_of or (options.split and options.split not in (name, split.manifest.split)):
             continue
-        if by := written_by(split):
+        if by := find_author(split):
             found.append((split, by[0], by[1] or ""))
     if not found:
         raise UserError(f"{store} has no paraphrases" + (f" of {options.split}" if options.split else ""))

@@ -25,10 +25,10 @@ from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
 from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
-from ensemble.serving.registration import register
+from ensemble.serving.registration import register_model
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, write_ensemble
 from trainables.records.mlflow_ledger import LedgerOptions
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.retrieval import METRICS
 
 logger = logging.getLogger("chorale.export")
@@ -49,24 +49,24 @@ class Options:
             raise UserError("--register and --index go together: a registered model answers with the clips of an index")
 
 
-def export(path: Path, out: Path, runs: Runs) -> None:
+def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
     """Write the folder of an exported ensemble atomically. Raises UserError if it exists or cannot be written."""
-    ensemble = bundle.read_mean(path)
+    ensemble = bundle.read_mean_ensemble(path)
     if out.exists():
         raise UserError(f"{out} is there already: name another folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         whole = Path(scratch) / "whole"
         for entry in ensemble.members:
-            folder = bundle.folder_of(entry, path, runs, Path(scratch))
+            folder = bundle.locate_member(entry, path, runs, Path(scratch))
             shutil.copytree(folder, whole / MEMBERS / entry.signature, dirs_exist_ok=True)
         write_ensemble(whole / ENSEMBLE_FILE, ensemble)
-        (whole / "README.md").write_text(card(ensemble), encoding="utf-8")
-        bundle.load(whole)
+        (whole / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
+        bundle.load_models(whole)
         whole.rename(out)
 
 
-def card(ensemble: Ensemble) -> str:
+def build_readme(ensemble: Ensemble) -> str:
     """Return the README of an exported ensemble."""
     test = ensemble.test_when_selected
     lines = [
@@ -95,11 +95,11 @@ def card(ensemble: Ensemble) -> str:
 
 def run(options: Options) -> None:
     """Export an ensemble, and register it with MLflow if requested."""
-    export(options.ensemble, options.out, options.ledger.location)
+    export_ensemble(options.ensemble, options.out, options.ledger.location)
     logger.info("Wrote %s", options.out)
     if options.register and options.index:
         ledger = options.ledger.create()
-        logger.info("Registered %s", register(options.out, options.index, options.register, ledger))
+        logger.info("Registered %s", register_model(options.out, options.index, options.register, ledger))
 
 
 @command

@@ -32,15 +32,15 @@ from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
 from ensemble.record.events import log_and_count
 from ensemble.reporting import paper_results, trial_rows
-from ensemble.reporting.ensemble_rows import Chosen, ensembles_of, pool_of
-from ensemble.reporting.report_page import Leaf, page_of
-from ensemble.reporting.retrieval_examples import Answer, Heard, answers_of, hear
-from ensemble.reporting.tables import Figure, Line, Tabulated, as_csv, as_latex, as_markdown, show
-from ensemble.reporting.trial_rows import Judged, Row, by_setting
+from ensemble.reporting.ensemble_rows import EnsembleRow, load_ensemble_rows, select_member_scores
+from ensemble.reporting.report_page import ReportContent, render_page
+from ensemble.reporting.retrieval_examples import PlayableClips, RetrievalExample, build_examples, load_excerpts
+from ensemble.reporting.tables import Cell, ReportTable, TableLine, print_table, to_csv, to_latex, to_markdown
+from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow, group_by_settings
 from trainables.records.ensemble_file import Estimates
 from trainables.records.ledger import Event, Ledger, Sweep
 from trainables.records.mlflow_ledger import LedgerOptions
-from trainables.retrieval import TITLES
+from trainables.retrieval import METRIC_TITLES
 
 SEEDS_FILE = "seeds.csv"
 LABELS = ("no.", "audio", "segment", "overlap", "text", "fine-tuned", "GPT", "other settings", "seed")
@@ -57,7 +57,7 @@ class Options:
     store: str | None = option("store with the recordings to play (default: the sweep's)", None)
 
 
-def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
+def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str]:
     """Return the labels of a line: of a trial, or of trials that differ in their seeds."""
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
@@ -65,47 +65,50 @@ def labels_of(row: Row, number: str, others: str, seed: str) -> list[str]:
     ]  # fmt: skip
 
 
-def percent(found: Estimates) -> dict[str, Figure]:
+def to_percent(found: Estimates) -> dict[str, Cell]:
     """Return metrics in percent."""
     return {
-        name: Figure(100 * found[name].value, *(100 * limit for limit in found[name].interval))
+        name: Cell(100 * found[name].value, *(100 * limit for limit in found[name].interval))
         for name in paper_results.METRICS
         if found
     }
 
 
-def beside(published: paper_results.Figures | None, which: Which) -> dict[str, float]:
+def published_metrics(published: paper_results.PaperMetrics | None, which: Which) -> dict[str, float]:
     """Return the paper's metrics by name, if the report is on the test split."""
     theirs = published if published and which == "test" else [None] * len(paper_results.METRICS)
     return {name: value for name, value in zip(paper_results.METRICS, theirs, strict=True) if value is not None}
 
 
-def line_of(row: Row, which: Which, others: str, tells_parents: bool) -> Line:
+def build_trial_line(row: TrialRow, which: Which, others: str, tells_parents: bool) -> TableLine:
     """Return a trial as a line of the table, with its own seed, or the seeds of all its stages."""
-    seeds = trial_rows.seeds_of(row.trial)
-    labels = labels_of(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
-    return Line(labels, percent(row.figures), beside(paper_results.published(row.trial), which))
+    seeds = trial_rows.list_seeds(row.trial)
+    labels = build_labels(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
+    return TableLine(labels, to_percent(row.figures), published_metrics(paper_results.find_published(row.trial), which))
 
 
-def line_of_ensemble(one: Chosen, which: Which) -> Line:
+def build_ensemble_line(one: EnsembleRow, which: Which) -> TableLine:
     """Return an ensemble as a line of the table."""
     metric = one.ensemble.metric
-    by = "" if metric == "map10" else f", by {TITLES.get(metric, metric)}"
-    labels = ["", f"ensemble of {counted(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
-    return Line(
-        labels, percent(one.figures), beside(paper_results.ENSEMBLE if one.is_the_papers else None, which), True
+    by = "" if metric == "map10" else f", by {METRIC_TITLES.get(metric, metric)}"
+    labels = ["", f"ensemble of {format_ranges(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
+    return TableLine(
+        labels,
+        to_percent(one.figures),
+        published_metrics(paper_results.ENSEMBLE if one.matches_paper_ensemble else None, which),
+        True,
     )
 
 
-def line_of_seeds(rows: Sequence[Row], which: Which, others: str) -> Line:
+def build_seeds_line(rows: Sequence[TrialRow], which: Which, others: str) -> TableLine:
     """Return trials that differ in their seeds alone as a line: mean, minimum and maximum."""
     values = {name: [100 * row.figures[name].value for row in rows] for name in paper_results.METRICS}
-    figures = {name: Figure(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
-    labels = labels_of(rows[0], counted([row.number for row in rows]), others, str(len(rows)))
-    return Line(labels, figures, beside(paper_results.published(rows[0].trial), which))
+    figures = {name: Cell(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
+    labels = build_labels(rows[0], format_ranges([row.number for row in rows]), others, str(len(rows)))
+    return TableLine(labels, figures, published_metrics(paper_results.find_published(rows[0].trial), which))
 
 
-def counted(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """Return sorted numbers as ranges: 1 to 3, 5."""
     groups: list[list[int]] = []
     for number in numbers:
@@ -118,23 +121,25 @@ def counted(numbers: Sequence[int]) -> str:
     return ", ".join(told)
 
 
-def tables_of(rows: Sequence[Row], chosen: Sequence[Chosen], split: str, which: Which) -> list[Tabulated]:
+def build_tables(
+    rows: Sequence[TrialRow], chosen: Sequence[EnsembleRow], split: str, which: Which
+) -> list[ReportTable]:
     """Return the table of trials and ensembles, and one over seeds if there are several."""
-    parents = {trial_rows.seeds_of(row.trial)[:-1] for row in rows if row.trial.pretraining}
-    others = trial_rows.others_of(rows)
-    lines = [line_of(row, which, others[row.number], len(parents) > 1) for row in rows]
-    lines += [line_of_ensemble(one, which) for one in chosen]
+    parents = {trial_rows.list_seeds(row.trial)[:-1] for row in rows if row.trial.pretraining}
+    others = trial_rows.describe_other_settings(rows)
+    lines = [build_trial_line(row, which, others[row.number], len(parents) > 1) for row in rows]
+    lines += [build_ensemble_line(one, which) for one in chosen]
     title = f"In percent, on {split}, with 95 % bootstrap intervals over clips."
-    tables = [Tabulated(title, LABELS, ("low", "high"), lines)]
-    groups = [[row for row in own if row.figures] for own in by_setting(rows).values()]
-    over_seeds = [line_of_seeds(own, which, others[own[0].number]) for own in groups if len(own) > 1]
+    tables = [ReportTable(title, LABELS, ("low", "high"), lines)]
+    groups = [[row for row in own if row.figures] for own in group_by_settings(rows).values()]
+    over_seeds = [build_seeds_line(own, which, others[own[0].number]) for own in groups if len(own) > 1]
     if over_seeds:
         title = f"Over seeds, in percent, on {split}: the mean, and the least and the greatest."
-        tables.append(Tabulated(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
-    return tables if any(others.values()) else [without(table, "other settings") for table in tables]
+        tables.append(ReportTable(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
+    return tables if any(others.values()) else [remove_label_column(table, "other settings") for table in tables]
 
 
-def without(table: Tabulated, heading: str) -> Tabulated:
+def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
     """Return a table without one of its columns of labels."""
     place = list(table.headings).index(heading)
 
@@ -145,28 +150,32 @@ def without(table: Tabulated, heading: str) -> Tabulated:
     return replace(table, headings=rest(table.headings), lines=lines)
 
 
-def notes_of(judged: Judged, chosen: Sequence[Chosen]) -> list[str]:
+def list_notes(evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow]) -> list[str]:
     """Return notes on what is missing from the table."""
-    rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in judged.rows if row.missing]
-    return rows + [f"The ensemble of {counted(one.numbers)}: {one.missing}" for one in chosen if one.missing]
+    rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
+    return rows + [f"The ensemble of {format_ranges(one.numbers)}: {one.missing}" for one in chosen if one.missing]
 
 
-def explained(judged: Judged, chosen: Sequence[Chosen], store: str | None) -> tuple[Chosen | None, list[Answer], Heard]:
+def explain_newest(
+    evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow], store: str | None
+) -> tuple[EnsembleRow | None, list[RetrievalExample], PlayableClips]:
     """Return the newest ensemble whose members' embeddings exist, with examples of its retrieval and their recordings."""
     one = next((one for one in chosen if not one.missing), None)
-    source, split = judged.source, judged.split
+    source, split = evaluated.source, evaluated.split
     if one is None or source is None or split is None:
-        return None, [], Heard({})
-    answers = answers_of(pool_of(source, judged.places, one.members, one.ensemble), one.ensemble, split)
+        return None, [], PlayableClips({})
+    answers = build_examples(
+        select_member_scores(source, evaluated.places, one.members, one.ensemble), one.ensemble, split
+    )
     if store is None:
-        return one, answers, Heard({}, ["no store is named: --store"])
+        return one, answers, PlayableClips({}, ["no store is named: --store"])
     try:
-        return one, answers, hear(store, answers, split.split, split.fingerprint)
+        return one, answers, load_excerpts(store, answers, split.split, split.fingerprint)
     except (UserError, OSError) as error:
-        return one, answers, Heard({}, [str(error)])
+        return one, answers, PlayableClips({}, [str(error)])
 
 
-def require_places(out: Path, store: str | None, rows: Sequence[Row], which: Which) -> None:
+def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], which: Which) -> None:
     """Raise UserError if the report cannot be written, or its recordings read, before the look at test is taken."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -180,35 +189,35 @@ def run(options: Options) -> None:
     """Write the report of sweeps."""
     which: Which = "validation" if options.no_test else "test"
     ledger = options.ledger.open()
-    sweeps = [ledger.sweep(name) for name in dict.fromkeys(options.sweep or [None])]
+    sweeps = [ledger.find_sweep(name) for name in dict.fromkeys(options.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
     folder = options.out or options.ledger.location.local_folder / "reports" / name
-    rows, notes = trial_rows.rows_of(ledger, candidates.find_candidates(ledger, sweeps))
+    rows, notes = trial_rows.build_rows(ledger, candidates.find_candidates(ledger, sweeps))
     if not rows:
         raise UserError(f"no trial of {name} can be read: {notes[0]}")
-    require_places(folder, options.store, rows, which)
-    judged = trial_rows.judge(ledger, rows, which)
+    require_accessible_paths(folder, options.store, rows, which)
+    judged = trial_rows.evaluate_rows(ledger, rows, which)
     if judged.source is None:
-        has_others = which == "test" and trial_rows.judge(ledger, rows, "validation").source is not None
+        has_others = which == "test" and trial_rows.evaluate_rows(ledger, rows, "validation").source is not None
         instead = "; --no-test reports on validation" if has_others else ""
         raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
-    chosen, unreadable = ensembles_of(ledger, sweeps, judged, which)
-    notes += unreadable + notes_of(judged, chosen)
+    chosen, unreadable = load_ensemble_rows(ledger, sweeps, judged, which)
+    notes += unreadable + list_notes(judged, chosen)
     store = options.store or sweeps[0].description.get("store")
-    one, answers, heard = explained(judged, chosen, store)
+    one, answers, heard = explain_newest(judged, chosen, store)
     split, fingerprint = judged.source.split, judged.source.fingerprint
-    tables = tables_of(judged.rows, chosen, split, which)
+    tables = build_tables(judged.rows, chosen, split, which)
     title = f"{' and '.join(sweep.name for sweep in sweeps)} on {split}"
     texts = {
-        **dict(zip(("report.csv", SEEDS_FILE), map(as_csv, tables), strict=False)),
-        "report.md": "\n".join([f"# {title}\n", *map(as_markdown, tables), *(f"- {note}" for note in notes)]),
-        "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(as_latex, tables)),
-        "report.html": page_of(Leaf(title, tables, notes, judged.rows, one, answers, heard)),
+        **dict(zip(("report.csv", SEEDS_FILE), map(to_csv, tables), strict=False)),
+        "report.md": "\n".join([f"# {title}\n", *map(to_markdown, tables), *(f"- {note}" for note in notes)]),
+        "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, tables)),
+        "report.html": render_page(ReportContent(title, tables, notes, judged.rows, one, answers, heard)),
     }
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    earlier = log_look(ledger, sweeps, judged.rows, fingerprint, texts) if which == "test" else 0
+    earlier = log_look_at_test(ledger, sweeps, judged.rows, fingerprint, texts) if which == "test" else 0
     for table in tables:
-        show(table)
+        print_table(table)
     for note in (*notes, *(f"Without some sound: {problem}" for problem in heard.problems)):
         console.print(note)
     if not chosen:
@@ -218,11 +227,11 @@ def run(options: Options) -> None:
     (folder / SEEDS_FILE).unlink(missing_ok=True)  # of an earlier report
     for file, text in texts.items():
         write_text(folder / file, text)
-        console.print(f"Wrote {folder / file} ({size_of(folder / file)})")
+        console.print(f"Wrote {folder / file} ({format_size(folder / file)})")
 
 
-def log_look(
-    ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[Row], fingerprint: str, texts: Mapping[str, str]
+def log_look_at_test(
+    ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[TrialRow], fingerprint: str, texts: Mapping[str, str]
 ) -> int:
     """Log a look at test before any metric is shown; return the number of earlier looks."""
     names = [sweep.name for sweep in sweeps]
@@ -243,7 +252,7 @@ def log_look(
         return log_and_count(ledger, event)
 
 
-def size_of(path: Path) -> str:
+def format_size(path: Path) -> str:
     """Return a file's size, human-readable."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -25,7 +25,7 @@ from data.errors import UserError, positive
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
 from ensemble.serving import audio_index, bundle
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 logger = logging.getLogger("chorale.search")
 
@@ -42,7 +42,7 @@ class Options:
     top: int = option("number of recordings per sentence", 10, type=positive)
 
 
-def sentences_of(options: Options) -> Iterable[str]:
+def read_sentences(options: Options) -> Iterable[str]:
     """Return the sentences to search for: the argument, or the lines of standard input; none if files are only added."""
     if options.sentence is not None:
         return [options.sentence]
@@ -54,17 +54,17 @@ def run(options: Options) -> None:
     if not options.ensemble.exists():
         raise UserError(f"{options.ensemble} is absent: name an ensemble.json, or the folder of an exported ensemble")
     began = time.perf_counter()
-    models = bundle.load(options.ensemble, Runs.of(options.runs))
+    models = bundle.load_models(options.ensemble, RunStorage.of(options.runs))
     if options.add:
-        for file, reason in audio_index.add(options.index, options.add, models).items():
+        for file, reason in audio_index.update_index(options.index, options.add, models).items():
             logger.warning("left out: %s: %s", file, reason)
     index = audio_index.open_index(options.index, models)
     took_s = time.perf_counter() - began
     logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
     console = Console(soft_wrap=True, highlight=False)
-    for sentence in sentences_of(options):
+    for sentence in read_sentences(options):
         began = time.perf_counter()
-        found = audio_index.search(models, index, [sentence], options.top)[0]
+        found = audio_index.search_index(models, index, [sentence], options.top)[0]
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
         for score, path in found:
             console.print(f"{score:.4f}  {path}", markup=False)

@@ -30,17 +30,17 @@ from data.store.files import appearing_whole
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, Which
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
-from ensemble.record.build import COMPARED_EXACTLY, one_hot
+from ensemble.record.build import MAX_COMPARED_EXACTLY, make_single_weights
 from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
-from ensemble.record.terminal_tables import show
+from ensemble.record.terminal_tables import print_ensemble
 from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
-from ensemble.selection.costs import costs_of
-from ensemble.selection.greedy import Rules, Selection
+from ensemble.selection.costs import load_costs
+from ensemble.selection.greedy import Selection, SelectionConfig
 from ensemble.selection.method_options import EXPERT, MethodOptions
-from ensemble.selection.pruned_pool import Live, compress
+from ensemble.selection.pruned_pool import PrunedPool, prune
 from ensemble.serving import split_index
 from trainables import retrieval
 from trainables.records.embeddings import write_embeddings
@@ -48,11 +48,11 @@ from trainables.records.ensemble_file import (
     FUSION_LABELS,
     Direction,
     Ensemble,
-    FrontPoint,
     Fusion,
     Member,
     Method,
-    NestedFigures,
+    NestedMetrics,
+    ParetoPoint,
     read_ensemble,
     write_ensemble,
 )
@@ -72,7 +72,7 @@ class Options:
     direction: Direction = option("text-to-audio or audio-to-text retrieval", "t2a")
     compare: bool = option(
         "also run every other method, with one look at the test split for all "
-        f"(exact: among the {COMPARED_EXACTLY} best candidates, or --among)", False)  # fmt: skip
+        f"(exact: among the {MAX_COMPARED_EXACTLY} best candidates, or --among)", False)  # fmt: skip
     folds: int = option("folds of nested cross-validation; 0 to skip it", cross_validation.FOLDS)
     no_test: bool = option("compute no metrics on the test split", False)
     out: Path | None = option("folder to write (default: RUNS/ensembles/NAME)", None)
@@ -89,7 +89,7 @@ class Options:
         section=EXPERT)  # fmt: skip
 
     def __post_init__(self) -> None:
-        retrieval.metric(self.metric)
+        retrieval.find_metric(self.metric)
         if self.folds < 0 or self.folds == 1:
             raise UserError(f"--folds {self.folds}: two or more, or 0 to do without")
         if self.cost and (self.how.method == "all" or self.how.bags):
@@ -111,7 +111,7 @@ class MemberOptions:
         """Return the ensemble, the ledger, and the members as candidates."""
         ensemble = read_ensemble(self.ensemble)
         ledger = self.ledger.create() if self.pool else self.ledger.open()
-        return ensemble, ledger, build.candidates_of(ensemble, self.ensemble, ledger, self.pool, self.split)
+        return ensemble, ledger, build.find_member_candidates(ensemble, self.ensemble, ledger, self.pool, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,85 +122,85 @@ class ExportOptions(MemberOptions):
 
 
 @dataclass(frozen=True)
-class Task:
+class SelectionTask:
     """Candidates with their scores on the validation split, and the config of the selection."""
 
     ledger: Ledger
     sweeps: Sequence[Sweep]
     candidates: Sequence[Candidate]
-    validation: Matrices
-    live: Live
-    rules: Rules
+    validation: ScoreMatrices
+    live: PrunedPool
+    rules: SelectionConfig
     options: Options
 
 
-def read(
+def read_scores(
     candidates: Sequence[Candidate],
     which: Which,
     ledger: Ledger,
     fusion: str,
     direction: str,
     files: Mapping[str, str] | None = None,
-) -> Matrices:
+) -> ScoreMatrices:
     """Return the candidates' scores on a split, in a direction and with a fusion applied."""
-    found = pool.load(ledger, candidates, which, files)
-    return score_matrices.fused(score_matrices.transposed(found) if direction == "a2t" else found, fusion)
+    found = pool.load_pool(ledger, candidates, which, files)
+    return score_matrices.apply_fusion(score_matrices.transpose(found) if direction == "a2t" else found, fusion)
 
 
-def compressed(source: Matrices, candidates: Sequence[Candidate], metric: str) -> Live:
+def prune_pool(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
     """Return the pruned pool of a pool, with candidates named by their keys."""
-    return replace(compress(source, metric), names=tuple(candidate.key for candidate in candidates))
+    return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
-def read_task(options: Options) -> Task:
+def read_task(options: Options) -> SelectionTask:
     """Read the candidates: of sweeps, of folders of scores, or of both."""
-    rules = options.how.rules()
+    rules = options.how.selection_config()
     if options.pool and not options.sweep:
         ledger, sweeps = options.ledger.create(), []
         if options.filter:
             raise UserError("--filter: files of scores have no parameters; leave it out, or name a --sweep")
     else:
         ledger = options.ledger.open()
-        sweeps = [ledger.sweep(name) for name in options.sweep or [None]]
+        sweeps = [ledger.find_sweep(name) for name in options.sweep or [None]]
     trials = pool.find_candidates(ledger, sweeps, options.filter) if sweeps else []
-    files = pool.find_files(options.pool)
-    absent = [path for candidate in files if not (path := candidate.file("test")).exists()]
+    files = pool.find_score_files(options.pool)
+    absent = [path for candidate in files if not (path := candidate.score_file("test")).exists()]
     if absent and not options.no_test:
         raise UserError(f"{absent[0]} is absent: add it, or choose without a look at test (--no-test)")
     candidates = [*trials, *files]
-    validation = read(candidates, "validation", ledger, options.fusion, options.direction)
-    live = compressed(validation, candidates, options.metric)
-    return Task(ledger, sweeps, candidates, validation, live, rules, options)
+    validation = read_scores(candidates, "validation", ledger, options.fusion, options.direction)
+    live = prune_pool(validation, candidates, options.metric)
+    return SelectionTask(ledger, sweeps, candidates, validation, live, rules, options)
 
 
-def say_how_long(live: Live, rules: Sequence[Rules], folds: int, console: Console) -> None:
+def print_expected_time(live: PrunedPool, rules: Sequence[SelectionConfig], folds: int, console: Console) -> None:
     """Print, before all subsets are scored, how many there are, and how long that takes with cross-validation."""
     for own in rules:
-        models = live.best_first()[: own.among or None]
-        if own.method == "exact" and len(models) <= exhaustive.MOST_MODELS:
-            once_s = exhaustive.expected_s(live, models)
+        models = live.sort_candidates()[: own.among or None]
+        if own.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
+            once_s = exhaustive.estimate_seconds(live, models)
             told = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
             if folds:
                 told += f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each on all queries but a fold's
             console.print(told)
 
 
-def redoing_epochs(task: Task) -> tuple[cross_validation.LiveOf, bool]:
+def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolOf, bool]:
     """Return the function that chooses the candidates' epochs on some queries, and whether all candidates kept their
     epochs.
     """
     options = task.options
-    kept = epoch_choice.find(task.ledger, task.candidates)
+    kept = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
 
     @functools.cache
-    def of(seen: bytes) -> Live:
+    def of(seen: bytes) -> PrunedPool:
         seen_Q = np.frombuffer(seen, bool)
-        captions = epoch_choice.captions_seen(task.validation, seen_Q) if options.direction == "a2t" else seen_Q
-        files = epoch_choice.best_of(kept, captions)
-        source = read(task.candidates, "validation", task.ledger, options.fusion, options.direction, files)
-        return compressed(source, task.candidates, options.metric)
+        captions = epoch_choice.select_captions(task.validation, seen_Q) if options.direction == "a2t" else seen_Q
+        files = epoch_choice.choose_epoch_files(kept, captions)
+        source = read_scores(task.candidates, "validation", task.ledger, options.fusion, options.direction, files)
+        return prune_pool(source, task.candidates, options.metric)
 
-    def live_of(seen_Q: NDArray[np.bool_]) -> Live:
+    def live_of(seen_Q: NDArray[np.bool_]) -> PrunedPool:
         return of(seen_Q.tobytes()) if kept else task.live
 
     return live_of, len(kept) == len(task.candidates)
@@ -211,17 +211,17 @@ def select(options: Options) -> None:
     console = Console(soft_wrap=True, highlight=False)
     task = read_task(options)
     live, rules, sweeps, runs = task.live, task.rules, task.sweeps, options.ledger.location
-    others = build.compared(rules, len(task.candidates)) if options.compare else {}
-    say_how_long(live, list(dict.fromkeys([rules, *others.values()])), options.folds, console)
+    others = build.list_compared_methods(rules, len(task.candidates)) if options.compare else {}
+    print_expected_time(live, list(dict.fromkeys([rules, *others.values()])), options.folds, console)
     selection = greedy.select(live, rules)
     compared = {name: greedy.select(live, other) for name, other in others.items()}
-    ensemble = describe(task, selection, compared)
+    ensemble = build_record(task, selection, compared)
     if options.folds:
         ensemble = cross_validate(ensemble, task, selection, compared, others)
     if options.cost:
-        points = attribution.front(live, rules, costs_of(options.cost, task.candidates, runs))
+        points = attribution.compute_pareto_front(live, rules, load_costs(options.cost, task.candidates, runs))
         ensemble = replace(ensemble, cost=options.cost, front=tuple(
-            FrontPoint(point.cost, point.selection.value, tuple(live.names[m] for m in point.selection.members))
+            ParetoPoint(point.cost, point.selection.value, tuple(live.names[m] for m in point.selection.members))
             for point in points))  # fmt: skip
     if not options.no_test:
         ensemble = look_at_test(ensemble, task, selection, compared)
@@ -233,65 +233,73 @@ def select(options: Options) -> None:
         write_ensemble(written[0], ensemble)
         write_page(written[1], ensemble)
         earlier = log_event(task.ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
-        files = [copy_whole(path, folder / path.name) for path in written]
-    show(ensemble, None if options.no_test else earlier)
+        files = [copy_atomically(path, folder / path.name) for path in written]
+    print_ensemble(ensemble, None if options.no_test else earlier)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
 
 
-def copy_whole(path: Path, to: Path) -> Path:
+def copy_atomically(path: Path, to: Path) -> Path:
     """Copy a file atomically; return its new path."""
     with appearing_whole(to) as temporary:
         shutil.copyfile(path, temporary)
     return to
 
 
-def describe(task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
+def build_record(task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
     """Return the record of a selection, with its metrics on the validation split."""
     options, candidates, live = task.options, task.candidates, task.live
     metrics = list(dict.fromkeys([options.metric, *METRICS]))
-    best = live.best_first()[0]
-    systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
-    found, others = build.figures_on(task.validation, systems | {n: s.counts for n, s in compared.items()}, metrics)
-    shares = attribution.members(live, selection)
-    best_single = build.member_of(candidates[best], 1.0)
+    best = live.sort_candidates()[0]
+    systems = {"ensemble": selection.counts, "best_single": make_single_weights(best, len(candidates))}
+    found, others = build.compute_split_metrics(
+        task.validation, systems | {n: s.counts for n, s in compared.items()}, metrics
+    )
+    shares = attribution.attribute_members(live, selection)
+    best_single = build.build_member(candidates[best], 1.0)
     methods = [Method(BEST_SINGLE, (best_single,), found.systems["best_single"])] if compared else []
     for name, other in compared.items():
-        members = tuple(build.member_of(candidates[model], other.weights[model]) for model in other.members)
+        members = tuple(build.build_member(candidates[model], other.weights[model]) for model in other.members)
         methods.append(Method(name, members, others[name]))
     return Ensemble(
-        members=build.members_with_shares(candidates, shares, selection, task.ledger),
+        members=build.build_members(candidates, shares, selection, task.ledger),
         pool=" and ".join([*(sweep.name for sweep in task.sweeps), *map(str, options.pool)]),
         metric=options.metric,
         metrics=tuple(metrics),
-        method=build.told(task.rules),
+        method=build.describe_method(task.rules),
         fusion=options.fusion,
         direction=options.direction,
         best_single=best_single,
         validation=found,
         methods=tuple(methods),
-        trajectory=build.trajectory_of(candidates, selection),
-        sizes={"validation": evaluation.along(task.validation, build.growth(selection), options.metric)},
-        share_kept=live.share,
-        likeness=tuple(map(tuple, attribution.likeness(live, [share.candidate for share in shares]).tolist())),
+        trajectory=build.build_trajectory(candidates, selection),
+        sizes={
+            "validation": evaluation.compute_metric_by_step(
+                task.validation, build.list_additions(selection), options.metric
+            )
+        },
+        share_kept=live.kept_share,
+        likeness=tuple(
+            map(tuple, attribution.compute_error_correlation(live, [share.candidate for share in shares]).tolist())
+        ),
         candidates=tuple(candidate.key for candidate in candidates),
     )
 
 
 def cross_validate(
     ensemble: Ensemble,
-    task: Task,
+    task: SelectionTask,
     selection: Selection,
     compared: Mapping[str, Selection],
-    others: Mapping[str, Rules],
+    others: Mapping[str, SelectionConfig],
 ) -> Ensemble:
     """Return the ensemble with the metrics of nested cross-validation, its own and those of the compared methods."""
-    live_of, redoes_epochs = redoing_epochs(task)
-    fold_Q = cross_validation.folds_of(task.live.group_Q, task.options.folds)
+    live_of, redoes_epochs = make_epoch_chooser(task)
+    fold_Q = cross_validation.assign_folds(task.live.group_Q, task.options.folds)
 
-    def nested_of(rules: Rules, value: float) -> NestedFigures:
-        found = cross_validation.nested(live_of, rules, fold_Q)
-        return build.nested_figures(found, task.live, task.options.folds, value, redoes_epochs)
+    def nested_of(rules: SelectionConfig, value: float) -> NestedMetrics:
+        found = cross_validation.cross_validate(live_of, rules, fold_Q)
+        return build.build_nested_metrics(found, task.live, task.options.folds, value, redoes_epochs)
 
     own = nested_of(task.rules, selection.value)
     nested = {name: nested_of(others[name], other.value).ensemble for name, other in compared.items()}
@@ -300,19 +308,21 @@ def cross_validate(
     return replace(ensemble, nested=own, methods=methods)
 
 
-def look_at_test(ensemble: Ensemble, task: Task, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
+def look_at_test(
+    ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
+) -> Ensemble:
     """Return the ensemble with the metrics on test: its own, the best single candidate's and all other methods'."""
-    candidates, history, best = task.candidates, build.growth(selection), task.live.best_first()[0]
+    candidates, history, best = task.candidates, build.list_additions(selection), task.live.sort_candidates()[0]
     members = {model for one in (selection, *compared.values()) for model in one.members}
     looked_at = sorted({*members, *history, best})
-    source = read([candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction)
+    source = read_scores([candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction)
     places = {model: place for place, model in enumerate(looked_at)}
-    systems = {"ensemble": selection.counts, "best_single": one_hot(best, len(candidates))}
+    systems = {"ensemble": selection.counts, "best_single": make_single_weights(best, len(candidates))}
     systems |= {name: other.counts for name, other in compared.items()}
     own = {name: [counts[model] for model in looked_at] for name, counts in systems.items()}
-    test, others = build.figures_on(source, own, ensemble.metrics)
+    test, others = build.compute_split_metrics(source, own, ensemble.metrics)
     others[BEST_SINGLE] = test.systems["best_single"]
-    sizes = evaluation.along(source, [places[model] for model in history], ensemble.metric)
+    sizes = evaluation.compute_metric_by_step(source, [places[model] for model in history], ensemble.metric)
     methods = tuple(replace(method, test=others[method.name]) for method in ensemble.methods)
     return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes})
 
@@ -326,16 +336,19 @@ def evaluate(options: MemberOptions) -> None:
     """
     ensemble, ledger, candidates = options.read()
     weights = ensemble.weights
-    source = read(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
+    source = read_scores(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
     names = tuple(dict.fromkeys([ensemble.metric, *METRICS]))
     alone = max(range(len(candidates)), key=lambda place: weights[place])
-    systems: dict[str, Sequence[float]] = {"ensemble": weights, "heaviest_member": one_hot(alone, len(candidates))}
-    found = evaluation.compare(source, systems, names)
+    systems: dict[str, Sequence[float]] = {
+        "ensemble": weights,
+        "heaviest_member": make_single_weights(alone, len(candidates)),
+    }
+    found = evaluation.compare_systems(source, systems, names)
     members = tuple(Member(one.name, one.weight, one.signature) for one in ensemble.members)
     event = Ensemble(members, ensemble.pool, names[0], names, "evaluation", ensemble.fusion, ensemble.direction)
     event = replace(event, test=found) if options.split == "test" else replace(event, validation=found)
     earlier = log_event(ledger, "evaluation", f"evaluation of {options.ensemble.parent.name}", event, [], "")
-    show(event, earlier if event.test else None)
+    print_ensemble(event, earlier if event.test else None)
 
 
 def export(options: ExportOptions) -> None:
@@ -353,7 +366,7 @@ def export(options: ExportOptions) -> None:
     shares = [weight / sum(weights) for weight in weights]
     target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(target, split_index.concatenated(ledger, candidates, shares, options.split))
+    write_embeddings(target, split_index.concatenate_embeddings(ledger, candidates, shares, options.split))
     Console(soft_wrap=True, highlight=False).print(f"Wrote {target}", markup=False)
 
 

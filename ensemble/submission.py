@@ -25,14 +25,20 @@ from data.runtime.options import Command, flag, group, option, positional, run_c
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
-from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, Evaluation, Scores
-from ensemble.challenge.metadata import Given, describe, label_of, read_authors
-from ensemble.challenge.systems import System, embed_all, fused, read_system, refuse_what_was_heard
+from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, EvaluationSet, Scores
+from ensemble.challenge.metadata import SubmissionInfo, build_metadata, choose_label, read_authors
+from ensemble.challenge.systems import (
+    System,
+    compute_system_scores,
+    embed_all,
+    read_system,
+    refuse_training_on_evaluation,
+)
 from trainables.records.mlflow_ledger import LedgerOptions
 
 logger = logging.getLogger("chorale.submission")
 
-SPLIT = "clotho/challenge"
+DEFAULT_SPLIT = "clotho/challenge"
 """Evaluation set of both years: the predictions of 2025's baseline are for retrieval_audio and its captions, too."""
 
 
@@ -41,7 +47,7 @@ class EvaluationOptions:
     """Command-line options that locate the evaluation set, and its format."""
 
     evaluation: str = option("folder or URI of the store with the evaluation set", metavar="STORE")
-    split: str = option("split of the evaluation set", SPLIT)
+    split: str = option("split of the evaluation set", DEFAULT_SPLIT)
     format: str | None = option(
         "format (default: dcase2023; for validate: that of the zip)", None, choices=sorted(CHALLENGES))  # fmt: skip
 
@@ -87,28 +93,28 @@ class Options(EvaluationOptions):
                 raise UserError(f"{flag(name)}: give one for each system, {number}, not {len(values)}")
 
 
-def write(
-    options: Options, format_name: str, evaluation: Evaluation, systems: Sequence[System], scores: Sequence[Scores],
+def write_submission(
+    options: Options, format_name: str, evaluation: EvaluationSet, systems: Sequence[System], scores: Sequence[Scores],
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
     """Write the submission: each system's output and metadata, and all of them in one zip."""
-    challenge = formats.challenge(format_name)
-    prefix = label_of(options.told.label, authors)
+    challenge = formats.find_challenge(format_name)
+    prefix = choose_label(options.told.label, authors)
     out = options.out
     names = []
     for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
-        label = challenge.label(prefix, number)
+        label = challenge.format_label(prefix, number)
         output, meta = challenge.output_name(prefix, number), challenge.meta_name(prefix, number)
-        scores_QF = formats.of_all_files(scores_QA, evaluation)
+        scores_QF = formats.extend_to_all_files(scores_QA, evaluation)
         formats.write_csv(out / output, challenge.rows(scores_QF, evaluation))
-        given = Given(
+        given = SubmissionInfo(
             label,
-            nth(options.told.name, number),
-            nth(options.told.abbreviation, number),
+            pick(options.told.name, number),
+            pick(options.told.abbreviation, number),
             authors,
             options.told.source_code,
         )
-        formats.write_yaml(out / meta, describe(system, given))
+        formats.write_yaml(out / meta, build_metadata(system, given))
         names += [output, meta]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
     path = out / f"{prefix}_{challenge.task}.zip"
@@ -117,12 +123,12 @@ def write(
     return path
 
 
-def nth(values: Sequence[str], number: int) -> str | None:
+def pick(values: Sequence[str], number: int) -> str | None:
     """Return the value given for a system, counted from 1."""
     return values[number - 1] if values else None
 
 
-def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
+def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
     """Log the files that could not be decoded, which are ranked last, and the skipped queries."""
     for name, reason in evaluation.unheard.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
@@ -130,9 +136,9 @@ def tell_ranked_last(evaluation: Evaluation, split: StoredSplit) -> None:
         logger.warning("set aside: %s: %s", aside.origin, aside.reason)
 
 
-def check(path: Path, format_name: str, evaluation: Evaluation) -> int:
+def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) -> int:
     """Validate a submission and log its problems; return the exit status, 1 if there are any."""
-    found = validation.problems(path, format_name, evaluation)
+    found = validation.find_problems(path, format_name, evaluation)
     for problem in found:
         logger.error("wrong: %s", problem)
     if found:
@@ -147,30 +153,30 @@ def check(path: Path, format_name: str, evaluation: Evaluation) -> int:
     return 0
 
 
-def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, Evaluation]:
+def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, EvaluationSet]:
     """Return the split of the evaluation set, and the evaluation set."""
     split = open_split(Store.of(options.evaluation), options.split)
-    return split, formats.evaluation_of(split)
+    return split, formats.read_evaluation_set(split)
 
 
 def submit(options: Options) -> int:
     """Write a submission and validate it; the exit status is 1 if something must be corrected."""
     split, evaluation = read_evaluation(options)
     format_name = options.format or "dcase2023"
-    formats.require_files(format_name, evaluation)
+    formats.require_min_files(format_name, evaluation)
     authors = read_authors(options.told.authors) if options.told.authors else []
-    label_of(options.told.label, authors)  # a wrong one is refused before there is work done
+    choose_label(options.told.label, authors)  # a wrong one is refused before there is work done
     runs, ledger = options.ledger.location, options.ledger.open()
     systems = [read_system(path, ledger, runs) for path in options.ensemble]
-    refuse_what_was_heard(systems, split)
-    tell_ranked_last(evaluation, split)
+    refuse_training_on_evaluation(systems, split)
+    log_undecodable(evaluation, split)
     found = embed_all(systems, split, runs)
-    scores = [fused(system, found, split) for system in systems]
+    scores = [compute_system_scores(system, found, split) for system in systems]
     try:
-        path = write(options, format_name, evaluation, systems, scores, authors)
+        path = write_submission(options, format_name, evaluation, systems, scores, authors)
     except OSError as error:
         raise UserError(f"{error.filename or options.out} can't be written: {error.strerror or error}") from error
-    return check(path, format_name, evaluation)
+    return check_submission(path, format_name, evaluation)
 
 
 def validate(options: ValidateOptions) -> int:
@@ -181,7 +187,7 @@ def validate(options: ValidateOptions) -> int:
         python ensemble/submission.py validate Doe_EX_task6b.zip --evaluation store --format dcase2025
     """
     _, evaluation = read_evaluation(options)
-    return check(options.zip, options.format or validation.guess(options.zip), evaluation)
+    return check_submission(options.zip, options.format or validation.guess_challenge(options.zip), evaluation)
 
 
 @command

@@ -26,12 +26,19 @@ from data.runtime.options import Command, changed_options, flag, group, option, 
 from data.runtime.tables import show
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
-from sweeps.display.progress import Display, Line, status, table
-from sweeps.display.results import say, show_results
-from sweeps.planning.retraining import From, Retraining, plan_retrainings, retrained
-from sweeps.planning.stages import Stages, by_stage, parents_of, require_encoders
-from sweeps.spaces import Space, check, named, space, with_seeds
-from trainables.execution.resources import Bundle, ComputeOptions, Resources, places, require_room, share_out
+from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
+from sweeps.display.results import print_line, show_results
+from sweeps.planning.retraining import FirstStage, Retraining, build_retrained_ensemble, plan_retrainings
+from sweeps.planning.stages import Stages, find_parents, group_by_stage, require_buildable_encoders
+from sweeps.spaces import Space, check_trials, find_space, list_spaces, with_seeds
+from trainables.execution.resources import (
+    Allocation,
+    Bundle,
+    ComputeOptions,
+    allocate,
+    count_placeable_workers,
+    require_placeable,
+)
 from trainables.records import lease as leases
 from trainables.records.ensemble_file import Ensemble, read_ensemble, write_ensemble
 from trainables.records.ledger import Ledger
@@ -48,7 +55,7 @@ Scheduler = Literal["none", "asha"]
 class SpaceOptions:
     """Command-line options that determine the trials of a sweep."""
 
-    space: str = option(f"space of trials: {', '.join(sorted(named()))}, or path/to/file.py:function", "demo")
+    space: str = option(f"space of trials: {', '.join(sorted(list_spaces()))}, or path/to/file.py:function", "demo")
     splits: SplitOptions = group("data")
     seeds: int | None = option("number of seeds for each fine-tuning", None, type=positive)
     pretraining_seeds: int | None = option(
@@ -74,11 +81,11 @@ class SweepOptions:
     max_concurrent: int | None = option(
         "concurrent trials (default: one per GPU or CPU)", None, type=positive, section="compute")  # fmt: skip
 
-    def resources_by_stage(self, found: Sequence[Bundle], num_trials: int) -> dict[str, Resources]:
+    def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
         """Return the resources of each stage's trials. Raises UserError if a trial could never be placed."""
-        fine_tuning = share_out(found, self.compute.wish, num_trials, self.max_concurrent)
+        fine_tuning = allocate(nodes, self.compute.request, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
-        require_room(pretraining, found)
+        require_placeable(pretraining, nodes)
         return {"pretraining": pretraining, "fine-tuning": fine_tuning}
 
 
@@ -92,7 +99,7 @@ class RetrainOptions(SweepOptions, StoreOptions):
     """Command-line options of a retraining."""
 
     ensemble: Path = positional("ensemble.json whose members are retrained")
-    retrain_from: From = option("first stage to retrain", "pretraining")
+    retrain_from: FirstStage = option("first stage to retrain", "pretraining")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +111,7 @@ class StatusOptions:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """Trials of a sweep, their store, and the description that the ledger keeps."""
 
     title: str
@@ -118,16 +125,16 @@ class Plan:
 
 def run_space(options: Options) -> int:
     """Run the sweep of a space; the exit status is 1 if a trial did not finish."""
-    named_space = space(options.space)  # an unknown one is refused before anything is started
-    options = with_name(options)
+    named_space = find_space(options.space)  # an unknown one is refused before anything is started
+    options = with_default_name(options)
     store, corpus = Store.of(options.splits.store), options.splits.corpus
     splits = None if is_built_on_demand(corpus, store) else options.splits.find(store)
     ledger = options.ledger.create()
     cluster = start_cluster(options)
-    plan = Plan(
+    plan = SweepPlan(
         title=f"space {options.space} on corpus {corpus}",
-        command=command_line(options),
-        trials=trials_of_space(options, named_space, splits or built_splits(options.splits, store), cluster),
+        command=format_resume_command(options),
+        trials=build_trials(options, named_space, splits or prepare_splits(options.splits, store), cluster),
         store=store,
         cluster=cluster,
         description={"space": options.space, "corpus": corpus, "retrain": None},
@@ -135,7 +142,7 @@ def run_space(options: Options) -> int:
     )
     stages, num_unfinished = run_sweep(options, plan, ledger)
     if stages:
-        say(f"Next:                 {next_command(options)}")
+        print_line(f"Next:                 {format_select_command(options)}")
     return 1 if num_unfinished else 0
 
 
@@ -146,33 +153,33 @@ def retrain(options: RetrainOptions) -> int:
         python sweeps/grid.py retrain runs/ensembles/NAME/ensemble.json --store store --name final
         python sweeps/grid.py retrain ensemble.json --store store --retrain-from finetuning
     """
-    options = with_name(options)
+    options = with_default_name(options)
     ensemble, store = read_ensemble(options.ensemble), Store.of(options.store)
     retrainings = plan_retrainings(ensemble, options.ensemble, options.retrain_from)
     ledger = options.ledger.create()
     path = options.ledger.location.local_folder / "ensembles" / options.name / "ensemble.json"
     identity = [str(options.ensemble.resolve()), options.retrain_from]
-    require_name_of_its_own(options, path, identity, ledger)
-    plan = Plan(
+    require_unused_name(options, path, identity, ledger)
+    plan = SweepPlan(
         title=f"retraining {options.ensemble}",
-        command=command_line(options, "retrain", str(options.ensemble)),
-        trials=trials_to_retrain(retrainings),
+        command=format_resume_command(options, "retrain", str(options.ensemble)),
+        trials=list_retrained_trials(retrainings),
         store=store,
         cluster=start_cluster(options),
         description={"space": None, "corpus": None, "retrain": identity},
     )
     stages, num_unfinished = run_sweep(options, plan, ledger)
     if stages and not num_unfinished:
-        write_retrained(path, ensemble, retrainings, stages, ledger)
+        write_retrained_ensemble(path, ensemble, retrainings, stages, ledger)
     return 1 if num_unfinished else 0
 
 
-def with_name(options: OptionsT) -> OptionsT:
+def with_default_name(options: OptionsT) -> OptionsT:
     """Return the options with the date as name if they have none."""
     return replace(options, name=options.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}")
 
 
-def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> tuple[Stages, int]:
+def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> tuple[Stages, int]:
     """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
 
     After a dry run there are none.
@@ -180,60 +187,64 @@ def run_sweep(options: SweepOptions, plan: Plan, ledger: MlflowLedger) -> tuple[
     runs, store, wanted, found = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
     fingerprints = read_fingerprints(wanted, store, weights)
-    stages = by_stage(wanted, fingerprints)
+    stages = group_by_stage(wanted, fingerprints)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
-    finished = {signature for signature in every if ledger.finished(signature)}
+    finished = {signature for signature in every if ledger.find_finished_trial(signature)}
     todo = {signature: trial for signature, trial in every.items() if signature not in finished}
     from sweeps.planning import estimate
 
     if options.dry_run:
-        show(Console(), estimate.report(stages, finished, store))
-        say(estimate.basis(stages, finished, store))
+        show(Console(), estimate.build_estimate_table(stages, finished, store))
+        print_line(estimate.describe_estimate(stages, finished, store))
         return [], 0
 
-    require_encoders(todo.values(), weights)
-    resources = options.resources_by_stage(found, max((len(stage) for stage in stages), default=1))
-    say(f"Sweep {options.name}: {plan.title}")
-    say(f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run")
-    say(f"  {what_each_gets(resources, found, options.max_concurrent)}, in {wanted[0].precision}")
-    say(f"  corpus in {plan.store}, results in {runs}")
+    require_buildable_encoders(todo.values(), weights)
+    resources = options.allocate_by_stage(found, max((len(stage) for stage in stages), default=1))
+    print_line(f"Sweep {options.name}: {plan.title}")
+    print_line(
+        f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run"
+    )
+    print_line(f"  {describe_allocation(resources, found, options.max_concurrent)}, in {wanted[0].precision}")
+    print_line(f"  corpus in {plan.store}, results in {runs}")
 
     from sweeps.scheduling import ray_tune
-    from sweeps.scheduling.ray_tune import Sweep
-    from sweeps.scheduling.rounds import run_all
-    from trainables.execution.session import Site
+    from sweeps.scheduling.ray_tune import SweepContext
+    from sweeps.scheduling.rounds import run_until_done
+    from trainables.execution.session import RunContext
 
-    costs = {signature: estimate.seconds(trial, store) for signature, trial in every.items()}
+    costs = {signature: estimate.estimate_seconds(trial, store) for signature, trial in every.items()}
     lines = {
-        signature: Line(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
+        signature: TrialProgress(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
         for signature, trial in every.items()
     }
     run_id = ledger.start_sweep(options.name, list(every), describe_sweep(plan, lines))
-    site = Site(store, runs, ledger.tracking_uri, weights, options.compute.keep_epochs)
-    execution = options.compute.execution(resources["fine-tuning"])
-    sweep = Sweep(run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND, site, resources, execution)
+    site = RunContext(store, runs, ledger.tracking_uri, weights, options.compute.keep_epochs)
+    execution = options.compute.execution_on(resources["fine-tuning"])
+    sweep = SweepContext(
+        run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND_ID, site, resources, execution
+    )
     for signature in finished:
         lines[signature].state = "finished"
     try:
-        with Display(lines, Console(soft_wrap=True), ledger) as display:
-            parents, with_asha = parents_of(every, fingerprints), plan.scheduler == "asha"
-            run_all(todo, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
+        with SweepDisplay(lines, Console(soft_wrap=True), ledger) as display:
+            parents, with_asha = find_parents(every, fingerprints), plan.scheduler == "asha"
+            run_until_done(todo, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
     except KeyboardInterrupt:
-        ray_tune.interrupt(ledger, sweep, list(todo))
-        ledger.give_up(run_id, "KILLED")
-        say(f"\nInterrupted. To go on, from the last checkpoint of each trial: {plan.command}")
+        ray_tune.release_trials(ledger, sweep, list(todo))
+        ledger.mark_ended(run_id, "KILLED")
+        print_line(f"\nInterrupted. To go on, from the last checkpoint of each trial: {plan.command}")
         raise
     num_unfinished = show_results(ledger, stages)
     if num_unfinished:
-        ledger.give_up(run_id, "FAILED")
+        ledger.mark_ended(run_id, "FAILED")
     else:
         ledger.finish(run_id)
-    say()
-    say(f"To look at the runs:  {look_command(ledger.tracking_uri)}")
+    print_line()
+    print_line(f"To look at the runs:  {format_mlflow_command(ledger.tracking_uri)}")
     return stages, num_unfinished
 
 
-def describe_sweep(plan: Plan, lines: Mapping[str, Line]) -> dict[str, Any]:
+def describe_sweep(plan: SweepPlan, lines: Mapping[str, TrialProgress]) -> dict[str, Any]:
     """Return the description that the ledger keeps of a sweep, besides its trials' signatures."""
     return {
         **plan.description,
@@ -252,15 +263,15 @@ def start_cluster(options: SweepOptions) -> list[Bundle]:
     """
     from data.runtime.parallel import start_ray
     from sweeps.scheduling.ray_tune import QUIET_TUNE
-    from trainables.execution.nodes import TRAIN_ENVIRONMENT, TRAINING_MODULES, nodes
+    from trainables.execution.nodes import TRAIN_ENVIRONMENT, TRAINING_MODULES, list_nodes
 
     uses_ray_train = max(options.compute.workers or 1, options.pretraining_workers or 1) > 1
     os.environ.update(QUIET_TUNE | (TRAIN_ENVIRONMENT if uses_ray_train else {}))
     start_ray(() if options.dry_run or uses_ray_train else TRAINING_MODULES, include_dashboard=uses_ray_train)
-    return nodes()
+    return list_nodes()
 
 
-def built_splits(options: SplitOptions, store: Store) -> Splits:
+def prepare_splits(options: SplitOptions, store: Store) -> Splits:
     """Prepare the built-in corpus if it is used, and return the splits."""
     from data.preparation.build import prepare_if_absent
 
@@ -268,51 +279,56 @@ def built_splits(options: SplitOptions, store: Store) -> Splits:
     return options.find(store)
 
 
-def trials_of_space(options: Options, named_space: Space, splits: Splits, found: Sequence[Bundle]) -> list[Trial]:
+def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Sequence[Bundle]) -> list[Trial]:
     """Return the trials of a space, with the requested seeds."""
     from trainables.execution.nodes import fastest_precision_on
 
-    precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, found)
-    named_trials = check(named_space(splits, precision))
-    return check(with_seeds(named_trials, options.seeds, options.pretraining_seeds))
+    precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, nodes)
+    named_trials = check_trials(named_space(splits, precision))
+    return check_trials(with_seeds(named_trials, options.seeds, options.pretraining_seeds))
 
 
-def trials_to_retrain(retrainings: Sequence[Retraining]) -> list[Trial]:
+def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
     """Return the members' trials on all splits. Raises UserError if there are none."""
     wanted = list(dict.fromkeys(one.trial for one in retrainings if one.is_retrained))
     if not wanted:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
-    return check(wanted)
+    return check_trials(wanted)
 
 
-def require_name_of_its_own(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
+def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
     """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
     if path.resolve() == options.ensemble.resolve():
         raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
-    if options.name in ledger.sweep_names() and ledger.sweep(options.name).description.get("retrain") != identity:
+    if (
+        options.name in ledger.list_sweep_names()
+        and ledger.find_sweep(options.name).description.get("retrain") != identity
+    ):
         raise UserError(
             f"--name {options.name}: a sweep has that name, and isn't this retraining of {options.ensemble}; "
             "give another name"
         )
 
 
-def write_retrained(
+def write_retrained_ensemble(
     path: Path, ensemble: Ensemble, retrainings: Sequence[Retraining], stages: Stages, ledger: Ledger
 ) -> None:
     """Write the ensemble.json of the retrained members."""
     done = {}
     for signature, trial in (item for stage in stages for item in stage.items()):
-        run = ledger.finished(signature)
+        run = ledger.find_finished_trial(signature)
         if run is not None:
             done[trial] = (signature, run.run_id)
-    write_ensemble(path, retrained(ensemble, retrainings, done))
-    say(f"Wrote {path}")
+    write_ensemble(path, build_retrained_ensemble(ensemble, retrainings, done))
+    print_line(f"Wrote {path}")
 
 
-def what_each_gets(resources: Mapping[str, Resources], found: Sequence[Bundle], max_concurrent: int | None) -> str:
+def describe_allocation(
+    resources: Mapping[str, Allocation], nodes: Sequence[Bundle], max_concurrent: int | None
+) -> str:
     """Return in words how many trials run at a time, and on which resources."""
     one = resources["fine-tuning"]
-    at_once = places(one, found) // one.workers
+    at_once = count_placeable_workers(one, nodes) // one.workers
     each = f"{one.gpus_per_worker:g} GPU" if one.gpus_per_worker else "CPU"
     more = "".join(f", {stage}s on {which.workers} workers" for stage, which in resources.items() if which.workers > 1)
     concurrent = min(at_once, max_concurrent or at_once)
@@ -327,12 +343,14 @@ def show_status(options: StatusOptions) -> None:
         python sweeps/grid.py status --runs s3://bucket/runs --name NAME
     """
     ledger = options.ledger.open()
-    sweep = ledger.sweep(options.name)
-    held = {signature: leases.holder(options.ledger.location, signature) is not None for signature in sweep.signatures}
-    show(Console(), table(status(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, "))
+    sweep = ledger.find_sweep(options.name)
+    held = {
+        signature: leases.find_holder(options.ledger.location, signature) is not None for signature in sweep.signatures
+    }
+    show(Console(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, "))
 
 
-def command_line(options: SweepOptions, *words: str) -> str:
+def format_resume_command(options: SweepOptions, *words: str) -> str:
     """Return the command that resumes this sweep."""
     found = ["python", "sweeps/grid.py", *words]
     for name, value in changed_options(options).items():
@@ -342,14 +360,14 @@ def command_line(options: SweepOptions, *words: str) -> str:
     return shlex.join(found)
 
 
-def look_command(tracking_uri: str) -> str:
+def format_mlflow_command(tracking_uri: str) -> str:
     """Return the command that shows the runs in MLflow."""
     if tracking_uri.startswith("http"):
         return f"{tracking_uri} in a browser"
     return f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
-def next_command(options: Options) -> str:
+def format_select_command(options: Options) -> str:
     """Return the command that selects the ensemble."""
     ledger = options.ledger
     words = ["python", "ensemble/select.py", "--metric", "map10", "--runs", ledger.runs, "--sweep", options.name]

@@ -107,7 +107,7 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
         for seed in range(FIGURE_2_SEEDS)
     ]
     cnn14 = recipes.paper("cnn14:audioset", "huggingface:bert-base", splits, precision)
-    return once(
+    return deduplicate(
         *(recipes.paper_fine_tuning(pretraining, splits) for pretraining in pretrainings.values()),
         *figure_2,
         compared,
@@ -161,12 +161,12 @@ def fine_tuning(
     )
 
 
-def once(*trials: Trial) -> list[Trial]:
+def deduplicate(*trials: Trial) -> list[Trial]:
     """Return the trials, each once."""
     return list(dict.fromkeys(trials))
 
 
-def with_seeds(wanted: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
+def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
     """Return the trials with further seeds, following their own; each trial once.
 
     `seeds` is for fine-tunings, over one pretraining; a trial without a pretraining stays as it is. `pretraining_seeds`
@@ -174,41 +174,41 @@ def with_seeds(wanted: Sequence[Trial], seeds: int | None = None, pretraining_se
     `seeds` times `pretraining_seeds` fine-tunings of each.
     """
     trials = []
-    for trial in wanted:
+    for trial in trials:
         for shift in range(pretraining_seeds or 1):
             own_shifts = range(seeds) if seeds and trial.pretraining else (shift,)
-            parent = shifted(trial.pretraining, shift) if trial.pretraining else None
+            parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
             trials += [replace(trial, seed=trial.seed + own, pretraining=parent) for own in own_shifts]
-    return once(*trials)
+    return deduplicate(*trials)
 
 
-def shifted(trial: Trial, shift: int) -> Trial:
+def shift_seeds(trial: Trial, shift: int) -> Trial:
     """Return the trial with its seed, and the seeds of its pretrainings, increased."""
-    parent = shifted(trial.pretraining, shift) if trial.pretraining else None
+    parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
     return replace(trial, seed=trial.seed + shift, pretraining=parent)
 
 
-def check(wanted: object) -> list[Trial]:
+def check_trials(trials: object) -> list[Trial]:
     """Return the trials of a space. Raises UserError if they cannot be one sweep.
 
     That is: anything but a list of trials, with at least one; a trial that is there twice; trials that don't validate
     and test on the same splits, pretrainings included, as they couldn't be in one pool; and one that is trained on what
     it is judged by, unless it ends at a given epoch and isn't judged.
     """
-    if not isinstance(wanted, list | tuple):
-        raise UserError(f"the space gave a {type(wanted).__name__}: it must return a list of trials")
-    if not wanted:
+    if not isinstance(trials, list | tuple):
+        raise UserError(f"the space gave a {type(trials).__name__}: it must return a list of trials")
+    if not trials:
         raise UserError("the space gave no trial: it must return at least one")
     numbers: dict[Trial, int] = {}
-    for number, trial in enumerate(wanted, start=1):
+    for number, trial in enumerate(trials, start=1):
         if not isinstance(trial, Trial):
             raise UserError(f"entry {number} of the space is a {type(trial).__name__}: each must be a Trial")
         if (first := numbers.setdefault(trial, number)) < number:
             raise UserError(
                 f"entries {first} and {number} of the space are the same trial, {trial.name}: leave one out"
             )
-    first_trial = wanted[0]
-    for trial in (part for own in wanted for part in chain(own)):
+    first_trial = trials[0]
+    for trial in (part for own in trials for part in iterate_stages(own)):
         for role in ("validation", "test"):
             split, other = getattr(first_trial, role), getattr(trial, role)
             if split != other:
@@ -219,17 +219,17 @@ def check(wanted: object) -> list[Trial]:
         heard = {*trial.train} & {trial.validation, trial.test}
         if heard and trial.final_epoch is None:
             raise UserError(f"{trial.name} would be trained on and judged by {', '.join(sorted(heard))}: leave it out")
-    return list(wanted)
+    return list(trials)
 
 
-def chain(trial: Trial) -> Iterator[Trial]:
+def iterate_stages(trial: Trial) -> Iterator[Trial]:
     """Yield a trial, its pretraining, and so on."""
     yield trial
     if trial.pretraining:
-        yield from chain(trial.pretraining)
+        yield from iterate_stages(trial.pretraining)
 
 
-def named() -> dict[str, Space]:
+def list_spaces() -> dict[str, Space]:
     """Return the spaces of this file by name: its functions that take splits and a precision and return trials."""
     functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
     return {
@@ -239,26 +239,26 @@ def named() -> dict[str, Space]:
     }
 
 
-def space(name: str) -> Space:
+def find_space(name: str) -> Space:
     """Return a space by name, or a user's as 'path/to/file.py:function'. Raises UserError that lists the known ones for
     an unknown name.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
-        return own_space(Path(path), function)
-    if name not in named():
-        raise unknown_name("space", name, sorted(named()))
-    return named()[name]
+        return load_user_space(Path(path), function)
+    if name not in list_spaces():
+        raise unknown_name("space", name, sorted(list_spaces()))
+    return list_spaces()[name]
 
 
-def own_space(path: Path, function: str) -> Space:
+def load_user_space(path: Path, function: str) -> Space:
     """Return a function of a Python file. Errors name the file and the line."""
     if not path.is_file():
         raise UserError(f"{path} is absent: a space of your own is named as path/to/file.py:function")
     try:
         contents = runpy.run_path(str(path))
     except Exception as error:
-        raise UserError(f"{path} can't be run: {reason(path, error)}") from error
+        raise UserError(f"{path} can't be run: {format_reason(path, error)}") from error
     functions = {name: value for name, value in contents.items() if inspect.isfunction(value)}
     if function not in functions:
         raise unknown_name(f"function of {path}", function, sorted(functions))
@@ -272,12 +272,12 @@ def own_space(path: Path, function: str) -> Space:
         try:
             return own(splits, precision)
         except Exception as error:
-            raise UserError(f"{path}:{function} gave no trials: {reason(path, error)}") from error
+            raise UserError(f"{path}:{function} gave no trials: {format_reason(path, error)}") from error
 
     return named_in_errors
 
 
-def reason(path: Path, error: Exception) -> str:
+def format_reason(path: Path, error: Exception) -> str:
     """Return what went wrong, and in which line of a file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

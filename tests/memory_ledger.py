@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from data.errors import UserError
 from trainables import trial as trials
-from trainables.records.embeddings import EPOCHS_FOLDER, epoch_file
+from trainables.records.embeddings import EPOCHS_FOLDER, epoch_file_name
 from trainables.records.ledger import CURVES, EventRun, Ledger, MissingArtifactError, Sweep, TrialRun
-from trainables.records.mlflow_ledger import flattened
+from trainables.records.mlflow_ledger import flatten_settings
 
 
 class MemoryLedger(Ledger):
@@ -29,62 +29,62 @@ class MemoryLedger(Ledger):
         run = self.trials[run_id]
         self.trials[run_id] = replace(run, metrics=run.metrics | metrics)
 
-    def keep_embeddings(self, run_id, file, embeddings):
+    def keep_embeddings(self, run_id, file, load_embeddings):
         """Keep a trial's embeddings of a split."""
-        self.kept[run_id, file] = embeddings
+        self.kept[run_id, file] = load_embeddings
 
-    def trial_runs(self):
+    def iterate_trials(self):
         return reversed(list(self.trials.values()))
 
-    def running(self):
-        return (run for run in self.trial_runs() if run.status == "RUNNING")
+    def iterate_running_trials(self):
+        return (run for run in self.iterate_trials() if run.status == "RUNNING")
 
-    def trial_run(self, signature):
-        found = [run for run in self.trial_runs() if run.signature == signature]
+    def find_trial(self, signature):
+        found = [run for run in self.iterate_trials() if run.signature == signature]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
-    def signature_of(self, run_id):
+    def find_signature(self, run_id):
         return self.trials[run_id].signature if run_id in self.trials else None
 
     def claim(self, trial, signature, sweep_run_id, parent=None):
-        run = self.trial_run(signature)
+        run = self.find_trial(signature)
         if run:
             self.trials[run.run_id] = replace(run, status="RUNNING")
             return run.run_id
-        run_id, config = next(self.ids), trials.to_json(trial)
-        settings = {name: str(value) for name, value in flattened(config)}
+        run_id, load_config = next(self.ids), trials.to_json(trial)
+        settings = {name: str(value) for name, value in flatten_settings(load_config)}
         self.trials[run_id] = TrialRun(run_id, trial.name, signature, "RUNNING", settings, pretraining=parent)
-        self.configs[run_id] = config
+        self.configs[run_id] = load_config
         return run_id
 
     def finish(self, run_id):
         if run_id in self.trials:
             self.trials[run_id] = replace(self.trials[run_id], status="FINISHED")
 
-    def give_up(self, run_id, status):
+    def mark_ended(self, run_id, status):
         if run_id in self.trials:
             self.trials[run_id] = replace(self.trials[run_id], status=status)
 
-    def best_metrics(self, run):
+    def load_best_metrics(self, run):
         best = int(run.metrics["best_epoch"])
         logged = self.logged[run.run_id]
         return {name: values[best] for name, values in logged.items() if best in values} | {"epoch": float(best)}
 
-    def curves(self, run, names=CURVES):
+    def load_curves(self, run, names=CURVES):
         return {name: dict(self.logged.get(run.run_id, {}).get(name, {})) for name in names}
 
-    def embeddings(self, run, file):
+    def load_embeddings(self, run, file):
         if run.is_trained_on_all_splits:
             raise UserError(f"{run.name!r} was trained on all splits: there are no figures of it")
         if (run.run_id, file) not in self.kept:
             raise MissingArtifactError(file, run.run_id)
         return self.kept[run.run_id, file]
 
-    def epochs(self, run):
-        names = [f"{EPOCHS_FOLDER}/{epoch_file(epoch)}" for epoch in sorted(self.curves(run)["map10"])]
+    def list_epochs(self, run):
+        names = [f"{EPOCHS_FOLDER}/{epoch_file_name(epoch)}" for epoch in sorted(self.load_curves(run)["map10"])]
         return names if all((run.run_id, name) in self.kept for name in names) else []
 
-    def config(self, run):
+    def load_config(self, run):
         if run.run_id not in self.configs:
             raise MissingArtifactError("trial.json", run.run_id)
         return self.configs[run.run_id]
@@ -94,18 +94,18 @@ class MemoryLedger(Ledger):
         self.sweeps[name] = Sweep(run_id, name, list(signatures), dict(description))
         return run_id
 
-    def sweep(self, name=None):
-        names = self.sweep_names()
+    def find_sweep(self, name=None):
+        names = self.list_sweep_names()
         if not names:
             raise UserError("memory: holds no sweep")
         if name not in (None, *names):
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(names)}")
         return self.sweeps[name or names[0]]
 
-    def sweep_names(self):
+    def list_sweep_names(self):
         return list(self.sweeps)[::-1]
 
-    def events(self, kind, test_fingerprint=None):
+    def iterate_events(self, kind, test_fingerprint=None):
         found = [run for run in reversed(self.recorded.values()) if self.kinds[run.run_id] == kind]
         return (run for run in found if test_fingerprint in (None, run.test_fingerprint))
 
@@ -122,7 +122,7 @@ class MemoryLedger(Ledger):
         for file in event.files:
             shutil.copy(file, self.folder / run_id)
 
-    def event_file(self, run, name):
+    def load_event_file(self, run, name):
         path = self.folder / run.run_id / name
         if not path.exists():
             raise MissingArtifactError(name, run.run_id)

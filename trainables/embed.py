@@ -45,33 +45,33 @@ def read_sentences(path: Path) -> list[str]:
     there is none.
     """
     if path.suffix.lower() == ".csv":
-        found = [(row["caption"], row.origin) for row in read_csv(path, ["caption"])]
+        sentences = [(row["caption"], row.origin) for row in read_csv(path, ["caption"])]
     else:
         lines = read_text(path, "utf-8").splitlines()
-        found = [(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    for sentence, origin in found:
+        sentences = [(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    for sentence, origin in sentences:
         if not normalise(sentence):
             raise UserError(f"{origin}: {sentence!r} contains no word: remove the line")
-    if not found:
+    if not sentences:
         raise UserError(f"{path} holds no sentence")
-    return [sentence for sentence, _ in found]
+    return [sentence for sentence, _ in sentences]
 
 
-def model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
+def find_model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
     """Return the folder of a trained model, given as a folder, a trial's signature or the id of its MLflow run."""
     runs = ledger.location
     if (Path(name) / TRIAL_FILE).exists():
         return Path(name)
     if "/" not in name and runs.has_model(name):
-        return runs.model(name, scratch)
+        return runs.fetch_model(name, scratch)
     if Path(name).exists():
         raise UserError(f"{name} holds no trained model ({TRIAL_FILE} is missing)")
-    signature = ledger.open().signature_of(name)
+    signature = ledger.open().find_signature(name)
     if signature is None or not runs.has_model(signature):
         raise UserError(
             f"{name!r} is neither the folder of a model nor the signature or MLflow run of a trained trial in {runs}"
         )
-    return runs.model(signature, scratch)
+    return runs.fetch_model(signature, scratch)
 
 
 def run(options: Options) -> None:
@@ -81,7 +81,7 @@ def run(options: Options) -> None:
     paths = audio_files(options.audio) if options.audio else []
     sentences = read_sentences(options.captions) if options.captions else []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
+        folder = find_model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
         from trainables.records.checkpoint import load_model  # torch: only once there is a model to load
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 
@@ -91,7 +91,7 @@ def run(options: Options) -> None:
         logger.warning("skipped: %s: %s", path, reason)
     if paths and not embedded:
         raise UserError(f"{options.audio}: none of its {len(paths)} audio files can be decoded")
-    found = Embeddings(
+    embeddings = Embeddings(
         signature=Path(options.checkpoint).name,
         split=str(options.audio or options.captions),
         fingerprint="",
@@ -102,7 +102,7 @@ def run(options: Options) -> None:
         text_QD=embed_text(model, trial, sentences),
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(options.out, found)
+    write_embeddings(options.out, embeddings)
     logger.info("Wrote %s: %d clips and %d sentences, %d numbers each", options.out, len(embedded), len(sentences),
                 trial.embedding_size)  # fmt: skip
 

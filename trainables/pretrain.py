@@ -29,14 +29,14 @@ from data.runtime.options import Command, changed_options, group, option, run_co
 from data.splits import SplitOptions, Splits
 from data.store.storage import Store
 from trainables import encoders, recipes
-from trainables.encoders import families
-from trainables.execution.resources import ComputeOptions, share_out
-from trainables.execution.session import Site, Work
+from trainables.encoders import list_families
+from trainables.execution.resources import ComputeOptions, allocate
+from trainables.execution.session import RunContext, TrainingJob
 from trainables.records import lease as leases
-from trainables.records.lease import Heart, Holder
+from trainables.records.lease import Heartbeat, Holder
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_ledger import LedgerOptions
-from trainables.records.mlflow_log import STEP, Log
+from trainables.records.mlflow_log import STEP, RunLog
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.signature import compute_signature
@@ -44,13 +44,13 @@ from trainables.trial import Precision, Trial, fastest_precision
 
 logger = logging.getLogger("chorale.pretrain")
 
-ASK_EVERY_S = 2.0
-SAY_EVERY_S = 10.0
+POLL_EVERY_S = 2.0
+PRINT_EVERY_S = 10.0
 """Interval in seconds between two lines of progress on outputs that are not a terminal."""
 
 
-SETTINGS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
-OF_SCHEDULE = ("epochs", "peak_rate", "final_rate")
+TRIAL_OPTIONS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
+SCHEDULE_OPTIONS = ("epochs", "peak_rate", "final_rate")
 """Names of the options that are fields of a trial, and of its schedule."""
 
 
@@ -58,9 +58,11 @@ OF_SCHEDULE = ("epochs", "peak_rate", "final_rate")
 class TrialOptions:
     """Command-line options of the trial to train."""
 
-    recipe: str = option(f"training settings: {', '.join(recipes.named())}", "small")
-    audio: str = option(f"audio encoder as family:variant; families: {', '.join(families('audio'))}", "cnn:small5")
-    text: str = option(f"text encoder as family:variant; families: {', '.join(families('text'))}", "transformer:small")
+    recipe: str = option(f"training settings: {', '.join(recipes.list_recipes())}", "small")
+    audio: str = option(f"audio encoder as family:variant; families: {', '.join(list_families('audio'))}", "cnn:small5")
+    text: str = option(
+        f"text encoder as family:variant; families: {', '.join(list_families('text'))}", "transformer:small"
+    )
     epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=positive)
     peak_rate: float | None = option("peak learning rate", None)
     final_rate: float | None = option("final learning rate", None)
@@ -83,7 +85,7 @@ class Options:
     compute: ComputeOptions = group("compute")
 
 
-class ProgressLine:
+class TrainingProgressLine:
     """Line that shows the progress of a training as logged in MLflow: updated on a terminal, printed now and then
     elsewhere.
     """
@@ -92,11 +94,11 @@ class ProgressLine:
         self.tracking_uri, self.run_id, self.epochs = tracking_uri, run_id, epochs
         self.text = "starting workers"
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self.follow, daemon=True)
+        self.thread = threading.Thread(target=self.poll, daemon=True)
         console = Console(stderr=True)
         self.live = Live(console=console, get_renderable=lambda: Text(self.text), transient=True)
 
-    def __enter__(self) -> "ProgressLine":
+    def __enter__(self) -> "TrainingProgressLine":
         if self.live.console.is_terminal:
             self.live.start()
         self.thread.start()
@@ -107,20 +109,24 @@ class ProgressLine:
         self.thread.join()
         self.live.stop()
 
-    def follow(self) -> None:
+    def poll(self) -> None:
         """Read the latest metrics from MLflow every few seconds."""
-        log = Log(self.tracking_uri, self.run_id)
-        said, said_at = "", time.monotonic()
-        while not self.ended.wait(ASK_EVERY_S):
-            metrics = log.last_metrics()
+        log = RunLog(self.tracking_uri, self.run_id)
+        printed, printed_at = "", time.monotonic()
+        while not self.ended.wait(POLL_EVERY_S):
+            metrics = log.load_last_metrics()
             if f"{STEP}epoch" in metrics:
-                self.text = progress(metrics, self.epochs)
-            if not self.live.console.is_terminal and self.text != said and time.monotonic() - said_at >= SAY_EVERY_S:
-                said, said_at = self.text, time.monotonic()
-                logger.info(said)
+                self.text = format_progress(metrics, self.epochs)
+            if (
+                not self.live.console.is_terminal
+                and self.text != printed
+                and time.monotonic() - printed_at >= PRINT_EVERY_S
+            ):
+                printed, printed_at = self.text, time.monotonic()
+                logger.info(printed)
 
 
-def progress(metrics: Mapping[str, float], epochs: int) -> str:
+def format_progress(metrics: Mapping[str, float], epochs: int) -> str:
     """Return the progress of a training as one line."""
     step = {name.removeprefix(STEP): value for name, value in metrics.items() if name.startswith(STEP)}
     best = (
@@ -135,78 +141,78 @@ def progress(metrics: Mapping[str, float], epochs: int) -> str:
     )
 
 
-def trial_of(options: TrialOptions, chosen: Splits) -> Trial:
+def build_trial(options: TrialOptions, splits: Splits) -> Trial:
     """Return the recipe's trial with the settings of the command line."""
     precision = options.precision or fastest_precision()
-    trial = recipes.recipe(options.recipe)(options.audio, options.text, chosen, precision)
-    own, of_schedule = ({name: value for name, value in changed_options(options).items() if name in names}
-                        for names in (SETTINGS, OF_SCHEDULE))  # fmt: skip
-    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **own)
+    trial = recipes.find_recipe(options.recipe)(options.audio, options.text, splits, precision)
+    of_trial, of_schedule = ({name: value for name, value in changed_options(options).items() if name in names}
+                        for names in (TRIAL_OPTIONS, SCHEDULE_OPTIONS))  # fmt: skip
+    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **of_trial)
 
 
 def run(options: Options) -> int:
     """Train as the options say, and return the exit status."""
     settings, compute = options.trial, options.compute
-    recipes.recipe(settings.recipe)  # refuse unknown names before slow imports
-    encoders.choose("audio", settings.audio)
-    encoders.choose("text", settings.text)
+    recipes.find_recipe(settings.recipe)  # refuse unknown names before slow imports
+    encoders.config_of_variant("audio", settings.audio)
+    encoders.config_of_variant("text", settings.text)
     from data.preparation.build import prepare_if_absent
     from data.runtime.parallel import start_ray
-    from trainables.execution.nodes import TRAIN_ENVIRONMENT, nodes
+    from trainables.execution.nodes import TRAIN_ENVIRONMENT, list_nodes
 
     os.environ.update(TRAIN_ENVIRONMENT)
-    whole, runs = Store.of(options.splits.store), options.ledger.location
-    prepare_if_absent(options.splits.corpus, whole)
-    trial = trial_of(settings, options.splits.find(whole))
+    store, runs = Store.of(options.splits.store), options.ledger.location
+    prepare_if_absent(options.splits.corpus, store)
+    trial = build_trial(settings, options.splits.find(store))
     weights = settings.weights.resolve() if settings.weights else None
-    signature = compute_signature(trial, whole.location, weights)
+    signature = compute_signature(trial, store.location, weights)
     ledger = options.ledger.create()
-    if found := ledger.finished(signature):
+    if finished_run := ledger.find_finished_trial(signature):
         logger.info("%s has already finished.", trial.name)
-        show(ledger.best_metrics(found), signature)
+        print_result(ledger.load_best_metrics(finished_run), signature)
         return 0
     lease = leases.acquire(runs, signature)
     if isinstance(lease, Holder):
         raise UserError(f"{trial.name} is being trained by {lease}: wait until it ends, or stop it")
     start_ray()
-    cluster = nodes()
+    cluster = list_nodes()
     whole_gpus = max(1.0, compute.gpus_per_worker or 1.0)
     workers = compute.workers or sum(int(node.gpus // whole_gpus) for node in cluster) or 1
-    resources = share_out(cluster, replace(compute.wish, workers=workers))
-    execution = compute.execution(resources)
+    resources = allocate(cluster, replace(compute.request, workers=workers))
+    execution = compute.execution_on(resources)
     each = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
     logger.info("%s, trial %s", trial.name, signature)
     logger.info("  on %s", ", ".join(trial.train))
     logger.info(
         "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
     )
-    site = Site(whole.location, runs, ledger.tracking_uri, weights, compute.keep_epochs)
-    with Heart(runs, lease):
+    context = RunContext(store.location, runs, ledger.tracking_uri, weights, compute.keep_epochs)
+    with Heartbeat(runs, lease):
         run_id = ledger.claim(trial, signature, None)
-        metrics = fit_or_give_up(ledger, Work(trial, lease, None, run_id, site, resources, execution))
+        metrics = fit_and_mark_failure(ledger, TrainingJob(trial, lease, None, run_id, context, resources, execution))
         ledger.finish(run_id)
-    show(metrics, signature)
+    print_result(metrics, signature)
     return 0
 
 
-def fit_or_give_up(ledger: Ledger, work: Work) -> Metrics:
+def fit_and_mark_failure(ledger: Ledger, work: TrainingJob) -> Metrics:
     """Train with Ray Train, and mark the run in the ledger as failed if that raises."""
     from trainables.execution.ray_adapter import fit
 
     try:
-        with ProgressLine(ledger.tracking_uri, work.run_id, work.trial.epochs):
+        with TrainingProgressLine(ledger.tracking_uri, work.run_id, work.trial.epochs):
             return fit(work)
     except KeyboardInterrupt:
-        ledger.give_up(work.run_id, "KILLED")
+        ledger.mark_ended(work.run_id, "KILLED")
         logger.info("Interrupted. Re-run the same command to resume from the last checkpoint.")
         raise
     except Exception:
         if work.lease.is_held(work.site.runs):
-            ledger.give_up(work.run_id, "FAILED")
+            ledger.mark_ended(work.run_id, "FAILED")
         raise
 
 
-def show(metrics: Metrics, signature: str) -> None:
+def print_result(metrics: Metrics, signature: str) -> None:
     """Print the metrics of the best epoch on the validation split."""
     scores = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in METRICS)
     Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)

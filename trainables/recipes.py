@@ -35,8 +35,8 @@ def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
     16-bit floats; here it is what the hardware multiplies fastest. Gradients aren't clipped.
     """
     return Trial(
-        audio=encoders.choose("audio", audio),
-        text=encoders.choose("text", text),
+        audio=encoders.config_of_variant("audio", audio),
+        text=encoders.config_of_variant("text", text),
         train=splits.pretrain,
         validation=splits.validation,
         test=splits.test,
@@ -116,7 +116,7 @@ def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
     )
 
 
-def named() -> dict[str, Recipe]:
+def list_recipes() -> dict[str, Recipe]:
     """Return the recipes for a pretraining, by name."""
     arguments = list(inspect.get_annotations(paper).values())
     functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
@@ -125,8 +125,8 @@ def named() -> dict[str, Recipe]:
     }
 
 
-def recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> Recipe:
     """Return a recipe by name. Raises UserError that lists the known recipes for an unknown name."""
-    if name not in named():
-        raise unknown_name("recipe", name, sorted(named()))
-    return named()[name]
+    if name not in list_recipes():
+        raise unknown_name("recipe", name, sorted(list_recipes()))
+    return list_recipes()[name]

@@ -21,7 +21,15 @@ PerQuery = NDArray[np.float64]
 METRICS = ("map10", "r1", "r5", "r10")
 """Metrics reported wherever several are: mAP@10, R@1, R@5 and R@10."""
 
-TITLES = {"map10": "mAP@10", "map16": "mAP@16", "r1": "R@1", "r5": "R@5", "r10": "R@10", "mrr": "MRR", "ndcg": "nDCG"}
+METRIC_TITLES = {
+    "map10": "mAP@10",
+    "map16": "mAP@16",
+    "r1": "R@1",
+    "r5": "R@5",
+    "r10": "R@10",
+    "mrr": "MRR",
+    "ndcg": "nDCG",
+}
 """Titles of metrics in tables; other metrics are shown by name."""
 
 
@@ -42,7 +50,7 @@ class Relevance:
         return len(self.group_Q)
 
 
-def relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str]) -> Relevance:
+def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str]) -> Relevance:
     """Return the relevance of clips given by ids; queries with the same relevant clips form a group.
 
     Raises UserError where a query has no relevant clip, or one that isn't among `clip_ids`.
@@ -61,7 +69,7 @@ def relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str
     return Relevance(pairs_P2[:, 0], pairs_P2[:, 1], np.array(group_Q, dtype=np.int64))
 
 
-def ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
+def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
     """Return the rank, from 1, of each pair's clip among all clips [P].
 
     A clip with an equal score counts as better, so that a constant model ranks everything last.
@@ -134,7 +142,7 @@ def discounted_gain(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> 
 Metric = Callable[[NDArray[np.int64], Relevance], PerQuery]
 
 
-def metric(name: str) -> Metric:
+def find_metric(name: str) -> Metric:
     """Return a metric by name: a function of ranks [P] and relevance that returns a value for each query [Q].
 
     Args:
@@ -161,7 +169,7 @@ def metric(name: str) -> Metric:
     return lambda ranks_P, relevant: compute(ranks_P, relevant, k)
 
 
-def evaluate(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> dict[str, float]:
+def compute_metrics(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> dict[str, float]:
     """Return the means of metrics over queries, by name, as fractions.
 
     Args:
@@ -174,5 +182,5 @@ def evaluate(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> di
         >>> compute_metrics(np.array([[0.9, 0.5]]), relevant, ["map10", "r1"])
         {'map10': 0.5, 'r1': 0.0}
     """
-    ranks_P = ranks(scores_QA, relevant)
-    return {name: float(metric(name)(ranks_P, relevant).mean()) for name in names}
+    ranks_P = compute_ranks(scores_QA, relevant)
+    return {name: float(find_metric(name)(ranks_P, relevant).mean()) for name in names}

@@ -28,7 +28,7 @@ TRAINING_VERSION = 3
 another result.
 """
 
-PLACES = ("model", "revision")
+PATH_SETTINGS = ("model", "revision")
 """Settings that give the location of weights; the signature contains their fingerprint instead."""
 
 
@@ -48,7 +48,7 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
     Published weights are those of the directory `weights`, or without one those that would be downloaded. Raises
     UserError for a split or paraphrases that the store lacks, and for weights that can't be found.
     """
-    all_trials = list(dict.fromkeys(stage for trial in trials for stage in stages(trial)))
+    all_trials = list(dict.fromkeys(stage for trial in trials for stage in iterate_stages(trial)))
     names = dict.fromkeys(name for trial in all_trials for name in (*trial.train, trial.validation, trial.test))
     splits = {name: open_split(store, name) for name in names}
     paraphrased = dict.fromkeys(
@@ -59,23 +59,23 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
         splits={name: split.fingerprint for name, split in splits.items()},
         exclusions={train: exclusions_fingerprint(store, train) for train in {trial.train for trial in all_trials}},
         paraphrases={name: splits[name].paraphrases_fingerprint() for name in paraphrased},
-        weights={config: encoders.module_of(config).weights_fingerprint(config, weights) for config in configs},
+        weights={config: encoders.module_of_config(config).weights_fingerprint(config, weights) for config in configs},
     )
 
 
-def stages(trial: Trial) -> Iterator[Trial]:
+def iterate_stages(trial: Trial) -> Iterator[Trial]:
     """Yield a trial, its pretraining, and so on."""
     yield trial
     if trial.pretraining:
-        yield from stages(trial.pretraining)
+        yield from iterate_stages(trial.pretraining)
 
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     """Return the signature of a trial, 16 hexadecimal digits."""
-    described = settings(trial) | {
+    described = changed_settings(trial) | {
         "audio": describe_encoder(trial.audio, fingerprints),
         "text": describe_encoder(trial.text, fingerprints),
-        "schedule": {"kind": type(trial.schedule).__name__} | settings(trial.schedule),
+        "schedule": {"kind": type(trial.schedule).__name__} | changed_settings(trial.schedule),
         "pretraining": sign(trial.pretraining, fingerprints) if trial.pretraining else None,
         "fingerprints": {name: fingerprints.splits[name] for name in (*trial.train, trial.validation, trial.test)},
         "exclusions": fingerprints.exclusions[trial.train],
@@ -96,15 +96,15 @@ def compute_signature(trial: Trial, store: Location, weights: Path | None = None
 
 def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
     """Return an encoder's family and settings, with the fingerprint of its weights in place of their location."""
-    described = {key: value for key, value in settings(config).items() if key not in PLACES}
+    described = {key: value for key, value in changed_settings(config).items() if key not in PATH_SETTINGS}
     return described | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
 
 
-def settings(config: Any) -> dict[str, Any]:
+def changed_settings(config: Any) -> dict[str, Any]:
     """Return the fields of a config that differ from their defaults, and the fields without a default."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
-            found[field.name] = settings(value) if dataclasses.is_dataclass(value) else value
+            found[field.name] = changed_settings(value) if dataclasses.is_dataclass(value) else value
     return found

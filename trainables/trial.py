@@ -123,14 +123,18 @@ class Trial:
         return epoch >= self.epochs or self.schedule.is_over(epoch, validation_losses)
 
     @property
-    def heard(self) -> set[str]:
+    def training_splits(self) -> set[str]:
         """Splits that the trial or its pretraining is trained on."""
-        return {*self.train, *(self.pretraining.heard if self.pretraining else ())}
+        return {*self.train, *(self.pretraining.training_splits if self.pretraining else ())}
 
     @property
     def name(self) -> str:
         """Human-readable name that distinguishes the trial from others of its sweep."""
-        parts = [encoders.label(self.audio), encoders.label(self.text), f"rate {self.schedule.peak_rate:g}"]
+        parts = [
+            encoders.format_label(self.audio),
+            encoders.format_label(self.text),
+            f"rate {self.schedule.peak_rate:g}",
+        ]
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]

@@ -13,7 +13,7 @@ from typing import Any
 from data.captions import normalise
 from data.sources.json_text import parse_json
 
-MOST_WORDS = 19
+MAX_WORDS = 19
 """Maximum number of words in a paraphrase: the instruction asks for fewer than 20."""
 
 BEFORE_INDEX = r"""^[\s>\#*_-]*                              # Markdown around the index
@@ -28,7 +28,7 @@ INDEX = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-HEADING = re.compile(rf"{BEFORE_INDEX}[(\[]?\d{{1,2}}[\s.:)\]*_-]*$", re.VERBOSE | re.IGNORECASE)
+INDEX_LINE = re.compile(rf"{BEFORE_INDEX}[(\[]?\d{{1,2}}[\s.:)\]*_-]*$", re.VERBOSE | re.IGNORECASE)
 """Pattern of a line that is only an index; the sentence is in the next line."""
 
 BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
@@ -36,16 +36,16 @@ BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
 Dogs bark.").
 """
 
-INLINE = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+(?=\(?1[.)]\s)")
+INLINE_INDEX = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+(?=\(?1[.)]\s)")
 """Pattern between two numbered sentences on one line, and between an introduction and the first sentence."""
 
 BULLET = re.compile(r"^[-*•–]\s+")
-THOUGHT = re.compile(
+REASONING = re.compile(
     r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>", re.DOTALL
 )
 """Pattern of a model's reasoning before its answer; the opening tag may be missing."""
 
-EMBEDDED = re.compile(r"[\[{].*[\]}]", re.DOTALL)
+EMBEDDED_JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 """Pattern of JSON surrounded by other text."""
 
 FENCE = re.compile(r"^```\w*$")
@@ -83,25 +83,25 @@ MARKUP = re.compile(r"[{}\[\]<>|\\]|\"\s*:|://")
 NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 
 
-def parse(answer: str) -> list[str]:
+def parse_sentences(answer: str) -> list[str]:
     """Return the sentences of an answer in order, without numbering and quotes.
 
     What stands before the first and after the last number isn't a sentence; where nothing is numbered, each string of
     JSON is one, or each line that isn't an introduction. A refusal holds none.
     """
-    lines = [line for line in THOUGHT.sub("", answer).strip().splitlines() if not FENCE.match(line)]
+    lines = [line for line in REASONING.sub("", answer).strip().splitlines() if not FENCE.match(line)]
     text = "\n".join(lines)
-    parts = counted(headed([part.strip() for line in lines for part in INLINE.split(line)]))
-    if (listed := json_strings(text)) is not None:
-        found = [tidy(entry) for entry in listed]
+    parts = punctuate_indexes(join_index_lines([part.strip() for line in lines for part in INLINE_INDEX.split(line)]))
+    if (listed := extract_json_strings(text)) is not None:
+        found = [clean_sentence(entry) for entry in listed]
     elif any(INDEX.match(part) for part in parts):
-        found = numbered(parts)
-    elif (embedded := EMBEDDED.search(text)) and (listed := json_strings(embedded[0])) is not None:
-        found = [tidy(entry) for entry in listed]
+        found = join_numbered_lines(parts)
+    elif (embedded := EMBEDDED_JSON.search(text)) and (listed := extract_json_strings(embedded[0])) is not None:
+        found = [clean_sentence(entry) for entry in listed]
     elif is_refusal(text):
         return []
     else:
-        found = [tidy(part) for part in parts if not INTRODUCTION.search(part)]
+        found = [clean_sentence(part) for part in parts if not INTRODUCTION.search(part)]
     return [sentence for sentence in found if sentence and not (CLOSING.match(sentence) or is_refusal(sentence))]
 
 
@@ -112,15 +112,15 @@ def is_refusal(text: str) -> bool:
 
 def is_refused(answer: str) -> bool:
     """Return whether an answer refuses the request and contains no sentence."""
-    return is_refusal(THOUGHT.sub("", answer).strip()) and not parse(answer)
+    return is_refusal(REASONING.sub("", answer).strip()) and not parse_sentences(answer)
 
 
-def headed(lines: Sequence[str]) -> list[str]:
+def join_index_lines(lines: Sequence[str]) -> list[str]:
     """Return the lines with each line that holds only an index ('1.') joined to the next non-empty line."""
     found: list[str] = []
     is_headed = False
     for line in lines:
-        if HEADING.match(line):
+        if INDEX_LINE.match(line):
             is_headed = True
         elif line and is_headed:
             found.append(line if INDEX.match(line) else f"1. {line}")
@@ -130,7 +130,7 @@ def headed(lines: Sequence[str]) -> list[str]:
     return found
 
 
-def counted(lines: Sequence[str]) -> list[str]:
+def punctuate_indexes(lines: Sequence[str]) -> list[str]:
     """Return the lines with a full stop after bare indexes that count up from 1."""
     indexes = [int(match[1]) for line in lines if (match := BARE_INDEX.match(line))]
     if len(indexes) < 2 or indexes != list(range(1, len(indexes) + 1)):
@@ -138,28 +138,28 @@ def counted(lines: Sequence[str]) -> list[str]:
     return [BARE_INDEX.sub(r"\1. ", line) for line in lines]
 
 
-def json_strings(text: str) -> list[str] | None:
+def extract_json_strings(text: str) -> list[str] | None:
     """Return all strings in a text that is JSON; None if it isn't JSON or has none."""
     with contextlib.suppress(ValueError):
         value = parse_json(text)
         if isinstance(value, list | dict):
-            return list(strings(value)) or None
+            return list(iterate_strings(value)) or None
     return None
 
 
-def strings(value: Any) -> Iterator[str]:
+def iterate_strings(value: Any) -> Iterator[str]:
     """Yield the strings of a JSON value in order, without the names of its fields."""
     match value:
         case str():
             yield value
         case list():
             for entry in value:
-                yield from strings(entry)
+                yield from iterate_strings(entry)
         case dict():
-            yield from strings(list(value.values()))
+            yield from iterate_strings(list(value.values()))
 
 
-def numbered(lines: Sequence[str]) -> list[str]:
+def join_numbered_lines(lines: Sequence[str]) -> list[str]:
     """Return the sentences of numbered lines; a sentence continues in the next line if it has not ended."""
     found: list[str] = []
     open_ended = False
@@ -172,10 +172,10 @@ def numbered(lines: Sequence[str]) -> list[str]:
             open_ended = False
             continue
         open_ended = not (SENTENCE_ENDED.search(found[-1]) or WORD_COUNT.search(found[-1]))
-    return [tidy(text) for text in found]
+    return [clean_sentence(text) for text in found]
 
 
-def tidy(text: str) -> str:
+def clean_sentence(text: str) -> str:
     """Return a sentence without numbering, bullet, quotes, word count and double blanks; '' if no letter is left."""
     before, text = "", " ".join(text.split())
     while text != before:
@@ -187,7 +187,7 @@ def tidy(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Variant:
+class CheckedSentence:
     """A sentence of an answer, and the names of the checks that it fails."""
 
     text: str
@@ -196,12 +196,12 @@ class Variant:
     @property
     def is_kept(self) -> bool:
         """Whether it can replace the caption; a sentence that fails only checks in MARKED is kept and marked."""
-        return MARKED.issuperset(self.failed)
+        return MARKING_CHECKS.issuperset(self.failed)
 
 
-ALONE: dict[str, Callable[[str], bool]] = {
+SENTENCE_CHECKS: dict[str, Callable[[str], bool]] = {
     "one sentence": lambda text: len(text.split()) > 1 and not SENTENCE_END.search(text),
-    "under 20 words": lambda text: len(text.split()) <= MOST_WORDS,
+    "under 20 words": lambda text: len(text.split()) <= MAX_WORDS,
     "no year or clock time": lambda text: not (CLOCK_TIME.search(text) or YEAR.search(text)),
     "no 'heard' or 'recorded'": lambda text: not FORBIDDEN.search(text),
     "plain text": lambda text: not MARKUP.search(text),
@@ -210,12 +210,12 @@ ALONE: dict[str, Callable[[str], bool]] = {
 """Checks of a sentence by itself. A capital letter within a sentence may begin a name."""
 
 NOT_THE_ORIGINAL, NOT_A_DUPLICATE = "not the original", "not a duplicate"
-CHECKS = (*ALONE, NOT_THE_ORIGINAL, NOT_A_DUPLICATE)
-MARKED = frozenset({"under 20 words", "no name"})
+CHECKS = (*SENTENCE_CHECKS, NOT_THE_ORIGINAL, NOT_A_DUPLICATE)
+MARKING_CHECKS = frozenset({"under 20 words", "no name"})
 """Checks whose failures are shown for review while the sentence is kept."""
 
 
-def check(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[Variant]:
+def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
     """Return each sentence with the checks that it fails; `earlier` are sentences that have been kept.
 
     Two sentences are the same where they are the same to the text encoder: in lower case, without punctuation.
@@ -224,21 +224,23 @@ def check(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -
     variants = []
     for text in sentences:
         plain = normalise(text)
-        failed = [name for name, holds in ALONE.items() if not holds(text)]
+        failed = [name for name, holds in SENTENCE_CHECKS.items() if not holds(text)]
         failed += [NOT_THE_ORIGINAL] * (plain == original) + [NOT_A_DUPLICATE] * (plain in seen)
         seen.add(plain)
-        variants.append(Variant(text, tuple(failed)))
+        variants.append(CheckedSentence(text, tuple(failed)))
     return variants
 
 
-def kept(caption: str, answers: Sequence[str], number: int) -> list[Variant]:
+def choose_paraphrases(caption: str, answers: Sequence[str], number: int) -> list[CheckedSentence]:
     """Return the first `number` sentences of a caption's answers that can replace it."""
-    return [variant for variant in judged(caption, answers) if variant.is_kept][:number]
+    return [variant for variant in check_answers(caption, answers) if variant.is_kept][:number]
 
 
-def judged(caption: str, answers: Sequence[str]) -> list[Variant]:
+def check_answers(caption: str, answers: Sequence[str]) -> list[CheckedSentence]:
     """Return every sentence of a caption's answers in order, with the checks that it fails."""
-    found: list[Variant] = []
+    found: list[CheckedSentence] = []
     for answer in answers:
-        found += check(caption, parse(answer), [variant.text for variant in found if variant.is_kept])
+        found += check_sentences(
+            caption, parse_sentences(answer), [variant.text for variant in found if variant.is_kept]
+        )
     return found

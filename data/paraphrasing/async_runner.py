@@ -7,39 +7,39 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from data.errors import UserError
-from data.paraphrasing.chat_client import Model, UnansweredError
-from data.paraphrasing.job import INTERRUPTED, Answered, Budget, Request, is_done, to_line
+from data.paraphrasing.chat_client import ParaphraseModel, UnansweredError
+from data.paraphrasing.job import INTERRUPTED, AnswerLog, Budget, Request, is_done, to_line
 from data.paraphrasing.journal import Journal
 from data.runtime.progress import ProgressLine
 
 logger = logging.getLogger("chorale.paraphrase")
 
-GIVE_UP_AFTER = 16
+MAX_FAILURES_IN_A_ROW = 16
 """Maximum number of consecutive unanswered requests before the run ends."""
 
-SAID = 20
+MAX_LOGGED_FAILURES = 20
 """Maximum number of unanswered requests that are logged one by one."""
 
 
 @dataclass
-class Run:
+class ParaphraseRun:
     """A run that asks about every caption until it has enough paraphrases, or the maximum number of attempts is
     reached.
     """
 
-    model: Model
+    model: ParaphraseModel
     journal: Journal
-    answered: Answered
+    answered: AnswerLog
     budget: Budget
     attempts: int
-    progress: "Progress"
+    progress: "ParaphraseProgress"
     stopped: str = ""  # why nothing more is asked
     interrupts: int = 0
     unanswered: int = 0
     in_a_row: int = 0
     defect: Exception | None = None
 
-    def all(self, requests: Iterator[Request], concurrency: int) -> None:
+    def ask_all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all captions that aren't done, `concurrency` of them at a time.
 
         Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
@@ -65,7 +65,7 @@ class Run:
             loop.add_signal_handler(number, interrupt)
         async with self.model, asyncio.TaskGroup() as group:
             for _ in range(concurrency):
-                group.create_task(self.work(todo))
+                group.create_task(self.ask_from_queue(todo))
         if self.defect:
             raise self.defect
 
@@ -78,18 +78,18 @@ class Run:
         """Return whether earlier runs completed this caption, and count it if so."""
         done = self.answered.is_done(request, self.attempts)
         if done:
-            self.progress.add(before=True)
+            self.progress.count_request(before=True)
         return done
 
-    async def work(self, todo: Iterator[Request]) -> None:
+    async def ask_from_queue(self, todo: Iterator[Request]) -> None:
         """Ask about one caption after the other."""
         for request in todo:
             if self.stopped:
                 return
             try:
-                await self.satisfy(request)
+                await self.ask_until_done(request)
             except UnansweredError as error:
-                self.gave_up(request, error)
+                self.record_failure(request, error)
             except UserError as error:
                 self.stop(str(error))
             except OSError as error:
@@ -98,38 +98,38 @@ class Run:
                 self.defect = self.defect or error
                 self.stop(repr(error))
 
-    async def satisfy(self, request: Request) -> None:
+    async def ask_until_done(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each answer is written to the journal before it is used."""
-        texts = self.answered.texts(request)
+        texts = self.answered.read_texts(request)
         done = False  # or it wouldn't be asked about
         while not done:
             if self.stopped:
                 return
-            with self.budget.reserved(request) as granted:
+            with self.budget.reserve(request) as granted:
                 if not granted:
-                    self.stopped = self.stopped or self.budget.exhausted()  # the others' money is set aside
+                    self.stopped = self.stopped or self.budget.exhausted_reason()  # the others' money is set aside
                     return
                 answer = await self.model.ask(request)
                 line = to_line(request, answer)
-                self.answered.add(await self.journal.append(line), line)
+                self.answered.add_line(await self.journal.append(line), line)
             self.in_a_row = 0
             texts.append(answer.text)
             done = is_done(request, texts, self.attempts)
-        self.progress.add()
+        self.progress.count_request()
 
-    def gave_up(self, request: Request, error: UnansweredError) -> None:
+    def record_failure(self, request: Request, error: UnansweredError) -> None:
         """Leave a caption to the next run; after many consecutive failures, leave all remaining ones."""
         if self.stopped:
             return
         self.unanswered += 1
         self.in_a_row += 1
-        if self.unanswered <= SAID:
+        if self.unanswered <= MAX_LOGGED_FAILURES:
             logger.warning("not answered: %r: %s", request.caption, error)
-        if self.in_a_row >= GIVE_UP_AFTER:
+        if self.in_a_row >= MAX_FAILURES_IN_A_ROW:
             self.stop(f"the server doesn't answer: {error}")
 
 
-class Progress(ProgressLine):
+class ParaphraseProgress(ProgressLine):
     """Progress of the requests, their rate and their cost."""
 
     def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
@@ -137,7 +137,7 @@ class Progress(ProgressLine):
         self.done = self.before = 0
         super().__init__(logger)
 
-    def add(self, before: bool = False) -> None:
+    def count_request(self, before: bool = False) -> None:
         """Count a request that is done, now or in an earlier run."""
         self.done += 1
         self.before += before

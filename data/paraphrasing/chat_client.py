@@ -27,23 +27,23 @@ from data.sources.json_text import parse_json
 
 KEY = "OPENAI_API_KEY"
 BASE_URL = "OPENAI_BASE_URL"
-RETRIES = 8
+MAX_RETRIES = 8
 """Maximum number of retries of a request by the client; its pauses grow from 0.5 to 8 s, or are those that the server
 asks for.
 """
 
-PAUSES = 5
+MAX_PAUSES = 5
 """Maximum number of pauses after the client has given up on a busy server, each as long as the server asks for."""
 
-MOST_PATIENCE_S = 3600.0
+MAX_PAUSE_S = 3600.0
 """Maximum pause in seconds that a server may ask for."""
 
 
-MALFORMED = 3
+MAX_MALFORMED = 3
 """Maximum number of malformed responses before a request counts as unanswered."""
 
 
-FILTERED = ("content_filter", "content_policy_violation")
+FILTER_CODES = ("content_filter", "content_policy_violation")
 """Error codes of servers' content filters."""
 
 
@@ -55,7 +55,7 @@ class StoppedError(openai.OpenAIError):
     """Error of a request that isn't sent, or isn't retried, since the run ends. The client doesn't retry it."""
 
 
-class Model(Protocol):
+class ParaphraseModel(Protocol):
     """Interface of a model that can be asked within its `async with` block."""
 
     async def __aenter__(self) -> Self: ...
@@ -73,7 +73,7 @@ class Model(Protocol):
         ...
 
 
-class Grammar:
+class RuleBasedParaphraser:
     """Rule-based paraphraser of `data.paraphrasing.grammar` with the interface of a chat model."""
 
     async def __aenter__(self) -> Self:
@@ -83,29 +83,29 @@ class Grammar:
 
     async def ask(self, request: Request) -> Answer:
         """Return numbered sentences."""
-        sentences = grammar.paraphrases(request.caption, request.number)
+        sentences = grammar.write_paraphrases(request.caption, request.number)
         return Answer("\n".join(f"{n}. {text}" for n, text in enumerate(sentences, start=1)))
 
     def stop(self) -> None:
         """Do nothing: no request waits."""
 
 
-class Slots:
+class AdaptiveConcurrencyLimiter:
     """Limiter of concurrent requests, adapted between 1 and `most` to the server's rate limits.
 
     Additive increase, multiplicative decrease (Chiu and Jain, 1989). Of the requests that were already running when the
     number was halved, further rate limits don't halve it again.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.limit = float(most)
+    def __init__(self, maximum: int) -> None:
+        self.most = maximum
+        self.limit = float(maximum)
         self.running = 0
         self.to_ignore = 0
         self.changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
+    async def acquire(self) -> AsyncIterator[None]:
         """Wait until a request may run, and hold that right within the context."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.running < int(self.limit))
@@ -117,7 +117,7 @@ class Slots:
             async with self.changed:
                 self.changed.notify(max(1, int(self.limit) - self.running))
 
-    def answered(self, status: int) -> None:
+    def record_status(self, status: int) -> None:
         """Adapt the limit to the status of a response; only rate limits lower it."""
         self.to_ignore = max(0, self.to_ignore - 1)
         if status < httpx2.codes.BAD_REQUEST:
@@ -133,7 +133,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
     Over aiohttp, whose pool of connections doesn't look at each of them for every request, as httpx's does.
     """
 
-    def __init__(self, slots: Slots, timeout_s: float) -> None:
+    def __init__(self, slots: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
         limits = httpx2.Limits(max_connections=slots.most, max_keepalive_connections=slots.most)
         super().__init__(timeout=timeout_s, limits=limits)
         self.slots = slots
@@ -142,7 +142,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request when the limiter allows it, and return the response."""
-        async with self.slots.slot():
+        async with self.slots.acquire():
             if self.is_stopping:
                 raise StoppedError("not sent")
             task = asyncio.current_task()
@@ -153,7 +153,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
                 raise httpx2.RemoteProtocolError(str(error)) from error
             finally:
                 self.sending.discard(task)
-        self.slots.answered(response.status_code)
+        self.slots.record_status(response.status_code)
         if self.is_stopping and response.is_error:
             raise StoppedError("not sent again")
         return response
@@ -163,7 +163,7 @@ class ChatModel:
     """Chat model on a server."""
 
     def __init__(self, base_url: str | None, timeout_s: float, concurrency: int) -> None:
-        self.http = LimitedClient(Slots(concurrency), timeout_s)
+        self.http = LimitedClient(AdaptiveConcurrencyLimiter(concurrency), timeout_s)
         self.client = connect(base_url, timeout_s, self.http)
         self.asking: set[asyncio.Task[Any] | None] = set()
 
@@ -189,18 +189,18 @@ class ChatModel:
                 # Not chat.completions.create, whose models of requests and responses cost more than all the rest.
                 response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
             except openai.OpenAIError as error:
-                if (answer := filtered(error)) is not None:
+                if (answer := parse_filter_error(error)) is not None:
                     return answer
-                wait_s = pause_s(error)
-                if wait_s is None or pauses == PAUSES:
-                    raise told(error, self.client, request.model) from error
+                wait_s = find_pause_s(error)
+                if wait_s is None or pauses == MAX_PAUSES:
+                    raise describe_error(error, self.client, request.model) from error
                 pauses += 1
                 await asyncio.sleep(wait_s)  # the client has given up
                 continue
-            if (completion := read_completion(as_json(response.content))) is not None:
+            if (completion := parse_completion(parse_json_or_none(response.content))) is not None:
                 return completion
             malformed += 1
-            if malformed == MALFORMED:
+            if malformed == MAX_MALFORMED:
                 raise UnansweredError(f"{self.client.base_url} doesn't answer with chat completions")
 
     def stop(self) -> None:
@@ -233,7 +233,7 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
     for name in ("httpx2", "openai"):
         logging.getLogger(name).setLevel(logging.WARNING)  # a line a request, and one a retry
     return openai.AsyncOpenAI(
-        api_key=key or "none", base_url=base_url, timeout=timeout_s, max_retries=RETRIES, http_client=http
+        api_key=key or "none", base_url=base_url, timeout=timeout_s, max_retries=MAX_RETRIES, http_client=http
     )
 
 
@@ -246,7 +246,7 @@ def is_address(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.host)
 
 
-def as_json(content: bytes) -> Any:
+def parse_json_or_none(content: bytes) -> Any:
     """Return the content of a response, or None if it isn't JSON."""
     try:
         return parse_json(content)
@@ -254,13 +254,13 @@ def as_json(content: bytes) -> Any:
         return None
 
 
-def read_completion(body: Any) -> Answer | None:
+def parse_completion(body: Any) -> Answer | None:
     """Return the answer of a chat completion as JSON, or None if it isn't one."""
     try:
         choice = body["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
         usage = body.get("usage")
-        tokens = (tokens_told(usage, "prompt_tokens"), tokens_told(usage, "completion_tokens"))
+        tokens = (read_token_count(usage, "prompt_tokens"), read_token_count(usage, "completion_tokens"))
         text = message.get("content") or ""
         if not isinstance(text, str):
             return None
@@ -273,20 +273,20 @@ def read_completion(body: Any) -> Answer | None:
     return Answer(text, "" if text else "empty", *tokens)
 
 
-def tokens_told(usage: Any, name: str) -> int | None:
+def read_token_count(usage: Any, name: str) -> int | None:
     """Return a token count reported by a server, or None if it isn't a whole number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
 
 
-def filtered(error: openai.OpenAIError) -> Answer | None:
+def parse_filter_error(error: openai.OpenAIError) -> Answer | None:
     """Return the answer that a content filter's error stands for, or None."""
-    if isinstance(error, openai.BadRequestError) and error.code in FILTERED:
+    if isinstance(error, openai.BadRequestError) and error.code in FILTER_CODES:
         return Answer("", "refused")
     return None
 
 
-def pause_s(error: openai.OpenAIError) -> float | None:
+def find_pause_s(error: openai.OpenAIError) -> float | None:
     """Return the seconds to wait for a busy server, or None if the server doesn't say."""
     if not isinstance(error, openai.APIStatusError):
         return None
@@ -296,15 +296,15 @@ def pause_s(error: openai.OpenAIError) -> float | None:
         ) from error
     if error.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and not isinstance(error, openai.RateLimitError):
         return None
-    asked_s = retry_after_s(error.response.headers)
-    if asked_s is not None and asked_s > MOST_PATIENCE_S:
+    asked_s = parse_retry_after(error.response.headers)
+    if asked_s is not None and asked_s > MAX_PAUSE_S:
         raise UserError(
             f"the server asks to wait {asked_s:,.0f} s; what was answered is kept, and the same command goes on"
         ) from error
     return asked_s
 
 
-def retry_after_s(headers: httpx2.Headers) -> float | None:
+def parse_retry_after(headers: httpx2.Headers) -> float | None:
     """Return the seconds that a server asks for: as seconds or a date (RFC 9110, 10.2.3), or as OpenAI's milliseconds."""
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
@@ -316,7 +316,7 @@ def retry_after_s(headers: httpx2.Headers) -> float | None:
     return None
 
 
-def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
+def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
     """Return an error of this request without the key in its text. Raises UserError if other requests would fail as
     well.
     """
@@ -326,11 +326,11 @@ def told(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> E
         case openai.NotFoundError():
             return UserError(f"{client.base_url} knows no model {model!r} (404): see --model and --base-url")
         case openai.APIStatusError():
-            return UnansweredError(without_key(f"{error.status_code}: {error.message}", client))
+            return UnansweredError(redact_key(f"{error.status_code}: {error.message}", client))
     why = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
-    return UnansweredError(without_key(why, client))
+    return UnansweredError(redact_key(why, client))
 
 
-def without_key(text: str, client: openai.AsyncOpenAI) -> str:
+def redact_key(text: str, client: openai.AsyncOpenAI) -> str:
     """Return a text without the client's key."""
     return text.replace(client.api_key, "[key]") if len(client.api_key) > 4 else text

@@ -64,13 +64,13 @@ MAX_DRAWS = 200
 """Maximum number of draws per caption; short captions have few other wordings."""
 
 
-def groups(text: str) -> dict[str, list[str]]:
+def parse_groups(text: str) -> dict[str, list[str]]:
     """Return each word of a text of groups, with all words of its group."""
     lists = [[word.strip() for word in group.split(",") if word.strip()] for group in re.split(r"[;\n]", text)]
     return {word: words for words in reversed(lists) for word in words}
 
 
-GROUPS = groups(SYNONYMS)
+GROUPS = parse_groups(SYNONYMS)
 PARTICIPLES = dict(pair.split("/") for pair in PASSIVE.split(", "))
 
 WORDS = re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, GROUPS), key=len, reverse=True))})\b")
@@ -89,25 +89,25 @@ CLAUSE = re.compile(
 
 
 @dataclass(frozen=True)
-class Scene:
+class CaptionContent:
     """Content of a caption: events in sequence, and what happens at the same time."""
 
     events: tuple[str, ...]
     meanwhile: tuple[str, ...]
 
 
-def paraphrases(caption: str, number: int) -> list[str]:
+def write_paraphrases(caption: str, number: int) -> list[str]:
     """Return up to `number` other wordings of a caption, long ones last; fewer if the rules find no more."""
     rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
-    scene = understand(caption)
+    scene = parse_caption(caption)
     found: list[str] = []
     too_long: list[str] = []
     tried: set[str] = set()
-    for text in wordings(rng, scene):
+    for text in draw_wordings(rng, scene):
         if text in tried:
             continue
         tried.add(text)
-        (variant,) = answer_parsing.check(caption, [text], found + too_long)
+        (variant,) = answer_parsing.check_sentences(caption, [text], found + too_long)
         if variant.is_kept:
             (too_long if variant.failed else found).append(text)
         if len(found) == number:
@@ -115,26 +115,26 @@ def paraphrases(caption: str, number: int) -> list[str]:
     return (found + too_long)[:number]
 
 
-def understand(caption: str) -> Scene:
+def parse_caption(caption: str) -> CaptionContent:
     """Return the content of a caption, split at words of time."""
     text = caption.strip().rstrip(".!? ")
     if not re.match(r"I\b|[A-Z]{2}", text):
         text = text[:1].lower() + text[1:]
     if match := re.match(rf"(?:{'|'.join(TOGETHER)}) ([^,]+), (.+)", text):
-        return Scene(in_turn(match[2]), (match[1],))
+        return CaptionContent(split_sequence(match[2]), (match[1],))
     if match := re.match(r"after ([^,]+), (.+)", text):
-        return Scene((match[1], match[2]), ())
+        return CaptionContent((match[1], match[2]), ())
     if match := re.match(r"before ([^,]+), (.+)", text):
-        return Scene((match[2], match[1]), ())
+        return CaptionContent((match[2], match[1]), ())
     parts = re.split(rf",? (?:{'|'.join(TOGETHER)}) (?!well\b|if\b|though\b)", text)
     if not all(CLAUSE.match(part) for part in parts):
-        return Scene((text,), ())
-    chains = [in_turn(part) for part in parts]
+        return CaptionContent((text,), ())
+    chains = [split_sequence(part) for part in parts]
     longest = max(chains, key=len)
-    return Scene(longest, tuple(" and then ".join(chain) for chain in chains if chain is not longest))
+    return CaptionContent(longest, tuple(" and then ".join(chain) for chain in chains if chain is not longest))
 
 
-def in_turn(text: str) -> tuple[str, ...]:
+def split_sequence(text: str) -> tuple[str, ...]:
     """Return the clauses of a text that follow each other in time."""
     clauses = re.split(rf",? (?:{'|'.join(IN_TURN)}) ", text)
     if all(CLAUSE.match(clause) for clause in clauses):
@@ -142,23 +142,23 @@ def in_turn(text: str) -> tuple[str, ...]:
     return (text,)
 
 
-def wordings(rng: Generator, scene: Scene) -> Iterator[str]:
+def draw_wordings(rng: Generator, scene: CaptionContent) -> Iterator[str]:
     """Yield random sentences with the same content."""
     for _ in range(MAX_DRAWS):
-        events = [say(rng, clause) for clause in scene.events]
-        text = one_of(rng, sequences(events))
+        events = [reword_clause(rng, clause) for clause in scene.events]
+        text = draw_one(rng, list_sequences(events))
         for clause in scene.meanwhile:
-            other = say(rng, clause)
+            other = reword_clause(rng, clause)
             frames = [f"{text} while {other}", f"{text} as {other}", f"{text}, and meanwhile {other}"]
             if not re.match(r"(?:while|as|after|first|before)\b", text):
                 frames += [f"while {other}, {text}", f"as {other}, {text}"]
             if len(scene.events) == 1:
                 frames += [f"{other} while {text}", f"{other} as {text}"]
-            text = one_of(rng, frames)
+            text = draw_one(rng, frames)
         yield text[:1].upper() + text[1:] + "."
 
 
-def sequences(events: Sequence[str]) -> list[str]:
+def list_sequences(events: Sequence[str]) -> list[str]:
     """Return ways to express that events follow each other."""
     if len(events) == 1:
         return [events[0]]
@@ -175,14 +175,14 @@ def sequences(events: Sequence[str]) -> list[str]:
     ]
 
 
-def say(rng: Generator, clause: str) -> str:
+def reword_clause(rng: Generator, clause: str) -> str:
     """Return a clause in other words, half the time also in the passive voice if possible."""
     if rng.random() < 0.5:
-        clause = passive(clause)
-    return WORDS.sub(lambda match: one_of(rng, fitting(match)), clause)
+        clause = make_passive(clause)
+    return WORDS.sub(lambda match: draw_one(rng, find_replacements(match)), clause)
 
 
-def fitting(match: re.Match[str]) -> list[str]:
+def find_replacements(match: re.Match[str]) -> list[str]:
     """Return the words that can replace a word, at least itself; words with an article don't follow another article."""
     before = match.string[: match.start()].rstrip().rpartition(" ")[2]
     words = GROUPS[match[0]]
@@ -191,7 +191,7 @@ def fitting(match: re.Match[str]) -> list[str]:
     return words or [match[0]]
 
 
-def passive(clause: str) -> str:
+def make_passive(clause: str) -> str:
     """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; unchanged if no rule
     applies.
     """
@@ -201,6 +201,6 @@ def passive(clause: str) -> str:
     return f"{match['object']} {auxiliary} {PARTICIPLES[match['verb']]} by {match['subject']}{match['rest']}"
 
 
-def one_of(rng: Generator, options: Sequence[str]) -> str:
+def draw_one(rng: Generator, options: Sequence[str]) -> str:
     """Return one of some options, all equally likely."""
     return options[int(rng.integers(len(options)))]

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data.paraphrasing import answer_parsing, grammar
-from data.paraphrasing.journal import Line, line_at, lines
-from data.paraphrasing.prices import BATCH_SHARE, Price
+from data.paraphrasing.journal import Line, read_line, read_lines
+from data.paraphrasing.prices import BATCH_PRICE_SHARE, Price
 from data.store.stored_split import StoredSplit
 
-MOST_REQUESTS = 50_000
+MAX_REQUESTS_PER_BATCH = 50_000
 """Maximum number of requests in a batch that OpenAI accepts."""
 
 INTERRUPTED = "interrupted; the same command goes on"
@@ -35,7 +35,7 @@ INSTRUCTION_VERSION = "dcase2023"
 
 JOURNAL_FILE = "paraphrases.jsonl"
 
-OUTPUT_TOKENS = 18
+TOKENS_PER_SENTENCE = 18
 """Tokens of a sentence with its index: assumed until a journal has the model's own counts."""
 
 
@@ -49,7 +49,7 @@ class Request:
     tags: tuple[str, ...]
 
     @cached_property
-    def key(self) -> str:
+    def compute_key(self) -> str:
         """Return 32 hexadecimal digits that identify the request."""
         parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
@@ -80,13 +80,13 @@ class Answer:
     output_tokens: int | None = None
 
 
-def journal_of(split: StoredSplit) -> Path:
+def journal_path(split: StoredSplit) -> Path:
     """Return the path of the journal of a split's answers."""
     return split.store.path / split.name / JOURNAL_FILE
 
 
 @dataclass(frozen=True)
-class Captions:
+class ParaphraseJob:
     """Captions of a split, and the model and instruction to ask with."""
 
     split: StoredSplit
@@ -102,9 +102,9 @@ class Captions:
     @property
     def journal(self) -> Path:
         """Path of the journal of answers."""
-        return journal_of(self.split)
+        return journal_path(self.split)
 
-    def requests(self) -> Iterator[tuple[str, Request]]:
+    def iterate_requests(self) -> Iterator[tuple[str, Request]]:
         """Yield each clip's id with the request about each of its captions, in the order of the shards, without reading
         audio.
         """
@@ -115,91 +115,94 @@ class Captions:
                     for caption in clip["captions"]:
                         yield clip["clip_id"], Request(self.model, self.instruction, caption, tuple(clip["keywords"]))
 
-    def distinct(self) -> Iterator[Request]:
+    def distinct_requests(self) -> Iterator[Request]:
         """Return every request once."""
         seen = set()
-        for _, request in self.requests():
-            if (key := bytes.fromhex(request.key)) not in seen:
+        for _, request in self.iterate_requests():
+            if (key := bytes.fromhex(request.compute_key)) not in seen:
                 seen.add(key)
                 yield request
 
 
 @dataclass
-class Tokens:
+class TokenCounts:
     """Tokens of some requests and of their answers."""
 
     input: int = 0
     output: int = 0
     answers: int = 0
 
-    def add(self, line: Line) -> None:
+    def count_line(self, line: Line) -> None:
         """Count a line of a journal."""
         self.input += line["input_tokens"]
         self.output += line["output_tokens"]
         self.answers += 1
 
 
-class Answered:
+class AnswerLog:
     """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
 
     For the budget, the tokens of all the model's answers, whatever it was instructed to, are counted as well.
     """
 
-    def __init__(self, captions: Captions) -> None:
+    def __init__(self, captions: ParaphraseJob) -> None:
         self.captions = captions
         self.places: dict[bytes, tuple[int, ...]] = {}
-        self.tokens = Tokens()
-        self.paid, self.paid_in_batches = Tokens(), Tokens()
-        for place, line in lines(captions.journal):
-            self.add(place, line)
+        self.tokens = TokenCounts()
+        self.paid, self.paid_in_batches = TokenCounts(), TokenCounts()
+        for place, line in read_lines(captions.journal):
+            self.add_line(place, line)
 
-    def add(self, place: int, line: Line) -> None:
+    def add_line(self, place: int, line: Line) -> None:
         """Add a line of the journal."""
         if line["model"] != self.captions.model:
             return
-        (self.paid_in_batches if "batch" in line else self.paid).add(line)
+        (self.paid_in_batches if "batch" in line else self.paid).count_line(line)
         if line["instruction"] == self.captions.instruction:
             key = bytes.fromhex(line["key"])
             self.places[key] = (*self.places.get(key, ()), place)
-            self.tokens.add(line)
+            self.tokens.count_line(line)
 
-    def lines(self, request: Request) -> list[Line]:
+    def read_lines(self, request: Request) -> list[Line]:
         """Return a request's answers so far, as lines of the journal."""
-        places = self.places.get(bytes.fromhex(request.key), ())
-        return [line_at(self.file, place) for place in places]
+        places = self.places.get(bytes.fromhex(request.compute_key), ())
+        return [read_line(self.open_file, place) for place in places]
 
     @cached_property
-    def file(self) -> BinaryIO:
+    def open_file(self) -> BinaryIO:
         """Return the journal opened for reading; it is closed with this object."""
-        file = self.captions.journal.open("rb")
-        weakref.finalize(self, file.close)
-        return file
+        open_file = self.captions.journal.open("rb")
+        weakref.finalize(self, open_file.close)
+        return open_file
 
-    def texts(self, request: Request) -> list[str]:
+    def read_texts(self, request: Request) -> list[str]:
         """Return the texts of a request's answers so far."""
-        return [line["answer"] for line in self.lines(request)]
+        return [line["answer"] for line in self.read_lines(request)]
 
     def is_done(self, request: Request, attempts: int) -> bool:
         """Return whether nothing more is to be asked about a caption."""
-        return is_done(request, self.texts(request), attempts)
+        return is_done(request, self.read_texts(request), attempts)
 
 
 def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
     """Return whether the answers to a request are enough, or the maximum number of attempts is reached."""
-    return len(texts) >= attempts or len(answer_parsing.kept(request.caption, texts, request.number)) >= request.number
+    return (
+        len(texts) >= attempts
+        or len(answer_parsing.choose_paraphrases(request.caption, texts, request.number)) >= request.number
+    )
 
 
 def to_line(request: Request, answer: Answer) -> Line:
     """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
     counted = answer.input_tokens, answer.output_tokens
     return {
-        "key": request.key,
+        "key": request.compute_key,
         "model": request.model,
         "instruction": request.instruction,
         "answer": answer.text,
         "problem": answer.problem,
-        "input_tokens": tokens_of([request.prompt]) if counted[0] is None else counted[0],
-        "output_tokens": tokens_of([answer.text]) if counted[1] is None else counted[1],
+        "input_tokens": count_tokens([request.prompt]) if counted[0] is None else counted[0],
+        "output_tokens": count_tokens([answer.text]) if counted[1] is None else counted[1],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -210,7 +213,7 @@ class Budget:
 
     price: Price | None
     limit_usd: float | None
-    answered: Answered
+    answered: AnswerLog
     in_batches: bool = False  # how this run asks
     running: float = 0.0  # USD, of requests that are being answered
 
@@ -219,17 +222,19 @@ class Budget:
         if not self.price:
             return 0.0
         single, batched = self.answered.paid, self.answered.paid_in_batches
-        return self.price.of(single.input, single.output) + BATCH_SHARE * self.price.of(batched.input, batched.output)
+        return self.price.compute_cost(single.input, single.output) + BATCH_PRICE_SHARE * self.price.compute_cost(
+            batched.input, batched.output
+        )
 
-    def spent_told(self) -> str:
+    def format_spent(self) -> str:
         """Return the cost so far as the end of a line; '' if the price is unknown."""
         return f", {self.spent():.2f} USD" if self.price else ""
 
-    def exhausted(self) -> str:
+    def exhausted_reason(self) -> str:
         """Return the reason why nothing more is asked, or ''."""
         return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
 
-    def has(self, usd: float) -> bool:
+    def allows(self, usd: float) -> bool:
         """Return whether so much can still be spent."""
         return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
 
@@ -237,13 +242,15 @@ class Budget:
         """Return the estimated USD of one request."""
         if not self.price:
             return 0.0
-        return self.price.of(*expected_tokens(request, self.answered)) * (BATCH_SHARE if self.in_batches else 1)
+        return self.price.compute_cost(*estimate_tokens(request, self.answered)) * (
+            BATCH_PRICE_SHARE if self.in_batches else 1
+        )
 
     @contextlib.contextmanager
-    def reserved(self, request: Request) -> Iterator[bool]:
+    def reserve(self, request: Request) -> Iterator[bool]:
         """Reserve money for a request within the context; yields whether there is enough."""
         cost = self.estimate(request)
-        if not self.has(cost):
+        if not self.allows(cost):
             yield False
             return
         self.running += cost
@@ -253,13 +260,13 @@ class Budget:
             self.running -= cost
 
 
-def expected_tokens(request: Request, answered: Answered) -> tuple[float, float]:
+def estimate_tokens(request: Request, answered: AnswerLog) -> tuple[float, float]:
     """Return the tokens of a request and of its answer: the average so far, or as assumed."""
     if number := answered.tokens.answers:
         return answered.tokens.input / number, answered.tokens.output / number
-    return tokens_of([request.prompt]), OUTPUT_TOKENS * request.number
+    return count_tokens([request.prompt]), TOKENS_PER_SENTENCE * request.number
 
 
-def tokens_of(texts: Sequence[str]) -> int:
+def count_tokens(texts: Sequence[str]) -> int:
     """Return about how many tokens some texts have: one per four characters, as OpenAI says of English."""
     return sum(-(-len(text) // 4) for text in texts)

@@ -42,10 +42,10 @@ class Journal:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(alone(self.path))
+            stack.enter_context(lock_journal(self.path))
             self.file = stack.enter_context(self.path.open("ab", buffering=0))
             sync_folder(self.path.parent)  # or the file may be gone after a power cut, whatever was synced
-            self.size = whole_bytes(self.path)
+            self.size = count_complete_bytes(self.path)
             self.file.truncate(self.size)
             self.stack = stack.pop_all()
         return self
@@ -91,7 +91,7 @@ class Journal:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def lock_journal(path: Path) -> Iterator[None]:
     """Hold the lock of a journal. Raises UserError if another process has it."""
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
@@ -109,7 +109,7 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def whole_bytes(path: Path) -> int:
+def count_complete_bytes(path: Path) -> int:
     """Return the size of a file's complete lines."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
@@ -123,7 +123,7 @@ def whole_bytes(path: Path) -> int:
     return 0
 
 
-def lines(path: Path) -> Iterator[tuple[int, Line]]:
+def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
     """Return a journal's lines with their offsets; empty if there is no journal. Raises UserError for a damaged one."""
     if not path.exists():
         return
@@ -146,7 +146,7 @@ def lines(path: Path) -> Iterator[tuple[int, Line]]:
             offset += len(line)
 
 
-def line_at(file: BinaryIO, offset: int) -> Line:
+def read_line(file: BinaryIO, offset: int) -> Line:
     """Return the line at an offset."""
     file.seek(offset)
     line: Line = json.loads(file.readline())

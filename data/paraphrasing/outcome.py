@@ -10,9 +10,9 @@ from pathlib import Path
 
 from data.captions import caption_hash
 from data.paraphrasing import answer_parsing
-from data.paraphrasing.answer_parsing import CHECKS, MARKED
-from data.paraphrasing.job import Answered, Budget, Captions
-from data.paraphrasing.review_page import Row, write_page
+from data.paraphrasing.answer_parsing import CHECKS, MARKING_CHECKS
+from data.paraphrasing.job import AnswerLog, Budget, ParaphraseJob
+from data.paraphrasing.review_page import ReviewRow, write_page
 from data.schema import Paraphrase
 from data.store import split_writer
 from data.store.stored_split import StoredSplit
@@ -22,12 +22,12 @@ logger = logging.getLogger("chorale.paraphrase")
 DEFAULT_VARIANTS = 5
 """Number of paraphrases per caption, as in the paper."""
 
-SAID_INCOMPLETE = 20
+MAX_LOGGED_INCOMPLETE = 20
 """Maximum number of captions without all their paraphrases that are logged; the review page lists all."""
 
 
 @dataclass
-class Outcome:
+class ParaphraseOutcome:
     """Counts of a split's captions by outcome."""
 
     captions: int = 0
@@ -40,13 +40,13 @@ class Outcome:
     incomplete: list[str] = field(default_factory=list)  # the first captions that a person should look at
 
 
-def judge(
-    captions: Captions, answered: Answered, attempts: int, outcome: Outcome
-) -> Iterator[tuple[Row, Paraphrase | None]]:
+def filter_paraphrases(
+    captions: ParaphraseJob, answered: AnswerLog, attempts: int, outcome: ParaphraseOutcome
+) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
     """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
-    for clip_id, request in captions.requests():
-        found = answered.lines(request)
-        variants = answer_parsing.judged(request.caption, [line["answer"] for line in found])
+    for clip_id, request in captions.iterate_requests():
+        found = answered.read_lines(request)
+        variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in found])
         used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
         good = [variants[place].text for place in used]
         problem, left = "", len(good) < captions.variants and len(found) < attempts
@@ -63,9 +63,9 @@ def judge(
         outcome.paraphrases += len(good)
         outcome.sentences += len(variants)
         outcome.failed.update(name for variant in variants for name in variant.failed)
-        if problem and not left and len(outcome.incomplete) < SAID_INCOMPLETE:
+        if problem and not left and len(outcome.incomplete) < MAX_LOGGED_INCOMPLETE:
             outcome.incomplete.append(f"{clip_id}: {request.caption!r}: {problem}")
-        row = Row(clip_id, request.caption, request.tags, tuple(variants), used, problem)
+        row = ReviewRow(clip_id, request.caption, request.tags, tuple(variants), used, problem)
         if not good:
             yield row, None
             continue
@@ -73,11 +73,11 @@ def judge(
         yield row, Paraphrase(clip_id, request.caption, tuple(good), captions.model, captions.instruction, time)
 
 
-def write_table(captions: Captions, answered: Answered, attempts: int, own: bool) -> Outcome:
+def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, own: bool) -> ParaphraseOutcome:
     """Write the split's table, unless it would be empty or would replace another one by an incomplete one."""
-    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct())
-    outcome = Outcome()
-    rows = (row for _, row in judge(captions, answered, attempts, outcome) if row)
+    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct_requests())
+    outcome = ParaphraseOutcome()
+    rows = (row for _, row in filter_paraphrases(captions, answered, attempts, outcome) if row)
     first = next(rows, None)
     if first and complete:
         split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
@@ -91,16 +91,16 @@ def write_table(captions: Captions, answered: Answered, attempts: int, own: bool
     return outcome
 
 
-def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
+def format_summary(outcome: ParaphraseOutcome, captions: ParaphraseJob, budget: Budget) -> list[str]:
     """Return the outcome of a run as lines."""
     lines = [
         (
             f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
             f"{outcome.captions:,} captions, {outcome.complete:,} with all {captions.variants}; "
-            f"{budget.answered.tokens.answers:,} answers{budget.spent_told()}"
+            f"{budget.answered.tokens.answers:,} answers{budget.format_spent()}"
         )
     ]
-    lines += shares(outcome)
+    lines += compute_check_shares(outcome)
     if outcome.unanswered:
         lines.append(f"not answered yet: {outcome.unanswered:,} captions; the same command asks about them")
     if incomplete := outcome.captions - outcome.complete - outcome.unanswered:
@@ -111,7 +111,7 @@ def summary(outcome: Outcome, captions: Captions, budget: Budget) -> list[str]:
     return lines
 
 
-def shares(outcome: Outcome) -> list[str]:
+def compute_check_shares(outcome: ParaphraseOutcome) -> list[str]:
     """Return the share of sentences that pass each check."""
     if not outcome.sentences:
         return []
@@ -119,7 +119,8 @@ def shares(outcome: Outcome) -> list[str]:
     for name in CHECKS:
         share = 1 - outcome.failed[name] / outcome.sentences
         lines.append(
-            f"  {name:<26}{100 * share:6.1f} %" + ("  (the others are kept, and marked)" if name in MARKED else "")
+            f"  {name:<26}{100 * share:6.1f} %"
+            + ("  (the others are kept, and marked)" if name in MARKING_CHECKS else "")
         )
     return lines
 
@@ -127,19 +128,19 @@ def shares(outcome: Outcome) -> list[str]:
 def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
     """Write a split's review page: with rejected sentences if the journal has them, otherwise from the table."""
     number = instruction.rpartition("/")[2]
-    captions = Captions(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
-    answered = Answered(captions)
+    captions = ParaphraseJob(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
+    answered = AnswerLog(captions)
     if answered.tokens.answers and captions.instruction == instruction:
-        rows: Iterator[Row] = (row for row, _ in judge(captions, answered, 1, Outcome()))
+        rows: Iterator[ReviewRow] = (row for row, _ in filter_paraphrases(captions, answered, 1, ParaphraseOutcome()))
     else:
-        rows = table_rows(captions, split.paraphrases())
+        rows = iterate_table_rows(captions, split.paraphrases())
     write_page(path, split.name, model, instruction, rows)
 
 
-def table_rows(captions: Captions, table: dict[tuple[str, str], list[str]]) -> Iterator[Row]:
+def iterate_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
     """Yield each caption with its paraphrases in the table."""
-    for clip_id, request in captions.requests():
+    for clip_id, request in captions.iterate_requests():
         found = table.get((clip_id, caption_hash(request.caption)), [])
-        variants = tuple(answer_parsing.check(request.caption, found))
+        variants = tuple(answer_parsing.check_sentences(request.caption, found))
         problem = "" if found else "no paraphrases"
-        yield Row(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)
+        yield ReviewRow(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)

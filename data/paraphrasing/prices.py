@@ -19,7 +19,7 @@ PRICES = {
 }
 """USD per million tokens of requests and of answers. A dated model has an entry if its price differs."""
 
-BATCH_SHARE = 0.5
+BATCH_PRICE_SHARE = 0.5
 """Price of requests through the Batch API, as a share of the normal price."""
 
 
@@ -30,12 +30,12 @@ class Price:
     input: float
     output: float
 
-    def of(self, input_tokens: float, output_tokens: float) -> float:
+    def compute_cost(self, input_tokens: float, output_tokens: float) -> float:
         """Return the USD for so many tokens."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
-def price_of(model: str) -> Price | None:
+def find_price(model: str) -> Price | None:
     """Return a model's price, also for a dated name such as 'gpt-4o-mini-2024-07-18'; None if unknown."""
     undated = re.sub(r"-(?:\d{4}-\d{2}-\d{2}|\d{4})$", "", model)
     prices = PRICES.get(model) or PRICES.get(undated)

@@ -13,7 +13,7 @@ from data.store.stored_split import StoredSplit
 
 
 @dataclass
-class Imported:
+class ImportResult:
     """Paraphrases of a file that match a split's captions."""
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
@@ -21,21 +21,23 @@ class Imported:
     failed: Counter[str]  # sentences by check
 
 
-def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> Imported:
+def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> ImportResult:
     """Return the paraphrases of a split's captions, matched by the clips' file names and the normalised captions."""
     places: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
         name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
         for caption in captions:
             places.setdefault((name, normalise(caption)), []).append((clip_id, caption))
-    found = Imported({}, [], Counter())
+    found = ImportResult({}, [], Counter())
     for number, (path, caption, variations) in enumerate(entries, start=1):
         name = PureWindowsPath(path).name  # whatever way its strokes go
         there = places.get((name, normalise(caption)), [])
         if not there:
             found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
             continue
-        variants = answer_parsing.check(caption, [text for entry in variations if (text := answer_parsing.tidy(entry))])
+        variants = answer_parsing.check_sentences(
+            caption, [text for entry in variations if (text := answer_parsing.clean_sentence(entry))]
+        )
         found.failed.update(name for variant in variants for name in variant.failed)
         kept = tuple(variant.text for variant in variants if variant.is_kept)
         found.variants |= dict.fromkeys(there, kept)

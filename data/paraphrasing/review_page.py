@@ -6,21 +6,21 @@ from pathlib import Path
 
 import jinja2
 
-from data.paraphrasing.answer_parsing import Variant
+from data.paraphrasing.answer_parsing import CheckedSentence
 from data.store.files import appearing_whole
 
-PAGE = Path(__file__).with_name("review_page.html")
+TEMPLATE = Path(__file__).with_name("review_page.html")
 """Template of the page."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ReviewRow:
     """A caption and its paraphrases."""
 
     clip_id: str
     caption: str
     tags: tuple[str, ...]
-    variants: tuple[Variant, ...]
+    variants: tuple[CheckedSentence, ...]
     used: Container[int]  # places in variants
     problem: str = ""  # why it has too few
 
@@ -30,10 +30,10 @@ class Row:
         return bool(self.problem) or any(variant.failed for variant in self.variants)
 
 
-def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[Row]) -> None:
+def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[ReviewRow]) -> None:
     """Write the page of a split, 'corpus/split', without holding it in memory."""
     environment = jinja2.Environment(autoescape=True)
-    stream = environment.from_string(PAGE.read_text(encoding="utf-8")).stream(
+    stream = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).stream(
         name=name, model=model, instruction=instruction, rows=rows
     )
     stream.enable_buffering(100)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from data.splits import Splits  # noqa: E402
 from sweeps import spaces  # noqa: E402
-from sweeps.planning.estimate import A10G, Epoch, seconds_of_epochs  # noqa: E402
+from sweeps.planning.estimate import A10G, EpochWork, estimate_epoch_seconds  # noqa: E402
 from trainables import encoders  # noqa: E402
 
 TOKENS = 32
@@ -25,9 +25,9 @@ WAVCAPS = (108_317 + 31_201 + 262_300 + 1_232, 108_317 + 262_300 * 2.2 + (31_201
 """Pairs and 10-s segments in an epoch."""
 
 
-def epoch_of(segment_s: float, corpora: list[tuple[float, float]]) -> Epoch:
+def epoch_of(segment_s: float, corpora: list[tuple[float, float]]) -> EpochWork:
     """Return an epoch over some corpora, with longer segments counted in proportion."""
-    return Epoch(
+    return EpochWork(
         pairs=round(sum(pairs for pairs, _ in corpora)),
         segments=round(sum(max(pairs, segments * 10 / segment_s) for pairs, segments in corpora)),
         tokens=TOKENS,
@@ -50,8 +50,8 @@ def main() -> None:
         of_clotho = epoch_of(trial.audio.segment_s, [CLOTHO])
         of_all = epoch_of(trial.audio.segment_s, [CLOTHO, AUDIOCAPS, WAVCAPS])
         stages = [stage for stage in (trial.pretraining, trial) if stage]
-        hours = [seconds_of_epochs(s, of_clotho if s.train == (train,) else of_all) / 3600 for s in stages]
-        names = [encoders.label(config) for config in (trial.audio, trial.text)]
+        hours = [estimate_epoch_seconds(s, of_clotho if s.train == (train,) else of_all) / 3600 for s in stages]
+        names = [encoders.format_label(config) for config in (trial.audio, trial.text)]
         stages = {stage.stage: round(value, 1) for stage, value in zip(stages, hours, strict=True)}
         rows.append({"encoders": names, "paraphrases": trial.paraphrase_probability > 0, "hours": stages})
     result = {"gpu": A10G.name, "tflops": A10G.tflops, "used": A10G.used, "rows": rows}

@@ -45,17 +45,17 @@ from data.store.stored_split import StoredSplit
 
 MOST_SYSTEMS = 4
 
-RANKED = 10
+NUM_RANKED = 10
 """Number of file names in a row of 2023's output."""
 
-WRITTEN_AT = (1980, 1, 1, 0, 0, 0)
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 """Time stamp of all files in a zip, so that the same files make the same zip: the earliest that the format allows."""
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationSet:
     """Evaluation set of a challenge: queries, and the files to rank for each."""
 
     split: str  # 'corpus/split'
@@ -69,7 +69,7 @@ class Evaluation:
         return sorted([*self.heard, *self.unheard])
 
 
-def evaluation_of(split: StoredSplit) -> Evaluation:
+def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
     """Return the evaluation set in a store's split. Raises UserError if it has no queries or no clips."""
     queries = split.queries["text"].to_pylist()
     if not queries:
@@ -81,10 +81,10 @@ def evaluation_of(split: StoredSplit) -> Evaluation:
     for aside in split.clips_set_aside:
         if aside.kind == "absent":
             unheard.setdefault(clotho.key(aside.file), aside.reason)
-    return Evaluation(split.name, queries, heard, dict(sorted(unheard.items())))
+    return EvaluationSet(split.name, queries, heard, dict(sorted(unheard.items())))
 
 
-def of_all_files(scores_QA: Scores, evaluation: Evaluation) -> Scores:
+def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
     """Return scores [Q, F] of all files: files that could not be decoded score below all others, in descending order."""
     place = {name: column for column, name in enumerate(evaluation.files)}
     scores_QF = np.empty((len(scores_QA), len(place)))
@@ -94,20 +94,20 @@ def of_all_files(scores_QA: Scores, evaluation: Evaluation) -> Scores:
     return scores_QF
 
 
-def best_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
+def rank_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
     """Return the columns of each query's best files [Q, number], the best first; ties go to the first column."""
     return np.argsort(-scores_QF, axis=1, kind="stable")[:, :number]
 
 
-def ranked_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[Any]]:
+def iterate_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
     """Yield the rows of 2023's output, with the header."""
     files = evaluation.files
-    yield ["caption", *(f"fname_{rank}" for rank in range(1, RANKED + 1))]
-    for query, columns in zip(evaluation.queries, best_files(scores_QF, RANKED).tolist(), strict=True):
+    yield ["caption", *(f"fname_{rank}" for rank in range(1, NUM_RANKED + 1))]
+    for query, columns in zip(evaluation.queries, rank_files(scores_QF, NUM_RANKED).tolist(), strict=True):
         yield [query, *(files[column] for column in columns)]
 
 
-def score_rows(scores_QF: Scores, evaluation: Evaluation) -> Iterator[Sequence[Any]]:
+def iterate_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
     """Yield the rows of 2025's output, with the header; numbers have all digits, so that their order is preserved."""
     yield ["index", *evaluation.files]
     for query, scores in zip(evaluation.queries, scores_QF.tolist(), strict=True):
@@ -122,12 +122,12 @@ class Challenge:
     """
 
     task: str
-    rows: Callable[[Scores, Evaluation], Iterator[Sequence[Any]]]
+    rows: Callable[[Scores, EvaluationSet], Iterator[Sequence[Any]]]
     fewest_files: int
     output: str  # the file's name, after LASTNAME_INSTITUTE_TASK, with {number} in it
     meta: str
 
-    def label(self, prefix: str, number: int) -> str:
+    def format_label(self, prefix: str, number: int) -> str:
         """Return a system's label."""
         return f"{prefix}_{self.task}_{number}"
 
@@ -140,27 +140,31 @@ class Challenge:
         return self._path(prefix, number, self.meta)
 
     def _path(self, prefix: str, number: int, ending: str) -> str:
-        return f"{self.label(prefix, number)}/{prefix}_{self.task}{ending.format(number=number)}"
+        return f"{self.format_label(prefix, number)}/{prefix}_{self.task}{ending.format(number=number)}"
 
 
 CHALLENGES = {
     "dcase2023": Challenge(
-        "task6b", ranked_rows, RANKED, "_submission_{number}_output.csv", "_submission_{number}_metadata.yaml"
+        "task6b",
+        iterate_ranked_rows,
+        NUM_RANKED,
+        "_submission_{number}_output.csv",
+        "_submission_{number}_metadata.yaml",
     ),
-    "dcase2025": Challenge("task6", score_rows, 1, "_{number}.output.csv", "_{number}.meta.yaml"),
+    "dcase2025": Challenge("task6", iterate_score_rows, 1, "_{number}.output.csv", "_{number}.meta.yaml"),
 }
 
 
-def challenge(name: str) -> Challenge:
+def find_challenge(name: str) -> Challenge:
     """Return a challenge by name. Raises UserError that lists the known ones for an unknown name."""
     if name not in CHALLENGES:
         raise unknown_name("format", name, sorted(CHALLENGES))
     return CHALLENGES[name]
 
 
-def require_files(name: str, evaluation: Evaluation) -> None:
+def require_min_files(name: str, evaluation: EvaluationSet) -> None:
     """Raise UserError if an evaluation set has too few files for a challenge's format."""
-    fewest, number = challenge(name).fewest_files, len(evaluation.files)
+    fewest, number = find_challenge(name).fewest_files, len(evaluation.files)
     if number < fewest:
         raise UserError(f"{evaluation.split} has {number} files: a row of {name} ranks {fewest}")
 
@@ -182,5 +186,5 @@ def write_zip(path: Path, folder: Path, names: Sequence[str]) -> None:
     with appearing_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(
-                zipfile.ZipInfo(name, WRITTEN_AT), (folder / name).read_bytes(), compress_type=zipfile.ZIP_DEFLATED
+                zipfile.ZipInfo(name, ZIP_TIME), (folder / name).read_bytes(), compress_type=zipfile.ZIP_DEFLATED
             )

@@ -21,27 +21,27 @@ from data.runtime.progress import ProgressLine
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge.formats import Scores
 from ensemble.pool import evaluation, score_matrices
-from ensemble.pool.candidates import Candidate, aligned_scores
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.candidates import Candidate, align_scores
+from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
-from ensemble.selection.costs import parameters_of
+from ensemble.selection.costs import count_parameters
 from trainables import trial as trials
-from trainables.execution.resources import Wish, share_out
+from trainables.execution.resources import ResourceRequest, allocate
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.records.ensemble_file import Ensemble, read_ensemble
 from trainables.records.ledger import Ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.retrieval import Relevance
 from trainables.trial import Trial
 
 logger = logging.getLogger("chorale.systems")
 
-EMBEDDINGS = "embeddings"
+EMBEDDINGS_FOLDER = "embeddings"
 """Folder of the run storage with the members' embeddings, named SIGNATURE-FINGERPRINT of the split."""
 
 
 @dataclass(frozen=True)
-class Member:
+class SystemMember:
     """Member of a system: its trial, its model and its weight."""
 
     candidate: Candidate
@@ -56,10 +56,10 @@ class System:
 
     path: Path  # of its ensemble.json
     ensemble: Ensemble
-    members: Sequence[Member]
+    members: Sequence[SystemMember]
 
 
-def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
+def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
     """Return an ensemble as a system. Raises UserError with the reason if it cannot be submitted."""
     ensemble = read_ensemble(path)
     if ensemble.direction != "t2a":
@@ -72,7 +72,7 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
         raise UserError(
             f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
         )
-    candidates = build.candidates_of(ensemble, path, ledger, [], "validation")
+    candidates = build.find_member_candidates(ensemble, path, ledger, [], "validation")
     members = [
         read_member(candidate, weight, path, runs)
         for candidate, weight in zip(candidates, ensemble.weights, strict=True)
@@ -81,13 +81,13 @@ def read_system(path: Path, ledger: Ledger, runs: Runs) -> System:
     return System(path, ensemble, members)
 
 
-def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> Member:
+def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorage) -> SystemMember:
     """Return a member with a stored model. Raises UserError if the model is missing or unreadable."""
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
     if written is None:
         raise UserError(
-            f"{where} has no model: {runs.at(f'models/{candidate.signature}')} is gone; bring it back, or name with "
+            f"{where} has no model: {runs.locate(f'models/{candidate.signature}')} is gone; bring it back, or name with "
             "--runs where it is"
         )
     try:
@@ -96,25 +96,27 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: Runs) -> 
         raise UserError(f"{where} was trained by another version of this code: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            parameters = parameters_of(runs.model(candidate.signature, Path(scratch) / "model"))
+            parameters = count_parameters(runs.fetch_model(candidate.signature, Path(scratch) / "model"))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{where}: its weights can't be read: {error}") from error
     if not parameters:
-        raise UserError(f"{where} has no weights: {runs.at(f'models/{candidate.signature}')} lacks {trials.MODEL_FILE}")
-    return Member(candidate, weight, trial, int(parameters))
+        raise UserError(
+            f"{where} has no weights: {runs.locate(f'models/{candidate.signature}')} lacks {trials.MODEL_FILE}"
+        )
+    return SystemMember(candidate, weight, trial, int(parameters))
 
 
-def stages_of(trial: Trial) -> list[Trial]:
+def list_stages(trial: Trial) -> list[Trial]:
     """Return a trial and the trials that it starts from, the first stage first."""
-    return [*(stages_of(trial.pretraining) if trial.pretraining else []), trial]
+    return [*(list_stages(trial.pretraining) if trial.pretraining else []), trial]
 
 
-def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None:
+def refuse_training_on_evaluation(systems: Sequence[System], split: StoredSplit) -> None:
     """Raise UserError if a member was trained on the evaluation set."""
     asked = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
-            heard = asked & {name for stage in stages_of(member.trial) for name in stage.train}
+            heard = asked & {name for stage in list_stages(member.trial) for name in stage.train}
             if heard:
                 raise UserError(
                     f"{system.path}: member {member.candidate.name!r} was trained on {heard.pop()}: a submission is "
@@ -122,25 +124,25 @@ def refuse_what_was_heard(systems: Sequence[System], split: StoredSplit) -> None
                 )
 
 
-def embed_member(runs: Runs, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
+def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
     """Return a member's embeddings of a split, on a GPU if this process has one."""
     import torch
 
     from trainables.records.checkpoint import load_model
-    from trainables.training.embedding import embed, fastest_device
+    from trainables.training.embedding import embed_split, fastest_device
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = runs.model(signature, Path(scratch) / "model")
+        folder = runs.fetch_model(signature, Path(scratch) / "model")
         try:
             network, trial = load_model(folder), trials.load_trial(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
-        return embed(network.to(fastest_device()), trial, signature, open_split(store, split_name))
+        return embed_split(network.to(fastest_device()), trial, signature, open_split(store, split_name))
 
 
-class Progress(ProgressLine):
+class EmbeddingProgress(ProgressLine):
     """Progress of embedding the evaluation set, by member."""
 
     def __init__(self, number: int) -> None:
@@ -152,7 +154,7 @@ class Progress(ProgressLine):
         return f"embedding: {self.done} of {self.number} members"
 
 
-def kept(path: Path, split: StoredSplit) -> Embeddings | None:
+def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
     """Return a member's cached embeddings; None if they are of another order of the same sentences."""
     if not path.exists():
         return None
@@ -161,23 +163,28 @@ def kept(path: Path, split: StoredSplit) -> Embeddings | None:
     return found if is_same else None
 
 
-def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict[str, Embeddings]:
+def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -> dict[str, Embeddings]:
     """Return the embeddings of each member by its signature; missing ones are computed on Ray."""
     members = {member.candidate.signature: member for system in systems for member in system.members}
     paths = {
-        signature: runs.local_folder / EMBEDDINGS / f"{signature}-{split.fingerprint}.arrow" for signature in members
+        signature: runs.local_folder / EMBEDDINGS_FOLDER / f"{signature}-{split.fingerprint}.arrow"
+        for signature in members
     }
-    found = {signature: embeddings for signature, path in paths.items() if (embeddings := kept(path, split))}
+    found = {
+        signature: embeddings
+        for signature, path in paths.items()
+        if (embeddings := read_cached_embeddings(path, split))
+    }
     todo = [signature for signature in members if signature not in found]
     logger.info("%d members, %d of them have embedded %s before", len(members), len(found), split.name)
     if not todo:
         return found
-    from trainables.execution.nodes import nodes
+    from trainables.execution.nodes import list_nodes
 
     start_ray()
-    each = share_out(nodes(), Wish(), trials=len(todo))
+    each = allocate(list_nodes(), ResourceRequest(), trials=len(todo))
     work = [(runs, signature, split.store.location, split.name, each.threads) for signature in todo]
-    with Progress(len(todo)) as progress:
+    with EmbeddingProgress(len(todo)) as progress:
         for place, embeddings in run_on_ray(embed_member, work, each.cpus_per_worker, each.gpus_per_worker):
             signature = todo[place]
             require_finite(embeddings, members[signature])
@@ -188,7 +195,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: Runs) -> dict
     return found
 
 
-def require_finite(embeddings: Embeddings, member: Member) -> None:
+def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
     """Raise UserError if embeddings contain values that are not finite."""
     if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
         raise UserError(
@@ -196,24 +203,26 @@ def require_finite(embeddings: Embeddings, member: Member) -> None:
         )
 
 
-def fused(system: System, found: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
+def compute_system_scores(system: System, embeddings: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
     """Return a system's scores [Q, A] by its ensemble's fusion, divided by the sum of the weights."""
     candidates = [member.candidate for member in system.members]
-    reference, first = found[candidates[0].signature], candidates[0]
+    reference, first = embeddings[candidates[0].signature], candidates[0]
     nothing, queries = np.zeros(0, np.int64), np.arange(len(reference.queries))
-    source = Matrices(
+    source = ScoreMatrices(
         tuple(candidate.name for candidate in candidates),
         split.name,
         split.fingerprint,
         Relevance(nothing, nothing, queries),
         len(reference.clip_ids),
-        tuple(aligned_scores(found[candidate.signature], reference, candidate, first)[0] for candidate in candidates),
+        tuple(
+            align_scores(embeddings[candidate.signature], reference, candidate, first)[0] for candidate in candidates
+        ),
     )
     weights = [member.weight for member in system.members]
-    pool = score_matrices.fused(source, system.ensemble.fusion)
+    pool = score_matrices.apply_fusion(source, system.ensemble.fusion)
     parts = [
-        evaluation.fuse(pool, weights, start, min(start + evaluation.QUERIES_AT_A_TIME, len(queries)))
-        for start in range(0, len(queries), evaluation.QUERIES_AT_A_TIME)
+        evaluation.fuse_block(pool, weights, start, min(start + evaluation.BLOCK_QUERIES, len(queries)))
+        for start in range(0, len(queries), evaluation.BLOCK_QUERIES)
     ]
     scores_QA: Scores = np.concatenate(parts) / sum(weights)
     return scores_QA

@@ -17,12 +17,12 @@ import pyarrow.csv
 import yaml
 
 from data.errors import UserError
-from ensemble.challenge.formats import Evaluation
+from ensemble.challenge.formats import EvaluationSet
 
-Look = Callable[[bytes, str, Evaluation], Iterator[str]]
+Check = Callable[[bytes, str, EvaluationSet], Iterator[str]]
 """Function from a file's content, its system's label and the evaluation set to a list of problems."""
 
-MOST_NAMED = 5
+MAX_LISTED_PROBLEMS = 5
 """Maximum number of problems listed per table; the rest are counted."""
 
 BOM = b"\xef\xbb\xbf"
@@ -41,7 +41,7 @@ TASKS = {"dcase2023": "task6b", "dcase2025": "task6"}
 
 OUTPUT, META = "answers", "description"
 
-NAMES = {
+FILE_NAMES = {
     "dcase2023": {
         OUTPUT: "{system}_submission_{number}_output.csv",
         META: "{system}_submission_{number}_metadata.yaml",
@@ -51,21 +51,25 @@ NAMES = {
 """Patterns of the names of a system's files; its label is SYSTEM_NUMBER."""
 
 
-def guess(path: Path) -> str:
+def guess_challenge(path: Path) -> str:
     """Return the challenge that a zip is for, by the labels in it. Raises UserError if no label matches."""
-    names = " ".join(names_in(path))
-    found = [name for name, task in TASKS.items() if re.search(pattern(NAMES[name][OUTPUT], rf"\S+_{task}"), names)]
+    names = " ".join(list_names(path))
+    found = [
+        name
+        for name, task in TASKS.items()
+        if re.search(compile_pattern(FILE_NAMES[name][OUTPUT], rf"\S+_{task}"), names)
+    ]
     if len(found) != 1:
         raise UserError(f"{path} doesn't say which challenge it is for: give --format")
     return found[0]
 
 
-def pattern(name: str, system: str = ".+") -> str:
+def compile_pattern(name: str, system: str = ".+") -> str:
     """Return the regular expression of a system's file name, with the groups `system` and `number`."""
     return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
 
-def names_in(path: Path) -> list[str]:
+def list_names(path: Path) -> list[str]:
     """Return the names of the files in a zip. Raises UserError if it cannot be opened."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -76,12 +80,12 @@ def names_in(path: Path) -> list[str]:
         raise UserError(f"{path} isn't a zip file: {error}") from error
 
 
-def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
+def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
     """Return all problems of a submission, each with the name of its file; empty if it is valid.
 
     Raises UserError where it is no zip at all.
     """
-    names, names_of = names_in(path), NAMES[challenge]
+    names, names_of = list_names(path), FILE_NAMES[challenge]
     found = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
     found += [f"{name} leads out of the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"]
     form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
@@ -90,7 +94,7 @@ def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
             contents = {name: archive.read(name) for name in names if not name.endswith("/")}
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
             return [*found, f"what it holds can't be read: {error}"]
-    systems, others = systems_in(contents, challenge)
+    systems, others = group_by_system(contents, challenge)
     wanted = " and ".join(name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values())
     found += [f"{name} belongs to no system: {wanted} do" for name in others]
     if not 1 <= len(systems) <= 4:
@@ -99,16 +103,16 @@ def problems(path: Path, challenge: str, evaluation: Evaluation) -> list[str]:
         if not form.fullmatch(label):
             found.append(f"{label} isn't a label: LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4, is one")
         system, _, number = label.rpartition("_")
-        for kind, look in ((OUTPUT, look_at_output(challenge)), (META, look_at_description)):
+        for kind, look in ((OUTPUT, make_output_check(challenge)), (META, check_metadata)):
             if kind not in own:
                 found.append(f"{names_of[kind].format(system=system, number=number)} is missing")
                 continue
             name, data = own[kind]
-            found += [f"{name}: {problem}" for problem in look_at_text(data) or look(data, label, evaluation)]
+            found += [f"{name}: {problem}" for problem in check_text(data) or look(data, label, evaluation)]
     return found
 
 
-def systems_in(
+def group_by_system(
     contents: Mapping[str, bytes], challenge: str
 ) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
     """Return the files of each label by kind, and the names of all other files except technical reports."""
@@ -116,7 +120,7 @@ def systems_in(
     others = []
     for name, data in contents.items():
         file = PurePosixPath(name).name
-        matches = {kind: re.fullmatch(pattern(named), file) for kind, named in NAMES[challenge].items()}
+        matches = {kind: re.fullmatch(compile_pattern(named), file) for kind, named in FILE_NAMES[challenge].items()}
         kind, match = next(((kind, match) for kind, match in matches.items() if match), ("", None))
         label = f"{match['system']}_{match['number']}" if match else ""
         if match and kind not in systems.get(label, {}):
@@ -126,20 +130,20 @@ def systems_in(
     return systems, others
 
 
-def few(found: Iterable[str]) -> Iterator[str]:
+def abbreviate(problems: Iterable[str]) -> Iterator[str]:
     """Return the first problems, and how many more there are."""
-    told = list(found)
-    yield from told[:MOST_NAMED]
-    if len(told) > MOST_NAMED:
-        yield f"and {len(told) - MOST_NAMED} problems more"
+    told = list(problems)
+    yield from told[:MAX_LISTED_PROBLEMS]
+    if len(told) > MAX_LISTED_PROBLEMS:
+        yield f"and {len(told) - MAX_LISTED_PROBLEMS} problems more"
 
 
-def one_line(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """Return the beginning of an error message, which may quote a whole row."""
     return " ".join(str(error).split())[:200]
 
 
-def look_at_text(data: bytes) -> list[str]:
+def check_text(data: bytes) -> list[str]:
     """Return the problems of a file as text."""
     if data.startswith(BOM):
         return ["it begins with a byte order mark: save it as UTF-8 without one"]
@@ -161,19 +165,19 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
     return pa.csv.read_csv(pa.py_buffer(data), reading, parsing, converting)
 
 
-def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
     """Return the problems of 2023's output."""
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
-        yield f"it isn't a table: {one_line(error)}"
+        yield f"it isn't a table: {shorten_error(error)}"
         return
     header = ["caption", "fname_1", "fname_2", "fname_3", "fname_4", "fname_5",
               "fname_6", "fname_7", "fname_8", "fname_9", "fname_10"]  # fmt: skip
     if table.column_names != header:
         yield f"its header is {','.join(table.column_names)[:120]!r}: it has to be {','.join(header)!r}"
         return
-    yield from look_at_captions(table.column(0).to_pylist(), evaluation.queries)
+    yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
     files = set(evaluation.files)
     columns = [table.column(place).to_pylist() for place in range(1, len(header))]
     for number, names in enumerate(zip(*columns, strict=True), start=1):
@@ -183,12 +187,12 @@ def look_at_ranking(data: bytes, label: str, evaluation: Evaluation) -> Iterator
             yield f"row {number}: {name!r} is ranked more than once"
 
 
-def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
     """Return the problems of 2025's output."""
     try:
         table = read_table(data, numbers=True)
     except pa.ArrowInvalid as error:
-        yield f"it isn't a table of scores: {one_line(error)}"
+        yield f"it isn't a table of scores: {shorten_error(error)}"
         return
     first, *names = table.column_names
     if first != "index":
@@ -199,70 +203,70 @@ def look_at_matrix(data: bytes, label: str, evaluation: Evaluation) -> Iterator[
         f"column {name!r} is no file of {evaluation.split}" for name in dict.fromkeys(names) if name not in known
     )
     yield from (f"file {name!r} has no column" for name in sorted(known - set(names)))
-    yield from look_at_captions(table.column(0).to_pylist(), evaluation.queries)
+    yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
     for place, name in enumerate(names, start=1):
         scores = table.column(place).to_numpy()
         for row in np.flatnonzero(~np.isfinite(scores))[:1]:
             yield f"row {row + 1}, column {name!r}: {scores[row]} isn't a finite score"
 
 
-def look_at_captions(given: Sequence[str], wanted: Sequence[str]) -> Iterator[str]:
+def check_captions(given: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
     """Return the problems of a table's captions."""
-    if len(given) != len(wanted):
-        yield f"it has {len(given)} rows: there are {len(wanted)} captions"
-    there, asked = Counter(given), Counter(wanted)
+    if len(given) != len(expected):
+        yield f"it has {len(given)} rows: there are {len(expected)} captions"
+    there, asked = Counter(given), Counter(expected)
     for caption in there | asked:
         if there[caption] != asked[caption]:
             yield f"caption {caption[:80]!r} occurs {there[caption]} times: it has to occur {asked[caption]} times"
 
 
-def look_at_output(challenge: str) -> Look:
+def make_output_check(challenge: str) -> Check:
     """Return the check of a challenge's output, which lists the first few problems."""
-    look: Look = {"dcase2023": look_at_ranking, "dcase2025": look_at_matrix}[challenge]
-    return lambda data, label, evaluation: few(look(data, label, evaluation))
+    look: Check = {"dcase2023": check_ranking, "dcase2025": check_matrix}[challenge]
+    return lambda data, label, evaluation: abbreviate(look(data, label, evaluation))
 
 
-def look_at_description(data: bytes, label: str, evaluation: Evaluation) -> Iterator[str]:
+def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
     """Return the problems of a system's metadata."""
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
-        yield f"it isn't YAML: {one_line(error)}"
+        yield f"it isn't YAML: {shorten_error(error)}"
         return
-    if at(value, "submission.label") != label:
-        yield f"submission.label is {at(value, 'submission.label')!r}: its file is named {label!r}"
+    if value_at(value, "submission.label") != label:
+        yield f"submission.label is {value_at(value, 'submission.label')!r}: its file is named {label!r}"
     if label.startswith("LASTNAME_INSTITUTE"):
         yield "submission.label is a placeholder: give --label"
-    if len(str(at(value, "submission.abbreviation") or "")) > 10:
-        yield f"submission.abbreviation is {at(value, 'submission.abbreviation')!r}: at most 10 characters"
+    if len(str(value_at(value, "submission.abbreviation") or "")) > 10:
+        yield f"submission.abbreviation is {value_at(value, 'submission.abbreviation')!r}: at most 10 characters"
     wanted = ["submission.name", "submission.abbreviation", *(f"system.description.{name}" for name in DESCRIPTION)]
     for field in wanted:
-        if at(value, field) in (None, "", [], {}):
+        if value_at(value, field) in (None, "", [], {}):
             yield f"{field} is missing"
-    yield from look_at_authors(at(value, "submission.authors"))
-    parameters = at(value, "system.complexity.total_parameters")
+    yield from check_authors(value_at(value, "submission.authors"))
+    parameters = value_at(value, "system.complexity.total_parameters")
     if not isinstance(parameters, int) or isinstance(parameters, bool) or parameters < 1:
         yield f"system.complexity.total_parameters is {parameters!r}: it has to be a whole number"
-    yield from look_at_figures(at(value, "results.development_testing"))
+    yield from check_results(value_at(value, "results.development_testing"))
 
 
-def look_at_authors(authors: Any) -> Iterator[str]:
+def check_authors(authors: Any) -> Iterator[str]:
     """Return the problems of a list of authors."""
     if not isinstance(authors, list) or not authors:
         yield "submission.authors is missing: give --authors"
         return
     for number, author in enumerate(authors, start=1):
         for field in (*AUTHOR, *(f"affiliation.{name}" for name in AFFILIATION)):
-            if not at(author, field):
+            if not value_at(author, field):
                 yield f"submission.authors, number {number}: {field} is missing"
-    if sum(at(author, "corresponding") is True for author in authors) != 1:
+    if sum(value_at(author, "corresponding") is True for author in authors) != 1:
         yield "submission.authors: exactly one has to be corresponding: true"
 
 
-def look_at_figures(figures: Any) -> Iterator[str]:
+def check_results(results: Any) -> Iterator[str]:
     """Return the problems of the results on the development set's test split."""
     for name in FIGURES:
-        figure = figures.get(name) if isinstance(figures, dict) else None
+        figure = results.get(name) if isinstance(results, dict) else None
         where = f"results.development_testing.{name}"
         if figure is None:
             yield f"{where} is missing: choose the ensemble without --no-test"
@@ -270,7 +274,7 @@ def look_at_figures(figures: Any) -> Iterator[str]:
             yield f"{where} is {figure!r}: it has to be a share from 0 to 1"
 
 
-def at(value: Any, path: str) -> Any:
+def value_at(value: Any, path: str) -> Any:
     """Return the value at a dotted path of names, 'system.description.optimiser'; None if it doesn't exist."""
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

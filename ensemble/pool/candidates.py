@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from ensemble.pool import score_matrices
-from ensemble.pool.score_matrices import Matrices, Read
+from ensemble.pool.score_matrices import ReadScores, ScoreMatrices
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.records.ledger import Ledger, Sweep, TrialRun
-from trainables.retrieval import Relevance, relevance
+from trainables.retrieval import Relevance, build_relevance
 
 Which = Literal["validation", "test"]
 
@@ -53,20 +53,20 @@ class Candidate:
         assert self.run is not None
         return self.run
 
-    def file(self, which: Which) -> Path:
+    def score_file(self, which: Which) -> Path:
         """Return the path of a file's scores on a split."""
         assert self.folder is not None
         return self.folder / which / f"{self.name}.npy"
 
 
-def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[str] = ()) -> list[Candidate]:
+def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[str] = ()) -> list[Candidate]:
     """Return the sweeps' finished trials, sorted by signature, whichever sweep ran them.
 
     `wanted` are conditions on their parameters, 'NAME=VALUE', as MLflow shows them. Raises UserError where no trial is
     finished, or none is as wanted.
     """
     signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
-    runs = {signature: ledger.finished(signature) for signature in signatures}
+    runs = {signature: ledger.find_finished_trial(signature) for signature in signatures}
     found = [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
     names = " and ".join(repr(sweep.name) for sweep in sweeps)
     if not found:
@@ -74,37 +74,37 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], wanted: Iterable[st
             f"sweep {names} has no finished trial of {len(runs)}: "
             f"go on with python sweeps/grid.py --name {sweeps[0].name}"
         )
-    for condition in wanted:
+    for condition in settings:
         name, equals, value = condition.partition("=")
-        known = sorted({name for candidate in found for name in parameters(candidate)})
+        known = sorted({name for candidate in found for name in flatten_parameters(candidate)})
         if not equals or name not in known:
             raise UserError(f"--filter {condition!r}: give NAME=VALUE, NAME being one of: {', '.join(known)}")
-        values = sorted({parameters(candidate).get(name, "") for candidate in found})
-        found = [candidate for candidate in found if parameters(candidate).get(name) == value]
+        values = sorted({flatten_parameters(candidate).get(name, "") for candidate in found})
+        found = [candidate for candidate in found if flatten_parameters(candidate).get(name) == value]
         if not found:
             raise UserError(f"--filter {condition!r}: no trial has it; there are: {', '.join(values)}")
     return found
 
 
-def parameters(candidate: Candidate) -> dict[str, str]:
+def flatten_parameters(candidate: Candidate) -> dict[str, str]:
     """Return a trial's settings as shown in MLflow."""
     return dict(candidate.run.settings) if candidate.run else {}
 
 
-def find_files(folders: Sequence[Path]) -> list[Candidate]:
+def find_score_files(folders: Sequence[Path]) -> list[Candidate]:
     """Return the candidates in folders of score matrices. Raises UserError for an empty folder or a name that occurs in
     two.
     """
     found: dict[str, Candidate] = {}
     for folder in folders:
-        for name in score_files(folder):
+        for name in list_score_files(folder):
             if name in found:
                 raise UserError(f"{folder} and {found[name].folder} both have a {name}.npy: call one of them otherwise")
             found[name] = Candidate(name, folder=folder)
     return list(found.values())
 
 
-def score_files(folder: Path) -> list[str]:
+def list_score_files(folder: Path) -> list[str]:
     """Return the names of a folder's score matrices. Raises UserError if there is none."""
     names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
     if not names:
@@ -112,9 +112,9 @@ def score_files(folder: Path) -> list[str]:
     return names
 
 
-def load(
+def load_pool(
     ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
-) -> Matrices:
+) -> ScoreMatrices:
     """Return the candidates' scores on a split, in the order of the candidates.
 
     `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
@@ -127,28 +127,28 @@ def load(
         if candidate.run
     ]
     places = [place for place, candidate in enumerate(candidates) if candidate.run]
-    pools = [load_trials(ledger, wanted)] if ledger and wanted else []
+    pools = [load_trial_scores(ledger, wanted)] if ledger and wanted else []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):
         own = [place for place, candidate in enumerate(candidates) if candidate.folder == folder]
-        pools.append(load_files(folder, [candidates[place] for place in own], which))
+        pools.append(load_file_scores(folder, [candidates[place] for place in own], which))
         places += own
     first = pools[0]
     for pool in pools[1:]:
-        if problem := disagreement(first, pool):
+        if problem := explain_mismatch(first, pool):
             raise UserError(f"{pool.split} and {first.split} don't fit together: {problem}")
-    joined = Matrices(
+    joined = ScoreMatrices(
         tuple(name for pool in pools for name in pool.names), first.split, first.fingerprint, first.relevance,
         first.num_clips, tuple(read for pool in pools for read in pool.reads),
         tuple(read for pool in pools for read in pool.across),
         tuple(array for pool in pools for array in pool.arrays) if all(pool.arrays for pool in pools) else (),
     )  # fmt: skip
-    return joined.only(np.argsort(places).tolist())
+    return joined.select(np.argsort(places).tolist())
 
 
-def disagreement(first: Matrices, second: Matrices) -> str:
+def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
     """Return why two pools differ in queries or clips, judging by their relevant clips; '' if they agree."""
 
-    def pairs(pool: Matrices) -> set[tuple[int, int]]:
+    def pairs(pool: ScoreMatrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
 
     shapes = [(pool.num_queries, pool.num_clips) for pool in (first, second)]
@@ -165,43 +165,43 @@ def disagreement(first: Matrices, second: Matrices) -> str:
     return ""
 
 
-def load_trials(ledger: Ledger, wanted: Sequence[tuple[Candidate, str]]) -> Matrices:
+def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]) -> ScoreMatrices:
     """Return trials' scores: the dot products of the embeddings in an artifact of each.
 
     Rows and columns are in the order of the first one's queries and clips.
     """
-    found = [ledger.embeddings(candidate.trial_run, file) for candidate, file in wanted]
-    reference, first = found[0], wanted[0][0]
+    found = [ledger.load_embeddings(candidate.trial_run, file) for candidate, file in artifacts]
+    reference, first = found[0], artifacts[0][0]
     reads, across = [], []
-    for embeddings, (candidate, _) in zip(found, wanted, strict=True):
-        read, read_across = aligned_scores(embeddings, reference, candidate, first)
+    for embeddings, (candidate, _) in zip(found, artifacts, strict=True):
+        read, read_across = align_scores(embeddings, reference, candidate, first)
         reads.append(read)
         across.append(read_across)
-    relevant = relevance(reference.relevant_clip_ids, reference.clip_ids)
-    names = tuple(candidate.name for candidate, _ in wanted)
-    return Matrices(
+    relevant = build_relevance(reference.relevant_clip_ids, reference.clip_ids)
+    names = tuple(candidate.name for candidate, _ in artifacts)
+    return ScoreMatrices(
         names, reference.split, reference.fingerprint, relevant, len(reference.clip_ids), tuple(reads), tuple(across)
     )
 
 
-def aligned_scores(
+def align_scores(
     embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
-) -> tuple[Read, Read]:
+) -> tuple[ReadScores, ReadScores]:
     """Return functions that read scores in the reference's order of rows and columns, by queries and by clips."""
-    same_split(embeddings, reference, candidate, first)
-    rows = order_of(query_keys(embeddings), query_keys(reference))
-    columns = order_of(embeddings.clip_ids, reference.clip_ids)
+    require_same_split(embeddings, reference, candidate, first)
+    rows = find_order(build_query_keys(embeddings), build_query_keys(reference))
+    columns = find_order(embeddings.clip_ids, reference.clip_ids)
 
     def read(first_query: int, last_query: int) -> NDArray[np.float32]:
-        return cosines(embeddings.text_QD[rows[first_query:last_query]], embeddings.audio_AD[columns])
+        return compute_cosines(embeddings.text_QD[rows[first_query:last_query]], embeddings.audio_AD[columns])
 
     def read_across(first_clip: int, last_clip: int) -> NDArray[np.float32]:
-        return cosines(embeddings.audio_AD[columns[first_clip:last_clip]], embeddings.text_QD[rows])
+        return compute_cosines(embeddings.audio_AD[columns[first_clip:last_clip]], embeddings.text_QD[rows])
 
     return read, read_across
 
 
-def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
+def require_same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
     """Raise UserError if two trials have embedded different splits."""
     if (embeddings.split, embeddings.fingerprint) != (reference.split, reference.fingerprint):
         raise UserError(
@@ -210,12 +210,12 @@ def same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candida
         )
 
 
-def cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
+def compute_cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return dot products [N, M], summed in float64, so that they don't depend on the block that is computed at a time."""
     return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
 
 
-def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
+def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
     """Return keys that identify queries: the text, its relevant clips, and a number if both occur again."""
     seen: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
@@ -226,7 +226,7 @@ def query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]
     return keys
 
 
-def order_of(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
+def find_order(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
     """Return the index of each key of `wanted` in `keys`. Both contain the same keys, each once."""
     place = {key: index for index, key in enumerate(keys)}
     if place.keys() != set(wanted) or len(keys) != len(wanted):
@@ -234,18 +234,18 @@ def order_of(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
     return [place[key] for key in wanted]
 
 
-def load_files(folder: Path, candidates: Sequence[Candidate], which: Which) -> Matrices:
+def load_file_scores(folder: Path, candidates: Sequence[Candidate], which: Which) -> ScoreMatrices:
     """Return a folder's score matrices, memory-mapped. Raises UserError that names the file and the problem."""
-    arrays = [read_scores(candidate.file(which)) for candidate in candidates]
-    first = candidates[0].file(which)
+    arrays = [read_scores(candidate.score_file(which)) for candidate in candidates]
+    first = candidates[0].score_file(which)
     shape = arrays[0].shape
     for candidate, array in zip(candidates, arrays, strict=True):
         if array.shape != shape:
-            raise UserError(f"{candidate.file(which)} is {array.shape}, {first.name} beside it is {shape}")
+            raise UserError(f"{candidate.score_file(which)} is {array.shape}, {first.name} beside it is {shape}")
     relevant = read_relevance(folder / which, shape)
     digest = hashlib.sha256(repr(shape).encode() + relevant.query_P.tobytes() + relevant.clip_P.tobytes())
     names = [candidate.name for candidate in candidates]
-    return score_matrices.of_arrays(names, str(folder / which), digest.hexdigest()[:16], relevant, arrays)
+    return score_matrices.from_arrays(names, str(folder / which), digest.hexdigest()[:16], relevant, arrays)
 
 
 def read_array(path: Path) -> NDArray[Any]:

@@ -19,12 +19,12 @@ from trainables.retrieval import Relevance
 BLOCK_BYTES = 2**25
 """Maximum size of a block of all candidates' scores, if they have to be converted or computed."""
 
-BLOCK_BYTES_ACROSS = 2**27
+BLOCK_BYTES_TRANSPOSED = 2**27
 """Maximum size of a block in audio-to-text direction, for which a file is read once per block."""
 
 Scores = NDArray[np.float32]
 
-Read = Callable[[int, int], Scores]
+ReadScores = Callable[[int, int], Scores]
 """Function from the first and last query (exclusive) to a candidate's scores [last - first, A]; or from clips, to [last
 - first, Q].
 """
@@ -43,7 +43,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Matrices:
+class ScoreMatrices:
     """Scores of the same queries and clips by several candidates.
 
     `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block. `across` gives
@@ -55,8 +55,8 @@ class Matrices:
     fingerprint: str
     relevance: Relevance
     num_clips: int
-    reads: tuple[Read, ...]
-    across: tuple[Read, ...] = ()
+    reads: tuple[ReadScores, ...]
+    across: tuple[ReadScores, ...] = ()
     arrays: tuple[Scores, ...] = ()
     block_bytes: int = BLOCK_BYTES
 
@@ -69,7 +69,7 @@ class Matrices:
         """Number of queries, Q."""
         return self.relevance.num_queries
 
-    def blocks(self) -> Iterator[Block]:
+    def iterate_blocks(self) -> Iterator[Block]:
         """Yield all queries in order, in blocks."""
         if self.arrays:
             yield Block(0, self.num_queries, self.arrays)
@@ -80,13 +80,13 @@ class Matrices:
             last = min(first + size, self.num_queries)
             yield Block(first, last, [np.ascontiguousarray(read(first, last)) for read in self.reads])
 
-    def scores(self, model: int) -> Scores:
+    def read_scores(self, model: int) -> Scores:
         """Return one candidate's scores [Q, A]."""
         return self.arrays[model] if self.arrays else self.reads[model](0, self.num_queries)
 
-    def only(self, models: Sequence[int]) -> "Matrices":
+    def select(self, models: Sequence[int]) -> "ScoreMatrices":
         """Return the pool of some of the candidates."""
-        return Matrices(
+        return ScoreMatrices(
             tuple(self.names[model] for model in models), self.split, self.fingerprint, self.relevance, self.num_clips,
             tuple(self.reads[model] for model in models),
             tuple(self.across[model] for model in models if self.across),
@@ -94,23 +94,23 @@ class Matrices:
         )  # fmt: skip
 
 
-def of_arrays(
+def from_arrays(
     names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
-) -> Matrices:
+) -> ScoreMatrices:
     """Return a pool of matrices [Q, A] in memory, or memory-mapped; each float16, float32 or float64."""
     as_they_are = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
 
-    def reading(name: str, array: NDArray[Any]) -> Read:
-        return lambda first, last: single(array[first:last], name)
+    def reading(name: str, array: NDArray[Any]) -> ReadScores:
+        return lambda first, last: to_float32(array[first:last], name)
 
-    return Matrices(
+    return ScoreMatrices(
         tuple(names), split, fingerprint, relevant, arrays[0].shape[1] if arrays else 0,
         tuple(map(reading, names, arrays)), tuple(map(reading, names, [array.T for array in arrays])),
         tuple(arrays) if as_they_are else (),
     )  # fmt: skip
 
 
-def single(scores: NDArray[Any], name: str) -> Scores:
+def to_float32(scores: NDArray[Any], name: str) -> Scores:
     """Return scores as float32; values that are too large become infinite. Raises UserError if a value other than 0
     would become 0.
     """
@@ -121,7 +121,7 @@ def single(scores: NDArray[Any], name: str) -> Scores:
     return found
 
 
-def fused(pool: Matrices, fusion: str) -> Matrices:
+def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
     """Return the pool with the transform of a fusion applied to each query's scores. Raises UserError for an unknown
     name.
     """
@@ -131,10 +131,10 @@ def fused(pool: Matrices, fusion: str) -> Matrices:
     if transform is None:
         return pool
 
-    def reading(read: Read) -> Read:
+    def reading(read: ReadScores) -> ReadScores:
         return lambda first, last: transform(read(first, last))
 
-    return Matrices(
+    return ScoreMatrices(
         pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(reading, pool.reads)),
         block_bytes=pool.block_bytes,
     )  # fmt: skip
@@ -162,7 +162,7 @@ FUSIONS: dict[str, Transform | None] = {"mean": None, "zscore": z_norm, "rank": 
 """Transforms by the name of the fusion: scores as they are, their z-norms, or their ranks."""
 
 
-def transposed(pool: Matrices) -> Matrices:
+def transpose(pool: ScoreMatrices) -> ScoreMatrices:
     """Return the pool in audio-to-text direction: clips are the queries [A, Q]. Clips without a caption are dropped.
 
     Each clip is a group of its own.
@@ -172,14 +172,14 @@ def transposed(pool: Matrices) -> Matrices:
     place[clips] = np.arange(len(clips))
     relevant = Relevance(place[pool.relevance.clip_P], pool.relevance.query_P, np.arange(len(clips)))
 
-    def reading(across: Read) -> Read:
+    def reading(across: ReadScores) -> ReadScores:
         def read(first: int, last: int) -> Scores:
             own = clips[first:last]
             return np.ascontiguousarray(across(own[0], own[-1] + 1)[own - own[0]])
 
         return read
 
-    return Matrices(
+    return ScoreMatrices(
         pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, tuple(map(reading, pool.across)),
-        block_bytes=BLOCK_BYTES_ACROSS,
+        block_bytes=BLOCK_BYTES_TRANSPOSED,
     )  # fmt: skip

@@ -7,82 +7,82 @@ from pathlib import Path
 from data.errors import UserError
 from ensemble.pool import evaluation
 from ensemble.pool.candidates import Candidate, Which
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.selection import attribution
-from ensemble.selection.cross_validation import Nested
-from ensemble.selection.greedy import Rules, Selection
-from ensemble.selection.pruned_pool import Live
+from ensemble.selection.cross_validation import NestedCvResult
+from ensemble.selection.greedy import Selection, SelectionConfig
+from ensemble.selection.pruned_pool import PrunedPool
 from trainables import retrieval
-from trainables.records.ensemble_file import Ensemble, Estimates, Member, NestedFigures, SplitFigures, Step
+from trainables.records.ensemble_file import Ensemble, Estimates, Member, NestedMetrics, SelectionStep, SplitMetrics
 from trainables.records.ledger import Ledger
 
-METHODS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
+METHOD_LABELS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
 
-COMPARED_EXACTLY = 16
+MAX_COMPARED_EXACTLY = 16
 """Number of best single candidates among which all subsets are scored when methods are compared: one second of
 computation.
 """
 
 
-def told(rules: Rules) -> str:
+def describe_method(config: SelectionConfig) -> str:
     """Return a description of the selection method."""
-    words = [METHODS[rules.method]]
-    words += [f"among the {rules.among} best candidates"] * bool(rules.among)
-    if rules.method == "greedy":
-        words.append(f"{'with' if rules.replacement else 'without'} replacement, up to {rules.max_size} steps")
-        words += [f"beginning with the {rules.sorted_start} best"] * bool(rules.sorted_start)
-        words += [f"{rules.bags} bags of {rules.bag_share:.0%} of the candidates"] * bool(rules.bags)
-        words += ["stopped by the one-standard-error rule"] * (rules.stop == "one-se")
-    return ", ".join([*words, *["refined"] * rules.refine])
+    words = [METHOD_LABELS[config.method]]
+    words += [f"among the {config.among} best candidates"] * bool(config.among)
+    if config.method == "greedy":
+        words.append(f"{'with' if config.replacement else 'without'} replacement, up to {config.max_size} steps")
+        words += [f"beginning with the {config.sorted_start} best"] * bool(config.sorted_start)
+        words += [f"{config.bags} bags of {config.bag_share:.0%} of the candidates"] * bool(config.bags)
+        words += ["stopped by the one-standard-error rule"] * (config.stop == "one-se")
+    return ", ".join([*words, *["refined"] * config.refine])
 
 
-def compared(rules: Rules, num_candidates: int) -> dict[str, Rules]:
+def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
     """Return the methods that a selection is compared with, by name, with the selection's own settings where they
     apply.
     """
-    greedy = replace(rules, refine=False) if rules.method == "greedy" else Rules(among=rules.among)
-    among = rules.among
-    if not among and num_candidates > COMPARED_EXACTLY and rules.method != "exact":
-        among = COMPARED_EXACTLY
+    greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
+    among = config.among
+    if not among and num_candidates > MAX_COMPARED_EXACTLY and config.method != "exact":
+        among = MAX_COMPARED_EXACTLY
     return {
-        "all": Rules("all", among=rules.among),
+        "all": SelectionConfig("all", among=config.among),
         "greedy": greedy,
         "greedy, refined": replace(greedy, refine=True),
-        f"exact among {among}" if among and not rules.among else "exact": Rules("exact", among=among),
+        f"exact among {among}" if among and not config.among else "exact": SelectionConfig("exact", among=among),
     }
 
 
-def member_of(candidate: Candidate, weight: float) -> Member:
+def build_member(candidate: Candidate, weight: float) -> Member:
     """Return a candidate as a member of an ensemble."""
     if candidate.run:
         return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
     return Member(candidate.name, weight, folder=str(candidate.folder))
 
 
-def members_with_shares(
-    candidates: Sequence[Candidate], shares: Sequence[attribution.Member], selection: Selection, ledger: Ledger
+def build_members(
+    candidates: Sequence[Candidate], shares: Sequence[attribution.Attribution], selection: Selection, ledger: Ledger
 ) -> tuple[Member, ...]:
     """Return the members with their attributions, the highest weight first, and what is needed to train them again."""
     return tuple(
         replace(
-            member_of(candidate := candidates[share.candidate], share.weight),
+            build_member(candidate := candidates[share.candidate], share.weight),
             count=selection.counts[share.candidate],
             alone=share.alone,
             without=share.without,
             shapley=share.shapley,
-            **(ledger.recipe(candidate.run) if candidate.run else {}),
+            **(ledger.load_recipe(candidate.run) if candidate.run else {}),
         )
         for share in shares
     )
 
 
-def trajectory_of(candidates: Sequence[Candidate], selection: Selection) -> tuple[Step, ...]:
+def build_trajectory(candidates: Sequence[Candidate], selection: Selection) -> tuple[SelectionStep, ...]:
     """Return the steps of a selection, with the candidates' keys."""
     keys = {None: None} | {place: candidate.key for place, candidate in enumerate(candidates)}
-    return tuple(Step(step.value, keys[step.added], keys[step.removed]) for step in selection.trajectory)
+    return tuple(SelectionStep(step.value, keys[step.added], keys[step.removed]) for step in selection.trajectory)
 
 
-def growth(selection: Selection) -> list[int]:
+def list_additions(selection: Selection) -> list[int]:
     """Return the candidates in the order in which they were added, before any was removed."""
     history = []
     for step in selection.trajectory:
@@ -92,29 +92,31 @@ def growth(selection: Selection) -> list[int]:
     return history
 
 
-def nested_figures(found: Nested, live: Live, folds: int, apparent: float, redoes_epochs: bool) -> NestedFigures:
+def build_nested_metrics(
+    found: NestedCvResult, live: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
+) -> NestedMetrics:
     """Return the metrics of nested cross-validation; `apparent` is the metric on the validation split itself."""
     relevant = retrieval.Relevance(live.query_P, live.query_P, live.group_Q)
     ensemble, best_single = (evaluation.estimate(own_Q, relevant) for own_Q in (found.ensemble_Q, found.best_single_Q))
-    return NestedFigures(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
+    return NestedMetrics(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
 
 
-def one_hot(place: int, number: int) -> list[int]:
+def make_single_weights(place: int, number: int) -> list[int]:
     """Return the weights of an ensemble of one candidate."""
     return [int(other == place) for other in range(number)]
 
 
-def figures_on(
-    source: Matrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
-) -> tuple[SplitFigures, dict[str, Estimates]]:
+def compute_split_metrics(
+    source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
+) -> tuple[SplitMetrics, dict[str, Estimates]]:
     """Return the metrics of the first two systems with their difference, and those of all others, on a split."""
-    found = evaluation.compare(source, systems, metrics)
+    found = evaluation.compare_systems(source, systems, metrics)
     others = {name: found.systems[name] for name in list(systems)[2:]}
     own = {name: estimates for name, estimates in found.systems.items() if name not in others}
     return replace(found, systems=own), others
 
 
-def candidates_of(
+def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
 ) -> list[Candidate]:
     """Return the candidates of an ensemble's members on a split. Raises UserError that names a missing one.
@@ -124,7 +126,7 @@ def candidates_of(
     found = []
     for member in ensemble.members:
         if member.signature:
-            run = ledger.finished(member.signature)
+            run = ledger.find_finished_trial(member.signature)
             if run is None:
                 raise UserError(
                     f"{path}: member {member.name!r} ({member.signature}) is no finished trial of {ledger.tracking_uri}"
@@ -134,7 +136,7 @@ def candidates_of(
         own = Path(member.folder)
         places = sorted(folders, key=lambda folder: folder.resolve() != own.resolve()) or [own]
         files = [Candidate(member.name, folder=place) for place in places]
-        file = next((file for file in files if file.file(which).exists()), None)
+        file = next((file for file in files if file.score_file(which).exists()), None)
         if file is None:
             raise UserError(
                 f"{path}: no {which} scores of member {member.name!r} were found; name its folder with --pool"

@@ -12,13 +12,13 @@ import numpy as np
 from markupsafe import Markup
 
 from data.store.files import appearing_whole
-from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Estimate, FrontPoint
-from trainables.retrieval import TITLES
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Estimate, ParetoPoint
+from trainables.retrieval import METRIC_TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PAGE = Path(__file__).with_name("html_page.html")
+TEMPLATE = Path(__file__).with_name("html_page.html")
 """Template of the page."""
 
 WIDTH, HEIGHT = 5.5, 3.2
@@ -27,17 +27,17 @@ WIDTH, HEIGHT = 5.5, 3.2
 
 def write_page(path: Path, ensemble: Ensemble) -> None:
     """Write the page of an ensemble."""
-    metric = TITLES.get(ensemble.metric, ensemble.metric)
-    plots = plots_of(ensemble, metric)
+    metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
+    plots = draw_plots(ensemble, metric)
     environment = jinja2.Environment(autoescape=True)
-    text = environment.from_string(PAGE.read_text(encoding="utf-8")).render(
-        ensemble=ensemble, plots=plots, titles=TITLES, metric=metric, fusion=FUSION_LABELS[ensemble.fusion]
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        ensemble=ensemble, plots=plots, titles=METRIC_TITLES, metric=metric, fusion=FUSION_LABELS[ensemble.fusion]
     )
     with appearing_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def plots_of(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
+def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
     """Return the plots of an ensemble as SVG, by name, as far as there is data for them.
 
     `numbers` are what its members are called; by default they are counted from 1.
@@ -45,16 +45,20 @@ def plots_of(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> di
     called = [str(number) for number in numbers or range(1, len(ensemble.members) + 1)]
     plots = {}
     if any(ensemble.sizes.values()):
-        plots["size"] = drawn(lambda axes: draw_sizes(axes, ensemble.sizes, metric), WIDTH, HEIGHT)
+        plots["size"] = render_svg(lambda axes: draw_sizes(axes, ensemble.sizes, metric), WIDTH, HEIGHT)
     if len(called) > 1 and ensemble.likeness:
         side = max(4.0, 0.45 * len(called) + 2.5)
-        plots["likeness"] = drawn(lambda axes: draw_likeness(axes, ensemble.likeness, called), side, side - 0.6)
+        plots["likeness"] = render_svg(
+            lambda axes: draw_error_correlation(axes, ensemble.likeness, called), side, side - 0.6
+        )
     if ensemble.front:
-        plots["front"] = drawn(lambda axes: draw_front(axes, ensemble.front, metric, ensemble.cost), WIDTH, HEIGHT)
+        plots["front"] = render_svg(
+            lambda axes: draw_pareto_front(axes, ensemble.front, metric, ensemble.cost), WIDTH, HEIGHT
+        )
     return plots
 
 
-def drawn(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
+def render_svg(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
     """Return a plot as SVG."""
     from matplotlib.figure import Figure
 
@@ -81,15 +85,15 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
     axes.legend()
 
 
-def draw_likeness(axes: Axes, likeness: Sequence[Sequence[float]], called: Sequence[str]) -> None:
+def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], called: Sequence[str]) -> None:
     """Draw a heat map of the error correlation of the members."""
-    image = axes.imshow(likeness, vmin=0, vmax=1, cmap="viridis")
+    image = axes.imshow(correlation, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(called)), called)
     axes.set_yticks(range(len(called)), called)
     axes.figure.colorbar(image, ax=axes, label="correlation")
 
 
-def draw_front(axes: Axes, front: Sequence[FrontPoint], metric: str, cost: str | None) -> None:
+def draw_pareto_front(axes: Axes, front: Sequence[ParetoPoint], metric: str, cost: str | None) -> None:
     """Draw the Pareto front of metric and cost."""
     costs = [point.cost for point in front]
     axes.step(costs, [100 * point.value for point in front], where="post", marker="o", markersize=4)

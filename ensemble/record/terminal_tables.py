@@ -4,11 +4,11 @@ from rich.console import Console
 
 from data.runtime import tables
 from data.runtime.tables import Column, Sheet
-from trainables.records.ensemble_file import Ensemble, SplitFigures
-from trainables.retrieval import TITLES
+from trainables.records.ensemble_file import Ensemble, SplitMetrics
+from trainables.retrieval import METRIC_TITLES
 
 
-def show(ensemble: Ensemble, earlier: int | None) -> None:
+def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
     """Print the members and the metrics; `earlier` is the number of earlier looks at test, None without one."""
     console = Console(highlight=False)
 
@@ -16,13 +16,13 @@ def show(ensemble: Ensemble, earlier: int | None) -> None:
         console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
     if ensemble.best_single:
-        tables.show(console, members(ensemble))
+        tables.show(console, build_member_table(ensemble))
         say(f"Best single candidate: {ensemble.best_single.name}")
-    tables.show(console, figures(ensemble))
+    tables.show(console, build_metric_table(ensemble))
     if ensemble.test:
-        say(lead(ensemble, ensemble.test))
+        say(describe_difference(ensemble, ensemble.test))
     if ensemble.methods:
-        tables.show(console, methods(ensemble))
+        tables.show(console, build_method_table(ensemble))
     if nested := ensemble.nested:
         bound = "" if nested.redoes_epochs else " or more (epochs were chosen on the same split)"
         say(
@@ -33,7 +33,7 @@ def show(ensemble: Ensemble, earlier: int | None) -> None:
         say(f"Evaluations on {ensemble.test.split} that came before this one: {earlier}")
 
 
-def members(ensemble: Ensemble) -> Sheet:
+def build_member_table(ensemble: Ensemble) -> Sheet:
     """Return the table of members, with weights and attributions."""
     headings = ("member", "signature", "weight", "alone", "without it", "Shapley value")
     columns = [Column(heading, is_figure=heading not in ("member", "signature")) for heading in headings]
@@ -48,31 +48,31 @@ def members(ensemble: Ensemble) -> Sheet:
     return Sheet(f"Ensemble by {ensemble.metric} on {split}: {ensemble.method}", columns, rows)
 
 
-def figures(ensemble: Ensemble) -> Sheet:
+def build_metric_table(ensemble: Ensemble) -> Sheet:
     """Return the table of the systems' metrics on each split."""
-    columns = [Column("system", is_figure=False), *(Column(TITLES.get(name, name)) for name in ensemble.metrics)]
+    columns = [Column("system", is_figure=False), *(Column(METRIC_TITLES.get(name, name)) for name in ensemble.metrics)]
     rows = [
         (f"{split}, {system.replace('_', ' ')}", *(estimates[name].percent for name in ensemble.metrics))
         for split in ("validation", "test")
-        if (found := ensemble.figures(split))
+        if (found := ensemble.metrics_on(split))
         for system in ("best_single", "heaviest_member", "ensemble", "difference")
         if (estimates := found.systems.get(system))
     ]
     return Sheet("In percent, with 95 % bootstrap intervals over clips", columns, rows)
 
 
-def lead(ensemble: Ensemble, test: SplitFigures) -> str:
+def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
     """Return a sentence that says whether the ensemble differs from the other system on test."""
     metric = ensemble.metrics[0]
     found = test.systems["difference"][metric]
     other = "best single candidate" if "best_single" in test.systems else "heaviest member"
     low, high = found.interval
     verdict = "the interval excludes zero" if low > 0 or high < 0 else "it may be chance, as the interval includes zero"
-    name = TITLES.get(metric, metric)
+    name = METRIC_TITLES.get(metric, metric)
     return f"On test, {name} of the ensemble minus that of the {other} is {found.percent}: {verdict}."
 
 
-def methods(ensemble: Ensemble) -> Sheet:
+def build_method_table(ensemble: Ensemble) -> Sheet:
     """Return the table of the compared methods, with their metrics."""
     metric = ensemble.metric
     rows = [
@@ -84,4 +84,4 @@ def methods(ensemble: Ensemble) -> Sheet:
     ]  # fmt: skip
     headings = ("method", "members", "validation", "nested cross-validation", "test")
     columns = [Column(heading, is_figure=heading != "method") for heading in headings]
-    return Sheet(f"{TITLES.get(metric, metric)} by method", columns, rows)
+    return Sheet(f"{METRIC_TITLES.get(metric, metric)} by method", columns, rows)

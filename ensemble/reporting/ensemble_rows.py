@@ -9,20 +9,20 @@ from typing import Any
 from data.errors import UserError
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Which
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.reporting import paper_results
-from ensemble.reporting.trial_rows import Judged, Row
+from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow
 from trainables.records.ensemble_file import Ensemble, Estimates, read_ensemble
 from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sweep
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EnsembleRow:
     """An ensemble in the report: the rows of its members, in its own order, and its metrics."""
 
     name: str  # of its run
     ensemble: Ensemble
-    members: list[Row]
+    members: list[TrialRow]
     figures: Estimates  # empty where there are none
     missing: str = ""  # why there are none, or why they are those of when it was chosen
 
@@ -32,26 +32,28 @@ class Chosen:
         return sorted(row.number for row in self.members)
 
     @property
-    def is_the_papers(self) -> bool:
+    def matches_paper_ensemble(self) -> bool:
         """Whether its members are those of the paper's ensemble."""
-        published = [row for row in self.members if paper_results.published(row.trial)]
-        return sorted(row.key for row in published) == sorted(paper_results.ENSEMBLE_OF) and published == self.members
+        published = [row for row in self.members if paper_results.find_published(row.trial)]
+        return (
+            sorted(row.key for row in published) == sorted(paper_results.ENSEMBLE_MEMBERS) and published == self.members
+        )
 
 
-def ensembles_of(
-    ledger: Ledger, sweeps: Sequence[Sweep], judged: Judged, which: Which
-) -> tuple[list[Chosen], list[str]]:
+def load_ensemble_rows(
+    ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, which: Which
+) -> tuple[list[EnsembleRow], list[str]]:
     """Return the text-to-audio ensembles selected from these trials, the newest first, each once.
 
     Also what is wrong with those that can't be shown.
     """
-    by_signature = {row.candidate.signature: row for row in judged.rows}
-    found: dict[tuple[Any, ...], Chosen] = {}
+    by_signature = {row.candidate.signature: row for row in evaluated.rows}
+    found: dict[tuple[Any, ...], EnsembleRow] = {}
     problems = []
-    for run in runs_of(ledger, sweeps):
+    for run in iterate_ensemble_runs(ledger, sweeps):
         name = f"{run.name} ({run.run_id[:8]})"
         try:
-            ensemble = read_ensemble(ledger.event_file(run, "ensemble.json"))
+            ensemble = read_ensemble(ledger.load_event_file(run, "ensemble.json"))
         except MissingArtifactError:
             problems.append(f"{name} isn't shown: its ensemble.json is gone")
             continue
@@ -69,34 +71,40 @@ def ensembles_of(
         key = (ensemble.metric, ensemble.fusion, *weighted)
         if key not in found:
             members = [by_signature[one.signature] for one in ensemble.members]
-            found[key] = judge_ensemble(name, ensemble, members, judged, which)
+            found[key] = evaluate_ensemble(name, ensemble, members, evaluated, which)
     return list(found.values()), problems
 
 
-def runs_of(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
+def iterate_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
     """Return the events of the ensembles selected from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
-    return (run for run in ledger.events("ensemble") if run.sweep_run_id in parents)
+    return (run for run in ledger.iterate_events("ensemble") if run.sweep_run_id in parents)
 
 
-def judge_ensemble(name: str, ensemble: Ensemble, members: list[Row], judged: Judged, which: Which) -> Chosen:
+def evaluate_ensemble(
+    name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, which: Which
+) -> EnsembleRow:
     """Return an ensemble with its metrics: from its members' embeddings, otherwise as logged when it was selected."""
-    gone = [str(row.number) for row in members if row.candidate.signature not in judged.places]
+    gone = [str(row.number) for row in members if row.candidate.signature not in evaluated.places]
     if not gone:
-        assert judged.source is not None
-        source = pool_of(judged.source, judged.places, members, ensemble)
-        values = evaluation.values(source, ensemble.weights, paper_results.METRICS)
-        return Chosen(name, ensemble, members, evaluation.summary(values, source.relevance))
+        assert evaluated.source is not None
+        source = select_member_scores(evaluated.source, evaluated.places, members, ensemble)
+        values = evaluation.compute_per_query(source, ensemble.weights, paper_results.METRICS)
+        return EnsembleRow(name, ensemble, members, evaluation.estimate_all(values, source.relevance))
     lacks = f"the embeddings of {', '.join(gone)} aren't there"
-    recorded = ensemble.figures(which)
-    if recorded and (judged.source is None or recorded.fingerprint == judged.source.fingerprint):
+    recorded = ensemble.metrics_on(which)
+    if recorded and (evaluated.source is None or recorded.fingerprint == evaluated.source.fingerprint):
         figures = recorded.systems.get("ensemble", {})
         if all(metric in figures for metric in paper_results.METRICS):
-            return Chosen(name, ensemble, members, figures, f"{lacks}: the figures are those of when it was chosen")
-    return Chosen(name, ensemble, members, {}, f"{lacks}: there are no figures of it")
+            return EnsembleRow(
+                name, ensemble, members, figures, f"{lacks}: the figures are those of when it was chosen"
+            )
+    return EnsembleRow(name, ensemble, members, {}, f"{lacks}: there are no figures of it")
 
 
-def pool_of(source: Matrices, places: Mapping[str, int], members: Sequence[Row], ensemble: Ensemble) -> Matrices:
+def select_member_scores(
+    source: ScoreMatrices, places: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
+) -> ScoreMatrices:
     """Return the members' scores with the ensemble's fusion applied."""
-    own = source.only([places[row.candidate.signature] for row in members])
-    return score_matrices.fused(own, ensemble.fusion)
+    own = source.select([places[row.candidate.signature] for row in members])
+    return score_matrices.apply_fusion(own, ensemble.fusion)

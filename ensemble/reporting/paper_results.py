@@ -26,12 +26,12 @@ PRETRAINING_RATE, FINE_TUNING_RATE, BASELINE_RATE = 2e-5, 8e-6, 1e-3
 BASELINE = "cnn14:dcase2023"
 """Audio encoder of the baseline, which is trained once, on Clotho."""
 
-Figures = tuple[float | None, float, float, float]
+PaperMetrics = tuple[float | None, float, float, float]
 """mAP@10, R@1, R@5 and R@10."""
 
 
 @dataclass(frozen=True, order=True)
-class Key:
+class TableKey:
     """Key of a row of the table."""
 
     audio: str  # family:variant
@@ -40,38 +40,38 @@ class Key:
     paraphrases: bool
 
 
-def key_of(trial: Trial) -> Key:
+def make_key(trial: Trial) -> TableKey:
     """Return the key of the row that a trial would be."""
-    audio, text = encoders.label(trial.audio), encoders.label(trial.text)
-    return Key(audio, text, trial.pretraining is not None, trial.paraphrase_probability > 0)
+    audio, text = encoders.format_label(trial.audio), encoders.format_label(trial.text)
+    return TableKey(audio, text, trial.pretraining is not None, trial.paraphrase_probability > 0)
 
 
-def published(trial: Trial) -> Figures | None:
+def find_published(trial: Trial) -> PaperMetrics | None:
     """Return the paper's metrics of a trial that is a row of its table, or None.
 
     None for one that is tested on another split, or trained on other corpora, or with other rates or probabilities.
     """
-    return TABLE_2.get(key_of(trial)) if trial.test == TEST and is_trained_so(trial) else None
+    return TABLE_2.get(make_key(trial)) if trial.test == TEST and matches_paper_recipe(trial) else None
 
 
-def is_trained_so(trial: Trial) -> bool:
+def matches_paper_recipe(trial: Trial) -> bool:
     """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates."""
     rate = trial.schedule.peak_rate
     if trial.pretraining:
         is_fine_tuned_so = (rate, trial.train) == (FINE_TUNING_RATE, TRAIN)
         is_share = trial.paraphrase_probability in (0.0, PAPER_PARAPHRASES)
-        return is_fine_tuned_so and is_share and is_trained_so(trial.pretraining)
-    if encoders.label(trial.audio) == BASELINE:
+        return is_fine_tuned_so and is_share and matches_paper_recipe(trial.pretraining)
+    if encoders.format_label(trial.audio) == BASELINE:
         return (rate, trial.train) == (BASELINE_RATE, TRAIN)
     corpora = {SplitId.parse(split).corpus for split in trial.train}
     return rate == PRETRAINING_RATE and corpora == PRETRAINING_CORPORA
 
 
-def _row(audio: str, text: str, fine_tuned: bool = True, paraphrases: bool = True) -> Key:
-    return Key(audio, f"huggingface:{text}", fine_tuned, paraphrases)
+def _row(audio: str, text: str, fine_tuned: bool = True, paraphrases: bool = True) -> TableKey:
+    return TableKey(audio, f"huggingface:{text}", fine_tuned, paraphrases)
 
 
-TABLE_2: dict[Key, Figures] = {
+TABLE_2: dict[TableKey, PaperMetrics] = {
     _row("passt:N", "bert-base"): (37.15, 24.63, 53.53, 68.38),
     _row("passt:N", "roberta-base"): (37.29, 24.56, 54.78, 68.25),
     _row("passt:N", "bert-large"): (37.85, 25.11, 55.69, 68.42),
@@ -88,9 +88,9 @@ TABLE_2: dict[Key, Figures] = {
     _row("cnn14:audioset", "bert-base", paraphrases=False): (None, 21.40, 47.90, 61.90),
 }
 
-ENSEMBLE: Figures = (41.42, 28.89, 58.73, 71.08)
+ENSEMBLE: PaperMetrics = (41.42, 28.89, 58.73, 71.08)
 
-ENSEMBLE_OF = {
+ENSEMBLE_MEMBERS = {
     *(_row("passt:N", text) for text in ("bert-base", "roberta-base", "bert-large", "roberta-large")),
     *(_row(audio, text) for audio in ("passt:S", "passt:S15") for text in ("bert-large", "roberta-large")),
 }

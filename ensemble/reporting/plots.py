@@ -9,38 +9,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ensemble.record.html_page import HEIGHT
-from ensemble.reporting.main_effects import Crossed, Level
-from ensemble.reporting.trial_rows import Band, Row
+from ensemble.reporting.main_effects import InteractionTable, Level
+from ensemble.reporting.trial_rows import SeedBand, TrialRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINES = ("-", "--", ":", "-.")
+LINE_STYLES = ("-", "--", ":", "-.")
 """Line styles by paraphrase probability, from 0 on."""
 
 
-def colours_of(rows: Sequence[Row]) -> dict[str, Any]:
+def assign_colours(rows: Sequence[TrialRow]) -> dict[str, Any]:
     """Return a colour for each pair of encoders."""
-    pairs = list(dict.fromkeys(pair_of(row) for row in rows))
+    pairs = list(dict.fromkeys(format_pair(row) for row in rows))
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(pairs) <= 10 else "tab20"]
     return {pair: palette(place % palette.N) for place, pair in enumerate(pairs)}
 
 
-def pair_of(row: Row) -> str:
+def format_pair(row: TrialRow) -> str:
     """Return a trial's encoders as text."""
     return f"{row.key.audio}, {row.key.text}"
 
 
-def count_by_ones(axes: Axes) -> None:
+def set_integer_ticks(axes: Axes) -> None:
     """Label the x axis with integers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[float]) -> None:
+def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequence[float]) -> None:
     """Draw the validation loss of one pair of encoders: the mean over seeds, with a band from minimum to maximum.
 
     A share of paraphrases has the same colour in all plots that are drawn for the same `shares`.
@@ -55,28 +55,28 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[Band], shares: Sequence[f
     axes.set_title(title, fontsize=9, wrap=True)
     axes.set_xlabel("epoch of fine-tuning")
     axes.set_ylabel("validation loss")
-    count_by_ones(axes)
+    set_integer_ticks(axes)
     axes.legend(fontsize=8)
 
 
-def draw_curves(axes: Axes, rows: Sequence[Row], colours: Mapping[str, Any], metric: str) -> None:
+def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any], metric: str) -> None:
     """Draw a metric after each epoch: a line per trial, a colour per pair of encoders, dashed with paraphrases."""
     shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:
         curve = row.curves[metric]
         factor = 100 if metric == "map10" else 1
-        style = LINES[shares.index(row.trial.paraphrase_probability) % len(LINES)]
+        style = LINE_STYLES[shares.index(row.trial.paraphrase_probability) % len(LINE_STYLES)]
         marker = "o" if len(curve) == 1 else None
-        axes.plot(list(curve), [factor * value for value in curve.values()], style, color=colours[pair_of(row)],
+        axes.plot(list(curve), [factor * value for value in curve.values()], style, color=colours[format_pair(row)],
                   linewidth=1, marker=marker)  # fmt: skip
-    for pair in dict.fromkeys(map(pair_of, rows)):
+    for pair in dict.fromkeys(map(format_pair, rows)):
         axes.plot([], [], color=colours[pair], label=pair)
     if len(shares) > 1:
         for place, share in enumerate(shares):
-            axes.plot([], [], LINES[place % len(LINES)], color="0.3", label=f"p {share:g}")
+            axes.plot([], [], LINE_STYLES[place % len(LINE_STYLES)], color="0.3", label=f"p {share:g}")
     axes.set_xlabel(f"epoch of {rows[0].trial.stage}")
     axes.set_ylabel({"map10": "mAP@10 on validation (%)", "train_loss": "training loss"}[metric])
-    count_by_ones(axes)
+    set_integer_ticks(axes)
     axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
 
 
@@ -91,52 +91,52 @@ def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
         if level.interval:
             axes.plot([100 * limit for limit in level.interval], [at, at], color="C0", linewidth=1.5)
         axes.plot([100 * level.mean], [at], "o", color="C0", markersize=4)
-    axes.set_yticks(places, [named(level) for level in levels], fontsize=8)
+    axes.set_yticks(places, [format_level(level) for level in levels], fontsize=8)
     axes.set_xlabel("mAP@10 on validation (%)")
     axes.grid(axis="x", linewidth=0.3)
 
 
-def named(level: Level) -> str:
+def format_level(level: Level) -> str:
     """Return a level and the number of trials in its mean, on two lines if it is long."""
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
 
 
-def draw_crossed(axes: Axes, found: Crossed) -> None:
+def draw_interaction(axes: Axes, interaction: InteractionTable) -> None:
     """Draw a heat map of two factors with the mean in each cell; cells without a trial stay blank."""
-    percent = 100 * found.means
+    percent = 100 * interaction.means
     low, high = np.nanmin(percent), np.nanmax(percent)
     axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
     for (row, column), value in np.ndenumerate(percent):
         if np.isfinite(value):
             is_dark = value <= low + 0.6 * (high - low)
             axes.text(column, row, f"{value:.2f}", color="white" if is_dark else "black", ha="center", va="center")
-    rows, columns = found.levels
+    rows, columns = interaction.levels
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_ylabel(found.factors[0])
-    axes.set_xlabel(found.factors[1])
+    axes.set_ylabel(interaction.factors[0])
+    axes.set_xlabel(interaction.factors[1])
 
 
-def height_of_crossed(found: Crossed) -> float:
+def interaction_height(interaction: InteractionTable) -> float:
     """Return the height of the heat map in inches."""
-    return 1.4 + 0.45 * len(found.levels[0])
+    return 1.4 + 0.45 * len(interaction.levels[0])
 
 
-def height_of(levels: Sequence[Level]) -> float:
+def effects_height(levels: Sequence[Level]) -> float:
     """Return the height of the plot of main effects in inches."""
     return 1.0 + 0.36 * len(levels)
 
 
-def panels(rows: Sequence[Row]) -> list[tuple[Callable[[Axes], None], float]]:
+def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], None], float]]:
     """Return the functions that draw the learning curves, mAP@10 and training loss of each stage, with their heights."""
-    colours = colours_of(rows)
+    colours = assign_colours(rows)
     found: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         for metric in ("map10", "train_loss"):
             own = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
             if own:
-                names = len({pair_of(row) for row in own}) + len({row.trial.paraphrase_probability for row in own})
+                names = len({format_pair(row) for row in own}) + len({row.trial.paraphrase_probability for row in own})
                 draw = partial(draw_curves, rows=own, colours=colours, metric=metric)
                 found.append((draw, HEIGHT + 0.1 * names))
     return found

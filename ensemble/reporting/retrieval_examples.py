@@ -19,7 +19,7 @@ from data.schema import SAMPLE_RATE_HZ
 from data.store.storage import Location
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.pool import evaluation
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.score_matrices import ScoreMatrices
 from trainables.records.embeddings import Embeddings
 from trainables.records.ensemble_file import Ensemble
 
@@ -29,12 +29,12 @@ HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
 as long.
 """
 
-MOST_SOUND_BYTES = 22_000_000
+MAX_SOUND_BYTES = 22_000_000
 """Maximum size of all excerpts in a page, which stays below 25 MB; the 600 that are named at most take 20 MB."""
 
 
 @dataclass(frozen=True)
-class Clip:
+class RetrievedClip:
     """A clip that was retrieved, or that is relevant."""
 
     clip_id: str
@@ -50,12 +50,12 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RetrievalExample:
     """A query, the retrieved clips, and the relevant clips that are not among them."""
 
     query: str
-    best: Sequence[Clip]
-    missed: Sequence[Clip]
+    best: Sequence[RetrievedClip]
+    missed: Sequence[RetrievedClip]
 
     @property
     def rank(self) -> int | None:
@@ -64,14 +64,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Heard:
+class PlayableClips:
     """Excerpts of clips as data URIs, and the problems of clips without one."""
 
     sounds: Mapping[str, str]
     problems: Sequence[str] = ()
 
 
-def answers_of(source: Matrices, ensemble: Ensemble, split: Embeddings) -> list[Answer]:
+def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings) -> list[RetrievalExample]:
     """Return an ensemble's retrieval for queries spread over the split; `source` are its members' scores."""
     weights = np.array(ensemble.weights, float)
     caption: dict[str, str] = {}
@@ -82,26 +82,28 @@ def answers_of(source: Matrices, ensemble: Ensemble, split: Embeddings) -> list[
     number = len(split.queries)
     answers = []
     for query in sorted({int(at) for at in np.linspace(0, number - 1, min(MOST_QUERIES, number))}):
-        scores_A = evaluation.fuse(source, weights.tolist(), query, query + 1)[0] / weights.sum()
+        scores_A = evaluation.fuse_block(source, weights.tolist(), query, query + 1)[0] / weights.sum()
         true = {place[clip_id] for clip_id in split.relevant_clip_ids[query]}
-        clips = ranked(scores_A, true, [(clip_id, caption.get(clip_id, "")) for clip_id in split.clip_ids])
-        answers.append(Answer(split.queries[query], clips[:TOP], clips[TOP:]))
+        clips = rank_clips(scores_A, true, [(clip_id, caption.get(clip_id, "")) for clip_id in split.clip_ids])
+        answers.append(RetrievalExample(split.queries[query], clips[:TOP], clips[TOP:]))
     return answers
 
 
-def ranked(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[Clip]:
+def rank_clips(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
     """Return the first clips, then the relevant ones that are not among them; of equal scores a relevant clip is last."""
     is_true_A = np.isin(np.arange(len(scores_A)), list(true))
     order = np.lexsort((is_true_A, -scores_A))
     return [
-        Clip(clip_id, caption, float(scores_A[clip]), rank, clip in true)
+        RetrievedClip(clip_id, caption, float(scores_A[clip]), rank, clip in true)
         for rank, clip in enumerate(order.tolist(), start=1)
         for clip_id, caption in named_A[clip : clip + 1]
         if rank <= TOP or clip in true
     ]
 
 
-def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprint: str) -> Heard:
+def load_excerpts(
+    store: Location, examples: Sequence[RetrievalExample], split_name: str, fingerprint: str
+) -> PlayableClips:
     """Return excerpts of the clips in the examples, each once. Raises UserError if the store lacks the split."""
     split = open_split(store, split_name)
     changed = (
@@ -110,7 +112,7 @@ def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprin
         else []
     )
     place = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
-    named = dict.fromkeys(clip.clip_id for answer in answers for clip in (*answer.best, *answer.missed))
+    named = dict.fromkeys(clip.clip_id for answer in examples for clip in (*answer.best, *answer.missed))
     sounds: dict[str, str] = {}
     problems: list[str] = []
     num_bytes = 0
@@ -118,24 +120,24 @@ def hear(store: Location, answers: Sequence[Answer], split_name: str, fingerprin
         try:
             if clip_id not in place:
                 raise UserError(f"{split.store}/{split_name} has no clip {clip_id}")
-            sounds[clip_id] = sound(split, place[clip_id])
+            sounds[clip_id] = encode_excerpt(split, place[clip_id])
         except (UserError, OSError) as error:
             problems.append(str(error))
             continue
         num_bytes += len(sounds[clip_id])
-        if num_bytes > MOST_SOUND_BYTES:
+        if num_bytes > MAX_SOUND_BYTES:
             del sounds[clip_id]
             problems.append(f"{len(named) - number} of {len(named)} clips are without sound: the page would be too big")
             break
-    return Heard(sounds, [*changed, *briefly(problems)])
+    return PlayableClips(sounds, [*changed, *abbreviate(problems)])
 
 
-def briefly(problems: Sequence[str]) -> list[str]:
+def abbreviate(problems: Sequence[str]) -> list[str]:
     """Return the first problems, and how many more there are."""
     return [*problems[:3], *([f"and so {len(problems) - 3} more"] if len(problems) > 3 else [])]
 
 
-def sound(split: StoredSplit, clip: int) -> str:
+def encode_excerpt(split: StoredSplit, clip: int) -> str:
     """Return an excerpt of a clip as a data URI."""
     samples = split.window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ensemble.reporting.paper_results import METRICS
-from trainables.retrieval import TITLES
+from trainables.retrieval import METRIC_TITLES
 
-WIDEST = 1000
+MAX_TERMINAL_WIDTH = 1000
 """Maximum width of a table on the terminal; longer cells are wrapped."""
 
 LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -21,7 +21,7 @@ LATEX = str.maketrans({"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_
 
 
 @dataclass(frozen=True)
-class Figure:
+class Cell:
     """Value of a metric, with the limits of an interval or of a range."""
 
     value: float
@@ -29,76 +29,76 @@ class Figure:
     high: float
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """Value as text."""
         return f"{self.value:.2f}"
 
-    def limits(self, between: str = " to ") -> str:
+    def format_limits(self, between: str = " to ") -> str:
         """Return the limits as text."""
         return f"{self.low:.1f}{between}{self.high:.1f}"
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """A line of a table: a trial, an ensemble, or a summary over seeds."""
 
     labels: Sequence[str]  # under the table's headings
-    figures: Mapping[str, Figure]  # by metric; none where there are none
+    figures: Mapping[str, Cell]  # by metric; none where there are none
     published: Mapping[str, float] = field(default_factory=dict)  # the paper's, by metric
     is_ensemble: bool = False  # its second label is a name that takes the place of all
 
 
 @dataclass(frozen=True)
-class Tabulated:
+class ReportTable:
     """A table of the report."""
 
     title: str
     headings: Sequence[str]  # of the labels
     limits: tuple[str, str]  # what the limits of its figures are called
-    lines: Sequence[Line]
+    lines: Sequence[TableLine]
 
     @property
     def published(self) -> list[str]:
         """Metrics for which the paper's values are known for some line."""
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
-    def columns(self) -> list[tuple[str, bool]]:
+    def list_columns(self) -> list[tuple[str, bool]]:
         """Return the columns after the labels: a metric, and whether it is the paper's value."""
         return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
 
-    def all_headings(self) -> list[str]:
+    def list_headings(self) -> list[str]:
         """Return the headings of labels and metrics."""
-        return [*self.headings, *(TITLES[name] + ", paper" * paper for name, paper in self.columns())]
+        return [*self.headings, *(METRIC_TITLES[name] + ", paper" * paper for name, paper in self.list_columns())]
 
 
-def cells(table: Tabulated, line: Line) -> list[str]:
+def format_cells(table: ReportTable, line: TableLine) -> list[str]:
     """Return the cells of a line: each value with its limits in brackets."""
     found = list(line.labels)
-    for name, is_papers in table.columns():
+    for name, is_papers in table.list_columns():
         figure, theirs = line.figures.get(name), line.published.get(name)
         if is_papers:
             found.append("" if theirs is None else f"{theirs:.2f}")
         else:
-            found.append(f"{figure.told} ({figure.limits()})" if figure else "")
+            found.append(f"{figure.text} ({figure.format_limits()})" if figure else "")
     return found
 
 
-def as_markdown(table: Tabulated) -> str:
+def to_markdown(table: ReportTable) -> str:
     """Return the table in Markdown."""
 
     def row(entries: Sequence[str]) -> str:
         return "| " + " | ".join(entry.replace("\\", "\\\\").replace("|", "\\|") for entry in entries) + " |"
 
-    headings = table.all_headings()
-    lines = [row(headings), "|" + "---|" * len(headings), *(row(cells(table, line)) for line in table.lines)]
+    headings = table.list_headings()
+    lines = [row(headings), "|" + "---|" * len(headings), *(row(format_cells(table, line)) for line in table.lines)]
     return f"{table.title}\n\n" + "\n".join(lines) + "\n"
 
 
-def as_csv(table: Tabulated) -> str:
+def to_csv(table: ReportTable) -> str:
     """Return the table as CSV, with columns for limits and the paper's values, whether or not they are known."""
     low, high = table.limits
     ends = ("", f" {low}", f" {high}", " paper")
-    rows = [[*table.headings, *(f"{TITLES[name]}{end}" for name in METRICS for end in ends)]]
+    rows = [[*table.headings, *(f"{METRIC_TITLES[name]}{end}" for name in METRICS for end in ends)]]
     for line in table.lines:
         row = list(line.labels)
         for name in METRICS:
@@ -111,52 +111,52 @@ def as_csv(table: Tabulated) -> str:
     return out.getvalue()
 
 
-def escaped(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Return text with LaTeX's special characters escaped."""
     return text.translate(LATEX)
 
 
-def latex_cells(table: Tabulated, line: Line) -> list[str]:
+def format_latex_cells(table: ReportTable, line: TableLine) -> list[str]:
     """Return a line's cells in LaTeX; an ensemble's name spans all labels."""
-    labels = [escaped(label) for label in line.labels]
+    labels = [escape_latex(label) for label in line.labels]
     if line.is_ensemble:
         labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]
     figures = []
-    for name, is_papers in table.columns():
+    for name, is_papers in table.list_columns():
         figure, theirs = line.figures.get(name), line.published.get(name)
         if is_papers:
             figures.append("" if theirs is None else f"{theirs:.2f}")
         else:
-            figures.append(rf"{figure.told} {{\scriptsize {figure.limits('--')}}}" if figure else "")
+            figures.append(rf"{figure.text} {{\scriptsize {figure.format_limits('--')}}}" if figure else "")
     return [*labels, *figures]
 
 
-def as_latex(table: Tabulated) -> str:
+def to_latex(table: ReportTable) -> str:
     """Return the table in LaTeX, for booktabs."""
-    columns = "l" * len(table.headings) + "r" * len(table.columns())
+    columns = "l" * len(table.headings) + "r" * len(table.list_columns())
     body: list[str] = []
     for before, line in zip([None, *table.lines], table.lines, strict=False):
         body += [r"\midrule"] * (before is not None and line.is_ensemble > before.is_ensemble)
-        body.append(" & ".join(latex_cells(table, line)) + r" \\")
-    headings = " & ".join(map(escaped, table.all_headings())) + r" \\"
+        body.append(" & ".join(format_latex_cells(table, line)) + r" \\")
+    headings = " & ".join(map(escape_latex, table.list_headings())) + r" \\"
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", headings, r"\midrule", *body, r"\bottomrule",
              r"\end{tabular}"]  # fmt: skip
     return f"% {table.title}\n" + "\n".join(lines) + "\n"
 
 
-def show(table: Tabulated) -> None:
+def print_table(table: ReportTable) -> None:
     """Print the table on the terminal, with the limits of the first metric only, since all would be too wide."""
     shown = Table(title=table.title, title_justify="left", box=None)
     for place, heading in enumerate(table.headings):
         shown.add_column(heading, justify="left" if place else "right", no_wrap=True)
-    for name, is_papers in table.columns():
-        shown.add_column("paper" if is_papers else TITLES[name], justify="right", no_wrap=True)
+    for name, is_papers in table.list_columns():
+        shown.add_column("paper" if is_papers else METRIC_TITLES[name], justify="right", no_wrap=True)
     for line in table.lines:
-        row = cells(table, line)
-        for place, (name, _) in enumerate(table.columns(), start=len(table.headings)):
+        row = format_cells(table, line)
+        for place, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
             if name != METRICS[0]:
                 row[place] = row[place].partition(" ")[0]
         shown.add_row(*map(Text, row))  # a cell's brackets aren't markup
-    wide = Console(width=WIDEST)
+    wide = Console(width=MAX_TERMINAL_WIDTH)
     width = Measurement.get(wide, wide.options, shown).maximum
     Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)

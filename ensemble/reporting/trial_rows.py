@@ -11,9 +11,9 @@ import numpy as np
 
 from data.errors import UserError
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import FILES, Candidate, Which, load_trials
-from ensemble.pool.score_matrices import Matrices
-from ensemble.record.build import one_hot
+from ensemble.pool.candidates import FILES, Candidate, Which, load_trial_scores
+from ensemble.pool.score_matrices import ScoreMatrices
+from ensemble.record.build import make_single_weights
 from ensemble.reporting import main_effects, paper_results
 from trainables import trial as trials
 from trainables.records.embeddings import Embeddings
@@ -23,7 +23,7 @@ from trainables.trial import Trial
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A trial in the report's table."""
 
     number: int
@@ -37,9 +37,9 @@ class Row:
     missing: str = ""  # why there are none
 
     @property
-    def key(self) -> paper_results.Key:
+    def key(self) -> paper_results.TableKey:
         """Key of the row of the paper's table that the trial would be."""
-        return paper_results.key_of(self.trial)
+        return paper_results.make_key(self.trial)
 
     @property
     def overlap(self) -> str:
@@ -55,12 +55,12 @@ class Row:
         return max(self.curves["map10"].values(), default=float("nan"))
 
 
-def seedless(trial: Trial) -> Trial:
+def with_seed_zero(trial: Trial) -> Trial:
     """Return the trial with seed 0, and its pretrainings as well: equal for trials that differ in their seeds alone."""
-    return replace(trial, seed=0, pretraining=seedless(trial.pretraining) if trial.pretraining else None)
+    return replace(trial, seed=0, pretraining=with_seed_zero(trial.pretraining) if trial.pretraining else None)
 
 
-def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row], list[str]]:
+def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[TrialRow], list[str]]:
     """Return the trials as rows without metrics, and the problems of those that are left out.
 
     Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
@@ -68,82 +68,90 @@ def rows_of(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Row],
     found, problems = [], []
     for candidate in candidates:
         try:
-            trial = trials.from_json(ledger.config(candidate.trial_run))
+            trial = trials.from_json(ledger.load_config(candidate.trial_run))
         except UserError as error:
             is_gone = isinstance(error, MissingArtifactError)
             reason = f"it is gone from {candidate.trial_run.artifacts}" if is_gone else str(error)
             problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
             continue
-        found.append((order_of(trial), candidate, trial))
+        found.append((sort_key(trial), candidate, trial))
     found.sort(key=lambda entry: (entry[0], entry[1].key))
     rows = []
     for number, (_, candidate, trial) in enumerate(found, start=1):
         run = candidate.trial_run
-        rows.append(Row(number, candidate, trial, ledger.curves(run), run.hours, run.gpus, run.cpus))
+        rows.append(TrialRow(number, candidate, trial, ledger.load_curves(run), run.hours, run.gpus, run.cpus))
     return rows, problems
 
 
-def order_of(trial: Trial) -> tuple[Any, ...]:
+def sort_key(trial: Trial) -> tuple[Any, ...]:
     """Return the sort key of a trial in the table."""
     rate = trial.schedule.peak_rate
-    return paper_results.key_of(trial), trial.paraphrase_probability, rate, repr(seedless(trial)), seeds_of(trial)
+    return (
+        paper_results.make_key(trial),
+        trial.paraphrase_probability,
+        rate,
+        repr(with_seed_zero(trial)),
+        list_seeds(trial),
+    )
 
 
-def seeds_of(trial: Trial) -> tuple[int, ...]:
+def list_seeds(trial: Trial) -> tuple[int, ...]:
     """Return the seeds of a trial's stages, its own last."""
-    return (*(seeds_of(trial.pretraining) if trial.pretraining else ()), trial.seed)
+    return (*(list_seeds(trial.pretraining) if trial.pretraining else ()), trial.seed)
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedTrials:
     """Rows with their metrics on a split, and the scores of those with metrics."""
 
-    rows: list[Row]
-    source: Matrices | None = None  # None where no row has figures
+    rows: list[TrialRow]
+    source: ScoreMatrices | None = None  # None where no row has figures
     places: dict[str, int] = field(default_factory=dict)  # in the source, by signature
     split: Embeddings | None = None  # whose queries and clips are in the source's order
 
 
-def judge(ledger: Ledger, rows: Sequence[Row], which: Which) -> Judged:
+def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], which: Which) -> EvaluatedTrials:
     """Return the rows with their metrics on a split; a row without embeddings states the reason."""
     there, reasons = [], {}
     for row in rows:
         try:
-            split = ledger.embeddings(row.candidate.trial_run, FILES[which])
+            split = ledger.load_embeddings(row.candidate.trial_run, FILES[which])
             there.append((row, split))
         except MissingArtifactError as error:
             reasons[row.number] = f"its embeddings of {which} can't be found in {error.where}"
         except UserError as error:
             reasons[row.number] = str(error)
     if not there:
-        return Judged([replace(row, missing=reasons[row.number]) for row in rows])
-    source = load_trials(ledger, [(row.candidate, FILES[which]) for row, _ in there])
+        return EvaluatedTrials([replace(row, missing=reasons[row.number]) for row in rows])
+    source = load_trial_scores(ledger, [(row.candidate, FILES[which]) for row, _ in there])
     found: dict[int, Estimates] = {}
     for place, (row, _) in enumerate(there):
         try:
-            values = evaluation.values(source.only([place]), one_hot(0, 1), paper_results.METRICS)
-            found[row.number] = evaluation.summary(values, source.relevance)
+            values = evaluation.compute_per_query(
+                source.select([place]), make_single_weights(0, 1), paper_results.METRICS
+            )
+            found[row.number] = evaluation.estimate_all(values, source.relevance)
         except UserError as error:
             reasons[row.number] = str(error)
     judged = [replace(row, figures=found.get(row.number, {}), missing=reasons.get(row.number, "")) for row in rows]
     places = {row.candidate.signature: place for place, (row, _) in enumerate(there) if row.number in found}
-    return Judged(judged, source, places, there[0][1]) if places else Judged(judged)
+    return EvaluatedTrials(judged, source, places, there[0][1]) if places else EvaluatedTrials(judged)
 
 
-def by_setting(rows: Sequence[Row]) -> dict[Trial, list[Row]]:
+def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
     """Return the rows that differ in their seeds alone, by the settings that they share."""
-    found: dict[Trial, list[Row]] = {}
+    found: dict[Trial, list[TrialRow]] = {}
     for row in rows:
-        found.setdefault(seedless(row.trial), []).append(row)
+        found.setdefault(with_seed_zero(row.trial), []).append(row)
     return found
 
 
-def others_of(rows: Sequence[Row]) -> dict[int, str]:
+def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
     """Return by row number the settings that vary within its stage but have no column in the paper's table."""
     found = {}
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]
-        varying = main_effects.varying([row.trial for row in own])
+        varying = main_effects.find_varying_factors([row.trial for row in own])
         shares = {row.trial.paraphrase_probability for row in own} - {0.0}
         hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}
         names = [name for name in varying if name not in hidden and not name.endswith("seed")]
@@ -154,7 +162,7 @@ def others_of(rows: Sequence[Row]) -> dict[int, str]:
 
 
 @dataclass(frozen=True)
-class Band:
+class SeedBand:
     """Trials that differ in their seeds alone: the mean, minimum and maximum of a curve."""
 
     share: float  # of paraphrases
@@ -162,33 +170,33 @@ class Band:
     points: Mapping[int, tuple[float, float, float]]  # by epoch
 
 
-def bands(rows: Sequence[Row], metric: str = "validation_loss") -> dict[str, list[Band]]:
+def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> dict[str, list[SeedBand]]:
     """Return Figure 2: the fine-tunings by paraphrase probability, over seeds, separated by all other settings."""
     settings = {
         setting: drawn
-        for setting, own in by_setting(rows).items()
+        for setting, own in group_by_settings(rows).items()
         if setting.pretraining and (drawn := [row for row in own if row.curves[metric]])
     }
-    names = titles([replace(setting, paraphrase_probability=0.0) for setting in settings])
-    found: dict[str, list[Band]] = {}
+    names = build_titles([replace(setting, paraphrase_probability=0.0) for setting in settings])
+    found: dict[str, list[SeedBand]] = {}
     for (setting, own), title in zip(settings.items(), names, strict=True):
-        curve = points([row.curves[metric] for row in own])
+        curve = average_curves([row.curves[metric] for row in own])
         if curve:
-            found.setdefault(title, []).append(Band(setting.paraphrase_probability, len(own), curve))
+            found.setdefault(title, []).append(SeedBand(setting.paraphrase_probability, len(own), curve))
     return found
 
 
-def titles(settings: Sequence[Trial]) -> list[str]:
+def build_titles(settings: Sequence[Trial]) -> list[str]:
     """Return the titles of trials: their encoders, and the other settings in which they differ."""
-    varying = main_effects.varying(settings)
+    varying = main_effects.find_varying_factors(settings)
     found = []
     for place, setting in enumerate(settings):
         more = [f"{name} {levels[place]}" for name, levels in varying.items() if name not in ("audio", "text")]
-        found.append(", ".join([paper_results.key_of(setting).audio, paper_results.key_of(setting).text, *more]))
+        found.append(", ".join([paper_results.make_key(setting).audio, paper_results.make_key(setting).text, *more]))
     return found
 
 
-def points(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
+def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
     """Return mean, minimum and maximum of the curves at each epoch that all of them have."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}

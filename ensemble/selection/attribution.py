@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.selection import exhaustive
-from ensemble.selection.greedy import Rules, Selection, select, subsets_by_cost
-from ensemble.selection.pruned_pool import Live
+from ensemble.selection.greedy import Selection, SelectionConfig, select, select_by_cost
+from ensemble.selection.pruned_pool import PrunedPool
 
 MAX_ONE_BY_ONE = 8
 """Maximum number of members whose subsets are scored one by one: 255 subsets take a second on 5,000 queries."""
 
-MOST_EXACT = 16
+MAX_EXACT = 16
 """Maximum number of members for exact Shapley values over all subsets; with more, orders are sampled."""
 
 ORDERS = 200
@@ -26,7 +26,7 @@ BUDGETS = 12
 
 
 @dataclass(frozen=True)
-class Member:
+class Attribution:
     """Contribution of a member to an ensemble."""
 
     candidate: int
@@ -36,7 +36,7 @@ class Member:
     shapley: float
 
 
-def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
+def attribute_members(live: PrunedPool, selection: Selection, seed: int = 0) -> list[Attribution]:
     """Return each member's attribution, the highest weight first.
 
     The Shapley value (Shapley 1953) is what a member adds on average over all orders in which the members could join,
@@ -44,18 +44,18 @@ def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
     """
     chosen = sorted(selection.members, key=lambda model: (-selection.counts[model], live.names[model]))
     counts = [selection.counts[model] for model in chosen]
-    single_M = live.singles.sum(axis=1)
-    if len(chosen) <= MOST_EXACT:
-        worth_S = worth_of_each_subset(live, chosen, counts).astype(np.float64)
-        shapley_N = shapley(worth_S)
+    single_M = live.score_singles.sum(axis=1)
+    if len(chosen) <= MAX_EXACT:
+        worth_S = score_all_subsets(live, chosen, counts).astype(np.float64)
+        shapley_N = compute_shapley(worth_S)
         without_N = [worth_S[(len(worth_S) - 1) ^ (1 << place)] for place in range(len(chosen))]
     else:
-        shapley_N = sampled_shapley(live, chosen, counts, seed)
-        without_N = [worth_of(live, [m for m in chosen if m != model], selection) for model in chosen]
-    whole = worth_of(live, chosen, selection)
+        shapley_N = estimate_shapley(live, chosen, counts, seed)
+        without_N = [score_members(live, [m for m in chosen if m != model], selection) for model in chosen]
+    whole = score_members(live, chosen, selection)
     unit = live.gains.one * live.num_queries
     return [
-        Member(
+        Attribution(
             model,
             selection.weights[model],
             single_M[model] / unit,
@@ -66,31 +66,31 @@ def members(live: Live, selection: Selection, seed: int = 0) -> list[Member]:
     ]
 
 
-def worth_of_each_subset(live: Live, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
+def score_all_subsets(live: PrunedPool, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
     """Return the score of each subset of some members [2**len(chosen)], each member with its count.
 
     The loop that scores all subsets at once takes five seconds to compile after an installation, so it is left to those
     who have many subsets to score.
     """
     if len(chosen) > MAX_ONE_BY_ONE:
-        return exhaustive.worth_of_subsets(live, chosen, counts=counts)
+        return exhaustive.score_subsets(live, chosen, counts=counts)
     worth_S = np.zeros(1 << len(chosen), np.int64)
     for subset in range(1, len(worth_S)):
         taken_M = np.zeros(live.num_models, np.int64)
         for place, model in enumerate(chosen):
             taken_M[model] = counts[place] * (subset >> place & 1)
-        worth_S[subset] = live.worth_of(taken_M.tolist()).sum()
+        worth_S[subset] = live.score_ensemble(taken_M.tolist()).sum()
     return worth_S
 
 
-def worth_of(live: Live, models: Sequence[int], selection: Selection) -> int:
+def score_members(live: PrunedPool, models: Sequence[int], selection: Selection) -> int:
     """Return the score of some members together, with their weights."""
     counts = np.zeros(live.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
-    return int(live.worth_of(counts.tolist()).sum())
+    return int(live.score_ensemble(counts.tolist()).sum())
 
 
-def shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the Shapley values [N] from the score of every subset [2**N]."""
     number = int(math.log2(len(worth_S)))
     subsets = np.arange(len(worth_S))
@@ -105,7 +105,7 @@ def shapley(worth_S: NDArray[np.float64]) -> NDArray[np.float64]:
     return values
 
 
-def sampled_shapley(live: Live, chosen: Sequence[int], counts: Sequence[int], seed: int) -> NDArray[np.float64]:
+def estimate_shapley(live: PrunedPool, chosen: Sequence[int], counts: Sequence[int], seed: int) -> NDArray[np.float64]:
     """Return Shapley values [N] estimated from random orders."""
     rng = np.random.default_rng(seed)
     total_N = np.zeros(len(chosen))
@@ -113,15 +113,15 @@ def sampled_shapley(live: Live, chosen: Sequence[int], counts: Sequence[int], se
         taken, before = np.zeros(live.num_models, np.int64), 0
         for place in rng.permutation(len(chosen)):
             taken[chosen[place]] = counts[place]
-            now = int(live.worth_of(taken.tolist()).sum())
+            now = int(live.score_ensemble(taken.tolist()).sum())
             total_N[place] += now - before
             before = now
     return total_N / ORDERS
 
 
-def likeness(live: Live, models: Sequence[int]) -> NDArray[np.float64]:
+def compute_error_correlation(live: PrunedPool, models: Sequence[int]) -> NDArray[np.float64]:
     """Return the error correlation of candidates [N, N]: the correlation of their metric values over queries."""
-    values_NQ = live.singles[list(models)].astype(np.float64)
+    values_NQ = live.score_singles[list(models)].astype(np.float64)
     centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=1))
     found: NDArray[np.float64] = (centred @ centred.T) / np.maximum(np.outer(norms, norms), 1e-300)
@@ -130,14 +130,14 @@ def likeness(live: Live, models: Sequence[int]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoSelection:
     """An ensemble on the Pareto front: no cheaper one is as good."""
 
     cost: float
     selection: Selection
 
 
-def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
+def compute_pareto_front(live: PrunedPool, rules: SelectionConfig, costs: Sequence[float]) -> list[ParetoSelection]:
     """Return the ensembles on the Pareto front of metric and cost, the cheapest first.
 
     An ensemble costs what its distinct members cost. For 'exact' these are all ensembles of equal weights that no
@@ -145,22 +145,22 @@ def front(live: Live, rules: Rules, costs: Sequence[float]) -> list[Point]:
     that of the ensemble it finds without one. The mean of all, and bags, know no budget.
     """
     if rules.method == "exact":
-        return [Point(cost, selection) for cost, selection in subsets_by_cost(live, rules, costs)]
+        return [ParetoSelection(cost, selection) for cost, selection in select_by_cost(live, rules, costs)]
     free = select(live, rules)
-    lowest, highest = min(costs), cost_of(free, costs)
-    points = [Point(highest, free)]
+    lowest, highest = min(costs), compute_cost(free, costs)
+    points = [ParetoSelection(highest, free)]
     for budget in np.geomspace(lowest, highest, BUDGETS)[:-1] if highest > lowest else []:
         allowed = [model for model, cost in enumerate(costs) if cost <= budget * (1 + 1e-9)]
         found = select(live, rules, allowed=allowed, costs=costs, budget=budget * (1 + 1e-9))
-        points.append(Point(cost_of(found, costs), found))
+        points.append(ParetoSelection(compute_cost(found, costs), found))
     points.sort(key=lambda point: (point.cost, -point.selection.value))
-    best: list[Point] = []
+    best: list[ParetoSelection] = []
     for point in points:
         if not best or point.selection.value > best[-1].selection.value:
             best.append(point)
     return best
 
 
-def cost_of(selection: Selection, costs: Sequence[float]) -> float:
+def compute_cost(selection: Selection, costs: Sequence[float]) -> float:
     """Return the total cost of an ensemble's members."""
     return sum(costs[model] for model in selection.members)

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from data.errors import UserError
 from ensemble.pool.candidates import Candidate
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 SENTENCE = "a dog barks in the distance while rain falls on a tin roof"
 REPEATS = 7
 
 
-def costs_of(kind: str, candidates: Sequence[Candidate], runs: Runs) -> list[float]:
+def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> list[float]:
     """Return each candidate's cost: 'parameters', 'latency' (ms per query, on this machine), or a JSON file {name:
     cost}.
 
     Raises UserError for a candidate without a model, or one that the file doesn't name.
     """
     if kind not in ("parameters", "latency"):
-        return from_file(Path(kind), candidates)
+        return read_cost_file(Path(kind), candidates)
     found = []
     for candidate in candidates:
         if not candidate.signature or not runs.has_model(candidate.signature):
@@ -30,12 +30,12 @@ def costs_of(kind: str, candidates: Sequence[Candidate], runs: Runs) -> list[flo
                 f"--cost {kind}: {candidate.name!r} has no model; give a JSON file with a cost for each name"
             )
         with tempfile.TemporaryDirectory() as scratch:
-            folder = runs.model(candidate.signature, Path(scratch) / "model")
-            found.append(parameters_of(folder) if kind == "parameters" else latency_ms(folder))
+            folder = runs.fetch_model(candidate.signature, Path(scratch) / "model")
+            found.append(count_parameters(folder) if kind == "parameters" else measure_latency_ms(folder))
     return found
 
 
-def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
+def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
     """Return the costs that a JSON file gives by name."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def from_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
     return found
 
 
-def parameters_of(folder: Path) -> float:
+def count_parameters(folder: Path) -> float:
     """Return the number of a model's parameters."""
     import torch
     from safetensors import safe_open
@@ -62,7 +62,7 @@ def parameters_of(folder: Path) -> float:
     return float(total)
 
 
-def latency_ms(folder: Path) -> float:
+def measure_latency_ms(folder: Path) -> float:
     """Return the median time to embed one query, in ms."""
     import torch
 

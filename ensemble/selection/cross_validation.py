@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.selection.greedy import Rules, select
-from ensemble.selection.pruned_pool import Live
+from ensemble.selection.greedy import SelectionConfig, select
+from ensemble.selection.pruned_pool import PrunedPool
 
 FOLDS = 5
 
-LiveOf = Callable[[NDArray[np.bool_]], Live]
+PoolOf = Callable[[NDArray[np.bool_]], PrunedPool]
 """Function from a mask of queries [Q] to the pruned pool of all queries, with epochs chosen on the masked queries only.
 """
 
 
 @dataclass(frozen=True)
-class Nested:
+class NestedCvResult:
     """Result of nested cross-validation: each fold's queries evaluate the selection made without them."""
 
     ensemble_Q: NDArray[np.float64]  # each query's value
@@ -38,7 +38,7 @@ class Nested:
         return float(self.best_single_Q.mean())
 
 
-def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
+def assign_folds(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
     """Return the fold of each query [Q], drawn at random; groups of queries stay together.
 
     Raises UserError where there are fewer groups than folds.
@@ -51,14 +51,14 @@ def folds_of(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[n
     return found
 
 
-def nested(live_of: LiveOf, rules: Rules, fold_Q: NDArray[np.int64]) -> Nested:
+def cross_validate(live_of: PoolOf, rules: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
     """Select on all folds but one, and evaluate on that one, for each fold."""
     ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
     for fold in np.unique(fold_Q):
         seen_Q = fold_Q != fold
         live = live_of(seen_Q)
         selection = select(live, rules, seen_Q)
-        best = live.best_first(live.singles[:, seen_Q].sum(axis=1))[0]
-        ensemble_Q[~seen_Q] = live.worth_of(selection.counts)[~seen_Q] / live.gains.one
-        best_single_Q[~seen_Q] = live.singles[best, ~seen_Q] / live.gains.one
-    return Nested(ensemble_Q, best_single_Q)
+        best = live.sort_candidates(live.score_singles[:, seen_Q].sum(axis=1))[0]
+        ensemble_Q[~seen_Q] = live.score_ensemble(selection.counts)[~seen_Q] / live.gains.one
+        best_single_Q[~seen_Q] = live.score_singles[best, ~seen_Q] / live.gains.one
+    return NestedCvResult(ensemble_Q, best_single_Q)

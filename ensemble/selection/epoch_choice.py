@@ -15,49 +15,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import FILES, Candidate, load_trials
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.candidates import FILES, Candidate, load_trial_scores
+from ensemble.pool.score_matrices import ScoreMatrices
 from trainables.records.ledger import Ledger
 
-CHOSEN_BY = "map10"
+EPOCH_METRIC = "map10"
 """Metric by which training chooses an epoch."""
 
 
 @dataclass(frozen=True)
-class Epochs:
+class EpochScores:
     """Metric values of a trial's epochs."""
 
     files: tuple[str, ...]  # artifacts that hold their embeddings
     values_EQ: NDArray[np.float64]
 
-    def best(self, include_Q: NDArray[np.bool_]) -> str:
+    def best_file(self, include_Q: NDArray[np.bool_]) -> str:
         """Return the file of the epoch that is best on some of the queries."""
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
 
-def find(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, Epochs]:
+def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, EpochScores]:
     """Return the epochs' scores by signature, for the trials that have kept all epochs."""
     trials = [candidate for candidate in candidates if candidate.run]
     found = {}
     for trial in trials:
-        files = ledger.epochs(trial.trial_run)
+        files = ledger.list_epochs(trial.trial_run)
         if not files:
             continue
         reference = (trials[0], FILES["validation"])  # whose order of queries is the pool's
-        source = load_trials(ledger, [reference, *[(trial, file) for file in files]])
+        source = load_trial_scores(ledger, [reference, *[(trial, file) for file in files]])
         values = [
-            evaluation.values(source.only([place]), [1], [CHOSEN_BY])[CHOSEN_BY] for place in range(1, len(files) + 1)
+            evaluation.compute_per_query(source.select([place]), [1], [EPOCH_METRIC])[EPOCH_METRIC]
+            for place in range(1, len(files) + 1)
         ]
-        found[trial.signature] = Epochs(tuple(files), np.stack(values))
+        found[trial.signature] = EpochScores(tuple(files), np.stack(values))
     return found
 
 
-def best_of(epochs: Mapping[str, Epochs], include_Q: NDArray[np.bool_]) -> dict[str, str]:
+def choose_epoch_files(epochs: Mapping[str, EpochScores], include_Q: NDArray[np.bool_]) -> dict[str, str]:
     """Return the file of each trial's best epoch on some of the queries, by signature."""
-    return {signature: own.best(include_Q) for signature, own in epochs.items()}
+    return {signature: own.best_file(include_Q) for signature, own in epochs.items()}
 
 
-def captions_seen(pool: Matrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def select_captions(pool: ScoreMatrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return, in audio-to-text direction, the captions whose clips are all among the selected clips [A]."""
     seen_Q = np.ones(pool.num_clips, bool)
     seen_Q[pool.relevance.clip_P[~seen_A[pool.relevance.query_P]]] = False

@@ -17,23 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.selection.pruned_pool import Live
+from ensemble.selection.pruned_pool import PrunedPool
 
-MOST_MODELS = 28
+MAX_MODELS = 28
 """Maximum number of candidates: 2**28 scores take 1 GB, or 2 GB if they don't fit into 32 bits."""
 
-SAMPLE = 64
+NUM_TIMED_QUERIES = 64
 """Number of queries timed to estimate the total time; a quarter of them is timed as well to find the constant part."""
 
-MOST_TRIED = 22
+MAX_TIMED_MODELS = 22
 """Maximum number of candidates in the timed search; each further one doubles the time."""
 
-APART_BYTES = 2**29
+MAX_BYTES_PER_THREAD = 2**29
 """Size up to which threads split queries, with one score array each; above it they split subsets."""
 
 
-def worth_of_subsets(
-    live: Live,
+def score_subsets(
+    live: PrunedPool,
     models: Sequence[int],
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
@@ -42,32 +42,32 @@ def worth_of_subsets(
 
     With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
     """
-    if len(models) > MOST_MODELS:
+    if len(models) > MAX_MODELS:
         raise UserError(
-            f"exact: {len(models)} candidates have 2**{len(models)} subsets; {MOST_MODELS} candidates are the most: "
+            f"exact: {len(models)} candidates have 2**{len(models)} subsets; {MAX_MODELS} candidates are the most: "
             "choose among the best single ones with --among, or use --method greedy"
         )
     queries = np.flatnonzero(np.ones(live.num_queries, bool) if include_Q is None else include_Q)
-    rows = [restricted(chunk.rows, models, counts) for chunk in live.chunks]
-    return searched(live, rows, restricted(live.target_PM, models, counts), queries)
+    rows = [select_columns(chunk.rows, models, counts) for chunk in live.chunks]
+    return search_subsets(live, rows, select_columns(live.target_PM, models, counts), queries)
 
 
-def restricted(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
+def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
     """Return some of the columns, each multiplied by its count."""
     found = scores[:, list(models)]
     return np.ascontiguousarray(found if counts is None else found.astype(np.float64) * np.asarray(counts))
 
 
-def searched(
-    live: Live, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
+def search_subsets(
+    live: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
     """Return the scores of all subsets over some queries, in the smallest integer type that holds them."""
-    from ensemble.selection.subset_kernels import low_models, walk
+    from ensemble.selection.subset_kernels import count_low_models, walk
 
     num_models, gains = target_PM.shape[1], live.gains
-    low = int(low_models(num_models))
+    low = int(count_low_models(num_models))
     dtype = np.dtype(np.int32 if gains.one * live.num_queries < 2**31 else np.int64)
-    shares = live.threads if live.threads * dtype.itemsize << num_models <= APART_BYTES else 1
+    shares = live.threads if live.threads * dtype.itemsize << num_models <= MAX_BYTES_PER_THREAD else 1
     prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, live.threads - 1).bit_length())
     leaves = 1 << (num_models - low - prefix_bits)
     worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), dtype)
@@ -96,18 +96,18 @@ def searched(
     return worth_S
 
 
-def expected_s(live: Live, models: Sequence[int]) -> float:
+def estimate_seconds(live: PrunedPool, models: Sequence[int]) -> float:
     """Return the estimated time of scoring all subsets in seconds, from a sample of the queries."""
-    queries = np.unique(np.linspace(0, live.num_queries - 1, min(SAMPLE, live.num_queries)).astype(int))
-    tried = models[:MOST_TRIED]
+    queries = np.unique(np.linspace(0, live.num_queries - 1, min(NUM_TIMED_QUERIES, live.num_queries)).astype(int))
+    tried = models[:MAX_TIMED_MODELS]
     began = time.perf_counter()
-    rows = [restricted(chunk.rows, tried, None) for chunk in live.chunks]
-    target_PM = restricted(live.target_PM, tried, None)
+    rows = [select_columns(chunk.rows, tried, None) for chunk in live.chunks]
+    target_PM = select_columns(live.target_PM, tried, None)
     once_s = time.perf_counter() - began
 
     def takes_s(some: NDArray[np.int64]) -> float:
         began = time.perf_counter()
-        searched(live, rows, target_PM, some)
+        search_subsets(live, rows, target_PM, some)
         return time.perf_counter() - began
 
     few = queries[::4]
@@ -117,7 +117,7 @@ def expected_s(live: Live, models: Sequence[int]) -> float:
     return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
 
 
-def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
+def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
     """Return the smallest of some non-empty subsets; ties go to the one whose candidates come first."""
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]
@@ -127,6 +127,6 @@ def first_of(subsets: NDArray[np.int64], num_models: int) -> int:
     return int(subsets[np.argmax(backwards)])
 
 
-def bits(subset: int) -> list[int]:
+def list_bits(subset: int) -> list[int]:
     """Return the candidates of a subset."""
     return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.pool.score_matrices import Matrices
+from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.selection import exhaustive
-from ensemble.selection.pruned_pool import Growing, Live, compress
+from ensemble.selection.pruned_pool import IncrementalEnsemble, PrunedPool, prune
 from ensemble.selection.reference import Metric, select_greedily
 
-FINEST_WEIGHT = 2**20
+WEIGHT_RESOLUTION = 2**20
 """Resolution of a bagged ensemble's weights, as integers: sums of scores with such weights are still exact."""
 
 Counts = NDArray[np.int64]
@@ -31,7 +31,7 @@ Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rules:
+class SelectionConfig:
     """Config of a selection."""
 
     method: Literal["greedy", "exact", "all"] = "greedy"
@@ -89,40 +89,40 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Task:
+class SelectionProblem:
     """Candidates and queries of a selection."""
 
-    live: Live
+    live: PrunedPool
     include_Q: NDArray[np.bool_]
     allowed: tuple[int, ...]  # candidates, in the order of their names
     by_name: tuple[int, ...]  # each candidate's place in that order
     costs: tuple[float, ...] = ()  # of each candidate
     budget: float = math.inf  # of all members together
 
-    def value(self, worth: int) -> float:
+    def to_metric(self, score: int) -> float:
         """Return the metric's mean over the queries for an integer score."""
-        return self.live.gains.value(int(worth), int(self.include_Q.sum()))
+        return self.live.gains.to_metric(int(score), int(self.include_Q.sum()))
 
-    def worth(self, counts: Counts) -> int:
+    def score(self, counts: Counts) -> int:
         """Return the integer score of an ensemble; the empty ensemble scores 0."""
-        return int(self.live.worth_of(counts.tolist())[self.include_Q].sum())
+        return int(self.live.score_ensemble(counts.tolist())[self.include_Q].sum())
 
-    def affords(self, history: Sequence[int], model: int) -> bool:
+    def fits_budget(self, history: Sequence[int], model: int) -> bool:
         """Return whether a candidate can be added within the budget."""
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
-    def best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
+    def find_best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
         """Return the candidate with the highest score."""
         return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
 
-    def preferred(self, first: Selection, second: Selection) -> Selection:
+    def prefer(self, first: Selection, second: Selection) -> Selection:
         """Return the better of two ensembles; of equally good ones the smaller, otherwise the first."""
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
 def select(
-    live: Live,
-    rules: Rules | None = None,
+    live: PrunedPool,
+    rules: SelectionConfig | None = None,
     include_Q: NDArray[np.bool_] | None = None,
     allowed: Sequence[int] | None = None,
     costs: Sequence[float] = (),
@@ -133,32 +133,32 @@ def select(
     `rules.among` is about the same queries. With `costs` of the candidates, greedy selection keeps what the members
     cost together within a budget.
     """
-    rules = rules or Rules()
-    task = task_of(live, rules, include_Q, allowed, costs, budget)
+    rules = rules or SelectionConfig()
+    task = make_problem(live, rules, include_Q, allowed, costs, budget)
     if rules.method == "all":
         counts = np.bincount(task.allowed, minlength=live.num_models)
-        found = Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+        found = Selection(tuple(counts.tolist()), task.to_metric(task.score(counts)))
     elif rules.method == "exact":
-        found = best_subset(task)
+        found = select_best_subset(task)
     elif rules.bags:
-        return bagged(task, rules)
+        return select_bagged(task, rules)
     else:
-        found = forward(task, rules)
-    return refined(task, rules, found) if rules.refine else found
+        found = select_forward(task, rules)
+    return refine(task, rules, found) if rules.refine else found
 
 
-def select_by(metric: str | Metric, pool: Matrices, rules: Rules | None = None) -> Selection:
+def select_by(metric: str | Metric, pool: ScoreMatrices, rules: SelectionConfig | None = None) -> Selection:
     """Select from a whole pool by a metric's name, or by a function of an ensemble's mean scores.
 
     There are kernels for all metrics that have a name. For a function `ensemble.selection.reference` selects: slowly,
     and with all scores in memory. Raises UserError for rules that it doesn't have.
     """
-    rules = rules or Rules()
+    rules = rules or SelectionConfig()
     if isinstance(metric, str):
-        return select(compress(pool, metric), rules)
-    if rules != Rules(max_size=rules.max_size, replacement=rules.replacement):
+        return select(prune(pool, metric), rules)
+    if rules != SelectionConfig(max_size=rules.max_size, replacement=rules.replacement):
         raise UserError("by a function only max_size and replacement can be set: name a metric, or leave the rest out")
-    scores_MQA = [pool.scores(model) for model in range(len(pool.names))]
+    scores_MQA = [pool.read_scores(model) for model in range(len(pool.names))]
     found = select_greedily(scores_MQA, metric, pool.names, rules.max_size, rules.replacement)
     steps = tuple(Step(value, added) for added, value in found.trajectory)
     best = 1 + int(np.argmax([step.value for step in steps]))
@@ -166,82 +166,82 @@ def select_by(metric: str | Metric, pool: Matrices, rules: Rules | None = None) 
     return Selection(tuple(counts.tolist()), found.value, steps)
 
 
-def task_of(
-    live: Live,
-    rules: Rules,
+def make_problem(
+    live: PrunedPool,
+    rules: SelectionConfig,
     include_Q: NDArray[np.bool_] | None = None,
     allowed: Sequence[int] | None = None,
     costs: Sequence[float] = (),
     budget: float = math.inf,
-) -> Task:
+) -> SelectionProblem:
     """Return the candidates and queries that `select` works on."""
     order = sorted(range(live.num_models), key=lambda model: live.names[model])
     by_name = {model: place for place, model in enumerate(order)}
     models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
     include_Q = np.ones(live.num_queries, bool) if include_Q is None else include_Q
     if rules.among:
-        best_first = live.best_first(live.singles[:, include_Q].sum(axis=1))
+        best_first = live.sort_candidates(live.score_singles[:, include_Q].sum(axis=1))
         models = tuple(sorted([m for m in best_first if m in models][: rules.among], key=by_name.__getitem__))
     names = tuple(by_name[model] for model in range(live.num_models))
-    return Task(live, include_Q, models, names, tuple(costs), budget)
+    return SelectionProblem(live, include_Q, models, names, tuple(costs), budget)
 
 
-def best_subset(task: Task) -> Selection:
+def select_best_subset(task: SelectionProblem) -> Selection:
     """Return the best ensemble of equal weights, by scoring all subsets."""
-    worth_S = exhaustive.worth_of_subsets(task.live, task.allowed, task.include_Q)
+    worth_S = exhaustive.score_subsets(task.live, task.allowed, task.include_Q)
     best_worth = int(worth_S[1:].max())
-    subset = exhaustive.first_of(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
-    return of_subset(task, subset, best_worth)
+    subset = exhaustive.find_first_subset(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
+    return to_selection(task, subset, best_worth)
 
 
-def of_subset(task: Task, subset: int, worth: int) -> Selection:
+def to_selection(task: SelectionProblem, subset: int, worth: int) -> Selection:
     """Return the ensemble of equal weights of a subset of the allowed candidates."""
-    counts = np.bincount([task.allowed[bit] for bit in exhaustive.bits(subset)], minlength=task.live.num_models)
-    return Selection(tuple(counts.tolist()), task.value(worth))
+    counts = np.bincount([task.allowed[bit] for bit in exhaustive.list_bits(subset)], minlength=task.live.num_models)
+    return Selection(tuple(counts.tolist()), task.to_metric(worth))
 
 
-def subsets_by_cost(live: Live, rules: Rules, costs: Sequence[float]) -> list[tuple[float, Selection]]:
+def select_by_cost(live: PrunedPool, rules: SelectionConfig, costs: Sequence[float]) -> list[tuple[float, Selection]]:
     """Return the ensembles of equal weights on the Pareto front, with their members' total cost, the cheapest first."""
-    task = task_of(live, rules)
-    worth_S = exhaustive.worth_of_subsets(live, task.allowed)
+    task = make_problem(live, rules)
+    worth_S = exhaustive.score_subsets(live, task.allowed)
     cost_S = np.zeros(1)
     for model in task.allowed:
         cost_S = np.concatenate([cost_S, cost_S + costs[model]])
     by_cost = 1 + np.lexsort((-worth_S[1:], cost_S[1:]))
     best = np.maximum.accumulate(worth_S[by_cost])
     first = np.flatnonzero(np.concatenate([[True], best[1:] > best[:-1]]))
-    return [(float(cost_S[subset]), of_subset(task, int(subset), int(worth_S[subset]))) for subset in by_cost[first]]
+    return [(float(cost_S[subset]), to_selection(task, int(subset), int(worth_S[subset]))) for subset in by_cost[first]]
 
 
-def forward(task: Task, rules: Rules) -> Selection:
+def select_forward(task: SelectionProblem, rules: SelectionConfig) -> Selection:
     """Add, `max_size` times, the candidate that improves the ensemble most, and return the best size."""
     live = task.live
-    growing = Growing(live, task.include_Q)
-    single_M = live.singles[:, task.include_Q].sum(axis=1)
-    best_first = [model for model in live.best_first(single_M) if model in task.allowed]
+    growing = IncrementalEnsemble(live, task.include_Q)
+    single_M = live.score_singles[:, task.include_Q].sum(axis=1)
+    best_first = [model for model in live.sort_candidates(single_M) if model in task.allowed]
     sorted_start = min(rules.sorted_start, len(best_first))
     steps: list[Step] = []
     for size in range(rules.max_size):
         free = [
             model
             for model in task.allowed
-            if (rules.replacement or model not in growing.history) and task.affords(growing.history, model)
+            if (rules.replacement or model not in growing.history) and task.fits_budget(growing.history, model)
         ]
         if not free:
             break
-        worth_M = growing.worths() if size else single_M
+        worth_M = growing.score_additions() if size else single_M
         next_best = [model for model in best_first if model in free and model not in growing.history]
-        added = next_best[0] if size < sorted_start and next_best else task.best(worth_M, free)
+        added = next_best[0] if size < sorted_start and next_best else task.find_best(worth_M, free)
         growing.add(added)
-        steps.append(Step(task.value(worth_M[added]), added))
+        steps.append(Step(task.to_metric(worth_M[added]), added))
     best = 1 + int(np.argmax([step.value for step in steps]))
     if rules.stop == "one-se":
-        best = smallest_within_one_error(task, growing.history, best)
+        best = find_smallest_within_one_error(task, growing.history, best)
     counts = np.bincount(growing.history[:best], minlength=live.num_models)
     return Selection(tuple(counts.tolist()), steps[best - 1].value, tuple(steps))
 
 
-def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> int:
+def find_smallest_within_one_error(task: SelectionProblem, history: Sequence[int], best: int) -> int:
     """Return the smallest size that is worse than the best one by at most one standard error of the difference.
 
     The error is of the difference's mean over groups of queries (paired), after the rule of Breiman et al. (1984).
@@ -249,7 +249,7 @@ def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> 
 
     def worth_by_group(size: int) -> NDArray[np.float64]:
         counts = np.bincount(history[:size], minlength=task.live.num_models)
-        worth_Q = task.live.worth_of(counts.tolist()) * task.include_Q
+        worth_Q = task.live.score_ensemble(counts.tolist()) * task.include_Q
         total_G = np.bincount(task.live.group_Q, weights=worth_Q).astype(np.float64)
         return total_G[np.unique(task.live.group_Q[task.include_Q])]
 
@@ -261,7 +261,7 @@ def smallest_within_one_error(task: Task, history: Sequence[int], best: int) -> 
     return best
 
 
-def bagged(task: Task, rules: Rules) -> Selection:
+def select_bagged(task: SelectionProblem, rules: SelectionConfig) -> Selection:
     """Return the mean of ensembles selected, and refined, from random subsets of the candidates.
 
     Weights are whole numbers of the sizes' common multiple or, where that is large, of its FINEST_WEIGHT-th part.
@@ -272,31 +272,31 @@ def bagged(task: Task, rules: Rules) -> Selection:
     for _ in range(rules.bags):
         drawn = tuple(task.allowed[place] for place in sorted(rng.permutation(len(task.allowed))[:number]))
         bag = replace(task, allowed=drawn)
-        found = forward(bag, rules)
-        chosen.append(refined(bag, rules, found) if rules.refine else found)
-    whole = min(math.lcm(*(sum(selection.counts) for selection in chosen)), FINEST_WEIGHT)
+        found = select_forward(bag, rules)
+        chosen.append(refine(bag, rules, found) if rules.refine else found)
+    whole = min(math.lcm(*(sum(selection.counts) for selection in chosen)), WEIGHT_RESOLUTION)
     weights = sum(np.array(selection.weights) for selection in chosen)
     counts: Counts = np.rint(np.asarray(weights) * whole).astype(np.int64)
     counts //= math.gcd(*counts.tolist())
-    return Selection(tuple(counts.tolist()), task.value(task.worth(counts)))
+    return Selection(tuple(counts.tolist()), task.to_metric(task.score(counts)))
 
 
-def refined(task: Task, rules: Rules, selection: Selection) -> Selection:
+def refine(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
     """Remove and swap one member at a time as long as that improves the ensemble."""
-    while (better := swapped(task, rules, eliminated(task, selection))).value > selection.value:
+    while (better := swap_one(task, rules, eliminate_one(task, selection))).value > selection.value:
         selection = better
-    return task.preferred(selection, better)
+    return task.prefer(selection, better)
 
 
-def eliminated(task: Task, selection: Selection) -> Selection:
+def eliminate_one(task: SelectionProblem, selection: Selection) -> Selection:
     """Return the selection without the member whose removal is best, if that does no harm (backward elimination)."""
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
         worth_M = np.full(len(counts), -1)
         for model in selection.members:
-            worth_M[model] = task.worth(counts - (np.arange(len(counts)) == model))
-        removed = task.best(worth_M, selection.members)
-        if (value := task.value(worth_M[removed])) < selection.value:
+            worth_M[model] = task.score(counts - (np.arange(len(counts)) == model))
+        removed = task.find_best(worth_M, selection.members)
+        if (value := task.to_metric(worth_M[removed])) < selection.value:
             break
         counts[removed] -= 1
         step = Step(value, removed=removed)
@@ -304,19 +304,21 @@ def eliminated(task: Task, selection: Selection) -> Selection:
     return selection
 
 
-def swapped(task: Task, rules: Rules, selection: Selection) -> Selection:
+def swap_one(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
     """Return the best ensemble with one member replaced by another candidate; the selection itself if none is better."""
     best = selection
     for removed in sorted(selection.members, key=task.by_name.__getitem__):
         counts = np.array(selection.counts)
         counts[removed] -= 1
         history = list(itertools.chain.from_iterable([model] * count for model, count in enumerate(counts.tolist())))
-        worth_M = Growing(task.live, task.include_Q, history).worths()
+        worth_M = IncrementalEnsemble(task.live, task.include_Q, history).score_additions()
         free = [
-            model for model in task.allowed if (rules.replacement or not counts[model]) and task.affords(history, model)
+            model
+            for model in task.allowed
+            if (rules.replacement or not counts[model]) and task.fits_budget(history, model)
         ]
-        added = task.best(worth_M, free)
-        if (value := task.value(worth_M[added])) > best.value:
+        added = task.find_best(worth_M, free)
+        if (value := task.to_metric(worth_M[added])) > best.value:
             counts[added] += 1
             step = Step(value, added, removed)
             best = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))

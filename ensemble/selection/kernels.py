@@ -98,7 +98,7 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
 
 
 @njit(nogil=True, cache=True)
-def step(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L, target_PM,
+def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L, target_PM,
          joined, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
     """Return the score of an ensemble plus each candidate, over some queries [M].
 
@@ -158,12 +158,12 @@ def step(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, alwa
             for model in range(num_models):
                 for number in range(pairs):
                     ranks[number] = count_M[number, model]
-                total_M[model] += factor * worth(ranks, pairs, table, by_hit, first_only)
+                total_M[model] += factor * score_ranks(ranks, pairs, table, by_hit, first_only)
     return total_M
 
 
 @njit(nogil=True, cache=True)
-def worth(ranks, pairs, table, by_hit, first_only):
+def score_ranks(ranks, pairs, table, by_hit, first_only):
     """Return the score of a query's ranks, which are sorted in place."""
     k = len(table) - 2
     for place in range(1, pairs):
@@ -181,7 +181,7 @@ def worth(ranks, pairs, table, by_hit, first_only):
 
 
 @njit(nogil=True, cache=True)
-def rank(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
+def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
     """Compute the rank of each pair's clip in a weighted ensemble; beyond k for pairs that keep no rows."""
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
@@ -196,7 +196,7 @@ def rank(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows,
 
 
 @njit(nogil=True, cache=True)
-def worth_of_all(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
+def score_queries(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
     """Return the score of each query's ranks [Q]."""
     num_queries = len(pair_first_Q) - 1
     worth_Q = np.zeros(num_queries, np.int64)
@@ -205,5 +205,5 @@ def worth_of_all(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
         for pair in range(first, last):
             ranks[pair - first] = rank_P[pair]
-        worth_Q[query] = factor_Q[query] * worth(ranks, last - first, table, by_hit, first_only)
+        worth_Q[query] = factor_Q[query] * score_ranks(ranks, last - first, table, by_hit, first_only)
     return worth_Q

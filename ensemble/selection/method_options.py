@@ -5,7 +5,7 @@ from typing import Literal
 
 from data.errors import UserError, positive
 from data.runtime.options import flag, option
-from ensemble.selection.greedy import Rules
+from ensemble.selection.greedy import SelectionConfig
 
 EXPERT = "for experts"
 """Section of the help for options that most selections leave at their defaults."""
@@ -21,20 +21,20 @@ class MethodOptions:
     refine: bool = option("then remove and swap members while that improves the metric", False)
     among: int = option("select from the N best single candidates only", 0, type=positive, metavar="N")
     max_size: int | None = option(
-        f"maximum number of steps (default: {Rules.max_size})", None, type=positive, section=EXPERT
+        f"maximum number of steps (default: {SelectionConfig.max_size})", None, type=positive, section=EXPERT
     )
     without_replacement: bool = option("add each candidate at most once", False, section=EXPERT)
     sorted_start: int = option("start from the N best candidates", 0, type=positive, metavar="N", section=EXPERT)
     bags: int = option("average B selections, each from a random subset", 0, type=positive, metavar="B", section=EXPERT)
     bag_share: float | None = option(
-        f"share of the candidates in each of the --bags (default: {Rules.bag_share})", None, section=EXPERT
+        f"share of the candidates in each of the --bags (default: {SelectionConfig.bag_share})", None, section=EXPERT
     )
-    seed: int | None = option(f"seed of the --bags (default: {Rules.seed})", None, section=EXPERT)
+    seed: int | None = option(f"seed of the --bags (default: {SelectionConfig.seed})", None, section=EXPERT)
     stop: Literal["best", "one-se"] = option(
         "stop at the best size, or at the smallest within one standard error of it", "best", section=EXPERT
     )
 
-    def rules(self) -> Rules:
+    def selection_config(self) -> SelectionConfig:
         """Return the config of the selection. Raises UserError for options that cannot be combined."""
         for name in ("sorted_start", "bags", "without_replacement", "max_size"):
             if self.method != "greedy" and getattr(self, name):
@@ -45,17 +45,17 @@ class MethodOptions:
             if getattr(self, name) is not None and not self.bags:
                 raise UserError(f"{flag(name)}: that is for --bags; leave it out")
         try:
-            return Rules(
+            return SelectionConfig(
                 method=self.method,
-                max_size=self.max_size or Rules.max_size,
+                max_size=self.max_size or SelectionConfig.max_size,
                 replacement=not self.without_replacement,
                 among=self.among,
                 sorted_start=self.sorted_start,
                 stop=self.stop,
                 refine=self.refine,
                 bags=self.bags,
-                bag_share=Rules.bag_share if self.bag_share is None else self.bag_share,
-                seed=Rules.seed if self.seed is None else self.seed,
+                bag_share=SelectionConfig.bag_share if self.bag_share is None else self.bag_share,
+                seed=SelectionConfig.seed if self.seed is None else self.seed,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from ensemble.pool.score_matrices import Block, Matrices
-from ensemble.selection.rank_gains import Gains, gains
+from ensemble.pool.score_matrices import Block, ScoreMatrices
+from ensemble.selection.rank_gains import RankGains, build_gains
 
 CHUNK_BYTES = 2**24
 """Size of the rows that are allocated and processed at a time."""
@@ -42,11 +42,11 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Live:
+class PrunedPool:
     """A pool reduced to the entries that matter for one metric."""
 
     names: tuple[str, ...]
-    gains: Gains
+    gains: RankGains
     num_clips: int
     pair_first_Q: NDArray[np.int64]  # [Q + 1]
     query_P: NDArray[np.int64]
@@ -70,7 +70,7 @@ class Live:
         return len(self.group_Q)
 
     @property
-    def share(self) -> float:
+    def kept_share(self) -> float:
         """Share of the matrices' entries that is kept."""
         return float(sum(len(chunk.rows) for chunk in self.chunks)) / (self.num_queries * self.num_clips)
 
@@ -82,7 +82,7 @@ class Live:
             chunk.rows.nbytes + chunk.low_L.nbytes + chunk.high_L.nbytes for chunk in self.chunks
         )
 
-    def each(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
+    def map_chunks(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
         """Return the results of a function on each chunk, several in parallel."""
         if self.threads == 1 or len(self.chunks) == 1:
             yield from map(work, self.chunks)
@@ -90,55 +90,55 @@ class Live:
         with ThreadPoolExecutor(self.threads) as workers:
             yield from workers.map(work, self.chunks)
 
-    def ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
+    def compute_ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
         """Return the rank of each pair's clip in an ensemble, exact up to k [P]."""
-        from ensemble.selection.kernels import rank
+        from ensemble.selection.kernels import compute_ranks
 
         given = np.asarray(weights, np.float64)
         members = np.flatnonzero(given)
         rank_P = np.empty(len(self.query_P), np.int32)
 
         def work(chunk: Chunk) -> None:
-            rank(chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
+            compute_ranks(chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
                  chunk.rows, self.target_PM, members, given[members], rank_P)  # fmt: skip
 
-        for _ in self.each(work):
+        for _ in self.map_chunks(work):
             pass
         return rank_P
 
-    def worth(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
+    def score_ranks(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
         """Return the score of each query at given ranks of its pairs [Q]."""
-        from ensemble.selection.kernels import worth_of_all
+        from ensemble.selection.kernels import score_queries
 
-        worth_Q: NDArray[np.int64] = worth_of_all(
+        worth_Q: NDArray[np.int64] = score_queries(
             self.pair_first_Q, rank_P, self.gains.table, self.gains.factor_Q, self.gains.by_hit, self.gains.first_only
         )
         return worth_Q
 
-    def worth_of(self, counts: Sequence[float]) -> NDArray[np.int64]:
+    def score_ensemble(self, counts: Sequence[float]) -> NDArray[np.int64]:
         """Return the score of each query by an ensemble [Q]; 0 for an empty ensemble."""
         if not any(counts):
             return np.zeros(self.num_queries, np.int64)
-        return self.worth(self.ranks(counts))
+        return self.score_ranks(self.compute_ranks(counts))
 
-    def best_first(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
+    def sort_candidates(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
         """Return the candidates sorted by descending score (alone, on all queries), ties by name."""
-        order_M = self.singles.sum(axis=1) if worth_M is None else worth_M
+        order_M = self.score_singles.sum(axis=1) if worth_M is None else worth_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
 
     @cached_property
-    def singles(self) -> NDArray[np.int64]:
+    def score_singles(self) -> NDArray[np.int64]:
         """Return the score of each query by each candidate alone [M, Q]."""
-        return np.stack([self.worth(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
+        return np.stack([self.score_ranks(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
 
 
 @dataclass
-class Growing:
+class IncrementalEnsemble:
     """An ensemble that grows by one candidate at a time, with the score of each possible addition on some of the
     queries.
     """
 
-    live: Live
+    live: PrunedPool
     include_Q: NDArray[np.bool_]
     history: list[int] = field(default_factory=list)
     num_summed: int = 0
@@ -146,22 +146,22 @@ class Growing:
     def __post_init__(self) -> None:
         self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.live.chunks}
 
-    def worths(self) -> NDArray[np.int64]:
+    def score_additions(self) -> NDArray[np.int64]:
         """Return the score of the ensemble with each of the candidates added [M]."""
-        from ensemble.selection.kernels import step
+        from ensemble.selection.kernels import score_candidates
 
         live, joined = self.live, np.array(self.history[self.num_summed :], np.int64)
         gains = live.gains
 
         def work(chunk: Chunk) -> NDArray[np.int64]:
-            total_M: NDArray[np.int64] = step(
+            total_M: NDArray[np.int64] = score_candidates(
                 chunk.first_query, chunk.last_query, live.pair_first_Q, self.include_Q, live.first_P, live.last_P,
                 live.always_P, chunk.rows, chunk.low_L, chunk.high_L, live.target_PM, joined, self.sums[id(chunk)],
                 gains.table, gains.factor_Q, gains.by_hit, gains.first_only,
             )  # fmt: skip
             return total_M
 
-        total_M: NDArray[np.int64] = np.sum(list(live.each(work)), axis=0)
+        total_M: NDArray[np.int64] = np.sum(list(live.map_chunks(work)), axis=0)
         self.num_summed = len(self.history)
         return total_M
 
@@ -170,7 +170,7 @@ class Growing:
         self.history.append(model)
 
 
-def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Live:
+def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> PrunedPool:
     """Return the pruned pool of a pool for a metric. The pool is read once, from the first query to the last.
 
     Raises UserError for scores that aren't finite.
@@ -182,7 +182,7 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
     order = np.argsort(relevant.query_P, kind="stable")
     query_P, clip_P = relevant.query_P[order], relevant.clip_P[order]
     pair_first_Q = np.searchsorted(query_P, np.arange(relevant.num_queries + 1))
-    metric_gains = gains(metric_name, relevant, pool.num_clips)
+    metric_gains = build_gains(metric_name, relevant, pool.num_clips)
     num_models, num_pairs = len(pool.names), len(query_P)
     target_PM = np.empty((num_pairs, num_models), np.float32)
     always_P, single_PM = np.empty(num_pairs, np.int32), np.empty((num_pairs, num_models), np.int32)
@@ -203,22 +203,22 @@ def compress(pool: Matrices, metric_name: str, threads: int | None = None) -> Li
             )  # fmt: skip
             if bad >= 0:
                 raise UserError(f"{pool.names[bad]}: query {query} has a score that isn't finite")
-            chunks.append(Chunk(start, query, shrunk(rows, used), shrunk(low_L, used), shrunk(high_L, used)))
+            chunks.append(Chunk(start, query, shrink(rows, used), shrink(low_L, used), shrink(high_L, used)))
         return chunks
 
     chunks: list[Chunk] = []
     with ThreadPoolExecutor(threads) as workers:
-        for block in pool.blocks():
+        for block in pool.iterate_blocks():
             edges = np.linspace(block.first_query, block.last_query, 4 * threads + 1).astype(int)
             parts = workers.map(lambda first, last, block=block: work(block, first, last), edges[:-1], edges[1:])
             chunks += [chunk for part in parts for chunk in part]
-    return Live(
+    return PrunedPool(
         tuple(pool.names), metric_gains, pool.num_clips, pair_first_Q, query_P, relevant.group_Q, target_PM, always_P,
         first_P, last_P, single_PM, tuple(chunks), threads,
     )  # fmt: skip
 
 
-def shrunk(array: NDArray[Any], size: int) -> NDArray[Any]:
+def shrink(array: NDArray[Any], size: int) -> NDArray[Any]:
     """Return the beginning of an array, without the memory of the rest."""
     array.resize((size, *array.shape[1:]), refcheck=False)
     return array

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from trainables.retrieval import Relevance, metric
+from trainables.retrieval import Relevance, find_metric
 
-BITS = 62
+MAX_BITS = 62
 """Maximum number of bits of the sum over all queries."""
 
 
 @dataclass(frozen=True)
-class Gains:
+class RankGains:
     """Integer gains of a metric on some queries.
 
     A relevant clip at rank r, the h-th of its query, is worth table[min(r, k + 1)], times h if `by_hit`; those after
@@ -36,16 +36,16 @@ class Gains:
     first_only: bool
     one: int  # the worth of a perfect query
 
-    def value(self, total: int, num_queries: int) -> float:
+    def to_metric(self, total: int, num_queries: int) -> float:
         """Return the metric's mean over queries whose scores add up to `total`."""
         return total / (self.one * num_queries)
 
 
-def gains(name: str, relevant: Relevance, num_clips: int) -> Gains:
+def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
     """Return the gains of a metric by name, as `trainables.retrieval.find_metric` takes it. Raises UserError for an
     unknown name.
     """
-    metric(name)
+    find_metric(name)
     match = re.fullmatch(r"(map|r|ndcg|mrr)(\d*)", name)
     if match is None:
         raise UserError(f"{name!r} can't be selected by")
@@ -56,21 +56,27 @@ def gains(name: str, relevant: Relevance, num_clips: int) -> Gains:
     if kind in ("map", "r"):
         scale = math.lcm(*range(1, k + 1)) if kind == "map" else 1
         norm = math.lcm(*counts)
-        if scale * norm * relevant.num_queries < 2**BITS:
+        if scale * norm * relevant.num_queries < 2**MAX_BITS:
             whole = scale // ranks if kind == "map" else np.ones(k, np.int64)
             factor_Q = norm // np.maximum(count_Q, 1)
-            return Gains(name, k, worths(whole), factor_Q, kind == "map", False, scale * norm)
-    bits = (BITS - 1 - max(1, relevant.num_queries).bit_length()) // 2
+            return RankGains(name, k, build_table(whole), factor_Q, kind == "map", False, scale * norm)
+    bits = (MAX_BITS - 1 - max(1, relevant.num_queries).bit_length()) // 2
     ideal = {"map": count_Q, "r": count_Q, "mrr": np.ones(len(count_Q))}.get(kind)
     if ideal is None:
         ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + ranks))])[np.minimum(count_Q, k)]
     worth = {"map": 1 / ranks, "r": np.ones(k), "mrr": 1 / ranks, "ndcg": 1 / np.log2(1 + ranks)}[kind]
     factor_Q = np.round(2.0**bits / np.maximum(ideal, 1e-9)) * (count_Q > 0)
-    return Gains(
-        name, k, worths(np.round(worth * 2.0**bits)), factor_Q.astype(np.int64), kind == "map", kind == "mrr", 4**bits
+    return RankGains(
+        name,
+        k,
+        build_table(np.round(worth * 2.0**bits)),
+        factor_Q.astype(np.int64),
+        kind == "map",
+        kind == "mrr",
+        4**bits,
     )
 
 
-def worths(worth: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+def build_table(worth: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the table of gains for ranks 0 (unused) to k + 1."""
     return np.concatenate([[0], worth, [0]]).astype(np.int64)

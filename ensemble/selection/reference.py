@@ -20,7 +20,7 @@ Metric = Callable[[Scores], float]
 
 
 @dataclass(frozen=True)
-class Result:
+class ReferenceResult:
     """The best ensemble, and the trajectory that led to it."""
 
     weights: tuple[float, ...]  # of the M candidates; they sum to one
@@ -34,7 +34,7 @@ def select_greedily(
     names: Sequence[str],
     max_size: int = 20,
     replacement: bool = True,
-) -> Result:
+) -> ReferenceResult:
     """Add, `max_size` times, the candidate with which the mean of scores is best, and return the best size.
 
     Ties between candidates go to the one whose name comes first, ties between sizes to the smallest. Without
@@ -63,4 +63,4 @@ def select_greedily(
         trajectory.append((added, value_of[added]))
     size = 1 + max(range(len(trajectory)), key=lambda step: trajectory[step][1])
     counts = np.bincount(history[:size], minlength=len(names))
-    return Result(tuple((counts / size).tolist()), trajectory[size - 1][1], tuple(trajectory))
+    return ReferenceResult(tuple((counts / size).tolist()), trajectory[size - 1][1], tuple(trajectory))

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ensemble.selection.kernels import ROUNDING, worth
+from ensemble.selection.kernels import ROUNDING, score_ranks
 
 LOW, MANY = 6, 20
 """Number of candidates whose subsets are counted at once, one more from MANY candidates on: the fastest of 6 to 9
@@ -44,7 +44,7 @@ class Tree(NamedTuple):
 
 
 @njit(nogil=True, cache=True)
-def low_models(num_models):
+def count_low_models(num_models):
     """Return the number of candidates whose subsets are counted at once."""
     return min(LOW + (num_models >= MANY), num_models)
 
@@ -57,9 +57,9 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
     `node_worth` [2 * number of leaves] is a heap of branches with one worth; `leaf_worth` [leaves, low subsets].
     """
     num_models, k = rows.shape[1], len(table) - 2
-    low = low_models(num_models)
+    low = count_low_models(num_models)
     depth_end = num_models - low - prefix_bits
-    most_rows, most_pairs = count_most(queries, pair_first_Q, first_P, last_P)
+    most_rows, most_pairs = count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P)
     entries = allocate_entries(most_rows, num_models, low)
     tree = allocate_tree(depth_end + 2, most_rows, most_pairs)
     up_DP, node_D, state_D = tree.up_DP, tree.node_D, tree.state_D
@@ -85,13 +85,13 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
                 if kept == 0:
                     for number in range(pairs):
                         ranks[number] = up_DP[depth, number]
-                    node_worth[node_D[depth]] += factor_Q[query] * worth(ranks, pairs, table, by_hit, first_only)
+                    node_worth[node_D[depth]] += factor_Q[query] * score_ranks(ranks, pairs, table, by_hit, first_only)
                     depth -= 1
                     continue
                 if depth == depth_end:
                     leaf = node_D[depth] - (1 << depth_end)
                     if pairs == 1 and kept == 1:  # the most frequent case: two worths, and no ranks to look up
-                        add_two_worths(leaf_worth[leaf], tree, entries, depth, own_table, low)
+                        add_two_scores(leaf_worth[leaf], tree, entries, depth, own_table, low)
                         depth -= 1
                         continue
                     count_subsets(count_PS, tree, entries, depth, pairs, low)
@@ -101,7 +101,9 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
                         else:
                             for number in range(pairs):
                                 ranks[number] = count_PS[number, subset]
-                            leaf_worth[leaf, subset] += factor_Q[query] * worth(ranks, pairs, table, by_hit, first_only)
+                            leaf_worth[leaf, subset] += factor_Q[query] * score_ranks(
+                                ranks, pairs, table, by_hit, first_only
+                            )
                     depth -= 1
                     continue
                 state_D[depth] = 0
@@ -113,7 +115,7 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
 
 
 @njit(nogil=True, inline="always")
-def count_most(queries, pair_first_Q, first_P, last_P):
+def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
     """Return the maximum number of rows and of pairs of a query; at least one."""
     most_rows, most_pairs = 1, 1
     for query in queries:
@@ -222,7 +224,7 @@ def make_child(tree, entries, depth, model, pairs):
 
 
 @njit(nogil=True, inline="always")
-def add_two_worths(worths, tree, entries, depth, own_table, low):
+def add_two_scores(worths, tree, entries, depth, own_table, low):
     """Add the scores of the low candidates' subsets if one pair has one undecided entry, which gives one of two scores."""
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
     last, sums = len(own_table) - 1, entries.rounded_LS[entry]

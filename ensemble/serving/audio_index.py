@@ -18,7 +18,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.sources.audio_files import audio_files
 from data.store.files import read_json, write_json
-from ensemble.serving.bundle import Models
+from ensemble.serving.bundle import EnsembleModels
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
 
 logger = logging.getLogger("chorale.recordings")
@@ -26,19 +26,19 @@ logger = logging.getLogger("chorale.recordings")
 VECTORS_FILE = "index.arrow"
 FILES_FILE = "files.json"
 
-Found = tuple[float, str]
+SearchHit = tuple[float, str]
 """Score and path of a recording."""
 
 
 @dataclass(frozen=True)
-class Index:
+class AudioIndex:
     """Recordings sorted by path, with their vectors."""
 
     paths: list[str]
     vectors_AD: NDArray[np.float32]
 
 
-def open_index(folder: Path, models: Models) -> Index:
+def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
     """Return an ensemble's index.
 
     Args:
@@ -54,10 +54,12 @@ def open_index(folder: Path, models: Models) -> Index:
     found = read_embeddings(path)
     if found.signature != models.signature:
         raise UserError(f"{folder} is the index of another ensemble ({found.signature}, not {models.signature})")
-    return Index(found.clip_ids, found.audio_AD)
+    return AudioIndex(found.clip_ids, found.audio_AD)
 
 
-def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> list[list[Found]]:
+def search_index(
+    models: EnsembleModels, index: AudioIndex, sentences: Sequence[str], top: int
+) -> list[list[SearchHit]]:
     """Return the recordings with the highest scores for each sentence, the best first; ties are sorted by path.
 
     Args:
@@ -83,7 +85,7 @@ def search(models: Models, index: Index, sentences: Sequence[str], top: int) -> 
     return found
 
 
-def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
+def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path, str]:
     """Embed the new and changed audio files of a folder, and write the index; return the reasons by path why files were
     skipped.
 
@@ -100,32 +102,32 @@ def add(folder: Path, audio: Path, models: Models) -> dict[Path, str]:
     """
     audio = audio.resolve()
     paths = audio_files(audio)
-    stamps = {str(path): stamp(path) for path in paths}
-    index, known = Index([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
+    stamps = {str(path): read_stamp(path) for path in paths}
+    index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
     if (folder / VECTORS_FILE).exists():
         index = open_index(folder, models)
         known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
     new = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
-    kept = places_kept(index, audio, stamps, {str(path) for path in new})
+    kept = find_kept_rows(index, audio, stamps, {str(path) for path in new})
     vectors_AD, embedded, refused = models.embed_files(new)
     names = [index.paths[place] for place in kept] + [str(path) for path in embedded]
     if not names:
         raise UserError(f"{audio}: none of its {len(paths)} audio files can be decoded")
     both_AD = np.concatenate([index.vectors_AD[kept], vectors_AD])
     order = sorted(range(len(names)), key=names.__getitem__)
-    write(folder, [names[place] for place in order], both_AD[order], {**known, **stamps}, models)
+    write_index(folder, [names[place] for place in order], both_AD[order], {**known, **stamps}, models)
     gone = len(set(index.paths) - set(names))
     logger.info("%d files embedded, %d were there, %d are gone", len(embedded), len(kept), gone)
     return refused
 
 
-def stamp(path: Path) -> list[int]:
+def read_stamp(path: Path) -> list[int]:
     """Return a file's size and modification time, which identify its version."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
+def find_kept_rows(index: AudioIndex, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
     """Return the rows of the index that stay: recordings of other folders, and unchanged files."""
     return [
         place
@@ -134,8 +136,12 @@ def places_kept(index: Index, audio: Path, there: Mapping[str, object], again: s
     ]
 
 
-def write(
-    folder: Path, names: Sequence[str], vectors_AD: NDArray[np.float32], stamps: Mapping[str, list[int]], models: Models
+def write_index(
+    folder: Path,
+    names: Sequence[str],
+    vectors_AD: NDArray[np.float32],
+    stamps: Mapping[str, list[int]],
+    models: EnsembleModels,
 ) -> None:
     """Write an index, with the stamps last: after an interruption files are embedded again.
 

@@ -27,13 +27,13 @@ from data.errors import UserError
 from trainables import trial as trials
 from trainables.records import ensemble_file
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, read_ensemble
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.trial import Trial
 
 if TYPE_CHECKING:
     from trainables.networks.dual_encoder import DualEncoder
 
-Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
+ClipVectors = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Vectors of some clips, and the indices of the clips."""
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -41,7 +41,7 @@ MEMBERS = "members"
 
 
 @dataclass(frozen=True)
-class Member:
+class LoadedMember:
     """A member's model, trial and share."""
 
     model: DualEncoder
@@ -50,12 +50,12 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Models:
+class EnsembleModels:
     """Models of an ensemble, with weights that sum to one."""
 
     signature: str  # of members and weights
     ensemble: Ensemble
-    members: Sequence[Member]
+    members: Sequence[LoadedMember]
 
     @property
     def embedding_size(self) -> int:
@@ -66,7 +66,7 @@ class Models:
         """Return the vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text
 
-        return joined([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
+        return concatenate_weighted([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
         """Return the vectors of audio files [A, D], the paths of these files, and the reasons by path why other files
@@ -78,8 +78,8 @@ class Models:
         from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
 
         refused: dict[Path, str] = {}
-        found: list[list[Rows]] = [[] for _ in self.members]
-        for (segment_s, longest_s), places in self.places_by_cut().items():
+        found: list[list[ClipVectors]] = [[] for _ in self.members]
+        for (segment_s, longest_s), places in self.group_by_segmentation().items():
             for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, refused.__setitem__):
                 for place in places:
                     found[place].append(embed_audio(self.members[place].model, self.members[place].trial, [batch]))
@@ -88,9 +88,9 @@ class Models:
         for own, member in zip(found, self.members, strict=True):
             nothing = np.zeros((0, member.trial.embedding_size), np.float32)
             whole.append(np.concatenate([nothing, *(vectors[np.isin(clips, heard)] for vectors, clips in own)]))
-        return joined(whole, self.members), [paths[clip] for clip in heard], refused
+        return concatenate_weighted(whole, self.members), [paths[clip] for clip in heard], refused
 
-    def places_by_cut(self) -> dict[tuple[float, float], list[int]]:
+    def group_by_segmentation(self) -> dict[tuple[float, float], list[int]]:
         """Return the indices of members by the length of their segments and the maximum length of a clip, in seconds."""
         places: dict[tuple[float, float], list[int]] = {}
         for place, member in enumerate(self.members):
@@ -98,13 +98,15 @@ class Models:
         return places
 
 
-def joined(vectors: Sequence[NDArray[np.float32]], members: Sequence[Member]) -> NDArray[np.float32]:
+def concatenate_weighted(
+    vectors: Sequence[NDArray[np.float32]], members: Sequence[LoadedMember]
+) -> NDArray[np.float32]:
     """Return the members' vectors concatenated, each multiplied by the square root of its weight."""
     weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
     return np.concatenate(weighted, axis=1)
 
 
-def load(place: Path, runs: Runs | None = None) -> Models:
+def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
     """Return an ensemble's models, on this process' GPU if it has one.
 
     Args:
@@ -117,21 +119,21 @@ def load(place: Path, runs: Runs | None = None) -> Models:
     from trainables.records.checkpoint import load_model
     from trainables.training.embedding import fastest_device
 
-    path = place / ENSEMBLE_FILE if place.is_dir() else place
-    ensemble = read_mean(path)
+    path = path / ENSEMBLE_FILE if path.is_dir() else path
+    ensemble = read_mean_ensemble(path)
     entries = [entry for entry in ensemble.members if entry.weight]
     whole = sum(entry.weight for entry in entries)
     members = []
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
-            folder = folder_of(entry, path, runs, Path(scratch))
+            folder = locate_member(entry, path, runs, Path(scratch))
             model = load_model(folder).to(fastest_device())
-            members.append(Member(model, trials.load_trial(folder), entry.weight / whole))
+            members.append(LoadedMember(model, trials.load_trial(folder), entry.weight / whole))
     described = json.dumps([[entry.signature, entry.weight / whole] for entry in entries])
-    return Models(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
+    return EnsembleModels(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 
 
-def read_mean(path: Path) -> Ensemble:
+def read_mean_ensemble(path: Path) -> Ensemble:
     """Return the ensemble of an ensemble.json with stored models. Raises UserError unless its fusion is the mean of
     scores.
     """
@@ -144,13 +146,13 @@ def read_mean(path: Path) -> Ensemble:
     return ensemble
 
 
-def folder_of(entry: ensemble_file.Member, path: Path, runs: Runs | None, scratch: Path) -> Path:
+def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | None, scratch: Path) -> Path:
     """Return the folder of a member's model: beside the exported ensemble.json, or in the run storage."""
     signature = entry.signature
     exported = path.parent / MEMBERS / signature
     if exported.is_dir():
         return exported
     if runs is None or not runs.has_model(signature):
-        place = "" if runs is None else f" or {runs.at(f'models/{signature}')}"
+        place = "" if runs is None else f" or {runs.locate(f'models/{signature}')}"
         raise UserError(f"{path}: the model of member {entry.name!r} is gone: neither {exported}{place} is there")
-    return runs.model(signature, scratch / signature)
+    return runs.fetch_model(signature, scratch / signature)

@@ -6,11 +6,11 @@ import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
 
-TOP = 10
+NUM_CLIPS = 10
 """Number of clips per sentence."""
 
 
-class Clip(BaseModel):
+class ScoredClip(BaseModel):
     """A clip with its score for a sentence."""
 
     path: str
@@ -24,15 +24,15 @@ class Retriever(PythonModel):  # type: ignore[misc]
         """Load the artifacts that `registration.register` has logged."""
         from ensemble.serving import audio_index, bundle
 
-        self.models = bundle.load(Path(context.artifacts["ensemble"]))
+        self.models = bundle.load_models(Path(context.artifacts["ensemble"]))
         self.index = audio_index.open_index(Path(context.artifacts["index"]), self.models)
 
-    def predict(self, model_input: list[str]) -> list[list[Clip]]:
+    def predict(self, model_input: list[str]) -> list[list[ScoredClip]]:
         """Return each sentence's clips, the best first."""
         from ensemble.serving import audio_index
 
-        found = audio_index.search(self.models, self.index, model_input, TOP)
-        return [[Clip(path=path, score=score) for score, path in answer] for answer in found]
+        found = audio_index.search_index(self.models, self.index, model_input, NUM_CLIPS)
+        return [[ScoredClip(path=path, score=score) for score, path in answer] for answer in found]
 
 
 mlflow.models.set_model(Retriever())

@@ -7,7 +7,7 @@ from trainables.records.mlflow_ledger import MlflowLedger
 
 ROOT = Path(__file__).parents[2]
 
-CODE = ("data", "trainables", "ensemble")
+PACKAGES = ("data", "trainables", "ensemble")
 """Packages that the MLflow model contains."""
 
 REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow",
@@ -16,11 +16,11 @@ REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "
 """Requirements of the MLflow model."""
 
 
-def register(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
+def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
     """Log an exported ensemble with an index as an MLflow model, and register it; return its URI."""
     import mlflow
 
-    audio_index.open_index(index, bundle.load(folder))
+    audio_index.open_index(index, bundle.load_models(folder))
     mlflow.set_tracking_uri(ledger.tracking_uri)
     run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
     with mlflow.start_run(run_id=run_id):
@@ -28,7 +28,7 @@ def register(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
             name="ensemble",
             python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
             artifacts={"ensemble": str(folder), "index": str(index)},
-            code_paths=[str(ROOT / package) for package in CODE],
+            code_paths=[str(ROOT / package) for package in PACKAGES],
             pip_requirements=list(REQUIREMENTS),
             registered_model_name=name,
         )

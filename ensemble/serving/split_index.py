@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.errors import UserError
-from ensemble.pool.candidates import FILES, Candidate, Which, order_of, query_keys, same_split
+from ensemble.pool.candidates import FILES, Candidate, Which, build_query_keys, find_order, require_same_split
 from trainables.records.embeddings import Embeddings
 from trainables.records.ledger import Ledger
 
 
-def concatenated(ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which) -> Embeddings:
+def concatenate_embeddings(
+    ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which
+) -> Embeddings:
     """Return the embeddings of an ensemble with mean fusion: each member's, multiplied by the square root of its
     weight.
 
@@ -25,14 +27,14 @@ def concatenated(ledger: Ledger, candidates: Sequence[Candidate], weights: Seque
     for candidate in candidates:
         if candidate.run is None:
             raise UserError(f"{candidate.name!r} is a file of scores: only trials have embeddings to export")
-        found.append(ledger.embeddings(candidate.run, FILES[which]))
+        found.append(ledger.load_embeddings(candidate.run, FILES[which]))
     first = found[0]
     audio, text = [], []
     for embeddings, candidate, weight in zip(found, candidates, weights, strict=True):
-        same_split(embeddings, first, candidate, candidates[0])
+        require_same_split(embeddings, first, candidate, candidates[0])
         factor = np.float32(np.sqrt(weight))
-        audio.append(factor * embeddings.audio_AD[order_of(embeddings.clip_ids, first.clip_ids)])
-        text.append(factor * embeddings.text_QD[order_of(query_keys(embeddings), query_keys(first))])
+        audio.append(factor * embeddings.audio_AD[find_order(embeddings.clip_ids, first.clip_ids)])
+        text.append(factor * embeddings.text_QD[find_order(build_query_keys(embeddings), build_query_keys(first))])
     members = json.dumps([[candidate.signature, weight] for candidate, weight in zip(candidates, weights, strict=True)])
     return Embeddings(
         signature=hashlib.sha256(members.encode()).hexdigest()[:16],

@@ -27,7 +27,7 @@ SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command
 
 
 @dataclass
-class Line:
+class TrialProgress:
     """Progress of one trial."""
 
     name: str
@@ -61,32 +61,36 @@ COLUMNS = (
 )
 
 
-def table(lines: Sequence[Line], heading: str) -> Sheet:
+def build_table(lines: Sequence[TrialProgress], heading: str) -> Sheet:
     """Return a count of all trials by state, and the trials that run or did not finish."""
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
     rows = [
         (
-            line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", figure(line.loss, ".3f"),
-            figure(line.best_map10, ".4f"), figure(line.pairs_per_second, ".1f"), duration(line.left_s),
+            line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", format_number(line.loss, ".3f"),
+            format_number(line.best_map10, ".4f"), format_number(line.pairs_per_second, ".1f"), format_duration(line.left_s),
         )
         for line in lines
         if line.state in SHOWN
     ]  # fmt: skip
-    return Sheet(f"{heading}{len(states)} trials: {counts}; about {duration(time_left(lines))} left", COLUMNS, rows)
+    return Sheet(
+        f"{heading}{len(states)} trials: {counts}; about {format_duration(estimate_time_left(lines))} left",
+        COLUMNS,
+        rows,
+    )
 
 
-def figure(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     """Return a formatted number, or '' if there is none yet."""
     return "" if value is None else f"{value:{form}}"
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return seconds as hours, minutes and seconds."""
     return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
-def time_left(lines: Sequence[Line]) -> float | None:
+def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
     """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if unknown.
 
     What waits takes as long as its cost says, by how long the trials that run take for theirs.
@@ -105,38 +109,40 @@ def time_left(lines: Sequence[Line]) -> float | None:
     return max(max(left), (sum(left) + waiting * seconds_per_cost) / len(running))
 
 
-def status(ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]) -> list[Line]:
+def load_progress(
+    ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
+) -> list[TrialProgress]:
     """Return the progress of a sweep's trials as logged in MLflow; `held` tells which trials a process is training."""
     lines = []
     for signature, description in trials.items():
-        line = Line(**description)
-        run = ledger.trial_run(signature)
+        line = TrialProgress(**description)
+        run = ledger.find_trial(signature)
         if run is not None:
-            line.state = state_of(run, held[signature])
+            line.state = find_state(run, held[signature])
             line.update(run.metrics)
         lines.append(line)
     return lines
 
 
-def state_of(run: TrialRun, is_held: bool) -> str:
+def find_state(run: TrialRun, is_held: bool) -> str:
     """Return the state of a trial."""
     state = STATES.get(run.status, "waiting")
     return "interrupted" if state == "running" and not is_held else state
 
 
-class Display:
+class SweepDisplay:
     """Display of the progress of a sweep's trials."""
 
-    def __init__(self, lines: Mapping[str, Line], console: Console, ledger: Ledger) -> None:
+    def __init__(self, lines: Mapping[str, TrialProgress], console: Console, ledger: Ledger) -> None:
         self.lines = dict(lines)
         self.console = console
         self.ledger = ledger
         self.started = time.monotonic()
         self.ended = threading.Event()
-        self.asking = threading.Thread(target=self.ask, daemon=True)
-        self.live = Live(console=console, get_renderable=self.view, refresh_per_second=2, transient=True)
+        self.asking = threading.Thread(target=self.poll, daemon=True)
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> SweepDisplay:
         if self.console.is_terminal:
             self.live.start()
             self.asking.start()
@@ -150,47 +156,47 @@ class Display:
             self.asking.join()
             self.live.stop()
 
-    def ask(self) -> None:
+    def poll(self) -> None:
         """Read the metrics of running trials from MLflow every few seconds."""
         while not self.ended.wait(ASK_EVERY_S):
-            for run in self.ledger.running():
+            for run in self.ledger.iterate_running_trials():
                 line = self.lines.get(run.signature)
                 if line and line.state == "running":
                     line.update(run.metrics)
 
-    def view(self) -> Sheet:
+    def render(self) -> Sheet:
         """Return the content of the terminal."""
-        return table(list(self.lines.values()), f"{duration(time.monotonic() - self.started)}, ")
+        return build_table(list(self.lines.values()), f"{format_duration(time.monotonic() - self.started)}, ")
 
-    def start(self, signature: str) -> None:
+    def show_start(self, signature: str) -> None:
         """Show that a trial has started."""
         line = self.lines[signature]
         line.state, line.started = "running", time.monotonic()
-        self.say(f"{line.name}: started")
+        self.print_line(f"{line.name}: started")
 
-    def epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
+    def show_epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
         """Show that a trial has finished an epoch."""
-        line, epoch = self.lines[signature], int(metrics["epoch"])
-        line.epoch = max(line.epoch, epoch)
+        line, show_epoch = self.lines[signature], int(metrics["epoch"])
+        line.epoch = max(line.epoch, show_epoch)
         line.update(metrics)
-        self.say(
-            f"{line.name}: epoch {epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
+        self.print_line(
+            f"{line.name}: epoch {show_epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
             + (f", best validation mAP@10 {metrics['best_map10']:.3f}" if "best_map10" in metrics else "")
         )
 
-    def finished(self, signature: str) -> None:
+    def show_finished(self, signature: str) -> None:
         """Show that a trial has finished, in this or another command."""
         if self.lines[signature].state != "finished":
             self.lines[signature].state = "finished"
-            self.say(f"{self.lines[signature].name}: finished by another command")
+            self.print_line(f"{self.lines[signature].name}: finished by another command")
 
-    def end(self, signature: str, state: str) -> None:
+    def show_end(self, signature: str, state: str) -> None:
         """Show that a trial has ended: finished, failed, stopped, or held by another command."""
         line = self.lines[signature]
         line.state = state
-        self.say(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
+        self.print_line(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
 
-    def say(self, message: str) -> None:
+    def print_line(self, message: str) -> None:
         """Print a line, unless a table is updated on a terminal."""
         if not self.console.is_terminal:
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -5,10 +5,10 @@ from rich.console import Console
 from data.runtime.tables import Column, Sheet, show
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
-from trainables.retrieval import METRICS, TITLES
+from trainables.retrieval import METRIC_TITLES, METRICS
 
 
-def say(message: str = "") -> None:
+def print_line(message: str = "") -> None:
     """Print a line to the user."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(message)
@@ -18,15 +18,15 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
     """Print a table of the trials, the best by validation mAP@10 first; return how many have not finished."""
     rows, unfinished = [], []
     for signature, trial in (item for stage in stages for item in stage.items()):
-        run = ledger.finished(signature)
+        run = ledger.find_finished_trial(signature)
         if run is None:
             unfinished.append(trial.name)
         else:
-            rows.append((ledger.best_metrics(run), trial.name, signature))
+            rows.append((ledger.load_best_metrics(run), trial.name, signature))
     rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
     columns = [
         Column("trial", is_figure=False),
-        *(Column(heading) for heading in ("best epoch", *(TITLES[name] for name in METRICS))),
+        *(Column(heading) for heading in ("best epoch", *(METRIC_TITLES[name] for name in METRICS))),
         Column("signature", is_figure=False),
     ]
     shown = []
@@ -35,5 +35,5 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
         shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
     show(Console(), Sheet("Finished trials, on the validation split", columns, shown))
     for name in unfinished:
-        say(f"not finished: {name}")
+        print_line(f"not finished: {name}")
     return len(unfinished)

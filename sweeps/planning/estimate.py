@@ -40,7 +40,7 @@ A10G = Gpu()
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochWork:
     """Amount of computation in an epoch."""
 
     pairs: int
@@ -48,28 +48,32 @@ class Epoch:
     tokens: float  # that a caption is padded to
 
 
-def seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
+def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
     """Return the GPU seconds of a training that runs to its last epoch, without its pretraining, validation and start.
 
     The tables of a split are read once per process.
     """
-    epoch = epoch_of(Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size)
-    return seconds_of_epochs(trial, epoch, gpu)
+    epoch = count_epoch_work(
+        Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size
+    )
+    return estimate_epoch_seconds(trial, epoch, gpu)
 
 
-def seconds_of_epochs(trial: Trial, epoch: Epoch, gpu: Gpu = A10G) -> float:
+def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> float:
     """Return the GPU seconds of all epochs of a training: floating-point operations divided by the GPU's rate.
 
     An encoder that is trained costs three forward passes, a frozen one a single pass.
     """
-    audio = epoch.segments * flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
-    text = epoch.pairs * flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
+    audio = epoch.segments * count_flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
+    text = epoch.pairs * count_flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
     rate = gpu.tflops * 1e12 * gpu.used * (1.0 if trial.precision == "bfloat16" else 0.5)
     return trial.epochs * (audio + text) / rate
 
 
 @functools.cache
-def epoch_of(store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int) -> Epoch:
+def count_epoch_work(
+    store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int
+) -> EpochWork:
     """Return the amount of computation in an epoch over splits, without excluded clips.
 
     A batch's captions are padded to its longest one: that is about as long as the longest of `batch_size` captions.
@@ -86,28 +90,30 @@ def epoch_of(store: Store, train: tuple[str, ...], segment_s: float, longest_s: 
         words.append(pc.list_value_length(pc.utf8_split_whitespace(texts)).to_numpy())
         pairs += len(clips)
     longest = np.quantile(np.concatenate(words), 1 - 1 / batch_size) if pairs else 0.0
-    return Epoch(pairs, segments, float(longest) + END_TOKENS)
+    return EpochWork(pairs, segments, float(longest) + END_TOKENS)
 
 
 @functools.cache
-def flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
+def count_flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
     """Return the floating-point operations of an encoder's forward pass, for a segment or for a caption of so many
     tokens.
     """
-    known = encoders.module_of(config).flops(config, *num_tokens)
-    return float(encoders.module_of(stand_in).flops(stand_in, *num_tokens) if known is None else known)
+    known = encoders.module_of_config(config).flops(config, *num_tokens)
+    return float(encoders.module_of_config(stand_in).flops(stand_in, *num_tokens) if known is None else known)
 
 
-def unknown_encoders(trial: Trial) -> dict[str, Any]:
+def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
     """Return the encoders of a trial whose size isn't known, by kind."""
     known = {
-        "audio": encoders.module_of(trial.audio).flops(trial.audio),
-        "text": encoders.module_of(trial.text).flops(trial.text, END_TOKENS),
+        "audio": encoders.module_of_config(trial.audio).flops(trial.audio),
+        "text": encoders.module_of_config(trial.text).flops(trial.text, END_TOKENS),
     }
     return {kind: getattr(trial, kind) for kind, count in known.items() if count is None}
 
 
-def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> Sheet:
+def build_estimate_table(
+    stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
+) -> Sheet:
     """Return a table of a sweep's trials: shared pretrainings, finished trials, and GPU hours.
 
     `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
@@ -121,22 +127,26 @@ def report(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], sto
         others = tuned[trial.pretraining] - 1 if trial.pretraining else 0
         shared = f"shared with {others}" if others else f"for {tuned[trial]}" if tuned[trial] else ""
         state = "finished" if signature in finished else "to run"
-        rows.append((trial.name, trial.stage, shared, state, hours(seconds(trial, store, gpu)), signature))
+        rows.append(
+            (trial.name, trial.stage, shared, state, format_hours(estimate_seconds(trial, store, gpu)), signature)
+        )
     return Sheet("", columns, rows)
 
 
-def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G) -> str:
+def describe_estimate(
+    stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
+) -> str:
     """Return the total GPU hours and the assumptions of the estimate as text."""
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
-    cost = {signature: seconds(trial, store, gpu) for signature, trial in trials.items()}
+    cost = {signature: estimate_seconds(trial, store, gpu) for signature, trial in trials.items()}
     left = sum(value for signature, value in cost.items() if signature not in finished)
-    unknown = {kind: config for trial in trials.values() for kind, config in unknown_encoders(trial).items()}
+    unknown = {kind: config for trial in trials.values() for kind, config in find_unknown_encoders(trial).items()}
     stand_ins = "".join(
-        f" The size of {encoders.label(config)} isn't known: it is counted as {encoders.label(STAND_INS[kind])}."
+        f" The size of {encoders.format_label(config)} isn't known: it is counted as {encoders.format_label(STAND_INS[kind])}."
         for kind, config in unknown.items()
     )
     return (
-        f"{hours(left)} GPU hours are still to be run, of {hours(sum(cost.values()))} in all. Estimated on one "
+        f"{format_hours(left)} GPU hours are still to be run, of {format_hours(sum(cost.values()))} in all. Estimated on one "
         f"{gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in float32: "
         f"each pair costs three times the floating-point operations of a forward pass, once in frozen encoders. "
         f"Trainings are assumed to run to their last epoch; validation, starting up and waiting for data aren't "
@@ -144,6 +154,6 @@ def basis(stages: Sequence[Mapping[str, Trial]], finished: Collection[str], stor
     )
 
 
-def hours(duration_s: float) -> str:
+def format_hours(duration_s: float) -> str:
     """Return seconds as hours, human-readable."""
     return f"{duration_s / 3600:.2f}" if duration_s >= 36 or not duration_s else "< 0.01"

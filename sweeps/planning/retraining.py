@@ -15,7 +15,7 @@ from trainables.records.ensemble_file import Ensemble, Member
 from trainables.schedule import Schedule
 from trainables.trial import Trial
 
-From = Literal["pretraining", "finetuning"]
+FirstStage = Literal["pretraining", "finetuning"]
 """First stage to retrain: the pretraining and with it the fine-tuning, or the fine-tuning alone."""
 
 
@@ -28,7 +28,7 @@ class Retraining:
     is_retrained: bool
 
 
-def plan_retrainings(ensemble: Ensemble, path: Path, begin: From) -> list[Retraining]:
+def plan_retrainings(ensemble: Ensemble, path: Path, begin: FirstStage) -> list[Retraining]:
     """Return the trials that replace the members. Raises UserError, with the path, for a member that cannot be
     retrained.
     """
@@ -41,7 +41,7 @@ def plan_retrainings(ensemble: Ensemble, path: Path, begin: From) -> list[Retrai
     return found
 
 
-def plan_retraining(member: Member, begin: From) -> Retraining:
+def plan_retraining(member: Member, begin: FirstStage) -> Retraining:
     """Return the trial that replaces a member. Raises UserError with the reason if it cannot be retrained."""
     if member.trial is None or member.epoch is None:
         raise UserError("it doesn't say how it was trained (a file of scores?): it can't be trained again")
@@ -52,21 +52,21 @@ def plan_retraining(member: Member, begin: From) -> Retraining:
         return Retraining(member, trial, is_retrained=False)
     if begin == "pretraining" and trial.pretraining and member.pretraining_epoch is None:
         raise UserError("it doesn't say which epoch of its pretraining was best; use --retrain-from finetuning")
-    return Retraining(member, final(trial, member, begin), is_retrained=True)
+    return Retraining(member, extend_to_all_splits(trial, member, begin), is_retrained=True)
 
 
-def final(trial: Trial, member: Member, begin: From) -> Trial:
+def extend_to_all_splits(trial: Trial, member: Member, begin: FirstStage) -> Trial:
     """Return the trial on all splits, with stages that end after the epochs that were best."""
     also = (trial.validation, trial.test)
     parent = trial.pretraining
     if parent and begin == "pretraining":
-        last = last_epoch(parent, member.pretraining_epoch, "pretraining_epoch")
-        parent = replace(parent, train=with_all(parent.train, also), final_epoch=last)
-    last = last_epoch(trial, member.epoch, "epoch")
-    return replace(trial, train=with_all(trial.train, also), final_epoch=last, pretraining=parent)
+        last = find_final_epoch(parent, member.pretraining_epoch, "pretraining_epoch")
+        parent = replace(parent, train=add_splits(parent.train, also), final_epoch=last)
+    last = find_final_epoch(trial, member.epoch, "epoch")
+    return replace(trial, train=add_splits(trial.train, also), final_epoch=last, pretraining=parent)
 
 
-def last_epoch(stage: Trial, epoch: int | None, name: str) -> int:
+def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:
     """Return the epoch after which a stage ends.
 
     Raises UserError where the stage has no such epoch, or its learning rate depends on validation losses.
@@ -83,12 +83,14 @@ def last_epoch(stage: Trial, epoch: int | None, name: str) -> int:
     return epoch
 
 
-def with_all(train: Sequence[str], also: Sequence[str]) -> tuple[str, ...]:
+def add_splits(train: Sequence[str], also: Sequence[str]) -> tuple[str, ...]:
     """Return the training splits with further ones, each once."""
     return tuple(dict.fromkeys([*train, *also]))
 
 
-def retrained(ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]) -> Ensemble:
+def build_retrained_ensemble(
+    ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]
+) -> Ensemble:
     """Return the ensemble of the retrained members, with the selected weights.
 
     `runs` has each trial's signature and run id. The figures of the ensemble that was chosen are kept in

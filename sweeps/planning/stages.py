@@ -8,7 +8,7 @@ from data.errors import UserError
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig
 from trainables.encoders.text import TextConfig
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.signature import Fingerprints, sign
 from trainables.trial import Trial
 
@@ -16,16 +16,16 @@ Stages = list[dict[str, Trial]]
 """Trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
-def by_stage(wanted: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
+def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
     """Return the trials by stage, each once, including the pretrainings that they start from."""
-    with_parents = [parent for trial in wanted if (parent := trial.pretraining)] + list(wanted)
+    with_parents = [parent for trial in trials if (parent := trial.pretraining)] + list(trials)
     stages: Stages = [{}, {}]
     for trial in with_parents:
         stages[trial.pretraining is not None].setdefault(sign(trial, fingerprints), trial)
     return stages
 
 
-def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
+def find_parents(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
     """Return the signature of each trial's pretraining by the trial's own signature; None if it has none."""
     return {
         signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
@@ -33,23 +33,23 @@ def parents_of(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[s
     }
 
 
-def require_encoders(wanted: Collection[Trial], weights: Path | None) -> None:
+def require_buildable_encoders(trials: Collection[Trial], weights: Path | None) -> None:
     """Raise UserError for an encoder that cannot be built, before a GPU waits for it."""
     captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
-    for audio in dict.fromkeys(trial.audio for trial in wanted):
-        with errors_of(audio):
-            network_of(audio).build(audio, weights)
-    for text in dict.fromkeys(trial.text for trial in wanted):
-        with errors_of(text):
-            network_of(text).build(text, captions, weights)
+    for audio in dict.fromkeys(trial.audio for trial in trials):
+        with encoder_errors_as_user_errors(audio):
+            load_network_module(audio).build(audio, weights)
+    for text in dict.fromkeys(trial.text for trial in trials):
+        with encoder_errors_as_user_errors(text):
+            load_network_module(text).build(text, captions, weights)
 
 
 @contextlib.contextmanager
-def errors_of(config: AudioConfig | TextConfig) -> Iterator[None]:
+def encoder_errors_as_user_errors(config: AudioConfig | TextConfig) -> Iterator[None]:
     """Re-raise any error in building an encoder as a UserError that names the encoder."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # of whatever an encoder of a user's own raises
-        raise UserError(f"the encoder {encoders.label(config)} can't be built: {error} ({config})") from error
+        raise UserError(f"the encoder {encoders.format_label(config)} can't be built: {error} ({config})") from error

@@ -28,7 +28,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Resources taken on one node for a bundle."""
 
     node: int
@@ -37,51 +37,51 @@ class Place:
     share: int  # of each of the GPUs
 
 
-class Room:
+class FreeResources:
     """Free resources of each node, in units."""
 
     def __init__(self, nodes: Sequence[Bundle]) -> None:
         self.cpus = [round(node.cpus * UNIT) for node in nodes]
         self.gpus = [[UNIT] * int(node.gpus) for node in nodes]
 
-    def take(self, bundles: Sequence[Bundle]) -> list[Place] | None:
+    def take(self, bundles: Sequence[Bundle]) -> list[Placement] | None:
         """Place all bundles, the largest first; return None and take nothing if one does not fit."""
-        taken: list[Place] = []
+        taken: list[Placement] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
-            place = self.find(bundle)
+            place = self.find_placement(bundle)
             if place is None:
-                self.give_back(taken)
+                self.release(taken)
                 return None
-            self.change(place, -1)
+            self._change(place, -1)
             taken.append(place)
         return taken
 
-    def give_back(self, places: Sequence[Place]) -> None:
+    def release(self, places: Sequence[Placement]) -> None:
         """Release placements."""
         for place in places:
-            self.change(place, 1)
+            self._change(place, 1)
 
-    def change(self, place: Place, sign: int) -> None:
+    def _change(self, place: Placement, sign: int) -> None:
         """Take (-1) or release (1) one placement."""
         self.cpus[place.node] += sign * place.cpus
         for gpu in place.gpus:
             self.gpus[place.node][gpu] += sign * place.share
 
-    def find(self, bundle: Bundle) -> Place | None:
+    def find_placement(self, bundle: Bundle) -> Placement | None:
         """Return the tightest placement of a bundle: like Ray, it keeps whole GPUs and idle nodes free."""
         cpus, count, share = round(bundle.cpus * UNIT), math.ceil(bundle.gpus), round(min(bundle.gpus, 1) * UNIT)
-        best: tuple[tuple[int, int, int], Place] | None = None
+        best: tuple[tuple[int, int, int], Placement] | None = None
         for node, (free_cpus, free_gpus) in enumerate(zip(self.cpus, self.gpus, strict=True)):
             fitting = sorted((free, gpu) for gpu, free in enumerate(free_gpus) if free >= share)[:count]
             if free_cpus < cpus or len(fitting) < count:
                 continue
             left = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
             if best is None or left < best[0]:
-                best = left, Place(node, cpus, tuple(gpu for _, gpu in fitting), share)
+                best = left, Placement(node, cpus, tuple(gpu for _, gpu in fitting), share)
         return best[1] if best else None
 
 
-class Queue:
+class JobQueue:
     """Queue of the jobs to run on a cluster.
 
     A job's chain is its own cost and that of the longest chain of jobs that wait for it; among equal chains, the one
@@ -96,25 +96,27 @@ class Queue:
         self.nodes = tuple(nodes)
         self.max_concurrent = max_concurrent
         self.dropped: dict[str, str] = {}  # jobs that can't run any more, each with the one whose failure is why
-        self.room = Room(nodes)
-        self.running: dict[str, list[Place] | None] = {}  # None: nodes went, and it waits for room to go on
+        self.room = FreeResources(nodes)
+        self.running: dict[str, list[Placement] | None] = {}  # None: nodes went, and it waits for room to go on
         self.children: defaultdict[str, list[str]] = defaultdict(list)
         for job in self.jobs.values():
             if job.parent in self.jobs:
                 self.children[job.parent].append(job.key)
-        line = sorted(self.jobs, key=self.chain_and_work, reverse=True)
+        line = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
         self.turn = {key: turn for turn, key in enumerate(line)}
         self.ready = [key for key in line if self.jobs[key].parent not in self.jobs]
         self.waiting = set(self.jobs) - set(self.ready)
 
-    def chain_and_work(self, key: str) -> tuple[float, float]:
+    def chain_and_total_cost(self, key: str) -> tuple[float, float]:
         """Return the cost of the longest chain of jobs that starts with this one, and of all jobs that depend on it."""
-        below = [self.chain_and_work(child) for child in self.children.get(key, [])]
+        find_dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
         cost = self.jobs[key].cost
-        return cost + max((chain for chain, _ in below), default=0.0), cost + sum(work for _, work in below)
+        return cost + max((chain for chain, _ in find_dependents), default=0.0), cost + sum(
+            work for _, work in find_dependents
+        )
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether every job has started or been dropped."""
         return not self.ready and not self.waiting
 
@@ -122,11 +124,11 @@ class Queue:
         """Set the nodes of the cluster. Jobs that lost their placement get a new one before any other starts."""
         if tuple(nodes) == self.nodes:
             return
-        self.nodes, self.room = tuple(nodes), Room(nodes)
+        self.nodes, self.room = tuple(nodes), FreeResources(nodes)
         for key in self.running:
             self.running[key] = self.room.take(self.jobs[key].bundles)
 
-    def next(self) -> str | None:
+    def pop(self) -> str | None:
         """Return the job to start now, which keeps its placement until it is `done`; None if none can start."""
         for key in [key for key, places in self.running.items() if places is None] + self.ready:
             if key not in self.running and self.max_concurrent and len(self.running) >= self.max_concurrent:
@@ -139,23 +141,23 @@ class Queue:
                 if not goes_on:
                     self.ready.remove(key)
                     return key
-            elif Room(self.nodes).take(bundles) is not None:
+            elif FreeResources(self.nodes).take(bundles) is not None:
                 return None
         return None
 
     def done(self, key: str, succeeded: bool) -> None:
         """Record the end of a job: jobs that depend on it become ready, or are dropped if it did not succeed."""
-        self.room.give_back(self.running.pop(key) or [])
+        self.room.release(self.running.pop(key) or [])
         if succeeded:
             for child in self.children.get(key, []):
                 self.waiting.remove(child)
                 insort(self.ready, child, key=self.turn.__getitem__)
         else:
-            self.dropped |= dict.fromkeys(self.below(key), key)
+            self.dropped |= dict.fromkeys(self.find_dependents(key), key)
             self.waiting -= self.dropped.keys()
 
-    def below(self, key: str) -> Iterator[str]:
+    def find_dependents(self, key: str) -> Iterator[str]:
         """Return all jobs that depend on a job, directly or not."""
         for child in self.children.get(key, []):
             yield child
-            yield from self.below(child)
+            yield from self.find_dependents(child)

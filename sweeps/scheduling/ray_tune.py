@@ -15,15 +15,15 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from sweeps.display.progress import Display
-from sweeps.scheduling.job_queue import Job, Queue
-from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, StagesSearcher
-from trainables import trial as trials
-from trainables.execution.nodes import nodes
-from trainables.execution.resources import DRIVER_CPUS, Bundle, Resources
-from trainables.execution.session import Site, Work, train_here
+from sweeps.display.progress import SweepDisplay
+from sweeps.scheduling.job_queue import Job, JobQueue
+from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, QueueSearcher
+from trainables import trial as trial_records
+from trainables.execution.nodes import list_nodes
+from trainables.execution.resources import DRIVER_CPUS, Allocation, Bundle
+from trainables.execution.session import RunContext, TrainingJob, train_in_process
 from trainables.records import lease as leases
-from trainables.records.lease import Heart, Holder
+from trainables.records.lease import Heartbeat, Holder
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_ledger import MlflowLedger
 from trainables.records.timing import Metrics
@@ -37,7 +37,7 @@ QUIET_TUNE = {
     **SEARCHER_ENVIRONMENT,
 }
 
-THREAD_ENDS_WITHIN_S = "600"
+THREAD_TIMEOUT_S = "600"
 """Time in seconds that Tune waits for the thread of a stopped trial, which may be writing a checkpoint."""
 
 FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
@@ -45,56 +45,58 @@ FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
 by the scheduler.
 """
 
-RESTARTS = 3
+MAX_RESTARTS = 3
 """Maximum number of restarts of a trial whose driver was lost; each resumes from the last checkpoint."""
 
-KEPT_SHARE = 4
+REDUCTION_FACTOR = 4
 """Reduction factor of ASHA: one of so many trials continues at each rung (Ray's default)."""
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepContext:
     """Settings of the sweep that its trials need."""
 
     run_id: str
     tracking_uri: str
     experiment_id: str
     command: str  # that leases are held for
-    site: Site
-    resources: Mapping[str, Resources]  # by stage
+    site: RunContext
+    resources: Mapping[str, Allocation]  # by stage
     execution: Execution
 
 
-def run_trial(config: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
+def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
 
     What goes wrong is told, not raised: Tune tries again what ends with an error, which is for drivers that are lost.
     """
-    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_ENDS_WITHIN_S)
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_TIMEOUT_S)
     work, runs = config["work"], sweep.site.runs
-    signature, trial = work["signature"], trials.from_json(work["trial"])
+    signature, trial = work["signature"], trial_records.from_json(work["trial"])
     ledger = MlflowLedger(sweep.tracking_uri, sweep.experiment_id)
     lease = leases.acquire(runs, signature, sweep.command)
     if isinstance(lease, Holder):
         return {HELD: True}
-    with Heart(runs, lease, sweep.command):
-        if run := ledger.finished(signature):
-            return ledger.best_metrics(run) | {FINISHED: True}
+    with Heartbeat(runs, lease, sweep.command):
+        if run := ledger.find_finished_trial(signature):
+            return ledger.load_best_metrics(run) | {FINISHED: True}
         run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
         resources = sweep.resources[trial.stage]
         try:
-            metrics = train(Work(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution))
+            metrics = train_and_report(
+                TrainingJob(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution)
+            )
             lease.require(runs)
         except Exception:
             if not lease.is_held(runs):  # whatever it is, the trial is another's by now
                 return {HELD: True}
-            ledger.give_up(run_id, "FAILED")
+            ledger.mark_ended(run_id, "FAILED")
             return {FAILED: traceback.format_exc()}
         ledger.finish(run_id)
     return metrics | {FINISHED: True}
 
 
-def trains_here(resources: Resources) -> bool:
+def trains_in_process(resources: Allocation) -> bool:
     """Return whether a trial trains in Tune's own process: one with a single worker does.
 
     That process is used again for the next trial, which then costs no start-up and no imports. Several workers are
@@ -103,10 +105,10 @@ def trains_here(resources: Resources) -> bool:
     return resources.workers == 1
 
 
-def train(work: Work) -> Metrics:
+def train_and_report(work: TrainingJob) -> Metrics:
     """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
-    if trains_here(work.resources):
-        return train_here(work, tune.report)
+    if trains_in_process(work.resources):
+        return train_in_process(work, tune.report)
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from trainables.execution.ray_adapter import fit
@@ -114,27 +116,27 @@ def train(work: Work) -> Metrics:
     return fit(work, [TuneReportCallback()])
 
 
-def own_bundle(resources: Resources) -> Bundle:
+def bundle_of_process(resources: Allocation) -> Bundle:
     """Return the resources of Tune's process of a trial: a worker's, or next to nothing if it only waits."""
-    return resources.worker if trains_here(resources) else Bundle(DRIVER_CPUS)
+    return resources.worker if trains_in_process(resources) else Bundle(DRIVER_CPUS)
 
 
-def job_of(signature: str, parent: str | None, cost: float, resources: Resources) -> Job:
+def make_job(signature: str, parent: str | None, cost: float, resources: Allocation) -> Job:
     """Return a trial's entry in the job queue."""
-    workers = [] if trains_here(resources) else [resources.worker] * resources.workers
-    return Job(signature, (own_bundle(resources), *workers), cost, parent)
+    workers = [] if trains_in_process(resources) else [resources.worker] * resources.workers
+    return Job(signature, (bundle_of_process(resources), *workers), cost, parent)
 
 
-def resources_of_process(config: Mapping[str, Any], sweep: Sweep) -> tune.PlacementGroupFactory:
+def resources_of_process(config: Mapping[str, Any], sweep: SweepContext) -> tune.PlacementGroupFactory:
     """Return the resources that Tune reserves for its process of a trial."""
-    bundle = own_bundle(sweep.resources[config["work"]["stage"]])
+    bundle = bundle_of_process(sweep.resources[config["work"]["stage"]])
     return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
 
 
-class Watch(tune.Callback):
+class TuneCallback(tune.Callback):
     """Callback that passes Tune's events to the display, and marks trials stopped by a scheduler."""
 
-    def __init__(self, display: Display, sweep: Sweep, ledger: Ledger) -> None:
+    def __init__(self, display: SweepDisplay, sweep: SweepContext, ledger: Ledger) -> None:
         self.display, self.sweep, self.ledger = display, sweep, ledger
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,41 +144,41 @@ class Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial has started."""
-        self.display.start(trial.config["work"]["signature"])
+        self.display.show_start(trial.config["work"]["signature"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Show the epoch that a trial has reported."""
         if "train_loss" in result and FINISHED not in result:
-            self.display.epoch(trial.config["work"]["signature"], result)
+            self.display.show_epoch(trial.config["work"]["signature"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show the outcome of a trial that ended without an error."""
         signature = trial.config["work"]["signature"]
-        end = end_of(trial.last_result)
+        end = find_outcome(trial.last_result)
         if end == STOPPED:
-            interrupt(self.ledger, self.sweep, [signature])
-        self.display.end(signature, "held by another command" if end == HELD else end)
+            release_trials(self.ledger, self.sweep, [signature])
+        self.display.show_end(signature, "held by another command" if end == HELD else end)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial's driver has been lost too often."""
-        interrupt(self.ledger, self.sweep, [trial.config["work"]["signature"]])
-        self.display.end(trial.config["work"]["signature"], FAILED)
+        release_trials(self.ledger, self.sweep, [trial.config["work"]["signature"]])
+        self.display.show_end(trial.config["work"]["signature"], FAILED)
 
 
-def end_of(result: Mapping[str, Any]) -> str:
+def find_outcome(result: Mapping[str, Any]) -> str:
     """Return the outcome of a trial from the last result that it reported."""
     return next((end for end in (FINISHED, HELD, FAILED) if end in result), STOPPED)
 
 
-def interrupt(ledger: Ledger, sweep: Sweep, signatures: Sequence[str]) -> None:
+def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str]) -> None:
     """Release the leases that this command holds of these trials, and mark the trials that nobody trains as KILLED."""
     for signature in signatures:
-        leases.take_back(sweep.site.runs, signature, sweep.command)
-        run = ledger.trial_run(signature)
-        if run and run.status == "RUNNING" and not leases.holder(sweep.site.runs, signature):
-            ledger.give_up(run.run_id, "KILLED")
+        leases.release_own(sweep.site.runs, signature, sweep.command)
+        run = ledger.find_trial(signature)
+        if run and run.status == "RUNNING" and not leases.find_holder(sweep.site.runs, signature):
+            ledger.mark_ended(run.run_id, "KILLED")
 
 
 class AshaByStage(FIFOScheduler):
@@ -186,7 +188,7 @@ class AshaByStage(FIFOScheduler):
         super().__init__()
         self.of_stage = {
             stage: ASHAScheduler(
-                "epoch", "best_map10", "max", most, reduction_factor=KEPT_SHARE, stop_last_trials=False
+                "epoch", "best_map10", "max", most, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
             )
             for stage, most in epochs.items()
         }
@@ -202,13 +204,13 @@ class AshaByStage(FIFOScheduler):
         return str(self.of_stage[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
 
 
-def run(
-    wanted: Mapping[str, Trial],
+def run_trials(
+    trials: Mapping[str, Trial],
     parents: Mapping[str, str | None],
     costs: Mapping[str, float],
-    sweep: Sweep,
+    sweep: SweepContext,
     ledger: Ledger,
-    display: Display,
+    display: SweepDisplay,
     max_concurrent: int | None,
     with_asha: bool,
 ) -> dict[str, str]:
@@ -219,47 +221,49 @@ def run(
     A trial that fails doesn't stop the others. What another command holds, and what waits for that, isn't run.
     """
     jobs, configs = [], {}
-    for signature, trial in wanted.items():
+    for signature, trial in trials.items():
         parent = parents[signature]
-        jobs.append(job_of(signature, parent, costs[signature], sweep.resources[trial.stage]))
-        work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trials.to_json(trial)}
+        jobs.append(make_job(signature, parent, costs[signature], sweep.resources[trial.stage]))
+        work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trial_records.to_json(trial)}
         configs[signature] = {"work": work}
     # Ray gives a process that it has started in advance only to what has no environment variables of its own; this one
     # is for PyTorch Lightning.
     class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
-    queue = Queue(jobs, nodes(), max_concurrent)
-    epochs = {trial.stage: 1 for trial in wanted.values()}
-    for trial in wanted.values():
+    queue = JobQueue(jobs, list_nodes(), max_concurrent)
+    epochs = {trial.stage: 1 for trial in trials.values()}
+    for trial in trials.values():
         epochs[trial.stage] = max(epochs[trial.stage], trial.epochs)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(run_trial, sweep=sweep), functools.partial(resources_of_process, sweep=sweep)
         ),
         tune_config=tune.TuneConfig(
-            search_alg=StagesSearcher(queue, configs, lambda signature: bool(ledger.finished(signature)), nodes),
+            search_alg=QueueSearcher(
+                queue, configs, lambda signature: bool(ledger.find_finished_trial(signature)), list_nodes
+            ),
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
             # A stopped trial's process ends its training by itself, but not the workers that it may wait for.
-            reuse_actors=not with_asha or all(trains_here(each) for each in sweep.resources.values()),
+            reuse_actors=not with_asha or all(trains_in_process(each) for each in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(
             name=sweep.run_id,
             storage_path=str(sweep.site.runs.local_folder / "tune"),
-            callbacks=[Watch(display, sweep, ledger)],
-            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            callbacks=[TuneCallback(display, sweep, ledger)],
+            failure_config=tune.FailureConfig(max_failures=MAX_RESTARTS),
             verbose=0,
         ),
     )
     ends = {}
     for result in tuner.fit():
         signature = result.config["work"]["signature"]
-        ends[signature] = FAILED if result.error else end_of(result.metrics)
+        ends[signature] = FAILED if result.error else find_outcome(result.metrics)
         if ends[signature] == FAILED:
             error = str(result.error or result.metrics[FAILED]).strip()
             place = Path(result.path) / "error.txt"
             place.write_text(error, encoding="utf-8")
             display.console.print(
-                f"{wanted[signature].name} failed: {error.splitlines()[-1]} (see {place})",
+                f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {place})",
                 markup=False,
                 highlight=False,
             )

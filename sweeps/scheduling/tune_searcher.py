@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from sweeps.scheduling.job_queue import Queue
+from sweeps.scheduling.job_queue import JobQueue
 from trainables.execution.resources import Bundle
 
 SEARCHER_ENVIRONMENT = {"TUNE_MAX_PENDING_TRIALS_PG": "100"}
@@ -16,7 +16,7 @@ How many run is the queue's to say, not that of TuneConfig(max_concurrent_trials
 """
 
 
-class StagesSearcher(Searcher):
+class QueueSearcher(Searcher):
     """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
 
     `configs` are the trials' configs by key. `succeeded` says whether a trial that came to its end without an error is
@@ -30,7 +30,7 @@ class StagesSearcher(Searcher):
 
     def __init__(
         self,
-        queue: Queue,
+        queue: JobQueue,
         configs: Mapping[str, dict[str, Any]],
         succeeded: Callable[[str], bool],
         nodes: Callable[[], Sequence[Bundle]],
@@ -47,10 +47,10 @@ class StagesSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the trial to start; None if none can start now; FINISHED if none will."""
-        if self.queue.exhausted:
+        if self.queue.is_exhausted:
             return str(Searcher.FINISHED)
         self.queue.resize(self.nodes())
-        key = self.queue.next()
+        key = self.queue.pop()
         if key is None:
             return None
         self.keys[trial_id] = key

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from measure import machine, say, told
 
-from sweeps.scheduling.job_queue import Job, Queue
+from sweeps.scheduling.job_queue import Job, JobQueue
 from trainables.execution.resources import Bundle
 
 PAIRS, FINE_TUNINGS = 100, 12
@@ -67,14 +67,14 @@ def make_case(ratio: float, spread: float, pairs_are_known: bool, seed: int) -> 
     return Case(jobs, durations)
 
 
-def simulate(queue: Queue, durations: Mapping[str, float], slots: int) -> Outcome:
+def simulate(queue: JobQueue, durations: Mapping[str, float], slots: int) -> Outcome:
     """Run all jobs of a queue."""
     now = last_start = longest_wait = 0.0
     ends: list[tuple[float, str]] = []
     headed: dict[str, float] = {}  # since when a job has been the first of the line
     starts: dict[str, float] = {}
-    while not queue.exhausted or ends:
-        while (key := queue.next()) is not None:
+    while not queue.is_exhausted or ends:
+        while (key := queue.pop()) is not None:
             starts[key] = last_start = now
             heapq.heappush(ends, (now + durations[key], key))
             if len(queue.jobs[key].bundles) > 1:
@@ -109,7 +109,7 @@ def with_barrier(case: Case, nodes: Sequence[Bundle], slots: int) -> float:
     stages: tuple[list[Job], list[Job]] = ([], [])
     for job in case.jobs:
         stages[job.parent is not None].append(job)
-    return sum(simulate(Queue(stage, nodes), case.durations, slots).makespan for stage in stages)
+    return sum(simulate(JobQueue(stage, nodes), case.durations, slots).makespan for stage in stages)
 
 
 def beyond(case: Case, slots: int) -> dict[str, float]:
@@ -123,7 +123,7 @@ def beyond(case: Case, slots: int) -> dict[str, float]:
     nodes = [Bundle(slots)]
 
     def makespan(jobs: Iterable[Job]) -> float:
-        return simulate(Queue(jobs, nodes), case.durations, slots).makespan
+        return simulate(JobQueue(jobs, nodes), case.durations, slots).makespan
 
     ours, bound = makespan(case.jobs), lower_bound(case, slots)
     clairvoyant = makespan(replace(job, cost=case.durations[job.key]) for job in case.jobs)
@@ -156,7 +156,7 @@ def meets(mean: Mapping[str, float], slots: int) -> bool:
     return (slots >= PAIRS or mean[BOUND] <= MOST_BOUND) and mean[CLAIRVOYANT] <= MOST_CLAIRVOYANT
 
 
-class Overtaking(Queue):
+class Overtaking(JobQueue):
     """What the line would be if whatever has room could start."""
 
     def next(self) -> str | None:
@@ -188,7 +188,7 @@ def compare_mixed(every: int, seeds: int) -> None:
     cases = [mixed_case(every, seed) for seed in range(seeds)]
     for gpus in (8, 16):
         nodes = [Bundle(8, 8)] * (gpus // 8)
-        for what, kind in (("the line", Queue), ("overtaking", Overtaking)):
+        for what, kind in (("the line", JobQueue), ("overtaking", Overtaking)):
             outcomes = [simulate(kind(case.jobs, nodes), case.durations, gpus) for case in cases]
             shares = [out.makespan / lower_bound(case, gpus) - 1 for out, case in zip(outcomes, cases, strict=True)]
             busy = 100 * statistics.mean(out.busy for out in outcomes)

@@ -84,16 +84,16 @@ def work(rank: int, trial: Trial, store: Path, folder: Path, ranks: int) -> None
 def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epoch]:
     """Train on Ray Train's workers."""
     from trainables.execution.ray_adapter import fit
-    from trainables.execution.resources import Resources
-    from trainables.execution.session import Site, Work
+    from trainables.execution.resources import Allocation
+    from trainables.execution.session import RunContext, TrainingJob
     from trainables.records.mlflow_ledger import create_ledger  # neither MLflow nor Ray in the plain ranks
-    from trainables.records.run_storage import Runs
+    from trainables.records.run_storage import RunStorage
 
-    ledger, runs = create_ledger(folder), Runs.of(folder)
+    ledger, runs = create_ledger(folder), RunStorage.of(folder)
     lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
-    site = Site(str(store), runs, ledger.tracking_uri)
-    fit(Work(trial, lease, None, run_id, site, Resources(workers=ranks, cpus_per_worker=0.9)))
+    site = RunContext(str(store), runs, ledger.tracking_uri)
+    fit(TrainingJob(trial, lease, None, run_id, site, Allocation(workers=ranks, cpus_per_worker=0.9)))
     history = ledger.client.get_metric_history(run_id, "step_s")
     return [
         Epoch(metric.timestamp / 1000, metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))

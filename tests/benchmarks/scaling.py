@@ -26,10 +26,10 @@ from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
 from trainables.encoders.text import transformer
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
-from trainables.training.loss import gather, nt_xent
+from trainables.training.loss import gather_rows, nt_xent
 
 LENGTHS_S = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0)
 RANKS = (1, 2)
@@ -82,9 +82,9 @@ def work(rank: int, point: Point, setup: Setup, folder: Path) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=point.ranks)
     torch.manual_seed(0)
     audio_config = replace(passt.VARIANTS[setup.audio], pretrained=False)
-    audio = network_of(audio_config).build(audio_config)
+    audio = load_network_module(audio_config).build(audio_config)
     text_config = transformer.VARIANTS["small"]
-    text = network_of(text_config).build(text_config, [CAPTION])
+    text = load_network_module(text_config).build(text_config, [CAPTION])
     network = DualEncoder(audio, text, embedding_size=1024, temperature=0.01).train().to(device)
     wrapped = DistributedDataParallel(network) if point.ranks > 1 else network
     optimizer = torch.optim.Adam(network.parameters(), 2e-5)
@@ -110,7 +110,7 @@ def work(rank: int, point: Point, setup: Setup, folder: Path) -> None:
 def backward(wrapped: torch.nn.Module, network: DualEncoder, own: Batch, point: Point, setup: Setup) -> None:
     """The gradients of one step, as the training loop computes them."""
     counts = [point.batch_size // point.ranks] * point.ranks
-    clips_B = gather(own.clips, counts)
+    clips_B = gather_rows(own.clips, counts)
     device = own.clips.device
 
     def forward(number: int, part: Batch) -> Outputs:
@@ -123,7 +123,7 @@ def backward(wrapped: torch.nn.Module, network: DualEncoder, own: Batch, point: 
     parts = own.split(point.micro_batch or counts[0])
     outputs = forward(0, own) if len(parts) == 1 else embed_by_parts(forward, parts)
     audio_LD, text_LD, temperature = outputs
-    nt_xent(gather(audio_LD, counts), gather(text_LD, counts), clips_B, temperature).backward()
+    nt_xent(gather_rows(audio_LD, counts), gather_rows(text_LD, counts), clips_B, temperature).backward()
     if len(parts) > 1:
         backward_by_parts(forward, parts, outputs, wrapped)
 

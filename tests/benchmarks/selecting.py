@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from measure import machine, say, told
 
-from ensemble.pool.score_matrices import Matrices, of_arrays
+from ensemble.pool.score_matrices import ScoreMatrices, from_arrays
 from ensemble.selection import cross_validation, exhaustive, greedy
-from ensemble.selection.pruned_pool import Live, compress
+from ensemble.selection.pruned_pool import PrunedPool, prune
 from trainables import bootstrap, retrieval
 from trainables.retrieval import Relevance
 
@@ -53,7 +53,7 @@ def candidate(number: int, queries: int, clips: int) -> np.ndarray:
     return text_QD @ clips_AD.T
 
 
-def pool_of(number: int, queries: int, clips: int, folder: Path | None = None) -> Matrices:
+def pool_of(number: int, queries: int, clips: int, folder: Path | None = None) -> ScoreMatrices:
     """A pool in memory, or memory-mapped from files."""
     arrays = []
     for place in range(number):
@@ -65,7 +65,7 @@ def pool_of(number: int, queries: int, clips: int, folder: Path | None = None) -
             array = np.load(path, mmap_mode="r")
         arrays.append(array)
     names = [f"{place:04d}" for place in range(number)]
-    return of_arrays(names, "validation", "", relevance_of(queries, clips), arrays)
+    return from_arrays(names, "validation", "", relevance_of(queries, clips), arrays)
 
 
 def precision(scores_QA: torch.Tensor, clip_Q: torch.Tensor, rank_worth: torch.Tensor) -> float:
@@ -74,7 +74,7 @@ def precision(scores_QA: torch.Tensor, clip_Q: torch.Tensor, rank_worth: torch.T
     return float((hits * rank_worth).sum(dim=1).mean())
 
 
-def baseline(pool: Matrices, steps: int, dtype: torch.dtype) -> tuple[list[int], float]:
+def baseline(pool: ScoreMatrices, steps: int, dtype: torch.dtype) -> tuple[list[int], float]:
     """The straightforward loop: its selection, and the seconds of an evaluation."""
     scores = [torch.from_numpy(np.array(array)) for array in pool.arrays]
     clip_Q, worth = torch.from_numpy(pool.relevance.clip_P), 1 / torch.arange(1, 11, dtype=torch.float64)
@@ -124,32 +124,34 @@ def select_from(folder: Path, steps: int) -> None:
     names = [f"{place:04d}" for place in range(len(arrays))]
     before = anonymous_mb()
     began = time.perf_counter()
-    pool = of_arrays(names, "validation", "", relevance_of(*arrays[0].shape), arrays)
-    live = compress(pool, "map10")
-    selection = greedy.select(live, greedy.Rules(max_size=steps))
+    pool = from_arrays(names, "validation", "", relevance_of(*arrays[0].shape), arrays)
+    live = prune(pool, "map10")
+    selection = greedy.select(live, greedy.SelectionConfig(max_size=steps))
     took = time.perf_counter() - began
-    found = {"s": took, "mb": anonymous_mb() - before, "share": live.share, "history": history_of(selection)}
+    found = {"s": took, "mb": anonymous_mb() - before, "share": live.kept_share, "history": history_of(selection)}
     sys.stdout.write(json.dumps(found))
 
 
-def measure_greedy(folder: Path, candidates: int, rounds: int) -> Live:
+def measure_greedy(folder: Path, candidates: int, rounds: int) -> PrunedPool:
     """The figures of greedy selection."""
     pool = pool_of(candidates, QUERIES, CLIPS, folder)
-    singles = [retrieval.evaluate(pool.arrays[m], pool.relevance, ["map10"])["map10"] for m in range(0, candidates, 20)]
+    singles = [
+        retrieval.compute_metrics(pool.arrays[m], pool.relevance, ["map10"])["map10"] for m in range(0, candidates, 20)
+    ]
     say(
         f"{candidates} candidates x {QUERIES} queries x {CLIPS} clips; singles {min(singles):.3f} to {max(singles):.3f}"
     )
     wanted, _ = baseline(pool, STEPS, torch.float64)
     plain, evaluation_s = baseline(pool, STEPS, torch.float32)
-    rules = greedy.Rules(max_size=STEPS)
-    found = greedy.select(compress(pool, "map10"), rules)
+    rules = greedy.SelectionConfig(max_size=STEPS)
+    found = greedy.select(prune(pool, "map10"), rules)
     assert history_of(found) == wanted, "the selection is that of float64"
     told("steps that float32's loop takes otherwise", sum(a != b for a, b in zip(plain, wanted, strict=True)), "")
     baseline_s = evaluation_s * candidates * STEPS
     told("the straightforward loop, an evaluation", 1000 * evaluation_s, "ms")
     told("the straightforward loop, all steps", baseline_s, "s")
-    both_s, _ = timed(lambda: greedy.select(compress(pool, "map10"), rules), rounds)
-    compress_s, live = timed(lambda: compress(pool, "map10"), rounds)
+    both_s, _ = timed(lambda: greedy.select(prune(pool, "map10"), rules), rounds)
+    compress_s, live = timed(lambda: prune(pool, "map10"), rounds)
     again_s, _ = timed(lambda: greedy.select(live, rules), rounds)
     told("compression", compress_s, "s")
     told("greedy, compression included", both_s, "s")
@@ -160,7 +162,7 @@ def measure_greedy(folder: Path, candidates: int, rounds: int) -> Live:
     told("the loop / the first selection in a fresh process", baseline_s / first["s"], "", least=10)
     told("the loop / a fresh process from its start", baseline_s / first["whole_s"], "")
     pool_mb = candidates * QUERIES * CLIPS * 4 / 2**20
-    told("share of the matrices that is kept", 100 * live.share, "%")
+    told("share of the matrices that is kept", 100 * live.kept_share, "%")
     told("memory of selecting / of the pool", first["mb"] / pool_mb, "", most=0.25)
     return live
 
@@ -181,15 +183,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         live = measure_greedy(Path(scratch), arguments.candidates, arguments.rounds)
     for number, most in ((16, 1.0), (20, None), (24, 90.0)):
-        expected = exhaustive.expected_s(live, range(number))
-        took, _ = timed(lambda number=number: exhaustive.worth_of_subsets(live, range(number)), 3 if number < 20 else 1)
+        expected = exhaustive.estimate_seconds(live, range(number))
+        took, _ = timed(lambda number=number: exhaustive.score_subsets(live, range(number)), 3 if number < 20 else 1)
         told(f"all subsets of {number} (it said {expected:.1f} s)", took, "s", **({"most": most} if most else {}))
     selection = greedy.select(live)
     took, _ = timed(lambda: intervals(live, selection), arguments.rounds)
     told("1,000 bootstrap resamples of an ensemble", took, "s", most=2.0)
     took, _ = timed(
-        lambda: cross_validation.nested(
-            lambda seen_Q: live, greedy.Rules(), cross_validation.folds_of(live.group_Q, 5)
+        lambda: cross_validation.cross_validate(
+            lambda seen_Q: live, greedy.SelectionConfig(), cross_validation.assign_folds(live.group_Q, 5)
         ),
         1,
     )
@@ -198,9 +200,9 @@ def main() -> None:
         growth()
 
 
-def intervals(live: Live, selection: greedy.Selection) -> tuple[float, float]:
+def intervals(live: PrunedPool, selection: greedy.Selection) -> tuple[float, float]:
     """The interval of an ensemble's metric."""
-    worth_Q = live.worth_of(selection.counts) / live.gains.one
+    worth_Q = live.score_ensemble(selection.counts) / live.gains.one
     relevant = Relevance(live.query_P, live.query_P, live.group_Q)
     return bootstrap.bootstrap_interval(worth_Q, relevant, draws=1000)
 
@@ -218,11 +220,11 @@ def growth() -> None:
                 say(f"{candidates:10} {queries:8} {clips:8} {gigabytes:10.2f} left out: the disk has no room for it")
                 continue
             pool = pool_of(candidates, queries, clips, Path(scratch))
-            compress_s, live = timed(lambda pool=pool: compress(pool, "map10"), 1)
-            select_s, _ = timed(lambda live=live: greedy.select(live, greedy.Rules(max_size=STEPS)), 1)
+            compress_s, live = timed(lambda pool=pool: prune(pool, "map10"), 1)
+            select_s, _ = timed(lambda live=live: greedy.select(live, greedy.SelectionConfig(max_size=STEPS)), 1)
             say(
                 f"{candidates:10} {queries:8} {clips:8} {gigabytes:10.2f} {compress_s:14.2f} {select_s:11.2f} "
-                f"{100 * live.share:7.2f} {live.num_bytes / gigabytes / 1e9:12.3f}"
+                f"{100 * live.kept_share:7.2f} {live.num_bytes / gigabytes / 1e9:12.3f}"
             )
 
 

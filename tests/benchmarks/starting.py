@@ -172,8 +172,8 @@ def timeline(ledger: Ledger, name: str | None, began_s: float | None, ended_s: f
 
 def trials_of(ledger: Ledger, name: str | None) -> Iterator[dict[str, Any]]:
     """Yield the start and end of each trial of a sweep, and the seconds of its parts."""
-    for signature in ledger.sweep(name).signatures:
-        trial = ledger.finished(signature)
+    for signature in ledger.find_sweep(name).signatures:
+        trial = ledger.find_finished_trial(signature)
         if trial is None:
             continue
         sums = {

@@ -36,9 +36,9 @@ from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
 from trainables.encoders.text import Tokens, huggingface
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.networks.audio.log_mel import LogMel
-from trainables.networks.audio.passt import PasstEncoder, network
+from trainables.networks.audio.passt import PasstEncoder, make_passt
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.networks.text import huggingface as networks
 from trainables.training.embedding import CLIPS_PER_BATCH, QUERIES_PER_BATCH
@@ -164,7 +164,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_network(layers: int) -> DualEncoder:
     """PaSST-N and bert-base with random weights and up to so many layers."""
     torch.manual_seed(0)
-    audio = network_of(PASST_N).build(PASST_N)
+    audio = load_network_module(PASST_N).build(PASST_N)
     audio.net.blocks = audio.net.blocks[:layers]
     for name, parameter in audio.net.named_parameters():
         if "pos_embed" in name or "token" in name:
@@ -192,7 +192,7 @@ class PublishedPasst(nn.Module):
 
     def __init__(self, ours: PasstEncoder) -> None:
         super().__init__()
-        net = network(ours.config)
+        net = make_passt(ours.config)
         published.first_RUN = False  # of its first pass it prints every shape
         net.blocks = net.blocks[: len(ours.net.blocks)]
         net.head = net.head_dist = nn.Identity()

@@ -245,7 +245,7 @@ def completion(body, fault):
     prompt = body["messages"][0]["content"]
     caption = prompt.split("\n\n")[1].rpartition(" [")[0]
     number = int(prompt.removeprefix(INSTRUCTION.partition("{number}")[0]).partition(" ")[0])
-    sentences = grammar.paraphrases(caption, number)
+    sentences = grammar.write_paraphrases(caption, number)
     text = "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, start=1))
     if fault == "refused":
         text = "I'm sorry, but I can't help with that."

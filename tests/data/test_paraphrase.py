@@ -17,11 +17,17 @@ import pytest
 
 from data.captions import caption_hash
 from data.paraphrasing import grammar
-from data.paraphrasing.async_runner import Progress, Run
-from data.paraphrasing.chat_client import PAUSES, Grammar, Slots, as_json, read_completion
-from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, Answered, Budget, Captions, to_line
+from data.paraphrasing.async_runner import ParaphraseProgress, ParaphraseRun
+from data.paraphrasing.chat_client import (
+    MAX_PAUSES,
+    AdaptiveConcurrencyLimiter,
+    RuleBasedParaphraser,
+    parse_completion,
+    parse_json_or_none,
+)
+from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, AnswerLog, Budget, ParaphraseJob, to_line
 from data.paraphrasing.journal import Journal
-from data.paraphrasing.outcome import Outcome, judge
+from data.paraphrasing.outcome import ParaphraseOutcome, filter_paraphrases
 from data.paraphrasing.review_page import write_page
 from data.schema import Paraphrase
 from data.store.stored_split import open_split
@@ -116,7 +122,7 @@ def test_rules_need_no_server(store_of, run_command):
     split = open_split(store, "test/train")
     captions = [caption for clip in split.captions for caption in clip]
     assert [row["caption_hash"] for row in rows] == [caption_hash(caption) for caption in captions]
-    assert rows[0]["variants"] == grammar.paraphrases(captions[0], 5)
+    assert rows[0]["variants"] == grammar.write_paraphrases(captions[0], 5)
     assert "200 paraphrases of 40 of 40 captions, 40 with all 5" in said
     assert re.search(r"not a duplicate +100\.0 %", said)
 
@@ -341,7 +347,7 @@ def test_after_a_rate_limit_that_the_client_gives_up_on_there_are_pauses(store_o
     store, server = store_of(5), chat_server(share_429=1.0, tries=99, retry_after=0.1, should_retry="false")
     said = run(store, "--model", "parrot", "--base-url", server.base_url, status=1)
     assert "not answered yet: 5 captions" in said
-    assert set(server.log()["tries"].values()) == {1 + PAUSES}
+    assert set(server.log()["tries"].values()) == {1 + MAX_PAUSES}
     assert not (store / "test/train/paraphrases.arrow").exists(), "an empty table is none"
 
 
@@ -375,7 +381,7 @@ class Failing:
     """A model that answers as rules do, but for a request of its own, which makes it fail as nobody thought of."""
 
     def __init__(self, failing):
-        self.failing, self.rules, self.is_stopping = failing, Grammar(), asyncio.Event()
+        self.failing, self.rules, self.is_stopping = failing, RuleBasedParaphraser(), asyncio.Event()
 
     async def __aenter__(self):
         return self
@@ -394,13 +400,13 @@ class Failing:
 
 def test_an_error_that_nobody_thought_of_loses_nothing_that_is_being_answered(store_of):
     split = open_split(store_of(40), "test/train")
-    captions = Captions(split, "parrot", 5)
-    with Journal(captions.journal) as journal, Progress(split.name, 40, str) as progress:
-        answered = Answered(captions)
+    captions = ParaphraseJob(split, "parrot", 5)
+    with Journal(captions.journal) as journal, ParaphraseProgress(split.name, 40, str) as progress:
+        answered = AnswerLog(captions)
         model = Failing(split.captions[1][2])
-        run = Run(model, journal, answered, Budget(None, None, answered), 1, progress)
+        run = ParaphraseRun(model, journal, answered, Budget(None, None, answered), 1, progress)
         with pytest.raises(LookupError, match="nobody thought of it"):
-            run.all(captions.distinct(), 20)
+            run.ask_all(captions.distinct_requests(), 20)
     assert len(whole_lines(split.store.path)) == 7, "of the captions before, which were being answered"
 
 
@@ -416,11 +422,11 @@ def test_an_error_that_nobody_thought_of_loses_nothing_that_is_being_answered(st
 )
 def test_tokens_that_a_server_counts_in_its_own_way_are_unknown(usage, counts):
     body = {"choices": [{"message": {"content": "1. A hound woofs."}, "finish_reason": "stop"}], "usage": usage}
-    assert read_completion(body) == Answer("1. A hound woofs.", "", *counts)
+    assert parse_completion(body) == Answer("1. A hound woofs.", "", *counts)
 
 
 def test_json_that_is_too_deep_is_none():
-    assert as_json(b"[" * 200_000) is None
+    assert parse_json_or_none(b"[" * 200_000) is None
 
 
 def test_an_instruction_that_changed_has_another_version():
@@ -430,12 +436,12 @@ def test_an_instruction_that_changed_has_another_version():
 
 
 def test_errors_do_not_raise_the_number_of_requests():
-    slots = Slots(64)
-    slots.answered(429)
+    slots = AdaptiveConcurrencyLimiter(64)
+    slots.record_status(429)
     for status in (500, 503, 400):
-        slots.answered(status)
+        slots.record_status(status)
     assert slots.limit == 32
-    slots.answered(200)
+    slots.record_status(200)
     assert slots.limit > 32
 
 
@@ -721,7 +727,7 @@ class TestImport:
         split = open_split(store, "test/train")
         return [
             {"path": f"clotho\\development\\{clip_id.rpartition('/')[2]}", "caption": caption.lower().rstrip("."),
-             "variations": [f"{n}. {text}" for n, text in enumerate(grammar.paraphrases(caption, 5), start=1)]}
+             "variations": [f"{n}. {text}" for n, text in enumerate(grammar.write_paraphrases(caption, 5), start=1)]}
             for clip_id, captions in zip(split.clip_ids, split.captions, strict=True)
             for caption in captions
         ]  # fmt: skip
@@ -745,7 +751,7 @@ class TestImport:
         said = give(store, entries)
         rows = table_of(store)
         assert [len(row["variants"]) for row in rows] == [4] + [5] * 19
-        assert rows[1]["variants"] == grammar.paraphrases(open_split(store, "test/train").captions[0][1], 5)
+        assert rows[1]["variants"] == grammar.write_paraphrases(open_split(store, "test/train").captions[0][1], 5)
         assert {row["model"] for row in rows} == {"imported"}
         assert "1 fail: not the original (left out)" in said
         assert "variations.json, entry 21: test/train has no clip 'else.wav'" in said
@@ -781,14 +787,14 @@ class TestImport:
 
 def test_the_page_tells_what_is_good_but_not_used(make_clip, noise, write_split):
     split = write_split([make_clip("a.wav", noise(0.01), ["A dog barks once."])])
-    captions = Captions(split, "parrot", 2)
-    (request,) = captions.distinct()
+    captions = ParaphraseJob(split, "parrot", 2)
+    (request,) = captions.distinct_requests()
     texts = [f"A hound woofs {word}." for word in ("once", "at 5 p.m.", "loudly", "twice")]
     answer = Answer("\n".join(f"{n}. {text}" for n, text in enumerate(texts, start=1)))
     asyncio.run(append_line(captions.journal, to_line(request, answer)))
-    answered = Answered(captions)
-    ((row, _),) = judge(captions, answered, 1, Outcome())
-    answered.file.close()
+    answered = AnswerLog(captions)
+    ((row, _),) = filter_paraphrases(captions, answered, 1, ParaphraseOutcome())
+    answered.open_file.close()
     assert list(row.used) == [0, 2]
     write_page(split.store.path / "page.html", split.name, "parrot", captions.instruction, [row])
     page = (split.store.path / "page.html").read_text()
@@ -854,10 +860,10 @@ def test_a_split_that_is_not_there(store_of, run):
 def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
     store = store_of(5)
     split = open_split(store, "test/train")
-    captions = Captions(split, "x", 5)
+    captions = ParaphraseJob(split, "x", 5)
     rows = [
         {"clip_id": clip_id, "caption_hash": caption_hash(request.caption), "variants": ["a b"], "model": "grammar"}
-        for clip_id, request in captions.requests()
+        for clip_id, request in captions.iterate_requests()
     ]
     table = pa.Table.from_pylist(rows)
     with (

@@ -30,15 +30,15 @@ from data.store.stored_split import open_split
 from ensemble import report
 from ensemble.record.events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
-from ensemble.reporting.ensemble_rows import Chosen
-from ensemble.reporting.plots import draw_crossed
-from ensemble.reporting.report_page import costs
+from ensemble.reporting.ensemble_rows import EnsembleRow
+from ensemble.reporting.plots import draw_interaction
+from ensemble.reporting.report_page import summarise_costs
 from sweeps import spaces
 from trainables import bootstrap, recipes, retrieval
 from trainables import trial as trials
 from trainables.records import checkpoint
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
-from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitFigures, read_ensemble, write_ensemble
+from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitMetrics, read_ensemble, write_ensemble
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -73,10 +73,10 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
     ledger = open_ledger(own_runs)
     lines = read_csv(out / "report.csv")
     expected = set()
-    for signature in ledger.sweep("first").signatures:
-        found = ledger.embeddings(ledger.finished(signature), TEST_FILE)
-        relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
-        values = retrieval.evaluate(found.scores(), relevant, ["map10", "r1"])
+    for signature in ledger.find_sweep("first").signatures:
+        found = ledger.load_embeddings(ledger.find_finished_trial(signature), TEST_FILE)
+        relevant = retrieval.build_relevance(found.relevant_clip_ids, found.clip_ids)
+        values = retrieval.compute_metrics(found.compute_scores(), relevant, ["map10", "r1"])
         expected.add((f"{100 * values['map10']:.2f}", f"{100 * values['r1']:.2f}"))
     assert {(line["mAP@10"], line["R@1"]) for line in lines if line["no."]} == expected
     ensemble = read_ensemble(out / "ensemble" / "ensemble.json")
@@ -247,8 +247,8 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
     assert [line["fine-tuned"] + line["GPT"] for line in lines[:5]] == ["", "x", "x", "xx", "xx"]
     assert {line["overlap"] for line in lines[:10]} == {"none"}
     found = sweep.embedded[sweep.signatures[1], "test"]
-    relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
-    per_query = retrieval.metric("map10")(retrieval.ranks(found.scores(), relevant), relevant)
+    relevant = retrieval.build_relevance(found.relevant_clip_ids, found.clip_ids)
+    per_query = retrieval.find_metric("map10")(retrieval.compute_ranks(found.scores(), relevant), relevant)
     low, high = bootstrap.bootstrap_interval(per_query, relevant, draws=1000)
     assert (lines[0]["mAP@10 low"], lines[0]["mAP@10 high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
     seeds = read_csv(tmp_path / "seeds.csv")
@@ -277,7 +277,7 @@ def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, stor
 def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:4])
     recorded = dict.fromkeys(METRICS, Estimate(0.4321, (0.4, 0.5)))
-    test = SplitFigures("made/test", sweep.split.fingerprint, {"ensemble": recorded})
+    test = SplitMetrics("made/test", sweep.split.fingerprint, {"ensemble": recorded})
     sweep.choose({sweep.signatures[2]: 0.5, sweep.signatures[3]: 0.5}, tmp_path)
     sweep.choose({sweep.signatures[0]: 0.5, sweep.signatures[3]: 0.5}, tmp_path, test=test)
     sweep.choose({"f" * 16: 1.0}, tmp_path)
@@ -338,8 +338,10 @@ def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(l
 
 def test_brackets_in_a_cell_are_no_markup(capsys):
     label = "text.model /models/[/v2]/bert"
-    table = tables.Tabulated("Title", ("no.", "other settings"), ("low", "high"), [tables.Line(["1", label], {})])
-    tables.show(table)
+    table = tables.ReportTable(
+        "Title", ("no.", "other settings"), ("low", "high"), [tables.TableLine(["1", label], {})]
+    )
+    tables.print_table(table)
     assert label in capsys.readouterr().out
 
 
@@ -365,32 +367,33 @@ def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_pat
 def test_clips_that_the_store_lacks_are_named_and_the_others_are_heard(store):
     split = open_split(store, "made/test")
     clips = [
-        retrieval_examples.Clip(clip_id, "", 0.5, 1, True) for clip_id in (*split.clip_ids[:2], "made/test/gone.wav")
+        retrieval_examples.RetrievedClip(clip_id, "", 0.5, 1, True)
+        for clip_id in (*split.clip_ids[:2], "made/test/gone.wav")
     ]
-    heard = retrieval_examples.hear(
-        store, [retrieval_examples.Answer("a tone", clips, clips[:1])], "made/test", split.fingerprint
+    heard = retrieval_examples.load_excerpts(
+        store, [retrieval_examples.RetrievalExample("a tone", clips, clips[:1])], "made/test", split.fingerprint
     )
     assert list(heard.sounds) == split.clip_ids[:2]
     assert len(heard.problems) == 1
     assert "has no clip made/test/gone.wav" in heard.problems[0]
-    changed = retrieval_examples.hear(store, [], "made/test", "another")
+    changed = retrieval_examples.load_excerpts(store, [], "made/test", "another")
     assert "has changed since it was embedded" in changed.problems[0]
 
 
 def test_a_page_stays_small(store, monkeypatch):
     split = open_split(store, "made/test")
-    clips = [retrieval_examples.Clip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
-    answers = [retrieval_examples.Answer("a tone", clips, [])]
-    whole = retrieval_examples.hear(store, answers, "made/test", split.fingerprint).sounds
-    monkeypatch.setattr(retrieval_examples, "MOST_SOUND_BYTES", sum(map(len, whole.values())) // 2)
-    heard = retrieval_examples.hear(store, answers, "made/test", split.fingerprint)
+    clips = [retrieval_examples.RetrievedClip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
+    answers = [retrieval_examples.RetrievalExample("a tone", clips, [])]
+    whole = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint).sounds
+    monkeypatch.setattr(retrieval_examples, "MAX_SOUND_BYTES", sum(map(len, whole.values())) // 2)
+    heard = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint)
     assert 0 < len(heard.sounds) < len(whole)
     assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips are without sound" in heard.problems[0]
 
 
 def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
     named = [(str(clip), "") for clip in range(8)]
-    clips = retrieval_examples.ranked(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
+    clips = retrieval_examples.rank_clips(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
     assert [(clip.clip_id, clip.rank) for clip in clips if clip.is_true] == [("0", 3), ("7", 8)]
     assert [clip.clip_id for clip in clips[:5]] == ["1", "2", "0", "6", "5"]
 
@@ -398,21 +401,21 @@ def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
 def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
     best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
     own = recipes.paper_fine_tuning(best, CLOTHO)
-    assert paper_results.published(own) == (38.56, 26.07, 55.27, 69.30)
-    assert paper_results.published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
-    assert paper_results.published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
-    assert paper_results.published(best) == (36.27, 24.38, 52.54, 66.22)
-    assert paper_results.published(replace(own, paraphrase_probability=0.5)) is None
-    assert paper_results.published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
-    assert report.beside(paper_results.published(own), "test")["map10"] == 38.56
-    assert report.beside(paper_results.published(own), "validation") == {}
-    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper_results.published(trial)]
+    assert paper_results.find_published(own) == (38.56, 26.07, 55.27, 69.30)
+    assert paper_results.find_published(replace(own, seed=7)) == (38.56, 26.07, 55.27, 69.30)
+    assert paper_results.find_published(replace(own, paraphrase_probability=0.0)) == (38.00, 25.51, 55.06, 68.56)
+    assert paper_results.find_published(best) == (36.27, 24.38, 52.54, 66.22)
+    assert paper_results.find_published(replace(own, paraphrase_probability=0.5)) is None
+    assert paper_results.find_published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
+    assert report.published_metrics(paper_results.find_published(own), "test")["map10"] == 38.56
+    assert report.published_metrics(paper_results.find_published(own), "validation") == {}
+    every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper_results.find_published(trial)]
     assert every == spaces.table2(CLOTHO, "float32")
-    assert {paper_results.key_of(trial) for trial in every} == set(paper_results.TABLE_2)
+    assert {paper_results.make_key(trial) for trial in every} == set(paper_results.TABLE_2)
     held_out = replace(CLOTHO, pretrain=tuple(name for name in CLOTHO.pretrain if name != "audiocaps/test"))
-    assert all(map(paper_results.published, spaces.table2(held_out, "float32")))
-    assert len(paper_results.ENSEMBLE_OF) == 8
-    assert set(paper_results.TABLE_2) >= paper_results.ENSEMBLE_OF
+    assert all(map(paper_results.find_published, spaces.table2(held_out, "float32")))
+    assert len(paper_results.ENSEMBLE_MEMBERS) == 8
+    assert set(paper_results.TABLE_2) >= paper_results.ENSEMBLE_MEMBERS
 
 
 @pytest.mark.parametrize(
@@ -427,26 +430,26 @@ def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
 )
 def test_the_papers_figures_stand_beside_nothing_else(splits):
     wanted = spaces.table2(splits, "float32")
-    shown = {paper_results.key_of(trial).audio for trial in wanted if paper_results.published(trial)}
+    shown = {paper_results.make_key(trial).audio for trial in wanted if paper_results.find_published(trial)}
     assert shown == set()
-    members = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
-               if paper_results.key_of(trial) in paper_results.ENSEMBLE_OF and not trial.seed]  # fmt: skip
-    assert not Chosen("one", {}, members, {}).is_the_papers
+    members = [trial_rows.TrialRow(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)
+               if paper_results.make_key(trial) in paper_results.ENSEMBLE_MEMBERS and not trial.seed]  # fmt: skip
+    assert not EnsembleRow("one", {}, members, {}).matches_paper_ensemble
 
 
 def test_the_papers_ensemble_is_that_of_its_members():
     trials_of_table = enumerate(spaces.table2(CLOTHO, "float32"))
-    members = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in trials_of_table
-               if paper_results.key_of(trial) in paper_results.ENSEMBLE_OF and not trial.seed]  # fmt: skip
-    assert Chosen("one", {}, members, {}).is_the_papers
-    assert not Chosen("one", {}, members[1:], {}).is_the_papers
+    members = [trial_rows.TrialRow(number, None, trial, {}, 1.0) for number, trial in trials_of_table
+               if paper_results.make_key(trial) in paper_results.ENSEMBLE_MEMBERS and not trial.seed]  # fmt: skip
+    assert EnsembleRow("one", {}, members, {}).matches_paper_ensemble
+    assert not EnsembleRow("one", {}, members[1:], {}).matches_paper_ensemble
 
 
 def test_another_rate_of_pretraining_is_not_the_papers():
     best = recipes.paper("passt:N", "huggingface:roberta-large", CLOTHO, "float32")
     other = replace(best, schedule=replace(best.schedule, peak_rate=1e-4))
-    assert paper_results.published(other) is None
-    assert paper_results.published(recipes.paper_fine_tuning(other, CLOTHO)) is None
+    assert paper_results.find_published(other) is None
+    assert paper_results.find_published(recipes.paper_fine_tuning(other, CLOTHO)) is None
 
 
 @pytest.fixture
@@ -468,7 +471,7 @@ def value_of(trial):
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_main_effects_are_those_that_made_the_values(factorial, left_out):
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
-    levels, left_out = main_effects.effects(those, [value_of(trial) for trial in those])
+    levels, left_out = main_effects.estimate_main_effects(those, [value_of(trial) for trial in those])
     assert left_out == []
     means = {(level.factor, level.level): level.mean for level in levels}
     rate = "peak rate / pretraining's"
@@ -483,30 +486,30 @@ def test_main_effects_are_those_that_made_the_values(factorial, left_out):
 def test_means_of_a_full_grid_are_plain_means_and_intervals_leave_out_what_others_do(factorial):
     noise = 0.001 * np.random.default_rng(0).normal(size=len(factorial))
     values = np.array([value_of(trial) for trial in factorial]) + noise
-    for level in main_effects.effects(factorial, values)[0]:
+    for level in main_effects.estimate_main_effects(factorial, values)[0]:
         if level.factor == "batch size":
             own = values[[str(trial.batch_size) == level.level for trial in factorial]]
             assert level.mean == pytest.approx(own.mean())
             low, high = level.interval
             assert low < level.mean < high
             assert high - low < 0.01  # rates alone make a difference of 0.05 within each level
-    assert main_effects.effects(factorial[:1], values[:1]) == ([], [])
+    assert main_effects.estimate_main_effects(factorial[:1], values[:1]) == ([], [])
     two = [factorial[0], factorial[6]]
-    assert main_effects.effects(two, [0.1, np.nan]) == ([], [])
-    assert [level.interval for level in main_effects.effects(two, [0.1, 0.2])[0]] == [None, None]
+    assert main_effects.estimate_main_effects(two, [0.1, np.nan]) == ([], [])
+    assert [level.interval for level in main_effects.estimate_main_effects(two, [0.1, 0.2])[0]] == [None, None]
 
 
 @pytest.mark.parametrize("left_out", [(), (0, 3, 7)], ids=["full", "with gaps"])
 def test_intervals_hold_the_truth_as_often_as_they_say(factorial, left_out):
     truth = {
         (level.factor, level.level): level.mean
-        for level in main_effects.effects(factorial, [value_of(trial) for trial in factorial])[0]
+        for level in main_effects.estimate_main_effects(factorial, [value_of(trial) for trial in factorial])[0]
     }
     those = [trial for place, trial in enumerate(factorial) if place not in left_out]
     rng, held = np.random.default_rng(0), []
     for _ in range(150):
         drawn = [value_of(trial) + 0.01 * rng.normal() for trial in those]
-        for level in main_effects.effects(those, drawn)[0]:
+        for level in main_effects.estimate_main_effects(those, drawn)[0]:
             low, high = level.interval
             held.append(low <= truth[level.factor, level.level] <= high)
     assert 0.93 < np.mean(held) < 0.97
@@ -520,7 +523,11 @@ def test_intervals_are_those_of_ordinary_least_squares(factorial):
     means, sizes = values.reshape(2, 3), np.array([8, 16])
     left = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
     reach = scipy.stats.t.ppf(0.975, 2) * np.sqrt((left**2).sum() / 2 / 3)
-    found = {level.level: level for level in main_effects.effects(those, values)[0] if level.factor == "batch size"}
+    found = {
+        level.level: level
+        for level in main_effects.estimate_main_effects(those, values)[0]
+        if level.factor == "batch size"
+    }
     for size, mean in zip(sizes, means.mean(axis=1), strict=True):
         assert found[str(size)].interval == pytest.approx((mean - reach, mean + reach))
 
@@ -536,7 +543,7 @@ def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(fact
         for seed in (0, 1)
     ]
     values = [0.3 + 0.1 * (trial.batch_size > 16) + 0.002 * trial.seed for trial in nested]
-    levels, left_out = main_effects.effects(nested, values)
+    levels, left_out = main_effects.estimate_main_effects(nested, values)
     assert left_out == ["batch size"]
     means = {level.level: level.mean for level in levels if level.factor == "audio"}
     assert means == pytest.approx({"cnn:small": 0.301, "passt:tiny": 0.401})
@@ -546,15 +553,20 @@ def test_a_factor_that_cant_be_told_apart_from_others_is_named_and_left_out(fact
 def test_two_factors_are_crossed_with_gaps(factorial):
     those = [trial for trial in factorial if (trial.batch_size, trial.schedule.peak_rate) != (64, 4e-4)]
     values = [value_of(trial) for trial in those]
-    levels, _ = main_effects.effects(those, values)
-    found = main_effects.crossed(those, values, levels)
+    levels, _ = main_effects.estimate_main_effects(those, values)
+    found = main_effects.cross_factors(those, values, levels)
     assert found.factors == ("batch size", "peak rate / pretraining's")
     assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
     np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
     few = [trial for trial in those if trial.batch_size == 8]
-    assert main_effects.crossed(few, values[: len(few)], main_effects.effects(few, values[: len(few)])[0]) is None
+    assert (
+        main_effects.cross_factors(
+            few, values[: len(few)], main_effects.estimate_main_effects(few, values[: len(few)])[0]
+        )
+        is None
+    )
     axes = Figure().subplots()
-    draw_crossed(axes, found)
+    draw_interaction(axes, found)
     assert [text.get_text() for text in axes.texts] == ["30.10", "35.10", "31.10", "36.10", "30.10"]
 
 
@@ -564,15 +576,15 @@ def test_what_follows_from_another_factor_is_no_factor(grid):
         for share in (0.2, 0.4)
     ]
     expected = ["audio", "text", "paraphrases", "peak rate / pretraining's", "seed"]
-    assert list(main_effects.varying([*grid[2:], *other])) == expected
+    assert list(main_effects.find_varying_factors([*grid[2:], *other])) == expected
 
 
 def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
     curves = [{1: 5.0, 2: 4.0}, {1: 7.0, 2: 3.0, 3: 2.0}]
-    assert trial_rows.points(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
-    rows = [trial_rows.Row(number, None, trial, {"validation_loss": {1: float(trial.seed)}, "map10": {}}, 1.0)
+    assert trial_rows.average_curves(curves) == {1: (6.0, 5.0, 7.0), 2: (3.5, 3.0, 4.0)}
+    rows = [trial_rows.TrialRow(number, None, trial, {"validation_loss": {1: float(trial.seed)}, "map10": {}}, 1.0)
             for number, trial in enumerate([*grid, replace(grid[2], batch_size=7)])]  # fmt: skip
-    bands = trial_rows.bands(rows)
+    bands = trial_rows.build_bands(rows)
     assert list(bands) == [
         "passt:tiny, transformer:small, batch size 32",
         "passt:tiny, transformer:shallow, batch size 32",
@@ -586,44 +598,44 @@ def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
 
 
 def test_hours_of_gpus_are_told_where_they_are_known(grid):
-    rows = [trial_rows.Row(1, None, grid[0], {}, 2.0, 4.0, 8.0), trial_rows.Row(2, None, grid[0], {}, 1.0, 0.0, 2.0),
-            trial_rows.Row(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
-    pretraining, fine_tuning = costs(rows)
+    rows = [trial_rows.TrialRow(1, None, grid[0], {}, 2.0, 4.0, 8.0), trial_rows.TrialRow(2, None, grid[0], {}, 1.0, 0.0, 2.0),
+            trial_rows.TrialRow(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
+    pretraining, fine_tuning = summarise_costs(rows)
     assert (pretraining.hours, pretraining.gpu_hours, pretraining.cpu_hours) == (3.0, 8.0, 2.0)
     assert (fine_tuning.hours, fine_tuning.gpu_hours, fine_tuning.cpu_hours) == (3.0, None, None)
 
 
 def test_tables_escape_what_their_formats_need():
     odd = r"50 % & a|b_c #1 {x} ~ ^ \ $"
-    line = tables.Line(["1", odd], {"map10": tables.Figure(38.2449, 31.0, 45.05)}, {"map10": 38.56})
-    ensemble = tables.Line(["", "ensemble of 1_2"], {}, {}, is_ensemble=True)
-    table = tables.Tabulated("Title", ("no.", "50 %"), ("low", "high"), [line, ensemble])
-    assert r"50 % & a\|b_c #1 {x} ~ ^ \\ $ | 38.24 (31.0 to 45.0) | 38.56 |" in tables.as_markdown(table)
-    latex = tables.as_latex(table)
+    line = tables.TableLine(["1", odd], {"map10": tables.Cell(38.2449, 31.0, 45.05)}, {"map10": 38.56})
+    ensemble = tables.TableLine(["", "ensemble of 1_2"], {}, {}, is_ensemble=True)
+    table = tables.ReportTable("Title", ("no.", "50 %"), ("low", "high"), [line, ensemble])
+    assert r"50 % & a\|b_c #1 {x} ~ ^ \\ $ | 38.24 (31.0 to 45.0) | 38.56 |" in tables.to_markdown(table)
+    latex = tables.to_latex(table)
     escaped = r"50 \% \& a|b\_c \#1 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} \$"
     assert rf"1 & {escaped} & 38.24 {{\scriptsize 31.0--45.0}} & 38.56 &" in latex
     assert r"\midrule" + "\n" + r" & \multicolumn{1}{l}{ensemble of 1\_2} &" in latex
     assert {row.count(" & ") for row in latex.splitlines() if row.endswith(r"\\")} == {6}
-    read = next(csv.DictReader(io.StringIO(tables.as_csv(table))))
+    read = next(csv.DictReader(io.StringIO(tables.to_csv(table))))
     assert (read["50 %"], read["mAP@10"], read["mAP@10 paper"], read["R@1"]) == (odd, "38.24", "38.56", "")
 
 
 def test_rows_tell_in_what_else_they_differ(grid):
     wanted = [*grid, replace(grid[2], batch_size=7), replace(grid[2], paraphrase_probability=0.5)]
-    rows = [trial_rows.Row(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)]
-    others = trial_rows.others_of(rows)
+    rows = [trial_rows.TrialRow(number, None, trial, {}, 1.0) for number, trial in enumerate(wanted)]
+    others = trial_rows.describe_other_settings(rows)
     assert (others[0], others[2], others[10], others[11]) == (
         "", "p 0, batch size 32", "p 0, batch size 7", "p 0.5, batch size 32",
     )  # fmt: skip
-    headings = [list(table.headings) for table in report.tables_of(rows, [], "made/test", "test")]
+    headings = [list(table.headings) for table in report.build_tables(rows, [], "made/test", "test")]
     assert [heading.count("other settings") for heading in headings] == [1]
-    headings = [list(table.headings) for table in report.tables_of(rows[:10], [], "made/test", "test")]
+    headings = [list(table.headings) for table in report.build_tables(rows[:10], [], "made/test", "test")]
     assert [heading.count("other settings") for heading in headings] == [0]
 
 
 def test_numbers_are_told_as_in_the_paper():
-    assert report.counted([1, 2, 3, 4, 5, 6, 7, 8]) == "1 to 8"
-    assert report.counted([4, 8, 9, 12, 13, 14]) == "4, 8, 9, 12 to 14"
+    assert report.format_ranges([1, 2, 3, 4, 5, 6, 7, 8]) == "1 to 8"
+    assert report.format_ranges([4, 8, 9, 12, 13, 14]) == "4, 8, 9, 12 to 14"
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 
 from data.errors import UserError
 from ensemble.pool import candidates as pool
-from ensemble.record.terminal_tables import lead
+from ensemble.record.terminal_tables import describe_difference
 from ensemble.selection import epoch_choice
 from trainables import retrieval
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
-from trainables.records.ensemble_file import Ensemble, Estimate, SplitFigures, read_ensemble
+from trainables.records.ensemble_file import Ensemble, Estimate, SplitMetrics, read_ensemble
 from trainables.records.mlflow_ledger import open_ledger
 
 METRICS = ("map10", "r1", "r5", "r10")
@@ -33,7 +33,7 @@ def selected(own_runs, run_command):
 
 def test_ensemble_json_names_members_and_figures(selected):
     runs, _, ensemble = selected
-    signatures = set(open_ledger(runs).sweep("first").signatures)
+    signatures = set(open_ledger(runs).find_sweep("first").signatures)
     for member in ensemble.members:
         assert member.name
         assert member.run_id
@@ -53,12 +53,12 @@ def test_ensemble_json_names_members_and_figures(selected):
 def test_the_figures_are_those_of_the_members_embeddings(selected):
     runs, _, ensemble = selected
     ledger = open_ledger(runs)
-    found = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
+    found = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.find_sweep("first")])}
     candidates = [found[member.signature] for member in ensemble.members]
     for split in ("validation", "test"):
-        source = pool.load(ledger, candidates, split)
-        fused = sum(member.weight * source.scores(place) for place, member in enumerate(ensemble.members))
-        for name, value in retrieval.evaluate(fused, source.relevance, METRICS).items():
+        source = pool.load_pool(ledger, candidates, split)
+        fused = sum(member.weight * source.read_scores(place) for place, member in enumerate(ensemble.members))
+        for name, value in retrieval.compute_metrics(fused, source.relevance, METRICS).items():
             assert value == pytest.approx(ensemble.figures(split).systems["ensemble"][name].value)
 
 
@@ -80,25 +80,25 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
     ],
 )
 def test_it_says_whether_the_lead_on_test_may_be_chance(interval, told):
-    test = SplitFigures("s", "f", {"best_single": {}, "difference": {"map10": Estimate(0.03, interval)}})
-    sentence = lead(Ensemble((), metrics=("map10",), test=test), test)
+    test = SplitMetrics("s", "f", {"best_single": {}, "difference": {"map10": Estimate(0.03, interval)}})
+    sentence = describe_difference(Ensemble((), metrics=("map10",), test=test), test)
     assert sentence == f"On test, mAP@10 of the ensemble minus that of the best single candidate is {told}"
 
 
 def test_the_lead_on_test_is_told(selected):
     _, done, ensemble = selected
-    assert lead(ensemble, ensemble.test) in done.stdout.splitlines()
+    assert describe_difference(ensemble, ensemble.test) in done.stdout.splitlines()
 
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
     runs, _, ensemble = selected
-    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).events(kind)]
+    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).iterate_events(kind)]
     before = sum(run.test_fingerprint == ensemble.test.fingerprint for run in seen)
     again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
     assert f"came before this one: {before}" in again.stdout
-    newest = next(iter(open_ledger(runs).events("ensemble")))
+    newest = next(iter(open_ledger(runs).iterate_events("ensemble")))
     assert open_ledger(runs).client.get_run(newest.run_id).info.status == "FINISHED"
     assert newest.settings["metric"] == "mrr"
     written = read_ensemble(runs / "out" / "ensemble.json")
@@ -152,17 +152,17 @@ def test_a_sweep_without_a_finished_trial_says_so(selected, tmp_path, call_comma
 
 def test_trials_whose_splits_differ_are_refused(selected):
     ledger = open_ledger(selected[0])
-    first, second, *_ = pool.find_candidates(ledger, [ledger.sweep("first")])
-    reference = ledger.embeddings(first.run, VALIDATION_FILE)
-    other = ledger.embeddings(second.run, TEST_FILE)
+    first, second, *_ = pool.find_candidates(ledger, [ledger.find_sweep("first")])
+    reference = ledger.load_embeddings(first.run, VALIDATION_FILE)
+    other = ledger.load_embeddings(second.run, TEST_FILE)
     with pytest.raises(UserError, match="differ in their splits"):
-        pool.aligned_scores(other, reference, second, first)
+        pool.align_scores(other, reference, second, first)
 
 
 def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
     ledger = open_ledger(selected[0])
-    first = pool.find_candidates(ledger, [ledger.sweep("first")])[0]
-    reference = ledger.embeddings(first.run, VALIDATION_FILE)
+    first = pool.find_candidates(ledger, [ledger.find_sweep("first")])[0]
+    reference = ledger.load_embeddings(first.run, VALIDATION_FILE)
     rng = np.random.default_rng(0)
     rows, columns = rng.permutation(len(reference.queries)), rng.permutation(len(reference.clip_ids))
     shuffled = replace(
@@ -173,8 +173,8 @@ def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
         text_QD=reference.text_QD[rows],
         audio_AD=reference.audio_AD[columns],
     )
-    by_query, by_clip = pool.aligned_scores(shuffled, reference, first, first)
-    np.testing.assert_allclose(by_query(0, len(rows)), reference.scores(), atol=1e-6)
+    by_query, by_clip = pool.align_scores(shuffled, reference, first, first)
+    np.testing.assert_allclose(by_query(0, len(rows)), reference.compute_scores(), atol=1e-6)
     np.testing.assert_array_equal(by_clip(0, len(columns)), by_query(0, len(rows)).T)
     np.testing.assert_array_equal(by_clip(1, 2), by_query(0, len(rows)).T[1:2])
 
@@ -182,16 +182,16 @@ def test_rows_and_columns_are_aligned_by_query_and_clip(selected):
 def test_epochs_are_chosen_anew_within_the_folds(selected):
     runs, done, ensemble = selected
     ledger = open_ledger(runs)
-    candidates = pool.find_candidates(ledger, [ledger.sweep("first")])
-    kept = epoch_choice.find(ledger, candidates)
+    candidates = pool.find_candidates(ledger, [ledger.find_sweep("first")])
+    kept = epoch_choice.load_epoch_scores(ledger, candidates)
     for candidate in candidates:
         own = kept[candidate.signature]
         told = ledger.client.get_metric_history(candidate.run.run_id, "map10")
         assert own.values_EQ.mean(axis=1) == pytest.approx([metric.value for metric in told])
         queries = own.values_EQ.shape[1]
-        assert own.best(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
+        assert own.best_file(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
         one = np.arange(queries) == 0
-        assert own.best(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
+        assert own.best_file(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
     assert ensemble.nested.redoes_epochs
     assert "or more (epochs" not in done.stdout
 
@@ -203,10 +203,12 @@ def test_an_index_of_the_ensemble_has_its_scores(selected, call_command, tmp_pat
     assert done.returncode == 0, done.stderr
     index = read_embeddings(tmp_path / "test-index.arrow")
     ledger = open_ledger(runs)
-    members = {candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.sweep("first")])}
-    source = pool.load(ledger, [members[member.signature] for member in ensemble.members], "test")
-    fused = sum(member.weight * source.scores(place) for place, member in enumerate(ensemble.members))
-    np.testing.assert_allclose(index.scores(), fused, atol=1e-5)
+    members = {
+        candidate.signature: candidate for candidate in pool.find_candidates(ledger, [ledger.find_sweep("first")])
+    }
+    source = pool.load_pool(ledger, [members[member.signature] for member in ensemble.members], "test")
+    fused = sum(member.weight * source.read_scores(place) for place, member in enumerate(ensemble.members))
+    np.testing.assert_allclose(index.compute_scores(), fused, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(index.audio_AD, axis=1), 1, atol=1e-5)
 
 
@@ -222,7 +224,7 @@ def test_an_ensemble_is_evaluated_again(selected, call_command):
 def test_only_trials_with_some_settings(selected, call_command, tmp_path):
     runs = selected[0]
     ledger = open_ledger(runs)
-    seeds = sorted({run.settings["seed"] for run in ledger.trial_runs()})
+    seeds = sorted({run.settings["seed"] for run in ledger.iterate_trials()})
     words = ("ensemble/select.py", "--runs", runs, "--sweep", "first", "--no-test", "--out", tmp_path, "--folds", 0)
     done = call_command(*words, "--filter", f"seed={seeds[0]}")
     assert done.returncode == 0, done.stderr

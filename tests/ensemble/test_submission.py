@@ -21,14 +21,14 @@ from data.schema import SAMPLE_RATE_HZ, Query, Split
 from data.store import files, shard_writer, split_writer, stored_split
 from ensemble.challenge import formats
 from ensemble.challenge import validation as inspection
-from ensemble.challenge.metadata import label_of, read_authors
-from ensemble.challenge.systems import embed_member, fused, kept, read_system
+from ensemble.challenge.metadata import choose_label, read_authors
+from ensemble.challenge.systems import compute_system_scores, embed_member, read_cached_embeddings, read_system
 from sweeps.spaces import from_scratch
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint, ensemble_file
 from trainables.records.embeddings import read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 FILES = [
     "0001.wav", "0002.wav", "10.wav", "9.wav", "Märkt am Morgen.wav", "R&amp;B &#39;live&#39;.wav", 'Say "hello".wav',
@@ -114,13 +114,13 @@ def entered(tmp_path_factory):
     """A store with the challenge, runs with three models that have embedded it, and ensembles of these."""
     root = tmp_path_factory.mktemp("entered")
     split = write_split(root / "store", clotho.read_challenge(write_challenge(root / "source")))
-    runs, ledger, members = Runs.of(root / "runs"), create_ledger(root / "runs"), []
+    runs, ledger, members = RunStorage.of(root / "runs"), create_ledger(root / "runs"), []
     torch.set_num_threads(1)
     for seed in range(3):
         trial, signature = tiny(seed), f"{seed:016x}"
         network = dual_encoder.build(trial, [caption.lower() for caption in CAPTIONS])
         folder = root / "runs" / "models" / signature
-        checkpoint.save_model(folder, trial, network.text, checkpoint.weights_of(network))
+        checkpoint.save_model(folder, trial, network.text, checkpoint.copy_weights(network))
         run_id = ledger.claim(trial, signature, None)
         ledger.client.log_metric(run_id, "best_map10", 0.25 + seed / 100)
         ledger.finish(run_id)
@@ -175,7 +175,7 @@ def rows_of(data):
 
 
 def test_what_is_evaluated_is_what_was_published(entered):
-    evaluation = formats.evaluation_of(stored_split.open_split(entered / "store", "clotho/challenge"))
+    evaluation = formats.read_evaluation_set(stored_split.open_split(entered / "store", "clotho/challenge"))
     assert evaluation.queries == CAPTIONS
     assert sorted(evaluation.heard) == sorted(FILES)
     assert list(evaluation.unheard) == [TORN, ABSENT]
@@ -247,17 +247,17 @@ def test_scores_are_fused_as_the_ensemble_was_chosen_by(name, fuse, entered, sub
 
 
 def test_equal_scores_are_ranked_by_file_name():
-    evaluation = formats.Evaluation("a/b", ["q"], [f"{letter}.wav" for letter in "lkjihgfedcba"], {})
-    scores_QF = formats.of_all_files(np.array([[0.0] * 10 + [1.0, 0.0]]), evaluation)
-    _, (_, *names) = formats.ranked_rows(scores_QF, evaluation)
+    evaluation = formats.EvaluationSet("a/b", ["q"], [f"{letter}.wav" for letter in "lkjihgfedcba"], {})
+    scores_QF = formats.extend_to_all_files(np.array([[0.0] * 10 + [1.0, 0.0]]), evaluation)
+    _, (_, *names) = formats.iterate_ranked_rows(scores_QF, evaluation)
     assert names == ["b.wav", "a.wav", *(f"{letter}.wav" for letter in "cdefghij")]
 
 
 def test_too_few_files_for_a_row_are_refused():
-    evaluation = formats.Evaluation("a/b", ["q"], ["a.wav"], {})
-    formats.require_files("dcase2025", evaluation)
+    evaluation = formats.EvaluationSet("a/b", ["q"], ["a.wav"], {})
+    formats.require_min_files("dcase2025", evaluation)
     with pytest.raises(UserError, match="a/b has 1 files: a row of dcase2023 ranks 10"):
-        formats.require_files("dcase2023", evaluation)
+        formats.require_min_files("dcase2023", evaluation)
 
 
 def test_the_description_is_filled_in(entered, submit, tmp_path):
@@ -567,7 +567,7 @@ def test_a_users_mistake_is_one_line(words, said, entered, submit, monkeypatch):
 @pytest.mark.parametrize("label", ["Doe", "Doe_EX_task6b", "Doe EX", "Doe_", "a/b_c"])
 def test_a_wrong_label_is_refused(label):
     with pytest.raises(UserError, match="give LASTNAME_INSTITUTE, one word each"):
-        label_of(label, [])
+        choose_label(label, [])
 
 
 @pytest.mark.parametrize("text", ["a: [", "just words", "[]", "[1]", "authors: {}"])
@@ -579,8 +579,8 @@ def test_a_file_that_names_no_authors_is_refused(text, tmp_path):
 
 def test_a_label_comes_from_the_corresponding_author(tmp_path):
     (tmp_path / "authors.yaml").write_text(f"authors: {AUTHORS}", encoding="utf-8")
-    assert label_of(None, read_authors(tmp_path / "authors.yaml")) == "DoeMüller_EX"
-    assert label_of(None, [{"lastname": "Doe"}]) == "LASTNAME_INSTITUTE"
+    assert choose_label(None, read_authors(tmp_path / "authors.yaml")) == "DoeMüller_EX"
+    assert choose_label(None, [{"lastname": "Doe"}]) == "LASTNAME_INSTITUTE"
 
 
 def test_splits_without_queries_or_clips_are_named(entered, tmp_path):
@@ -589,7 +589,7 @@ def test_splits_without_queries_or_clips_are_named(entered, tmp_path):
     write_split(tmp_path, Split("clotho", "empty", (), queries=(Query("A dog."),)))
     for name, said in (("mute", "has no queries"), ("empty", "has no clips")):
         with pytest.raises(UserError, match=f"clotho/{name} {said}"):
-            formats.evaluation_of(stored_split.open_split(tmp_path, f"clotho/{name}"))
+            formats.read_evaluation_set(stored_split.open_split(tmp_path, f"clotho/{name}"))
 
 
 def test_a_split_that_a_member_was_trained_on_is_refused(entered, submit, tmp_path):
@@ -624,7 +624,7 @@ def test_weights_that_dont_fit_are_named_where_they_are_loaded(entered, tmp_path
     trial = json.loads((folder / "trial.json").read_text())
     files.write_json(folder / "trial.json", trial | {"embedding_size": 8})
     with pytest.raises(UserError, match=r"can't be loaded: .*size mismatch.*train it again"):
-        embed_member(Runs.of(tmp_path), f"{0:016x}", str(entered / "store"), "clotho/challenge", 1)
+        embed_member(RunStorage.of(tmp_path), f"{0:016x}", str(entered / "store"), "clotho/challenge", 1)
 
 
 def test_embeddings_in_another_order_are_made_anew(entered, tmp_path):
@@ -633,25 +633,27 @@ def test_embeddings_in_another_order_are_made_anew(entered, tmp_path):
     other = tmp_path / path.name
     found = read_embeddings(path)
     write_embeddings(other, replace(found, queries=found.queries[::-1]))
-    assert kept(other, split) is None
-    assert kept(path, split).queries == CAPTIONS
+    assert read_cached_embeddings(other, split) is None
+    assert read_cached_embeddings(path, split).queries == CAPTIONS
 
 
 def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
     members = json.loads((entered / "first.json").read_text())["members"]
     path = write_ensemble(tmp_path / "ensemble.json", [members[0], members[1] | {"count": 0}])
-    runs = Runs.of(entered / "runs")
+    runs = RunStorage.of(entered / "runs")
     system = read_system(path, open_ledger(runs), runs)
     split = stored_split.open_split(entered / "store", "clotho/challenge")
     found = read_embeddings(entered / "runs" / "embeddings" / f"{0:016x}-{split.fingerprint}.arrow")
-    np.testing.assert_allclose(fused(system, {f"{0:016x}": found}, split), found.scores(), atol=1e-6)
+    np.testing.assert_allclose(
+        compute_system_scores(system, {f"{0:016x}": found}, split), found.compute_scores(), atol=1e-6
+    )
 
 
 def test_what_is_looked_for_is_spelled_out_twice():
     assert {name: challenge.task for name, challenge in formats.CHALLENGES.items()} == inspection.TASKS
     for name, challenge in formats.CHALLENGES.items():
         written = challenge.output_name("Doe_EX", 3), challenge.meta_name("Doe_EX", 3)
-        looked_for = inspection.NAMES[name].values()
+        looked_for = inspection.FILE_NAMES[name].values()
         folder = f"Doe_EX_{challenge.task}"
         assert list(written) == [f"{folder}_3/{one.format(system=folder, number=3)}" for one in looked_for]
 

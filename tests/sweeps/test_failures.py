@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from trainables.records import lease as leases
 from trainables.records.checkpoint import MODEL_FILE
 from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def results(runs, tracking_uri=None):
     """Of each trial, by signature, what it logged under each epoch and its model."""
     ledger = open_ledger(runs, tracking_uri)
     found = {}
-    for run in ledger.trial_runs():
+    for run in ledger.iterate_trials():
         signature = run.signature
         assert signature not in found, "a trial has two runs"
         assert run.status == "FINISHED"
@@ -225,7 +225,7 @@ def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path)
         ended(process)
     assert_same(tmp_path, undisturbed)
     ledger = open_ledger(tmp_path)
-    for run in ledger.trial_runs():
+    for run in ledger.iterate_trials():
         logged = ledger.client.get_metric_history(run.run_id, "map10")
         assert [entry.step for entry in logged] == list(range(1, int(run.settings["schedule.epochs"]) + 1))
 
@@ -240,7 +240,7 @@ def test_a_driver_that_hangs_past_its_lease_finds_its_trial_finished_by_another(
     driver.suspend()
     signature = committed(tmp_path)[0].parent.name.rpartition("-")[0]
     ended(sweep(tmp_path, name="waiting"))
-    assert leases.newest(Runs.of(tmp_path), signature) == 2
+    assert leases.find_newest_number(RunStorage.of(tmp_path), signature) == 2
     driver.resume()
     ended(hanging)
     assert_same(tmp_path, undisturbed)
@@ -255,9 +255,9 @@ def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, nodes, tm
     ).communicate(timeout=600)
     assert process.returncode == 1, printed
     ledger = open_ledger(tmp_path)
-    status = {run.name: run.status for run in ledger.trial_runs()}
+    status = {run.name: run.status for run in ledger.iterate_trials()}
     assert sorted(status.values()) == ["FINISHED", "FINISHED", "KILLED"], printed
-    (stopped,) = [run for run in ledger.trial_runs() if run.status == "KILLED"]
+    (stopped,) = [run for run in ledger.iterate_trials() if run.status == "KILLED"]
     assert stopped.settings["schedule.peak_rate"] == "1.0"
     epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.run_id, "map10"))
     ended(sweep(tmp_path, *words, space="hopeless", address=nodes.address))

@@ -17,7 +17,7 @@ import pytest
 from data.schema import FORMAT_VERSION
 from trainables import trial as trials
 from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 ROOT = Path(__file__).parents[2]
@@ -45,10 +45,10 @@ def test_nothing_of_ray_or_hear21passt_reaches_the_console(swept):
 
 def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
     ledger = open_ledger(swept[0])
-    trials = list(ledger.trial_runs())
+    trials = list(ledger.iterate_trials())
     assert [run.status for run in trials] == ["FINISHED"] * 3
     assert sorted(run.pretraining is None for run in trials) == [False, False, True]
-    assert {run.signature for run in trials} == set(ledger.sweep("first").signatures)
+    assert {run.signature for run in trials} == set(ledger.find_sweep("first").signatures)
     for run in trials:
         for name in ("map10", "validation_loss", "train_loss"):
             assert [entry.step for entry in ledger.client.get_metric_history(run.run_id, name)] == [1, 2]
@@ -57,9 +57,9 @@ def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
 
 def test_a_trials_artifacts_hold_its_config_and_its_embeddings_of_both_splits(swept):
     ledger = open_ledger(swept[0])
-    for run in ledger.trial_runs():
+    for run in ledger.iterate_trials():
         for file, split in (("validation.arrow", "folder/validation"), ("test.arrow", "folder/test")):
-            embeddings = ledger.embeddings(run, file)
+            embeddings = ledger.load_embeddings(run, file)
             assert embeddings.signature == run.signature
             assert (embeddings.split, len(embeddings.clip_ids)) == (split, 6)
         kept = json.loads(Path(ledger.client.download_artifacts(run.run_id, "trial.json")).read_text())
@@ -75,8 +75,8 @@ def test_a_finished_trial_is_not_run_again_by_another_sweep(own_runs, call_comma
     assert "0 of them are still to be run" in again.stdout
     assert "started" not in again.stdout
     ledger = open_ledger(runs)
-    assert len(list(ledger.trial_runs())) == 3
-    assert ledger.sweep("second").signatures == ledger.sweep("first").signatures
+    assert len(list(ledger.iterate_trials())) == 3
+    assert ledger.find_sweep("second").signatures == ledger.find_sweep("first").signatures
 
 
 def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(cluster, space_file, tone_store, tmp_path):
@@ -85,13 +85,13 @@ def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(cluster, space_fi
     words += ["--store", str(tone_store), "--runs", str(tmp_path / "runs"), "--name", "long"]
     first = epochs_until_interrupted([sys.executable, "sweeps/grid.py", *words])
     ledger = open_ledger(tmp_path / "runs")
-    (run,) = ledger.trial_runs()
+    (run,) = ledger.iterate_trials()
     assert run.status == "KILLED"
     logged = ledger.client.get_metric_history(run.run_id, "map10")[-1].step
     second = epochs_until_interrupted([sys.executable, *first["named command"][1:]], RAY_ADDRESS=cluster)
     assert second["epochs"][0] > 1
     assert second["epochs"][0] <= logged + 1
-    assert len(list(ledger.trial_runs())) == 1
+    assert len(list(ledger.iterate_trials())) == 1
 
 
 def epochs_until_interrupted(command, **environment):
@@ -185,7 +185,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(call_command, tone_st
     assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
     assert "GPU hours are still to be run" in done.stdout
     assert "Estimated on " in done.stdout
-    assert not list(open_ledger(tmp_path).trial_runs())
+    assert not list(open_ledger(tmp_path).iterate_trials())
 
 
 def test_status_says_how_far_a_sweep_is_from_another_shell(swept, call_command):
@@ -204,8 +204,8 @@ def test_results_lie_in_an_object_store_beside_an_mlflow_server(
     done = call_command("sweeps/grid.py", *words, *sweep)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "View run" not in done.stdout
-    runs = Runs.of(words[1])
-    signatures = open_ledger(runs, words[3]).sweep("far").signatures
+    runs = RunStorage.of(words[1])
+    signatures = open_ledger(runs, words[3]).find_sweep("far").signatures
     assert len(signatures) == 2
     assert all(runs.has_model(signature) for signature in signatures)
     selected = call_command("ensemble/select.py", "--metric", "map10", *words, "--out", tmp_path / "out")

@@ -7,7 +7,7 @@ import pytest
 
 from data.errors import UserError
 from sweeps import spaces
-from sweeps.spaces import check, with_seeds
+from sweeps.spaces import check_trials, with_seeds
 from trainables import encoders, recipes
 
 SPLITS = spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train", "d/train", "d/test"))
@@ -19,9 +19,9 @@ def test_what_a_model_is_judged_by_is_not_trained_on(judged_by):
         spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train", judged_by))
 
 
-@pytest.mark.parametrize("name", sorted(spaces.named()))
+@pytest.mark.parametrize("name", sorted(spaces.list_spaces()))
 def test_every_space_returns_distinct_trials_on_the_splits_given(name):
-    trials = check(spaces.space(name)(SPLITS, "float32"))
+    trials = check_trials(spaces.find_space(name)(SPLITS, "float32"))
     assert len(set(trials)) == len(trials)
     for trial in trials:
         assert (trial.validation, trial.test, trial.precision) == ("c/validation", "c/test", "float32")
@@ -31,16 +31,16 @@ def test_every_space_returns_distinct_trials_on_the_splits_given(name):
 
 
 def test_demo_pretrains_three_pairs_of_both_families_and_tries_paraphrases():
-    trials = spaces.space("demo")(SPLITS, "float32")
+    trials = spaces.find_space("demo")(SPLITS, "float32")
     assert len({trial.pretraining for trial in trials}) == 3
     assert len({(trial.audio, trial.text) for trial in trials}) == 3
-    assert {encoders.label(trial.audio) for trial in trials} == {"cnn:small5", "passt:tiny5"}
+    assert {encoders.format_label(trial.audio) for trial in trials} == {"cnn:small5", "passt:tiny5"}
     assert {trial.paraphrase_probability for trial in trials} == {0.0, 0.3}
     assert len(trials) == 6
 
 
 def test_small_needs_no_paraphrases():
-    trials = spaces.space("small")(SPLITS, "float32")
+    trials = spaces.find_space("small")(SPLITS, "float32")
     assert len(trials) >= 6
     assert len({trial.audio for trial in trials}) == 2
     assert {trial.paraphrase_probability for trial in trials} == {0.0}
@@ -61,37 +61,37 @@ ROWS = [
 
 
 def row(trial):
-    names = (encoders.label(config).partition(":")[2] for config in (trial.audio, trial.text))
+    names = (encoders.format_label(config).partition(":")[2] for config in (trial.audio, trial.text))
     return (*names, trial.paraphrase_probability if trial.pretraining else None)
 
 
 def test_table2_has_every_trained_row_once_with_further_seeds_only_where_figure_2_wants_them():
-    trials = spaces.space("table2")(SPLITS, "bfloat16")
+    trials = spaces.find_space("table2")(SPLITS, "bfloat16")
     assert Counter(row(trial) for trial in trials if trial.seed == 0) == Counter(ROWS)
     further = sorted((*row(trial), trial.seed) for trial in trials if trial.seed)
     assert further == [("N", "roberta-large", share, seed) for share in (0.0, 0.3) for seed in (1, 2)]
 
 
 def test_table2_pretrains_each_pair_once_by_the_papers_recipe():
-    trials = spaces.space("table2")(SPLITS, "bfloat16")
+    trials = spaces.find_space("table2")(SPLITS, "bfloat16")
     shared = Counter(trial.pretraining for trial in trials if trial.pretraining)
     assert len(shared) == len({(trial.audio, trial.text) for trial in shared}) == 11
     assert sorted(shared.values()) == [1] * 10 + [6]
     for pretraining in shared:
-        names = [encoders.label(config) for config in (pretraining.audio, pretraining.text)]
+        names = [encoders.format_label(config) for config in (pretraining.audio, pretraining.text)]
         assert pretraining == recipes.paper(*names, SPLITS, "bfloat16")
     (untuned,) = (trial for trial in trials if row(trial) == ("N", "roberta-large", None))
     assert shared[untuned] == 6
 
 
 def test_table2s_baseline_hears_clotho_alone():
-    (baseline,) = (trial for trial in spaces.space("table2")(SPLITS, "bfloat16") if trial.fixed_temperature)
+    (baseline,) = (trial for trial in spaces.find_space("table2")(SPLITS, "bfloat16") if trial.fixed_temperature)
     assert baseline.train == ("c/train",)
     assert baseline.pretraining is None
 
 
 def test_full_is_every_pair_with_every_rate_and_share_over_one_pretraining_a_pair():
-    trials = spaces.space("full")(SPLITS, "bfloat16")
+    trials = spaces.find_space("full")(SPLITS, "bfloat16")
     shared = Counter(trial.pretraining for trial in trials)
     assert list(shared.values()) == [12] * 16
     assert len({trial.audio for trial in shared}) == len({trial.text for trial in shared}) == 4
@@ -100,7 +100,7 @@ def test_full_is_every_pair_with_every_rate_and_share_over_one_pretraining_a_pai
 
 
 def test_full_and_table2_share_what_both_hold():
-    full, table2 = (spaces.space(name)(SPLITS, "bfloat16") for name in ("full", "table2"))
+    full, table2 = (spaces.find_space(name)(SPLITS, "bfloat16") for name in ("full", "table2"))
     assert {row(trial) for trial in set(full) & set(table2)} == {each for each in ROWS if each[2] is not None}
 
 
@@ -109,7 +109,7 @@ def test_full_and_table2_share_what_both_hold():
 
 @pytest.fixture(scope="module")
 def tuned():
-    return spaces.space("small")(SPLITS, "float32")[0]
+    return spaces.find_space("small")(SPLITS, "float32")[0]
 
 
 def seeds_of(trials):
@@ -142,7 +142,7 @@ def test_what_has_no_pretraining_varies_with_pretraining_seeds_alone(tuned):
 
 def test_a_seed_that_is_there_already_is_there_once(tuned):
     trials = with_seeds([replace(tuned, seed=seed) for seed in range(3)], seeds=2)
-    assert seeds_of(check(trials)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert seeds_of(check_trials(trials)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
 
 
 def test_a_pretraining_of_a_pretraining_is_varied_as_well(tuned):
@@ -173,20 +173,20 @@ def bad_spaces(tuned):
 def test_what_cannot_be_a_sweep_is_refused(tuned, number):
     message, wanted = list(bad_spaces(tuned).items())[number]
     with pytest.raises(UserError, match=message):
-        check(wanted)
+        check_trials(wanted)
 
 
 def test_trials_of_one_name_and_different_settings_are_fine(tuned):
     longer = replace(tuned, schedule=replace(tuned.schedule, epochs=9))
     assert longer.name == tuned.name
-    assert check((tuned, longer)) == [tuned, longer]
+    assert check_trials((tuned, longer)) == [tuned, longer]
 
 
 # Names, and spaces of one's own.
 
 
 def test_the_names_are_those_of_the_functions():
-    assert set(spaces.named()) == {"demo", "full", "small", "small_paraphrases", "table2"}
+    assert set(spaces.list_spaces()) == {"demo", "full", "small", "small_paraphrases", "table2"}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_the_names_are_those_of_the_functions():
 )
 def test_an_unknown_space_is_answered_with_the_known_ones(name, expected, space_file):
     with pytest.raises(UserError, match=expected):
-        spaces.space(name.format(file=space_file))
+        spaces.find_space(name.format(file=space_file))
 
 
 @pytest.mark.parametrize(
@@ -222,4 +222,4 @@ def test_an_unknown_space_is_answered_with_the_known_ones(name, expected, space_
 def test_what_is_wrong_with_a_space_of_ones_own_is_named_by_file_and_line(tmp_path, text, expected):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(UserError, match=expected):
-        spaces.space(f"{tmp_path}/own.py:own")(SPLITS, "float32")
+        spaces.find_space(f"{tmp_path}/own.py:own")(SPLITS, "float32")

@@ -14,7 +14,7 @@ from data.splits import Splits
 from sweeps import spaces
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
-from trainables.signature import TRAINING_VERSION, Fingerprints, sign, stages
+from trainables.signature import TRAINING_VERSION, Fingerprints, iterate_stages, sign
 from trainables.trial import Trial
 
 FILE = Path(__file__).with_suffix(".json")
@@ -31,8 +31,8 @@ def config_classes():
     """The classes that a trial consists of, by name."""
     found = {"Trial": Trial, "Schedule": Schedule, "Plateau": Plateau}
     for kind in ("audio", "text"):
-        for name in encoders.families(kind):
-            config_class = encoders.family(kind, name).Config
+        for name in encoders.list_families(kind):
+            config_class = encoders.load_family(kind, name).Config
             found[f"{kind} {name}"] = config_class
             front_end = {field.name: field.type for field in dataclasses.fields(config_class)}.get("front_end")
             if front_end:
@@ -42,25 +42,25 @@ def config_classes():
 
 def fingerprints_of(trials):
     """Fingerprints that are made up: the signature is a function of the trial and of these."""
-    every = [stage for trial in trials for stage in stages(trial)]
+    every = [stage for trial in trials for stage in iterate_stages(trial)]
     splits = {name for trial in every for name in (*trial.train, trial.validation, trial.test)}
     configs = {config for trial in every for config in (trial.audio, trial.text)}
     return Fingerprints(
         splits={name: f"contents of {name}" for name in splits},
         exclusions={trial.train: "no exclusions" for trial in every},
         paraphrases={name: f"paraphrases of {name}" for name in splits},
-        weights={config: f"weights of {encoders.label(config)}" for config in configs},
+        weights={config: f"weights of {encoders.format_label(config)}" for config in configs},
     )
 
 
 def golden():
     """What golden_signatures.json holds."""
     found = {}
-    for name, space in sorted(spaces.named().items()):
-        trials = spaces.check(space(SPLITS, "float32"))
+    for name, space in sorted(spaces.list_spaces().items()):
+        trials = spaces.check_trials(space(SPLITS, "float32"))
         fingerprints = fingerprints_of(trials)
         for trial in trials:
-            for stage in stages(trial):
+            for stage in iterate_stages(trial):
                 key, signature = f"{name}: {stage.name}, {stage.schedule.epochs} epochs", sign(stage, fingerprints)
                 assert found.setdefault(key, signature) == signature, f"two trials are called {key!r}"
     return {

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from trainables.bootstrap import bootstrap_interval
-from trainables.retrieval import Relevance, relevance
+from trainables.retrieval import Relevance, build_relevance
 
 CLIP_IDS = [f"clip {number}" for number in range(30)]
 
 
 def captions_of_clips(num_clips: int, per_clip: int) -> Relevance:
-    return relevance([[f"clip {clip}"] for clip in range(num_clips) for _ in range(per_clip)], CLIP_IDS[:num_clips])
+    return build_relevance(
+        [[f"clip {clip}"] for clip in range(num_clips) for _ in range(per_clip)], CLIP_IDS[:num_clips]
+    )
 
 
 def test_an_interval_is_the_same_for_the_same_seed_and_holds_the_mean():
@@ -24,7 +26,7 @@ def test_an_interval_is_the_same_for_the_same_seed_and_holds_the_mean():
 
 def test_an_interval_draws_whole_groups_of_queries():
     names = [["clip 0"]] * 1 + [["clip 1"]] * 3 + [["clip 2"]] * 5 + [["clip 0"]] * 2
-    relevant = relevance(names, CLIP_IDS)
+    relevant = build_relevance(names, CLIP_IDS)
     per_query = np.random.default_rng(5).random(len(names))
     drawn = np.random.default_rng(7).integers(3, size=(50, 3))
     means = [

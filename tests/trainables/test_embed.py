@@ -20,7 +20,7 @@ from trainables.networks import dual_encoder
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
 from trainables.training import embedding
-from trainables.training.embedding import embed
+from trainables.training.embedding import embed_split
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def network(trial, split) -> DualEncoder:
 
 @pytest.fixture(scope="module")
 def embeddings(network, trial, split) -> Embeddings:
-    return embed(network, trial, "0123456789abcdef", split)
+    return embed_split(network, trial, "0123456789abcdef", split)
 
 
 def test_they_say_what_they_are_of(embeddings, split, trial):
@@ -69,7 +69,7 @@ def test_a_clip_is_the_mean_over_its_own_segments_of_its_beginning(embeddings, n
 
 def test_each_clip_is_embedded_once_and_each_query_once(network, trial, split, monkeypatch):
     """Although it has five captions; and whatever the sizes of batches."""
-    expected = embed(network, trial, "", split)
+    expected = embed_split(network, trial, "", split)
     seen = {"audio": 0, "text": 0}
     hooks = [
         network.audio.register_forward_hook(lambda _, inputs, __: seen.update(audio=seen["audio"] + len(inputs[0]))),
@@ -77,7 +77,7 @@ def test_each_clip_is_embedded_once_and_each_query_once(network, trial, split, m
     ]
     monkeypatch.setattr(embedding, "CLIPS_PER_BATCH", 3)
     monkeypatch.setattr(embedding, "QUERIES_PER_BATCH", 7)
-    batched = embed(network, trial, "", split)
+    batched = embed_split(network, trial, "", split)
     for hook in hooks:
         hook.remove()
     assert seen == {"audio": 13 * 2, "text": 65}  # two segments of 2 s a clip
@@ -87,7 +87,7 @@ def test_each_clip_is_embedded_once_and_each_query_once(network, trial, split, m
 
 def test_the_model_is_left_in_evaluation_and_embeds_the_same_again(embeddings, network, trial, split):
     network.train()
-    again = embed(network, trial, "0123456789abcdef", split)
+    again = embed_split(network, trial, "0123456789abcdef", split)
     assert not network.training
     assert_equal(again, embeddings)
 
@@ -95,7 +95,7 @@ def test_the_model_is_left_in_evaluation_and_embeds_the_same_again(embeddings, n
 def test_under_bfloat16_embeddings_are_float32_on_the_unit_sphere_and_close_to_those_of_float32(
     embeddings, network, trial, split
 ):
-    coarse = embed(network, replace(trial, precision="bfloat16"), "", split)
+    coarse = embed_split(network, replace(trial, precision="bfloat16"), "", split)
     for vectors, exact in ((coarse.audio_AD, embeddings.audio_AD), (coarse.text_QD, embeddings.text_QD)):
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -159,13 +159,13 @@ def test_queries_with_several_relevant_clips_are_scored_on_another_splits_clips(
     (store / "synthetic" / "several").mkdir()
     split_writer.write_split(store / "synthetic" / "several", several, "pcm16", [])
 
-    found = embed(network, trial, "", open_split(store, "synthetic/several"))
+    found = embed_split(network, trial, "", open_split(store, "synthetic/several"))
     assert found.clip_ids == ids
     expected = []
-    for row, (_, relevant) in zip(found.scores(), asked, strict=True):
+    for row, (_, relevant) in zip(found.compute_scores(), asked, strict=True):
         ranked = [ids[column] for column in np.argsort(-row)]
         hits = [place for place, clip_id in enumerate(ranked[:16], start=1) if clip_id in relevant]
         expected.append(sum(number / place for number, place in enumerate(hits, start=1)) / len(relevant))
-    relevant = retrieval.relevance(found.relevant_clip_ids, found.clip_ids)
-    measured = retrieval.evaluate(found.scores(), relevant, ["map16"])["map16"]
+    relevant = retrieval.build_relevance(found.relevant_clip_ids, found.clip_ids)
+    measured = retrieval.compute_metrics(found.compute_scores(), relevant, ["map16"])["map16"]
     assert measured == pytest.approx(np.mean(expected))

@@ -59,6 +59,6 @@ def test_the_baseline_of_dcase_2023():
 
 
 def test_an_unknown_recipe_is_answered_with_the_known():
-    assert recipes.recipe("small") is recipes.small
+    assert recipes.find_recipe("small") is recipes.small
     with pytest.raises(UserError, match="unknown recipe 'large'; known: baseline, paper, small"):
-        recipes.recipe("large")
+        recipes.find_recipe("large")

@@ -6,7 +6,7 @@ import torch
 from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_recall, retrieval_reciprocal_rank
 
 from data.errors import UserError
-from trainables.retrieval import Relevance, evaluate, metric, ranks, relevance
+from trainables.retrieval import Relevance, build_relevance, compute_metrics, compute_ranks, find_metric
 
 CLIP_IDS = [f"clip {number}" for number in range(30)]
 
@@ -42,8 +42,8 @@ def test_each_querys_metric_equals_its_definition_with_several_relevant_clips_an
     name, most_relevant, distinct_scores
 ):
     scores_QA, names = problem(0, most_relevant, distinct_scores)
-    relevant = relevance(names, CLIP_IDS)
-    per_query = metric(name)(ranks(scores_QA, relevant), relevant)
+    relevant = build_relevance(names, CLIP_IDS)
+    per_query = find_metric(name)(compute_ranks(scores_QA, relevant), relevant)
     columns = [[CLIP_IDS.index(clip) for clip in query] for query in names]
     expected = [naive(name, row.tolist(), clips) for row, clips in zip(scores_QA, columns, strict=True)]
     np.testing.assert_allclose(per_query, expected, rtol=1e-12)
@@ -51,7 +51,7 @@ def test_each_querys_metric_equals_its_definition_with_several_relevant_clips_an
 
 def test_metrics_equal_torchmetrics_where_its_definition_is_the_same():
     scores_QA, names = problem(1, most_relevant=1, distinct_scores=None)
-    ours = evaluate(scores_QA, relevance(names, CLIP_IDS), ["map10", "r1", "r5", "r10", "mrr"])
+    ours = compute_metrics(scores_QA, build_relevance(names, CLIP_IDS), ["map10", "r1", "r5", "r10", "mrr"])
     rows = [  # torchmetrics takes a score of 0 for "not retrieved", and ours begin there
         (torch.from_numpy(row) + 1, torch.tensor([clip in query for clip in CLIP_IDS]))
         for row, query in zip(scores_QA, names, strict=True)
@@ -64,25 +64,25 @@ def test_metrics_equal_torchmetrics_where_its_definition_is_the_same():
 
 def test_recall_of_several_relevant_clips_equals_torchmetrics():
     scores_QA, names = problem(2, most_relevant=6, distinct_scores=None)
-    relevant = relevance(names, CLIP_IDS)
+    relevant = build_relevance(names, CLIP_IDS)
     theirs = [
         float(retrieval_recall(torch.from_numpy(row) + 1, torch.tensor([clip in query for clip in CLIP_IDS]), top_k=5))
         for row, query in zip(scores_QA, names, strict=True)
     ]
-    np.testing.assert_allclose(metric("r5")(ranks(scores_QA, relevant), relevant), theirs, atol=1e-6)
+    np.testing.assert_allclose(find_metric("r5")(compute_ranks(scores_QA, relevant), relevant), theirs, atol=1e-6)
 
 
 def test_ap_divides_by_all_relevant_clips_as_dcase_does():
-    relevant = relevance([CLIP_IDS[:12]], CLIP_IDS)
+    relevant = build_relevance([CLIP_IDS[:12]], CLIP_IDS)
     scores_QA = -np.arange(30, dtype=np.float32)[None]  # the twelve relevant clips come first
-    assert evaluate(scores_QA, relevant, ["map10"])["map10"] == pytest.approx(10 / 12)
+    assert compute_metrics(scores_QA, relevant, ["map10"])["map10"] == pytest.approx(10 / 12)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 0.73])
 def test_a_model_that_answers_a_constant_scores_nothing(value):
     names = [[clip] for clip in CLIP_IDS]
     scores_QA = np.full((30, 30), value, dtype=np.float32)
-    assert set(evaluate(scores_QA, relevance(names, CLIP_IDS), ["map10", "r1", "r10"]).values()) == {0.0}
+    assert set(compute_metrics(scores_QA, build_relevance(names, CLIP_IDS), ["map10", "r1", "r10"]).values()) == {0.0}
 
 
 def test_blocks_of_pairs_do_not_change_ranks():
@@ -91,7 +91,7 @@ def test_blocks_of_pairs_do_not_change_ranks():
     clips = rng.integers(7, size=5000)
     relevant = Relevance(np.arange(5000), clips, np.arange(5000))
     expected = [(row >= row[clip]).sum() for row, clip in zip(scores_QA, clips, strict=True)]
-    np.testing.assert_array_equal(ranks(scores_QA, relevant), expected)
+    np.testing.assert_array_equal(compute_ranks(scores_QA, relevant), expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -99,25 +99,25 @@ def test_a_score_that_is_not_finite_is_refused(value):
     scores_QA = np.zeros((1, 30), dtype=np.float32)
     scores_QA[0, 3] = value
     with pytest.raises(UserError, match="finite"):
-        ranks(scores_QA, relevance([["clip 0"]], CLIP_IDS))
+        compute_ranks(scores_QA, build_relevance([["clip 0"]], CLIP_IDS))
 
 
 def test_an_unknown_relevant_clip_is_named_with_its_query():
     with pytest.raises(UserError, match=r"query 1 names 'clip 99'"):
-        relevance([["clip 0"], ["clip 1", "clip 99"]], CLIP_IDS)
+        build_relevance([["clip 0"], ["clip 1", "clip 99"]], CLIP_IDS)
 
 
 def test_a_query_without_a_relevant_clip_is_refused():
     with pytest.raises(UserError, match="query 1 has no relevant clip"):
-        relevance([["clip 0"], []], CLIP_IDS)
+        build_relevance([["clip 0"], []], CLIP_IDS)
 
 
 def test_queries_with_the_same_relevant_clips_belong_together_in_whatever_order_they_name_them():
     names = [["clip 0"], ["clip 1"], ["clip 0"], ["clip 2", "clip 1"], ["clip 1", "clip 2"]]
-    assert relevance(names, CLIP_IDS).group_Q.tolist() == [0, 1, 0, 2, 2]
+    assert build_relevance(names, CLIP_IDS).group_Q.tolist() == [0, 1, 0, 2, 2]
 
 
 @pytest.mark.parametrize("name", ["map", "map0", "r", "r0", "r-1", "map10 ", "R10", "recall10", "ndcg0", ""])
 def test_an_unknown_metric_is_refused_and_the_known_ones_are_listed(name):
     with pytest.raises(UserError, match="map10, map16, r1, r5, r10"):
-        metric(name)
+        find_metric(name)

@@ -19,20 +19,20 @@ from data.errors import UserError, unknown_name
 Kind = Literal["audio", "text"]
 
 
-def families(kind: Kind) -> list[str]:
+def list_families(kind: Kind) -> list[str]:
     """Return the names of the families."""
     package = importlib.import_module(f"{__name__}.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
-def family(kind: Kind, name: str) -> ModuleType:
+def load_family(kind: Kind, name: str) -> ModuleType:
     """Return the module of a family. Raises UserError that lists the known families for an unknown name."""
-    if name not in families(kind):
-        raise unknown_name(f"{kind} encoder", name, families(kind))
+    if name not in list_families(kind):
+        raise unknown_name(f"{kind} encoder", name, list_families(kind))
     return importlib.import_module(f"{__name__}.{kind}.{name}")
 
 
-def module_of(config: Any) -> ModuleType:
+def module_of_config(config: Any) -> ModuleType:
     """Return the module of the family that a Config belongs to."""
     return importlib.import_module(type(config).__module__)
 
@@ -42,21 +42,21 @@ def family_name(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
-def choose(kind: Kind, name: str) -> Any:
+def config_of_variant(kind: Kind, name: str) -> Any:
     """Return the Config that 'family:variant' names. Raises UserError that lists the known variants for an unknown
     name.
     """
     stem, _, variant = name.partition(":")
-    variants: dict[str, Any] = family(kind, stem).VARIANTS
+    variants: dict[str, Any] = load_family(kind, stem).VARIANTS
     if variant not in variants:
         known = [f"{stem}:{known_variant}" for known_variant in variants]
         raise unknown_name(f"{kind} encoder", name, known)
     return variants[variant]
 
 
-def label(config: Any) -> str:
+def format_label(config: Any) -> str:
     """Return 'family:variant' for a Config that is one of its family's variants, otherwise 'family:custom'."""
-    variants: dict[str, Any] = module_of(config).VARIANTS
+    variants: dict[str, Any] = module_of_config(config).VARIANTS
     named = next((name for name, variant in variants.items() if variant == config), "custom")
     return f"{family_name(config)}:{named}"
 
@@ -71,7 +71,7 @@ def from_json(kind: Kind, value: dict[str, Any]) -> Any:
     if not isinstance(value, dict) or "family" not in value:
         raise UserError(f"{kind} encoder: it must be settings with a family, not {value!r}")
     settings = dict(value)
-    config_class = family(kind, settings.pop("family")).Config
+    config_class = load_family(kind, settings.pop("family")).Config
     try:
         return dacite.from_dict(config_class, settings, dacite.Config(strict=True, cast=[tuple]))
     except dacite.DaciteError as error:

@@ -1,7 +1,7 @@
 """Counts of floating-point operations in a forward pass; a multiplication and an addition count as two."""
 
 
-def transformer(num_tokens: float, layers: int, width: int) -> float:
+def count_transformer(num_tokens: float, layers: int, width: int) -> float:
     """Return the operations of a transformer of BERT's and ViT's shape on one sequence; its feed-forward layers are
     four times as wide.
 
@@ -10,6 +10,6 @@ def transformer(num_tokens: float, layers: int, width: int) -> float:
     return layers * (24 * num_tokens * width**2 + 4 * num_tokens**2 * width)
 
 
-def convolution(channels_in: int, channels_out: int, kernel: tuple[int, int], positions: int) -> float:
+def count_convolution(channels_in: int, channels_out: int, kernel: tuple[int, int], positions: int) -> float:
     """Return the operations of a two-dimensional convolution; `positions` is the size of its output."""
     return 2 * channels_in * channels_out * kernel[0] * kernel[1] * positions

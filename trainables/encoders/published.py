@@ -17,10 +17,10 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-NAMED_IN_ERRORS = 3
+MAX_NAMES_IN_ERRORS = 3
 """Maximum number of weights that an error lists of each kind of difference."""
 
-NUMPY: list[Any] = [
+SAFE_NUMPY_TYPES: list[Any] = [
     np.ndarray,
     np.dtype,
     *(type(np.dtype(code)) for code in "?bhilBHILefd"),  # numbers: an array of Python objects stays refused
@@ -33,7 +33,7 @@ NUMPY: list[Any] = [
 """NumPy types that torch may unpickle: checkpoints, PANNs' among them, contain NumPy scalars beside the weights."""
 
 
-def locate(url: str, weights: Path | None) -> Path:
+def locate_checkpoint(url: str, weights: Path | None) -> Path:
     """Return the path of a released file: in the directory `weights`, otherwise in torch hub's cache, to which it is
     downloaded if missing.
 
@@ -58,27 +58,27 @@ def locate(url: str, weights: Path | None) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return a file's SHA-256. A file is read once per process unless its size or modification time changes."""
     status = path.stat()
-    return sha256_of_version(path, status.st_size, status.st_mtime_ns)
+    return hash_file_version(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
-def sha256_of_version(path: Path, num_bytes: int, changed_ns: int) -> str:
+def hash_file_version(path: Path, num_bytes: int, changed_ns: int) -> str:
     """Return the SHA-256 of a file with this size and modification time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the weights in a torch file: a state dict, or one under the key 'model'. Raises UserError for any other
     content.
     """
     import torch
 
     try:
-        with torch.serialization.safe_globals(NUMPY):
+        with torch.serialization.safe_globals(SAFE_NUMPY_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is torn, or no checkpoint ({error}): download it again") from error
@@ -89,14 +89,14 @@ def read(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
+def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
     """Load a published checkpoint into a network; weights whose names are in `unused` are ignored.
 
     Raises UserError that says what differs if another name or shape than the network's is in the file, or one lacks.
     """
-    found = {name: tensor for name, tensor in read(path).items() if name not in unused}
+    found = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
     wanted = network.state_dict()
-    refuse_differences(
+    require_matching_weights(
         path,
         missing=[name for name in wanted if name not in found],
         unexpected=[name for name in found if name not in wanted],
@@ -109,17 +109,17 @@ def load(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
     network.load_state_dict(found)
 
 
-def refuse_differences(
+def require_matching_weights(
     source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
 ) -> None:
     """Raise UserError if names or shapes of a checkpoint differ from the network's."""
     kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
-    differences = [f"{len(names)} {kind} ({first_few(names)})" for kind, names in kinds.items() if names]
+    differences = [f"{len(names)} {kind} ({format_names(names)})" for kind, names in kinds.items() if names]
     if differences:
         raise UserError(f"{source} isn't a checkpoint of this model: {'; '.join(differences)}")
 
 
-def first_few(names: Iterable[str]) -> str:
+def format_names(names: Iterable[str]) -> str:
     """Return the first names as text, for an error message."""
     names = list(names)
-    return ", ".join([*names[:NAMED_IN_ERRORS], *(["..."] if len(names) > NAMED_IN_ERRORS else [])])
+    return ", ".join([*names[:MAX_NAMES_IN_ERRORS], *(["..."] if len(names) > MAX_NAMES_IN_ERRORS else [])])

@@ -18,21 +18,21 @@ from trainables.records.embeddings import (
     read_embeddings,
     write_embeddings,
 )
-from trainables.records.mlflow_log import Log
-from trainables.records.run_storage import Runs
-from trainables.training.embedding import embed
+from trainables.records.mlflow_log import RunLog
+from trainables.records.run_storage import RunStorage
+from trainables.training.embedding import embed_split
 from trainables.trial import TRIAL_FILE, Trial
 
 
-def keep_model(runs: Runs, signature: str, trial: Trial, network: DualEncoder) -> None:
+def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEncoder) -> None:
     """Write the trained model to the run storage, where fine-tunings look for it. The write is atomic."""
-    with runs.scratch() as scratch:
-        checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.weights_of(network))
-        runs.keep_model(signature, Path(scratch) / "model")
+    with runs.make_scratch() as scratch:
+        checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.copy_weights(network))
+        runs.store_model(signature, Path(scratch) / "model")
 
 
-def log_outcome(
-    log: Log,
+def log_artifacts(
+    log: RunLog,
     trial: Trial,
     signature: str,
     network: DualEncoder,
@@ -44,14 +44,14 @@ def log_outcome(
     What it has been trained on isn't embedded: no figure on it would mean anything.
     """
     wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
-              if split.name not in trial.heard]  # fmt: skip
+              if split.name not in trial.training_splits]  # fmt: skip
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for split, name in wanted:
-            write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed(network, trial, signature, split))
+            write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
         embedding_s = time.monotonic() - began
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
-        log.keep_files(folder, {"embedding_s": embedding_s})
+        log.log_files(folder, {"embedding_s": embedding_s})
         for _, name in wanted:
-            read_embeddings(log.read_back(f"{EMBEDDINGS_FOLDER}/{name}"))
+            read_embeddings(log.download_artifact(f"{EMBEDDINGS_FOLDER}/{name}"))

@@ -36,13 +36,13 @@ AUTOSCALING_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 """File on a head started by `ray up` that lists the nodes its autoscaler may start; Ray has no API for it."""
 
 
-def fastest_precision_on(gpus_per_worker: float | None, found: Sequence[Bundle]) -> Precision:
+def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle]) -> Precision:
     """Return the precision in which the cluster's GPUs, or this machine if trainings use no GPU, multiply matrices
     fastest.
 
     GPUs that can't be asked, as they are yet to come or are all in use, are taken to multiply in bfloat16.
     """
-    if gpus_per_worker == 0 or not any(node.gpus for node in found):
+    if gpus_per_worker == 0 or not any(node.gpus for node in nodes):
         return fastest_cpu_precision()
     ask = ray.remote(num_cpus=0, num_gpus=0.01)(fastest_precision)
     try:
@@ -51,16 +51,16 @@ def fastest_precision_on(gpus_per_worker: float | None, found: Sequence[Bundle])
         return "bfloat16"
 
 
-def nodes() -> list[Bundle]:
+def list_nodes() -> list[Bundle]:
     """Return the resources of the cluster's nodes; with an autoscaler, of all nodes that it may start."""
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     there = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
     joined = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
-    found = could_be(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
+    found = nodes_of_autoscaler(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
     return max(there, found, key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)))
 
 
-def could_be(config: Mapping[str, Any]) -> list[Bundle]:
+def nodes_of_autoscaler(config: Mapping[str, Any]) -> list[Bundle]:
     """Return the nodes of a cluster with all workers that its autoscaler may start, sorted by descending number of
     GPUs.
     """

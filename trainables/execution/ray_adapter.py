@@ -21,22 +21,22 @@ from ray.train.torch import TorchTrainer, get_device
 from data.errors import UserError
 from trainables.execution.session import (
     CPU_ALLOCATOR,
-    Work,
-    commit,
-    last_committed,
+    TrainingJob,
+    commit_checkpoint,
+    find_last_checkpoint,
     prepare_run,
-    remove_earlier,
+    remove_earlier_checkpoints,
     train_rank,
 )
 from trainables.records.checkpoint import Snapshot
 from trainables.records.lease import Lease
-from trainables.records.mlflow_log import Log, with_retries
-from trainables.records.run_storage import Runs
+from trainables.records.mlflow_log import RunLog, with_retries
+from trainables.records.run_storage import RunStorage
 from trainables.records.timing import Metrics
 from trainables.training.train import OnCheckpoint, OutOfMemoryError
 
 
-def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
+def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     """Train a trial with Ray Train, from its last checkpoint if there is one, and return the best epoch's metrics.
 
     The caller renews the lease meanwhile. Raises UserError where a worker did and where the store has changed,
@@ -44,10 +44,10 @@ def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     """
     prepare_run(work)
     runs, lease, resources = work.site.runs, work.lease, work.resources
-    earlier = last_committed(runs, lease)
+    earlier = find_last_checkpoint(runs, lease)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"work": work, "resume_from": runs.at(earlier) if earlier else None},
+        train_loop_config={"work": work, "resume_from": runs.locate(earlier) if earlier else None},
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus_per_worker > 0,
@@ -56,7 +56,7 @@ def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
         ),
         run_config=RunConfig(
             name=lease.folder,
-            storage_path=runs.at("trials"),
+            storage_path=runs.locate("trials"),
             checkpoint_config=CheckpointConfig(num_to_keep=1),  # it holds the best weights and the last ones
             failure_config=FailureConfig(max_failures=resources.restarts),
             callbacks=list(callbacks),
@@ -65,10 +65,10 @@ def fit(work: Work, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     )
     trainer.fit()
     lease.require(runs)
-    log = Log(work.site.tracking_uri, work.run_id)
-    if reason := log.refused():
+    log = RunLog(work.site.tracking_uri, work.run_id)
+    if reason := log.refusal():
         raise UserError(reason)
-    return log.best_metrics()
+    return log.load_best_metrics()
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -77,10 +77,10 @@ def train_worker(config: dict[str, Any]) -> None:
     What the user has to correct is noted, and ends the training without an error, as Ray would retry it; so does a
     trial that has been taken over.
     """
-    work: Work = config["work"]
+    work: TrainingJob = config["work"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    if Log(work.site.tracking_uri, work.run_id).refused() or not work.lease.is_held(work.site.runs):
+    if RunLog(work.site.tracking_uri, work.run_id).refusal() or not work.lease.is_held(work.site.runs):
         return
     with tempfile.TemporaryDirectory() as folder:
         earlier = Checkpoint(config["resume_from"]) if config["resume_from"] else None
@@ -89,7 +89,7 @@ def train_worker(config: dict[str, Any]) -> None:
             train_rank(
                 work,
                 get_device(),
-                lambda log: report_to_ray(log, work.site.runs, work.lease, rank),
+                lambda log: make_reporter(log, work.site.runs, work.lease, rank),
                 Path(checkpoint.to_directory(Path(folder) / "checkpoint")) if checkpoint else None,
                 Path(folder),
                 rank=rank,
@@ -99,7 +99,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 raise  # of this rank alone, for which the others would wait
 
 
-def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> OnCheckpoint:
+def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnCheckpoint:
     """Return the callback that a rank calls after each epoch and with each checkpoint.
 
     A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all that
@@ -117,16 +117,16 @@ def report_to_ray(log: Log, runs: Runs, lease: Lease, rank: int) -> OnCheckpoint
             return
         lease.require(runs)
         if metrics:
-            log.epoch(metrics)
+            log.log_epoch(metrics)
 
         def write(checkpoint: Checkpoint, name: str) -> Checkpoint:
             nonlocal has_earlier
             try:
                 with_retries(lambda: snapshot.write(Path(checkpoint.path)))
                 persisted = with_retries(lambda: storage.persist_current_checkpoint(checkpoint, name))
-                commit(runs, lease, name, log)
+                commit_checkpoint(runs, lease, name, log)
                 if has_earlier:
-                    remove_earlier(runs, lease)
+                    remove_earlier_checkpoints(runs, lease)
                     has_earlier = False
                 return persisted
             finally:

@@ -8,7 +8,7 @@ from data.errors import UserError, positive
 from data.runtime.options import option
 from trainables.training.compute import Execution
 
-MOST_LOADERS = 4
+MAX_LOADERS = 4
 """Maximum number of loader processes per GPU: enough to decode 16-bit PCM for GPUs of 2023."""
 
 DRIVER_CPUS = 0.01
@@ -33,7 +33,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Resources:
+class Allocation:
     """Resources allocated to each worker of a trial."""
 
     workers: int = 1
@@ -63,7 +63,7 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ResourceRequest:
     """Resources requested on the command line; None leaves the choice to `allocate`."""
 
     workers: int | None = None
@@ -71,15 +71,17 @@ class Wish:
     cpus_per_worker: float | None = None
 
 
-def share_out(nodes: Sequence[Bundle], wish: Wish, trials: int = 1, concurrent: int | None = None) -> Resources:
+def allocate(
+    nodes: Sequence[Bundle], request: ResourceRequest, trials: int = 1, concurrent: int | None = None
+) -> Allocation:
     """Return the resources of each trial's workers if `trials` are to run, `concurrent` of them at a time.
 
     A worker gets a GPU where there are any, and its share of its node's CPUs; a sweep's trial gets one worker unless
     more are wished for. Raises UserError for what can't be placed, and says what is missing.
     """
     gpus = sum(node.gpus for node in nodes)
-    each = float(gpus > 0) if wish.gpus_per_worker is None else wish.gpus_per_worker
-    workers = wish.workers or 1
+    each = float(gpus > 0) if request.gpus_per_worker is None else request.gpus_per_worker
+    workers = request.workers or 1
     wanted = workers * min(trials, concurrent or trials)
     if each:
         able = [node for node in nodes if node.gpus >= each]
@@ -88,20 +90,22 @@ def share_out(nodes: Sequence[Bundle], wish: Wish, trials: int = 1, concurrent: 
         able = [node for node in nodes if node.cpus >= 1]
         at_once = min(wanted, sum(int(node.cpus) for node in able))
         shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
-    threads = max(1, int(wish.cpus_per_worker or min(shares, default=1)))
+    threads = max(1, int(request.cpus_per_worker or min(shares, default=1)))
     # What is left below a whole CPU makes room for the drivers.
-    cpus = wish.cpus_per_worker or threads - 2 * DRIVER_CPUS
-    resources = Resources(workers, cpus, each, threads)
-    require_room(resources, nodes)
+    cpus = request.cpus_per_worker or threads - 2 * DRIVER_CPUS
+    resources = Allocation(workers, cpus, each, threads)
+    require_placeable(resources, nodes)
     return resources
 
 
-def places(resources: Resources, nodes: Sequence[Bundle]) -> int:
+def count_placeable_workers(resources: Allocation, nodes: Sequence[Bundle]) -> int:
     """Return the number of such workers that fit on all nodes together."""
-    return sum(int(min(node.cpus / resources.cpus_per_worker, on_gpus(node, resources))) for node in nodes)
+    return sum(
+        int(min(node.cpus / resources.cpus_per_worker, count_workers_on_gpus(node, resources))) for node in nodes
+    )
 
 
-def on_gpus(node: Bundle, resources: Resources) -> float:
+def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
     """Return the number of such workers that fit on a node's GPUs; infinite if they need no GPU."""
     each = resources.gpus_per_worker
     if not each:
@@ -109,9 +113,9 @@ def on_gpus(node: Bundle, resources: Resources) -> float:
     return node.gpus // each if each >= 1 else int(node.gpus) * int(1 / each)
 
 
-def require_room(resources: Resources, nodes: Sequence[Bundle]) -> None:
+def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
     """Raise UserError if a trial could never be placed, even on an idle cluster."""
-    room = places(resources, nodes)
+    room = count_placeable_workers(resources, nodes)
     if room >= resources.workers:
         return
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
@@ -142,13 +146,13 @@ class ComputeOptions:
     )
 
     @property
-    def wish(self) -> Wish:
+    def request(self) -> ResourceRequest:
         """Resources requested from the cluster."""
-        return Wish(self.workers, self.gpus_per_worker, self.cpus_per_worker)
+        return ResourceRequest(self.workers, self.gpus_per_worker, self.cpus_per_worker)
 
-    def execution(self, resources: Resources) -> Execution:
+    def execution_on(self, resources: Allocation) -> Execution:
         """Return the execution settings for these resources."""
-        spare = min(MOST_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
+        spare = min(MAX_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
         return Execution(
             loader_workers=spare if self.loader_workers is None else self.loader_workers,
             micro_batch=self.micro_batch,

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
-from trainables.execution.resources import Resources
+from trainables.execution.resources import Allocation
 from trainables.records.lease import Lease
-from trainables.records.mlflow_log import Log, with_retries
-from trainables.records.run_storage import Runs
-from trainables.records.timing import Metrics, Step
+from trainables.records.mlflow_log import RunLog, with_retries
+from trainables.records.run_storage import RunStorage
+from trainables.records.timing import Metrics, TrainingStep
 from trainables.signature import compute_signature
 from trainables.training.compute import DEFAULT, Execution
 from trainables.trial import Trial
@@ -53,30 +53,30 @@ OnEpoch = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
-class Site:
+class RunContext:
     """Locations and settings that cannot change a result: absolute paths that every node sees, or a store's URI."""
 
     store: str
-    runs: Runs
+    runs: RunStorage
     tracking_uri: str
     weights: Path | None = None  # a folder of published checkpoints
     keep_epochs: bool = False  # whether the validation split's embeddings of every epoch are kept in MLflow
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingJob:
     """A trial to be trained, with the lease, run and resources under which its results are kept."""
 
     trial: Trial
     lease: Lease
     parent: str | None  # the signature of its pretraining
     run_id: str
-    site: Site
-    resources: Resources
+    site: RunContext
+    resources: Allocation
     execution: Execution = DEFAULT
 
 
-def prepare_run(work: Work) -> None:
+def prepare_run(work: TrainingJob) -> None:
     """Check that the trial still has the signature that its lease was acquired for, and log its resources to MLflow.
 
     Raises UserError where the store or the weights have changed since.
@@ -86,16 +86,16 @@ def prepare_run(work: Work) -> None:
         raise UserError(
             f"{site.store} or the weights have changed since {work.trial.name} was asked for: run the command again"
         )
-    log = Log(site.tracking_uri, work.run_id)
+    log = RunLog(site.tracking_uri, work.run_id)
     log.refuse("")
     for kind, of_each in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
         log.set_tag(kind, f"{resources.workers * of_each:g}")
 
 
 def train_rank(
-    work: Work,
+    work: TrainingJob,
     device: torch.device,
-    report_of: Callable[[Log], OnCheckpoint],
+    report_of: Callable[[RunLog], OnCheckpoint],
     resume_from: Path | None,
     scratch: Path,
     before_outcome: Callable[[], None] = lambda: None,
@@ -111,19 +111,19 @@ def train_rank(
 
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
-    from trainables.training.train import Callbacks, Start, train
+    from trainables.training.train import Callbacks, TrainingStart, train
 
     torch.set_num_threads(work.resources.threads)
     trial, site, lease = work.trial, work.site, work.lease
-    log = Log(site.tracking_uri, work.run_id)
+    log = RunLog(site.tracking_uri, work.run_id)
     try:
         callbacks = Callbacks(report_of(log))
         if rank == 0:
-            callbacks = replace(callbacks, on_step=log_steps(log, trial.epochs))
+            callbacks = replace(callbacks, on_step=make_step_logger(log, trial.epochs))
         if site.keep_epochs:
-            callbacks = replace(callbacks, on_embeddings=keep_embeddings(log, lease.signature))
-        pretrained = site.runs.model(work.parent, scratch / "pretrained") if work.parent else None
-        start = Start(pretrained, resume_from, site.weights)
+            callbacks = replace(callbacks, on_embeddings=make_embeddings_logger(log, lease.signature))
+        pretrained = site.runs.fetch_model(work.parent, scratch / "pretrained") if work.parent else None
+        start = TrainingStart(pretrained, resume_from, site.weights)
         network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
     except UserError as error:
@@ -133,12 +133,12 @@ def train_rank(
         log.flush()
     if rank == 0:
         lease.require(site.runs)
-        with_retries(lambda: artifacts.keep_model(site.runs, lease.signature, trial, network))
+        with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network))
         validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
-        with_retries(lambda: artifacts.log_outcome(log, trial, lease.signature, network, validation, test))
+        with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test))
 
 
-def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
+def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
     """Train a trial on one rank in this process, from its last checkpoint if there is one.
 
     Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
@@ -155,12 +155,12 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
     release_memory(device)  # an error's traceback may have kept that of the trial before
     try:
         with tempfile.TemporaryDirectory() as folder, CheckpointWriter(site.runs, lease) as writer:
-            earlier = last_committed(site.runs, lease)
+            earlier = find_last_checkpoint(site.runs, lease)
             resume_from = site.runs.fetch(earlier, Path(folder) / "checkpoint") if earlier else None
             train_rank(
                 work,
                 device,
-                lambda log: report_to(writer, log, on_epoch),
+                lambda log: make_reporter(writer, log, on_epoch),
                 resume_from,
                 Path(folder),
                 before_outcome=writer.wait,
@@ -168,7 +168,7 @@ def train_here(work: Work, on_epoch: OnEpoch) -> Metrics:
     finally:
         release_memory(device)
     lease.require(site.runs)
-    return Log(site.tracking_uri, work.run_id).best_metrics()
+    return RunLog(site.tracking_uri, work.run_id).load_best_metrics()
 
 
 def release_memory(device: torch.device) -> None:
@@ -180,13 +180,13 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def report_to(writer: CheckpointWriter, log: Log, on_epoch: OnEpoch) -> OnCheckpoint:
+def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> OnCheckpoint:
     """Return the callback that a training on one rank calls after each epoch and with each checkpoint."""
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
         writer.lease.require(writer.runs)
         if metrics:
-            log.epoch(metrics)
+            log.log_epoch(metrics)
         assert snapshot is not None  # of the only rank
         writer.write(snapshot, log)
         if metrics:
@@ -202,7 +202,7 @@ class CheckpointWriter:
     was logged before, and only while the lease is held. An error is raised by the next call.
     """
 
-    def __init__(self, runs: Runs, lease: Lease) -> None:
+    def __init__(self, runs: RunStorage, lease: Lease) -> None:
         self.runs, self.lease = runs, lease
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.pending: Future[None] | None = None
@@ -215,7 +215,7 @@ class CheckpointWriter:
     def __exit__(self, *_: object) -> None:
         self.thread.shutdown()
 
-    def write(self, snapshot: Snapshot, log: Log) -> None:
+    def write(self, snapshot: Snapshot, log: RunLog) -> None:
         """Start writing a checkpoint after the previous one has been written."""
         self.wait()
         self.number += 1
@@ -227,13 +227,13 @@ class CheckpointWriter:
             pending, self.pending = self.pending, None
             pending.result()
 
-    def write_now(self, snapshot: Snapshot, name: str, log: Log) -> None:
+    def write_now(self, snapshot: Snapshot, name: str, log: RunLog) -> None:
         """Write a checkpoint, record it as the last complete one, and remove the earlier ones."""
         place = f"trials/{self.lease.folder}"
-        with_retries(lambda: self.runs.store(f"{place}/{name}", snapshot.write))
-        commit(self.runs, self.lease, name, log)
+        with_retries(lambda: self.runs.write_folder(f"{place}/{name}", snapshot.write))
+        commit_checkpoint(self.runs, self.lease, name, log)
         if self.kept is None:
-            remove_earlier(self.runs, self.lease)
+            remove_earlier_checkpoints(self.runs, self.lease)
         else:
             self.runs.remove(f"{place}/{self.kept}")
         self.kept = name
@@ -249,51 +249,51 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def committed(lease: Lease) -> str:
+def commit_file(lease: Lease) -> str:
     """Return the name of the file that records the last complete checkpoint under a lease."""
     return f"trials/{lease.folder}/committed"
 
 
-def commit(runs: Runs, lease: Lease, name: str, log: Log) -> None:
+def commit_checkpoint(runs: RunStorage, lease: Lease, name: str, log: RunLog) -> None:
     """Record a checkpoint as the last complete one, after MLflow has received all earlier metrics.
 
     Raises LeaseLostError where the trial has been taken over.
     """
     log.flush()
     lease.require(runs)
-    with_retries(lambda: runs.write(committed(lease), name.encode()))
+    with_retries(lambda: runs.write(commit_file(lease), name.encode()))
 
 
-def last_committed(runs: Runs, lease: Lease) -> str | None:
+def find_last_checkpoint(runs: RunStorage, lease: Lease) -> str | None:
     """Return the name of the folder of a trial's last checkpoint under an earlier lease, or None."""
     for number in range(lease.number - 1, 0, -1):
         earlier = Lease(lease.signature, number)
-        if name := runs.read(committed(earlier)):
+        if name := runs.read(commit_file(earlier)):
             return f"trials/{earlier.folder}/{name.decode()}"
     return None
 
 
-def remove_earlier(runs: Runs, lease: Lease) -> None:
+def remove_earlier_checkpoints(runs: RunStorage, lease: Lease) -> None:
     """Remove the checkpoints written under earlier leases; nothing resumes from them any more."""
     for number in range(1, lease.number):
         runs.remove(f"trials/{Lease(lease.signature, number).folder}")
 
 
-def keep_embeddings(log: Log, signature: str) -> OnEmbeddings:
+def make_embeddings_logger(log: RunLog, signature: str) -> OnEmbeddings:
     """Return the callback that logs each epoch's embeddings to MLflow."""
-    return lambda epoch, embeddings: log.embeddings(epoch, replace(embeddings, signature=signature))
+    return lambda epoch, embeddings: log.log_embeddings(epoch, replace(embeddings, signature=signature))
 
 
-def log_steps(log: Log, epochs: int) -> Callable[[Step], None]:
+def make_step_logger(log: RunLog, epochs: int) -> Callable[[TrainingStep], None]:
     """Return the callback that logs steps to MLflow, a few seconds' worth at a time."""
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     logged = time.monotonic()
 
-    def watch(step: Step) -> None:
+    def watch(step: TrainingStep) -> None:
         nonlocal logged
         steps.append(step)
         if time.monotonic() - logged >= LOG_STEPS_EVERY_S:
-            log.steps(list(steps), epochs)
+            log.log_steps(list(steps), epochs)
             steps.clear()
             logged = time.monotonic()
 

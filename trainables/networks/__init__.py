@@ -9,6 +9,6 @@ from types import ModuleType
 from typing import Any
 
 
-def network_of(config: Any) -> ModuleType:
+def load_network_module(config: Any) -> ModuleType:
     """Return the module that builds the network of an encoder's Config."""
     return importlib.import_module(type(config).__module__.replace("trainables.encoders.", "trainables.networks."))

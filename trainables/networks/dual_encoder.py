@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from data.loading.batch import Batch
 from trainables.encoders.audio import AudioEncoder
 from trainables.encoders.text import TextEncoder, Tokens
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.trial import Trial
 
 
@@ -88,10 +88,10 @@ class DualEncoder(nn.Module):
 def checkpoint_activations(model: DualEncoder) -> None:
     """Enable activation checkpointing: the backward pass recomputes each encoder block's activations, bit for bit."""
     for block in [*model.audio.blocks, *model.text.blocks]:
-        block.forward = checkpointed(block.forward)
+        block.forward = with_checkpointing(block.forward)
 
 
-def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def with_checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return a block's forward pass with activation checkpointing; a function, since torch.compile skips partial
     objects.
     """
@@ -117,19 +117,19 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
     Published weights come from the directory `weights`, or without one from where they are published.
     """
     torch.manual_seed(trial.seed)
-    audio = network_of(trial.audio).build(trial.audio, weights)
-    text = network_of(trial.text).build(trial.text, captions, weights)
-    return join(trial, audio, text)
+    audio = load_network_module(trial.audio).build(trial.audio, weights)
+    text = load_network_module(trial.text).build(trial.text, captions, weights)
+    return combine_encoders(trial, audio, text)
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
     """Return a trial's model without its weights: the tokenizer is read from `folder`, and nothing is downloaded."""
-    audio = network_of(trial.audio).restore(trial.audio)
-    text = network_of(trial.text).restore(trial.text, folder)
-    return join(trial, audio, text)
+    audio = load_network_module(trial.audio).restore(trial.audio)
+    text = load_network_module(trial.text).restore(trial.text, folder)
+    return combine_encoders(trial, audio, text)
 
 
-def join(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
+def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
     """Return a trial's model around its two encoders."""
     network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
     network.log_temperature.requires_grad_(not trial.fixed_temperature)

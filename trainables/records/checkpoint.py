@@ -35,7 +35,7 @@ Weights = dict[str, Tensor]
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Progress of a training: its steps, epochs, losses and best epoch."""
 
     epochs_done: int = 0
@@ -50,7 +50,7 @@ class Progress:
         self.validation_losses = tuple(self.validation_losses)  # JSON has lists
 
 
-def weights_of(model: DualEncoder) -> Weights:
+def copy_weights(model: DualEncoder) -> Weights:
     """Return a copy of the model's weights in host memory."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
@@ -85,7 +85,7 @@ class Snapshot:
     tokenizer: dict[str, bytes]  # files by name
     weights: Weights
     moments: Weights  # by parameter's name and key
-    progress: Progress
+    progress: TrainingProgress
     best: Weights
 
     def write(self, folder: Path) -> None:
@@ -100,8 +100,8 @@ class Snapshot:
         write_json(folder / PROGRESS_FILE, dataclasses.asdict(self.progress))
 
 
-def snapshot(
-    trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
+def take_snapshot(
+    trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: TrainingProgress, best: Weights
 ) -> Snapshot:
     """Return a copy of the state of a training; `best` isn't copied, since it never changes."""
     moments = {
@@ -112,10 +112,12 @@ def snapshot(
     with tempfile.TemporaryDirectory() as folder:  # a tokenizer that is in use can't be saved at the same time
         model.text.save_tokenizer(Path(folder))
         tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    return Snapshot(trial, tokenizer, weights_of(model), moments, dataclasses.replace(progress), best)
+    return Snapshot(trial, tokenizer, copy_weights(model), moments, dataclasses.replace(progress), best)
 
 
-def load_training(folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> tuple[Progress, Weights]:
+def load_training(
+    folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer
+) -> tuple[TrainingProgress, Weights]:
     """Restore model and optimizer from a checkpoint; return the training's progress and the best epoch's weights."""
     weights = load_file(folder / MODEL_FILE)
     model.load_state_dict(weights)
@@ -125,7 +127,7 @@ def load_training(folder: Path, model: DualEncoder, optimizer: torch.optim.Optim
         for index, name in enumerate(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+    progress = TrainingProgress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
     best = folder / BEST_FILE
     if best.exists():
         return progress, load_file(best)

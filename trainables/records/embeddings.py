@@ -37,7 +37,7 @@ class Embeddings:
     audio_AD: NDArray[np.float32]
     text_QD: NDArray[np.float32]
 
-    def scores(self) -> Scores:
+    def compute_scores(self) -> Scores:
         """Return the cosines [Q, A]."""
         return self.text_QD @ self.audio_AD.T
 
@@ -79,6 +79,6 @@ def read_embeddings(path: Path) -> Embeddings:
         raise UserError(f"{path} isn't a file of embeddings: {error}") from error
 
 
-def epoch_file(epoch: int) -> str:
+def epoch_file_name(epoch: int) -> str:
     """Return the name of the file of an epoch's embeddings."""
     return f"{epoch:04}.arrow"

@@ -72,7 +72,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class SplitFigures:
+class SplitMetrics:
     """Metrics on a split by system: 'ensemble', the systems it is compared with, and their 'difference'."""
 
     split: str
@@ -81,7 +81,7 @@ class SplitFigures:
 
 
 @dataclass(frozen=True)
-class NestedFigures:
+class NestedMetrics:
     """Nested cross-validation: the metric of the selection method on folds that it did not see."""
 
     folds: int
@@ -103,7 +103,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Step:
+class SelectionStep:
     """A step of the selection: the keys of the candidates that were added and removed, and the metric afterwards."""
 
     value: float
@@ -112,7 +112,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class FrontPoint:
+class ParetoPoint:
     """An ensemble on the Pareto front: no cheaper one is as good."""
 
     cost: float
@@ -134,17 +134,17 @@ class Ensemble:
     fusion: Fusion = "mean"
     direction: Direction = "t2a"
     best_single: Member | None = None
-    validation: SplitFigures | None = None
-    test: SplitFigures | None = None
-    nested: NestedFigures | None = None
+    validation: SplitMetrics | None = None
+    test: SplitMetrics | None = None
+    nested: NestedMetrics | None = None
     methods: tuple[Method, ...] = ()
-    trajectory: tuple[Step, ...] = ()
+    trajectory: tuple[SelectionStep, ...] = ()
     sizes: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)  # by split: after each step
     share_kept: float | None = None  # of the pool's scores, after pruning
     likeness: tuple[tuple[float, ...], ...] = ()  # correlation of the members' values over queries [N, N]
     candidates: tuple[str, ...] = ()
     cost: str | None = None  # what `front` counts
-    front: tuple[FrontPoint, ...] = ()
+    front: tuple[ParetoPoint, ...] = ()
     before_retraining: "Ensemble | None" = None  # the figures above are not known of retrained members
 
     @property
@@ -152,12 +152,12 @@ class Ensemble:
         """Weights of the members: their counts, where known, so that sums of scores stay exact."""
         return [member.weight if member.count is None else member.count for member in self.members]
 
-    def figures(self, split: str) -> SplitFigures | None:
+    def metrics_on(self, split: str) -> SplitMetrics | None:
         """Return the metrics on 'validation' or 'test'."""
         return self.validation if split == "validation" else self.test
 
     @property
-    def test_when_selected(self) -> SplitFigures | None:
+    def test_when_selected(self) -> SplitMetrics | None:
         """Metrics on the test split; for retrained members, those of the ensemble that they replace."""
         return self.test or (self.before_retraining.test if self.before_retraining else None)
 
@@ -176,7 +176,7 @@ def read_ensemble(path: Path) -> Ensemble:
             f"{path}: format_version is {version!r}, and this version of Chorale reads formats up to {FORMAT_VERSION}: "
             "update Chorale, or select the ensemble again"
         )
-    ensemble = validate(migrate_format_2(content, str(path)) if version < FORMAT_VERSION else content, path)
+    ensemble = parse_content(migrate_format_2(content, str(path)) if version < FORMAT_VERSION else content, path)
     require_consistent_weights(ensemble, path)
     return ensemble
 
@@ -184,24 +184,24 @@ def read_ensemble(path: Path) -> Ensemble:
 def write_ensemble(path: Path, ensemble: Ensemble) -> None:
     """Write the file of an ensemble atomically, without the fields that are not known."""
     always = {"metric": ensemble.metric, "fusion": ensemble.fusion, "direction": ensemble.direction}
-    content = adapter().dump_python(ensemble, mode="json", exclude_defaults=True)
+    content = type_adapter().dump_python(ensemble, mode="json", exclude_defaults=True)
     write_json(path, {"format_version": FORMAT_VERSION, **always, **content})
 
 
 @cache
-def adapter() -> "TypeAdapter[Ensemble]":
+def type_adapter() -> "TypeAdapter[Ensemble]":
     """Return the converter between the record and JSON; it is built at the first call."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Ensemble)
 
 
-def validate(content: Mapping[str, Any], path: Path) -> Ensemble:
+def parse_content(content: Mapping[str, Any], path: Path) -> Ensemble:
     """Return the record of a file's content. Raises UserError that names the first invalid field."""
     from pydantic import ValidationError
 
     try:
-        return adapter().validate_json(json.dumps(content))
+        return type_adapter().validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")

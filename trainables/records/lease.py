@@ -21,11 +21,11 @@ from types import TracebackType
 import psutil  # type: ignore[import-untyped]
 from obstore.exceptions import BaseError
 
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 BEAT_S, EXPIRES_S = 10.0, 60.0
 
-COMMAND = uuid.uuid4().hex
+COMMAND_ID = uuid.uuid4().hex
 """Identifier of this command, passed on to the processes that train for it."""
 
 
@@ -44,14 +44,14 @@ class Holder:
     started: float
 
     @classmethod
-    def this(cls, command: str = COMMAND) -> "Holder":
+    def current(cls, command: str = COMMAND_ID) -> "Holder":
         """Return the identity of this process."""
         process = psutil.Process()
-        return cls(command, socket.gethostname(), this_kernel(), process.pid, process.create_time())
+        return cls(command, socket.gethostname(), kernel_id(), process.pid, process.create_time())
 
-    def is_gone(self) -> bool:
+    def has_ended(self) -> bool:
         """Return whether the process is known to have ended, which can be seen on its own machine only."""
-        if self.kernel != this_kernel():
+        if self.kernel != kernel_id():
             return False
         try:
             started: float = psutil.Process(self.process).create_time()
@@ -63,7 +63,7 @@ class Holder:
         return f"process {self.process} on {self.host}"
 
 
-def this_kernel() -> str:
+def kernel_id() -> str:
     """Return an identifier of this machine's boot and of the namespace of its process numbers; each container has its
     own.
     """
@@ -87,77 +87,79 @@ class Lease:
         """Folder in the run storage of the checkpoints written under the lease."""
         return f"{self.signature}-{self.number}"
 
-    def is_held(self, runs: Runs) -> bool:
+    def is_held(self, runs: RunStorage) -> bool:
         """Return whether no other process has taken the trial over."""
-        return newest(runs, self.signature) == self.number
+        return find_newest_number(runs, self.signature) == self.number
 
-    def require(self, runs: Runs) -> None:
+    def require(self, runs: RunStorage) -> None:
         """Raise LeaseLostError if another process has taken the trial over."""
         if not self.is_held(runs):
-            raise LeaseLostError(f"{self.signature} is {holder(runs, self.signature) or 'no one'}'s by now")
+            raise LeaseLostError(f"{self.signature} is {find_holder(runs, self.signature) or 'no one'}'s by now")
 
 
-def file_of(signature: str, number: int) -> str:
+def lease_file(signature: str, number: int) -> str:
     """Return the name of a lease's file."""
     return f"leases/{signature}/{number}.json"
 
 
-def newest(runs: Runs, signature: str) -> int:
+def find_newest_number(runs: RunStorage, signature: str) -> int:
     """Return the number of a trial's newest lease, 0 if it never had one."""
-    names = [Path(name) for name in runs.names(f"leases/{signature}")]
+    names = [Path(name) for name in runs.list_names(f"leases/{signature}")]
     return max((int(name.stem) for name in names if name.suffix == ".json"), default=0)
 
 
-def last_holder(runs: Runs, signature: str) -> tuple[int, Holder | None]:
+def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | None]:
     """Return the number of a trial's newest lease, and its holder, alive or not; None if the lease was released or
     never existed.
     """
-    number = newest(runs, signature)
-    contents = runs.read(file_of(signature, number)) if number else None
+    number = find_newest_number(runs, signature)
+    contents = runs.read(lease_file(signature, number)) if number else None
     found = json.loads(contents) if contents else None
     return number, Holder(**found) if found else None
 
 
-def holder(runs: Runs, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
+def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
     """Return the current holder of a trial, or None."""
-    number, current = last_holder(runs, signature)
-    if current is None or current.is_gone():
+    number, current = find_last_holder(runs, signature)
+    if current is None or current.has_ended():
         return None
     clock = f"leases/{signature}/{number}.now"
     runs.write(clock, b"")
-    return current if runs.age(file_of(signature, number), clock).total_seconds() < expires_s else None
+    return current if runs.age_difference(lease_file(signature, number), clock).total_seconds() < expires_s else None
 
 
-def acquire(runs: Runs, signature: str, command: str = COMMAND, expires_s: float = EXPIRES_S) -> "Lease | Holder":
+def acquire(
+    runs: RunStorage, signature: str, command: str = COMMAND_ID, expires_s: float = EXPIRES_S
+) -> "Lease | Holder":
     """Acquire the lease of a trial; return it, or the holder of the trial.
 
     A command trains a trial once at a time, so it needn't wait for a process of its own, which is lost.
     """
     while True:
-        current = holder(runs, signature, expires_s)
+        current = find_holder(runs, signature, expires_s)
         if current and current.command != command:
             return current
-        number = newest(runs, signature) + 1
-        if runs.create(file_of(signature, number), json.dumps(asdict(Holder.this(command))).encode()):
+        number = find_newest_number(runs, signature) + 1
+        if runs.create(lease_file(signature, number), json.dumps(asdict(Holder.current(command))).encode()):
             return Lease(signature, number)
 
 
-def give_back(runs: Runs, lease: Lease) -> None:
+def release(runs: RunStorage, lease: Lease) -> None:
     """End a lease if it is still held, so that the trial can be acquired at once."""
     if lease.is_held(runs):
-        runs.write(file_of(lease.signature, lease.number), b"null")
+        runs.write(lease_file(lease.signature, lease.number), b"null")
 
 
-class Heart:
+class Heartbeat:
     """Context manager that renews a lease in the background while its holder works, and releases it at the end."""
 
-    def __init__(self, runs: Runs, lease: Lease, command: str = COMMAND, beat_s: float = BEAT_S) -> None:
+    def __init__(self, runs: RunStorage, lease: Lease, command: str = COMMAND_ID, beat_s: float = BEAT_S) -> None:
         self.runs, self.lease, self.beat_s = runs, lease, beat_s
-        self.contents = json.dumps(asdict(Holder.this(command))).encode()
+        self.contents = json.dumps(asdict(Holder.current(command))).encode()
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self.beat, daemon=True)
+        self.thread = threading.Thread(target=self.renew, daemon=True)
 
-    def __enter__(self) -> "Heart":
+    def __enter__(self) -> "Heartbeat":
         self.thread.start()
         return self
 
@@ -166,21 +168,21 @@ class Heart:
     ) -> None:
         self.stopped.set()
         self.thread.join()
-        give_back(self.runs, self.lease)
+        release(self.runs, self.lease)
 
-    def beat(self) -> None:
+    def renew(self) -> None:
         """Renew the lease until it is lost. Full or unreachable storage is retried."""
         while not self.stopped.wait(self.beat_s):
             try:
                 if not self.lease.is_held(self.runs):
                     return
-                self.runs.write(file_of(self.lease.signature, self.lease.number), self.contents)
+                self.runs.write(lease_file(self.lease.signature, self.lease.number), self.contents)
             except (OSError, BaseError):
                 continue
 
 
-def take_back(runs: Runs, signature: str, command: str = COMMAND) -> None:
+def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> None:
     """End a lease that a process of this command may have left behind."""
-    number, current = last_holder(runs, signature)
+    number, current = find_last_holder(runs, signature)
     if current and current.command == command:
-        runs.write(file_of(signature, number), b"null")
+        runs.write(lease_file(signature, number), b"null")

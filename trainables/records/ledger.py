@@ -93,21 +93,21 @@ class Ledger(Protocol):
 
     tracking_uri: str
 
-    def trial_runs(self) -> Iterator[TrialRun]:
+    def iterate_trials(self) -> Iterator[TrialRun]:
         """Yield all trials, the newest first."""
 
-    def running(self) -> Iterator[TrialRun]:
+    def iterate_running_trials(self) -> Iterator[TrialRun]:
         """Yield the trials that are being trained."""
 
-    def trial_run(self, signature: str) -> TrialRun | None:
+    def find_trial(self, signature: str) -> TrialRun | None:
         """Return a trial by its signature; a finished run is preferred."""
 
-    def finished(self, signature: str) -> TrialRun | None:
+    def find_finished_trial(self, signature: str) -> TrialRun | None:
         """Return a trial by its signature, if it has finished."""
-        run = self.trial_run(signature)
+        run = self.find_trial(signature)
         return run if run and run.status == "FINISHED" else None
 
-    def signature_of(self, run_id: str) -> str | None:
+    def find_signature(self, run_id: str) -> str | None:
         """Return the signature of the trial that is logged to an MLflow run, or None."""
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
@@ -119,49 +119,49 @@ class Ledger(Protocol):
     def finish(self, run_id: str) -> None:
         """Mark a run as finished. Its artifacts must have been read back before; the trial counts from then on."""
 
-    def give_up(self, run_id: str, status: Status) -> None:
+    def mark_ended(self, run_id: str, status: Status) -> None:
         """Mark a run as FAILED or KILLED; when its trial is requested again, it resumes from its last checkpoint."""
 
-    def best_metrics(self, run: TrialRun) -> Metrics:
+    def load_best_metrics(self, run: TrialRun) -> Metrics:
         """Return the metrics of a trial's best epoch, and its number as `epoch`."""
 
-    def curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
+    def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
         """Return a trial's metrics after each epoch, by name and epoch."""
 
-    def embeddings(self, run: TrialRun, file: str) -> Embeddings:
+    def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
         """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `list_epochs`.
 
         Raises MissingArtifactError where they are gone, and UserError where the trial can't have any.
         """
 
-    def epochs(self, run: TrialRun) -> list[str]:
+    def list_epochs(self, run: TrialRun) -> list[str]:
         """Return the files of a trial's validation embeddings by epoch; empty unless those of all epochs were kept."""
 
-    def config(self, run: TrialRun) -> dict[str, Any]:
+    def load_config(self, run: TrialRun) -> dict[str, Any]:
         """Return a finished trial's config as JSON. Raises MissingArtifactError if the file no longer exists."""
 
-    def recipe(self, run: TrialRun) -> dict[str, Any]:
+    def load_recipe(self, run: TrialRun) -> dict[str, Any]:
         """Return what is needed to train a finished trial again: its config, its best epoch and its pretraining's best
         epoch.
         """
-        found = {"trial": self.config(run), "epoch": int(run.metrics["best_epoch"])}
-        parent = self.finished(run.pretraining) if run.pretraining else None
+        found = {"trial": self.load_config(run), "epoch": int(run.metrics["best_epoch"])}
+        parent = self.find_finished_trial(run.pretraining) if run.pretraining else None
         return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
         """Return the id of a sweep's run: the existing one of this name, whose list is replaced, or a new one."""
 
-    def sweep(self, name: str | None = None) -> Sweep:
+    def find_sweep(self, name: str | None = None) -> Sweep:
         """Return a sweep by name, or the newest one. Raises UserError that lists the existing ones if there is none."""
 
-    def sweep_names(self) -> list[str]:
+    def list_sweep_names(self) -> list[str]:
         """Return the names of all sweeps, the newest first."""
 
-    def events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+    def iterate_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
         """Yield selections or evaluations, the newest first: all, or those on a test split."""
 
     def log_event(self, event: Event) -> None:
         """Log a selection or an evaluation, with its files."""
 
-    def event_file(self, run: EventRun, name: str) -> Path:
+    def load_event_file(self, run: EventRun, name: str) -> Path:
         """Return the path of one of an event's files. Raises MissingArtifactError if it no longer exists."""

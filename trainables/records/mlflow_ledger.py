@@ -21,7 +21,7 @@ from data.runtime.options import option
 from data.store.files import read_json
 from trainables import trial as trials
 from trainables.records import mlflow_log
-from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, read_embeddings
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file_name, read_embeddings
 from trainables.records.ledger import (
     CURVES,
     Event,
@@ -33,7 +33,7 @@ from trainables.records.ledger import (
     Sweep,
     TrialRun,
 )
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.records.timing import Metrics
 from trainables.trial import TRIAL_FILE, Trial
 
@@ -46,13 +46,13 @@ PARENT, TEST_FINGERPRINT = "mlflow.parentRunId", "test_fingerprint"
 """Names of tags."""
 
 PAGE = 500
-MAX_METRICS = 1000
+MAX_METRICS_PER_REQUEST = 1000
 """Maximum number of metrics that MLflow takes in one request."""
 
 SERVER_ANSWERS_WITHIN_S = 10
 
 
-def local_uri(runs: Path) -> str:
+def local_tracking_uri(runs: Path) -> str:
     """Return the tracking URI for one machine: SQLite in the run storage, as an absolute path."""
     return f"sqlite:///{runs / 'mlflow.db'}"
 
@@ -65,7 +65,7 @@ class MlflowLedger(Ledger):
         self.client = mlflow_log.connect(tracking_uri)
         self.experiment_id = experiment_id
 
-    def _runs(self, kind: str, condition: str = "") -> Iterator[Run]:
+    def _iterate_runs(self, kind: str, condition: str = "") -> Iterator[Run]:
         """Yield all runs of a kind, newest first; `condition` is an additional filter in MLflow's language."""
         query = f"tags.kind = '{kind}'" + (f" and {condition}" if condition else "")
         token = None
@@ -82,7 +82,7 @@ class MlflowLedger(Ledger):
         """Return the id of a new run."""
         return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
-    def _artifact(self, run_id: str, artifacts: str, name: str) -> Path:
+    def _load_artifact(self, run_id: str, artifacts: str, name: str) -> Path:
         """Return the local path of one of a run's files, which is downloaded if it isn't on this machine.
 
         `artifacts` is the URI of the run's files: MLflow's client would ask the tracking store once more for each.
@@ -96,17 +96,17 @@ class MlflowLedger(Ledger):
             code = error.error_code if isinstance(error, MlflowException) else ""
             raise MissingArtifactError(name, run_id, code) from error
 
-    def trial_runs(self) -> Iterator[TrialRun]:
-        return map(trial_run_of, self._runs("trial"))
+    def iterate_trials(self) -> Iterator[TrialRun]:
+        return map(to_trial_run, self._iterate_runs("trial"))
 
-    def running(self) -> Iterator[TrialRun]:
-        return map(trial_run_of, self._runs("trial", "attributes.status = 'RUNNING'"))
+    def iterate_running_trials(self) -> Iterator[TrialRun]:
+        return map(to_trial_run, self._iterate_runs("trial", "attributes.status = 'RUNNING'"))
 
-    def trial_run(self, signature: str) -> TrialRun | None:
-        found = [trial_run_of(run) for run in self._runs("trial", f"tags.signature = '{signature}'")]
+    def find_trial(self, signature: str) -> TrialRun | None:
+        found = [to_trial_run(run) for run in self._iterate_runs("trial", f"tags.signature = '{signature}'")]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
-    def signature_of(self, run_id: str) -> str | None:
+    def find_signature(self, run_id: str) -> str | None:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -116,7 +116,7 @@ class MlflowLedger(Ledger):
         return tags.get("signature")
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
-        run = self.trial_run(signature)
+        run = self.find_trial(signature)
         if run is not None:
             self.client.update_run(run.run_id, status="RUNNING")
             return run.run_id
@@ -126,45 +126,45 @@ class MlflowLedger(Ledger):
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
-        for name, value in flattened(trials.to_json(trial)):
+        for name, value in flatten_settings(trials.to_json(trial)):
             self.client.log_param(run_id, name, value)
         return run_id
 
     def finish(self, run_id: str) -> None:
         self.client.set_terminated(run_id, "FINISHED")
 
-    def give_up(self, run_id: str, status: Status) -> None:
+    def mark_ended(self, run_id: str, status: Status) -> None:
         self.client.set_terminated(run_id, status)
 
-    def best_metrics(self, run: TrialRun) -> Metrics:
-        return mlflow_log.best_metrics(self.client, run.run_id)
+    def load_best_metrics(self, run: TrialRun) -> Metrics:
+        return mlflow_log.load_best_metrics(self.client, run.run_id)
 
-    def curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
+    def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
         history = {name: self.client.get_metric_history(run.run_id, name) for name in names}
         return {name: {entry.step: entry.value for entry in entries} for name, entries in history.items()}
 
-    def embeddings(self, run: TrialRun, file: str) -> Embeddings:
+    def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
         if run.is_trained_on_all_splits:
             raise UserError(
                 f"{run.name!r} was trained on all splits, those that it would be judged by included: there are no "
                 "figures of it; it is for submissions and search"
             )
-        return read_embeddings(self._artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}"))
+        return read_embeddings(self._load_artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}"))
 
-    def epochs(self, run: TrialRun) -> list[str]:
+    def list_epochs(self, run: TrialRun) -> list[str]:
         from mlflow.artifacts import list_artifacts
 
         uri = f"{run.artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
         kept = {Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)}
-        names = [epoch_file(epoch) for epoch in sorted(self.curves(run, ["map10"])["map10"])]
+        names = [epoch_file_name(epoch) for epoch in sorted(self.load_curves(run, ["map10"])["map10"])]
         return [f"{EPOCHS_FOLDER}/{name}" for name in names] if kept >= set(names) else []
 
-    def config(self, run: TrialRun) -> dict[str, Any]:
-        found: dict[str, Any] = read_json(self._artifact(run.run_id, run.artifacts, TRIAL_FILE))
+    def load_config(self, run: TrialRun) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self._load_artifact(run.run_id, run.artifacts, TRIAL_FILE))
         return found
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        found = next((run for run in self._runs("sweep") if run.info.run_name == name), None)
+        found = next((run for run in self._iterate_runs("sweep") if run.info.run_name == name), None)
         if found:
             run_id = str(found.info.run_id)
             self.client.update_run(run_id, status="RUNNING")
@@ -173,23 +173,23 @@ class MlflowLedger(Ledger):
         self.client.log_dict(run_id, {**description, "signatures": list(signatures)}, SWEEP_FILE)
         return run_id
 
-    def sweep(self, name: str | None = None) -> Sweep:
-        sweeps = list(self._runs("sweep"))
+    def find_sweep(self, name: str | None = None) -> Sweep:
+        sweeps = list(self._iterate_runs("sweep"))
         if not sweeps:
             raise UserError(f"{self.tracking_uri} holds no sweep: run python sweeps/grid.py first")
         found = next((run for run in sweeps if name in (None, run.info.run_name)), None)
         if found is None:
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
         run_id = str(found.info.run_id)
-        description = read_json(self._artifact(run_id, found.info.artifact_uri, SWEEP_FILE))
+        description = read_json(self._load_artifact(run_id, found.info.artifact_uri, SWEEP_FILE))
         return Sweep(run_id, found.info.run_name, description["signatures"], description)
 
-    def sweep_names(self) -> list[str]:
-        return [run.info.run_name for run in self._runs("sweep")]
+    def list_sweep_names(self) -> list[str]:
+        return [run.info.run_name for run in self._iterate_runs("sweep")]
 
-    def events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+    def iterate_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
         condition = "" if test_fingerprint is None else f"tags.{TEST_FINGERPRINT} = '{test_fingerprint}'"
-        for run in self._runs(kind, condition):
+        for run in self._iterate_runs(kind, condition):
             tags = run.data.tags
             yield EventRun(
                 str(run.info.run_id), run.info.run_name, tags.get(PARENT, ""), tags.get(TEST_FINGERPRINT, ""),
@@ -205,17 +205,17 @@ class MlflowLedger(Ledger):
         run_id, now_ms = self.create_run(event.name, tags), time.time_ns() // 1_000_000
         self.client.log_batch(run_id, params=[Param(key, value) for key, value in event.settings.items()])
         entries = [Metric(key, value, now_ms, step) for key, value, step in event.metrics]
-        for first in range(0, len(entries), MAX_METRICS):
-            self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS])
+        for first in range(0, len(entries), MAX_METRICS_PER_REQUEST):
+            self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS_PER_REQUEST])
         for file in event.files:
             self.client.log_artifact(run_id, str(file))
         self.finish(run_id)
 
-    def event_file(self, run: EventRun, name: str) -> Path:
-        return self._artifact(run.run_id, run.artifacts, name)
+    def load_event_file(self, run: EventRun, name: str) -> Path:
+        return self._load_artifact(run.run_id, run.artifacts, name)
 
 
-def trial_run_of(run: Run) -> TrialRun:
+def to_trial_run(run: Run) -> TrialRun:
     """Return an MLflow run as a trial of the ledger."""
     info, tags = run.info, run.data.tags
     return TrialRun(
@@ -233,7 +233,7 @@ def trial_run_of(run: Run) -> TrialRun:
     )
 
 
-def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
+def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
     """Return the ledger of a run storage, created if it doesn't exist; call it before any worker starts.
 
     Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
@@ -241,18 +241,18 @@ def create_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> M
     """
     if tracking_uri:
         require_server(tracking_uri)
-        return with_experiment(tracking_uri, None)
-    folder = folder_of(Runs.of(runs))
+        return create_experiment(tracking_uri, None)
+    folder = sqlite_folder(RunStorage.of(runs))
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".mlflow.lock"):
-        return with_experiment(local_uri(folder), (folder / "artifacts").as_uri())
+        return create_experiment(local_tracking_uri(folder), (folder / "artifacts").as_uri())
 
 
-def with_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
+def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
     """Return the ledger of a tracking store, with its experiment created if it doesn't exist."""
     from mlflow.exceptions import MlflowException
 
-    with refusing(tracking_uri):
+    with store_errors_as_user_errors(tracking_uri):
         client = mlflow_log.connect(tracking_uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
@@ -262,26 +262,26 @@ def with_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
         return MlflowLedger(tracking_uri, experiment.experiment_id)
 
 
-def open_ledger(runs: Runs | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
+def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
     """Return the ledger of a run storage. Raises UserError if there is none."""
     if tracking_uri:
         require_server(tracking_uri)
     else:
-        folder = folder_of(Runs.of(runs))
+        folder = sqlite_folder(RunStorage.of(runs))
         if not (folder / "mlflow.db").exists():
             raise UserError(
                 f"{folder} holds no runs ({folder / 'mlflow.db'} is absent): run python sweeps/grid.py first, or name "
                 "the MLflow server with --tracking-uri"
             )
-        tracking_uri = local_uri(folder)
-    with refusing(tracking_uri):
+        tracking_uri = local_tracking_uri(folder)
+    with store_errors_as_user_errors(tracking_uri):
         experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
     return MlflowLedger(tracking_uri, experiment.experiment_id)
 
 
-def folder_of(runs: Runs) -> Path:
+def sqlite_folder(runs: RunStorage) -> Path:
     """Return the folder of the SQLite store. Raises UserError for a run storage in an object store."""
     if runs.is_remote:
         raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
@@ -306,7 +306,7 @@ def require_server(tracking_uri: str) -> None:
 
 
 @contextlib.contextmanager
-def refusing(tracking_uri: str) -> Iterator[None]:
+def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
     """Re-raise failures of the tracking store as a UserError that names the store."""
     import requests
     from mlflow.exceptions import MlflowException
@@ -328,9 +328,9 @@ class LedgerOptions:
     )
 
     @property
-    def location(self) -> Runs:
+    def location(self) -> RunStorage:
         """Run storage."""
-        return Runs.of(self.runs)
+        return RunStorage.of(self.runs)
 
     @property
     def uri(self) -> str | None:
@@ -346,10 +346,10 @@ class LedgerOptions:
         return create_ledger(self.location, self.uri)
 
 
-def flattened(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} gives ('schedule.epochs', 5)."""
     for key, item in value.items():
         if isinstance(item, dict):
-            yield from flattened(item, f"{prefix}{key}.")
+            yield from flatten_settings(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 import tenacity
 from obstore.exceptions import BaseError
 
-from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file, write_embeddings
-from trainables.records.timing import Metrics, Step, summary
+from trainables.records.embeddings import (
+    EMBEDDINGS_FOLDER,
+    EPOCHS_FOLDER,
+    Embeddings,
+    epoch_file_name,
+    write_embeddings,
+)
+from trainables.records.timing import Metrics, TrainingStep, summarise_steps
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,12 +38,12 @@ HTTP = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # retries after 0, 2, 4, ... 120 s: 4 minutes without the server
 }
 
-PATIENCE_S, AT_MOST_S = 900.0, 10.0
+RETRY_FOR_S, AT_MOST_S = 900.0, 10.0
 """Time in seconds for which full storage or an unreachable store is retried, and the maximum pause between two
 attempts.
 """
 
-PASSING = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
+TRANSIENT_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
 """MLflow's error codes that may disappear when the request is repeated."""
 
 Result = TypeVar("Result")
@@ -65,7 +71,7 @@ def with_retries(function: Callable[[], Result]) -> Result:
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(max=AT_MOST_S),
-        stop=tenacity.stop_after_delay(PATIENCE_S),
+        stop=tenacity.stop_after_delay(RETRY_FOR_S),
         reraise=True,
     )(function)
 
@@ -75,11 +81,11 @@ def is_transient(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return error.error_code in PASSING
+        return error.error_code in TRANSIENT_CODES
     return isinstance(error, OSError | BaseError)
 
 
-class Log:
+class RunLog:
     """Log of a training in its MLflow run. Metrics and embeddings are sent in order from a thread, so that training
     doesn't wait.
     """
@@ -89,18 +95,24 @@ class Log:
         self.sender = ThreadPoolExecutor(max_workers=1)
         self.sent: list[Future[None]] = []
 
-    def epoch(self, metrics: Mapping[str, float]) -> None:
+    def log_epoch(self, metrics: Mapping[str, float]) -> None:
         """Log an epoch's metrics with its number as the step, so that a repeated epoch overwrites itself."""
-        self.tell({name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"]))
+        self.log_metrics(
+            {name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"])
+        )
 
-    def steps(self, steps: Sequence[Step], epochs: int) -> None:
+    def log_steps(self, log_steps: Sequence[TrainingStep], epochs: int) -> None:
         """Log the timings of some steps, and the estimated time that remains, under the number of the last step."""
-        last, found = steps[-1], summary(steps)
+        last, found = log_steps[-1], summarise_steps(log_steps)
         left_s = (epochs - last.epoch) * last.number / last.epoch * found["step_s"]
-        values = {"epoch": last.epoch, "loss": sum(step.loss for step in steps) / len(steps), "left_s": left_s} | found
-        self.tell({f"{STEP}{name}": value for name, value in values.items()}, last.number)
+        values = {
+            "epoch": last.epoch,
+            "loss": sum(step.loss for step in log_steps) / len(log_steps),
+            "left_s": left_s,
+        } | found
+        self.log_metrics({f"{STEP}{name}": value for name, value in values.items()}, last.number)
 
-    def tell(self, values: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics with a step number."""
         from mlflow.entities import Metric
 
@@ -112,13 +124,13 @@ class Log:
 
         self.sent.append(self.sender.submit(with_retries, send))
 
-    def embeddings(self, epoch: int, found: Embeddings) -> None:
+    def log_embeddings(self, log_epoch: int, log_embeddings: Embeddings) -> None:
         """Log an epoch's embeddings of the validation split."""
 
         def send() -> None:
             with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / epoch_file(epoch)
-                write_embeddings(path, found)
+                path = Path(scratch) / epoch_file_name(log_epoch)
+                write_embeddings(path, log_embeddings)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 
         self.sent.append(self.sender.submit(with_retries, send))
@@ -137,31 +149,31 @@ class Log:
         """Record the reason why the training cannot continue; an empty reason removes it."""
         self.set_tag(REFUSED, reason)
 
-    def refused(self) -> str:
+    def refusal(self) -> str:
         """Return the reason why the training cannot continue, or ''."""
         reason: str = self.client.get_run(self.run_id).data.tags.get(REFUSED, "")
         return reason
 
-    def last_metrics(self) -> Metrics:
+    def load_last_metrics(self) -> Metrics:
         """Return the last value of each metric that has been logged."""
         return dict(self.client.get_run(self.run_id).data.metrics)
 
-    def best_metrics(self) -> Metrics:
+    def load_best_metrics(self) -> Metrics:
         """Return the metrics of the best epoch, and its number as `epoch`."""
-        return best_metrics(self.client, self.run_id)
+        return load_best_metrics(self.client, self.run_id)
 
-    def keep_files(self, folder: Path, metrics: Mapping[str, float]) -> None:
+    def log_files(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Log some metrics and all files of a folder as the run's artifacts, immediately."""
         for name, value in metrics.items():
             self.client.log_metric(self.run_id, name, value)
         self.client.log_artifacts(self.run_id, str(folder))
 
-    def read_back(self, name: str) -> Path:
+    def download_artifact(self, name: str) -> Path:
         """Return the local path of one of the run's artifacts, downloaded again."""
         return Path(self.client.download_artifacts(self.run_id, name))
 
 
-def best_metrics(client: MlflowClient, run_id: str) -> Metrics:
+def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:
     """Return the metrics of a trial's best epoch as logged in MLflow."""
     run = client.get_run(run_id)
     best_epoch = int(run.data.metrics["best_epoch"])

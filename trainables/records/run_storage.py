@@ -32,17 +32,17 @@ LAST_FILE = "trial.json"
 
 
 @dataclass(frozen=True)
-class Runs:
+class RunStorage:
     """Location of results, made with `of`. It holds no open connection, so it can be sent to other processes."""
 
     location: str
 
     @classmethod
-    def of(cls, location: "Runs | Path | str") -> "Runs":
+    def of(cls, location: "RunStorage | Path | str") -> "RunStorage":
         """Return the storage at a folder or URI, which need not exist. Raises UserError for a URI that contains keys or
         is of an unknown kind.
         """
-        if isinstance(location, Runs):
+        if isinstance(location, RunStorage):
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
@@ -53,7 +53,7 @@ class Runs:
                 "give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
             )
         runs = cls(str(location).rstrip("/"))
-        _objects(runs.location)
+        _open_objects(runs.location)
         return runs
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class Runs:
             raise UserError(f"{self} is in an object store; this needs a folder of runs")
         return Path(self.location)
 
-    def at(self, name: str) -> str:
+    def locate(self, name: str) -> str:
         """Return the path or URI of a name in the storage."""
         scheme, host, path, query, _ = urlsplit(self.location)
         return urlunsplit((scheme, host, f"{path}/{name}", query, "")) if self.is_remote else f"{self.location}/{name}"
@@ -81,35 +81,35 @@ class Runs:
         succeeds.
         """
         try:
-            obstore.put(_objects(self.location), name, contents, mode="create")
+            obstore.put(_open_objects(self.location), name, contents, mode="create")
         except AlreadyExistsError:
             return False
         return True
 
     def write(self, name: str, contents: bytes) -> None:
         """Write a small file atomically, replacing an existing one."""
-        obstore.put(_objects(self.location), name, contents)
+        obstore.put(_open_objects(self.location), name, contents)
 
     def read(self, name: str) -> bytes | None:
         """Return the contents of a small file, or None if it doesn't exist."""
         try:
-            return bytes(obstore.get(_objects(self.location), name).bytes())
+            return bytes(obstore.get(_open_objects(self.location), name).bytes())
         except FileNotFoundError:
             return None
 
-    def names(self, folder: str) -> list[str]:
+    def list_names(self, folder: str) -> list[str]:
         """Return the names of all files in a folder and below."""
-        return [entry["path"] for entry in obstore.list(_objects(self.location), folder).collect()]
+        return [entry["path"] for entry in obstore.list(_open_objects(self.location), folder).collect()]
 
-    def age(self, name: str, other: str) -> timedelta:
+    def age_difference(self, name: str, other: str) -> timedelta:
         """Return how much later `other` was written than `name`, by the storage's own clock."""
-        objects = _objects(self.location)
+        objects = _open_objects(self.location)
         return obstore.head(objects, other)["last_modified"] - obstore.head(objects, name)["last_modified"]
 
     def remove(self, folder: str) -> None:
         """Remove a folder with all its contents."""
         if self.is_remote:
-            obstore.delete(_objects(self.location), self.names(folder))
+            obstore.delete(_open_objects(self.location), self.list_names(folder))
         else:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
@@ -117,7 +117,7 @@ class Runs:
         """Return whether a trained model is stored."""
         return self.read(f"models/{signature}/{LAST_FILE}") is not None
 
-    def keep_model(self, signature: str, folder: Path) -> None:
+    def store_model(self, signature: str, folder: Path) -> None:
         """Store a model's folder atomically. In a folder of runs it is moved instead of copied."""
         target = f"models/{signature}"
         if self.has_model(signature):
@@ -125,7 +125,7 @@ class Runs:
         if not self.is_remote:
             folder.rename(self.folder / target)
             return
-        filesystem, path = filesystem_of(self.at(target))
+        filesystem, path = filesystem_of(self.locate(target))
         for file in sorted(folder.iterdir(), key=lambda file: file.name == LAST_FILE):
             pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", pyarrow.fs.LocalFileSystem(), filesystem)
 
@@ -134,7 +134,7 @@ class Runs:
         """Folder for files that only this machine needs."""
         return Path(tempfile.gettempdir()) / "chorale" if self.is_remote else self.folder
 
-    def scratch(self) -> tempfile.TemporaryDirectory[str]:
+    def make_scratch(self) -> tempfile.TemporaryDirectory[str]:
         """Return a temporary folder to write a model to: beside the stored models, or on this machine for an object
         store.
         """
@@ -144,29 +144,29 @@ class Runs:
         models.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
-    def model(self, signature: str, scratch: Path) -> Path:
+    def fetch_model(self, signature: str, make_scratch: Path) -> Path:
         """Return the folder of a trained model; for an object store it is copied into `scratch` first."""
-        return self.fetch(f"models/{signature}", scratch)
+        return self.fetch(f"models/{signature}", make_scratch)
 
-    def fetch(self, name: str, scratch: Path) -> Path:
+    def fetch(self, name: str, make_scratch: Path) -> Path:
         """Return a folder by name; for an object store it is copied into `scratch` first."""
         if not self.is_remote:
             return self.folder / name
-        filesystem, path = filesystem_of(self.at(name))
-        scratch.mkdir(parents=True, exist_ok=True)
-        pyarrow.fs.copy_files(path, str(scratch), filesystem, pyarrow.fs.LocalFileSystem())
-        return scratch
+        filesystem, path = filesystem_of(self.locate(name))
+        make_scratch.mkdir(parents=True, exist_ok=True)
+        pyarrow.fs.copy_files(path, str(make_scratch), filesystem, pyarrow.fs.LocalFileSystem())
+        return make_scratch
 
-    def store(self, name: str, write: Callable[[Path], None]) -> None:
+    def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder, and store it under a name, replacing an existing one.
 
         In a folder of runs it is renamed once it is complete; in an object store it is copied file by file.
         """
         if self.is_remote:
-            with tempfile.TemporaryDirectory() as scratch:
-                write(Path(scratch))
-                filesystem, path = filesystem_of(self.at(name))
-                pyarrow.fs.copy_files(scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
+            with tempfile.TemporaryDirectory() as make_scratch:
+                write(Path(make_scratch))
+                filesystem, path = filesystem_of(self.locate(name))
+                pyarrow.fs.copy_files(make_scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
             return
         target = self.folder / name
         part = target.with_name(f".{target.name}.part")
@@ -178,7 +178,7 @@ class Runs:
 
 
 @functools.cache
-def _objects(location: str) -> ObjectStore:
+def _open_objects(location: str) -> ObjectStore:
     """Return the object store, opened once per process."""
     scheme, host, path, query, _ = urlsplit(location)
     if not scheme:

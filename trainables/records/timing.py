@@ -21,7 +21,7 @@ PROCESS_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainingStep:
     """Measurements of one step on this rank."""
 
     number: int  # from 1
@@ -33,7 +33,7 @@ class Step:
     memory_bytes: int  # the most so far: of the GPU, or of the process
 
 
-class Clock:
+class StepTimer:
     """Timer of steps, which also tells when a checkpoint is due."""
 
     def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
@@ -41,9 +41,9 @@ class Clock:
         self.device = device
         self.checkpointed = self.stepped = time.monotonic()
         self.waited_s = 0.0
-        self.steps: list[Step] = []
+        self.steps: list[TrainingStep] = []
 
-    def waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def time_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, and measure how long each step waits for its batch."""
         while True:
             asked = self.stepped = time.monotonic()
@@ -53,26 +53,32 @@ class Clock:
                 return
             yield batch
 
-    def step(self, number: int, epoch: float, loss: float, num_pairs: int) -> Step:
+    def record_step(self, number: int, summarise_epoch: float, loss: float, num_pairs: int) -> TrainingStep:
         """Record a finished step, and return its measurements."""
         duration_s = time.monotonic() - self.stepped
-        self.steps.append(Step(number, epoch, loss, num_pairs, duration_s, self.waited_s, peak_memory(self.device)))
+        self.steps.append(
+            TrainingStep(
+                number, summarise_epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device)
+            )
+        )
         return self.steps[-1]
 
-    def epoch(self) -> Metrics:
+    def summarise_epoch(self) -> Metrics:
         """Return the steps since the last call as metrics, with the seconds that they took."""
         steps, self.steps = self.steps, []
-        return summary(steps) | {"training_s": sum(step.duration_s for step in steps)}
+        return summarise_steps(steps) | {"training_s": sum(record_step.duration_s for record_step in steps)}
 
-    def is_time_for_a_checkpoint(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         """Return whether a checkpoint is due by rank 0's clock, on every rank."""
-        is_time = bool(from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device))
+        is_time = bool(
+            broadcast_from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device)
+        )
         if is_time:
             self.checkpointed = time.monotonic()
         return is_time
 
 
-def summary(steps: Sequence[Step]) -> Metrics:
+def summarise_steps(steps: Sequence[TrainingStep]) -> Metrics:
     """Return seconds per step, pairs per second, the share of time spent waiting for data, and the peak memory in GB."""
     if not steps:
         return {}
@@ -85,7 +91,7 @@ def summary(steps: Sequence[Step]) -> Metrics:
     }
 
 
-def peak_memory(device: torch.device) -> int:
+def measure_peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes since `reset_peak_memory`: of the GPU, or of this process."""
     if device.type == "cuda":
         import torch
@@ -107,7 +113,7 @@ def reset_peak_memory(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset VmHWM
 
 
-def from_rank_0(value: float, device: torch.device) -> float:
+def broadcast_from_rank_0(value: float, device: torch.device) -> float:
     """Return rank 0's number on every rank."""
     import torch
     import torch.distributed as dist

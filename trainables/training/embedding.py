@@ -27,7 +27,7 @@ def fastest_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def embed(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
+def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
     """Embed a split's clips, each once, and its queries. The model is left in evaluation mode."""
     queries: list[str] = split.queries["text"].to_pylist()
     clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)

@@ -26,7 +26,7 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
         return -(rows + columns) / 2
 
 
-def gather(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
+def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
     """Return every rank's rows in the order of ranks [B, X], with gradients.
 
     `counts` says how many rows of each rank count, which may be one fewer than it holds.

@@ -31,13 +31,13 @@ from trainables import retrieval
 from trainables.networks import dual_encoder
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records import checkpoint
-from trainables.records.checkpoint import Progress, Snapshot, Weights
+from trainables.records.checkpoint import Snapshot, TrainingProgress, Weights
 from trainables.records.embeddings import Embeddings
-from trainables.records.timing import Clock, Metrics, Step, from_rank_0, reset_peak_memory
+from trainables.records.timing import Metrics, StepTimer, TrainingStep, broadcast_from_rank_0, reset_peak_memory
 from trainables.training.compute import DEFAULT, Execution
-from trainables.training.embedding import embed
+from trainables.training.embedding import embed_split
 from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
-from trainables.training.loss import gather, nt_xent
+from trainables.training.loss import gather_rows, nt_xent
 from trainables.trial import Trial
 
 OnCheckpoint = Callable[[Metrics, Snapshot | None], None]
@@ -52,13 +52,13 @@ class Callbacks:
     """Called with an epoch's metrics, or None within an epoch, and the content of a checkpoint; ranks other than 0 pass
     None for both.
     """
-    on_step: Callable[[Step], None] = lambda step: None
+    on_step: Callable[[TrainingStep], None] = lambda step: None
     on_embeddings: OnEmbeddings = lambda epoch, embeddings: None
     """Called on rank 0 with an epoch's number, from 1, and its embeddings of the validation split."""
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainingStart:
     """Folders that a training starts from: a checkpoint, a pretrained model and published weights."""
 
     pretrained: Path | None = None  # the model that a fine-tuning starts from
@@ -66,7 +66,7 @@ class Start:
     weights: Path | None = None  # published checkpoints; None: from where they are published
 
 
-NEW, CPU = Start(), torch.device("cpu")
+NEW, CPU = TrainingStart(), torch.device("cpu")
 
 
 class OutOfMemoryError(UserError):
@@ -77,7 +77,7 @@ def train(
     trial: Trial,
     store: Location,
     callbacks: Callbacks,
-    start: Start = NEW,
+    start: TrainingStart = NEW,
     device: torch.device = CPU,
     execution: Execution = DEFAULT,
 ) -> DualEncoder:
@@ -88,17 +88,17 @@ def train(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pairs, validation = open_pairs(trial, store), open_split(store, trial.validation)
-    network = initial_model(trial, start, pairs).to(device)
-    prepare(network, device, execution)
+    network = load_initial_model(trial, start, pairs).to(device)
+    prepare_network(network, device, execution)
     refuse_shared_statistics(network.train(), world_size, execution)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, fused=device.type == "cuda")
-    progress, best = Progress(), Weights()
+    progress, best = TrainingProgress(), Weights()
     if start.resume_from:
         progress, best = checkpoint.load_training(start.resume_from, network, optimizer)
-    distributed = on_several_ranks(network, trial, device) if world_size > 1 else network
+    distributed = wrap_in_ddp(network, trial, device) if world_size > 1 else network
     reset_peak_memory(device)
-    clock = Clock(execution.checkpoint_every_s, device)
+    clock = StepTimer(execution.checkpoint_every_s, device)
 
     while not trial.is_over(progress.epochs_done, progress.validation_losses):
         epoch = progress.epochs_done
@@ -106,55 +106,55 @@ def train(
         batches = order_epoch(pairs, epoch, trial.batch_size)
         remaining = batches[progress.batches_done :]
         loader = load_epoch(pairs, epoch, remaining, rank, world_size, execution.loader_workers)
-        for pair_numbers, own in zip(remaining, clock.waiting_for(loader), strict=True):
+        for pair_numbers, own in zip(remaining, clock.time_waiting(loader), strict=True):
             done = epoch + progress.batches_done / len(batches)
-            set_rate(optimizer, trial.schedule.rate(done, progress.validation_losses))
+            set_learning_rate(optimizer, trial.schedule.rate(done, progress.validation_losses))
             counts = [len(share) for share in split_among_ranks(pairs, pair_numbers, world_size)]
-            clips_B = gather(own.clips.to(device), counts)
+            clips_B = gather_rows(own.clips.to(device), counts)
             forward = partial(embed_part, distributed, trial, rank, progress.steps_done)
             parts = own.split(execution.micro_batch or len(own.captions))
             optimizer.zero_grad(set_to_none=True)
-            with explaining_out_of_memory(progress.steps_done, parts):
+            with explain_out_of_memory(progress.steps_done, parts):
                 outputs = forward(0, own) if len(parts) == 1 else embed_by_parts(forward, parts)
                 audio_LD, text_LD, temperature = outputs
-                loss = nt_xent(gather(audio_LD, counts), gather(text_LD, counts), clips_B, temperature)
+                loss = nt_xent(gather_rows(audio_LD, counts), gather_rows(text_LD, counts), clips_B, temperature)
                 loss.backward()
                 if len(parts) > 1:
                     backward_by_parts(forward, parts, outputs, distributed)
             loss_value = loss.item()
             if not np.isfinite(loss_value):
-                raise not_finite(loss_value, progress.steps_done, pairs.clip_ids(pair_numbers))
-            clip(trained, trial.clip_norm)
+                raise format_loss_error(loss_value, progress.steps_done, pairs.clip_ids(pair_numbers))
+            clip_gradients(trained, trial.clip_norm)
             optimizer.step()
             progress.steps_done += 1
             progress.batches_done += 1
             progress.loss_sum += loss_value
             done = epoch + progress.batches_done / len(batches)
-            callbacks.on_step(clock.step(progress.steps_done, done, loss_value, len(pair_numbers)))
-            if progress.batches_done < len(batches) and clock.is_time_for_a_checkpoint():
-                callbacks.on_checkpoint({}, snapshot(rank, trial, network, optimizer, progress, best))
+            callbacks.on_step(clock.record_step(progress.steps_done, done, loss_value, len(pair_numbers)))
+            if progress.batches_done < len(batches) and clock.is_checkpoint_due():
+                callbacks.on_checkpoint({}, take_snapshot(rank, trial, network, optimizer, progress, best))
 
-        took, metrics = clock.epoch(), Metrics()
+        took, metrics = clock.summarise_epoch(), Metrics()
         if rank == 0:
             began = time.monotonic()
             metrics = validate(network, trial, validation, epoch, callbacks.on_embeddings)
             if trial.final_epoch or metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
-                best = checkpoint.weights_of(network)
+                best = checkpoint.copy_weights(network)
             metrics |= took | {"validation_s": time.monotonic() - began}
-            metrics |= describe_epoch(trial, progress, network, optimizer, len(batches))
+            metrics |= epoch_metrics(trial, progress, network, optimizer, len(batches))
             metrics["pairs_without_paraphrases"] = pairs.without_paraphrases
-        progress.validation_losses += (from_rank_0(metrics.get("validation_loss", 0.0), device),)
+        progress.validation_losses += (broadcast_from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
-        callbacks.on_checkpoint(metrics, snapshot(rank, trial, network, optimizer, progress, best))
+        callbacks.on_checkpoint(metrics, take_snapshot(rank, trial, network, optimizer, progress, best))
 
     if rank == 0:
         network.load_state_dict(best)
     return network
 
 
-def describe_epoch(
-    trial: Trial, progress: Progress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
+def epoch_metrics(
+    trial: Trial, progress: TrainingProgress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
 ) -> Metrics:
     """Return the metrics logged after an epoch, except validation metrics and times."""
     best = {} if trial.final_epoch else {"best_map10": progress.best_map10}
@@ -177,7 +177,7 @@ def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     )
 
 
-def initial_model(trial: Trial, start: Start, pairs: ClipCaptionDataset) -> DualEncoder:
+def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDataset) -> DualEncoder:
     """Return the model of a checkpoint or a pretraining, tokenizer included, or a new one."""
     if folder := start.resume_from or start.pretrained:
         return checkpoint.load_model(folder, trial)
@@ -187,7 +187,7 @@ def initial_model(trial: Trial, start: Start, pairs: ClipCaptionDataset) -> Dual
     return dual_encoder.build(trial, captions, start.weights)
 
 
-def prepare(network: DualEncoder, device: torch.device, execution: Execution) -> None:
+def prepare_network(network: DualEncoder, device: torch.device, execution: Execution) -> None:
     """Move a model to the device and apply the execution settings."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32: what float32 means on tensor cores
@@ -197,7 +197,7 @@ def prepare(network: DualEncoder, device: torch.device, execution: Execution) ->
         dual_encoder.compile_blocks(network)
 
 
-def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
+def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
     """Return the model wrapped in DDP, which exchanges gradients between ranks in a fixed order.
 
     DDP arranges its buckets by the order in which the first gradients come, and so adds three ranks' or more in another
@@ -212,13 +212,13 @@ def on_several_ranks(network: DualEncoder, trial: Trial, device: torch.device) -
     return distributed
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def clip(parameters: Iterable[Tensor], norm: float | None) -> None:
+def clip_gradients(parameters: Iterable[Tensor], norm: float | None) -> None:
     """Clip all gradients together to a norm, if one is given."""
     if norm is not None:
         nn.utils.clip_grad_norm_(parameters, norm)
@@ -248,7 +248,7 @@ def embed_part(
 
 
 @contextlib.contextmanager
-def explaining_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
+def explain_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
     """Raise OutOfMemoryError, which names the settings to lower, if a step runs out of memory."""
     try:
         yield
@@ -272,7 +272,7 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
     return torch.Generator().manual_seed(shared)
 
 
-def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
+def format_loss_error(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
     """Return the error message for a loss that is not finite."""
     return UserError(
         f"the loss of step {step + 1} is {loss}: the training ends here, its last checkpoint stays. Lower the learning "
@@ -280,13 +280,18 @@ def not_finite(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
     )
 
 
-def snapshot(
-    rank: int, trial: Trial, network: DualEncoder, optimizer: torch.optim.Optimizer, progress: Progress, best: Weights
+def take_snapshot(
+    rank: int,
+    trial: Trial,
+    network: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    progress: TrainingProgress,
+    best: Weights,
 ) -> Snapshot | None:
     """Return a copy of the state that a checkpoint holds, to be written while training continues; only rank 0 returns
     one.
     """
-    return checkpoint.snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
+    return checkpoint.take_snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
 
 def validate(
@@ -298,10 +303,10 @@ def validate(
     """
     if trial.final_epoch:
         return {}
-    embeddings = embed(network, trial, "", split)
+    embeddings = embed_split(network, trial, "", split)
     on_embeddings(epoch + 1, embeddings)
-    relevant = retrieval.relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
-    metrics = retrieval.evaluate(embeddings.scores(), relevant, retrieval.METRICS)
+    relevant = retrieval.build_relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
+    metrics = retrieval.compute_metrics(embeddings.compute_scores(), relevant, retrieval.METRICS)
     audio_PD = torch.from_numpy(embeddings.audio_AD[relevant.clip_P])
     text_PD = torch.from_numpy(embeddings.text_QD[relevant.query_P])
     clips_P: Tensor = torch.from_numpy(relevant.clip_P)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data.captions import normalise
 from data.paraphrasing import answer_parsing
-from data.paraphrasing.answer_parsing import CHECKS, check, parse
+from data.paraphrasing.answer_parsing import CHECKS, check_sentences, parse_sentences
 
 SENTENCES = [
     "A dog barks at a passing car.",
@@ -31,11 +31,13 @@ NUMBERINGS = {
 @pytest.mark.parametrize("between", ["\n", "\n\n", "\r\n", "\n  \n\n"], ids=repr)
 def test_any_numbering_comes_off(pattern, between):
     lines = [pattern.format(number, text) for number, text in enumerate(SENTENCES, start=1)]
-    assert parse(between.join(lines)) == SENTENCES
+    assert parse_sentences(between.join(lines)) == SENTENCES
 
 
 def test_circled_digits_come_off():
-    assert parse("\n".join(f"{digit} {text}" for digit, text in zip("①②③", SENTENCES, strict=True))) == SENTENCES
+    assert (
+        parse_sentences("\n".join(f"{digit} {text}" for digit, text in zip("①②③", SENTENCES, strict=True))) == SENTENCES
+    )
 
 
 BEFORE = [
@@ -57,17 +59,17 @@ AFTER = ["", "\n\nI hope this helps!", "\n(Note: the time is left out.)", "\nLet
 def test_introductions_explanations_and_thoughts_are_left_out(before, after, end):
     sentences = [text.rstrip(".") + end for text in SENTENCES]
     lines = "\n".join(f"{number}. {text}" for number, text in enumerate(sentences, start=1))
-    assert parse(before + lines + after) == sentences
+    assert parse_sentences(before + lines + after) == sentences
     assert not answer_parsing.is_refused(before + lines + after)
 
 
 @pytest.mark.parametrize("mark", ["", "- ", "* ", "• "])
 def test_without_numbers_each_line_is_a_sentence(mark):
-    assert parse("Here are some captions:\n" + "\n".join(mark + text for text in SENTENCES)) == SENTENCES
+    assert parse_sentences("Here are some captions:\n" + "\n".join(mark + text for text in SENTENCES)) == SENTENCES
 
 
 def test_all_on_one_line():
-    assert parse("1. A dog barks. 2. A hound woofs. 3. A dog yaps.") == [
+    assert parse_sentences("1. A dog barks. 2. A hound woofs. 3. A dog yaps.") == [
         "A dog barks.",
         "A hound woofs.",
         "A dog yaps.",
@@ -75,7 +77,7 @@ def test_all_on_one_line():
 
 
 def test_a_sentence_goes_on_in_the_next_line():
-    assert parse("1. A dog barks while\nrain falls.\n2. Rain falls.") == [
+    assert parse_sentences("1. A dog barks while\nrain falls.\n2. Rain falls.") == [
         "A dog barks while rain falls.",
         "Rain falls.",
     ]
@@ -83,15 +85,15 @@ def test_a_sentence_goes_on_in_the_next_line():
 
 @pytest.mark.parametrize("wrap", ["{}", '{{"captions": {}}}', "```json\n{}\n```"])
 def test_json(wrap):
-    assert parse(wrap.format(json.dumps(SENTENCES))) == SENTENCES
+    assert parse_sentences(wrap.format(json.dumps(SENTENCES))) == SENTENCES
 
 
 @pytest.mark.parametrize(
     "text", ["2-year-old twins laugh loudly.", "3 dogs bark in a yard.", "1920s music plays from a radio."]
 )
 def test_a_number_that_belongs_to_the_sentence_stays(text):
-    assert parse(text) == [text]
-    assert parse(f"1. {text}\n2. {text}") == [text, text]
+    assert parse_sentences(text) == [text]
+    assert parse_sentences(f"1. {text}\n2. {text}") == [text, text]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_a_number_that_belongs_to_the_sentence_stays(text):
     ],
 )  # fmt: skip
 def test_a_refusal_holds_no_sentence(text):
-    assert parse(text) == []
+    assert parse_sentences(text) == []
     assert answer_parsing.is_refused(text) == bool(text.strip())
 
 
@@ -117,10 +119,10 @@ def test_a_refusal_holds_no_sentence(text):
 @example("### Caption 1\n* Rain\n``` \nfalls\n2 Rain")
 def test_anything_can_be_parsed(text):
     """Sentences are single lines with a letter in them, tidied for good, and nothing that the answer didn't hold."""
-    for sentence in parse(text):
+    for sentence in parse_sentences(text):
         assert sentence == " ".join(sentence.split())
         assert any(character.isalpha() for character in sentence)
-        assert answer_parsing.tidy(sentence) == sentence
+        assert answer_parsing.clean_sentence(sentence) == sentence
         rest = iter(text)
         assert "\\" in text or all(character in rest for character in sentence.replace(" ", "")), "in this order"
 
@@ -135,12 +137,12 @@ PLAIN = WORDS.map(lambda words: " ".join(words).capitalize() + ".")
 def test_what_was_numbered_comes_back(sentences, pattern, introduced, blank_lines):
     lines = [pattern.format(number, text) for number, text in enumerate(sentences, start=1)]
     answer = "Here you go:\n\n" * introduced + ("\n\n" if blank_lines else "\n").join(lines)
-    assert parse(answer) == sentences
+    assert parse_sentences(answer) == sentences
 
 
 @given(PLAIN, st.lists(PLAIN, max_size=8))
 def test_what_is_kept_is_new(caption, sentences):
-    kept = [variant.text for variant in check(caption, sentences) if variant.is_kept]
+    kept = [variant.text for variant in check_sentences(caption, sentences) if variant.is_kept]
     plain = [normalise(text) for text in kept]
     assert len(set(plain)) == len(plain)
     assert normalise(caption) not in plain
@@ -168,7 +170,7 @@ def test_what_is_kept_is_new(caption, sentences):
     ],
 )
 def test_checks(text, failed):
-    (variant,) = check("A dog barks.", [text])
+    (variant,) = check_sentences("A dog barks.", [text])
     assert list(variant.failed) == failed
     assert set(failed) <= set(CHECKS)
     assert variant.is_kept == (not set(failed) - {"under 20 words", "no name"})
@@ -176,9 +178,9 @@ def test_checks(text, failed):
 
 def test_a_duplicate_is_told_across_answers():
     first, second = "1. A hound woofs.\n2. A dog yaps.", "1. A dog yaps!\n2. A pup barks."
-    assert [variant.text for variant in answer_parsing.kept("A dog barks.", [first, second], 5)] == [
+    assert [variant.text for variant in answer_parsing.choose_paraphrases("A dog barks.", [first, second], 5)] == [
         "A hound woofs.", "A dog yaps.", "A pup barks.",
     ]  # fmt: skip
-    assert [variant.failed for variant in answer_parsing.judged("A dog barks.", [first, second])][2] == (
+    assert [variant.failed for variant in answer_parsing.check_answers("A dog barks.", [first, second])][2] == (
         "not a duplicate",
     )

@@ -21,11 +21,11 @@ CAPTIONS = [
 
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_each_caption_has_five_other_wordings_that_pass_every_check(caption):
-    sentences = grammar.paraphrases(caption, 5)
+    sentences = grammar.write_paraphrases(caption, 5)
     assert len(sentences) == 5
-    assert all(not variant.failed for variant in answer_parsing.check(caption, sentences))
-    assert grammar.paraphrases(caption, 5) == sentences
-    assert grammar.paraphrases(caption, 3) == sentences[:3]
+    assert all(not variant.failed for variant in answer_parsing.check_sentences(caption, sentences))
+    assert grammar.write_paraphrases(caption, 5) == sentences
+    assert grammar.write_paraphrases(caption, 3) == sentences[:3]
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def test_each_caption_has_five_other_wordings_that_pass_every_check(caption):
     ],
 )
 def test_what_a_caption_tells(caption, events, meanwhile):
-    assert grammar.understand(caption) == grammar.Scene(tuple(events), tuple(meanwhile))
+    assert grammar.parse_caption(caption) == grammar.CaptionContent(tuple(events), tuple(meanwhile))
 
 
 def test_the_order_of_events_stays():
-    for text in grammar.paraphrases("A bell rings before an owl hoots.", 5):
+    for text in grammar.write_paraphrases("A bell rings before an owl hoots.", 5):
         bell, owl = (re.search(word, text.lower()).start() for word in ("bell", "owl"))
         turned = re.search(r"owl hoots after", text.lower())
         assert (owl < bell) == bool(turned), text
@@ -64,7 +64,7 @@ def test_the_order_of_events_stays():
     ],
 )
 def test_the_passive_voice(clause, expected):
-    assert grammar.passive(clause) == expected
+    assert grammar.make_passive(clause) == expected
 
 
 @pytest.mark.parametrize("article", ["a", "an", "the"])
@@ -72,7 +72,7 @@ def test_articles_fit(article):
     """Where no word does, the one that is there stays."""
     for word in grammar.GROUPS:
         match = grammar.WORDS.search(f"{article} {word}")
-        words = grammar.fitting(match)
+        words = grammar.find_replacements(match)
         assert words
         for other in words:
             fits = (article == "an") == (other[0] in "aeiou") and not other.startswith(("a ", "the "))
@@ -82,13 +82,13 @@ def test_articles_fit(article):
 @pytest.mark.parametrize("caption", ["A once busy street is quiet.", "An dog barks."])
 def test_a_word_that_nothing_can_stand_for_stays(caption):
     first = caption.split()[1]
-    sentences = grammar.paraphrases(caption, 5)
+    sentences = grammar.write_paraphrases(caption, 5)
     assert all(first in sentence for sentence in sentences)
 
 
 @given(st.text(max_size=200))
 def test_any_text_will_do(text):
-    plain = [normalise(sentence) for sentence in grammar.paraphrases(text, 5)]
+    plain = [normalise(sentence) for sentence in grammar.write_paraphrases(text, 5)]
     assert len(set(plain)) == len(plain)
     assert normalise(text) not in plain
 
@@ -96,6 +96,6 @@ def test_any_text_will_do(text):
 def test_the_synthetic_corpus():
     """Most of its captions have five other wordings."""
     clips = synthetic.read(None, config=synthetic.Config(150, 50, 50, 5.0, 30.0))[1].clips
-    counts = [len(grammar.paraphrases(caption, 5)) for clip in clips for caption in clip.captions]
+    counts = [len(grammar.write_paraphrases(caption, 5)) for clip in clips for caption in clip.captions]
     assert sum(count == 5 for count in counts) > 0.9 * len(counts)
     assert min(counts) > 0

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from data.errors import UserError
-from data.paraphrasing.journal import Journal, line_at, lines, whole_bytes
+from data.paraphrasing.journal import Journal, count_complete_bytes, read_line, read_lines
 
 
 def line(number, text="x"):
@@ -32,9 +32,9 @@ def test_lines_come_back_in_order_with_their_places(tmp_path):
     path = tmp_path / "journal.jsonl"
     wanted = [line(number, "é\n" * (number % 7)) for number in range(500)]
     places = append_all(path, wanted[:300]) + append_all(path, wanted[300:])
-    assert list(lines(path)) == list(zip(places, wanted, strict=True))
+    assert list(read_lines(path)) == list(zip(places, wanted, strict=True))
     with path.open("rb") as file:
-        assert [line_at(file, place) for place in places[::-1]] == wanted[::-1]
+        assert [read_line(file, place) for place in places[::-1]] == wanted[::-1]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
@@ -42,18 +42,18 @@ def test_a_last_line_that_was_cut_short_is_not_there(tmp_path, cut):
     path = tmp_path / "journal.jsonl"
     append_all(path, [line(number) for number in range(3)])
     path.write_bytes(path.read_bytes()[:-cut])
-    assert [entry for _, entry in lines(path)] == [line(0), line(1)]
+    assert [entry for _, entry in read_lines(path)] == [line(0), line(1)]
     append_all(path, [line(9)])
-    assert [entry for _, entry in lines(path)] == [line(0), line(1), line(9)]
+    assert [entry for _, entry in read_lines(path)] == [line(0), line(1), line(9)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 200_000])
 def test_whole_lines_are_found_however_long_the_rest(tmp_path, size):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b"abc\n" + b"x" * size)
-    assert whole_bytes(path) == 4
+    assert count_complete_bytes(path) == 4
     path.write_bytes(b"x" * size)
-    assert whole_bytes(path) == 0
+    assert count_complete_bytes(path) == 0
 
 
 @pytest.mark.parametrize(
@@ -66,14 +66,14 @@ def test_a_damaged_line_is_named(tmp_path, damage):
     whole = path.read_bytes()
     path.write_bytes(whole + damage + whole)
     with pytest.raises(UserError, match="line 2 isn't an answer"):
-        list(lines(path))
+        list(read_lines(path))
 
 
 def test_any_text_can_be_kept(tmp_path):
     """Half a surrogate pair, as a server's JSON may hold, has no UTF-8."""
     path = tmp_path / "journal.jsonl"
     append_all(path, [line(0, "a \ud83d b")])
-    assert [entry["answer"] for _, entry in lines(path)] == ["a ? b"]
+    assert [entry["answer"] for _, entry in read_lines(path)] == ["a ? b"]
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -97,4 +97,4 @@ def test_a_line_that_cannot_be_written_leaves_nothing(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.errno == errno.EFBIG
-    assert [entry for _, entry in lines(path)] == [line(0)]
+    assert [entry for _, entry in read_lines(path)] == [line(0)]

@@ -59,8 +59,8 @@ def test_matrices_of_any_system(select, folder, tmp_path):
     for split in ("validation", "test"):
         clip_Q = np.load(folder / split / "relevance.npy")
         fused = sum(m.weight * np.load(folder / split / f"{m.name}.npy") for m in ensemble.members)
-        expected = retrieval.evaluate(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
-        assert ensemble.figures(split).systems["ensemble"]["map10"].value == pytest.approx(expected)
+        expected = retrieval.compute_metrics(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
+        assert ensemble.metrics_on(split).systems["ensemble"]["map10"].value == pytest.approx(expected)
     page = (tmp_path / "out" / "ensemble.html").read_text()
     assert page.count("<svg") >= 2
     assert not re.search(r"(?:src|href)=\"http", page)
@@ -116,7 +116,7 @@ def test_systems_of_several_folders_keep_their_weights(select, folder, tmp_path)
     said = select(*both, "--evaluate", path, "--split", "validation")
     fused = sum(m["weight"] * np.load(f"{m['folder']}/validation/{m['name']}.npy") for m in ensemble["members"])
     clip_Q = np.load(folder / "validation" / "relevance.npy")
-    expected = retrieval.evaluate(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
+    expected = retrieval.compute_metrics(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
     assert f"{100 * expected:.2f}" in said
     np.save(other / "validation" / "groups.npy", np.arange(QUERIES))
     assert "their queries are grouped otherwise" in select(*both)

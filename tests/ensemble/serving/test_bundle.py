@@ -25,9 +25,9 @@ from trainables.networks import dual_encoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import read_embeddings
 from trainables.records.mlflow_ledger import open_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.training import embedding
-from trainables.training.embedding import embed, embed_audio, embed_files, embed_text
+from trainables.training.embedding import embed_audio, embed_files, embed_split, embed_text
 
 CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
 SENTENCE = "a dog barks while it rains"
@@ -47,7 +47,7 @@ def runs(space_file, tmp_path_factory):
 def save(runs, trial, signature):
     """A model, random as it is."""
     network = dual_encoder.build(trial, CAPTIONS)
-    checkpoint.save_model(runs / "models" / signature, trial, network.text, checkpoint.weights_of(network))
+    checkpoint.save_model(runs / "models" / signature, trial, network.text, checkpoint.copy_weights(network))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
     folder = next((runs / "models").iterdir())
     network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
     split = open_split(tone_store, "folder/test")
-    stored = embed(network, trial, "", split)
+    stored = embed_split(network, trial, "", split)
     paths = [Path(tones) / clip_id.removeprefix("folder/test/") for clip_id in split.clip_ids]
     vectors_AD, embedded, refused = embed_files(network, trial, paths)
     assert embedded == paths
@@ -146,7 +146,7 @@ def test_what_can_not_be_embedded_is_named(words, why, runs, sounds, tmp_path, c
 
 
 def test_dot_products_are_the_weighted_means_of_the_members(ensemble, runs, sounds):
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
     audio_AD, _, _ = models.embed_files(paths)
     scores = models.embed_text([SENTENCE]) @ audio_AD.T
@@ -171,7 +171,7 @@ def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
     paths = [sounds / "torn.wav", sounds / "below" / "rain.flac"]
     for order in ("ab", "ba"):
         path = write_ensemble(tmp_path / "ensemble.json", [letter * 16 for letter in order])
-        models = bundle.load(path, Runs.of(tmp_path))
+        models = bundle.load_models(path, RunStorage.of(tmp_path))
         vectors_AD, embedded, refused = models.embed_files(paths)
         assert embedded == paths[1:]
         assert list(refused) == paths[:1]
@@ -183,13 +183,13 @@ def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, mo
     decoded = []
     monkeypatch.setattr(clips, "decode_file", lambda path: decoded.append(path) or decode_file(path))
     paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
-    bundle.load(ensemble, Runs.of(runs)).embed_files(paths)
+    bundle.load_models(ensemble, RunStorage.of(runs)).embed_files(paths)
     assert decoded == paths
 
 
 def test_models_are_where_this_process_embeds_fastest(ensemble, runs, monkeypatch):
     monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("meta"))
-    members = bundle.load(ensemble, Runs.of(runs)).members
+    members = bundle.load_models(ensemble, RunStorage.of(runs)).members
     assert {weights.device.type for member in members for weights in member.model.parameters()} == {"meta"}
 
 
@@ -197,60 +197,60 @@ def test_models_are_where_this_process_embeds_fastest(ensemble, runs, monkeypatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_gives_the_scores_of_a_cpu(ensemble, runs, sounds, monkeypatch):
     paths = [sounds / "below" / "rain.flac", sounds / "dög, barking.wav"]
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     assert {weights.device.type for weights in models.members[0].model.parameters()} == {"cuda"}
     scores = models.embed_text([SENTENCE]) @ models.embed_files(paths)[0].T
     monkeypatch.setattr(embedding, "fastest_device", lambda: torch.device("cpu"))
-    plain = bundle.load(ensemble, Runs.of(runs))
+    plain = bundle.load_models(ensemble, RunStorage.of(runs))
     np.testing.assert_allclose(scores, plain.embed_text([SENTENCE]) @ plain.embed_files(paths)[0].T, atol=1e-3)
 
 
 def test_links_are_listed_once_and_leave_with_their_name(ensemble, runs, sounds, tmp_path):
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     audio, index = tmp_path / "audio", tmp_path / "index"
     audio.mkdir()
     (audio / "own.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
     (audio / "inside.flac").symlink_to(audio / "own.flac")
     (audio / "outside.wav").symlink_to(sounds / "dög, barking.wav")
-    audio_index.add(index, audio, models)
+    audio_index.update_index(index, audio, models)
     names = [str(audio / name) for name in ("inside.flac", "outside.wav", "own.flac")]
     assert audio_index.open_index(index, models).paths == names
     (audio / "outside.wav").unlink()
     (audio / "inside.flac").unlink()
-    audio_index.add(index, audio, models)
+    audio_index.update_index(index, audio, models)
     assert audio_index.open_index(index, models).paths == names[2:]
 
 
 def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, caplog):
     """Wherever that was: before its stamps are written they are none, or the file of them is absent."""
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
         (folder / "rain.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
-        audio_index.add(tmp_path / "index", folder, models)
+        audio_index.update_index(tmp_path / "index", folder, models)
     names = [str(folder / "rain.flac") for folder in folders]
     stamps = tmp_path / "index" / audio_index.FILES_FILE
     for cut_off in (lambda: stamps.write_text("{}"), stamps.unlink):
         cut_off()
         for folder in folders:
             with caplog.at_level("INFO"):
-                audio_index.add(tmp_path / "index", folder, models)
+                audio_index.update_index(tmp_path / "index", folder, models)
             assert caplog.messages[-1] == "1 files embedded, 1 were there, 0 are gone"
         assert audio_index.open_index(tmp_path / "index", models).paths == names
         assert set(json.loads(stamps.read_text())) == set(names)
 
 
 def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypatch):
-    models = bundle.load(ensemble, Runs.of(runs))
-    audio_index.add(tmp_path, sounds / "below", models)
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    audio_index.update_index(tmp_path, sounds / "below", models)
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(audio_index, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        audio_index.add(tmp_path, sounds / "below", models)
+        audio_index.update_index(tmp_path, sounds / "below", models)
     assert (tmp_path / audio_index.FILES_FILE).exists()
 
 
@@ -267,7 +267,7 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
     assert len(lines) == 2
     score, path = lines[0].split("  ")
     assert Path(path).exists()
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     vectors, paths, _ = models.embed_files(
         sorted(path for path in sounds.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
     )
@@ -278,11 +278,11 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
     more.mkdir()
     for name in ("a.wav", "b.wav"):
         soundfile.write(more / name, np.random.default_rng(1).normal(0, 0.1, 64_000), 32_000)
-    audio_index.add(index, more, models)
+    audio_index.update_index(index, more, models)
     (more / "a.wav").unlink()
     soundfile.write(more / "b.wav", np.random.default_rng(2).normal(0, 0.1, 96_000), 32_000)
     before = audio_index.open_index(index, models)
-    audio_index.add(index, more, models)
+    audio_index.update_index(index, more, models)
     after = audio_index.open_index(index, models)
     assert [path for path in before.paths if path not in after.paths] == [str(more / "a.wav")]
     place = {path: number for number, path in enumerate(before.paths)}
@@ -292,18 +292,18 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
 
 
 def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
-    models = bundle.load(ensemble, Runs.of(runs))
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
     with pytest.raises(UserError, match="make it with --add"):
         audio_index.open_index(tmp_path, models)
-    audio_index.add(tmp_path, sounds, models)
+    audio_index.update_index(tmp_path, sounds, models)
     with pytest.raises(UserError, match="no word is left"):
-        audio_index.search(models, audio_index.open_index(tmp_path, models), ["..."], 3)
+        audio_index.search_index(models, audio_index.open_index(tmp_path, models), ["..."], 3)
     changed = json.loads(ensemble.read_text())
     changed["members"][0]["weight"] = 0.5
     other = tmp_path / "other.json"
     other.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="the index of another ensemble"):
-        audio_index.open_index(tmp_path, bundle.load(other, Runs.of(runs)))
+        audio_index.open_index(tmp_path, bundle.load_models(other, RunStorage.of(runs)))
     gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
     for change, why in (
         ({"fusion": "rank"}, "only the mean"),
@@ -312,7 +312,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
     ):
         other.write_text(json.dumps(changed | change))
         with pytest.raises(UserError, match=why):
-            bundle.load(other, Runs.of(runs))
+            bundle.load_models(other, RunStorage.of(runs))
 
 
 def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):
@@ -321,7 +321,7 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     done = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in out.iterdir()} == {"README.md", "ensemble.json", "members"}
-    vector = bundle.load(ensemble, Runs.of(runs)).embed_text([SENTENCE])
+    vector = bundle.load_models(ensemble, RunStorage.of(runs)).embed_text([SENTENCE])
     script = (
         "import sys; from pathlib import Path; from ensemble.serving import bundle; "
         f"print(bundle.load(Path({str(out)!r})).embed_text([{SENTENCE!r}]).tobytes().hex()); "
@@ -386,8 +386,8 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
     ensemble, runs, sounds, run_command, call_command, tmp_path
 ):
     """It is exported in a process, as a user does, and served in another, from elsewhere, as MLflow does."""
-    models = bundle.load(ensemble, Runs.of(runs))
-    audio_index.add(tmp_path / "index", sounds, models)
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    audio_index.update_index(tmp_path / "index", sounds, models)
     words = ("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
     done = run_command(*words, "--register", "tones", "--out", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
@@ -404,7 +404,7 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
     assert elsewhere.returncode == 0, elsewhere.stderr
     answers = [[tuple(clip) for clip in answer] for answer in json.loads(elsewhere.stdout.splitlines()[-1])]
     index = audio_index.open_index(tmp_path / "index", models)
-    expected = audio_index.search(models, index, [SENTENCE, CAPTIONS[0]], 10)
+    expected = audio_index.search_index(models, index, [SENTENCE, CAPTIONS[0]], 10)
     assert answers == expected
     alone = call_command(*words, "--out", tmp_path / "other")
     assert "--register and --index go together" in alone.stderr

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from data.runtime.tables import Column, Sheet, show
-from sweeps.display.progress import Display, Line, status, table, time_left
+from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, estimate_time_left, load_progress
 from sweeps.spaces import Splits, demo
 
 
@@ -20,7 +20,11 @@ def ledger(make_memory_ledger, tmp_path):
 def make_display(ledger):
     def make(**settings):
         console = Console(file=io.StringIO(), width=160, **settings)
-        return Display({"a": Line("first", "pretraining", 3), "b": Line("second", "pretraining", 3)}, console, ledger)
+        return SweepDisplay(
+            {"a": TrialProgress("first", "pretraining", 3), "b": TrialProgress("second", "pretraining", 3)},
+            console,
+            ledger,
+        )
 
     return make
 
@@ -65,15 +69,18 @@ def test_the_view_shows_what_runs_and_counts_the_rest(make_display):
 
 
 def test_the_time_left_is_known_once_a_trial_has_told_its_own():
-    running, waiting = Line("a", "pretraining", 4, cost=10.0, state="running"), Line("b", "fine-tuning", 4, cost=5.0)
-    assert time_left([running, waiting]) is None
+    running, waiting = (
+        TrialProgress("a", "pretraining", 4, cost=10.0, state="running"),
+        TrialProgress("b", "fine-tuning", 4, cost=5.0),
+    )
+    assert estimate_time_left([running, waiting]) is None
     running.epoch, running.left_s = 2.0, 60.0  # of 120 s
-    assert time_left([running]) == 60
-    assert time_left([running, waiting]) == 60 + 60  # 5 of 10 units, which take 120 s
-    other = Line("c", "pretraining", 4, cost=10.0, state="running", epoch=2.0, left_s=60.0)
-    assert time_left([running, other, waiting]) == 90
+    assert estimate_time_left([running]) == 60
+    assert estimate_time_left([running, waiting]) == 60 + 60  # 5 of 10 units, which take 120 s
+    other = TrialProgress("c", "pretraining", 4, cost=10.0, state="running", epoch=2.0, left_s=60.0)
+    assert estimate_time_left([running, other, waiting]) == 90
     running.state = waiting.state = "finished"
-    assert time_left([running, waiting]) == 0
+    assert estimate_time_left([running, waiting]) == 0
 
 
 def test_on_a_terminal_the_table_renews_itself_and_leaves_nothing_behind(make_display):
@@ -93,7 +100,7 @@ def test_status_tells_what_is_trained_from_what_was_interrupted(ledger):
     ledger.finish(runs["finished"])
     ledger.give_up(runs["stopped"], "KILLED")
     described = {name: {"name": name, "stage": "fine-tuning", "epochs": 1, "cost": 1.0} for name in [*runs, "waiting"]}
-    lines = status(ledger, described, {name: name == "trained" for name in described})
+    lines = load_progress(ledger, described, {name: name == "trained" for name in described})
     assert [(line.name, line.state) for line in lines] == [
         ("trained", "running"), ("interrupted", "interrupted"), ("finished", "finished"), ("stopped", "stopped"),
         ("waiting", "waiting"),
@@ -106,7 +113,7 @@ LONGEST = "passt:tiny5 transformer:shallow rate 0.00028 frozen audio p 0.3 final
 
 
 def busy_line(name="cnn:small5 transformer:small rate 0.0004 p 0.3 seed 0", state="running"):
-    return Line(
+    return TrialProgress(
         name, "fine-tuning", 16, state=state, epoch=10.25, loss=1.5, best_map10=0.1234, pairs_per_second=123.4,
         left_s=36_001.0,
     )  # fmt: skip
@@ -119,7 +126,7 @@ FIGURES = ("fine-tuning", "10.25/16", "1.500", "0.1234", "123.4", "10:00:01")
 @pytest.mark.parametrize("state", ["running", "failed", "stopped", "interrupted", "held by another command"])
 def test_no_figure_is_cut_and_no_line_is_longer_than_the_terminal(width, state):
     lines = [busy_line(), busy_line(LONGEST, state)]
-    text = shown(table(lines, "1:23:45, "), width, force_terminal=True, color_system=None)
+    text = shown(build_table(lines, "1:23:45, "), width, force_terminal=True, color_system=None)
     assert max(map(len, text.splitlines())) <= width
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     words = " ".join(text.split())
@@ -132,7 +139,7 @@ def test_no_figure_is_cut_and_no_line_is_longer_than_the_terminal(width, state):
 
 def test_in_80_columns_a_trial_takes_two_lines_with_its_figures_under_their_headings():
     title, trial, heading, name, figures = shown(
-        table([busy_line()], ""), 80, force_terminal=True, color_system=None
+        build_table([busy_line()], ""), 80, force_terminal=True, color_system=None
     ).splitlines()
     assert title == "1 trials: 0 finished, 1 running; about 10:00:01 left"
     assert (trial, name) == ("trial", busy_line().name)
@@ -141,14 +148,14 @@ def test_in_80_columns_a_trial_takes_two_lines_with_its_figures_under_their_head
 
 
 def test_a_wide_terminal_has_a_trial_a_line():
-    lines = shown(table([busy_line(), busy_line()], ""), 160, force_terminal=True, color_system=None).splitlines()
+    lines = shown(build_table([busy_line(), busy_line()], ""), 160, force_terminal=True, color_system=None).splitlines()
     assert len(lines) == 1 + 1 + 2
     assert lines[1].split()[0] == "trial"
 
 
 def test_the_live_table_cuts_nothing_off_in_80_columns(ledger):
     console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True, color_system=None, soft_wrap=True)
-    with Display({"a": busy_line(), "b": busy_line(LONGEST)}, console, ledger):
+    with SweepDisplay({"a": busy_line(), "b": busy_line(LONGEST)}, console, ledger):
         pass
     frame = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", console.file.getvalue())
     for figure in FIGURES:

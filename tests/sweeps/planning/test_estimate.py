@@ -14,7 +14,14 @@ from data.store.files import write_table
 from data.store.storage import Store
 from data.store.stored_split import open_split
 from sweeps import spaces
-from sweeps.planning.estimate import END_TOKENS, Gpu, basis, epoch_of, report, seconds
+from sweeps.planning.estimate import (
+    END_TOKENS,
+    Gpu,
+    build_estimate_table,
+    count_epoch_work,
+    describe_estimate,
+    estimate_seconds,
+)
 from trainables import encoders, recipes
 from trainables.encoders.text import huggingface
 
@@ -51,24 +58,26 @@ def epoch_by_hand(store):
 
 def test_the_cost_is_that_of_every_pairs_operations_in_every_epoch(store, trial):
     pairs, longest = epoch_by_hand(store)
-    tokens = epoch_of(Store.of(store), trial.train, 10.0, 30.0, 64).tokens
+    tokens = count_epoch_work(Store.of(store), trial.train, 10.0, 30.0, 64).tokens
     assert pairs == 35
     assert longest - 2 <= tokens <= longest
     segments = 2  # 12 s in segments of 10
-    audio, text = encoders.module_of(trial.audio).flops(trial.audio), huggingface.flops(trial.text, tokens)
+    audio, text = encoders.module_of_config(trial.audio).flops(trial.audio), huggingface.flops(trial.text, tokens)
     expected = 16 * pairs * 3 * (segments * audio + text) / (100e12 * 0.5)
-    assert seconds(trial, store, GPU) == pytest.approx(expected)
+    assert estimate_seconds(trial, store, GPU) == pytest.approx(expected)
     assert audio == pytest.approx(2 * 85e6 * 284, rel=0.1)  # twice the layers' weights for each of 284 tokens
 
 
 def test_what_makes_a_training_longer_costs_more(store, trial):
-    cost = seconds(trial, store)
-    assert seconds(replace(trial, schedule=replace(trial.schedule, epochs=32)), store) == pytest.approx(2 * cost)
-    assert seconds(replace(trial, precision="float32"), store) == pytest.approx(2 * cost)
-    assert seconds(trial, store, Gpu(tflops=140.0)) == pytest.approx(cost / 2)
-    assert seconds(replace(trial, longest_audio_s=10.0), store) < 0.6 * cost
-    assert seconds(replace(trial, text=huggingface.VARIANTS["roberta-large"]), store) > 1.05 * cost
-    frozen = seconds(replace(trial, frozen_audio=True, frozen_text=True), store)
+    cost = estimate_seconds(trial, store)
+    assert estimate_seconds(replace(trial, schedule=replace(trial.schedule, epochs=32)), store) == pytest.approx(
+        2 * cost
+    )
+    assert estimate_seconds(replace(trial, precision="float32"), store) == pytest.approx(2 * cost)
+    assert estimate_seconds(trial, store, Gpu(tflops=140.0)) == pytest.approx(cost / 2)
+    assert estimate_seconds(replace(trial, longest_audio_s=10.0), store) < 0.6 * cost
+    assert estimate_seconds(replace(trial, text=huggingface.VARIANTS["roberta-large"]), store) > 1.05 * cost
+    frozen = estimate_seconds(replace(trial, frozen_audio=True, frozen_text=True), store)
     assert frozen == pytest.approx(cost / 3)
 
 
@@ -77,23 +86,23 @@ def test_what_is_excluded_costs_nothing(trial, tmp_path):
     row = {"clip_id": open_split(part, SPLITS.train).clip_ids[0], "split": SPLITS.train, "reason": "heard elsewhere"}
     write_table(part / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
     frozen = replace(trial, frozen_text=True)
-    assert epoch_of(Store.of(part), trial.train, 10.0, 30.0, 64).pairs == 30
-    assert seconds(frozen, part) == pytest.approx(seconds(frozen, whole) * 6 / 7, rel=0.02)
+    assert count_epoch_work(Store.of(part), trial.train, 10.0, 30.0, 64).pairs == 30
+    assert estimate_seconds(frozen, part) == pytest.approx(estimate_seconds(frozen, whole) * 6 / 7, rel=0.02)
 
 
 def test_an_encoder_of_unknown_size_is_counted_as_a_known_one_and_named(store, trial):
     unknown = replace(trial, text=huggingface.Config("some/model"))
-    assert seconds(unknown, store) == seconds(trial, store)
-    assert "The size of huggingface:custom isn't known: it is counted as huggingface:bert-base" in basis(
+    assert estimate_seconds(unknown, store) == estimate_seconds(trial, store)
+    assert "The size of huggingface:custom isn't known: it is counted as huggingface:bert-base" in describe_estimate(
         [{"a": unknown}], set(), store
     )
-    assert "isn't known" not in basis([{"a": trial}], set(), store)
+    assert "isn't known" not in describe_estimate([{"a": trial}], set(), store)
 
 
 def test_every_trial_of_every_space_has_a_cost(store):
-    for name in spaces.named():
-        trials = spaces.space(name)(SPLITS, "bfloat16")
-        assert all(seconds(trial, store) > 0 for trial in trials)
+    for name in spaces.list_spaces():
+        trials = spaces.find_space(name)(SPLITS, "bfloat16")
+        assert all(estimate_seconds(trial, store) > 0 for trial in trials)
 
 
 def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, trial):
@@ -101,18 +110,18 @@ def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, tria
     alone = recipes.baseline("cnn14:dcase2023", "huggingface:all-mpnet-base-v2", SPLITS, "bfloat16")
     stages = [{"aaaa": trial, "bbbb": alone}, dict(zip(("cccc", "dddd", "eeee"), tuned, strict=True))]
     weak = Gpu("slow one", tflops=1e-2, used=1.0)
-    sheet = report(stages, {"aaaa"}, store, weak)
+    sheet = build_estimate_table(stages, {"aaaa"}, store, weak)
     assert [column.heading for column in sheet.columns] == [
         "trial", "stage", "pretraining", "state", "GPU hours", "signature",
     ]  # fmt: skip
     first, second, *rest = sheet.rows
-    cost = f"{seconds(trial, store, weak) / 3600:.2f}"
+    cost = f"{estimate_seconds(trial, store, weak) / 3600:.2f}"
     assert first == (trial.name, "pretraining", "for 3", "finished", cost, "aaaa")
     assert (second[0], second[3]) == (alone.name, "to run")
     assert all(row[1:3] == ("fine-tuning", "shared with 2") for row in rest)
     assert max(map(len, sheet.lines(80))) <= 80
     every = [trial, alone, *tuned]
-    left, total = (sum(seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
-    text = basis(stages, {"aaaa"}, store, weak)
+    left, total = (sum(estimate_seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
+    text = describe_estimate(stages, {"aaaa"}, store, weak)
     assert text.startswith(f"{left:.2f} GPU hours are still to be run, of {total:.2f} in all. ")
     assert "on one slow one, at 100% of its 0.01 TFLOPS" in text

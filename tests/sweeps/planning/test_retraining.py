@@ -10,10 +10,10 @@ import pytest
 from data.errors import UserError
 from data.splits import Splits
 from sweeps import grid, spaces
-from sweeps.planning.retraining import plan_retrainings, retrained
+from sweeps.planning.retraining import build_retrained_ensemble, plan_retrainings
 from trainables import recipes
 from trainables import trial as trials
-from trainables.records.ensemble_file import Ensemble, Member, SplitFigures, read_ensemble
+from trainables.records.ensemble_file import Ensemble, Member, SplitMetrics, read_ensemble
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 
 EVERYTHING = {"folder/train", "folder/validation", "folder/test"}
@@ -64,7 +64,7 @@ def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_co
     changed = [member for member in ensemble.members if member.retrained]
     assert len(changed) == 2
     for member in changed:
-        run = ledger.finished(member.signature)
+        run = ledger.find_finished_trial(member.signature)
         assert run.run_id == member.run_id
         assert not {"map10", "validation_loss", "best_map10"} & set(run.metrics)
         assert not ledger.client.list_artifacts(run.run_id, "embeddings")
@@ -177,7 +177,7 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
     refused = run("--retrain", moved, "--name", "first")
     assert refused.returncode == 2
     assert re.search("--name first: a sweep has that name, and isn't this retraining of .*ensem", refused.stderr)
-    assert ledger.sweep("first").signatures == ["0" * 16]
+    assert ledger.find_sweep("first").signatures == ["0" * 16]
     with pytest.raises(InterruptedError):
         run("--retrain", moved, "--name", "final")
     ledger.start_sweep("final", ["0" * 16], {"retrain": [str(moved), "pretraining"]})
@@ -190,10 +190,10 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
 
 def test_what_is_written_is_of_what_was_read(retrain, tmp_path):
     members = tuple(Member("one", 1.0, epoch=3, trial=trials.to_json(trial)) for trial in (FINE, BASE))
-    ensemble = Ensemble(members, validation=SplitFigures("folder/validation", "f"))
+    ensemble = Ensemble(members, validation=SplitMetrics("folder/validation", "f"))
     found = plan_retrainings(ensemble, tmp_path / "gone.json", "finetuning")
     done = {found[0].trial: ("f" * 16, "run")}
-    written = retrained(ensemble, found, done)
+    written = build_retrained_ensemble(ensemble, found, done)
     assert [member.retrained for member in written.members] == [True, False]
     assert (written.before_retraining, written.validation) == (ensemble, None)
 

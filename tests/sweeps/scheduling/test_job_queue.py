@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from ray import tune
 
-from sweeps.scheduling.job_queue import Job, Queue, Room
-from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, StagesSearcher
-from trainables.execution.nodes import nodes as cluster_nodes
+from sweeps.scheduling.job_queue import FreeResources, Job, JobQueue
+from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, QueueSearcher
+from trainables.execution.nodes import list_nodes as cluster_nodes
 from trainables.execution.resources import Bundle
 
 CPU = (Bundle(1),)
@@ -44,51 +44,51 @@ def run(queue, durations, fails=()):
 
 
 def test_fine_tunings_start_when_their_own_pretraining_is_done_not_when_all_are():
-    queue = Queue([*pair("a"), *pair("b")], [Bundle(3)])
+    queue = JobQueue([*pair("a"), *pair("b")], [Bundle(3)])
     assert started(queue) == ["a", "b"]
     queue.done("b", succeeded=True)
     assert started(queue) == ["b0", "b1"]
     queue.done("b0", succeeded=True)
     assert started(queue) == []
-    assert not queue.exhausted
+    assert not queue.is_exhausted
 
 
 def test_the_longest_chain_starts_first_and_of_equal_ones_that_with_the_most_work_below():
     jobs = [*pair("short", cost=3), *pair("few", cost=10, children=1), *pair("many", cost=10, children=5)]
     jobs += [Job("alone", CPU, 10.5), *pair("slow children", cost=4, child_cost=9)]
-    assert started(Queue(jobs, [Bundle(5)])) == ["slow children", "many", "few", "alone", "short"]
+    assert started(JobQueue(jobs, [Bundle(5)])) == ["slow children", "many", "few", "alone", "short"]
 
 
 def test_a_fine_tuning_is_ready_at_once_where_its_pretraining_finished_before():
-    queue = Queue([Job("fine-tuning", CPU, 1, "finished long ago"), *pair("a")], [Bundle(2)])
+    queue = JobQueue([Job("fine-tuning", CPU, 1, "finished long ago"), *pair("a")], [Bundle(2)])
     assert started(queue) == ["a", "fine-tuning"]
 
 
 def test_a_failed_pretraining_drops_all_that_waits_for_it_and_nothing_else():
     jobs = [*pair("a"), Job("a0-distilled", CPU, 1, "a0"), *pair("b")]
-    queue = Queue(jobs, [Bundle(8)])
+    queue = JobQueue(jobs, [Bundle(8)])
     assert started(queue) == ["a", "b"]
     queue.done("a", succeeded=False)
     assert queue.dropped == {"a0": "a", "a1": "a", "a0-distilled": "a"}
     assert started(queue) == []
-    assert not queue.exhausted
+    assert not queue.is_exhausted
     queue.done("b", succeeded=True)
     assert started(queue) == ["b0", "b1"]
-    assert queue.exhausted
+    assert queue.is_exhausted
 
 
 def test_a_sweep_whose_only_pretraining_failed_is_exhausted():
-    queue = Queue(pair("a"), [Bundle(1)])
+    queue = JobQueue(pair("a"), [Bundle(1)])
     assert started(queue) == ["a"]
     queue.done("a", succeeded=False)
-    assert queue.exhausted
+    assert queue.is_exhausted
 
 
 def test_a_large_trial_starts_though_small_ones_always_wait():
     small = [Job(f"small{number}", GPU, 1.0) for number in range(200)]
     jobs = [*small[:100], Job("large", GPU * 4, 1.0), *small[100:]]
     rng = random.Random(0)
-    queue = Queue(jobs, [Bundle(8, 8)])
+    queue = JobQueue(jobs, [Bundle(8, 8)])
     events = run(queue, {job.key: rng.lognormvariate(0, 0.5) for job in jobs})
     order = [key for _, what, key in events if what == "start"]
     assert order == [job.key for job in jobs]
@@ -96,7 +96,7 @@ def test_a_large_trial_starts_though_small_ones_always_wait():
 
 def test_what_is_behind_a_large_trial_waits_for_it_to_start():
     jobs = [*(Job(f"long{number}", GPU, 9) for number in range(7)), Job("large", GPU * 4, 5), Job("small", GPU, 1)]
-    queue = Queue(jobs, [Bundle(4, 4), Bundle(4, 4)])
+    queue = JobQueue(jobs, [Bundle(4, 4), Bundle(4, 4)])
     assert len(started(queue)) == 7
     for number in range(2):
         queue.done(f"long{number}", succeeded=True)
@@ -109,36 +109,36 @@ def test_what_is_behind_a_large_trial_waits_for_it_to_start():
 
 def test_workers_of_one_trial_spread_over_nodes_and_each_has_its_gpus_on_one():
     nodes = [Bundle(4, 2), Bundle(4, 2)]
-    assert Room(nodes).take(GPU * 4)
-    assert Room(nodes).take([Bundle(1, 2), Bundle(1, 2)])
-    assert not Room(nodes).take([Bundle(1, 4)])
-    assert not Room(nodes).take([Bundle(5)])
-    assert not Room(nodes).take([Bundle(3, 1)] * 3)
+    assert FreeResources(nodes).take(GPU * 4)
+    assert FreeResources(nodes).take([Bundle(1, 2), Bundle(1, 2)])
+    assert not FreeResources(nodes).take([Bundle(1, 4)])
+    assert not FreeResources(nodes).take([Bundle(5)])
+    assert not FreeResources(nodes).take([Bundle(3, 1)] * 3)
 
 
 def test_a_share_is_of_one_gpu_and_shares_are_packed_so_that_whole_gpus_stay_whole():
-    room = Room([Bundle(8, 2)])
+    room = FreeResources([Bundle(8, 2)])
     assert room.take([Bundle(1, 0.6)])
     assert room.take([Bundle(1, 0.6)])
     assert room.take([Bundle(1, 0.6)]) is None
     assert room.take([Bundle(1, 0.4)])
-    room = Room([Bundle(8, 1), Bundle(8, 2)])
+    room = FreeResources([Bundle(8, 1), Bundle(8, 2)])
     assert room.take([Bundle(1, 0.5)])
     assert room.take([Bundle(1, 0.5)])
     assert room.take([Bundle(1, 2)])
 
 
 def test_thirds_of_a_gpu_are_taken_and_given_back_without_drifting():
-    room = Room([Bundle(1, 1)])
+    room = FreeResources([Bundle(1, 1)])
     for _ in range(1000):
         places = [room.take([Bundle(0.1, 0.3333)]) for _ in range(3)]
         for place in places:
-            room.give_back(place)
+            room.release(place)
     assert room.take([Bundle(1, 1)])
 
 
 def test_cpu_trials_leave_nodes_with_gpus_free_while_others_have_room():
-    room = Room([Bundle(2, 1), Bundle(4)])
+    room = FreeResources([Bundle(2, 1), Bundle(4)])
     assert [place.node for place in room.take([Bundle(1)] * 4)] == [1, 1, 1, 1]
 
 
@@ -148,14 +148,14 @@ def test_more_than_a_gpu_must_be_whole_gpus():
 
 
 def test_no_more_run_at_a_time_than_max_concurrent():
-    queue = Queue([*pair("a"), *pair("b"), *pair("c")], [Bundle(8)], max_concurrent=2)
+    queue = JobQueue([*pair("a"), *pair("b"), *pair("c")], [Bundle(8)], max_concurrent=2)
     assert started(queue) == ["a", "b"]
     queue.done("a", succeeded=False)
     assert started(queue) == ["c"]
 
 
 def test_what_never_has_room_on_the_cluster_of_the_moment_holds_up_no_other():
-    queue = Queue([Job("wide", GPU * 16, 9), Job("a", GPU, 1)], [Bundle(8, 8)])
+    queue = JobQueue([Job("wide", GPU * 16, 9), Job("a", GPU, 1)], [Bundle(8, 8)])
     assert started(queue) == ["a"]
     queue.resize([Bundle(8, 8)] * 2)
     assert started(queue) == []
@@ -165,7 +165,7 @@ def test_what_never_has_room_on_the_cluster_of_the_moment_holds_up_no_other():
 
 def test_a_cluster_that_grows_starts_more_and_one_that_shrinks_starts_none_until_there_is_room_again():
     jobs = [Job(f"{number}", GPU, 9 - number) for number in range(9)]
-    queue = Queue(jobs, [Bundle(2, 2)])
+    queue = JobQueue(jobs, [Bundle(2, 2)])
     assert started(queue) == ["0", "1"]
     queue.resize([Bundle(2, 2)] * 2)
     assert started(queue) == ["2", "3"]
@@ -179,7 +179,7 @@ def test_a_cluster_that_grows_starts_more_and_one_that_shrinks_starts_none_until
 
 
 def test_a_trial_that_lost_its_node_gets_room_before_any_other_starts():
-    queue = Queue([Job("wide", GPU * 2, 9), *(Job(f"{number}", GPU, 1) for number in range(4))], [Bundle(2, 2)] * 2)
+    queue = JobQueue([Job("wide", GPU * 2, 9), *(Job(f"{number}", GPU, 1) for number in range(4))], [Bundle(2, 2)] * 2)
     assert started(queue) == ["wide", "0", "1"]
     queue.resize([Bundle(1, 1), Bundle(2, 2)])  # "wide" has two, so "1" has lost its room
     queue.done("0", succeeded=True)
@@ -195,9 +195,9 @@ def test_in_any_sweep_all_starts_once_after_its_pretraining_and_no_slot_idles_wh
     jobs = [job for name in "abcdefgh" for job in pair(name, rng.choice([1, 3, 9]), rng.randint(0, 5))]
     durations = {job.key: rng.lognormvariate(0, 0.6) * job.cost for job in jobs}
     fails = {job.key for job in jobs if rng.random() < 0.1}
-    queue = Queue(jobs, [Bundle(slots)])
+    queue = JobQueue(jobs, [Bundle(slots)])
     events = run(queue, durations, fails)
-    assert queue.exhausted
+    assert queue.is_exhausted
     parents = {job.key: job.parent for job in jobs}
     ready, running, ended = {job.key for job in jobs if not job.parent}, set(), set()
     for (now, what, key), following in pairwise([*events, (float("inf"), "", "")]):
@@ -247,15 +247,15 @@ def sweep(cluster, tmp_path, monkeypatch):
             job.key: {"work": {"key": job.key, "until": (until or {}).get(job.key), "fails": job.key in fails}}
             for job in jobs
         }
-        queue = Queue(jobs, cluster_nodes(), max_concurrent)
-        searcher = StagesSearcher(queue, configs, lambda key: key not in stopped, cluster_nodes)
+        queue = JobQueue(jobs, cluster_nodes(), max_concurrent)
+        searcher = QueueSearcher(queue, configs, lambda key: key not in stopped, cluster_nodes)
         tuner = tune.Tuner(
             tune.with_resources(make_work(tmp_path), {"cpu": 0.01}),
             tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(name="sweep", storage_path=str(tmp_path / "tune"), verbose=0),
         )
         results = tuner.fit()
-        assert queue.exhausted
+        assert queue.is_exhausted
         return (tmp_path / "log").read_text().splitlines(), queue, results
 
     return run_sweep

@@ -12,7 +12,7 @@ from torch.nn import functional
 from data.errors import UserError
 from trainables.encoders.audio import cnn14
 from trainables.encoders.audio.cnn14 import VARIANTS, Config
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.networks.audio.cnn14 import Cnn14Encoder
 
 SMALL = replace(VARIANTS["audioset"], pretrained=False, channels=(4, 6, 8, 8, 10, 12), segment_s=2.0)
@@ -21,7 +21,7 @@ SMALL = replace(VARIANTS["audioset"], pretrained=False, channels=(4, 6, 8, 8, 10
 def built(config: Config = SMALL) -> Cnn14Encoder:
     """An encoder whose statistics and affine weights are as if it were trained."""
     torch.manual_seed(0)
-    encoder = network_of(config).build(config)
+    encoder = load_network_module(config).build(config)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5)):
@@ -74,7 +74,7 @@ def plain(state: dict[str, Tensor], log_mel_STM: Tensor) -> Tensor:
 def test_it_equals_a_plain_implementation():
     encoder, segments = built().eval(), noise()
     log_mel = torch.from_numpy(np.stack([log_mel_by_librosa(segment) for segment in segments]))
-    torch.testing.assert_close(encoder.log_mel(segments).mT, log_mel, rtol=0, atol=1e-3)  # of -100 to 30 dB
+    torch.testing.assert_close(encoder.compute_log_mel(segments).mT, log_mel, rtol=0, atol=1e-3)  # of -100 to 30 dB
     features = encoder(segments, draws(), torch.Generator())
     assert features.shape == (3, encoder.width)
     assert (features > 0).any(dim=0).sum() > 3

@@ -20,7 +20,7 @@ from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig, cnn
 from trainables.encoders.text import TextConfig, huggingface, transformer
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 
 CAPTIONS = [
     "a dog barks twice",
@@ -29,8 +29,10 @@ CAPTIONS = [
     "a dog barks and rain falls",
 ]
 
-FAMILIES = [(kind, name) for kind in ("audio", "text") for name in encoders.families(kind)]
-VARIANTS = [(kind, f"{name}:{variant}") for kind, name in FAMILIES for variant in encoders.family(kind, name).VARIANTS]
+FAMILIES = [(kind, name) for kind in ("audio", "text") for name in encoders.list_families(kind)]
+VARIANTS = [
+    (kind, f"{name}:{variant}") for kind, name in FAMILIES for variant in encoders.load_family(kind, name).VARIANTS
+]
 
 
 def from_scratch(config: Any) -> bool:
@@ -39,7 +41,7 @@ def from_scratch(config: Any) -> bool:
 
 
 def from_scratch_variants(wanted: str) -> list[str]:
-    return [name for kind, name in VARIANTS if kind == wanted and from_scratch(encoders.choose(kind, name))]
+    return [name for kind, name in VARIANTS if kind == wanted and from_scratch(encoders.config_of_variant(kind, name))]
 
 
 def test_the_families_are_found_by_their_files():
@@ -54,32 +56,32 @@ def test_the_families_are_found_by_their_files():
 
 @pytest.mark.parametrize(("kind", "name"), FAMILIES)
 def test_a_family_has_all_that_training_asks_for(kind, name):
-    module = encoders.family(kind, name)
+    module = encoders.load_family(kind, name)
     assert module.VARIANTS
     assert all(type(variant) is module.Config for variant in module.VARIANTS.values())
     protocol = {"audio": AudioConfig, "text": TextConfig}[kind]
     assert all(isinstance(variant, protocol) for variant in module.VARIANTS.values())
     assert all(callable(getattr(module, function)) for function in ("weights_fingerprint", "flops"))
-    network = network_of(next(iter(module.VARIANTS.values())))
+    network = load_network_module(next(iter(module.VARIANTS.values())))
     assert all(callable(getattr(network, function)) for function in ("build", "restore"))
 
 
 @pytest.mark.parametrize(("kind", "name"), VARIANTS)
 def test_a_config_survives_json(kind, name):
-    config = encoders.choose(kind, name)
+    config = encoders.config_of_variant(kind, name)
     assert encoders.from_json(kind, json.loads(json.dumps(encoders.to_json(config)))) == config
-    assert encoders.label(config) == name
+    assert encoders.format_label(config) == name
 
 
 @pytest.mark.parametrize("name", from_scratch_variants("audio"))
 def test_an_audio_encoder_embeds_each_segment_by_itself(name):
-    config = encoders.choose("audio", name)
+    config = encoders.config_of_variant("audio", name)
     encoder = initial(config).eval()
     samples = round(config.segment_s * SAMPLE_RATE_HZ)
     segments = 0.1 * torch.randn(3, samples, generator=torch.Generator().manual_seed(0))
     together = embed_audio(encoder, segments)
     assert together.shape == (3, encoder.width)
-    assert encoders.module_of(config).weights_fingerprint(config) == "random"
+    assert encoders.module_of_config(config).weights_fingerprint(config) == "random"
     torch.testing.assert_close(
         torch.cat([embed_audio(encoder, one[None]) for one in segments]), together, rtol=0, atol=1e-5
     )
@@ -87,9 +89,9 @@ def test_an_audio_encoder_embeds_each_segment_by_itself(name):
 
 @pytest.mark.parametrize("name", from_scratch_variants("audio"))
 def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(name):
-    config = encoders.choose("audio", name)
+    config = encoders.config_of_variant("audio", name)
     built = initial(config).eval()
-    restored = network_of(config).restore(config).eval()
+    restored = load_network_module(config).restore(config).eval()
     restored.load_state_dict(built.state_dict())
     segments = torch.rand(1, round(config.segment_s * SAMPLE_RATE_HZ), generator=torch.Generator().manual_seed(0))
     assert torch.equal(embed_audio(restored, segments), embed_audio(built, segments))
@@ -97,7 +99,7 @@ def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(name):
 
 @pytest.mark.parametrize("name", from_scratch_variants("audio"))
 def test_in_training_an_audio_encoder_draws_from_the_generator_it_is_given(name):
-    config = encoders.choose("audio", name)
+    config = encoders.config_of_variant("audio", name)
     encoder = initial(config).train()
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
@@ -118,12 +120,12 @@ def held_by_blocks(encoder: Any) -> float:
 
 @pytest.mark.parametrize("name", from_scratch_variants("audio"))
 def test_an_audio_encoders_blocks_hold_most_of_its_weights(name):
-    assert held_by_blocks(initial(encoders.choose("audio", name))) > 0.8
+    assert held_by_blocks(initial(encoders.config_of_variant("audio", name))) > 0.8
 
 
 def initial(config: Any, captions: list[str] | None = None) -> Any:
     torch.manual_seed(0)
-    return network_of(config).build(config, *([] if captions is None else [captions]))
+    return load_network_module(config).build(config, *([] if captions is None else [captions]))
 
 
 @torch.no_grad()
@@ -149,7 +151,7 @@ def check_text_encoder(config: Any, folder: Path) -> None:
     folder.mkdir()
     encoder.save_tokenizer(folder)
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".txt"}
-    restored = network_of(config).restore(config, folder).eval()
+    restored = load_network_module(config).restore(config, folder).eval()
     restored.load_state_dict(encoder.state_dict())
     assert torch.equal(embed_text(restored, CAPTIONS), together)
 
@@ -160,9 +162,9 @@ def check_text_encoder(config: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", from_scratch_variants("text"))
 def test_a_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(name, tmp_path):
-    config = encoders.choose("text", name)
+    config = encoders.config_of_variant("text", name)
     check_text_encoder(config, tmp_path / "saved")
-    assert encoders.module_of(config).weights_fingerprint(config) == "random"
+    assert encoders.module_of_config(config).weights_fingerprint(config) == "random"
 
 
 # What is unknown.
@@ -181,11 +183,11 @@ def test_a_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(name, 
 )
 def test_an_unknown_encoder_is_answered_with_the_known_ones(kind, name, known):
     with pytest.raises(UserError, match=known):
-        encoders.choose(kind, name)
+        encoders.config_of_variant(kind, name)
 
 
 def test_a_config_that_is_no_variant_is_labelled_custom():
-    assert encoders.label(replace(cnn.VARIANTS["small"], dropout=0.5)) == "cnn:custom"
+    assert encoders.format_label(replace(cnn.VARIANTS["small"], dropout=0.5)) == "cnn:custom"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_learning_a_vocabulary_is_deterministic():
     """Also between processes: ranks learn it each for themselves. The library alone orders letters by a hash map."""
     code = f"from trainables.networks.text import transformer as t; {LEARN}"
     elsewhere = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    here = [network_of(SMALL).build(SMALL, CAPTIONS).tokenizer.to_str() for _ in range(5)]
+    here = [load_network_module(SMALL).build(SMALL, CAPTIONS).tokenizer.to_str() for _ in range(5)]
     assert {*here, elsewhere.strip()} == {here[0]}
 
 
@@ -314,16 +316,16 @@ def test_a_model_is_found_in_the_directory_of_published_weights(published, place
     weights = tmp_path / "weights"
     (weights / place).parent.mkdir(parents=True)
     published.rename(weights / place)
-    encoder = network_of(config).build(config, CAPTIONS, weights).eval()
+    encoder = load_network_module(config).build(config, CAPTIONS, weights).eval()
     local = huggingface.Config(str(weights / place))
     assert torch.equal(
-        embed_text(encoder, CAPTIONS), embed_text(network_of(local).build(local, CAPTIONS).eval(), CAPTIONS)
+        embed_text(encoder, CAPTIONS), embed_text(load_network_module(local).build(local, CAPTIONS).eval(), CAPTIONS)
     )
     fingerprint = huggingface.weights_fingerprint(config, weights)
     assert fingerprint == huggingface.weights_fingerprint(local) == huggingface.weights_fingerprint(local, tmp_path)
 
 
-@pytest.mark.parametrize("function", [huggingface.weights_fingerprint, huggingface.source])
+@pytest.mark.parametrize("function", [huggingface.weights_fingerprint, huggingface.locate_model])
 def test_a_model_that_the_directory_lacks_is_named(function, tmp_path):
     with pytest.raises(UserError, match=r"holds no directory 'bert-base-uncased': put .*config\.json"):
         function(huggingface.Config("bert-base-uncased"), tmp_path)
@@ -377,7 +379,7 @@ def test_dropout_is_the_configs_before_and_after_restoring(published, dropout, t
     config = huggingface.Config(str(published), dropout=dropout)
     encoder = initial(config, CAPTIONS)
     encoder.save_tokenizer(tmp_path)
-    restored = network_of(config).restore(config, tmp_path)
+    restored = load_network_module(config).restore(config, tmp_path)
     for one in (encoder, restored):
         settings = one.model.config.to_dict()
         rates = {settings[name] for name in settings if "dropout" in name and settings[name] is not None}

@@ -14,7 +14,7 @@ from trainables import encoders
 from trainables.encoders.audio import cnn, cnn14, passt
 from trainables.encoders.text import huggingface, transformer
 from trainables.encoders.text.huggingface import Config
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 
 AUDIO = [
     cnn.VARIANTS["small"],
@@ -39,10 +39,10 @@ def counted(module, *inputs):
     return counter.get_total_flops() - front_end
 
 
-@pytest.mark.parametrize("config", AUDIO, ids=lambda config: encoders.label(config))
+@pytest.mark.parametrize("config", AUDIO, ids=lambda config: encoders.format_label(config))
 def test_an_audio_encoders_operations_are_those_that_torch_counts_in_training(config):
-    family = encoders.module_of(config)
-    encoder = network_of(config).build(config).train()
+    family = encoders.module_of_config(config)
+    encoder = load_network_module(config).build(config).train()
     segments = torch.randn(1, round(config.segment_s * SAMPLE_RATE_HZ))
     inputs = (segments, torch.rand(1, MASK_DRAWS), torch.Generator().manual_seed(0))
     front_end = 0 if hasattr(encoder, "front_end") else 2 * encoder.bank.numel() * (segments.shape[1] // 320 + 1)
@@ -51,7 +51,7 @@ def test_an_audio_encoders_operations_are_those_that_torch_counts_in_training(co
 
 def test_a_text_encoders_operations_are_those_that_torch_counts():
     config = replace(transformer.VARIANTS["small"], layers=3)
-    encoder = network_of(config).build(config, CAPTIONS)
+    encoder = load_network_module(config).build(config, CAPTIONS)
     tokens = encoder.tokenize(CAPTIONS[:1])
     length = tokens.ids.shape[1]
     assert transformer.flops(config, length) == pytest.approx(counted(encoder.train(), tokens), rel=0.01)
@@ -62,7 +62,7 @@ def test_a_directorys_operations_are_those_that_torch_counts(write_text_model, t
     shape = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192}
     folder = write_text_model(tmp_path / "bert", "bert", CAPTIONS, vocab_size=300, **shape)
     config = Config(str(folder))
-    encoder = network_of(config).build(config, CAPTIONS)
+    encoder = load_network_module(config).build(config, CAPTIONS)
     tokens = encoder.tokenize(CAPTIONS[:1])
     length = tokens.ids.shape[1]
     assert huggingface.flops(encoder.config, length) == pytest.approx(counted(encoder, tokens), rel=0.01)

@@ -14,7 +14,7 @@ from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders.audio import passt
 from trainables.encoders.audio.passt import VARIANTS, Config
-from trainables.networks import network_of
+from trainables.networks import load_network_module
 from trainables.networks.audio import passt as networks
 from trainables.networks.audio.passt import PasstEncoder
 
@@ -34,7 +34,7 @@ def noise(config: Config, num_segments: int = 2) -> Tensor:
 def built(config: Config) -> PasstEncoder:
     """An encoder whose position embeddings and class tokens are large enough to matter."""
     torch.manual_seed(0)
-    encoder = network_of(config).build(config)
+    encoder = load_network_module(config).build(config)
     for name, parameter in encoder.net.named_parameters():
         if "pos_embed" in name or "token" in name:
             torch.nn.init.normal_(parameter)
@@ -46,7 +46,7 @@ def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | 
 
     What it draws from the global generator (which columns are dropped, then which rows) are `generator`'s next numbers.
     """
-    net = networks.network(encoder.config).train(encoder.training)
+    net = networks.make_passt(encoder.config).train(encoder.training)
     net.load_state_dict(encoder.net.state_dict(), strict=False)  # but for the heads
     with (
         warnings.catch_warnings(action="ignore"),
@@ -61,7 +61,7 @@ def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | 
 @pytest.fixture(params=["plain", "fused"])
 def attention(request, monkeypatch) -> None:
     """Both forms, on a CPU."""
-    monkeypatch.setattr(networks, "FUSED_ON", ("cpu",) if request.param == "fused" else ())
+    monkeypatch.setattr(networks, "FUSED_DEVICES", ("cpu",) if request.param == "fused" else ())
 
 
 @pytest.mark.usefixtures("attention")
@@ -158,7 +158,7 @@ def test_every_parameter_gets_a_gradient(training):
 
 @pytest.mark.parametrize(("name", "positions"), [("N", (8, 62)), ("S", (12, 99)), ("S15", (12, 200))])
 def test_a_published_architecture_is_restored_without_its_weights(name, positions, capsys):
-    encoder = network_of(VARIANTS[name]).restore(VARIANTS[name])
+    encoder = load_network_module(VARIANTS[name]).restore(VARIANTS[name])
     assert capsys.readouterr() == ("", "")
     assert encoder.width == 768
     assert len(encoder.net.blocks) == 12

@@ -23,7 +23,7 @@ from trainables import encoders
 from trainables.encoders import published
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
-from trainables.networks import dual_encoder, network_of
+from trainables.networks import dual_encoder, load_network_module
 from trainables.networks.audio.passt import PasstEncoder
 from trainables.signature import Fingerprints, describe_encoder
 from trainables.training.loss import nt_xent
@@ -61,8 +61,8 @@ def write(folder: Path, file: str, state: Any = None) -> Path:
 
 
 def build(name: str, weights: Path | None) -> Any:
-    config = encoders.choose("audio", name)
-    return network_of(config).build(config, weights)
+    config = encoders.config_of_variant("audio", name)
+    return load_network_module(config).build(config, weights)
 
 
 def weights_of(encoder: Any) -> dict[str, Tensor]:
@@ -112,23 +112,23 @@ def test_without_a_directory_a_file_is_downloaded_once(tmp_path, monkeypatch):
     torch.save({}, source)
     url = source.as_uri()
     assert "%3D" in url
-    path = published.locate(url, None)
+    path = published.locate_checkpoint(url, None)
     assert (path.name, path.read_bytes()) == (source.name, source.read_bytes())
     source.unlink()
-    assert published.locate(url, None) == path
+    assert published.locate_checkpoint(url, None) == path
 
 
 def test_a_download_that_fails_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with pytest.raises(UserError, match=r"absent\.pt can't be downloaded .*--weights"):
-        published.locate((tmp_path / "absent.pt").as_uri(), None)
+        published.locate_checkpoint((tmp_path / "absent.pt").as_uri(), None)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(("name", "file"), RELEASES.items())
 def test_an_absent_file_is_named(name, file, tmp_path):
-    config = encoders.choose("audio", name)
-    for function in (build, lambda _, weights: encoders.module_of(config).weights_fingerprint(config, weights)):
+    config = encoders.config_of_variant("audio", name)
+    for function in (build, lambda _, weights: encoders.module_of_config(config).weights_fingerprint(config, weights)):
         with pytest.raises(UserError, match=rf"holds no file '{file}': download it from https"):
             function(name, tmp_path)
 
@@ -139,14 +139,14 @@ def test_what_a_training_left_beside_the_weights_may_be_numpys_numbers(tmp_path)
     path = tmp_path / "old.pth"
     torch.save({"model": {"a": torch.ones(2)}, "sampler": beside}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"numpy._core", b"numpy.core"))
-    assert torch.equal(published.read(path)["a"], torch.ones(2))
+    assert torch.equal(published.read_state_dict(path)["a"], torch.ones(2))
 
 
 # Fingerprints.
 
 
 def test_a_fingerprint_is_of_contents_and_not_of_places(tmp_path):
-    config = encoders.choose("audio", "cnn14:audioset")
+    config = encoders.config_of_variant("audio", "cnn14:audioset")
     fingerprints = []
     for folder, contents in (("here", b"weights"), ("there", b"weights"), ("elsewhere", b"others")):
         (tmp_path / folder).mkdir()
@@ -162,16 +162,16 @@ def test_a_fingerprint_is_computed_again_only_for_a_changed_file(tmp_path):
     path = tmp_path / RELEASES["passt:N"]
     fingerprint = partial(passt.weights_fingerprint, passt.VARIANTS["N"], tmp_path)
     path.write_bytes(b"weights")
-    first, computed = fingerprint(), published.sha256_of_version.cache_info().misses
+    first, computed = fingerprint(), published.hash_file_version.cache_info().misses
     assert fingerprint() == first
-    assert published.sha256_of_version.cache_info().misses == computed
+    assert published.hash_file_version.cache_info().misses == computed
     path.write_bytes(b"changed")
     os.utime(path, ns=(0, 0))
     assert fingerprint() != first
 
 
 def test_a_trials_encoder_is_described_by_the_weights_in_the_directory(tmp_path):
-    config = encoders.choose("audio", "passt:N")
+    config = encoders.config_of_variant("audio", "passt:N")
     (tmp_path / RELEASES["passt:N"]).write_bytes(b"weights")
     for weights in (tmp_path, None):
         fingerprint = passt.weights_fingerprint(config, weights)
@@ -223,7 +223,7 @@ def test_a_torn_checkpoint_is_named(is_zip, left, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(left * len(whole))])
     with pytest.raises(UserError, match=r"torn\.pt is torn, or no checkpoint"):
-        published.read(path)
+        published.read_state_dict(path)
 
 
 class Malicious:
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(wrap, tmp_path):
     path = tmp_path / "malicious.pt"
     torch.save({"a": torch.ones(1), "b": wrap(Malicious(tmp_path / "made"))}, path)
     with pytest.raises(UserError, match=r"malicious\.pt is torn, or no checkpoint"):
-        published.read(path)
+        published.read_state_dict(path)
     assert not (tmp_path / "made").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(wrap, tmp_path):
 def test_a_file_without_weights_is_refused(contents, tmp_path):
     torch.save(contents, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt holds no weights"):
-        published.read(tmp_path / "a.pt")
+        published.read_state_dict(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_file_without_weights_is_refused(contents, tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused(contents, tmp_path):
     (tmp_path / "a.pt").write_bytes(contents)
     with pytest.raises(UserError, match=r"a\.pt (is torn, or no checkpoint|holds no weights)"):
-        published.read(tmp_path / "a.pt")
+        published.read_state_dict(tmp_path / "a.pt")
 
 
 # Every pair of encoders of the paper's Table 2, at full size.
@@ -314,7 +314,7 @@ def weights(tmp_path_factory, write_text_model) -> Path:
 def test_a_pair_of_the_papers_encoders_builds_takes_a_step_and_embeds(audio, text, weights, trial):
     trial = replace(
         trial,
-        audio=encoders.choose("audio", audio),
+        audio=encoders.config_of_variant("audio", audio),
         text=huggingface.VARIANTS[text],
         embedding_size=1024,
         frozen_text=text == "all-mpnet-base-v2",  # the baseline's

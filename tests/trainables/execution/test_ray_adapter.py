@@ -9,15 +9,15 @@ from safetensors.torch import load_file
 
 from data.errors import UserError
 from data.splits import Splits
-from sweeps.spaces import own_space
+from sweeps.spaces import load_user_space
 from trainables import trial as trials
 from trainables.execution import ray_adapter
-from trainables.execution.resources import Resources
-from trainables.execution.session import Site, Work, train_here
+from trainables.execution.resources import Allocation
+from trainables.execution.session import RunContext, TrainingJob, train_in_process
 from trainables.records import lease as leases
 from trainables.records.embeddings import read_embeddings
 from trainables.records.mlflow_ledger import create_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE
 
@@ -29,7 +29,7 @@ TRAINED = ("map10", "train_loss", "validation_loss", "epoch")
 @pytest.fixture(scope="module")
 def without_dropout(space_file):
     splits = Splits("folder/train", "folder/validation", "folder/test", pretrain=("folder/train",))
-    tiny = own_space(space_file, "tiny")(splits, "float32")
+    tiny = load_user_space(space_file, "tiny")(splits, "float32")
     pretraining = tiny[0].pretraining
     audio, text = replace(pretraining.audio, dropout=0.0), replace(pretraining.text, dropout=0.0)
     return replace(pretraining, audio=audio, text=text, batch_size=7)
@@ -40,12 +40,12 @@ def fitted(one_trial, store, runs, workers):
 
     With 0 of them it is trained in this process.
     """
-    ledger, place = create_ledger(runs), Runs.of(runs)
+    ledger, place = create_ledger(runs), RunStorage.of(runs)
     lease = leases.acquire(place, compute_signature(one_trial, store))
     run_id = ledger.claim(one_trial, lease.signature, None)
-    resources = Resources(workers=workers or 1, cpus_per_worker=0.9)
-    work = Work(one_trial, lease, None, run_id, Site(store, place, ledger.tracking_uri), resources)
-    metrics = ray_adapter.fit(work) if workers else train_here(work, lambda metrics: None)
+    resources = Allocation(workers=workers or 1, cpus_per_worker=0.9)
+    work = TrainingJob(one_trial, lease, None, run_id, RunContext(store, place, ledger.tracking_uri), resources)
+    metrics = ray_adapter.fit(work) if workers else train_in_process(work, lambda metrics: None)
     path = ledger.client.download_artifacts(run_id, "embeddings/validation.arrow")
     return metrics, read_embeddings(Path(path)), runs / "models" / lease.signature
 
@@ -85,10 +85,10 @@ def test_a_training_that_is_asked_for_again_goes_on_where_it_was(cluster, withou
 
 
 def test_a_store_that_has_changed_since_is_refused(cluster, without_dropout, tone_store, tmp_path):
-    place = Runs.of(tmp_path)
+    place = RunStorage.of(tmp_path)
     lease = leases.acquire(place, "0123456789abcdef")
     ledger = create_ledger(place)
     run_id = ledger.claim(without_dropout, lease.signature, None)
-    site = Site(tone_store, place, ledger.tracking_uri)
+    site = RunContext(tone_store, place, ledger.tracking_uri)
     with pytest.raises(UserError, match=r"have changed since cnn:custom .* run the command again"):
-        ray_adapter.fit(Work(without_dropout, lease, None, run_id, site, Resources()))
+        ray_adapter.fit(TrainingJob(without_dropout, lease, None, run_id, site, Allocation()))

@@ -3,8 +3,15 @@
 import pytest
 
 from data.errors import UserError
-from trainables.execution.nodes import could_be
-from trainables.execution.resources import Bundle, Resources, Wish, places, require_room, share_out
+from trainables.execution.nodes import nodes_of_autoscaler
+from trainables.execution.resources import (
+    Allocation,
+    Bundle,
+    ResourceRequest,
+    allocate,
+    count_placeable_workers,
+    require_placeable,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,42 +27,50 @@ from trainables.execution.resources import Bundle, Resources, Wish, places, requ
     ],
 )
 def test_workers_share_what_there_is(nodes, trials, workers, threads, gpus):
-    found = share_out(nodes, Wish(workers=workers), trials)
+    found = allocate(nodes, ResourceRequest(workers=workers), trials)
     assert (found.workers, found.threads, found.gpus_per_worker) == (workers, threads, gpus)
     assert found.cpus_per_worker < threads  # there is room for drivers
 
 
 def test_two_trials_share_a_gpu_by_halves():
-    found = share_out([Bundle(8, 1)], Wish(gpus_per_worker=0.5), 2)
+    found = allocate([Bundle(8, 1)], ResourceRequest(gpus_per_worker=0.5), 2)
     assert found.threads == 4
-    assert places(found, [Bundle(8, 1)]) == 2
+    assert count_placeable_workers(found, [Bundle(8, 1)]) == 2
 
 
 @pytest.mark.parametrize(
     ("nodes", "wish", "said"),
     [
-        ([Bundle(2)], Wish(workers=3), r"3 workers need 0.98 CPUs each, on one node each: the cluster has room for 2"),
         (
             [Bundle(2)],
-            Wish(gpus_per_worker=1),
+            ResourceRequest(workers=3),
+            r"3 workers need 0.98 CPUs each, on one node each: the cluster has room for 2",
+        ),
+        (
+            [Bundle(2)],
+            ResourceRequest(gpus_per_worker=1),
             r"1 workers need .* and 1 GPUs each.*room for 0 \(nodes: 2 CPUs and 0 GPUs",
         ),
-        ([Bundle(8, 2), Bundle(8, 2)], Wish(gpus_per_worker=4), "1 workers need .* and 4 GPUs each.*room for 0"),
-        ([Bundle(8, 2)], Wish(workers=2, gpus_per_worker=0.5), "NCCL refuses two ranks on one GPU"),
-        ([Bundle(8, 2)], Wish(gpus_per_worker=1.5), "more than one GPU must be a whole number"),
-        ([Bundle(8, 2)], Wish(gpus_per_worker=-1), "gpus_per_worker is -1"),
-        ([Bundle(2)], Wish(cpus_per_worker=4), "1 workers need 4 CPUs each"),
+        (
+            [Bundle(8, 2), Bundle(8, 2)],
+            ResourceRequest(gpus_per_worker=4),
+            "1 workers need .* and 4 GPUs each.*room for 0",
+        ),
+        ([Bundle(8, 2)], ResourceRequest(workers=2, gpus_per_worker=0.5), "NCCL refuses two ranks on one GPU"),
+        ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=1.5), "more than one GPU must be a whole number"),
+        ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=-1), "gpus_per_worker is -1"),
+        ([Bundle(2)], ResourceRequest(cpus_per_worker=4), "1 workers need 4 CPUs each"),
     ],
 )
 def test_what_could_never_be_placed_is_refused(nodes, wish, said):
     with pytest.raises(UserError, match=said):
-        share_out(nodes, wish)
+        allocate(nodes, wish)
 
 
 def test_pretrainings_of_many_workers_are_checked_by_themselves():
-    require_room(Resources(workers=4, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
+    require_placeable(Allocation(workers=4, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
     with pytest.raises(UserError, match="room for 4"):
-        require_room(Resources(workers=5, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
+        require_placeable(Allocation(workers=5, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
 
 
 def test_what_an_autoscaler_may_start_is_bounded_by_its_cluster():
@@ -65,5 +80,5 @@ def test_what_an_autoscaler_may_start_is_bounded_by_its_cluster():
         "on demand": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 8},
         "large": {"resources": {"CPU": 48, "GPU": 4}, "max_workers": 1},
     }
-    found = could_be({"available_node_types": types, "head_node_type": "head", "max_workers": 4})
+    found = nodes_of_autoscaler({"available_node_types": types, "head_node_type": "head", "max_workers": 4})
     assert found == [Bundle(48, 4), Bundle(8, 1), Bundle(8, 1), Bundle(8, 1), Bundle(8)]

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from trainables.execution.resources import Resources
-from trainables.execution.session import Site, Work, committed, last_committed, train_here
+from trainables.execution.resources import Allocation
+from trainables.execution.session import RunContext, TrainingJob, commit_file, find_last_checkpoint, train_in_process
 from trainables.records import lease as leases
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST_FILE, VALIDATION_FILE
 from trainables.records.lease import LeaseLostError
 from trainables.records.mlflow_ledger import create_ledger
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE
 
@@ -25,7 +25,9 @@ def work_of(trial, store, runs, ledger, **settings):
     """What there is to do for a trial, under its next lease."""
     lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
-    return Work(trial, lease, None, run_id, Site(str(store), runs, ledger.tracking_uri, **settings), Resources())
+    return TrainingJob(
+        trial, lease, None, run_id, RunContext(str(store), runs, ledger.tracking_uri, **settings), Allocation()
+    )
 
 
 def weights_of(runs, work):
@@ -40,9 +42,9 @@ def assert_same(got, expected):
 @pytest.fixture(scope="module")
 def alone(trial, store, ledger, tmp_path_factory):
     """A trial that is trained on its own: its work, metrics and weights, and what it reported."""
-    runs, reported = Runs.of(tmp_path_factory.mktemp("alone")), []
+    runs, reported = RunStorage.of(tmp_path_factory.mktemp("alone")), []
     work = work_of(trial, store, runs, ledger, keep_epochs=True)
-    metrics = train_here(work, reported.append)
+    metrics = train_in_process(work, reported.append)
     return work, metrics, weights_of(runs, work), reported
 
 
@@ -59,16 +61,16 @@ def test_model_and_embeddings_are_kept_and_one_checkpoint(alone, ledger, trial):
     names = {file.path for file in ledger.client.list_artifacts(work.run_id, EMBEDDINGS_FOLDER)}
     assert names == {f"{EMBEDDINGS_FOLDER}/{name}" for name in (VALIDATION_FILE, TEST_FILE, EPOCHS_FOLDER)}
     (folder,) = (work.site.runs.folder / "trials" / work.lease.folder).glob("checkpoint_*")
-    assert work.site.runs.read(committed(work.lease)).decode() == folder.name
+    assert work.site.runs.read(commit_file(work.lease)).decode() == folder.name
     assert folder.name == f"checkpoint_{trial.epochs:06}"
 
 
 def test_a_trial_after_another_one_is_trained_as_in_a_process_of_its_own(alone, trial, store, ledger, tmp_path):
     """Tune's process of a trial is used again: nothing of the trial before may be left, be it a generator's state."""
-    runs = Runs.of(tmp_path)
-    train_here(work_of(replace(trial, seed=trial.seed + 1), store, runs, ledger), lambda metrics: None)
+    runs = RunStorage.of(tmp_path)
+    train_in_process(work_of(replace(trial, seed=trial.seed + 1), store, runs, ledger), lambda metrics: None)
     work = work_of(trial, store, runs, ledger)
-    metrics = train_here(work, lambda metrics: None)
+    metrics = train_in_process(work, lambda metrics: None)
     assert_same(weights_of(runs, work), alone[2])
     assert metrics["validation_loss"] == alone[1]["validation_loss"]
 
@@ -77,48 +79,48 @@ def test_a_training_that_was_ended_goes_on_from_its_last_checkpoint_to_the_same_
     alone, trial, store, ledger, tmp_path
 ):
     """By an exception of who is told of an epoch, as Tune ends what a scheduler has stopped."""
-    runs = Runs.of(tmp_path)
+    runs = RunStorage.of(tmp_path)
 
     def end(metrics):
         raise SystemExit
 
     work = work_of(trial, store, runs, ledger)
     with pytest.raises(SystemExit):
-        train_here(work, end)
+        train_in_process(work, end)
     assert not runs.has_model(work.lease.signature)
     again = work_of(trial, store, runs, ledger)
     assert (again.lease.signature, again.lease.number) == (work.lease.signature, 2)
-    assert last_committed(runs, again.lease) == f"trials/{work.lease.folder}/checkpoint_000001"
+    assert find_last_checkpoint(runs, again.lease) == f"trials/{work.lease.folder}/checkpoint_000001"
     reported = []
-    train_here(again, reported.append)
+    train_in_process(again, reported.append)
     assert [epoch["epoch"] for epoch in reported] == list(range(2, trial.epochs + 1))
     assert_same(weights_of(runs, again), alone[2])
     assert not (runs.folder / "trials" / work.lease.folder).exists()
 
 
 def test_a_training_whose_trial_was_taken_over_ends_and_leaves_nothing(trial, store, ledger, tmp_path):
-    runs = Runs.of(tmp_path)
+    runs = RunStorage.of(tmp_path)
     work = work_of(trial, store, runs, ledger)
-    leases.give_back(runs, work.lease)
+    leases.release(runs, work.lease)
     leases.acquire(runs, work.lease.signature, command="another")
     with pytest.raises(LeaseLostError):
-        train_here(work, lambda metrics: None)
+        train_in_process(work, lambda metrics: None)
     assert not runs.has_model(work.lease.signature)
-    assert runs.read(committed(work.lease)) is None
+    assert runs.read(commit_file(work.lease)) is None
 
 
 def test_checkpoints_and_models_are_kept_in_an_object_store(alone, trial, store, ledger, object_store):
-    runs = Runs.of(object_store.uri("bucket/session"))
+    runs = RunStorage.of(object_store.uri("bucket/session"))
 
     def end(metrics):
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        train_here(work_of(trial, store, runs, ledger), end)
+        train_in_process(work_of(trial, store, runs, ledger), end)
     again = work_of(trial, store, runs, ledger)
-    train_here(again, lambda metrics: None)
+    train_in_process(again, lambda metrics: None)
     folder = runs.fetch(f"models/{again.lease.signature}", tmp := runs.local_folder / again.lease.signature)
     assert folder == tmp
     assert_same(load_file(folder / MODEL_FILE), alone[2])
-    kept = runs.names(f"trials/{again.lease.folder}")
+    kept = runs.list_names(f"trials/{again.lease.folder}")
     assert {name.split("/")[2] for name in kept} == {"committed", f"checkpoint_{trial.epochs - 1:06}"}

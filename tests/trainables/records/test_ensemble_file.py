@@ -11,12 +11,12 @@ from data.errors import UserError
 from trainables.records.ensemble_file import (
     Ensemble,
     Estimate,
-    FrontPoint,
     Member,
     Method,
-    NestedFigures,
-    SplitFigures,
-    Step,
+    NestedMetrics,
+    ParetoPoint,
+    SelectionStep,
+    SplitMetrics,
     read_ensemble,
     write_ensemble,
 )
@@ -30,8 +30,8 @@ trials = st.none() | st.dictionaries(texts, st.none() | numbers | st.lists(numbe
 members = st.builds(
     Member, texts, weights, texts, texts, texts, st.none(), numbers, numbers, numbers, trials, st.none() | st.integers()
 )
-splits = st.builds(SplitFigures, texts, texts, st.dictionaries(texts, by_metric, max_size=2))
-nested = st.builds(NestedFigures, st.integers(2, 9), estimates, estimates, numbers, st.booleans())
+splits = st.builds(SplitMetrics, texts, texts, st.dictionaries(texts, by_metric, max_size=2))
+nested = st.builds(NestedMetrics, st.integers(2, 9), estimates, estimates, numbers, st.booleans())
 
 
 def several(values, least=0):
@@ -53,12 +53,12 @@ ensembles = st.builds(
     methods=several(
         st.builds(Method, texts, several(members), by_metric, st.none() | estimates, st.none() | by_metric)
     ),
-    trajectory=several(st.builds(Step, numbers, st.none() | texts, st.none() | texts)),
+    trajectory=several(st.builds(SelectionStep, numbers, st.none() | texts, st.none() | texts)),
     sizes=st.dictionaries(texts, several(estimates), max_size=2),
     share_kept=st.none() | numbers,
     likeness=several(several(numbers)),
     cost=st.none() | texts,
-    front=several(st.builds(FrontPoint, numbers, numbers, several(texts))),
+    front=several(st.builds(ParetoPoint, numbers, numbers, several(texts))),
 )
 
 
@@ -129,13 +129,13 @@ def test_format_2_is_migrated(tmp_path):
     path = tmp_path / "ensemble.json"
     path.write_text(json.dumps(FORMAT_2))
     estimate = Estimate(0.5, (0.4, 0.6))
-    figures = SplitFigures("s", "f", {"ensemble": {"map10": estimate}})
+    figures = SplitMetrics("s", "f", {"ensemble": {"map10": estimate}})
     assert read_ensemble(path) == Ensemble(
         (Member("a", 0.5),),
         fusion="rank",
         validation=figures,
         methods=(Method("all", (), {"map10": estimate}, nested=Estimate(0.3, (0.2, 0.4))),),
-        trajectory=(Step(0.5, "a"),),
+        trajectory=(SelectionStep(0.5, "a"),),
         before_retraining=Ensemble((), test=figures),
     )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from trainables.records import lease as leases
-from trainables.records.lease import Heart, Holder, Lease, LeaseLostError
-from trainables.records.run_storage import Runs
+from trainables.records.lease import Heartbeat, Holder, Lease, LeaseLostError
+from trainables.records.run_storage import RunStorage
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,9 +35,9 @@ else:
 @pytest.fixture
 def runs(request, tmp_path):
     if getattr(request, "param", "folder") == "folder":
-        return Runs.of(tmp_path / "runs")
+        return RunStorage.of(tmp_path / "runs")
     server = request.getfixturevalue("object_store")
-    return Runs.of(server.uri(f"bucket/{tmp_path.name}"))
+    return RunStorage.of(server.uri(f"bucket/{tmp_path.name}"))
 
 
 def other(runs, signature="abc"):
@@ -80,8 +80,8 @@ def test_that_of_a_process_that_was_killed_can_be_had_at_once(runs):
 
 def elsewhere(runs, lease):
     """Rewrite a lease as that of a process of another machine, which can't be looked for."""
-    holder = replace(Holder.this("another command"), kernel="another")
-    runs.write(leases.file_of(lease.signature, lease.number), json.dumps(asdict(holder)).encode())
+    holder = replace(Holder.current("another command"), kernel="another")
+    runs.write(leases.lease_file(lease.signature, lease.number), json.dumps(asdict(holder)).encode())
 
 
 @BOTH
@@ -113,22 +113,22 @@ def test_who_hangs_past_his_lease_and_wakes_has_lost_it(runs):
     process.communicate("\n")  # which would give its lease back
     assert mine == Lease("abc", 2)
     assert mine.is_held(runs)
-    assert leases.holder(runs, "abc") == Holder.this()
+    assert leases.find_holder(runs, "abc") == Holder.current()
 
 
 def test_a_heart_keeps_a_lease_alive_and_gives_it_back(runs):
     mine = leases.acquire(runs, "abc")
-    with Heart(runs, mine, beat_s=0.05):
+    with Heartbeat(runs, mine, beat_s=0.05):
         time.sleep(0.5)
-        assert leases.holder(runs, "abc", expires_s=0.4)
-    assert leases.holder(runs, "abc") is None
+        assert leases.find_holder(runs, "abc", expires_s=0.4)
+    assert leases.find_holder(runs, "abc") is None
 
 
 def test_only_the_commands_own_lease_is_taken_back(runs):
     mine = leases.acquire(runs, "abc")
-    leases.take_back(runs, "abc", "another command")
-    assert leases.holder(runs, "abc")
-    leases.take_back(runs, "abc")
-    assert leases.holder(runs, "abc") is None
+    leases.release_own(runs, "abc", "another command")
+    assert leases.find_holder(runs, "abc")
+    leases.release_own(runs, "abc")
+    assert leases.find_holder(runs, "abc") is None
     assert mine.is_held(runs)
-    leases.take_back(runs, "never held")
+    leases.release_own(runs, "never held")

@@ -11,7 +11,7 @@ from sweeps import spaces
 from trainables.records.embeddings import VALIDATION_FILE, Embeddings, write_embeddings
 from trainables.records.ledger import Event, MissingArtifactError
 from trainables.records.mlflow_ledger import MlflowLedger, create_ledger
-from trainables.records.mlflow_log import Log
+from trainables.records.mlflow_log import RunLog
 from trainables.trial import TRIAL_FILE, to_json
 
 
@@ -41,8 +41,8 @@ def log(ledger, run_id, metrics, epoch):
     if hasattr(ledger, "log_metrics"):
         ledger.log_metrics(run_id, metrics, epoch)
     else:
-        training = Log(ledger.tracking_uri, run_id)
-        training.epoch({**metrics, "epoch": epoch})
+        training = RunLog(ledger.tracking_uri, run_id)
+        training.log_epoch({**metrics, "epoch": epoch})
         training.flush()
 
 
@@ -53,7 +53,7 @@ def keep(ledger, run_id, trial, embeddings, folder):
         return
     write_embeddings(folder / "embeddings" / VALIDATION_FILE, embeddings)
     (folder / TRIAL_FILE).write_text(json.dumps(to_json(trial)))
-    Log(ledger.tracking_uri, run_id).keep_files(folder, {})
+    RunLog(ledger.tracking_uri, run_id).log_files(folder, {})
 
 
 def train(ledger, trial, signature, folder, parent=None):

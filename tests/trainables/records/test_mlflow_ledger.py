@@ -9,7 +9,7 @@ import pytest
 
 from data.errors import UserError
 from sweeps import spaces
-from trainables.records.mlflow_ledger import MlflowLedger, create_ledger, flattened, open_ledger
+from trainables.records.mlflow_ledger import MlflowLedger, create_ledger, flatten_settings, open_ledger
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,7 +60,7 @@ def test_a_database_of_something_else_is_refused(tmp_path):
 
 
 def test_settings_are_flattened():
-    assert dict(flattened({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == {"a": 1, "b.c": 2, "b.d.e": 3}
+    assert dict(flatten_settings({"a": 1, "b": {"c": 2, "d": {"e": 3}}})) == {"a": 1, "b.c": 2, "b.d.e": 3}
 
 
 def test_commands_that_start_at_once_share_one_database(tmp_path):

@@ -8,8 +8,8 @@ from mlflow.exceptions import MlflowException
 
 from trainables.records import mlflow_log
 from trainables.records.mlflow_ledger import create_ledger
-from trainables.records.mlflow_log import Log
-from trainables.records.timing import Step
+from trainables.records.mlflow_log import RunLog
+from trainables.records.timing import TrainingStep
 
 TRIALS, EPOCHS = 100, 5
 
@@ -28,12 +28,12 @@ def ledger(mlflow_server, tmp_path):
 def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, mlflow_server):
     start, stop = mlflow_server
     run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
-    log = Log(ledger.tracking_uri, run_id)
-    log.epoch({"epoch": 1, "map10": 0.1})
+    log = RunLog(ledger.tracking_uri, run_id)
+    log.log_epoch({"epoch": 1, "map10": 0.1})
     log.flush()
     stop()
     for epoch in (2, 3):
-        log.epoch({"epoch": epoch, "map10": epoch / 10})
+        log.log_epoch({"epoch": epoch, "map10": epoch / 10})
     time.sleep(3)
     start()
     log.flush()
@@ -42,7 +42,7 @@ def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, 
 
 def test_a_hundred_trials_at_once_lose_nothing(ledger):
     run_ids = [ledger.client.create_run(ledger.experiment_id).info.run_id for _ in range(TRIALS)]
-    logs = [Log(ledger.tracking_uri, run_id) for run_id in run_ids]
+    logs = [RunLog(ledger.tracking_uri, run_id) for run_id in run_ids]
 
     def tell(number):
         for epoch in range(1, EPOCHS + 1):
@@ -63,8 +63,10 @@ def test_a_hundred_trials_at_once_lose_nothing(ledger):
 def test_steps_are_told_with_the_time_that_is_left(tmp_path):
     ledger = create_ledger(tmp_path)
     run_id = ledger.client.create_run(ledger.experiment_id).info.run_id
-    log = Log(ledger.tracking_uri, run_id)
-    log.steps([Step(10, 0.5, 2.0, 8, 0.2, 0.1, 10**9), Step(11, 0.55, 1.0, 8, 0.4, 0.0, 10**9)], epochs=2)
+    log = RunLog(ledger.tracking_uri, run_id)
+    log.log_steps(
+        [TrainingStep(10, 0.5, 2.0, 8, 0.2, 0.1, 10**9), TrainingStep(11, 0.55, 1.0, 8, 0.4, 0.0, 10**9)], epochs=2
+    )
     log.flush()
     metrics = ledger.client.get_run(run_id).data.metrics
     assert metrics["step/loss"] == pytest.approx(1.5)
@@ -73,8 +75,8 @@ def test_steps_are_told_with_the_time_that_is_left(tmp_path):
 
 def test_what_will_not_pass_is_raised_at_once(tmp_path):
     ledger = create_ledger(tmp_path)
-    log = Log(ledger.tracking_uri, "no such run")
-    log.epoch({"epoch": 1, "map10": 0.1})
+    log = RunLog(ledger.tracking_uri, "no such run")
+    log.log_epoch({"epoch": 1, "map10": 0.1})
     with pytest.raises(MlflowException, match="no such run"):
         log.flush()
 

@@ -3,14 +3,14 @@
 import pytest
 
 from data.errors import UserError
-from trainables.records.run_storage import Runs
+from trainables.records.run_storage import RunStorage
 
 
 @pytest.fixture(params=["folder", "object store"])
 def runs(request, tmp_path):
     if request.param == "folder":
-        return Runs.of(tmp_path / "runs")
-    return Runs.of(request.getfixturevalue("object_store").uri(f"bucket/{tmp_path.name}"))
+        return RunStorage.of(tmp_path / "runs")
+    return RunStorage.of(request.getfixturevalue("object_store").uri(f"bucket/{tmp_path.name}"))
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def test_a_folder_is_removed_with_all_that_is_in_it(runs):
 )
 def test_a_uri_that_cannot_be_is_refused_without_its_keys(location, said):
     with pytest.raises(UserError, match=said) as refused:
-        Runs.of(location)
+        RunStorage.of(location)
     assert "HIDDEN" not in str(refused.value)
 
 
 def test_an_object_store_has_no_folder():
     with pytest.raises(UserError, match="this needs a folder of runs"):
-        _ = Runs.of("s3://bucket/runs?region=us-east-1").folder
+        _ = RunStorage.of("s3://bucket/runs?region=us-east-1").folder

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from trainables.training.loss import gather, nt_xent
+from trainables.training.loss import gather_rows, nt_xent
 
 TEMPERATURE = torch.tensor(0.07)
 
@@ -74,7 +74,7 @@ def test_the_temperature_gets_a_gradient():
 
 def test_on_one_rank_gathering_changes_nothing():
     local = torch.randn(5, 3, requires_grad=True)
-    gathered = gather(local, [5])
+    gathered = gather_rows(local, [5])
     torch.testing.assert_close(gathered, local, rtol=0, atol=0)
     gathered.sum().backward()
     torch.testing.assert_close(local.grad, torch.ones(5, 3), rtol=0, atol=0)

@@ -37,8 +37,8 @@ from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.schedule import Plateau, Schedule
 from trainables.training.compute import DEFAULT, Execution
-from trainables.training.embedding import embed
-from trainables.training.train import Callbacks, Start, seed_step, train
+from trainables.training.embedding import embed_split
+from trainables.training.train import Callbacks, TrainingStart, seed_step, train
 from trainables.trial import Trial
 
 STILL = Schedule(peak_rate=0.0, final_rate=0.0, epochs=1, warmup_epochs=0, final_epochs=0)
@@ -51,7 +51,7 @@ class Run:
     def __init__(self, trial: Trial, store: Path, folder: Path, execution: Execution = DEFAULT, **start) -> None:
         self.folder, self.epochs, self.steps = folder, [], []
         callbacks = Callbacks(self.report, self.steps.append)
-        self.network = train(trial, store, callbacks, Start(**start), execution=execution)
+        self.network = train(trial, store, callbacks, TrainingStart(**start), execution=execution)
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Checkpoints in the midst of an epoch go to `folder`/step1, `folder`/step2 and so on."""
@@ -334,10 +334,10 @@ def test_a_best_epoch_from_before_an_interruption_is_kept(run, long_trial, store
 def test_each_epochs_metrics_are_those_of_its_own_weights(run, long_trial, store):
     """And of nothing but the validation split."""
     for epoch, metrics in enumerate(run.epochs, start=1):
-        embeddings = embed(
+        embeddings = embed_split(
             load_model(run.folder / str(epoch)), long_trial, "", open_split(store, "synthetic/validation")
         )
-        scores_QA = embeddings.scores()
+        scores_QA = embeddings.compute_scores()
         own = scores_QA[np.arange(30), np.repeat(np.arange(6), 5)]
         rank_Q = (scores_QA >= own[:, None]).sum(axis=1)
         assert metrics["map10"] == pytest.approx((1 / rank_Q).mean())
@@ -361,11 +361,11 @@ def test_a_checkpoint_holds_no_pickles(run):
 
 
 def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store, tmp_path):
-    checkpoint.save_model(tmp_path, long_trial, run.network.text, checkpoint.weights_of(run.network))
+    checkpoint.save_model(tmp_path, long_trial, run.network.text, checkpoint.copy_weights(run.network))
     assert {path.name for path in tmp_path.iterdir()} == {TRIAL_FILE, MODEL_FILE, "tokenizer.json"}
     assert trials.load_trial(tmp_path) == long_trial
     split = open_split(store, "synthetic/evaluation")
-    expected, loaded = (embed(network, long_trial, "", split) for network in (run.network, load_model(tmp_path)))
+    expected, loaded = (embed_split(network, long_trial, "", split) for network in (run.network, load_model(tmp_path)))
     assert np.array_equal(loaded.audio_AD, expected.audio_AD)
     assert np.array_equal(loaded.text_QD, expected.text_QD)
 

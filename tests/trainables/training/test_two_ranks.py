@@ -21,8 +21,8 @@ from trainables.networks import dual_encoder
 from trainables.records.checkpoint import MODEL_FILE
 from trainables.schedule import Plateau
 from trainables.training.compute import Execution
-from trainables.training.loss import gather, nt_xent
-from trainables.training.train import Callbacks, Start, seed_step, train
+from trainables.training.loss import gather_rows, nt_xent
+from trainables.training.train import Callbacks, TrainingStart, seed_step, train
 from trainables.trial import Trial
 
 GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"
@@ -77,7 +77,7 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, mi
             save_file(network.state_dict(), own / MODEL_FILE)  # the last epoch's: only rank 0 knows the best one
         (own / EPOCHS).write_text(json.dumps([metrics for metrics in epochs if metrics]))
         checkpoint = folder / "0" / f"step{RESUMED_AFTER}"
-        start, execution = Start(resume_from=checkpoint), Execution(micro_batch=micro_batch)
+        start, execution = TrainingStart(resume_from=checkpoint), Execution(micro_batch=micro_batch)
         resumed = train(trial, store, Callbacks(lambda *_: None), start, execution=execution)
         save_file(resumed.state_dict(), own / RESUMED)
     finally:
@@ -97,7 +97,7 @@ def write_gradients(
     batches = order_epoch(pairs, 0, trial.batch_size)
     batch = next(load_epoch(pairs, 0, batches, rank, world_size))
     counts = [len(share) for share in split_among_ranks(pairs, batches[0], world_size)]
-    clips = gather(batch.clips, counts)
+    clips = gather_rows(batch.clips, counts)
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
     learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if world_size > 1 or micro_batch:

@@ -81,11 +81,13 @@ def flops(config: Config) -> float:
     """Return the floating-point operations of a segment's forward pass: the stem, then each stage's convolutions."""
     frames = round(config.segment_s * SAMPLE_RATE_HZ) // config.front_end.hop_samples // config.stem_stride
     bands = config.front_end.num_mels // config.stem_stride
-    total = operations.convolution(1, config.stem_channels, (config.stem_kernel, config.stem_kernel), frames * bands)
+    total = operations.count_convolution(
+        1, config.stem_channels, (config.stem_kernel, config.stem_kernel), frames * bands
+    )
     before = config.stem_channels
     for stage, (width, number) in enumerate(zip(config.channels, config.convolutions, strict=True)):
         positions = (frames >> stage) * (bands >> stage)
         for channels in (before, *[width] * (number - 1)):
-            total += operations.convolution(channels, width, (3, 3), positions)
+            total += operations.count_convolution(channels, width, (3, 3), positions)
         before = width
     return total

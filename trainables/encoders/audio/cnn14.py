@@ -13,7 +13,7 @@ from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders import operations, published
 
 RELEASE = "https://zenodo.org/record/3987831/files/Cnn14_mAP%3D0.431.pth"
-UNUSED = (
+UNUSED_WEIGHTS = (
     "spectrogram_extractor.stft.conv_real.weight",
     "spectrogram_extractor.stft.conv_imag.weight",
     "logmel_extractor.melW",
@@ -89,7 +89,7 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
         return "random"
     if weights is None:
         return RELEASE
-    return f"sha256:{published.sha256(published.locate(RELEASE, weights))}"
+    return f"sha256:{published.hash_file(published.locate_checkpoint(RELEASE, weights))}"
 
 
 def flops(config: Config) -> float:
@@ -100,5 +100,5 @@ def flops(config: Config) -> float:
     total = 2.0 * config.channels[-1] ** 2
     for number, (before, after) in enumerate(zip((1, *config.channels), config.channels, strict=False)):
         positions = (frames >> number) * (bands >> number)
-        total += sum(operations.convolution(channels, after, (3, 3), positions) for channels in (before, after))
+        total += sum(operations.count_convolution(channels, after, (3, 3), positions) for channels in (before, after))
     return total

@@ -116,10 +116,10 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
         return "random"
     if weights is None:
         return f"hear21passt:{config.arch}"
-    return f"sha256:{published.sha256(published.locate(release(config), weights))}"
+    return f"sha256:{published.hash_file(published.locate_checkpoint(release_url(config), weights))}"
 
 
-def release(config: Config) -> str:
+def release_url(config: Config) -> str:
     """Return the address of the published weights."""
     assert config.arch is not None
     return RELEASES[config.arch]
@@ -130,6 +130,6 @@ def flops(config: Config) -> float:
     spectrogram, then the tokens left by patchout.
     """
     rows, columns = config.grid
-    patches = operations.convolution(1, config.width, config.patch, rows * columns)
+    patches = operations.count_convolution(1, config.width, config.patch, rows * columns)
     kept = (rows - config.patchout_frequency) * (columns - config.patchout_time)
-    return patches + operations.transformer(kept + 2, config.depth, config.width)
+    return patches + operations.count_transformer(kept + 2, config.depth, config.width)

@@ -78,24 +78,24 @@ def flops(config: Config, num_tokens: float) -> float | None:
         except Exception as error:  # torn files raise what the parser of JSON happens to
             raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
         size = shape.num_hidden_layers, shape.hidden_size
-    return operations.transformer(min(num_tokens, config.max_tokens), *size) if size else None
+    return operations.count_transformer(min(num_tokens, config.max_tokens), *size) if size else None
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Return the SHA-256 of a local directory's files, or a hub model's commit. Raises UserError if neither is
     available.
     """
-    folder = Path(source(config, weights))
+    folder = Path(locate_model(config, weights))
     if folder.is_dir():
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            digest.update(f"{path.name}\t{published.sha256(path)}\n".encode())
+            digest.update(f"{path.name}\t{published.hash_file(path)}\n".encode())
         return f"sha256:{digest.hexdigest()}"
-    return f"{config.model}@{config.revision or newest_commit(config.model)}"
+    return f"{config.model}@{config.revision or look_up_commit(config.model)}"
 
 
 @functools.cache
-def newest_commit(model: str) -> str:
+def look_up_commit(model: str) -> str:
     """Return the newest commit of a model on the hub. The answer is cached for the life of the process.
 
     Raises UserError where it has none.
@@ -111,7 +111,7 @@ def newest_commit(model: str) -> str:
         ) from error
 
 
-def source(config: Config, weights: Path | None) -> str:
+def locate_model(config: Config, weights: Path | None) -> str:
     """Return a local directory, or the model's id on the hub. Raises UserError if `weights` is given and lacks the
     model.
     """

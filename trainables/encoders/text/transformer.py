@@ -46,4 +46,4 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 def flops(config: Config, num_tokens: float) -> float:
     """Return the floating-point operations of a caption's forward pass."""
-    return operations.transformer(min(num_tokens, config.max_tokens), config.layers, config.width)
+    return operations.count_transformer(min(num_tokens, config.max_tokens), config.layers, config.width)

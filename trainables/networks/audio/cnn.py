@@ -35,7 +35,7 @@ class CnnEncoder(nn.Module):
         widths = [config.stem_channels, *config.channels]
         for stage, (before, width, count) in enumerate(zip(widths, config.channels, config.convolutions, strict=False)):
             layers += [nn.AvgPool2d(2)] if stage else []
-            layers += [convolution(before if index == 0 else width, width) for index in range(count)]
+            layers += [make_convolution(before if index == 0 else width, width) for index in range(count)]
         self.layers = nn.Sequential(*layers)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -53,7 +53,7 @@ class CnnEncoder(nn.Module):
         return features_SW
 
 
-def convolution(channels_in: int, channels_out: int) -> nn.Module:
+def make_convolution(channels_in: int, channels_out: int) -> nn.Module:
     """Return a 3 x 3 convolution with batch normalisation and ReLU."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

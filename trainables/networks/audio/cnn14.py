@@ -21,7 +21,7 @@ from trainables.encoders.audio.cnn14 import (
     NUM_MELS,
     RELEASE,
     SMALLEST_POWER,
-    UNUSED,
+    UNUSED_WEIGHTS,
     WINDOW_SAMPLES,
     Config,
 )
@@ -35,7 +35,7 @@ def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
     """
     encoder = restore(config)
     if config.pretrained:
-        published.load(encoder, published.locate(RELEASE, weights), UNUSED)
+        published.load_checkpoint(encoder, published.locate_checkpoint(RELEASE, weights), UNUSED_WEIGHTS)
     return encoder
 
 
@@ -84,7 +84,7 @@ class Cnn14Encoder(nn.Module):
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """Return the embeddings [S, W] of segments [S, N]; `generator` is not used."""
         config = self.config
-        log_mel_SMT = self.bn0(log_mel.in_blocks(segments_SN, self.log_mel).unsqueeze(2)).squeeze(2)
+        log_mel_SMT = self.bn0(log_mel.transform_in_blocks(segments_SN, self.compute_log_mel).unsqueeze(2)).squeeze(2)
         if self.training:
             log_mel_SMT = log_mel.mask_stripes(log_mel_SMT, 1, config.mask_mels, mask_draws[:, :2])
             log_mel_SMT = log_mel.mask_stripes(log_mel_SMT, 2, config.mask_frames, mask_draws[:, 2:])
@@ -99,7 +99,7 @@ class Cnn14Encoder(nn.Module):
         features_SW: Tensor = self.fc1(functional.dropout(features_SC, config.dropout, self.training))
         return features_SW.relu()
 
-    def log_mel(self, segments_SN: Tensor) -> Tensor:
+    def compute_log_mel(self, segments_SN: Tensor) -> Tensor:
         """Return the mel spectrogram [S, M, T] in decibels."""
         spectrum = torch.stft(
             segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True

@@ -37,9 +37,9 @@ class LogMel(nn.Module):
         self.config = config
         window = torch.hann_window(config.window_samples, periodic=False)
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("bank", self.filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
+        self.register_buffer("bank", self.make_filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
 
-    def filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
+    def make_filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
         """Return Kaldi's triangular mel filters [M, fft_samples / 2 + 1]."""
         config = self.config
         bank, _ = get_mel_banks(
@@ -54,26 +54,28 @@ class LogMel(nn.Module):
         )
         return nn.functional.pad(bank, (0, 1))  # Kaldi leaves out the Nyquist bin
 
-    def jittered_bank(self, generator: torch.Generator) -> Tensor:
+    def draw_filter_bank(self, generator: torch.Generator) -> Tensor:
         """Return a filter bank with randomly drawn frequency limits, one per global batch."""
         config = self.config
         low, high = (
             int(torch.randint(max(1, span), (1,), generator=generator))
             for span in (config.fmin_jitter_hz, config.fmax_jitter_hz)
         )
-        return self.filter_bank(config.fmin_hz + low, config.fmax_hz + config.fmax_jitter_hz // 2 - high).to(self.bank)
+        return self.make_filter_bank(config.fmin_hz + low, config.fmax_hz + config.fmax_jitter_hz // 2 - high).to(
+            self.bank
+        )
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """Return the spectrograms; in training with jittered filters and masked bands and frames."""
         config = self.config
-        bank = self.jittered_bank(generator) if self.training else self.bank
-        log_mel_SMT = in_blocks(segments_SN, lambda segments: self.log_mel(segments, bank))
+        bank = self.draw_filter_bank(generator) if self.training else self.bank
+        log_mel_SMT = transform_in_blocks(segments_SN, lambda segments: self.compute_log_mel(segments, bank))
         if self.training:
             log_mel_SMT = mask_stripes(log_mel_SMT, 1, config.mask_mels, mask_draws[:, :2])
             log_mel_SMT = mask_stripes(log_mel_SMT, 2, config.mask_frames, mask_draws[:, 2:])
         return (log_mel_SMT + NORMALISE_SHIFT) / NORMALISE_SCALE
 
-    def log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
+    def compute_log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
         """Return the logarithm of the mel spectrogram [S, M, T], neither masked nor normalised."""
         emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
         spectrum = torch.stft(
@@ -88,7 +90,7 @@ class LogMel(nn.Module):
         return (bank @ power + LOG_OFFSET).log()
 
 
-def in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """Return `transform` of all segments, in float32 even under autocast; on a CPU a few segments are transformed at a
     time.
     """
@@ -97,14 +99,14 @@ def in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Ten
         return torch.cat([transform(segments) for segments in segments_SN.split(max(1, block))])
 
 
-def mask_stripes(log_mel_SMT: Tensor, dim: int, widest: int, draws_S2: Tensor) -> Tensor:
+def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor) -> Tensor:
     """Apply SpecAugment (Park et al. 2019): set one stripe of up to `widest` entries along `dim` to zero in each
     segment.
 
     `draws_S2` holds the stripe's width and place as uniform numbers on [0, 1).
     """
     size = log_mel_SMT.shape[dim]
-    width_S = (draws_S2[:, 0] * min(widest, size)).floor()
+    width_S = (draws_S2[:, 0] * min(max_width, size)).floor()
     start_S = (draws_S2[:, 1] * (size - width_S)).floor()
     position = torch.arange(size, device=log_mel_SMT.device)
     stripe = (position >= start_S[:, None]) & (position < (start_S + width_S)[:, None])

@@ -16,10 +16,10 @@ from hear21passt.models.passt import PaSST, get_model
 from torch import Tensor, nn
 
 from trainables.encoders import published
-from trainables.encoders.audio.passt import Config, release
+from trainables.encoders.audio.passt import Config, release_url
 from trainables.networks.audio.log_mel import LogMel
 
-FUSED_ON = ("cuda",)
+FUSED_DEVICES = ("cuda",)
 """Device types that use torch's scaled_dot_product_attention.
 
 On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
@@ -32,18 +32,18 @@ def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
 
     Raises UserError where they are absent, torn or another network's.
     """
-    net = network(config)
+    net = make_passt(config)
     if config.pretrained:
-        published.load(net, published.locate(release(config), weights))
+        published.load_checkpoint(net, published.locate_checkpoint(release_url(config), weights))
     return PasstEncoder(config, net)
 
 
 def restore(config: Config) -> "PasstEncoder":
     """Return an encoder of the same shape without published weights."""
-    return PasstEncoder(config, network(config))
+    return PasstEncoder(config, make_passt(config))
 
 
-def network(config: Config) -> Any:
+def make_passt(config: Config) -> Any:
     """Return hear21passt's model with random weights."""
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
     with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
@@ -94,8 +94,8 @@ class PasstEncoder(nn.Module):
         patches_SDFT = net.patch_embed.proj(log_mel_SMT.unsqueeze(1))
         patches_SDFT = patches_SDFT + net.time_new_pos_embed[..., : patches_SDFT.shape[-1]] + net.freq_new_pos_embed
         if self.training:
-            patches_SDFT = drop(patches_SDFT, 3, self.config.patchout_time, generator)
-            patches_SDFT = drop(patches_SDFT, 2, self.config.patchout_frequency, generator)
+            patches_SDFT = drop_patches(patches_SDFT, 3, self.config.patchout_time, generator)
+            patches_SDFT = drop_patches(patches_SDFT, 2, self.config.patchout_frequency, generator)
         patches_SPD = patches_SDFT.flatten(2).transpose(1, 2)
         added = zip((net.cls_token, net.dist_token), net.new_pos_embed.split(1, dim=1), strict=True)
         tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in added]
@@ -115,20 +115,21 @@ class Attention(nn.Module):
     def forward(self, tokens_SLD: Tensor) -> Tensor:
         """Return the attended tokens [S, L, D] of tokens [S, L, D]."""
         query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attend = nn.functional.scaled_dot_product_attention if tokens_SLD.device.type in FUSED_ON else plain_attention
-        mixed_SHLE: Tensor = attend(query_SHLE, key_SHLE, value_SHLE)
+        is_fused = tokens_SLD.device.type in FUSED_DEVICES
+        function = nn.functional.scaled_dot_product_attention if is_fused else attend
+        mixed_SHLE: Tensor = function(query_SHLE, key_SHLE, value_SHLE)
         mixed_SLD: Tensor = self.proj(mixed_SHLE.transpose(1, 2).flatten(2))
         return mixed_SLD
 
 
-def plain_attention(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
+def attend(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
     """Return attention in its plain form, for H heads of E entries: [S, H, L, E]."""
     scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
     mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
     return mixed_SHLE
 
 
-def drop(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
+def drop_patches(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
     """Return the patches without `count` random rows or columns (structured patchout), the same ones in the whole
     batch.
     """

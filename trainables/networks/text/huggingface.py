@@ -22,8 +22,8 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
     Raises UserError where the model is absent, torn, or has other weights than its config.json says.
     """
-    place = huggingface.source(config, weights)
-    revision = None if Path(place).is_dir() else config.revision or huggingface.newest_commit(config.model)
+    place = huggingface.locate_model(config, weights)
+    revision = None if Path(place).is_dir() else config.revision or huggingface.look_up_commit(config.model)
     try:
         shape = AutoConfig.from_pretrained(place, revision=revision)
         set_dropout(shape, config.dropout)
@@ -38,10 +38,10 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
         )
     except Exception as error:  # torn files raise what the parsers of JSON, safetensors and tokenizers happen to
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
-    published.refuse_differences(
+    published.require_matching_weights(
         place,
-        missing=of_body(model, differences["missing_keys"]),
-        unexpected=of_body(model, differences["unexpected_keys"]),
+        missing=filter_body_weights(model, differences["missing_keys"]),
+        unexpected=filter_body_weights(model, differences["unexpected_keys"]),
         misshapen=[
             f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in differences["mismatched_keys"]
         ],
@@ -64,7 +64,7 @@ def set_dropout(shape: Any, dropout: float) -> None:
             setattr(shape, name, dropout)
 
 
-def of_body(model: Any, names: Collection[str]) -> list[str]:
+def filter_body_weights(model: Any, names: Collection[str]) -> list[str]:
     """Return the names of the weights of embeddings and layers; a checkpoint's heads and pooler are not used."""
     parts = {name for name, _ in model.named_children()} - {"pooler"}
     stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
