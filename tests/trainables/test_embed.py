@@ -50,7 +50,7 @@ def test_they_say_what_they_are_of(embeddings, split, trial):
 
 
 def test_scores_are_cosines(embeddings):
-    scores_QA = embeddings.scores()
+    scores_QA = embeddings.compute_scores()
     text, audio = embeddings.text_QD.astype(np.float64), embeddings.audio_AD.astype(np.float64)
     norms = np.linalg.norm(text, axis=1)[:, None] * np.linalg.norm(audio, axis=1)
     assert scores_QA.shape == (65, 13)

@@ -44,7 +44,7 @@ def make_pool(seed, models, several=False, dtype=np.float32, noise=1.4, levels=N
 
 def value_of(pool, counts, metric):
     """By the scores themselves."""
-    total = sum(count * pool.scores(model).astype(np.float64) for model, count in enumerate(counts))
+    total = sum(count * pool.read_scores(model).astype(np.float64) for model, count in enumerate(counts))
     return retrieval.compute_metrics(total, pool.relevance, [metric])[metric]
 
 
@@ -59,7 +59,7 @@ def as_function(pool, metric):
 
 def by_definition(pool, metric, **options):
     """The selection as reference.py defines it, in float64."""
-    scores = [pool.scores(model).astype(np.float64) for model in range(len(pool.names))]
+    scores = [pool.read_scores(model).astype(np.float64) for model in range(len(pool.names))]
     return select_greedily(scores, as_function(pool, metric), pool.names, **options)
 
 

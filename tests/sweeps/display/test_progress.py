@@ -36,12 +36,12 @@ def metrics(epoch):
 def test_without_a_terminal_each_epoch_is_a_line(make_display):
     display = make_display()
     with display:
-        display.start("a")
+        display.show_start("a")
         for epoch in (1, 2, 3):
-            display.epoch("a", metrics(epoch))
-        display.end("a", "finished")
-        display.finished("a")
-        display.finished("b")
+            display.show_epoch("a", metrics(epoch))
+        display.show_end("a", "finished")
+        display.show_finished("a")
+        display.show_finished("b")
     lines = display.console.file.getvalue().splitlines()
     assert lines[0] == "first: started"
     assert lines[1] == "first: epoch 1/3, loss 2.000, best validation mAP@10 0.100"
@@ -58,10 +58,10 @@ def shown(sheet, width=160, **settings):
 
 def test_the_view_shows_what_runs_and_counts_the_rest(make_display):
     display = make_display()
-    display.start("a")
-    display.epoch("a", metrics(1))
+    display.show_start("a")
+    display.show_epoch("a", metrics(1))
     display.lines["a"].update({"step/epoch": 1.25, "step/loss": 1.5, "step/pairs_per_second": 8.0, "step/left_s": 70.0})
-    text = shown(display.view())
+    text = shown(display.render())
     assert "2 trials: 0 finished, 1 running, 1 waiting; about 0:03:10 left" in text
     for figure in ("first", "pretraining", "1.25/3", "1.500", "0.1000", "8.0", "0:01:10"):
         assert figure in text
@@ -86,8 +86,8 @@ def test_the_time_left_is_known_once_a_trial_has_told_its_own():
 def test_on_a_terminal_the_table_renews_itself_and_leaves_nothing_behind(make_display):
     display = make_display(force_terminal=True)
     with display:
-        display.start("a")
-        display.epoch("a", metrics(1))
+        display.show_start("a")
+        display.show_epoch("a", metrics(1))
     written = display.console.file.getvalue()
     assert "1 running" in written
     assert "epoch 1/3, loss" not in written
@@ -98,7 +98,7 @@ def test_status_tells_what_is_trained_from_what_was_interrupted(ledger):
     trial = demo(Splits("c/train", "c/validation", "c/test", ("c/train",)), "float32")[0]
     runs = {name: ledger.claim(trial, name, None) for name in ("trained", "interrupted", "finished", "stopped")}
     ledger.finish(runs["finished"])
-    ledger.give_up(runs["stopped"], "KILLED")
+    ledger.mark_ended(runs["stopped"], "KILLED")
     described = {name: {"name": name, "stage": "fine-tuning", "epochs": 1, "cost": 1.0} for name in [*runs, "waiting"]}
     lines = load_progress(ledger, described, {name: name == "trained" for name in described})
     assert [(line.name, line.state) for line in lines] == [

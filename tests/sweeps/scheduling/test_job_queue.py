@@ -19,7 +19,7 @@ GPU = (Bundle(1, 1),)
 
 def started(queue):
     """All that starts at this moment."""
-    return list(iter(queue.next, None))
+    return list(iter(queue.pop, None))
 
 
 def pair(name, cost=10.0, children=2, bundles=CPU, child_cost=1.0):

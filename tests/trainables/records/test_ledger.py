@@ -69,60 +69,60 @@ def train(ledger, trial, signature, folder, parent=None):
 
 
 def test_a_trial_is_found_by_its_signature_once_claimed_and_counts_once_finished(ledger, fine_tuning):
-    assert ledger.trial_run("abc") is None
+    assert ledger.find_trial("abc") is None
     run_id = ledger.claim(fine_tuning, "abc", None, "def")
-    run = ledger.trial_run("abc")
+    run = ledger.find_trial("abc")
     assert (run.run_id, run.name, run.signature, run.status) == (run_id, fine_tuning.name, "abc", "RUNNING")
     assert run.pretraining == "def"
     assert run.settings["schedule.epochs"] == str(fine_tuning.schedule.epochs)
-    assert [each.run_id for each in ledger.running()] == [run_id]
-    assert ledger.finished("abc") is None
+    assert [each.run_id for each in ledger.iterate_running_trials()] == [run_id]
+    assert ledger.find_finished_trial("abc") is None
     ledger.finish(run_id)
-    assert ledger.finished("abc").run_id == run_id
-    assert not list(ledger.running())
-    assert ledger.signature_of(run_id) == "abc"
-    assert ledger.signature_of("0" * 32 + "f") is None
+    assert ledger.find_finished_trial("abc").run_id == run_id
+    assert not list(ledger.iterate_running_trials())
+    assert ledger.find_signature(run_id) == "abc"
+    assert ledger.find_signature("0" * 32 + "f") is None
 
 
 def test_a_trial_that_was_given_up_is_claimed_again_in_the_same_run(ledger, fine_tuning):
     run_id = ledger.claim(fine_tuning, "abc", None)
-    ledger.give_up(run_id, "KILLED")
-    assert ledger.trial_run("abc").status == "KILLED"
+    ledger.mark_ended(run_id, "KILLED")
+    assert ledger.find_trial("abc").status == "KILLED"
     assert ledger.claim(fine_tuning, "abc", None) == run_id
-    assert ledger.trial_run("abc").status == "RUNNING"
+    assert ledger.find_trial("abc").status == "RUNNING"
 
 
 def test_a_finished_trial_has_its_curves_its_best_epoch_and_its_recipe(ledger, fine_tuning, tmp_path):
     train(ledger, fine_tuning.pretraining, "def", tmp_path / "one")
     train(ledger, fine_tuning, "abc", tmp_path / "other", parent="def")
-    run = ledger.finished("abc")
-    assert ledger.curves(run)["map10"] == {1: 0.2, 2: 0.4, 3: 0.3}
-    assert ledger.curves(run)["validation_loss"] == {}
-    assert ledger.best_metrics(run) == {"map10": 0.4, "train_loss": 1.5, "best_epoch": 2, "epoch": 2}
-    assert ledger.recipe(run) == {"trial": ledger.config(run), "epoch": 2, "pretraining_epoch": 2}
-    assert ledger.config(run)["schedule"]["epochs"] == fine_tuning.schedule.epochs
-    assert ledger.embeddings(run, VALIDATION_FILE).queries == ["x", "y"]
-    assert ledger.epochs(run) == []
+    run = ledger.find_finished_trial("abc")
+    assert ledger.load_curves(run)["map10"] == {1: 0.2, 2: 0.4, 3: 0.3}
+    assert ledger.load_curves(run)["validation_loss"] == {}
+    assert ledger.load_best_metrics(run) == {"map10": 0.4, "train_loss": 1.5, "best_epoch": 2, "epoch": 2}
+    assert ledger.load_recipe(run) == {"trial": ledger.load_config(run), "epoch": 2, "pretraining_epoch": 2}
+    assert ledger.load_config(run)["schedule"]["epochs"] == fine_tuning.schedule.epochs
+    assert ledger.load_embeddings(run, VALIDATION_FILE).queries == ["x", "y"]
+    assert ledger.list_epochs(run) == []
 
 
 def test_embeddings_that_are_gone_are_named(ledger, fine_tuning):
     run_id = ledger.claim(fine_tuning, "abc", None)
     ledger.finish(run_id)
     with pytest.raises(MissingArtifactError, match=f"test.arrow can't be found in run {run_id}"):
-        ledger.embeddings(ledger.finished("abc"), "test.arrow")
+        ledger.load_embeddings(ledger.find_finished_trial("abc"), "test.arrow")
 
 
 def test_a_sweep_keeps_its_run_under_its_name_and_without_a_name_the_newest_is_meant(ledger):
     with pytest.raises(UserError, match="holds no sweep"):
-        ledger.sweep()
+        ledger.find_sweep()
     first = ledger.start_sweep("old", ["a"], {"space": "demo"})
     assert ledger.start_sweep("old", ["a", "b"], {"space": "demo"}) == first
     ledger.start_sweep("new", ["c"], {})
-    assert (ledger.sweep("old").signatures, ledger.sweep("old").description["space"]) == (["a", "b"], "demo")
-    assert ledger.sweep().name == "new"
-    assert ledger.sweep_names() == ["new", "old"]
+    assert (ledger.find_sweep("old").signatures, ledger.find_sweep("old").description["space"]) == (["a", "b"], "demo")
+    assert ledger.find_sweep().name == "new"
+    assert ledger.list_sweep_names() == ["new", "old"]
     with pytest.raises(UserError, match="no sweep is named 'other'; known: new, old"):
-        ledger.sweep("other")
+        ledger.find_sweep("other")
 
 
 def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
@@ -131,11 +131,11 @@ def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
     for kind, test in (("ensemble", "aaaa"), ("ensemble", ""), ("evaluation", "aaaa")):
         metrics = [("trajectory", 0.1, 0), ("trajectory", 0.2, 1)]
         ledger.log_event(Event(kind, f"{kind} {test}", "m", test, "sweep", {"metric": "map10"}, metrics, [file]))
-    assert [run.name for run in ledger.events("ensemble")] == ["ensemble ", "ensemble aaaa"]
-    (run,) = ledger.events("ensemble", "aaaa")
+    assert [run.name for run in ledger.iterate_events("ensemble")] == ["ensemble ", "ensemble aaaa"]
+    (run,) = ledger.iterate_events("ensemble", "aaaa")
     assert (run.sweep_run_id, run.test_fingerprint, run.settings["metric"]) == ("sweep", "aaaa", "map10")
     assert run.metrics["trajectory"] == 0.2
-    assert len(list(ledger.events("evaluation", "aaaa"))) == 1
-    assert ledger.event_file(run, "ensemble.json").read_text() == "{}"
+    assert len(list(ledger.iterate_events("evaluation", "aaaa"))) == 1
+    assert ledger.load_event_file(run, "ensemble.json").read_text() == "{}"
     with pytest.raises(MissingArtifactError):
-        ledger.event_file(run, "absent.json")
+        ledger.load_event_file(run, "absent.json")

@@ -44,7 +44,7 @@ def test_a_trials_run_says_its_parameters(ledger, trial):
 
 def test_an_empty_ledger_says_so(ledger, tmp_path):
     with pytest.raises(UserError, match="no sweep"):
-        ledger.sweep()
+        ledger.find_sweep()
     with pytest.raises(UserError, match="holds no runs"):
         open_ledger(tmp_path / "absent")
 

@@ -46,7 +46,7 @@ def test_a_hundred_trials_at_once_lose_nothing(ledger):
 
     def tell(number):
         for epoch in range(1, EPOCHS + 1):
-            logs[number].epoch({"epoch": epoch, "map10": number + epoch / 10, "loss": epoch})
+            logs[number].log_epoch({"epoch": epoch, "map10": number + epoch / 10, "loss": epoch})
 
     threads = [threading.Thread(target=tell, args=(number,)) for number in range(TRIALS)]
     for thread in threads:

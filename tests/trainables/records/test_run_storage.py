@@ -16,7 +16,7 @@ def runs(request, tmp_path):
 @pytest.fixture
 def model(runs):
     """A model's folder, ready to be taken in."""
-    with runs.scratch() as scratch:
+    with runs.make_scratch() as scratch:
         from pathlib import Path
 
         folder = Path(scratch) / "model"
@@ -33,15 +33,15 @@ def test_a_file_is_created_once(runs):
     runs.write("a/1.json", b"third")
     assert runs.read("a/1.json") == b"third"
     assert runs.read("a/2.json") is None
-    assert runs.names("a") == ["a/1.json"]
-    assert runs.names("b") == []
+    assert runs.list_names("a") == ["a/1.json"]
+    assert runs.list_names("b") == []
 
 
 def test_a_model_that_was_taken_in_is_read_as_it_was(runs, model, tmp_path):
     assert not runs.has_model("abc")
-    runs.keep_model("abc", model)
+    runs.store_model("abc", model)
     assert runs.has_model("abc")
-    found = runs.model("abc", tmp_path / "copy")
+    found = runs.fetch_model("abc", tmp_path / "copy")
     assert (found / "model.safetensors").read_bytes() == bytes(range(256)) * 1000
     assert (found / "trial.json").read_text() == "{}"
 
@@ -51,7 +51,7 @@ def test_a_folder_is_removed_with_all_that_is_in_it(runs):
     runs.write("trials/abc-2/checkpoint_1/progress.json", b"{}")
     runs.remove("trials/abc-1")
     runs.remove("trials/abc-7")
-    assert runs.names("trials") == ["trials/abc-2/checkpoint_1/progress.json"]
+    assert runs.list_names("trials") == ["trials/abc-2/checkpoint_1/progress.json"]
 
 
 @pytest.mark.parametrize(
