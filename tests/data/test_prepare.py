@@ -131,7 +131,7 @@ def test_an_unknown_corpus_is_answered_with_the_known_ones(prepare, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clotho"], "name the directory of its published layout with --source"),
+        (["clotho"], "name the folder that holds them with --source"),
         (["folder", "--source", "nowhere"], "nowhere is absent"),
         (["folder", "--source", "pyproject.toml"], "pyproject.toml is not a directory"),
         (["synthetic", "--source", "data"], "the synthetic corpus is made, not read; leave the source out"),
@@ -146,7 +146,7 @@ def test_a_wrong_source_is_refused(words, said, prepare, tmp_path):
 def test_a_wrong_table_is_refused_by_file_and_line(corpus, prepare, tmp_path):
     (corpus / "captions.csv").write_text(TABLE.replace("Rain falls.,train", "Rain falls."))
     done = prepare("folder", "--source", corpus, "--store", tmp_path / "store")
-    assert_refused(done, f"{corpus / 'captions.csv'}, line 4: the row hasn't as many cells as the header (3)")
+    assert_refused(done, f"{corpus / 'captions.csv'}, line 4: the row doesn't have as many cells as the header (3)")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -303,7 +303,7 @@ def test_an_empty_store_is_named(command, prepare, tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_dies_is_named():
-    with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; run it again: it goes on where it stopped"):
+    with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; re-run the same command to resume"):
         list(run_on_ray(lambda number: os.kill(os.getpid(), signal.SIGKILL), [(1,)]))
 
 

@@ -247,7 +247,7 @@ def test_a_torn_archive_is_refused(tiny):
     root = tiny([row("1000")], ["1000.flac"])
     archive = root / "Zip_files" / "SoundBible" / "SoundBible.zip"
     archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"SoundBible.zip isn't a whole zip archive .*: download it again"):
+    with pytest.raises(UserError, match=r"SoundBible.zip isn't a complete zip archive .*: download it again"):
         wavcaps.read(root)
 
 
