@@ -4,7 +4,7 @@
     STORE/CORPUS/SPLIT/clips-00000-HASH.json    summary of that shard: the stored clips and the skipped ones
     STORE/CORPUS/SPLIT/index-HASH.arrow         location of each clip's audio, sorted by clip id: INDEX
     STORE/CORPUS/SPLIT/queries-HASH.arrow       queries and the clips relevant to them: QUERIES
-    STORE/CORPUS/SPLIT/set_aside-HASH.arrow     skipped clips, rows and queries, with reasons: SET_ASIDE
+    STORE/CORPUS/SPLIT/set_aside-HASH.arrow     skipped clips, rows and queries, with reasons: SKIPPED_ITEMS
     STORE/CORPUS/SPLIT/sources-HASH.arrow       sources of all listed recordings, with or without a file: SOURCES
     STORE/CORPUS/SPLIT/paraphrases.arrow        paraphrases of captions: PARAPHRASES; optional, may be added later
     STORE/CORPUS/SPLIT/manifest.json            names of these files; written last: without it the split doesn't exist
@@ -104,7 +104,7 @@ DUPLICATES = pa.schema(
 PARAPHRASES = pa.schema(
     [
         required("clip_id", pa.string()),
-        required("caption_hash", pa.string()),  # data.captions.caption_hash
+        required("caption_hash", pa.string()),  # data.captions.hash_caption
         required("variants", pa.list_(pa.string())),
         required("model", pa.string()),
         required("instruction", pa.string()),  # version and requested number, 'dcase2023/5'; '' if unknown

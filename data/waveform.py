@@ -225,7 +225,7 @@ def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
 
 
 def crop_start(num_samples: int, longest: int, draw: float) -> int:
-    """Return the start of a random window of at most `longest` samples; `draw` is uniform on [0, 1)."""
+    """Return the start of a random window of at most `max_samples` samples; `draw` is uniform on [0, 1)."""
     return int(draw * (max(0, num_samples - longest) + 1))
 
 

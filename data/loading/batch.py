@@ -26,7 +26,7 @@ class Batch:
 
     segments: Tensor  # [S, segment_samples] float32
     segments_per_clip: Tensor  # [B] int64
-    mask_draws: Tensor  # [S, MASK_DRAWS] float32, uniform on [0, 1)
+    mask_draws: Tensor  # [S, NUM_MASK_DRAWS] float32, uniform on [0, 1)
     captions: list[str]  # [B], normalised
     clips: Tensor  # [B] int64; equal numbers are the same clip
 
@@ -42,7 +42,7 @@ class Batch:
         return Batch(captions=self.captions, **move)
 
     def split(self, most_pairs: int) -> list["Batch"]:
-        """Split the batch into batches of at most `most_pairs` pairs, which share its memory."""
+        """Split the batch into batches of at most `max_pairs` pairs, which share its memory."""
         sizes = self.segments_per_clip.split(most_pairs)
         segments = [int(part.sum()) for part in sizes]
         captions = [self.captions[first : first + most_pairs] for first in range(0, len(self.captions), most_pairs)]

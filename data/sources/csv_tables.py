@@ -16,7 +16,7 @@ class Row:
     origin: str
 
     def __getitem__(self, column: str) -> str:
-        """Return the text of a cell. Raises UserError if it is empty; use `optional` for cells that may be."""
+        """Return the text of a cell. Raises UserError if it is empty; use `get_optional` for cells that may be."""
         cell = self.cells[column].strip()
         if not cell:
             raise UserError(f"{self.origin}: column {column!r} is empty")

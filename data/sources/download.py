@@ -91,7 +91,7 @@ def connect() -> requests.Session:
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib._Hash", checksum: str) -> None:
-    """Download one file, or its missing part; `unused` is an empty digest of the kind that `checksum` was made with.
+    """Download one file, or its missing part; `empty_digest` is of the kind of `checksum`.
 
     Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
     """
