@@ -233,7 +233,7 @@ def _sentence(rng: Generator, scene: Scene) -> str:
 
 
 def _sentences(rng: Generator, scene: Scene, number: int, unlike: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return `number` different descriptions of a scene with MIN_WORDS to MAX_WORDS words, none of them in `excluded`."""
+    """Return `number` different descriptions of a scene with MIN_WORDS to MAX_WORDS words, none in `excluded`."""
     found: list[str] = []
     while len(found) < number:
         text = _sentence(rng, scene)

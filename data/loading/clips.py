@@ -30,8 +30,8 @@ def load_files(
 ) -> Iterator[Batch]:
     """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
 
-    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped: `on_error` is called with
-    its path and the reason.
+    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped: `on_error` is called
+    with its path and the reason.
     """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):

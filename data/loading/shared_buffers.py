@@ -17,7 +17,7 @@ FLOAT32_BYTES = 4
 
 
 class SharedBuffers:
-    """Pool of numbered buffers, each with `num_rows` rows of `row_samples` float32; `num_buffers` are allocated at first."""
+    """Pool of buffers of `num_rows` rows of `row_samples` float32, by number; `num_buffers` are allocated at first."""
 
     def __init__(self, num_rows: int, row_samples: int, number: int = 0) -> None:
         self.num_rows, self.row_samples = num_rows, row_samples

@@ -64,7 +64,7 @@ def test_a_split_is_named_as_it_is(store):
         ("clotho", ["clotho", "synthetic"], [], "the store holds none of synthetic/development; prepare it"),
         ("clotho", ["clotho"], ["audiocaps/val"], "--hold-out audiocaps/val: it isn't one of the pretraining splits"),
         ("clotho", ["wavcaps/BBC_Sound_Effects"], [], "holds no split 'wavcaps/BBC_Sound_Effects'"),
-        ("audiocaps", ["audiocaps"], [], "audiocaps/test, audiocaps/val would be used both for training and for evaluation"),
+        ("audiocaps", ["audiocaps"], [], "audiocaps/test, audiocaps/val would be used both for training and"),
         ("clotho", ["cloto"], [], "unknown corpus 'cloto'"),
     ],
 )

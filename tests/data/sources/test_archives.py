@@ -139,7 +139,7 @@ def test_an_unknown_method_is_refused(tmp_path):
         archives.members(tmp_path / "a.zip")
 
 
-@pytest.mark.parametrize(("place", "said"), [(1000, "Bad CRC-32"), (-35, "isn't at the position that the directory states")])
+@pytest.mark.parametrize(("place", "said"), [(1000, "Bad CRC-32"), (-35, "isn't at the position")])
 def test_a_changed_byte_is_found(place, said, stored):
     path, start = stored
     contents = bytearray(path.read_bytes())

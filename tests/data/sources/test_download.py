@@ -212,7 +212,7 @@ def test_a_server_that_gives_whole_files_only_is_asked_for_the_whole_file_again(
 def test_a_server_that_breaks_off_without_sending_more_is_given_up_and_what_came_is_kept(big, tmp_path):
     server, checksums = big
     server.breaks = [200_000, 0]
-    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: .* re-run the same command to resume"):
+    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: .* the same command to resume"):
         download.fetch(server.url, checksums, tmp_path)
     assert len(server.log) == 2
     assert parts(tmp_path)[0].stat().st_size > 100_000
