@@ -42,7 +42,7 @@ class ClipCaptionDataset(Dataset[Batch]):
         segment_s: Length of a segment in seconds.
         longest_s: Maximum length of a crop in seconds; of a longer clip a random window is used.
         paraphrase_probability: Probability of replacing a caption with one of its paraphrases. If 0, the tables of
-            paraphrases aren't opened. A caption without paraphrases is never replaced; `num_without_paraphrases`
+            paraphrases aren't opened. A caption without paraphrases is never replaced; `without_paraphrases`
             counts such pairs.
         seed: Seed of crops and paraphrases.
         excluded: Ids of clips to leave out.
