@@ -48,7 +48,7 @@ PARTNERS = 3
 FARTHEST_FRAMES, FARTHEST_BINS = 63, 127
 NUM_HASHES = (HIGHEST_BIN - LOWEST_BIN) * (2 * FARTHEST_BINS + 1) * (FARTHEST_FRAMES + 1)
 MOST_PLACES = 256
-"""Maximum number of positions of a hash in an index; a more frequent hash costs more time than it is worth."""
+"""Maximum number of positions of a hash in an index; more frequent hashes carry little information."""
 
 SPACE_TICKS = 16 * PHASES
 """Gap between clips on the time line of an index: consecutive parts of one recording keep offsets of their own."""
