@@ -1,1 +1,1 @@
-"""Corpora as published -> clips in Arrow shards -> batches."""
+"""Corpora, stores of prepared clips, and batches for training."""

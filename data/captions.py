@@ -1,4 +1,4 @@
-"""Captions as text: normalising, hashing, and swapping one for a paraphrase."""
+"""Captions as text: normalise them, hash them, and choose between a caption and its paraphrases."""
 
 import hashlib
 import unicodedata
@@ -7,10 +7,10 @@ APOSTROPHES = "'\u2019\u02bc"
 
 
 class Letters(dict[int, str]):
-    """What becomes of each character, by its code point: found out once."""
+    """Table for `str.translate` that removes punctuation and symbols; each entry is computed on first use."""
 
     def __missing__(self, code: int) -> str:
-        """Unicode counts punctuation as P* and symbols as S*."""
+        """Compute the entry of a code point; Unicode categories P* are punctuation, S* symbols."""
         character = chr(code)
         if character in APOSTROPHES:
             self[code] = ""
@@ -23,26 +23,31 @@ LETTERS = Letters()
 
 
 def normalise(caption: str) -> str:
-    """Lower case, no punctuation, single blanks, as the paper feeds its text encoders (section 2.5).
+    """Convert a caption to lower case without punctuation, with single spaces between words.
 
-    Apostrophes vanish ("dog's" -> "dogs"); other punctuation becomes a blank, so that words which only a comma or a
-    dash separates stay apart. Letters and digits beyond ASCII are kept.
+    This is how the paper preprocesses the input of its text encoders (section 2.5). Apostrophes are removed ("dog's" ->
+    "dogs"); any other punctuation becomes a space, so that words separated only by a comma or a dash stay separate.
+    Letters and digits beyond ASCII are kept.
+
+    Example:
+        >>> normalise("A dog's bark, far-away.")
+        'a dogs bark far away'
     """
     return " ".join(caption.translate(LETTERS).lower().split())
 
 
 def caption_hash(caption: str) -> str:
-    """The key of a caption in a table of paraphrases: 16 hexadecimal digits of the SHA-256 of its UTF-8 text.
+    """Return the key of a caption in a table of paraphrases: 16 hexadecimal digits of the SHA-256 of its UTF-8 text.
 
-    The text as published counts, so that a corrected caption has none of the old one's paraphrases.
+    The published text is hashed without normalisation, so a corrected caption doesn't match paraphrases of the old one.
     """
     return hashlib.sha256(caption.encode()).hexdigest()[:16]
 
 
 def choose(caption: str, variants: list[str], probability: float, swap_draw: float, variant_draw: float) -> str:
-    """The caption, or with `probability` one of its paraphrases, all equally likely.
+    """Return the caption or, with the given probability, one of its paraphrases (`variants`), all equally likely.
 
-    `swap_draw` and `variant_draw` are uniform on [0, 1). A caption without paraphrases stands for itself.
+    `swap_draw` and `variant_draw` are uniform on [0, 1). A caption without paraphrases is returned unchanged.
     """
     if swap_draw >= probability or not variants:
         return caption

@@ -1,19 +1,22 @@
-"""A user's mistake, told without a traceback."""
+"""Errors that are the user's to correct: printed as one line, without a traceback."""
 
 import argparse
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The message says what, where, the rule and the remedy."""
+    """Invalid input from the user. The message names the value, its location, the rule and the remedy."""
 
 
 def unknown_name(kind: str, name: str, known: list[str]) -> UserError:
-    """The error for a name that nothing answers to; it lists the known ones."""
+    """Return the UserError for an unknown name; its message lists the known names."""
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """Parse an integer of at least 1, for argparse.
+
+    Raises argparse.ArgumentTypeError for any other text.
+    """
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} isn't an integer of at least 1")
     return int(text)

@@ -37,7 +37,7 @@ logger = logging.getLogger("chorale.prepare")
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateOptions(StoreOptions):
-    """The options of the search for held-out sounds under other ids."""
+    """Options of the search for duplicates of held-out clips."""
 
     exclude_duplicates: bool = option(
         "find clips that sound the same as a held-out clip, and exclude them from training", False)  # fmt: skip
@@ -45,7 +45,7 @@ class DuplicateOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(DuplicateOptions):
-    """The options of a preparation."""
+    """Options of a preparation."""
 
     corpus: str = positional(f"{', '.join(corpora.names())}")
     source: Path | None = option("folder of the corpus as published; not needed for synthetic", None)
@@ -59,7 +59,7 @@ class PrepareOptions(DuplicateOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeOptions(StoreOptions):
-    """The options of a description."""
+    """Options of `describe`."""
 
     png: Path | None = option("file of the picture (default: describe.png in the store)", None)
     list: bool = option("list every skipped or excluded clip with the reason", False)
@@ -67,20 +67,20 @@ class DescribeOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExcludeOptions(StoreOptions):
-    """The lists of clips not to train on."""
+    """Options of `exclude`."""
 
     files: tuple[Path, ...] = positional("lists of ids: WavCaps' JSON, a CSV file, or plain ids", ())
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadOptions(StoreOptions):
-    """Where a store is copied to."""
+    """Options of `upload`."""
 
     to: str = option("destination, such as s3://bucket/store")
 
 
 def prepare_command(options: PrepareOptions) -> None:
-    """Prepare a corpus as the command line says."""
+    """Prepare a corpus according to the options."""
     module = corpora.load(options.corpus)
     store = Store.of(options.store).path
     if options.download:
@@ -97,9 +97,9 @@ def prepare_command(options: PrepareOptions) -> None:
 
 
 def download(module: Corpus, target: Path | None, corpus: str) -> None:
-    """Fetch a corpus' files into what is then its source."""
+    """Download a corpus into the folder that it is read from. Raises UserError if no folder is given."""
     if target is None:
-        raise UserError(f"name the directory that {corpus} is to be downloaded into with --source")
+        raise UserError(f"name the folder to download {corpus} into with --source")
     module.download(target)
 
 
@@ -130,15 +130,15 @@ def verify_command(options: StoreOptions) -> int:
         except (UserError, OSError, pa.ArrowException) as error:
             problems = [*problems, f"{name}: {error}"]
         for problem in problems:
-            logger.error("wrong: %s", problem)
+            logger.error("problem: %s", problem)
         num_wrong += len(problems)
         if not problems:
-            logger.info("%s: %d clips as they were written", name, split.manifest.num_clips)
+            logger.info("%s: %d clips are intact", name, split.manifest.num_clips)
     for problem in verify.exclusions(store, names):
-        logger.error("wrong: %s", problem)
+        logger.error("problem: %s", problem)
         num_wrong += 1
     if num_wrong:
-        logger.error("To mend a split, remove the files that are named, and prepare its corpus again.")
+        logger.error("To repair a split, remove the files named above, and prepare its corpus again.")
     return 1 if num_wrong else 0
 
 

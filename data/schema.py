@@ -1,18 +1,18 @@
-"""What a clip is, and what a store of clips looks like on disk.
+"""Schema of clips and queries, and the layout of a store on disk.
 
-    STORE/CORPUS/SPLIT/clips-00000-HASH.arrow   clips: CLIPS, Arrow IPC files that are memory-mapped
-    STORE/CORPUS/SPLIT/clips-00000-HASH.json    what became of the clips that this shard was made from
-    STORE/CORPUS/SPLIT/index-HASH.arrow         where each clip's audio lies, sorted by clip id: INDEX
-    STORE/CORPUS/SPLIT/queries-HASH.arrow       sentences and the clips they describe: QUERIES
-    STORE/CORPUS/SPLIT/set_aside-HASH.arrow     what couldn't be used, and why: SET_ASIDE
-    STORE/CORPUS/SPLIT/sources-HASH.arrow       where its recordings come from, those without a file too: SOURCES
-    STORE/CORPUS/SPLIT/paraphrases.arrow        other wordings of captions: PARAPHRASES; may come later, or never
-    STORE/CORPUS/SPLIT/manifest.json            names these files; written last: a split without one isn't there
-    STORE/exclusions.arrow                      clips that aren't trained on, and why: EXCLUSIONS
-    STORE/listed.arrow                          what lists given with --exclude say: LISTED
-    STORE/duplicates.arrow                      clips that sound like a held-out one: DUPLICATES
+    STORE/CORPUS/SPLIT/clips-00000-HASH.arrow   shard of clips with audio: CLIPS, a memory-mapped Arrow IPC file
+    STORE/CORPUS/SPLIT/clips-00000-HASH.json    summary of that shard: the stored clips and the skipped ones
+    STORE/CORPUS/SPLIT/index-HASH.arrow         location of each clip's audio, sorted by clip id: INDEX
+    STORE/CORPUS/SPLIT/queries-HASH.arrow       queries and the clips relevant to them: QUERIES
+    STORE/CORPUS/SPLIT/set_aside-HASH.arrow     skipped clips, rows and queries, with reasons: SKIPPED_ITEMS
+    STORE/CORPUS/SPLIT/sources-HASH.arrow       sources of all listed recordings, with or without a file: SOURCES
+    STORE/CORPUS/SPLIT/paraphrases.arrow        paraphrases of captions: PARAPHRASES; optional, may be added later
+    STORE/CORPUS/SPLIT/manifest.json            names of these files; written last: without it the split doesn't exist
+    STORE/exclusions.arrow                      clips excluded from training, with reasons: EXCLUSIONS
+    STORE/listed.arrow                          sources named by lists given with --exclude: LISTED
+    STORE/duplicates.arrow                      clips that sound the same as a held-out clip: DUPLICATES
 
-A file whose name holds a HASH never changes. Corpus modules hand over `Split`s; `data.store` writes and opens
+A file whose name contains a HASH never changes. Corpus modules return `Split` objects; `data.store` writes and opens
 them.
 """
 
@@ -26,24 +26,24 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 FORMAT_VERSION = 2
-"""Of the files in a store. A store of another version is refused: prepare it again."""
+"""Version of the files in a store. A store of another version is refused and has to be prepared again."""
 
 SAMPLE_RATE_HZ = 32_000
-"""Of all audio in a store: what PaSST and PANNs were trained at."""
+"""Sample rate of all audio in a store: the rate that PaSST and PANNs were trained at."""
 
 
 def required(name: str, kind: pa.DataType) -> "pa.Field[Any]":
-    """A column that always holds a value."""
+    """Return a column without null values."""
     return pa.field(name, kind, nullable=False)
 
 
 CLIPS = pa.schema(
     [
-        required("clip_id", pa.string()),  # 'clotho/development/NAME.wav', unique over all corpora
+        required("clip_id", pa.string()),  # 'clotho/development/NAME.wav', unique across all corpora
         required("corpus", pa.string()),
         required("split", pa.string()),
-        # FLAC, or raw little-endian 16-bit PCM, as the manifest says; mono, SAMPLE_RATE_HZ. The longest clip of the
-        # published corpora is 4.3 GB of PCM, so the offsets have 64 bits.
+        # FLAC or raw little-endian 16-bit PCM, depending on the manifest; mono, SAMPLE_RATE_HZ. The longest clip of the
+        # published corpora is 4.3 GB of PCM, so the offsets need 64 bits.
         required("audio", pa.large_binary()),
         required("num_samples", pa.int64()),
         required("captions", pa.list_(pa.string())),
@@ -56,7 +56,7 @@ CLIPS = pa.schema(
 QUERIES = pa.schema(
     [
         required("text", pa.string()),
-        # One clip, several, or none, as in a challenge's evaluation set.
+        # One clip, several, or none (a challenge's evaluation set).
         required("relevant_clip_ids", pa.list_(pa.string())),
     ]
 )
@@ -67,10 +67,10 @@ INDEX = pa.schema(
         required("num_samples", pa.int64()),
         required("captions", pa.list_(pa.string())),
         required("source", pa.string()),
-        required("shard", pa.int32()),  # of the manifest's list
-        required("offset", pa.int64()),  # of the audio in the shard's file, in bytes
+        required("shard", pa.int32()),  # index into the manifest's list of shards
+        required("offset", pa.int64()),  # of the audio in the shard file, in bytes
         required("num_bytes", pa.int64()),
-        required("digest", pa.string()),  # SHA-256 of what can change a result: decoded samples and captions
+        required("digest", pa.string()),  # SHA-256 of everything that can change a result: decoded samples and captions
     ]
 )
 
@@ -96,35 +96,36 @@ DUPLICATES = pa.schema(
         required("clip_id", pa.string()),
         required("split", pa.string()),  # 'corpus/split'
         required("held_out_clip_id", pa.string()),
-        required("overlap_s", pa.float64()),  # how long both are the same sound
-        required("score", pa.float64()),  # the share of the shorter one's landmarks that agree
+        required("overlap_s", pa.float64()),  # for how long both are the same sound
+        required("score", pa.float64()),  # overlap_s as a fraction of the sounding time of the overlap
     ]
 )
 
 PARAPHRASES = pa.schema(
     [
         required("clip_id", pa.string()),
-        required("caption_hash", pa.string()),  # data.captions.caption_hash
+        required("caption_hash", pa.string()),  # data.captions.hash_caption
         required("variants", pa.list_(pa.string())),
         required("model", pa.string()),
-        required("instruction", pa.string()),  # its version and the number asked for, 'dcase2023/5'; '' if unknown
-        pa.field("time", pa.timestamp("s", tz="UTC")),  # of the last answer
+        required("instruction", pa.string()),  # version and requested number, 'dcase2023/5'; '' if unknown
+        pa.field("time", pa.timestamp("s", tz="UTC")),  # time of the last answer
     ]
 )
 
 Samples = NDArray[np.float32]
-"""Mono audio at SAMPLE_RATE_HZ, float32 [num_samples], full scale at -1 and 1."""
+"""Mono audio at SAMPLE_RATE_HZ: float32 [num_samples], full scale is -1 to 1."""
 
 
 @dataclass(frozen=True)
 class SourceClip:
-    """A clip as a corpus describes it, its audio not yet read.
+    """Clip as a corpus describes it, before its audio is read.
 
-    `load` gives the samples in consecutive blocks of any length, so that no recording has to fit into memory, or raises
-    `data.waveform.AudioError`, be it after some blocks; it runs in another process, so it has to be picklable. `origin`
-    says where the clip comes from, for messages: a file, or a table and its row. `revision` changes whenever what
-    `load` gives may have changed: a file's size and time, an archive member's checksum, a generator's seed. `source` is
-    the recording that the clip was made from, as 'freesound:ID', 'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
+    `load` yields the samples in consecutive blocks of any length, so that no recording has to fit into memory; it
+    raises `data.waveform.AudioError` if the recording can't be decoded, possibly after some blocks. It runs in another
+    process, so it has to be picklable. `origin` says where the clip comes from, for messages: a file, or a table and
+    its row. `revision` changes whenever the output of `load` may have changed: a file's size and time, an archive
+    member's checksum, a generator's seed. `source` is the recording that the clip was made from: 'freesound:ID',
+    'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
     """
 
     clip_id: str
@@ -132,7 +133,7 @@ class SourceClip:
     captions: tuple[str, ...]
     origin: str
     revision: str = ""
-    num_bytes: int = 0  # of the file, or of the archive's member
+    num_bytes: int = 0  # of the file or archive member
     keywords: tuple[str, ...] = ()
     licence: str = ""
     source: str = ""
@@ -140,7 +141,7 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class Paraphrase:
-    """Other wordings of one caption of one clip, and what wrote them, by which instruction and when."""
+    """Paraphrases of one caption of one clip, with the model, the instruction and the time that produced them."""
 
     clip_id: str
     caption: str
@@ -152,14 +153,19 @@ class Paraphrase:
 
 @dataclass(frozen=True, order=True)
 class SplitId:
-    """A split of a corpus; as text 'corpus/split'."""
+    """Split of a corpus; converts to the text 'corpus/split'."""
 
     corpus: str
     split: str
 
     @classmethod
     def parse(cls, name: str) -> "SplitId":
-        """Return what 'corpus/split' names; the split is '' where there is only a corpus."""
+        """Parse 'corpus/split'; the split is '' if the name is only a corpus.
+
+        Example:
+            >>> SplitId.parse("clotho/development")
+            SplitId(corpus='clotho', split='development')
+        """
         corpus, _, split = name.partition("/")
         return cls(corpus, split)
 
@@ -168,27 +174,27 @@ class SplitId:
 
 
 def file_of(clip_id: str) -> str:
-    """Return a clip's file as its corpus publishes it: 'clotho/challenge/NAME.wav' -> 'NAME.wav'."""
+    """Return the name of a clip's file as published: 'clotho/challenge/NAME.wav' -> 'NAME.wav'."""
     return clip_id.split("/", maxsplit=2)[2]
 
 
 SetAsideKind = Literal["absent", "undecodable", "unusable"]
-"""A file that a table names isn't there; a file can't be decoded; anything else, which the reason says."""
+"""Kind of a skipped item: the file named in a table is absent; the file can't be decoded; any other reason."""
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A clip, a row or a query that can't be used: where it comes from and why, in words and as a kind."""
+    """Clip, row or query that can't be used: its origin, the reason in words, and the kind of reason."""
 
     origin: str
     reason: str
     kind: SetAsideKind = "unusable"
-    file: str = ""  # the name of the file that is absent or can't be decoded
+    file: str = ""  # name of the file that is absent or can't be decoded
 
 
 @dataclass(frozen=True)
 class Query:
-    """A sentence to search with, and the clips that answer it: one, several, or in a challenge none."""
+    """Sentence to search with, and the relevant clips: one, several, or none (in a challenge)."""
 
     text: str
     relevant_clip_ids: tuple[str, ...] = ()
@@ -196,11 +202,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a corpus, as published.
+    """Split of a corpus as published.
 
-    Without `queries`, every caption of a clip is a query for that clip. With `clips_of`, this split has no clips of its
-    own: its queries are about the clips of that split of the same corpus. `sources` are those of all recordings that
-    the tables list, also of those without a file; `num_listed` is how many clips the tables list.
+    Without `queries`, every caption of a clip is a query for that clip. With `clips_of`, the split has no clips of its
+    own: its queries refer to the clips of that other split of the same corpus. `sources` are the sources of all
+    recordings listed in the corpus' tables, including recordings without a file; `num_listed` is the number of clips
+    listed in the tables.
     """
 
     corpus: str

@@ -1,4 +1,4 @@
-"""Which splits of a store models are pretrained on, fine-tuned on, and judged by."""
+"""Splits of a store by role: pretraining, fine-tuning, validation and test."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ logger = logging.getLogger("chorale.splits")
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits to train, validate and test on, 'corpus/split'; fine-tuning is on `train` alone."""
+    """Splits for training, validation and test, each named 'corpus/split'.
+
+    Fine-tuning uses `train` alone.
+    """
 
     train: str
     validation: str
@@ -25,21 +28,30 @@ class Splits:
     def __post_init__(self) -> None:
         heard = {self.train, *self.pretrain} & {self.validation, self.test}
         if heard:
-            raise UserError(f"{', '.join(sorted(heard))} would be trained on and judged by: leave it out of one")
+            raise UserError(
+                f"{', '.join(sorted(heard))} would be used both for training and for evaluation; "
+                "remove it from one of the two"
+            )
 
 
 def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold_out: Sequence[str] = ()) -> Splits:
-    """The corpus' splits in the store.
+    """Return the splits of a corpus by role, after checking that the store holds them.
 
-    `pretrain_on` names corpora or splits, by default the split to train on; of what they name, `hold_out` is left out.
-    Raises UserError for what the store doesn't hold.
+    Args:
+        corpus: Corpus to fine-tune and evaluate on.
+        store: Store that has to hold the splits.
+        pretrain_on: Corpora or splits ('corpus/split') to pretrain on; by default the training split of the corpus.
+        hold_out: Splits to leave out of `pretrain_on`.
+
+    Raises:
+        UserError: If the store lacks a split, or `hold_out` names a split that isn't in `pretrain_on`.
     """
     names = roles(corpus)
     present = store.splits()
     wanted = [split for name in pretrain_on for split in splits_of(name, present)] or [names["train"]]
     unknown = sorted(set(hold_out) - set(wanted))
     if unknown:
-        raise UserError(f"--hold-out {unknown[0]}: it isn't among what is pretrained on: {', '.join(wanted)}")
+        raise UserError(f"--hold-out {unknown[0]}: it isn't one of the pretraining splits: {', '.join(wanted)}")
     pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
     for name in dict.fromkeys([*names.values(), *pretrain]):
         open_split(store, name)
@@ -47,20 +59,23 @@ def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold
 
 
 def roles(corpus: str) -> dict[str, str]:
-    """The splits of a corpus by what they are for: train, validation, test. Raises UserError where it has none."""
+    """Return the splits of a corpus by role: train, validation, test. Raises UserError if the corpus has no roles."""
     names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
     if not names:
-        raise UserError(f"{corpus} has no split to validate on: name it with --pretrain-on beside another --corpus")
+        raise UserError(f"{corpus} has no validation split; name it with --pretrain-on, together with another --corpus")
     return names
 
 
 def is_built_on_demand(corpus: str, store: Store) -> bool:
-    """Return whether a command has to prepare a corpus: the built-in one, where a local store doesn't hold it."""
+    """Return whether a command has to prepare a corpus first: the built-in one, if a local store lacks it."""
     return corpus == "synthetic" and not store.is_remote and not set(roles(corpus).values()) <= set(store.splits())
 
 
 def splits_of(name: str, present: Sequence[str]) -> list[str]:
-    """A split, 'corpus/split', or the splits in the store that a corpus is pretrained on."""
+    """Return the split named 'corpus/split', or the pretraining splits of a corpus that the store holds.
+
+    `present` are the splits in the store. Raises UserError if the store holds none of them.
+    """
     if "/" in name and name not in present:
         raise UserError(f"the store holds no split {name!r} (it holds: {', '.join(present)})")
     if "/" in name:
@@ -70,13 +85,13 @@ def splits_of(name: str, present: Sequence[str]) -> list[str]:
     if absent == wanted:
         raise UserError(f"the store holds none of {', '.join(wanted)}; prepare it: python data/prepare.py {name}")
     for split in absent:
-        logger.warning("%s isn't in the store: pretraining goes without it", split)
+        logger.warning("%s isn't in the store: pretraining without it", split)
     return [split for split in wanted if split in present]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(StoreOptions):
-    """The options of commands that train: the store, and the splits that are used of it."""
+    """Options of commands that train: the store and its splits."""
 
     corpus: str = option(f"corpus to fine-tune on and evaluate on: {', '.join(corpora.names())}", "synthetic")
     pretrain_on: tuple[str, ...] = option(
@@ -85,5 +100,5 @@ class SplitOptions(StoreOptions):
     hold_out: tuple[str, ...] = option("splits of --pretrain-on to leave out", (), metavar="SPLIT")
 
     def find(self, whole: Store) -> Splits:
-        """Return the splits that the options name. Raises UserError for what the store doesn't hold."""
+        """Return the splits that the options name. Raises UserError if the store doesn't hold them."""
         return find_splits(self.corpus, whole, self.pretrain_on, self.hold_out)

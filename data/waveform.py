@@ -1,6 +1,6 @@
-"""Audio as samples: decode a file or a window of a stored clip, mix down, resample, cut into segments.
+"""Audio as samples: decode files and stored clips, mix down to mono, resample, and cut into segments.
 
-Everything here is a pure function. Samples are float32 [num_samples], mono, at SAMPLE_RATE_HZ, unless said otherwise.
+Everything here is a pure function. Samples are float32 [num_samples], mono, at SAMPLE_RATE_HZ, unless stated otherwise.
 """
 
 import contextlib
@@ -24,20 +24,23 @@ CODECS: tuple[Codec, ...] = ("flac", "pcm16")
 PCM16_FULL_SCALE = 32_768
 PCM16_BYTES = 2
 SHORTEST_LAST_SEGMENT_S = 0.5
-"""A shorter rest is left out, unless it is all there is: many "10-s" clips last 10.01 s."""
+"""Minimum length of a last segment, unless it is the only one: many "10-s" clips last 10.01 s."""
 
 
 BLOCK_FRAMES = 2**16
-"""Decoded and resampled at a time: of the sizes tried, soxr was fastest with this one."""
+"""Number of frames decoded and resampled at a time: the fastest of the sizes tried with soxr."""
 
 LOWEST_RATE_HZ = 1_000
-"""Assumed: a lower one is a broken header's, and would blow a clip up to more than 32 times its length."""
+"""Minimum sample rate (assumed): a lower one comes from a broken header, and would make a clip over 32 times longer."""
 
 LOUDEST = 1e12
-"""Assumed: full scale is 1, or 2**31 where integers were written as floats; near 1e38, resampling makes NaN of them."""
+"""Bound on samples (assumed).
+
+Full scale is 1, or 2**31 if integers were written as floats; near 1e38, resampling produces NaN.
+"""
 
 LENGTH_UNKNOWN = 2**63 - 1
-"""The number of samples that libsndfile gives where a header leaves it open."""
+"""Number of samples that libsndfile reports if the header doesn't state it."""
 
 SIZES: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
     b"RIFF": (slice(4, 8), "little", 8, 0x7FFFF000),
@@ -46,26 +49,29 @@ SIZES: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
     b"RF64": (slice(20, 28), "little", 8, 2**62),
     b"riff": (slice(16, 24), "little", 0, 2**62),
 }
-"""Of WAV, AIFF, AU, RF64 and W64, by their first bytes: where the size of the file stands, what it doesn't count, and
-from which value on it is what programs write that don't know yet, as sox and ffmpeg do to a pipe."""
+"""Size fields in the headers of WAV, AIFF, AU, RF64 and W64, by the first bytes of the file.
+
+For each: the position of the field, its byte order, the number of bytes that it doesn't count, and the value from which
+on the size is unknown, as written by programs that stream to a pipe (sox, ffmpeg).
+"""
 SIZE_SLACK = 8
-"""Bytes: some writers count a file's first 8 in the size that its header gives, some don't."""
+"""Tolerance in bytes: some writers count the first 8 bytes of a file in the size field, some don't."""
 
 LONGEST_OGG_PAGE = 65_307
-"""Bytes (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
+"""Maximum size of an Ogg page (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
 OGG_LAST_PAGE = 4
-"""Of a page's flags."""
+"""Flag bit of the last page of a stream."""
 
 
 class AudioError(Exception):
-    """A recording that can't be used; the message is the reason."""
+    """Recording that can't be used; the message is the reason."""
 
 
 def decode_file(path: Path) -> Iterator[Samples]:
-    """An audio file in any format that libsndfile reads, in blocks.
+    """Decode an audio file in any format that libsndfile reads, and yield blocks of samples.
 
-    Raises AudioError as `decode` does, and UserError where it can't be opened: it was there when its corpus was read,
-    so nothing is wrong with the recording itself.
+    Raises AudioError as `decode` does, and UserError if the file can't be opened: it existed when the corpus was read,
+    so the recording itself isn't at fault.
     """
     try:
         file = path.open("rb")
@@ -78,27 +84,25 @@ def decode_file(path: Path) -> Iterator[Samples]:
 
 
 def decode(file: BinaryIO) -> Iterator[Samples]:
-    """The audio of an open file that can seek, in blocks, of which at most one is held in memory.
+    """Decode a seekable audio file, and yield blocks of mono samples at SAMPLE_RATE_HZ, one block in memory at a time.
 
-    Raises AudioError for what is torn, empty or not finite, be it after some blocks.
+    Raises AudioError if the audio is truncated, empty, not finite or too loud, possibly after some blocks.
     """
     try:
         with soundfile.SoundFile(_ForLibsndfile(file)) as audio:
             rate_hz, announced = audio.samplerate, audio.frames
             if rate_hz < LOWEST_RATE_HZ:
-                raise AudioError(
-                    f"its header gives a rate of {rate_hz} Hz; the lowest that is taken is {LOWEST_RATE_HZ}"
-                )
+                raise AudioError(f"its header states a sample rate of {rate_hz} Hz; the minimum is {LOWEST_RATE_HZ}")
             if announced == LENGTH_UNKNOWN:
-                raise AudioError("its header leaves its length open: encode it again, into a file and not into a pipe")
+                raise AudioError("its header doesn't state its length: encode it again, to a file and not to a pipe")
             resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
             num_decoded = num_given = 0
             while len(block := audio.read(BLOCK_FRAMES, dtype="float32")):
                 num_decoded += len(block)
                 with np.errstate(over="ignore", invalid="ignore"):  # refused below
                     mono = block if block.ndim == 1 else block.mean(axis=1)
-                if not np.abs(mono).max() < LOUDEST:  # so that NaN is refused too
-                    raise AudioError(f"holds samples that aren't finite, or beyond {LOUDEST:.0e} times full scale")
+                if not np.abs(mono).max() < LOUDEST:  # written so that NaN is refused too
+                    raise AudioError(f"holds samples that aren't finite or exceed {LOUDEST:.0e} times full scale")
                 resampled = mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
                 num_given += len(resampled)
                 yield resampled
@@ -107,12 +111,12 @@ def decode(file: BinaryIO) -> Iterator[Samples]:
             yield rest
         is_torn = lacks_its_end(file)
     except (soundfile.SoundFileError, OSError) as error:
-        reason = getattr(error, "error_string", error)  # without the file object's address, which differs by process
+        reason = getattr(error, "error_string", error)  # without the file object's address, which varies
         raise AudioError(f"can't be decoded: {reason}") from error
     if num_decoded < announced:
-        raise AudioError(f"torn: {num_decoded} of {announced} samples decoded")
+        raise AudioError(f"truncated: {num_decoded} of {announced} samples decoded")
     if is_torn:
-        raise AudioError("torn: its end is missing")
+        raise AudioError("truncated: its end is missing")
     if not num_decoded:
         raise AudioError("holds no samples")
     if not num_given:
@@ -120,30 +124,31 @@ def decode(file: BinaryIO) -> Iterator[Samples]:
 
 
 class _ForLibsndfile:
-    """An open file as libsndfile calls it: a broken header sends it to places before a file's start.
+    """Open file as libsndfile calls it: seeks before the start of the file, caused by a broken header, are ignored.
 
-    Errors raised in a call from C can't be caught, they are printed.
+    Errors raised in a callback from C can't be caught; they would be printed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.tell, self.read = file, file.tell, file.read
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
-        """As a file's; what can't be reached leaves it where it is."""
+        """Seek like a file; ignore a position that can't be reached."""
         with contextlib.suppress(OSError, ValueError):
             self.file.seek(offset, whence)
 
 
 def lacks_its_end(file: BinaryIO) -> bool:
-    """Whether a file was cut off, where libsndfile takes it for a shorter one; False for formats that it checks itself.
+    """Return True if a file was cut off in a way that libsndfile takes for a shorter file.
 
-    WAV, AIFF, AU, RF64 and W64 give their size; the last page of Ogg is marked.
+    WAV, AIFF, AU, RF64 and W64 state their size in the header; in Ogg the last page is marked. Returns False for other
+    formats, which libsndfile checks itself.
     """
     file.seek(0)
     head, size = file.read(32), file.seek(0, io.SEEK_END)
     if head.startswith(b"OggS"):
         file.seek(max(0, size - LONGEST_OGG_PAGE))
-        _, _, page = file.read().rpartition(b"OggS")  # its flags stand at 1, the number of its segments at 22
+        _, _, page = file.read().rpartition(b"OggS")  # its flags are at 1, the number of its segments is at 22
         return (
             len(page) < 23 or not page[1] & OGG_LAST_PAGE or len(page) < 23 + page[22] + sum(page[23 : 23 + page[22]])
         )
@@ -155,7 +160,7 @@ def lacks_its_end(file: BinaryIO) -> bool:
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
-    """Little-endian 16-bit PCM [num_samples]; what lies beyond full scale is clipped."""
+    """Convert samples to little-endian 16-bit PCM [num_samples]; values beyond full scale are clipped."""
     scaled = samples * np.float32(PCM16_FULL_SCALE)  # a power of two: exact
     np.rint(scaled, out=scaled)
     np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1, out=scaled)
@@ -163,7 +168,7 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
 
 
 def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "hashlib._Hash") -> int:
-    """Write samples into an open file as a store keeps them, and their 16-bit PCM into `digest`.
+    """Write samples into an open file in the format of a store, and update `digest` with their 16-bit PCM.
 
     Both codecs are lossless. Returns the number of samples.
     """
@@ -185,9 +190,9 @@ def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "has
 
 
 def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
-    """Fill `out` with a stored clip's samples from `start` on, without decoding what lies before or after.
+    """Fill `out` with a stored clip's samples from `start` on, without decoding the rest of the clip.
 
-    `audio` is open at the clip. Raises AudioError where the clip is torn or shorter.
+    `audio` is opened at the clip. Raises AudioError if the clip is truncated or shorter.
     """
     if codec == "pcm16":
         audio.seek(start * PCM16_BYTES)
@@ -206,7 +211,7 @@ def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> No
 
 
 def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
-    """A whole stored clip as 16-bit PCM, in blocks. Raises AudioError where it is torn."""
+    """Decode a stored clip, and yield blocks of 16-bit PCM. Raises AudioError if it is truncated."""
     if codec == "pcm16":
         while block := audio.read(BLOCK_FRAMES * PCM16_BYTES):
             yield np.frombuffer(block, dtype="<i2")
@@ -220,14 +225,18 @@ def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
 
 
 def crop_start(num_samples: int, longest: int, draw: float) -> int:
-    """Where a window of at most `longest` samples begins; `draw` is uniform on [0, 1)."""
+    """Return the start of a random window of at most `max_samples` samples; `draw` is uniform on [0, 1)."""
     return int(draw * (max(0, num_samples - longest) + 1))
 
 
 def count_segments(num_samples: int, segment_samples: int) -> int:
-    """How many consecutive segments a recording is cut into.
+    """Return the number of consecutive segments that a recording is cut into.
 
-    A last segment of under SHORTEST_LAST_SEGMENT_S is left out unless it is the only one.
+    A last segment shorter than MIN_LAST_SEGMENT_S is dropped unless it is the only one.
+
+    Example:
+        >>> count_segments(num_samples=10 * SAMPLE_RATE_HZ + 320, segment_samples=10 * SAMPLE_RATE_HZ)
+        1
     """
     whole, rest = divmod(num_samples, segment_samples)
     return whole + (rest >= SHORTEST_LAST_SEGMENT_S * SAMPLE_RATE_HZ or whole == 0)

@@ -1,6 +1,6 @@
-"""One module a corpus. A corpus is named by its file's stem: `clotho.py` is `clotho`.
+"""Corpora, one module each; the name of a corpus is the file's stem: `clotho.py` is `clotho`.
 
-Each module says what its splits are for, how many clips are published, and how its audio is best kept; its `read`
+Each module defines the roles of its splits, the published numbers of clips and the audio format to store; its `read`
 describes the corpus as published without decoding audio.
 """
 
@@ -15,35 +15,35 @@ from data.waveform import Codec
 
 
 class Corpus(Protocol):
-    """What a corpus module offers."""
+    """Interface of a corpus module."""
 
-    ROLES: dict[str, str]  # 'train', 'validation' and 'test' -> split; empty for a corpus to pretrain on only
-    PRETRAINING: tuple[str, ...]  # splits that the paper pretrains on; of your own: those to train on
-    HELD_OUT: tuple[str, ...]  # splits whose recordings must not be heard in other corpora's clips
+    ROLES: dict[str, str]  # 'train', 'validation' and 'test' -> split; empty if only for pretraining
+    PRETRAINING: tuple[str, ...]  # splits that the paper pretrains on; of a user's own corpus: the training split
+    HELD_OUT: tuple[str, ...]  # splits whose recordings must not occur in training clips of other corpora
     PUBLISHED: dict[str, dict[str, int]]  # version -> split -> number of clips
-    CODEC: Codec  # how audio is kept unless you say otherwise
+    CODEC: Codec  # default format of the stored audio
 
     def read(self, source: Path | None, seed: int) -> list[Split]:
-        """The splits found under `source`; `seed` serves whatever the corpus draws.
+        """Read the splits found under `source`; `seed` determines anything random in the corpus.
 
-        Raises UserError where the tables are wrong, or no clip is there at all. Clips without a file are set aside.
+        Clips without a file are skipped. Raises UserError if the tables are invalid or no clip exists.
         """
 
     def download(self, target: Path) -> None:
-        """Fetch what is public, as published, into `target`, which `read` takes as its source from then on.
+        """Download the public files, as published, into `target`, which `read` then takes as its source.
 
-        What is there already is kept, a torn download goes on, and checksums are verified. Raises UserError where
-        nothing can be fetched, and says how to come by the audio.
+        Existing files are kept, interrupted downloads are resumed, and checksums are verified. Raises UserError if
+        nothing can be downloaded, with instructions to obtain the audio.
         """
 
 
 def names() -> list[str]:
-    """The corpora there are."""
+    """Return the names of all corpora."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(name: str) -> Corpus:
-    """A corpus by name; an unknown one's error lists the known ones."""
+    """Return the module of a corpus by name. Raises UserError, listing the known names, if there is none."""
     if name not in names():
         raise unknown_name("corpus", name, names())
     return cast(Corpus, importlib.import_module(f"{__name__}.{name}"))

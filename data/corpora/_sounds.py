@@ -1,7 +1,7 @@
-"""The sounds of the synthetic corpus: twelve kinds of events and five backgrounds, each drawn anew by a generator.
+"""Sounds of the synthetic corpus: twelve kinds of events and five backgrounds, drawn from a random generator.
 
-A sound is a function of a random generator and a duration; no two draws of a kind are alike. Levels are free: whoever
-mixes a sound into a clip scales it.
+A sound is a function of a random generator and a duration; no two draws of a kind are alike. Levels are arbitrary: the
+caller scales a sound when mixing it into a clip.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from data.schema import SAMPLE_RATE_HZ, Samples
 
 Wave = NDArray[np.float64]
-"""Samples on their way into a clip, at any level: [num_samples]."""
+"""Samples before scaling to a clip's level: [num_samples]."""
 
 Sound = Callable[[Generator, float], Wave]
-"""Makes `duration_s` seconds of a kind of sound; pitch, rate and timbre are the generator's."""
+"""Function that generates `duration_s` seconds of a kind of sound with random pitch, rate and timbre."""
 
 
 # Building blocks.
@@ -28,14 +28,14 @@ def _time(duration_s: float) -> Wave:
 
 
 def _band(num_samples: int, low_hz: float, high_hz: float) -> Samples:
-    """Gains [num_samples // 2 + 1] that pass a band and fall off by 12 dB an octave on either side of it."""
+    """Return gains [num_samples // 2 + 1] of a band-pass with slopes of 12 dB per octave."""
     square_hz = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ).astype(np.float32) ** 2 + np.float32(1e-3)
     below, above = low_hz**2 / square_hz, square_hz / high_hz**2
     return np.asarray(1 / np.sqrt((1 + below * below) * (1 + above * above)), np.float32)
 
 
 def _noise(rng: Generator, duration_s: float, low_hz: float, high_hz: float) -> Wave:
-    """Noise of unit power in a band; drawn as a spectrum, which saves a transform."""
+    """Return band-limited noise of unit power, drawn as a spectrum, which saves a transform."""
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
     length = _fast_length(num_samples)
     gains = _band(length, low_hz, high_hz)
@@ -64,7 +64,7 @@ def _fast_length(num_samples: int) -> int:
 
 
 def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
-    """A tone whose fundamental follows `freq_hz` [num_samples]; `levels` [num_harmonics] are its harmonics'."""
+    """Return a tone whose fundamental follows `freq_hz` [num_samples], with harmonics of `levels` [num_harmonics]."""
     phase = 2 * np.pi * np.cumsum(freq_hz) / SAMPLE_RATE_HZ
     last, sine, twice_cosine = np.zeros(len(phase)), np.sin(phase), 2 * np.cos(phase)
     wave: Wave = levels[0] * sine
@@ -76,7 +76,7 @@ def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
 
 
 def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> Wave:
-    """What rings when something is hit: damped sines, of [num_modes] frequencies, time constants and levels."""
+    """Return the sound of a struck object: damped sines with [num_modes] frequencies, time constants and levels."""
     time = _time(duration_s)
     wave = np.zeros(len(time))
     for freq_hz, decay_s, level in zip(freqs_hz, decays_s, levels, strict=True):
@@ -85,29 +85,29 @@ def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> 
 
 
 def _wander(rng: Generator, duration_s: float, rate_hz: float) -> Wave:
-    """A slow random course between 0 and 1 that turns about `rate_hz` times a second."""
+    """Return a slow random curve between 0 and 1 that turns about `rate_hz` times a second."""
     points = rng.uniform(size=int(duration_s * rate_hz) + 2)
     return np.interp(_time(duration_s) * rate_hz, np.arange(len(points)), points)
 
 
 def ramps(duration_s: float, attack_s: float, release_s: float) -> Wave:
-    """Gains [num_samples] that rise from 0 to 1 at the start and fall back to 0 at the end."""
+    """Return gains [num_samples] that rise from 0 to 1 at the start and fall to 0 at the end."""
     time = _time(duration_s)
     return np.minimum(np.minimum(time / attack_s, 1), np.minimum((duration_s - time) / release_s, 1))
 
 
 def add(track: Wave, wave: Wave, onset_s: float) -> None:
-    """Mix `wave` into `track`, which keeps its length, from `onset_s` on."""
+    """Mix `wave` into `track` from `onset_s` on; the length of the track stays the same."""
     start = round(onset_s * SAMPLE_RATE_HZ)
     room = track[start : start + len(wave)]
     room += wave[: len(room)]
 
 
-# Foreground sounds: one time they are heard.
+# Foreground sounds: one occurrence.
 
 
 def _bell(rng: Generator, duration_s: float) -> Wave:
-    """The partials of a church bell, from the hum up: https://en.wikipedia.org/wiki/Strike_tone."""
+    """Return a bell with the partials of a church bell, from the hum up: https://en.wikipedia.org/wiki/Strike_tone."""
     ratios = np.array([0.5, 1, 1.2, 1.5, 2, 2.67, 3, 4.2, 5.4]) * rng.normal(1, 0.006, 9)
     levels = rng.uniform(0.4, 1, 9) / ratios**0.3
     wave = _struck(duration_s, ratios * rng.uniform(250, 800), duration_s / 5 / ratios**0.7, levels)
@@ -122,7 +122,7 @@ def _siren(rng: Generator, duration_s: float) -> Wave:
 
 
 def _bird(rng: Generator, duration_s: float) -> Wave:
-    """A phrase of chirps, each a glide with a little flutter."""
+    """Return a phrase of chirps, each a glide with a little flutter."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     chirps = int(rng.integers(3, 8))
     chirp_s = duration_s / chirps * rng.uniform(0.5, 0.85)
@@ -136,7 +136,7 @@ def _bird(rng: Generator, duration_s: float) -> Wave:
 
 
 def _footsteps(rng: Generator, duration_s: float) -> Wave:
-    """Heel, then toe: a thump and a scuff."""
+    """Return footsteps: heel, then toe, a thump and a scuff."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     beat_s, toe_s, bright_hz = 1 / rng.uniform(1.7, 2.5), rng.uniform(0.05, 0.09), rng.uniform(1200, 4000)
     modes_hz = np.array([rng.uniform(70, 120), rng.uniform(180, 320)])
@@ -156,7 +156,7 @@ def _dog(rng: Generator, duration_s: float) -> Wave:
 
 
 def _clock(rng: Generator, duration_s: float) -> Wave:
-    """Tick and tock in turn, the tock a little lower."""
+    """Return alternating ticks and tocks, the tock a little lower."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     beat_s = 1 / rng.uniform(2.5, 4.5)
     modes_hz, lower = np.array([1, 1.7, 2.6]) * rng.uniform(1700, 2800), rng.uniform(0.75, 0.9)
@@ -169,7 +169,7 @@ def _clock(rng: Generator, duration_s: float) -> Wave:
 
 
 def _telephone(rng: Generator, duration_s: float) -> Wave:
-    """Two small gongs and a clapper between them."""
+    """Return the ring of two small gongs and a clapper between them."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     low_hz, beat_s = rng.uniform(900, 1500), 1 / rng.uniform(18, 26)
     partials = np.array([1, 2.4, 4.3])
@@ -189,7 +189,7 @@ def _knock(rng: Generator, duration_s: float) -> Wave:
 
 
 def _whistle(rng: Generator, duration_s: float) -> Wave:
-    """A referee's, whose pea makes the tone flutter."""
+    """Return a referee's whistle, whose pea makes the tone flutter."""
     trill = np.sin(2 * np.pi * rng.uniform(28, 45) * _time(duration_s))
     pitch_hz = rng.uniform(2300, 3600)
     wave = _harmonic(pitch_hz * (1 + 0.025 * trill), np.array([1, 0.25, 0.1])) * (1 + 0.45 * trill)
@@ -208,7 +208,7 @@ def _gunshot(rng: Generator, duration_s: float) -> Wave:
 
 
 def _insect(rng: Generator, duration_s: float) -> Wave:
-    """Wing beats that come near, drop in pitch by the Doppler effect and go."""
+    """Return wing beats that approach, drop in pitch by the Doppler effect and fade."""
     away = _time(duration_s) / duration_s - rng.uniform(0.4, 0.6)
     beat_hz = rng.uniform(150, 270) * (1 - 0.06 * np.tanh(6 * away)) * (0.98 + 0.04 * _wander(rng, duration_s, 12))
     wave = _harmonic(beat_hz, rng.uniform(0.5, 1, 24) / np.arange(1, 25) ** 0.8)
@@ -216,18 +216,18 @@ def _insect(rng: Generator, duration_s: float) -> Wave:
 
 
 def _horn(rng: Generator, duration_s: float) -> Wave:
-    """A car's: two reeds about a third apart."""
+    """Return a car horn: two reeds about a third apart."""
     steady_hz = np.full(round(duration_s * SAMPLE_RATE_HZ), rng.uniform(320, 450))
     levels = rng.uniform(0.4, 1, 18) / np.arange(1, 19) ** 0.5
     wave = _harmonic(steady_hz, levels) + _harmonic(steady_hz * rng.uniform(1.19, 1.27), levels)
     return wave * ramps(duration_s, 0.02, 0.05)
 
 
-# Backgrounds: they last a whole clip.
+# Backgrounds: they last for the complete clip.
 
 
 def _rain(rng: Generator, duration_s: float) -> Wave:
-    """A hiss, and drops close by."""
+    """Return a hiss with drops close by."""
     drops = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     places = rng.integers(len(drops), size=rng.poisson(rng.uniform(30, 200) * duration_s))
     drops[places] = rng.exponential(1.0, len(places))
@@ -237,7 +237,7 @@ def _rain(rng: Generator, duration_s: float) -> Wave:
 
 
 def _wind(rng: Generator, duration_s: float) -> Wave:
-    """Gusts: bands that swell each by themselves."""
+    """Return gusts: bands that swell independently."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     for center_hz in (rng.uniform(90, 160), rng.uniform(250, 400), rng.uniform(500, 900)):
         gust = 0.15 + _wander(rng, duration_s, rng.uniform(0.4, 1.2)) ** 2
@@ -246,7 +246,7 @@ def _wind(rng: Generator, duration_s: float) -> Wave:
 
 
 def _waves(rng: Generator, duration_s: float) -> Wave:
-    """Surf: the higher the swell, the brighter."""
+    """Return surf: the higher the swell, the brighter."""
     cycle = (_time(duration_s) / rng.uniform(3.5, 6) + rng.uniform()) % 1
     swell: Wave = np.where(cycle < 0.35, cycle / 0.35, (1 - cycle) / 0.65) ** 1.5
     deep = _noise(rng, duration_s, 100, rng.uniform(500, 900)) * (0.15 + swell)
@@ -261,7 +261,7 @@ def _engine(rng: Generator, duration_s: float) -> Wave:
 
 
 def _crickets(rng: Generator, duration_s: float) -> Wave:
-    """Three of them, each with its pitch, its rhythm and its distance."""
+    """Return three crickets, each with its own pitch, rhythm and distance."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     pitch_hz = rng.uniform(3800, 5400)
     for level in (1.0, rng.uniform(0.3, 0.8), rng.uniform(0.1, 0.4)):
@@ -276,7 +276,7 @@ def _crickets(rng: Generator, duration_s: float) -> Wave:
 
 @dataclass(frozen=True)
 class Kind:
-    """A foreground kind: what makes it, how long it lasts each time, and how often at most it is heard in a row."""
+    """Foreground kind: its generator, the range of its duration, and its maximum number of consecutive occurrences."""
 
     sound: Sound
     duration_s: tuple[float, float]

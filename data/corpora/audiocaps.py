@@ -1,21 +1,21 @@
 """AudioCaps: 10-s excerpts of YouTube videos, taken from AudioSet and captioned by people.
 
 Source: https://github.com/cdjkim/audiocaps (annotations, for academic use; the tables have no published checksums). The
-audio belongs to the videos' owners and is published by nobody: each user fetches it. Published counts of clips, version
-1 / version 2: 49,838 / 91,256 train with one caption each, 495 val and 975 test with five. Everyone holds fewer files
-(46,231 to 49,274 of the first were reported), as videos are taken down.
+audio belongs to the owners of the videos and isn't published: each user downloads it. Published counts of clips,
+version 1 / version 2: 49,838 / 91,256 train with one caption each, 495 val and 975 test with five. Actual copies hold
+fewer files (46,231 to 49,274 of the first were reported), as videos are taken down.
 
 Layout:
 
-    dataset/{train,val,test}.csv    UTF-8: audiocap_id, youtube_id, start_time (s), caption; not all have to be there
+    dataset/{train,val,test}.csv    UTF-8: audiocap_id, youtube_id, start_time (s), caption; tables may be absent
     the audio files                 anywhere below, with any suffix that libsndfile reads, any rate, mono or stereo, as
                                     {youtube_id}, Y{youtube_id}, {youtube_id}_{start_time} or Y{youtube_id}_{start_time}
 
-Quirks: ids may begin with `-`, and some differ only in case; a clip has as many rows as captions. Where several files
-could be a clip's, those named with the start time go first, then those in a directory named after the split; if there
-are still several, or if two clips claim one file, nothing says which is right, and the clips are set aside.
+Quirks: ids may begin with `-`, and some differ only in case; a clip has as many rows as captions. If several files
+match a clip, those named with the start time are preferred, then those in a folder named after the split; if several
+remain, or if two clips match one file, the right one is unknown, and the clips are skipped.
 
-Kept as 16-bit PCM: 142 hours (258 in version 2) take 33 GB (59), and a random 30-s window then costs 0.5 ms of a core
+Stored as 16-bit PCM: 142 hours (258 in version 2) take 33 GB (59), and a random 30-s window then costs 0.5 ms of a core
 to read instead of 15 ms as FLAC (measured).
 """
 
@@ -39,14 +39,14 @@ CODEC: Codec = "pcm16"
 
 COLUMNS = ["audiocap_id", "youtube_id", "start_time", "caption"]
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64")
-"""Of files that libsndfile reads; a downloader may leave others under the same name."""
+"""Suffixes of files that libsndfile reads; a downloader may leave other files under the same name."""
 
 Key = tuple[str, str]
-"""A clip's youtube_id and start_time."""
+"""youtube_id and start_time of a clip."""
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """The splits whose tables are there. Clips without a file are set aside; `seed` changes nothing."""
+    """Read the splits whose tables exist. Clips without a file are skipped; `seed` has no effect."""
     source = require_source(source, "audiocaps")
     paths = {split: source / "dataset" / f"{split}.csv" for split in ROLES.values()}
     tables = {split: read_csv(path, COLUMNS) for split, path in paths.items() if path.exists()}
@@ -66,9 +66,7 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
         for path in found:
             claims[path].append(grouped[split][0][key][0].origin)
     splits = []
-    absent = [
-        SetAside(str(path), "is absent: what it lists isn't known") for path in paths.values() if not path.exists()
-    ]
+    absent = [SetAside(str(path), "is absent: its clips aren't known") for path in paths.values() if not path.exists()]
     next(iter(grouped.values()))[1].extend(absent)
     for split, (rows_by_clip, set_aside) in grouped.items():
         clips = []
@@ -95,7 +93,7 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def group(rows: list[Row]) -> tuple[dict[Key, list[Row]], list[SetAside]]:
-    """The rows of each clip, and those that are there a second time: two people may write the same caption."""
+    """Return the rows of each clip, and the skipped rows: repetitions of a row with the same id and caption."""
     rows_by_clip: dict[Key, dict[tuple[str, str], Row]] = {}
     set_aside = []
     for row in rows:
@@ -107,7 +105,7 @@ def group(rows: list[Row]) -> tuple[dict[Key, list[Row]], list[SetAside]]:
 
 
 def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Key) -> list[Path]:
-    """The files that may be a clip's: none, the one, or several if nothing says which."""
+    """Return the candidate files of a clip: none, one, or several if the right one is unknown."""
     youtube_id, start_time = key
     for name in (f"{youtube_id}_{start_time}", youtube_id):
         if found := [*files.get(name, []), *files.get(f"Y{name}", [])]:
@@ -116,7 +114,7 @@ def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Key)
 
 
 def why_unusable(source: Path, key: Key, found: list[Path], claims: dict[Path, list[str]]) -> str:
-    """Why a clip has no audio; '' if it has."""
+    """Return the reason why a clip has no audio; '' if it has."""
     if not found:
         return f"{source} has no file {key[0]}.*, Y{key[0]}.* or the same with _{key[1]}"
     if len(found) > 1:
@@ -127,7 +125,7 @@ def why_unusable(source: Path, key: Key, found: list[Path], claims: dict[Path, l
 
 
 def describe(split: str, key: Key, rows: list[Row], path: Path) -> SourceClip:
-    """A clip from its rows and its file."""
+    """Return a clip from its rows and its file."""
     recording = of_file(path)
     return SourceClip(
         clip_id=f"audiocaps/{split}/{path.name}",
@@ -143,11 +141,11 @@ def describe(split: str, key: Key, rows: list[Row], path: Path) -> SourceClip:
 HOW_TO_GET_AUDIO = (
     "The audio of AudioCaps isn't published. Get dataset/train.csv, val.csv and test.csv from "
     "https://github.com/cdjkim/audiocaps; fetch 10 s from start_time on of each youtube_id, for instance with yt-dlp "
-    "(--download-sections '*START-END' --extract-audio --audio-format wav), or ask the authors; put the files anywhere "
-    "beside dataset/, each named YOUTUBE_ID.wav or YOUTUBE_ID_START.wav (flac, mp3 and ogg will do as well)"
+    "(--download-sections '*START-END' --extract-audio --audio-format wav), or ask the authors; save the files "
+    "anywhere beside dataset/, each named YOUTUBE_ID.wav or YOUTUBE_ID_START.wav (flac, mp3 and ogg work as well)"
 )
 
 
 def download(target: Path) -> None:
-    """Always a UserError, which says how the audio is obtained."""
+    """Raise UserError with instructions to obtain the audio."""
     raise UserError(HOW_TO_GET_AUDIO)

@@ -2,8 +2,8 @@
 
 Source: Zenodo 4783391. Captions: Tampere University licence, non-commercial; audio: Creative Commons, by file.
 Published counts: 3,839 development, 1,045 validation and 1,045 evaluation clips (the paper counts 3,840, 1,045, 1,045).
-Beside it, Zenodo 6590983: the 1,000 recordings and 1,000 captions of DCASE's challenge, of which nobody says which
-belong together. And DCASE 2025's annotations: which evaluation clips, several a query, answer captions of Clotho.
+In addition, Zenodo 6590983: the 1,000 recordings and 1,000 captions of the DCASE challenge, whose correspondence isn't
+published; and the annotations of DCASE 2025: for each query, one or more evaluation clips that match it.
 
 Layout, after extracting the archives beside the tables; challenge and annotations may be absent:
 
@@ -15,16 +15,16 @@ Layout, after extracting the archives beside the tables; challenge and annotatio
     retrieval_captions.csv                         UTF-8: caption
     retrieval_audio_metadata.csv                   ISO-8859-1: file_name, keywords, sound_id
     relevance_2025.csv                             UTF-8: query, audio_filenames (a Python list of file names): the
-                                                   split `evaluation_2025`, whose clips are those of evaluation
+                                                   split `evaluation_2025`, which uses the clips of evaluation
 
-Quirks: file names hold `&amp;` and `&#39;`, commas, quotes, blanks before `.wav` and letters beyond ASCII, always the
-same in tables and on disk (but disks differ in how they compose letters, and have `_` for the `: ` of three names of
-the challenge); four names occur in two splits, some that differ only in case, and a few captions are shared: a clip is
-keyed by split and file name. `sound_id` may be "Not found" and `sound_link` "NA". A metadata table is optional and may
-lack clips; those of the challenge are the files on disk, as no table of captions names them.
+Quirks: file names contain `&amp;` and `&#39;`, commas, quotes, spaces before `.wav` and letters beyond ASCII, always
+the same in tables and on disk (but disks differ in how they compose letters, and have `_` for the `: ` of three names
+of the challenge); four names occur in two splits, some names differ only in case, and a few captions are shared: a clip
+is identified by split and file name. `sound_id` may be "Not found" and `sound_link` "NA". A metadata table is optional
+and may lack clips; the clips of the challenge are the files on disk, as no table of captions names them.
 
-Kept as 16-bit PCM: 37 hours take 8.5 GB, which any disk has, and a random 30-s window then costs 0.2 ms of a core to
-read instead of 8 ms as FLAC (measured), in each of hundreds of trials.
+Stored as 16-bit PCM: 37 hours take 8.5 GB, and a random 30-s window then costs 0.2 ms of a core to read instead of 8 ms
+as FLAC (measured), in each of hundreds of trials.
 """
 
 import ast
@@ -69,9 +69,9 @@ CHALLENGE_MD5 = {
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """The three splits, then the challenge's clips and the annotations of 2025, as far as they are there.
+    """Read the three splits, then the challenge's clips and the annotations of 2025 if they exist.
 
-    Clips without a file are set aside; nothing is drawn, so `seed` changes nothing.
+    Clips without a file are skipped; `seed` has no effect.
     """
     source = require_source(source, "clotho")
     splits = [read_split(source, split) for split in ROLES.values()]
@@ -83,7 +83,7 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_split(source: Path, split: str) -> Split:
-    """One split: its captions, its metadata where there are any, and the recordings on disk."""
+    """Read one split: its captions, its metadata if there is any, and the recordings on disk."""
     table = read_csv(source / f"clotho_captions_{split}.csv", ["file_name", *CAPTION_COLUMNS])
     folder = require_directory(source / split)
     on_disk = {key(path.name): path for path in folder.iterdir() if path.is_file()}
@@ -116,13 +116,13 @@ def read_split(source: Path, split: str) -> Split:
 
 
 def read_challenge(source: Path) -> Split:
-    """The challenge's clips, as they lie on disk, and its captions, each without relevant clips."""
+    """Read the challenge's clips, as found on disk, and its captions, each without relevant clips."""
     captions = read_csv(source / "retrieval_captions.csv", ["caption"])
     folders = [source / name for name in CHALLENGE_FOLDERS if (source / name).is_dir()]
     if not folders:
         raise UserError(
             f"{source / CHALLENGE_FOLDERS[0]} is absent: extract retrieval_audio.7z into {source / 'retrieval_audio'}, "
-            f"or remove retrieval_captions.csv to do without the challenge"
+            f"or remove retrieval_captions.csv to leave out the challenge"
         )
     on_disk = {key(path.name): path for path in sorted(folders[0].glob("*.wav"))}
     if not on_disk:
@@ -147,10 +147,10 @@ def read_challenge(source: Path) -> Split:
 
 
 def read_relevance(source: Path) -> Split:
-    """The queries of 2025, each with all clips of the evaluation split that answer it.
+    """Read the queries of 2025, each with all matching clips of the evaluation split.
 
-    A clip whose file turns out to be absent or torn is named and left out of its queries when the store is written, and
-    so is a query that none is left of. Raises UserError for a name that the evaluation split doesn't have.
+    When the store is written, clips whose file is absent or truncated are removed from their queries and logged, and so
+    are queries without any clip left. Raises UserError for a name that the evaluation split doesn't contain.
     """
     listed = {row["file_name"] for row in read_csv(source / "clotho_captions_evaluation.csv", ["file_name"])}
     queries = []
@@ -164,19 +164,21 @@ def read_relevance(source: Path) -> Split:
 
 
 def parse_names(row: Row) -> list[str]:
-    """The file names in a row of the annotations, each once."""
+    """Return the file names in a row of the annotations, each once."""
     text = row["audio_filenames"]
     try:
         names = ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all that its documentation names
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # all errors that its documentation lists
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{row.origin}: audio_filenames must be a list as ['a.wav', 'b.wav'], and is {text[:80]!r}")
+        raise UserError(
+            f"{row.origin}: audio_filenames must be a list such as ['a.wav', 'b.wav'], but is {text[:80]!r}"
+        )
     return list(dict.fromkeys(names))
 
 
 def describe(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, metadata: Row | None) -> SourceClip:
-    """A clip from its file, its captions and, where there is one, its row of metadata."""
+    """Return a clip from its file, its captions and, if there is one, its row of metadata."""
     recording = of_file(path)
     keywords = metadata.optional("keywords").split(";") if metadata else []
     return SourceClip(
@@ -193,33 +195,33 @@ def describe(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, m
 
 
 def key(name: str) -> str:
-    """A file name with what differs between tables and disks made the same."""
+    """Normalise a file name, so that names in tables match names on disk."""
     return unicodedata.normalize("NFC", name).replace(": ", "_")
 
 
 def read_metadata(path: Path) -> dict[str, Row]:
-    """The rows of a table of metadata by the keys of their file names; none where there is no table."""
+    """Read the rows of a table of metadata by normalised file name; none if the table is absent."""
     rows: dict[str, Row] = {}
     for row in read_csv(path, METADATA_COLUMNS, encoding="iso-8859-1") if path.exists() else []:
         first = rows.setdefault(key(row["file_name"]), row)
-        if first is not row:  # one of their sources would be forgotten
+        if first is not row:  # the source of one of them would be lost
             raise UserError(f"{row.origin}: file_name {row['file_name']!r} occurs twice (first in {first.origin})")
     return rows
 
 
 def source_of(metadata: Row) -> str:
-    """The recording that a clip was cut from; '' where the table doesn't know."""
+    """Return the source that a clip was cut from; '' if unknown."""
     sound_id = metadata.optional("sound_id").strip()
     return f"freesound:{sound_id}" if sound_id.isdecimal() else ""
 
 
 def sources(metadata: Iterable[Row]) -> frozenset[str]:
-    """The recordings that a table of metadata names, also for clips without a file."""
+    """Return the sources in a table of metadata, including those of clips without a file."""
     return frozenset(filter(None, map(source_of, metadata)))
 
 
 def download(target: Path) -> None:
-    """Fetch Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
+    """Download Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
     from data.sources import download as fetching
 
     fetching.fetch(CLOTHO_URL, CLOTHO_MD5, target)

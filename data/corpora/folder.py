@@ -1,13 +1,13 @@
-"""A sound library of your own: a directory of audio files and a table of captions.
+"""User's own sound library: a folder of audio files and a table of captions.
 
 Layout:
 
-    *.csv            the one table, UTF-8: file_name, caption, and if you like split (train, validation or test)
-    the audio files  anywhere below, in any format that libsndfile reads; file_name is the path from the directory
+    *.csv            the only table, UTF-8: file_name, caption, and optionally split (train, validation or test)
+    the audio files  anywhere below, in any format that libsndfile reads; file_name is the path relative to the folder
 
-A file may have several rows, one a caption. Without a column `split`, files are drawn into the three splits by the
-seed: 80, 10 and 10 %. The licence is whatever you say it is: nothing is recorded. Kept as 16-bit PCM: a library of 100
-hours takes 23 GB, and a random 30-s window of it costs 0.2 ms of a core to read instead of 8 ms as FLAC (measured).
+A file may have several rows, one per caption. Without a column `split`, files are split at random by the seed: 80, 10
+and 10 %. No licence is recorded. Stored as 16-bit PCM: a library of 100 hours takes 23 GB, and a random 30-s window of
+it costs 0.2 ms of a core to read instead of 8 ms as FLAC (measured).
 """
 
 from pathlib import Path
@@ -27,11 +27,11 @@ PUBLISHED: dict[str, dict[str, int]] = {}
 CODEC: Codec = "pcm16"
 
 HELD_OUT_SHARE = 0.1
-"""Of files for validation, and again for test, where the table has no column `split`."""
+"""Share of files for validation, and the same for test, if the table has no column `split`."""
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """The three splits. Rows whose file is absent are set aside."""
+    """Read the three splits. Rows whose file is absent are skipped."""
     source = require_source(source, "folder")
     tables = sorted(source.glob("*.csv"))
     if len(tables) != 1:
@@ -55,7 +55,7 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 def read_split(
     source: Path, split: str, rows_by_file: dict[str, list[Row]], split_by_file: dict[str, str], on_disk: set[str]
 ) -> Split:
-    """The files of one split."""
+    """Return one split with the files that exist."""
     names = [name for name in rows_by_file if split_by_file[name] == split]
     clips, set_aside = [], []
     for name in names:
@@ -78,7 +78,7 @@ def read_split(
 
 
 def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
-    """Each file's split as its rows state it."""
+    """Return each file's split as its rows state it."""
     stated = {}
     for name, rows in rows_by_file.items():
         for row in rows:
@@ -91,12 +91,12 @@ def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
 
 
 def drawn_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
-    """Each file's split, drawn by the seed whatever the order of the rows. Every split gets a file."""
+    """Draw each file's split from the seed, independent of the order of the rows. Every split gets a file."""
     if seed < 0:
-        raise UserError(f"seed={seed}: a seed is 0 or more; give another")
+        raise UserError(f"seed={seed}: a seed must be at least 0; give another")
     if len(names) < len(ROLES):
         raise UserError(
-            f"{table}: {len(names)} files can't be drawn into {len(ROLES)} splits: add files, or a column 'split'"
+            f"{table}: {len(names)} files can't be divided into {len(ROLES)} splits: add files, or a column 'split'"
         )
     held_out = max(1, round(HELD_OUT_SHARE * len(names)))
     order = np.random.default_rng(seed).permutation(sorted(names)).tolist()
@@ -108,5 +108,5 @@ def drawn_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
 
 
 def download(target: Path) -> None:
-    """Always a UserError: there is nothing to fetch."""
-    raise UserError("folder is a library of your own: there is nothing to download; name its directory with --source")
+    """Raise UserError: there is nothing to download."""
+    raise UserError("folder is your own library: there is nothing to download; name its folder with --source")

@@ -1,16 +1,17 @@
-"""The embedded corpus: soundscapes that this module synthesises, so that the whole chain runs without a download.
+"""Built-in synthetic corpus of soundscapes, so that everything can run without a download.
 
-Provenance: every sample and every word is made here, by numpy and a small grammar; no recording and no text of others.
-Licence: the project's own, Apache-2.0. Checksums: none, as nothing is read. Kept as 16-bit PCM: by default it is
+Provenance: every sample and every word is generated here, by numpy and a small grammar, without third-party recordings
+or texts. Licence: the project's own, Apache-2.0. Checksums: none, as nothing is read. Stored as 16-bit PCM: by default
 1,000 clips, 70 minutes, 0.27 GB.
 
-A clip is a scene: one to three foreground sounds in a row, each heard once to three times, half the time over a
-continuous background. Captions name the sounds, how often they come, and their order. No two scenes of a corpus have
-the same background and the same sounds in the same order and number, so that a caption tells its clip from all others.
+A clip is a scene: one to three foreground sounds in a row, each occurring one to three times, half the time over a
+continuous background. Captions name the sounds, their number of occurrences, and their order. No two scenes of a corpus
+have the same background and the same sounds in the same order and number, so that a caption distinguishes its clip from
+all others.
 
 Quirks: a seed gives the same scenes and captions everywhere with one release of numpy (whose random streams may change
 between releases); samples may differ in the last bit between processors. The captions are far more regular than
-people's, so scores on this corpus say that the chain works, not how well it retrieves.
+people's, so scores on this corpus show that the pipeline works, not how well it retrieves.
 """
 
 import re
@@ -36,10 +37,10 @@ CODEC: Codec = "pcm16"
 
 @dataclass(frozen=True)
 class Config:
-    """How many clips, and how long.
+    """Number and duration of the clips.
 
-    The defaults are for the space `demo`: clips that fit into one segment of 5 s make training cheap, and hundreds of
-    clips to validate and to test on tell systems apart that differ by a few points.
+    The defaults suit the space `demo`: clips that fit into one segment of 5 s make training cheap, and hundreds of
+    clips for validation and test distinguish systems that differ by a few points.
     """
 
     development: int = 300
@@ -51,21 +52,21 @@ class Config:
     def __post_init__(self) -> None:
         for name, size in self.sizes().items():
             if size < 1:
-                raise UserError(f"{name}={size}: a split has at least one clip; give 1 or more")
+                raise UserError(f"{name}={size}: a split must have at least one clip; give 1 or more")
         durations = f"min_duration_s={self.min_duration_s}, max_duration_s={self.max_duration_s}"
         if not 1 <= self.min_duration_s <= self.max_duration_s:
-            raise UserError(f"{durations}: the shortest clip has 1 s or more, the longest no less; give such a pair")
+            raise UserError(f"{durations}: 1 <= min_duration_s <= max_duration_s is required; change them accordingly")
         if self.max_duration_s < 5:
-            raise UserError(f"{durations}: many sounds don't fit in so little; let the longest clip be 5 s or more")
+            raise UserError(f"{durations}: many sounds don't fit into so short a clip; give max_duration_s=5 or more")
 
     def sizes(self) -> dict[str, int]:
-        """How many clips each split has, by the split's name."""
+        """Return the number of clips of each split, by name."""
         return {"development": self.development, "validation": self.validation, "evaluation": self.evaluation}
 
 
 @dataclass(frozen=True)
 class Event:
-    """A foreground sound: when it starts, once for each time it is heard, and how long each of them lasts."""
+    """Foreground sound: its kind, the start of each occurrence, and the duration of one occurrence."""
 
     kind: str
     onsets_s: tuple[float, ...]
@@ -74,15 +75,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is needed to render a clip. Events are in order of time and don't overlap."""
+    """Description from which a clip is rendered. Events are in order of time and don't overlap."""
 
-    entropy: tuple[int, int, int]  # Seed, number of the split, index in the split.
+    entropy: tuple[int, int, int]  # seed, number of the split, index in the split
     duration_s: float
     background: str | None
     events: tuple[Event, ...]
 
     def identity(self) -> tuple[str | None, tuple[tuple[str, int], ...]]:
-        """What a caption can say of the scene: the background, and the kinds with their counts in order."""
+        """Return what a caption can express: the background, and the kinds with their counts in order."""
         return self.background, tuple((event.kind, len(event.onsets_s)) for event in self.events)
 
 
@@ -105,7 +106,7 @@ WORDINGS: dict[str, str] = {
     "engine": "an engine runs/running; a motor idles/idling; an engine hums/humming; a motor chugs/chugging",
     "crickets": "crickets chirp/chirping; crickets sing/singing; night crickets chirp/chirping",
 }
-"""What a kind may be called. A verb is written as it is in a clause and, after the stroke, as a participle."""
+"""Wordings of each kind. A verb is written as in a clause and, after the slash, as a participle."""
 
 COUNTS: dict[int, tuple[str, ...]] = {1: ("", "", " once"), 2: (" twice", " two times"), 3: (" three times",)}
 
@@ -116,14 +117,14 @@ PLAIN: dict[int, tuple[str, ...]] = {
     2: ("{0}, then {1}", "{0} before {1}", "{0} and then {1}", "{0}, and afterwards {1}", "{1} after {0}"),
     3: ("{0}, then {1}, then {2}", "{0} before {1}, then {2}", "{0}, then {1}, and finally {2}"),
 }
-"""Sequences that can follow an opening phrase, by the number of events."""
+"""Sequences that can follow an introductory phrase, by the number of events."""
 
 OPENING: dict[int, tuple[str, ...]] = {
     1: ("{p0} is heard", "there is {p0}"),
     2: ("after {0}, {1}", "before {1}, {0}", "first {0}, then {1}", "{p0}, followed by {p1}"),
     3: ("after {0}, {1} and then {2}", "before {2}, {0} and then {1}", "{p0}, followed by {p1}, then {p2}"),
 }
-"""Sequences that open the sentence themselves."""
+"""Sequences that can only open a sentence, by the number of events."""
 
 ALONE = (
     "{0} in an otherwise quiet place",
@@ -133,7 +134,7 @@ ALONE = (
     "it is quiet until {0}",
     "{p0} is all that can be heard",
 )
-"""For a single event without a background, which would be too few words."""
+"""Patterns for a single event without a background, which alone would have too few words."""
 
 AFTER_ANY = ("{s} while {b}", "{s} as {b}", "{s} with {pb} in the background")
 AFTER_PLAIN = (*AFTER_ANY, "while {b}, {s}", "as {b}, {s}", "with {pb} in the background, {s}")
@@ -143,17 +144,17 @@ MIN_WORDS, MAX_WORDS = 6, 20
 MIN_VARIANTS, MAX_VARIANTS = 3, 5
 
 MAX_REPETITIONS = 6
-"""Of all events of a scene together; more can't be told in MAX_WORDS."""
+"""Maximum number of occurrences of all events in a scene; more can't be described in MAX_WORDS."""
 BACKGROUND_SHARE = 0.5
 PLAIN_SHARE = 0.6
 NUM_EVENTS_SHARES = (0.15, 0.45, 0.4)
 COUNT_SHARES = (0.5, 0.3, 0.2)
 EVENT_GAP_S = 0.4
-"""At least, between events, and between them and the clip's ends."""
+"""Minimum gap between events, and between events and the ends of the clip."""
 RENDERING = 2
-"""Part of every clip's revision: raise it with a change after which the same scene is rendered to other samples."""
+"""Version of the rendering, part of every clip's revision: increase it when the samples of a scene change."""
 MAX_DRAWS = 1000
-"""For one clip, until it has a scene that fits and that no other clip has."""
+"""Maximum number of draws for one clip, until its scene fits and is unique."""
 
 
 def _pick(rng: Generator, options: Sequence[str]) -> str:
@@ -161,7 +162,7 @@ def _pick(rng: Generator, options: Sequence[str]) -> str:
 
 
 def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -> Scene | None:
-    """A scene, or None where the sounds drawn are too many for words or too long for a clip."""
+    """Return a random scene, or None if its sounds are too many for a caption or too long for a clip."""
     background = _pick(rng, list(BACKGROUNDS)) if rng.random() < BACKGROUND_SHARE else None
     kinds = rng.choice(list(FOREGROUNDS), size=rng.choice([1, 2, 3], p=NUM_EVENTS_SHARES), replace=False)
     counts = [min(int(rng.choice([1, 2, 3], p=COUNT_SHARES)), FOREGROUNDS[kind].max_count) for kind in kinds]
@@ -182,18 +183,18 @@ def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -
 
 
 def render(scene: Scene) -> Samples:
-    """The clip of a scene: float32 [scene.duration_s * SAMPLE_RATE_HZ], mono, peak at most 0.9.
+    """Render the clip of a scene: float32 [scene.duration_s * SAMPLE_RATE_HZ], mono, peak at most 0.9.
 
-    The same for the same scene, whatever process renders it and in whatever order.
+    The result depends only on the scene, not on the process or the order of rendering.
     """
-    rng = np.random.default_rng([*scene.entropy, 1])  # Not the stream that the scene itself was drawn from.
+    rng = np.random.default_rng([*scene.entropy, 1])  # not the stream that the scene itself was drawn from
     track = np.zeros(round(scene.duration_s * SAMPLE_RATE_HZ))
     levels = 10 ** (rng.uniform(-4, 0, len(scene.events)) / 20)
     for event, level in zip(scene.events, levels, strict=True):
         wave = FOREGROUNDS[event.kind].sound(rng, event.duration_s) * ramps(event.duration_s, 0.001, 0.02)
         wave *= level / np.abs(wave).max()
         for onset_s in event.onsets_s:
-            # The same bell again, not the same stroke: slightly quicker and softer.
+            # The same bell, but another stroke: slightly quicker and softer.
             places = np.arange(0, len(wave) - 1, rng.uniform(1, 1.04))
             add(track, np.interp(places, np.arange(len(wave)), wave) * rng.uniform(0.85, 1), onset_s)
     if scene.background is not None:
@@ -204,18 +205,18 @@ def render(scene: Scene) -> Samples:
 
 
 def blocks(scene: Scene) -> Iterator[Samples]:
-    """The clip of a scene, as `render` makes it, in one block."""
+    """Render the clip of a scene, and yield it as one block."""
     yield render(scene)
 
 
 def _named(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
-    """A wording of a kind, as a clause and with a participle."""
+    """Return a random wording of a kind, as a clause and with a participle."""
     wording = _pick(rng, WORDINGS[kind].split("; ")) + _pick(rng, counts)
     return re.sub(r"(\w+)/(\w+)", r"\1", wording), re.sub(r"(\w+)/(\w+)", r"\2", wording)
 
 
 def _sentence(rng: Generator, scene: Scene) -> str:
-    """One way to tell a scene, of any number of words."""
+    """Return a random sentence that describes a scene, of any number of words."""
     clauses, phrases, number = [], {}, len(scene.events)
     for place, event in enumerate(scene.events):
         countable = FOREGROUNDS[event.kind].max_count > 1
@@ -232,7 +233,7 @@ def _sentence(rng: Generator, scene: Scene) -> str:
 
 
 def _sentences(rng: Generator, scene: Scene, number: int, unlike: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """`number` ways to tell a scene in MIN_WORDS to MAX_WORDS words, all different and none of them in `unlike`."""
+    """Return `number` different descriptions of a scene with MIN_WORDS to MAX_WORDS words, none in `excluded`."""
     found: list[str] = []
     while len(found) < number:
         text = _sentence(rng, scene)
@@ -242,28 +243,28 @@ def _sentences(rng: Generator, scene: Scene, number: int, unlike: tuple[str, ...
 
 
 def _new_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
-    """A scene whose identity isn't in `taken`, and is added to it."""
+    """Return a scene whose identity isn't in `taken`, and add the identity to `taken`."""
     for _ in range(MAX_DRAWS):
         scene = _draw_scene(rng, entropy, config)
         if scene is not None and scene.identity() not in taken:
             taken.add(scene.identity())
             return scene
     raise UserError(
-        f"only {len(taken)} different scenes found in clips of at most {config.max_duration_s} s, for "
-        f"{sum(config.sizes().values())} clips; ask for fewer or longer ones"
+        f"only {len(taken)} different scenes fit into clips of at most {config.max_duration_s} s, but "
+        f"{sum(config.sizes().values())} clips are required; ask for fewer or longer ones"
     )
 
 
 def read(source: Path | None, seed: int = 0, config: Config | None = None) -> list[Split]:
-    """The corpus of a seed: development, validation and evaluation, in this order; nothing is rendered yet.
+    """Return the corpus of a seed: development, validation and evaluation, in this order, without rendering it.
 
-    A UserError where there is a `source`, as nothing is read, where the seed is negative, and where there aren't
-    enough different scenes for the clips that `config` asks for.
+    Raises UserError if a `source` is given, as nothing is read, if the seed is negative, and if there aren't enough
+    different scenes for the clips of `config`.
     """
     if source is not None:
-        raise UserError(f"source {source}: the synthetic corpus is made, not read; leave the source out")
+        raise UserError(f"source {source}: the synthetic corpus is generated, not read; leave the source out")
     if seed < 0:
-        raise UserError(f"seed={seed}: a seed is 0 or more; give another")
+        raise UserError(f"seed={seed}: a seed must be at least 0; give another")
     config, taken, splits = config or Config(), set[object](), []
     for number, (name, size) in enumerate(config.sizes().items()):
         clips: list[SourceClip] = []
@@ -291,5 +292,5 @@ def read(source: Path | None, seed: int = 0, config: Config | None = None) -> li
 
 
 def download(target: Path) -> None:
-    """Always a UserError: there is nothing to fetch."""
-    raise UserError("the synthetic corpus is made, not downloaded; leave --download and --source out")
+    """Raise UserError: there is nothing to download."""
+    raise UserError("the synthetic corpus is generated, not downloaded; leave --download and --source out")

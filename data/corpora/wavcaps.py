@@ -1,22 +1,22 @@
-"""WavCaps: 403,050 recordings from four collections, their raw descriptions rewritten as one caption each by ChatGPT.
+"""WavCaps: 403,050 recordings of four collections, with one caption each that ChatGPT wrote from raw descriptions.
 
 Source: https://huggingface.co/datasets/cvssp/WavCaps, for academic use; the hub lists the files' SHA-256. Published
 counts: 108,317 AudioSet_SL, 31,201 BBC_Sound_Effects, 262,300 FreeSound and 1,232 SoundBible, 1 s to 67,109 s (18 h 38
-min) long. To pretrain on only.
+min) long. For pretraining only.
 
-Layout, as published; a subset may be absent, and so may be either form of its audio:
+Layout, as published; subsets may be absent, and each may have its audio in either form:
 
     json_files/{subset}/*_final.json                {"data": [{"id", "caption", "duration", "tags", ...}, ...]}
-    Zip_files/{subset}/*.zip                        FLAC, 32 kHz mono, named by id, in directories of the authors';
+    Zip_files/{subset}/*.zip                        FLAC, 32 kHz mono, named by id, in folders of the authors;
                                                     published split (.z01, .z02, ..., .zip), or joined; read in place
     {subset}_flac/**/*.flac, {subset}/**/*.flac     or extracted, also below Zip_files/{subset}/
 
 Quirks: ids of AudioSet are `Y{youtube_id}.wav`, their files `Y{youtube_id}.flac`; SoundBible's archive holds 1,320
-files; some files are torn, some rows have none. A recording that is there more than once is read from the first place:
-archives by name, then extracted files. AudioSet_SL holds clips of AudioCaps, FreeSound sources of Clotho:
-`data.leakage.exclusions` knows them by their ids.
+files; some files are truncated, some rows have none. A recording that exists more than once is read from the first
+location: archives by name, then extracted files. AudioSet_SL contains clips of AudioCaps, FreeSound sources of Clotho:
+`data.leakage.exclusions` excludes them by their ids.
 
-Kept as FLAC: 7,570 hours would be 1.7 TB of PCM, and are about half that as FLAC, though a random 30-s window then
+Stored as FLAC: 7,570 hours would be 1.7 TB of PCM, and are about half that as FLAC, though a random 30-s window then
 costs 15 ms of a core to read instead of 0.5 ms (measured).
 """
 
@@ -45,7 +45,7 @@ COLLECTIONS = {
     "FreeSound": "freesound",
     "SoundBible": "soundbible",
 }
-"""Where a subset's ids are from."""
+"""Kinds of the ids of each subset."""
 
 ROLES: dict[str, str] = {}
 PRETRAINING = tuple(TABLES)
@@ -57,7 +57,7 @@ CODEC: Codec = "flac"
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """The subsets whose tables are there. Rows without audio are set aside; `seed` changes nothing."""
+    """Read the subsets whose tables exist. Rows without audio are skipped; `seed` has no effect."""
     source = require_source(source, "wavcaps")
     paths = {subset: source / "json_files" / subset / name for subset, name in TABLES.items()}
     splits = [read_subset(source, subset, path) for subset, path in paths.items() if path.exists()]
@@ -69,10 +69,10 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_subset(source: Path, subset: str, table: Path) -> Split:
-    """One subset: its table, and its recordings in archives and files."""
+    """Read one subset: its table, and its recordings in archives and files."""
     rows = read_table(table)
     recordings, set_aside = find_recordings(source, subset)
-    clips, listed = [], dict[str, str]()  # by the stem of an id: where it stands
+    clips, listed = [], dict[str, str]()  # origin by the stem of the id
     missing = []
     for number, row in enumerate(rows, start=1):
         origin = f"{table}, row {number}"
@@ -92,47 +92,47 @@ def read_subset(source: Path, subset: str, table: Path) -> Split:
     if clips:
         set_aside += missing
     elif missing:
-        set_aside.append(SetAside(str(table), f"none of the {len(missing)} recordings that it names is there"))
+        set_aside.append(SetAside(str(table), f"none of the {len(missing)} recordings that it names exists"))
     if further := sorted(set(recordings) - set(listed)):
         example = recordings[further[0]].place
-        set_aside.append(SetAside(subset, f"{len(further)} recordings without a row in {table}, as {example!r}"))
+        set_aside.append(SetAside(subset, f"{len(further)} recordings without a row in {table}, such as {example!r}"))
     sources = frozenset(source_of(subset, stem) for stem in listed)
     return Split("wavcaps", subset, tuple(clips), set_aside=tuple(set_aside), sources=sources, num_listed=len(rows))
 
 
 def read_table(path: Path) -> list[Any]:
-    """The rows of a table. Raises UserError for what isn't one."""
+    """Read the rows of a table. Raises UserError if it isn't valid."""
     try:
         value = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); download it again") from None
     rows = value.get("data") if isinstance(value, dict) else None
     if not isinstance(rows, list):
-        raise UserError(f'{path}: a table is an object with a list of rows as "data"; download it again')
+        raise UserError(f'{path}: the table must be an object with a list of rows as "data"; download it again')
     return rows
 
 
 def problem_of(row: Any) -> str:
-    """Why a row of a table can't be used; '' if it can."""
+    """Return the reason why a row of a table can't be used; '' if it can."""
     if not isinstance(row, dict):
         return "the row isn't an object"
     if not is_text(row.get("id")) and type(row.get("id")) is not int:
-        return "id must be some text or a whole number"
-    return "" if is_text(row.get("caption")) else "caption must be some text"
+        return "id must be a non-empty string or an integer"
+    return "" if is_text(row.get("caption")) else "caption must be a non-empty string"
 
 
 def stem_of(row: dict[str, Any]) -> str:
-    """A row's id as its file is named, without a suffix."""
+    """Return a row's id without a suffix, as its file is named."""
     return re.sub(r"\.(wav|flac)$", "", str(row["id"]))
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is text that isn't blank and can be written as UTF-8, which half of a surrogate pair can't."""
+    """Return whether a value is a non-blank string without lone surrogates, which can't be encoded as UTF-8."""
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
 def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SetAside]]:
-    """A subset's recordings by the stem of their names, those in archives first, and what is wrong with others."""
+    """Return a subset's recordings by the stem of their names, those in archives first, and the skipped ones."""
     recordings: dict[str, Recording] = {}
     set_aside = []
     folder = source / "Zip_files" / subset
@@ -141,7 +141,7 @@ def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], li
         for member in members(archive):
             name = member.info.filename
             if is_outside(name):
-                set_aside.append(SetAside(f"{archive}/{name}", "leads out of the archive; not read"))
+                set_aside.append(SetAside(f"{archive}/{name}", "points outside the archive; not read"))
             elif name.endswith(".flac"):
                 found.append((name, of_member(member)))
     roots = [root for root in (folder, source / f"{subset}_flac", source / subset) if root.is_dir()]
@@ -154,18 +154,18 @@ def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], li
     if again := [stem for stem, number in times.items() if number > 1]:
         place = recordings[again[0]].place
         set_aside.append(
-            SetAside(subset, f"{len(again)} recordings are there more than once; read from here: {place!r}")
+            SetAside(subset, f"{len(again)} recordings exist more than once; the first is read, such as {place!r}")
         )
     return recordings, set_aside
 
 
 def is_outside(name: str) -> bool:
-    """Whether a member's name is absolute or leads upwards, on any system."""
+    """Return whether a member's name is absolute or contains '..', on any operating system."""
     return bool(re.match(r"[/\\]|[A-Za-z]:", name)) or ".." in re.split(r"[/\\]", name)
 
 
 def describe(subset: str, row: dict[str, Any], origin: str, recording: Recording) -> SourceClip:
-    """A clip from its row and its recording."""
+    """Return a clip from its row and its recording."""
     keywords = row.get("tags") or row.get("category") or []
     return SourceClip(
         clip_id=f"wavcaps/{subset}/{row['id']}",
@@ -180,12 +180,12 @@ def describe(subset: str, row: dict[str, Any], origin: str, recording: Recording
 
 
 def source_of(subset: str, stem: str) -> str:
-    """The recording that a clip is, by its id without a suffix."""
+    """Return the source of a clip from its id without a suffix."""
     return f"{COLLECTIONS[subset]}:{stem.removeprefix('Y') if subset == 'AudioSet_SL' else stem}"
 
 
 def download(target: Path) -> None:
-    """Fetch all of WavCaps from the Hugging Face hub: 770 GB."""
+    """Download WavCaps from the Hugging Face Hub: 770 GB."""
     from data.sources import download as fetching
 
     fetching.dataset("cvssp/WavCaps", target)

@@ -1,1 +1,1 @@
-"""Keep clips that models are judged by out of training: by their ids, and by their sound."""
+"""Prevent leakage from held-out splits into training: exclusions by source id, and detection of duplicate sounds."""

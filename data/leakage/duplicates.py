@@ -1,7 +1,7 @@
-"""Clips to train on that are the same sound as a held-out one, whatever their ids say.
+"""Find training clips that are the same sound as a held-out clip, whatever their ids.
 
-The landmarks of all held-out clips go into one index, in which each other clip is looked up. Everything here works on
-one part of a split, so that parts are worked on in parallel.
+The landmarks of all held-out clips go into one index, in which every other clip is looked up. The functions work on one
+part of a split, so that parts can be processed in parallel.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,47 +22,48 @@ from data.waveform import PCM16_FULL_SCALE, decode_stored
 CLIPS_PER_PART = 128
 
 Part = tuple[StoredSplit, int]
-"""A split, and the first of CLIPS_PER_PART of its clips."""
+"""Split, and the index of the first of CLIPS_PER_PART clips."""
 
 
 def is_trained_on(name: str) -> bool:
-    """Whether clips of a split, 'corpus/split', may be trained on."""
+    """Return whether clips of a split, 'corpus/split', may be trained on."""
     split_id = SplitId.parse(name)
     return not is_held_out(name) or split_id.split in corpora.load(split_id.corpus).PRETRAINING
 
 
 def parts(splits: Iterable[StoredSplit]) -> list[Part]:
-    """What can be worked on in parallel. Splits without clips of their own have none."""
+    """Return the parts of the splits, for parallel work. Splits without clips of their own have none."""
     own = [split for split in splits if not split.manifest.clips_of]
     return [(split, first) for split in own for first in range(0, len(split.index), CLIPS_PER_PART)]
 
 
 def landmarks_to_find(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
-    """The landmarks of a part's clips as an index wants them, by clip id."""
+    """Compute the landmarks of a part's clips for an index, and return them with the clip ids."""
     return landmarks_of(split, first, PHASES)
 
 
 def landmarks_of(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
-    """The landmarks of a part's clips as they are looked up, by clip id."""
+    """Compute the landmarks of a part's clips, by default for a search, and return them with the clip ids."""
     clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
     return [(split.index["clip_id"][clip].as_py(), landmarks(blocks(split, clip), phases)) for clip in clips]
 
 
 def blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:
-    """A clip's samples, in blocks."""
+    """Decode a clip, and yield blocks of samples."""
     for pcm in decode_stored(split.open_clip(clip), split.codec):
         yield pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
 
 
 def build(found: Iterable[Sequence[tuple[str, Landmarks]]]) -> Index:
-    """The index of all held-out clips, whatever the order in which their parts come."""
+    """Return the index of all held-out clips, independent of the order in which their parts come."""
     return Index.build(sorted((clip for clips in found for clip in clips), key=lambda clip: clip[0]))
 
 
 def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
-    """Rows of `data.schema.DUPLICATES` for a part's clips: of each, the held-out clip that it overlaps with longest.
+    """Search a part's clips in the index; return a row of `data.schema.DUPLICATES` for each clip with a match.
 
-    A held-out split that is trained on as well isn't compared with its own corpus, which is as published.
+    Of several matches, the row names the held-out clip with the longest overlap. A held-out split that is also used for
+    training isn't compared with its own corpus, whose splits are used as published.
     """
     own = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
     rows = []
@@ -83,7 +84,7 @@ def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
 
 
 def write(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
-    """Write the store's table of duplicates, and whether they are trained on."""
+    """Write the store's table of duplicates, and whether they are excluded from training."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=DUPLICATES)
     metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **worked_out_for(store)}
     write_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))

@@ -1,8 +1,9 @@
-"""Which clips of a store aren't trained on, because they would let training hear what models are judged by.
+"""Exclusions: clips of a store that must not be trained on, because a held-out split contains the same recording.
 
-Three kinds: clips whose source, a Freesound or YouTube id, is also the source of a held-out recording of another
-corpus; clips of crawled corpora whose source a published list names; and, if wanted, clips that sound like a held-out
-one. What is excluded follows from the store's contents alone, whatever the order in which corpora were prepared.
+There are three kinds: clips whose source, a Freesound or YouTube id, is also the source of a held-out recording of
+another corpus; clips of crawled corpora whose source is in a published list; and optionally, clips that sound the same
+as a held-out clip. The exclusions depend only on the contents of the store, not on the order in which corpora were
+prepared.
 """
 
 import csv
@@ -30,23 +31,23 @@ LISTED_FILE = "listed.arrow"
 DUPLICATES_FILE = "duplicates.arrow"
 
 EXCLUDE_DUPLICATES = b"exclude_duplicates"
-"""Metadata of the table of duplicates: 'yes' where they aren't trained on."""
+"""Metadata key of the table of duplicates: 'yes' if they are excluded from training."""
 
 WORKED_OUT_FOR = b"splits"
-"""Metadata of both tables: the fingerprints of all splits that they take into account."""
+"""Metadata key of both tables: the fingerprints of all splits that were taken into account."""
 
 JSON_SOURCES = {"AudioSet": "youtube", "FreeSound": "freesound"}
-"""What the keys of WavCaps' blacklists stand for."""
+"""Kinds of sources by the keys of WavCaps' blacklists."""
 
 ID_COLUMNS = ("sound_id", "freesound_id", "youtube_id", "id", "fname", "file_name")
-"""Of a CSV list, the first of these that its header has, without regard to case."""
+"""Names of the id column of a CSV list, in order of preference; case is ignored."""
 
 UNKNOWN_IDS = {"", "not found", "na"}
-"""What published lists hold where an id isn't known."""
+"""Entries of published lists that stand for an unknown id."""
 
 
 def read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
-    """One of the store's own tables; an empty one where it isn't there."""
+    """Read one of the store's own tables; return an empty one if it is absent."""
     try:
         return pa.ipc.open_file(store.read(name)).read_all()
     except FileNotFoundError:
@@ -54,28 +55,28 @@ def read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
 
 
 def exclusions(location: Location) -> pa.Table:
-    """The clips of a store that aren't trained on, with the columns of `data.schema.EXCLUSIONS`."""
+    """Read the clips of a store that are excluded from training, with the columns of `data.schema.EXCLUSIONS`."""
     return read_table(Store.of(location), EXCLUSIONS_FILE, EXCLUSIONS)
 
 
 def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
-    """The ids of clips of these splits, 'corpus/split', that aren't trained on.
+    """Return the ids of clips of these splits, 'corpus/split', that are excluded from training.
 
-    Raises UserError where that was worked out before a split that is there, or for other contents of one; also where
-    duplicates are to be excluded, and weren't looked for since.
+    Raises UserError if the exclusions are outdated: computed before a split was added or its contents changed; also if
+    duplicates are to be excluded but haven't been searched for since.
     """
     store = Store.of(location)
     table = exclusions(store)
     corpora_present = {SplitId.parse(name).corpus for name in store.splits()}
     if len(corpora_present) > 1 and not is_current(store, table):
         raise UserError(
-            f"{store}: the exclusions were worked out for other splits than are there, since a preparation was ended "
-            f"before they were: run it again"
+            f"{store}: the exclusions don't match the splits in the store, because a preparation was interrupted "
+            f"before it updated them: re-run that preparation"
         )
     duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
     if are_excluded(duplicates) and not is_current(store, duplicates):
         raise UserError(
-            f"{store}: duplicates are to be excluded, but weren't looked for since a split was prepared: run "
+            f"{store}: duplicates are to be excluded, but splits were prepared after the last search for them: run "
             f"`python data/prepare.py duplicates --exclude-duplicates --store {store}`"
         )
     rows = zip(table["split"].to_pylist(), table["clip_id"].to_pylist(), strict=True)
@@ -83,18 +84,18 @@ def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
 
 
 def exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
-    """16 hexadecimal digits that stand for which clips of these splits aren't trained on."""
+    """Return 16 hexadecimal digits that identify which clips of these splits are excluded from training."""
     return short_hash(sorted(excluded(location, splits)))
 
 
 def is_held_out(name: str) -> bool:
-    """Whether a split, 'corpus/split', is one whose recordings aren't to be heard in training."""
+    """Return whether a split, 'corpus/split', is held out: its recordings must not occur in training."""
     split_id = SplitId.parse(name)
     return split_id.split in corpora.load(split_id.corpus).HELD_OUT
 
 
 def update(location: Location) -> pa.Table:
-    """Work out a store's exclusions anew and write them; they are returned."""
+    """Recompute a store's exclusions, write them and return them."""
     store = Store.of(location)
     splits = [open_split(store, name) for name in store.splits() if SplitId.parse(name).corpus in corpora.names()]
     table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
@@ -103,23 +104,23 @@ def update(location: Location) -> pa.Table:
 
 
 def worked_out_for(store: Store) -> dict[bytes, bytes]:
-    """Metadata of a table that takes all splits into account that a store now holds."""
+    """Return the metadata of a table that takes all splits in the store into account."""
     return {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
 
 
 def is_current(store: Store, table: pa.Table) -> bool:
-    """Whether a table was worked out for the splits that a store holds."""
+    """Return whether a table was computed for the splits that the store holds."""
     splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}"))
     return splits == fingerprints(store)
 
 
 def fingerprints(store: Store) -> dict[str, str]:
-    """The fingerprint of each split in a store, as its manifest has it."""
+    """Return the fingerprint of each split in a store, from its manifest."""
     return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.splits()}
 
 
 def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
-    """Rows of `data.schema.EXCLUSIONS`, each clip once, with the first reason that holds."""
+    """Yield rows of `data.schema.EXCLUSIONS`: each excluded clip once, with the first reason that applies."""
     held_out: dict[str, list[str]] = {}
     for split in splits:
         if is_held_out(split.name):
@@ -138,7 +139,7 @@ def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]
             for other in names
             if SplitId.parse(other).corpus != corpus
         }
-        lists = {} if corpora.load(corpus).HELD_OUT else listed  # a list is about corpora that were crawled, as WavCaps
+        lists = {} if corpora.load(corpus).HELD_OUT else listed  # lists apply to crawled corpora such as WavCaps
         for clip_id, source in columns(split.index, "clip_id", "source").items():
             reasons = (
                 f"{source} is a source of {elsewhere[source]}" if source in elsewhere else "",
@@ -150,22 +151,22 @@ def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]
 
 
 def columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
-    """Two of a table's columns as a dictionary."""
+    """Return two columns of a table as a dictionary."""
     return dict(zip(table[keys].to_pylist(), table[values].to_pylist(), strict=True))
 
 
 def excludes_duplicates(location: Location) -> bool:
-    """Whether a store's duplicates, as far as they have been looked for, aren't trained on."""
+    """Return whether the store's duplicates, if searched for, are excluded from training."""
     return are_excluded(read_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
 
 
 def are_excluded(duplicates: pa.Table) -> bool:
-    """Whether a table of duplicates says that they aren't trained on."""
+    """Return whether a table of duplicates says that they are excluded from training."""
     return (duplicates.schema.metadata or {}).get(EXCLUDE_DUPLICATES) == b"yes"
 
 
 def set_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
-    """Have a store remember the ids that published lists name; with `keep`, besides those it remembers already."""
+    """Store the ids in published lists as sources to exclude; with `keep`, add them to those stored before."""
     store = Store.of(location)
     listed = read_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
     rows = {row["source"]: row["list"] for row in listed}
@@ -178,9 +179,9 @@ def set_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
 
 
 def read_list(path: Path) -> set[str]:
-    """The sources that a published list names: WavCaps' blacklist JSON, a CSV with a column of ids, or plain ids.
+    """Read the sources in a published list: WavCaps' blacklist JSON, a CSV file with a column of ids, or plain ids.
 
-    Raises UserError for a file that is absent or isn't one of these, naming the line.
+    Raises UserError if the file is absent or has another format, naming the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -192,34 +193,34 @@ def read_list(path: Path) -> set[str]:
 
 
 def read_csv_list(path: Path, text: str) -> Iterator[str]:
-    """The sources of a CSV with a column of ids, or of plain ids, one a line."""
+    """Yield the sources in a CSV file with a column of ids, or in a file of plain ids, one per line."""
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
         raise UserError(f"{path}: {error}") from None
     if not rows:
-        raise UserError(f"{path} names no id")
+        raise UserError(f"{path} contains no ids")
     header = [cell.strip().lower() for cell in rows[0]]
     column = next((header.index(name) for name in ID_COLUMNS if name in header), None)
     if column is None and max(map(len, rows)) > 1:
-        raise UserError(f"{path}: no column of ids; the header needs one of: {', '.join(ID_COLUMNS)}")
+        raise UserError(f"{path}: no column of ids; the header must contain one of: {', '.join(ID_COLUMNS)}")
     for number, row in enumerate(rows, start=1):
         if column is not None and number == 1:
             continue
         if len(row) <= (column or 0):
-            raise UserError(f"{path}, row {number}: ends before column {header[column or 0]!r}, which holds the ids")
+            raise UserError(f"{path}, row {number}: too short for column {header[column or 0]!r}, which holds the ids")
         if row[column or 0].strip().lower() not in UNKNOWN_IDS:
             yield parse_id(row[column or 0], f"{path}, row {number}")
 
 
 def read_json_list(path: Path, text: str) -> Iterator[str]:
-    """The sources of a blacklist as WavCaps publishes it: {"AudioSet": [ids], "FreeSound": [ids]}."""
+    """Yield the sources in a blacklist as published by WavCaps: {"AudioSet": [ids], "FreeSound": [ids]}."""
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except ValueError as error:  # a number of thousands of digits, lists within lists
-        raise UserError(f"{path}: not JSON that can be read ({error})") from None
+    except ValueError as error:  # a number with thousands of digits, or lists nested too deeply
+        raise UserError(f"{path}: JSON that can't be parsed ({error})") from None
     for key, ids in value.items() if isinstance(value, dict) else [("ids", value)]:
         if key != "ids" and key not in JSON_SOURCES:
             raise UserError(f"{path}: unknown key {key!r}; known: {', '.join(JSON_SOURCES)}")
@@ -231,9 +232,13 @@ def read_json_list(path: Path, text: str) -> Iterator[str]:
 
 
 def parse_id(text: str, origin: str, kind: str | None = None) -> str:
-    """A source as 'freesound:ID', 'youtube:ID' and the like from an id as lists give it.
+    """Convert an id as given in lists to a source: 'freesound:ID', 'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
 
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
+
+    Example:
+        >>> parse_source_id("Y-1234567890.wav", "blacklist.csv, row 1")
+        'youtube:-1234567890'
     """
     plain = re.sub(r"\.(wav|flac|mp3)$", "", text.strip())
     if match := re.fullmatch(r"freesound:(\d{1,10})", plain):
@@ -244,13 +249,15 @@ def parse_id(text: str, origin: str, kind: str | None = None) -> str:
         return f"freesound:{int(plain)}"
     if kind != "freesound" and re.fullmatch(r"Y?[\w-]{11}", plain, re.ASCII):
         return f"youtube:{plain[-11:]}"
-    raise UserError(f"{origin}: {text!r} is neither a Freesound nor a YouTube id; others are given as bbc:ID")
+    raise UserError(
+        f"{origin}: {text!r} is neither a Freesound nor a YouTube id; write other ids as bbc:ID or soundbible:ID"
+    )
 
 
 def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P].
+    """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P], for P pairs.
 
-    A clip is a row of the split's index, a caption a place in all captions joined.
+    A clip is a row of the split's index, a caption an index into the concatenated captions of all clips.
     """
     captions = split.index["captions"].combine_chunks()
     clips = captions.value_parent_indices().to_numpy()

@@ -1,12 +1,13 @@
-"""Find recordings that are the same sound under another id, by landmarks: pairs of peaks of the spectrogram.
+"""Audio fingerprinting by landmarks (pairs of spectrogram peaks): find recordings that are the same sound.
 
 The method is that of A. Wang, "An industrial-strength audio search algorithm", ISMIR 2003: a pair of peaks is hashed by
-its frequencies and the time between them, and a copy shows by many equal hashes at one offset. Two things are added.
-The recordings of an index are analysed PHASES times, each a fraction of a frame later, as a copy cut out at any sample
-meets none of a single grid of frames exactly. And what decides is for how long two recordings agree, as a share of all
-that is heard while they overlap, so that a bark that recurs in two mixes doesn't make them one recording.
+its frequencies and the time between them, and a copy shows up as many equal hashes at one offset. Two things are added.
+The recordings of an index are analysed PHASES times, each shifted by a fraction of a frame, because a copy cut out at
+an arbitrary sample matches no single grid of frames exactly. And the decision is based on how long two recordings
+agree, as a share of the sounding time of their overlap, so that a bark that occurs in two mixes doesn't make them one
+recording.
 
-Constants without a source were measured: tests/benchmarks/duplicates.py says how well they do.
+Constants without a source were measured: tests/benchmarks/duplicates.py evaluates them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,71 +27,74 @@ WINDOW_SAMPLES = 2048
 PHASES = 4
 TICK_SAMPLES = FRAME_SAMPLES // PHASES
 TICK_S = TICK_SAMPLES / SAMPLE_RATE_HZ
-"""The unit of time: 8 ms."""
+"""Unit of time: 8 ms."""
 CHUNK_FRAMES = 96
-"""Analysed at a time, whatever the blocks that samples come in; so few that they stay in a processor's cache."""
+"""Number of frames analysed at a time, independent of the blocks of samples; small enough for the processor's cache."""
 
 NEAR_FRAMES, NEAR_BINS = 4, 16
-"""A peak is the highest value within so many frames and bins on either side."""
+"""A peak is the maximum within this many frames and bins on either side."""
 LOWEST_BIN, HIGHEST_BIN = NEAR_BINS, 480
-"""Of a peak: 250 to 7,500 Hz, which is what a copy at 16 kHz still has."""
+"""Range of a peak's bin: 250 to 7,500 Hz, which a copy at 16 kHz retains."""
 LOUD_FRAMES = 16
 QUIETEST = 1e-5
-"""Of a peak's power, relative to the highest within LOUD_FRAMES: lossy codecs change what lies 50 dB below."""
+"""Minimum power of a peak relative to the maximum within LOUD_FRAMES: lossy codecs change what is 50 dB below."""
 SILENCE = 4e-6
-"""Of a peak's power: some twenty times what 16 bits with dither give a bin, 2**-30 / 4 * 768 (the window's energy)."""
+"""Minimum power of a peak: about twenty times the power per bin of dithered 16-bit audio, 2**-30 / 4 * 768 (the
+window's energy).
+"""
 
 PARTNERS = 3
-"""At most, of a peak: the next ones near enough."""
+"""Maximum number of partners of a peak: the next peaks that are close enough."""
 FARTHEST_FRAMES, FARTHEST_BINS = 63, 127
 NUM_HASHES = (HIGHEST_BIN - LOWEST_BIN) * (2 * FARTHEST_BINS + 1) * (FARTHEST_FRAMES + 1)
 MOST_PLACES = 256
-"""Of a hash in an index: a commoner one tells too little for the time it takes."""
+"""Maximum number of positions of a hash in an index; more frequent hashes carry little information."""
 
 SPACE_TICKS = 16 * PHASES
-"""Between clips on an index's time line: parts of one recording, one after the other, keep offsets of their own."""
+"""Gap between clips on the time line of an index: consecutive parts of one recording keep offsets of their own."""
 WINDOW_TICKS = round(600 / TICK_S)
-"""Of a long recording, looked up at a time."""
+"""Length of the part of a long recording that is looked up at a time."""
 FEWEST_VOTES = 12
-"""Equal hashes at one offset: what chance gives is less."""
+"""Minimum number of equal hashes at one offset: chance gives fewer."""
 FEWEST_A_SECOND = 4
-"""Landmarks that agree, while two recordings agree: regular sounds of one kind, as of crickets, give half as many."""
+"""Minimum rate of agreeing landmarks: regular sounds of one kind, such as crickets, reach half of it."""
 MOST_CANDIDATES = 64
-"""Offsets that are looked at closely, those with the most votes."""
+"""Maximum number of offsets that are examined, those with the most votes."""
 LONGEST_GAP_TICKS = round(1.2 / TICK_S)
-"""Between landmarks, without taking what lies between for silence, or for another sound."""
+"""Maximum gap between landmarks; a longer one counts as silence or as another sound."""
 SMALLEST_SHARE = 0.5
-"""Of what is heard while two recordings overlap: the share in which they agree. Mixes that share an event are below."""
+"""Minimum share of the sounding time of an overlap in which two recordings agree; mixes that share an event are below.
+"""
 SHORTEST_S = 4.0
-"""That two recordings agree, where neither holds the other: two mixes can share an event or two."""
+"""Minimum agreement if neither recording contains the other: two mixes can share an event or two."""
 SHORTEST_WHOLE_S = 0.5
-"""The same where one holds the other, or all but WHOLE of it."""
+"""Minimum agreement if one recording contains at least CONTAINED_SHARE of the other."""
 WHOLE = 0.9
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """The landmarks of a recording, in order of time."""
+    """Landmarks of a recording, in order of time."""
 
     hashes: NDArray[np.uint32]  # [num_landmarks]
-    ticks: NDArray[np.int32]  # [num_landmarks], of the first peak
-    num_ticks: int  # of the recording
+    ticks: NDArray[np.int32]  # [num_landmarks], time of the first peak
+    num_ticks: int  # length of the recording
 
 
 @dataclass(frozen=True)
 class Match:
-    """A recording of an index that is, or holds, or is held by, the one that was looked up."""
+    """Recording of an index that is the same sound as the query, or contains it, or is contained in it."""
 
     clip_id: str
-    overlap_s: float  # for how long both are the same sound, silence not counted
-    offset_s: float  # where in the recording of the index the other one begins; below 0 where it begins earlier
-    score: float  # overlap_s, as a share of what is heard in either while they overlap
+    overlap_s: float  # for how long both are the same sound, without silence
+    offset_s: float  # start of the query in the recording of the index; negative if it starts earlier
+    score: float  # overlap_s as a share of the sounding time of the overlap, of the recording that sounds longer
 
 
 def landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
-    """The landmarks of a recording that comes in blocks of any length; a few seconds of it are held in memory.
+    """Return the landmarks of a recording given in blocks of any length; only some seconds are held in memory.
 
-    With `phases=PHASES` they are those that `Index.build` wants, with 1 those to look up. A recording shorter than
+    Use `phases=PHASES` for `LandmarkIndex.build`, and 1 for `LandmarkIndex.find_matches`. A recording shorter than
     WINDOW_SAMPLES has none.
     """
     silence = np.zeros((LOUD_FRAMES, phases, HIGHEST_BIN + NEAR_BINS), np.float32)
@@ -113,7 +117,9 @@ def landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
 
 
 def _powers(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
-    """Spectrograms [num_frames, phases, num_bins] of consecutive chunks; a last frame without all phases has zeros."""
+    """Yield spectrograms [num_frames, phases, num_bins] of consecutive chunks; missing phases of the last frame are
+    zero.
+    """
     hop = FRAME_SAMPLES // phases
     taken = CHUNK_FRAMES * FRAME_SAMPLES
     wanted = taken - hop + WINDOW_SAMPLES
@@ -132,7 +138,7 @@ def _powers(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float
 
 
 def _power(samples: Samples, hop: int, phases: int) -> NDArray[np.float32]:
-    """The spectrogram [num_frames, phases, num_bins] of some samples."""
+    """Return the spectrogram [num_frames, phases, num_bins] of samples."""
     windows = sliding_window_view(samples, WINDOW_SAMPLES)[::hop] * _taper()
     spectrum = scipy.fft.rfft(windows, axis=1)[:, : HIGHEST_BIN + NEAR_BINS]
     power = np.zeros((-(-len(spectrum) // phases) * phases, spectrum.shape[1]), np.float32)
@@ -146,7 +152,7 @@ def _taper() -> NDArray[np.float32]:
 
 
 def _peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Frame, phase and bin [3, num_peaks] of the peaks of a spectrogram but its first and last LOUD_FRAMES."""
+    """Return frame, phase and bin [3, num_peaks] of a spectrogram's peaks, except in its first and last LOUD_FRAMES."""
     inner = power[LOUD_FRAMES:-LOUD_FRAMES, :, LOWEST_BIN:HIGHEST_BIN]
     around = slice(LOUD_FRAMES - NEAR_FRAMES, len(power) - LOUD_FRAMES + NEAR_FRAMES)
     highest = _running_max(_running_max(power[around], NEAR_FRAMES, axis=0), NEAR_BINS, axis=2)
@@ -158,7 +164,7 @@ def _peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray[np.float32]:
-    """The maximum over 2 * radius + 1 neighbours along an axis, which gets shorter by 2 * radius."""
+    """Return the maximum over 2 * radius + 1 neighbours along an axis, which gets shorter by 2 * radius."""
     values, width = np.swapaxes(values, 0, axis), 1
     while width <= radius:
         values, width = np.maximum(values[:-width], values[width:]), 2 * width
@@ -168,7 +174,7 @@ def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray
 
 
 def _pairs(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Hash and first frame [2, num_landmarks] of the pairs of peaks, which come in order of time."""
+    """Return hash and first frame [2, num_landmarks] of the pairs of peaks; the peaks are in order of time."""
     found = [np.zeros((2, 0), np.int64)]
     num_partners = np.zeros(len(frames), np.int64)
     first, step = np.arange(len(frames)), 0
@@ -187,30 +193,30 @@ def _pairs(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int
 
 
 def _between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32]:
-    """Those from `begin` on and before `end`, of ascending ones."""
-    # Bounds of another type would have all of them converted.
+    """Return the ticks from `begin` up to `end` (exclusive) of an ascending array."""
+    # Bounds of another type would convert the whole array.
     return ticks[slice(*np.searchsorted(ticks, np.array([begin, end], np.int32)))]
 
 
 def _heard(ticks: NDArray[np.int32]) -> int:
-    """For how long landmarks follow each other without a gap, in ticks."""
+    """Return for how long landmarks follow each other without a gap, in ticks."""
     gaps = ticks[1:] - ticks[:-1]
     return int(gaps[gaps <= LONGEST_GAP_TICKS].sum())
 
 
 @dataclass(frozen=True)
 class Index:
-    """Recordings to find others in, one after another on one time line: NumPy arrays of 30 MB and 1.5 kB a second."""
+    """Index of recordings, consecutive on one time line: NumPy arrays of 30 MB plus 1.5 kB per second of audio."""
 
     clip_ids: tuple[str, ...]
-    starts: NDArray[np.int64]  # [num_clips + 1] of each clip on the time line, SPACE_TICKS apart; ticks, as all below
-    sounding: NDArray[np.int32]  # when any landmark begins, ascending
-    begins: NDArray[np.int32]  # [NUM_HASHES + 1] of each hash's share of `places`
-    places: NDArray[np.int32]  # where a hash occurs, by hash
+    starts: NDArray[np.int64]  # [num_clips + 1] starts on the time line, SPACE_TICKS apart; in ticks, as all below
+    sounding: NDArray[np.int32]  # times at which any landmark begins, ascending
+    begins: NDArray[np.int32]  # [NUM_HASHES + 1] start of each hash's slice of `positions`
+    places: NDArray[np.int32]  # positions on the time line, sorted by hash
 
     @classmethod
     def build(cls, clips: Iterable[tuple[str, Landmarks]]) -> "Index":
-        """An index of recordings by id, whose landmarks have all PHASES."""
+        """Return an index of recordings by id, whose landmarks were computed with all PHASES."""
         clip_ids, starts = [], [0]
         hashes, places = [np.zeros(0, np.uint32)], [np.zeros(0, np.int32)]
         for clip_id, found in clips:
@@ -228,11 +234,12 @@ class Index:
         return cls(tuple(clip_ids), np.array(starts), sounding, begins, (by_hash & 0xFFFFFFFF).astype(np.int32))
 
     def find(self, query: Landmarks) -> list[Match]:
-        """The recordings that a recording, whose landmarks have one phase, is the same sound as; the longest first.
+        """Return the recordings that are the same sound as a recording, those with the longest overlap first.
 
-        Two are the same sound where they agree in SMALLEST_SHARE of what is heard while they overlap, for at least
-        SHORTEST_S, or SHORTEST_WHOLE_S where one of them holds the other as a whole, by at least FEWEST_A_SECOND
-        landmarks. Two mixes over the same background recording can be that, too.
+        The landmarks of `query` have one phase. Two recordings are the same sound if they agree in MIN_AGREEING_SHARE
+        of the sounding time of their overlap, for at least MIN_OVERLAP_S (MIN_CONTAINED_OVERLAP_S if one contains the
+        other), by at least MIN_LANDMARKS_PER_S landmarks per second. This can also hold for two mixes over the same
+        background recording.
         """
         best: dict[str, Match] = {}
         longest = int(np.diff(self.starts).max(initial=0))
@@ -243,16 +250,16 @@ class Index:
         return sorted(best.values(), key=lambda match: (-match.overlap_s, match.clip_id))
 
     def _find_between(self, query: Landmarks, start: int, stop: int) -> Iterator[Match]:
-        """What a part of a recording is the same sound as.
+        """Yield the matches of a part of a recording.
 
-        Shapes: L of its landmarks, H hits in the index, K of them at the offset of a candidate; all in order of time.
+        Shapes: L landmarks of the part, H hits in the index, K hits at the offset of a candidate; all in order of time.
         """
         part = slice(*np.searchsorted(query.ticks, [start, stop]))
         hash_L, tick_L = query.hashes[part].astype(np.int64), query.ticks[part]
         begin_L = self.begins[hash_L]
         count_L = self.begins[hash_L + 1] - begin_L
         place_H = self.places[np.arange(count_L.sum()) + np.repeat(begin_L - np.cumsum(count_L) + count_L, count_L)]
-        offset_H = place_H - np.repeat(tick_L, count_L)  # where on the time line the recording would begin
+        offset_H = place_H - np.repeat(tick_L, count_L)  # where the recording would begin on the time line
         frame_H = offset_H // PHASES
         candidates = _candidates(frame_H)
         at_K = np.flatnonzero(np.isin(frame_H, [candidates, candidates + 1]))
@@ -281,9 +288,9 @@ class Index:
 
 
 def _candidates(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The offsets that most hits, and at least FEWEST_VOTES, agree on, best first; of neighbours only the best.
+    """Return the offsets with the most hits, at least MIN_VOTES, best first; of neighbours only the best.
 
-    A vote for the next offset counts as well: a copy falls between two.
+    Votes for the next offset are included, because a copy falls between two offsets.
     """
     ordered = np.sort(frame_H)
     firsts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

@@ -1,1 +1,1 @@
-"""Batches of (clip, caption) pairs from a store."""
+"""Batches of (clip, caption) pairs or of clips, decoded from a store."""

@@ -1,4 +1,4 @@
-"""A batch of clips and captions, and the decoding of clips into its segments.
+"""Batch of clips and captions, and decoding of clips into its segments.
 
 Shapes: S segments, B pairs.
 """
@@ -15,24 +15,24 @@ from torch import Tensor
 from data.store.stored_split import StoredSplit
 
 MASK_DRAWS = 4
-"""Uniform numbers a segment brings along for SpecAugment: width and place, in frequency and in time."""
+"""Uniform numbers per segment for SpecAugment: width and position of the masks in frequency and in time."""
 
 TENSORS = ("segments", "segments_per_clip", "mask_draws", "clips")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips in segments, and a caption for each clip."""
+    """Batch of pairs: clips cut into segments, and a caption for each clip."""
 
     segments: Tensor  # [S, segment_samples] float32
     segments_per_clip: Tensor  # [B] int64
-    mask_draws: Tensor  # [S, MASK_DRAWS] float32, uniform on [0, 1)
-    captions: list[str]  # B, normalised
+    mask_draws: Tensor  # [S, NUM_MASK_DRAWS] float32, uniform on [0, 1)
+    captions: list[str]  # [B], normalised
     clips: Tensor  # [B] int64; equal numbers are the same clip
 
     @classmethod
     def without_captions(cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int]) -> Self:
-        """Return a batch for embedding: nothing in it is drawn."""
+        """Return a batch for embedding clips, with empty captions and without random draws."""
         draws = torch.zeros(len(segments), MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips))
 
@@ -42,7 +42,7 @@ class Batch:
         return Batch(captions=self.captions, **move)
 
     def split(self, most_pairs: int) -> list["Batch"]:
-        """Return parts of up to so many pairs, which share the batch's memory."""
+        """Split the batch into batches of at most `max_pairs` pairs, which share its memory."""
         sizes = self.segments_per_clip.split(most_pairs)
         segments = [int(part.sum()) for part in sizes]
         captions = [self.captions[first : first + most_pairs] for first in range(0, len(self.captions), most_pairs)]
@@ -52,9 +52,9 @@ class Batch:
 
 
 def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segments: NDArray[np.float32]) -> None:
-    """Decode a window of a clip into segments that lie one after the other; zeros follow its end.
+    """Decode a window of a clip into consecutive segments, followed by zeros.
 
-    Of a window whose rest is too short for a segment, only the samples that have room are decoded.
+    If the last part of the window is too short to get a segment, it isn't decoded.
     """
     flat = segments.reshape(-1)
     kept = min(count, len(flat))

@@ -1,4 +1,4 @@
-"""Batches of clips without captions, for embedding: those of a split, or audio files."""
+"""Batches of clips without captions, for embedding: the clips of a split, or audio files."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, decode_f
 
 
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
-    """Yield a split's clips in their order, each cut to its first `longest_s`."""
+    """Yield batches of a split's clips in order, each cut to its first `longest_s` seconds."""
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(split.index), batch_size):
         clips = range(first, min(first + batch_size, len(split.index)))
@@ -28,9 +28,10 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 def load_files(
     paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, refuse: Callable[[Path, str], None]
 ) -> Iterator[Batch]:
-    """Yield audio files in their order, cut and rounded as a store would keep them; `clips` are places in `paths`.
+    """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
 
-    No more than the first `longest_s` is decoded. `refuse` is called with what can't be, and why; it is left out.
+    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped: `on_error` is called
+    with its path and the reason.
     """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):
@@ -51,7 +52,7 @@ def load_files(
 
 
 def decode_beginning(path: Path, longest_samples: int) -> Samples:
-    """Return an audio file's first samples, rounded to 16 bits. Raises AudioError where they can't be decoded."""
+    """Return the first samples of an audio file, rounded to 16 bits. Raises AudioError if it can't be decoded."""
     blocks, num_samples = [], 0
     for block in decode_file(path):
         blocks.append(to_pcm16(block[: longest_samples - num_samples]))

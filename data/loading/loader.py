@@ -1,4 +1,4 @@
-"""The batches of an epoch, decoded in this process or, the same ones, in others."""
+"""Loader of an epoch's batches, decoded in this process or in worker processes with identical results."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,9 +16,9 @@ from data.loading.shared_buffers import SharedBuffers
 from data.waveform import count_segments
 
 PREFETCHED = 2
-"""Batches that each of a loader's processes works ahead."""
+"""Number of batches that each loader process prepares in advance."""
 SPARE_BUFFERS = 2
-"""Beyond those that are worked on: for the batch in use, and the one after it."""
+"""Number of buffers beyond those being filled: for the batch in use and the next one."""
 
 
 def load_epoch(
@@ -29,10 +29,18 @@ def load_epoch(
     world_size: int = 1,
     loader_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Return this rank's share of each global batch: all those that `order_epoch` returns, or those still to come.
+    """Return an iterator over this rank's share of each global batch.
 
-    A rank that a small last batch leaves without a pair gets a copy of the batch's first one, so that it can take
-    part in the step; `split_among_ranks` says which pairs count.
+    If a small last batch leaves a rank without pairs, the rank gets a copy of the batch's first pair, so that it can
+    take part in the step; `split_among_ranks` says which pairs count.
+
+    Args:
+        pairs: Pairs to decode.
+        epoch: Number of the epoch, which determines crops and paraphrases.
+        batches: Global batches that `order_epoch` returns, or the remaining ones of a resumed epoch.
+        rank: Rank of this training worker.
+        world_size: Number of training workers.
+        loader_workers: Number of processes that decode; 0 decodes in this process.
     """
     shares = (split_among_ranks(pairs, batch, world_size)[rank] for batch in batches)
     own = (share if len(share) else batch[:1] for batch, share in zip(batches, shares, strict=True))
@@ -44,16 +52,16 @@ def load_epoch(
         buffers = allocate()
         return (pairs.decode(wanted, partial(buffers.tensor, buffers.take())) for wanted in keys)
     if any(split.store.is_remote for split in pairs.splits):
-        # What an object store's client has started in this process doesn't survive a fork.
+        # Threads that an object store's client has started in this process don't survive a fork.
         return load_in_processes(pairs, keys, allocate(), loader_workers, "spawn")
-    # Only buffers that are there when the processes are forked can be shared with them.
+    # Only buffers that exist when the processes are forked can be shared with them.
     return load_in_processes(pairs, keys, allocate(loader_workers * PREFETCHED + SPARE_BUFFERS), loader_workers, "fork")
 
 
 def load_in_processes(
     pairs: ClipCaptionDataset, keys: Iterator[list[Key]], buffers: SharedBuffers, num_processes: int, start: str
 ) -> Iterator[Batch]:
-    """Yield batches that other processes decode, into a buffer where one is free; without one, a batch is copied."""
+    """Yield batches decoded by worker processes, into a shared buffer if one is free; otherwise the batch is copied."""
     loader = DataLoader(
         _Requests(pairs, buffers),
         batch_sampler=cast(Any, ((buffers.take() if buffers.free else None, wanted) for wanted in keys)),
@@ -71,7 +79,7 @@ def load_in_processes(
 
 
 class _Requests(Dataset[Any]):
-    """Batches by a buffer and their keys: segments stay in the buffer, the rest travels as arrays, which is quick."""
+    """Dataset of batches, requested by a buffer and keys; segments stay in the buffer, the rest is sent as arrays."""
 
     def __init__(self, pairs: ClipCaptionDataset, buffers: SharedBuffers) -> None:
         self.pairs, self.buffers = pairs, buffers
@@ -86,5 +94,5 @@ class _Requests(Dataset[Any]):
 
 
 def _return_batch(batch: Any) -> Any:
-    """Return what the datasets here give: it is a batch already."""
+    """Return the item of the dataset unchanged: it already is a batch."""
     return batch

@@ -1,7 +1,7 @@
-"""The (clip, caption) pairs of splits as a dataset: their captions and paraphrases, and their decoding into batches.
+"""Dataset of the (clip, caption) pairs of splits: captions, paraphrases, and decoding into batches.
 
-What a pair is in an epoch depends on the seed, the epoch and the pair alone: not on ranks, on loader processes, or on
-where an interrupted training went on.
+The crop and the wording of a pair depend only on the seed, the epoch and the pair: not on ranks, loader processes, or
+the step at which an interrupted training was resumed.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -24,22 +24,31 @@ from data.store.stored_split import StoredSplit
 from data.waveform import count_segments, crop_start
 
 ORDER_STREAM, SAMPLE_STREAM = 0, 1
-"""Keep the order of an epoch and what is drawn for each of its samples apart."""
+"""Random streams: of the order of an epoch, and of the draws for each sample."""
 
 Key = tuple[int, int]
-"""An epoch and a pair."""
+"""Epoch and index of a pair."""
 
 
 class ClipCaptionDataset(Dataset[Batch]):
-    """Every (clip, caption) pair of the splits, in the order of splits, clip ids and captions.
+    """Dataset of all (clip, caption) pairs of splits, in the order of splits, clip ids and captions.
 
-    A pair is asked for by (epoch, pair), so that its crop and its paraphrase don't depend on who asks or when. With
-    `paraphrase_probability` 0 the tables of paraphrases aren't opened; else each split needs one (UserError), and a
-    caption that it lacks stands for itself: `without_paraphrases` is the number of pairs with such a caption. Clips
-    whose ids are in `excluded` are left out.
+    Items are batches of one pair, requested by (epoch, pair), so that crop and paraphrase don't depend on the order of
+    requests. No Python object is kept per clip or pair: both are rows of the splits' memory-mapped indices and tables
+    of paraphrases.
 
-    Nothing here is a Python object a clip or a pair: both are rows of the splits' memory-mapped indices, and of their
-    tables of paraphrases.
+    Args:
+        splits: Splits whose pairs are used.
+        segment_s: Length of a segment in seconds.
+        longest_s: Maximum length of a crop in seconds; of a longer clip a random window is used.
+        paraphrase_probability: Probability of replacing a caption with one of its paraphrases. If 0, the tables of
+            paraphrases aren't opened. A caption without paraphrases is never replaced; `without_paraphrases`
+            counts such pairs.
+        seed: Seed of crops and paraphrases.
+        excluded: Ids of clips to leave out.
+
+    Raises:
+        UserError: If paraphrases are needed and a split has none.
     """
 
     def __init__(
@@ -61,8 +70,8 @@ class ClipCaptionDataset(Dataset[Batch]):
         self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
         self.caption_of_pair = np.concatenate([captions for _, captions in kept])
         self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
-        self.variants: list[pa.Array] = []  # by split
-        self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # a place in its split's, -1 where there is none
+        self.variants: list[pa.Array] = []  # by split; each is a list of paraphrases per row of the split's table
+        self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # row in `variants` of its split, -1 if none
         self.without_paraphrases = 0
         if paraphrase_probability > 0:
             self._find_paraphrases()
@@ -78,26 +87,26 @@ class ClipCaptionDataset(Dataset[Batch]):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
 
     def _find_paraphrases(self) -> None:
-        """Find each pair's paraphrases. Raises UserError if all of a split's captions have none."""
+        """Find each pair's paraphrases. Raises UserError if no caption of a split has any."""
         for number, split in enumerate(self.splits):
             table = split.required_paraphrases()
             columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
-            places = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # gone once they are found
+            places = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # freed after this lookup
             pairs = np.flatnonzero(self.split_of_pair == number)
             captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
             keys = zip(self.clip_ids(pairs), map(caption_hash, captions), strict=True)
             found = np.array([places.get(key, -1) for key in keys], np.int64)
             if len(pairs) and (found < 0).all():
                 raise UserError(
-                    f"none of {split.name}'s paraphrases is about a caption that it has now: set the paraphrase "
-                    "probability to 0, or have them written anew: "
+                    f"none of {split.name}'s paraphrases matches one of its captions: set the paraphrase "
+                    "probability to 0, or generate paraphrases again: "
                     f"python data/paraphrase.py {split.name.partition('/')[0]} --store {split.store}"
                 )
             self.variants_of_pair[pairs] = found
             self.variants.append(table["variants"].combine_chunks())
 
     def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Return the ids of some pairs' clips."""
+        """Return the ids of the pairs' clips."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].index["clip_id"][clip].as_py() for split, clip in rows]
 
@@ -109,13 +118,14 @@ class ClipCaptionDataset(Dataset[Batch]):
         return [split.index["captions"].combine_chunks().flatten() for split in self.splits]
 
     def __getitem__(self, epoch_and_pair: Key) -> Batch:
-        """Return one pair as its epoch sees it, as a batch."""
+        """Return one pair as a batch, with the crop and the caption of its epoch."""
         return self.decode([epoch_and_pair])
 
     def decode(self, keys: Sequence[Key], allocate: Callable[[int], Tensor] | None = None) -> Batch:
-        """Return pairs as their epochs see them. Each clip is decoded straight into the batch.
+        """Decode pairs into a batch, with the crops and captions of their epochs.
 
-        `allocate` returns the memory for a number of segments, [number, segment_samples].
+        Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments, [number,
+        segment_samples].
         """
         draws = [np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair]) for epoch, pair in keys]
         uniform = [rng.random(3) for rng in draws]
@@ -143,7 +153,7 @@ class ClipCaptionDataset(Dataset[Batch]):
         )
 
     def wording(self, pair: int, swap_draw: float, variant_draw: float) -> str:
-        """Return a pair's caption, or a paraphrase of it."""
+        """Return a pair's caption, or one of its paraphrases."""
         split = int(self.split_of_pair[pair])
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
         place = int(self.variants_of_pair[pair])
@@ -153,11 +163,11 @@ class ClipCaptionDataset(Dataset[Batch]):
         return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
     def lengths(self, pairs: NDArray[np.int64]) -> list[int]:
-        """Return how many samples each of some pairs' clips has."""
+        """Return the number of samples of each pair's clip."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].num_samples[clip].item() for split, clip in rows]
 
     def num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
-        """Return how many segments each of some pairs has."""
+        """Return the number of segments of each pair."""
         counts = (min(length, self.longest_samples) for length in self.lengths(pairs))
         return [count_segments(count, self.segment_samples) for count in counts]

@@ -1,4 +1,4 @@
-"""The order of an epoch's pairs, its global batches, and each rank's share of a batch."""
+"""Order of an epoch's pairs, its global batches, and each rank's share of a batch."""
 
 import heapq
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[
 
 
 def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
-    """Return the pairs of a global batch that each rank computes: all have about as many segments to embed."""
+    """Split a global batch into the pairs of each rank, with about the same number of segments for every rank."""
     if world_size == 1:
         return [batch]
     return [batch[places] for places in balance(pairs.num_segments(batch), world_size)]
 
 
 def balance(sizes: Sequence[int], world_size: int) -> list[list[int]]:
-    """Return the places of items that each rank gets, ascending: the largest first, each to the least loaded rank.
+    """Assign items to ranks and return each rank's indices, ascending: largest first, each to the least loaded rank.
 
-    That is Graham's list scheduling by longest processing time (1969): no rank has more than its part of all and one
+    This is Graham's list scheduling by longest processing time (1969): no rank exceeds the mean load by more than one
     item.
     """
     ranks = [(0, rank) for rank in range(world_size)]

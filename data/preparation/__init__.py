@@ -1,1 +1,1 @@
-"""Build a store from a corpus, check it, and describe it."""
+"""Preparation of a store: build it from a corpus, verify it, and describe it."""

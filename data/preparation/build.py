@@ -26,36 +26,39 @@ from data.waveform import PCM16_BYTES, Codec
 logger = logging.getLogger("chorale.prepare")
 
 SHARDS_PER_SPLIT = 64
-"""As far as LEAST_CLIPS_PER_SHARD and MOST_CLIPS_PER_SHARD allow: enough to share among the workers."""
+"""Number of shards per split, within MIN_CLIPS_PER_SHARD and MAX_CLIPS_PER_SHARD: enough to occupy all workers."""
 
 LEAST_CLIPS_PER_SHARD, MOST_CLIPS_PER_SHARD = 8, 128
-"""A worker that is killed loses one shard's work; a store of 400,000 clips is some 3,000 files."""
+"""Bounds of the clips per shard: a killed worker loses at most one shard, and 400,000 clips make some 3,000 files."""
 
 MAX_CLIPS_HERE, MAX_BYTES_HERE = 2_000, 10**9
-"""Up to so much is read in threads of this process, without Ray: it takes less than 20 s on two cores (measured)."""
+"""Limits up to which threads of this process are used instead of Ray: less than 20 s on two cores (measured)."""
 
 SAID_SET_ASIDE = 20
-"""Named one by one on the console; `describe --list` names them all."""
+"""Maximum number of skipped items logged one by one; `describe --list` lists all of them."""
 
 
 @contextlib.contextmanager
 def writing(store: Path) -> Iterator[None]:
-    """Keep other commands from writing into a store; what is killed holds it no longer. A UserError if one does."""
+    """Hold the write lock of a store. Raises UserError if another command holds it, or the store can't be written.
+
+    The lock of a killed process is released.
+    """
     try:
         store.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(store / ".lock", timeout=0):
             yield
     except filelock.Timeout:
-        raise UserError(f"another command is writing into {store}; wait until it has ended") from None
-    except ConnectionError:  # to a cluster: not about the store
+        raise UserError(f"another command is writing to {store}; wait until it has finished") from None
+    except ConnectionError:  # raised by Ray, not by the file system
         raise
     except OSError as error:
         problem = f"{error.filename or store} can't be written: {error.strerror or error}"
-        raise UserError(f"{problem}; put that right and run it again: it goes on where it stopped") from error
+        raise UserError(f"{problem}; fix the cause, then re-run the same command to resume") from error
 
 
 class Progress(ProgressLine):
-    """Clips, hours, rate and the time that is left, by the bytes that are left to read."""
+    """Progress line with clips, hours, speed, and the remaining time estimated from the bytes that are left to read."""
 
     def __init__(self, name: str, num_clips: int, num_bytes: int) -> None:
         self.name, self.num_clips, self.num_bytes = name, num_clips, num_bytes
@@ -63,14 +66,14 @@ class Progress(ProgressLine):
         super().__init__(logger)
 
     def add(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
-        """Some clips are done."""
+        """Count clips that are done, with their samples and source bytes, and report progress."""
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes
         self.changed()
 
     def line(self) -> str:
-        """How far a preparation is."""
+        """Return the text of the progress line."""
         elapsed_s = self.elapsed_s()
         audio_s = self.done_samples / SAMPLE_RATE_HZ
         left_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
@@ -84,11 +87,23 @@ class Progress(ProgressLine):
 def prepare(
     corpus: str, source: Path | None, store: Path, codec: Codec | None = None, seed: int = 0
 ) -> list[StoredSplit]:
-    """Write the splits of a corpus into the store, in parallel on Ray, and work out the store's exclusions anew.
+    """Write the splits of a corpus into a store, in parallel, and update the store's exclusions.
 
-    Raises UserError for an unknown corpus and for wrong tables. Recordings that can't be decoded are set aside and
-    named; a split of which nothing is known but its name is left out, and gone if it was there before. `codec` is the
-    corpus' own choice if it is left out.
+    Recordings that can't be decoded are skipped and logged. A split without clips and sources isn't written, and is
+    removed if it existed before. Re-run an interrupted preparation to resume it.
+
+    Args:
+        corpus: Name of the corpus.
+        source: Folder of the corpus as published; None for the synthetic corpus.
+        store: Folder of the store.
+        codec: Format of the audio; by default the one that the corpus module chooses.
+        seed: Seed of random splits and of synthetic soundscapes.
+
+    Returns:
+        The splits that were written.
+
+    Raises:
+        UserError: If the corpus is unknown or its tables are invalid.
     """
     module = corpora.load(corpus)
     splits = module.read(source.resolve() if source else None, seed)
@@ -101,7 +116,7 @@ def prepare(
 
 
 def prepare_if_absent(corpus: str, store: Store) -> None:
-    """Prepare the built-in corpus, which needs no files, where a local store doesn't hold it."""
+    """Prepare the built-in corpus, which needs no files, if a local store doesn't hold it."""
     if not is_built_on_demand(corpus, store):
         return
     logger.info("Preparing the corpus %r (once, some seconds) ...", corpus)
@@ -110,7 +125,7 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
-    """Write one split, as far as it isn't there; None if it has no clip, and none that its tables list has a source."""
+    """Write the missing files of one split and return it; return None for a split without clips and sources."""
     name = f"{split.corpus}/{split.name}"
     folder = store / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +146,7 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
 
 
 def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]:
-    """Write the shards that aren't there, the biggest first, so that none is left for a single worker at the end."""
+    """Write the missing shards, largest first, so that no worker is left alone with a large one at the end."""
     size = min(MOST_CLIPS_PER_SHARD, max(LEAST_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
     parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
     paths = [folder / shard_writer.shard_name(number, part, codec) for number, part in enumerate(parts)]
@@ -139,7 +154,7 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
     num_bytes = [sum(clip.num_bytes for clip in part) for part in parts]
     todo = sorted(set(range(len(parts))) - set(summaries), key=lambda number: -num_bytes[number])
     if summaries:
-        logger.info("%s/%s: %d of %d shards are there already", split.corpus, split.name, len(summaries), len(parts))
+        logger.info("%s/%s: %d of %d shards already exist", split.corpus, split.name, len(summaries), len(parts))
     work = [(paths[number], split.corpus, split.name, parts[number], codec) for number in todo]
     clips_left = sum(len(parts[number]) for number in todo)
     bytes_left = sum(num_bytes[number] for number in todo)
@@ -154,30 +169,30 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
 def in_parallel(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], num_clips: int, num_bytes: int
 ) -> Results:
-    """Call a function with each tuple of arguments: in this process if there is little to read, on Ray otherwise."""
+    """Call a function with each tuple of arguments: in threads of this process for small inputs, otherwise on Ray."""
     return run_in_threads(function, work) if is_small(num_clips, num_bytes) else run_on_ray(function, work)
 
 
 def is_small(num_clips: int, num_bytes: int) -> bool:
-    """Return whether so much is read faster in this process than it takes to start Ray."""
+    """Return whether this process reads the input faster than Ray takes to start."""
     return num_clips <= MAX_CLIPS_HERE and num_bytes <= MAX_BYTES_HERE
 
 
 def size_of(splits: Sequence[StoredSplit]) -> tuple[int, int]:
-    """Return how many clips some splits hold, and how many bytes these are as 16-bit PCM."""
+    """Return the number of clips of splits, and their size in bytes as 16-bit PCM."""
     own = [split for split in splits if not split.manifest.clips_of]
     num_samples = sum(int(split.manifest.num_samples) for split in own)
     return sum(len(split.index) for split in own), num_samples * PCM16_BYTES
 
 
 def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
-    """Name what can't be used, as far as a console is the place for it."""
+    """Log the skipped items of a split, at most MAX_LOGGED_SKIPS one by one."""
     set_aside = split_writer.all_set_aside(split, summaries)
     for clip in set_aside[:SAID_SET_ASIDE]:
-        logger.warning("set aside: %s: %s", clip.origin, clip.reason)
+        logger.warning("skipped: %s: %s", clip.origin, clip.reason)
     if len(set_aside) > SAID_SET_ASIDE:
         logger.warning(
-            "set aside: %d more of %s/%s; `python data/prepare.py describe --list` names them all",
+            "skipped: %d more of %s/%s; `python data/prepare.py describe --list` lists them all",
             len(set_aside) - SAID_SET_ASIDE,
             split.corpus,
             split.name,
@@ -185,7 +200,7 @@ def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
 
 
 def summary_line(split: StoredSplit) -> str:
-    """One line about a split."""
+    """Return a line that summarises a split."""
     manifest = split.manifest
     hours = manifest.num_samples / SAMPLE_RATE_HZ / 3600
     published = describe.published(split.name)
@@ -193,13 +208,13 @@ def summary_line(split: StoredSplit) -> str:
         return f"{split.name}: {manifest.num_queries} queries about the clips of {manifest.clips_of}"
     return (
         f"{split.name}: {manifest.num_clips} clips, {hours:.2f} h, {manifest.num_queries} captions, "
-        f"{manifest.num_set_aside} set aside, fingerprint {split.fingerprint}; "
+        f"{manifest.num_set_aside} skipped, fingerprint {split.fingerprint}; "
         f"{manifest.num_listed} clips listed{f', published: {published}' if published else ''}"
     )
 
 
 def look_for_duplicates(store: Path, exclude: bool) -> None:
-    """Compare all clips to train on with all held-out ones, and write the table of those that sound alike."""
+    """Search the training clips for sounds of held-out clips, and write the table of duplicates and the exclusions."""
     splits = [open_split(store, name) for name in Store.of(store).splits()]
     if not splits:
         raise UserError(f"{store} holds no split")

@@ -1,4 +1,4 @@
-"""What a store holds, in words and as a picture."""
+"""Description of a store: tables of its contents, and plots of durations and caption lengths."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,12 +16,12 @@ from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
 
 COLUMNS = (
-    "split", "clips", "listed", "published", "hours", "captions", "set aside", "excluded", "codec", "fingerprint",
+    "split", "clips", "listed", "published", "hours", "captions", "skipped", "excluded", "codec", "fingerprint",
 )  # fmt: skip
 
 
 def published(name: str) -> str:
-    """How many clips of a split, 'corpus/split', are published, by version where there are several; '' if unknown."""
+    """Return the published number of clips of a split, 'corpus/split', by version if they differ; '' if unknown."""
     split_id = SplitId.parse(name)
     published = corpora.load(split_id.corpus).PUBLISHED
     counts = {version: sizes[split_id.split] for version, sizes in published.items() if split_id.split in sizes}
@@ -31,9 +31,9 @@ def published(name: str) -> str:
 
 
 def describe(store: Store, console: Console, picture: Path, list_all: bool) -> None:
-    """Print what a store holds, and draw the distributions of duration and caption length.
+    """Print what a store holds, and plot the distributions of duration and caption length.
 
-    Raises UserError for a store that holds nothing.
+    Raises UserError if the store is empty or the picture can't be written.
     """
     splits = [open_split(store, name) for name in store.splits()]
     if not splits:
@@ -63,7 +63,7 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
     hours = sum(split.manifest.num_samples for split in splits) / SAMPLE_RATE_HZ / 3600
     lines = [f"{clips:,} clips, {hours:,.2f} h", *exclusion_lines(store), *duplicate_lines(store)]
     if list_all:
-        lines += [f"set aside: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
+        lines += [f"skipped: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
         lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in exclusions(store).to_pylist()]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -75,29 +75,29 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
 
 
 def exclusion_lines(store: Location) -> list[str]:
-    """How many clips of each split aren't trained on."""
+    """Return a line for each split with the number of clips excluded from training."""
     counts: Counter[str] = Counter(exclusions(store)["split"].to_pylist())
     return [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
 
 
 def duplicate_lines(store: Location) -> list[str]:
-    """The clips that sound like a held-out one, as far as they have been looked for."""
+    """Return a line for each known duplicate, and their number."""
     table = read_table(Store.of(store), DUPLICATES_FILE, DUPLICATES)
     if table.schema.metadata is None:
-        return ["same sounds under other ids: not looked for (python data/prepare.py duplicates)"]
-    treated = "excluded" if are_excluded(table) else "trained on all the same"
+        return ["duplicates under other ids: not searched for (run `python data/prepare.py duplicates`)"]
+    treated = "excluded" if are_excluded(table) else "not excluded from training"
     pairs = [
-        f"sounds alike for {row['overlap_s']:.1f} s: {row['clip_id']} and {row['held_out_clip_id']}"
+        f"same sound for {row['overlap_s']:.1f} s: {row['clip_id']} and {row['held_out_clip_id']}"
         for row in table.to_pylist()
     ]
-    counted = f"same sounds under other ids: {len(pairs):,} clips, {treated}"
+    counted = f"duplicates under other ids: {len(pairs):,} clips, {treated}"
     if not is_current(Store.of(store), table):
-        counted += "; splits prepared since weren't looked through (python data/prepare.py duplicates)"
+        counted += "; splits prepared since haven't been searched (run `python data/prepare.py duplicates`)"
     return [*pairs, counted]
 
 
 def draw(splits: list[StoredSplit], picture: Path) -> None:
-    """Draw, for each corpus, how long its clips and its captions are."""
+    """Plot, for each corpus, the distributions of clip durations and caption lengths."""
     import matplotlib.figure
 
     durations: dict[str, list[np.ndarray]] = {}
@@ -115,13 +115,13 @@ def draw(splits: list[StoredSplit], picture: Path) -> None:
     bins = np.geomspace(every.min(initial=30) * 0.99, every.max(initial=1) * 1.01, 50)
     for corpus, values in pooled.items():
         left.hist(values, bins, histtype="step", linewidth=1.5, label=f"{corpus}: {len(values):,} clips")
-    left.set(xscale="log", yscale="log", xlabel="duration (s)", ylabel="clips", title="How long clips are")
+    left.set(xscale="log", yscale="log", xlabel="duration (s)", ylabel="clips", title="Duration of clips")
     counts = {corpus: np.concatenate(parts) for corpus, parts in words.items()}
     most = max((values.max() for values in counts.values() if len(values)), default=1)
     for corpus, values in counts.items():
         label = f"{corpus}: {len(values):,} captions"
         right.hist(values, np.arange(most + 2) - 0.5, density=True, histtype="step", linewidth=1.5, label=label)
-    right.set(xlabel="words", ylabel="share of captions", title="How long captions are")
+    right.set(xlabel="words", ylabel="share of captions", title="Length of captions")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

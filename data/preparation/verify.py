@@ -1,4 +1,4 @@
-"""Read a prepared split back: whether everything is there, and is what was written."""
+"""Verify a prepared split: read it back and compare it with its manifest, index and checksums."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ from data.waveform import AudioError
 
 
 def tables(split: StoredSplit) -> list[str]:
-    """What is wrong with a split's tables: schemas, counts, ids, relevance, the fingerprint."""
+    """Return the problems of a split's tables: schemas, counts, ids, relevance, fingerprint."""
     manifest, index, queries = split.manifest, split.index, split.queries
     problems = [
-        f"{what} has other columns than this version writes"
+        f"{what} doesn't have the columns that this version writes"
         for what, table, schema in (("the index", index, INDEX), ("the queries", queries, QUERIES))
         if table.schema != schema
     ]
@@ -38,47 +38,47 @@ def tables(split: StoredSplit) -> list[str]:
     known = set(split.clip_ids)
     relevant = queries["relevant_clip_ids"].to_pylist()
     unknown = sorted({clip_id for ids in relevant for clip_id in ids} - known)
-    problems += [f"a query names {clip_id}, which isn't there" for clip_id in unknown[:10]]
+    problems += [f"a query names {clip_id}, which doesn't exist" for clip_id in unknown[:10]]
     digests = dict(zip(split.clip_ids, index["digest"].to_pylist(), strict=True))
     if not own:
         digests = {split.clips_manifest.split: split.clips_manifest.fingerprint}
     texts = [Query(text, tuple(ids)) for text, ids in zip(queries["text"].to_pylist(), relevant, strict=True)]
     if fingerprint(digests, None if manifest.queries_are_captions else texts) != split.fingerprint:
-        problems.append("the fingerprint isn't that of its contents")
+        problems.append("the fingerprint doesn't match the contents")
     problems += other_tables(split)
     return [f"{split.name}: {problem}" for problem in problems]
 
 
 def other_tables(split: StoredSplit) -> list[str]:
-    """What is wrong with the tables that hold neither clips nor queries."""
+    """Return the problems of the tables other than clips and queries."""
     problems = []
     num_set_aside = split.manifest.num_set_aside
     if len(split.set_aside) != num_set_aside:
-        problems.append(f"{len(split.set_aside)} clips set aside, {num_set_aside} in the manifest")
+        problems.append(f"{len(split.set_aside)} clips skipped, {num_set_aside} in the manifest")
     for what, read in (("sources", lambda: split.sources), ("paraphrases", split.paraphrases)):
         try:
             read()
         except (pa.ArrowException, KeyError) as error:
             problems.append(f"its {what} can't be read: {error}")
         except UserError:
-            pass  # a split need not have paraphrases
+            pass  # paraphrases are optional
     return problems
 
 
 def shard(split: StoredSplit, number: int) -> list[str]:
-    """What is wrong with the clips of one shard, each decoded as a whole, block by block."""
+    """Return the problems of a shard's clips; each clip is decoded completely, block by block."""
     path = split.shard_path(number)
     try:
         table = split.shard(number)
     except (OSError, pa.ArrowException) as error:
         return [f"{path} can't be read: {error}"]
     if table.schema != CLIPS:
-        return [f"{path} has other columns than this version writes"]
+        return [f"{path} doesn't have the columns that this version writes"]
     clips = np.flatnonzero(split.index["shard"].to_numpy() == number)
     rows = split.index.take(clips).to_pylist()
     stored = {row["clip_id"]: row for row in table.drop_columns("audio").to_pylist()}
     if sorted(stored) != [row["clip_id"] for row in rows]:
-        return [f"{path} holds other clips than the index says"]
+        return [f"{path} doesn't hold the clips that the index lists"]
     problems = []
     for clip, row in zip(clips.tolist(), rows, strict=True):
         differing = [
@@ -90,7 +90,7 @@ def shard(split: StoredSplit, number: int) -> list[str]:
 
 
 def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
-    """What is wrong with a clip, decoded as a whole; `row` is its row in the index."""
+    """Decode a clip completely and return its problems; `row` is its row in the index."""
     digest, num_samples = hashlib.sha256(), 0
     try:
         for pcm in waveform.decode_stored(split.open_clip(clip), split.codec):
@@ -101,13 +101,15 @@ def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
     digest.update(json.dumps(row["captions"]).encode())
     if num_samples != row["num_samples"]:
         return [f"{num_samples} samples, {row['num_samples']} in the index"]
-    return [] if digest.hexdigest() == row["digest"] else ["its samples or captions aren't those that were written"]
+    return (
+        [] if digest.hexdigest() == row["digest"] else ["its samples or captions differ from those that were written"]
+    )
 
 
 def exclusions(store: Store, names: list[str]) -> list[str]:
-    """What is wrong with the table of exclusions: it names splits that aren't there, or was worked out for others."""
+    """Return the problems of the table of exclusions: clips of absent splits, or outdated contents."""
     absent = sorted(set(stored_exclusions(store)["split"].to_pylist()) - set(names))
-    problems = [f"exclusions name clips of {name}, which isn't there" for name in absent]
+    problems = [f"exclusions name clips of {name}, which doesn't exist" for name in absent]
     try:
         excluded(store, names)
     except UserError as error:

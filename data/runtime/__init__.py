@@ -1,1 +1,1 @@
-"""What every command needs: its exit status and messages, a progress line, and work in parallel."""
+"""Infrastructure of all commands: options, exit status, messages, progress, tables and parallel work."""

@@ -1,6 +1,6 @@
-"""Call a function for many pieces of work: in threads of this process, or on a Ray cluster.
+"""Call a function for many tuples of arguments, in threads of this process or on a Ray cluster.
 
-Ray takes seconds to start, and needs a core of its own where there are few: what takes a few seconds is done here.
+Ray takes seconds to start and occupies a core on small machines, so work of a few seconds runs in threads.
 """
 
 import logging
@@ -13,34 +13,34 @@ from typing import Any
 from data.errors import UserError
 
 TASKS_PER_CPU = 3
-"""Waiting or running at a time: none waits for the driver, and a cluster that can grow sees that there is work."""
+"""Number of tasks waiting or running per CPU: no worker waits for the driver, and an autoscaling cluster sees demand.
+"""
 
 MAX_THREADS = 8
-"""Of this process: decoding and encoding run side by side, what Python does between them doesn't."""
+"""Maximum number of threads: decoding and encoding run in parallel, the Python code between them doesn't."""
 
 MAX_PRELOADED = 8
-"""Processes that import modules before there is work for them: with torch, each takes half a gigabyte."""
+"""Maximum number of processes that import modules in advance: with torch, each takes half a gigabyte."""
 
 KEPT_MS = 600_000
-"""How long such a process waits for work; Ray's own second is over before the corpus is prepared."""
+"""Time for which a preloaded process waits for work; Ray's default of 1 s ends before the corpus is prepared."""
 
 Results = Iterator[tuple[int, Any]]
-"""The number of a piece of work and what the function returned for it, in the order in which they are done."""
+"""Pairs of the index of a tuple of arguments and the result for it, in order of completion."""
 
 
 def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None) -> None:
-    """Join the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's own lines on the console.
+    """Connect to the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's console output.
 
-    The processes of a cluster that is started here import the modules of `preload` before there is work for them. Ray
-    starts one for each CPU, so this is left out on machines with more than `MAX_PRELOADED`. Without the dashboard there
-    is no State API, by which Ray Train frees what a stopped trial held. Raises UserError where a cluster that is named
-    doesn't answer.
+    Processes of a cluster started here import the modules of `preload` in advance. Ray starts one process per CPU, so
+    this is skipped on machines with more than `MAX_PRELOADED` CPUs. Without the dashboard there is no State API, which
+    Ray Train uses to release the resources of a stopped trial. Raises UserError if the named cluster doesn't respond.
     """
     import ray
 
-    # Drivers of trials take next to no CPU, so there are more processes than cores; Ray warns of that on the console.
+    # Drivers of trials use almost no CPU, so there are more processes than cores, about which Ray would warn.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first one is reported
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error is reported
     if preload and num_cpus() <= MAX_PRELOADED:
         settings = {"preload_python_modules": ",".join(preload), "idle_worker_killing_time_threshold_ms": str(KEPT_MS)}
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
@@ -50,18 +50,18 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
         except ConnectionError as error:
             raise UserError(
                 f"{error}: check that the cluster is running, RAY_ADDRESS "
-                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token where it asks for a token; "
-                "`ray stop` removes what is left of a cluster on this machine"
+                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token if it requires a token; "
+                "`ray stop` removes the remains of a cluster on this machine"
             ) from error
 
 
 def num_cpus() -> int:
-    """Return how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(value: Any) -> Any:
-    """Put a value where all workers of the cluster read it: what stands for it is an argument of `run_on_ray`."""
+    """Put a value into the cluster's object store and return a reference to pass as an argument to `run_on_ray`."""
     import ray
 
     start_ray()
@@ -69,7 +69,10 @@ def share(value: Any) -> Any:
 
 
 def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Results:
-    """Call a function with each tuple of arguments, in threads of this process; an error ends what hasn't begun."""
+    """Call a function with each tuple of arguments, in threads of this process.
+
+    The first error is raised, and calls that haven't started are cancelled.
+    """
     with ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as threads:
         futures = {threads.submit(function, *arguments): number for number, arguments in enumerate(work)}
         try:
@@ -83,9 +86,10 @@ def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]
 def run_on_ray(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
 ) -> Results:
-    """Call a function with each tuple of arguments on all of the cluster, which is started if there is none.
+    """Call a function with each tuple of arguments on a Ray cluster, which is started if none is running.
 
-    Each call gets so many CPUs and GPUs of one node.
+    Each call gets `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
+    cancelled; a lost worker raises UserError.
     """
     import ray
 
@@ -105,4 +109,4 @@ def run_on_ray(
                 ray.cancel(other)
             if isinstance(error, ray.exceptions.RayTaskError):
                 raise error.cause from None
-            raise UserError(f"a worker was lost: {error}; run it again: it goes on where it stopped") from error
+            raise UserError(f"a worker was lost: {error}; re-run the same command to resume") from error

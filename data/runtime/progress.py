@@ -1,4 +1,4 @@
-"""How far a command is, as one line."""
+"""Progress of a command, shown as one line."""
 
 import logging
 import time
@@ -9,13 +9,13 @@ from rich.live import Live
 from rich.text import Text
 
 SAY_EVERY_S = 10.0
-"""Between two lines where there is no terminal to renew one on."""
+"""Interval between progress messages if standard error isn't a terminal."""
 
 
 class ProgressLine:
-    """A line that is renewed on a terminal, and told every SAY_EVERY_S elsewhere; a subclass says what.
+    """Line that is refreshed on a terminal, and logged every LOG_INTERVAL_S elsewhere; subclasses implement `line`.
 
-    rich asks for the line at once: what `line` needs is set before this class' `__init__` is called.
+    rich calls `line` immediately: set the attributes that it needs before calling this class' `__init__`.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -32,15 +32,15 @@ class ProgressLine:
         self.live.stop()
 
     def line(self) -> str:
-        """What there is to say."""
+        """Return the text of the progress line."""
         raise NotImplementedError
 
     def elapsed_s(self) -> float:
-        """Since it began."""
+        """Return the number of seconds since the start."""
         return max(time.monotonic() - self.started, 1e-3)
 
     def changed(self) -> None:
-        """Something is done."""
+        """Report progress after a unit of work: log the line if there is no terminal and LOG_INTERVAL_S have passed."""
         if not self.live.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
             self.said = time.monotonic()
             self.logger.info(self.line())

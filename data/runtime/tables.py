@@ -1,4 +1,4 @@
-"""Tables that show every figure in full, however narrow the terminal is, and plain lines where there is none."""
+"""Tables for a terminal of any width, in which no value is cut off, and tab-separated lines for files and pipes."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 
 GAP = "  "
-"""Between two columns, and before what belongs to the line above."""
+"""Space between two columns, and indentation of continuation lines."""
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
-"""In place of a space where a line is not to be broken; `wrapped` returns plain spaces."""
+"""Replacement for a space at which a line must not be broken; `wrap_text` returns plain spaces."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and whether its values are figures, which are aligned on the right."""
+    """Heading of a column, and whether its values are numbers, which are right-aligned."""
 
     heading: str
     is_figure: bool = True
@@ -24,11 +24,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rows of text under columns, the first of which names the row. Print it with `show`.
+    """Rows of text under columns; the first column names the row. Print it with `print_table`.
 
-    On a terminal a row is a line where all rows fit. Where they don't, the name has a line of its own above the
-    other columns; where even these don't fit, each value follows its heading, on as many lines as that takes.
-    Elsewhere a row is a line with tabs between its values, and nothing is padded.
+    On a terminal, each row is a line if all rows fit. Otherwise the name is on a line of its own above the other
+    columns; if these don't fit either, each value follows its heading, on as many lines as needed. Elsewhere, each row
+    is a line of tab-separated values without padding.
     """
 
     title: str
@@ -41,12 +41,12 @@ class Sheet:
             yield Segment.line()
 
     def plain_lines(self) -> list[str]:
-        """Return the title, the headings and the rows for a file or a pipe."""
+        """Return the title, the headings and the rows as lines for a file or a pipe."""
         headings = [column.heading for column in self.columns]
         return [*self.title.splitlines(), *("\t".join(row) for row in [headings, *self.rows] if self.rows)]
 
     def lines(self, width: int) -> list[str]:
-        """Return the title, the headings and the rows for a terminal of `width` characters."""
+        """Return the title, the headings and the rows as lines for a terminal of `width` characters."""
         title = wrapped(self.title, width)
         if not self.rows:
             return title
@@ -67,14 +67,14 @@ class Sheet:
         )
 
     def labelled(self, row: Sequence[str]) -> str:
-        """Return a row's values but the first, each after its heading; those that are absent are left out."""
+        """Return the values of a row except the first, each after its heading; empty values are omitted."""
         pairs = zip(self.columns[1:], row[1:], strict=True)
         labels = [f"{column.heading} {value}".replace(" ", NO_BREAK) for column, value in pairs if value]
         return ", ".join(labels)
 
 
 def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the headings and the rows, each as a line."""
+    """Return the headings and the rows as lines with aligned columns."""
     table = [[column.heading for column in columns], *rows]
     widths = [max(map(len, values)) for values in zip(*table, strict=True)]
     sides = [">" if column.is_figure else "<" for column in columns]
@@ -90,11 +90,11 @@ def widest(lines: Sequence[str]) -> int:
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    """Return a text as lines of at most `width` characters, broken between words where that is possible."""
+    """Return a text as lines of at most `width` characters, broken between words if possible."""
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent or GAP, break_on_hyphens=False)
     return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def show(console: Console, sheet: Sheet) -> None:
-    """Print a sheet; nothing of it is cut off or broken by the console."""
+    """Print a table; the console neither crops nor wraps it."""
     console.print(sheet, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Read what corpora publish: downloads, archives, tables and audio files."""
+"""Readers of what corpora publish: downloads, archives, tables and audio files."""

@@ -1,9 +1,9 @@
-"""Read members of zip archives in place: of joined ones, and of those split over NAME.z01, NAME.z02, ..., NAME.zip.
+"""Read members of zip archives in place, including archives split over NAME.z01, NAME.z02, ..., NAME.zip.
 
-Python's zipfile doesn't open split archives. In the format a place is a segment's number and an offset in that segment
-(https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.12 to 4.3.16), so zipfile is given the directory
-alone, and its members are then read from the segment that they begin in on. Nothing has to be joined before; `zip -s 0`
-(3.0) spoils members that lie in more than two segments (seen).
+Python's zipfile doesn't open split archives. In the zip format, a position is the number of a segment and an offset in
+that segment (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.12 to 4.3.16). zipfile therefore gets
+only the directory, and each member is read starting at the segment that it begins in. Archives don't have to be joined
+first; `zip -s 0` (3.0) corrupts members that span more than two segments (observed).
 """
 
 import io
@@ -23,36 +23,38 @@ from data.schema import Samples
 from data.waveform import AudioError, decode
 
 END, END_SIGNATURE = struct.Struct("<4s4H2LH"), b"PK\5\6"
-"""This segment, the directory's, its entries here and in all, its size, its offset; length of a comment."""
+"""End record: this segment, the directory's, its entries here and in total, its size and offset, a comment's length."""
 ZIP64_LOCATOR, ZIP64_LOCATOR_SIGNATURE = struct.Struct("<4sLQL"), b"PK\6\7"
-"""Right before END: segment and offset of ZIP64_END, number of segments."""
+"""Locator directly before END: segment and offset of ZIP64_END, number of segments."""
 ZIP64_END, ZIP64_END_SIGNATURE = struct.Struct("<4sQ2H2L4Q"), b"PK\6\6"
-"""Its size, two versions, this segment, the directory's, its entries here and in all, its size, its offset."""
+"""Zip64 end record: its size, two versions, this segment, the directory's, its entries here and in total, its size, its
+offset.
+"""
 LOCAL_HEADER, LOCAL_HEADER_SIGNATURE = struct.Struct("<4s22x2H"), b"PK\3\4"
-"""Right before a member's data: the lengths of the name and of the extra field that follow."""
+"""Header directly before a member's data: the lengths of the name and of the extra field that follow."""
 LONGEST_COMMENT = 2**16
 
 ENCRYPTED = 1
-"""Of a member's flag bits."""
+"""Bit of a member's flags."""
 
 SPOOLED_BYTES = 2**26
-"""A longer member waits in a temporary file on disk while it is decoded."""
+"""Maximum size of a member that is decoded in memory; a longer one is unpacked to a temporary file."""
 BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive: the archive's segments, and what its directory says about the file."""
+    """File in an archive: the archive's segments, and the file's entry in the directory."""
 
     segments: tuple[Path, ...]
     info: ZipInfo  # header_offset counts from the start of segments[info.volume]
 
 
 def members(path: Path) -> list[Member]:
-    """The files in an archive; `path` is the .zip, the last segment of a split one. Nothing but the directory is read.
+    """Return the files in an archive; `path` is the .zip file, of a split archive its last segment.
 
-    Raises UserError for what isn't a whole zip archive, for an absent segment, and for a member that is encrypted or
-    packed by another method than "deflate".
+    Only the directory is read. Raises UserError if the file isn't a complete zip archive, if a segment is absent, or if
+    a member is encrypted or uses a compression method other than "deflate".
     """
     try:
         segments, directory = read_directory(path)
@@ -60,22 +62,22 @@ def members(path: Path) -> list[Member]:
         with ZipFile(io.BytesIO(directory + end)) as archive:
             found = [Member(segments, info) for info in archive.infolist() if not info.is_dir()]
         if any(member.info.volume >= len(segments) for member in found):
-            raise BadZipFile("a member lies in a segment that isn't there")
+            raise BadZipFile("a member is in a segment that doesn't exist")
     except UserError:
         raise
     except (BadZipFile, IndexError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} isn't a whole zip archive ({error}): download it again") from error
+        raise UserError(f"{path} isn't a complete zip archive ({error}): download it again") from error
     for member in found:
         if member.info.flag_bits & ENCRYPTED or member.info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-            how = "encrypted" if member.info.flag_bits & ENCRYPTED else "packed by an unknown method"
-            raise UserError(f"{path}: {member.info.filename!r} is {how}: extract the archive, and leave it out")
+            how = "encrypted" if member.info.flag_bits & ENCRYPTED else "compressed by an unsupported method"
+            raise UserError(f"{path}: {member.info.filename!r} is {how}: extract the archive and remove this file")
     return found
 
 
 def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
-    """The segments of an archive, and its directory as it stands in them.
+    """Return the segments of an archive, and the bytes of its directory.
 
-    Raises UserError for an absent segment, BadZipFile or struct.error for what is torn.
+    Raises UserError if a segment is absent, BadZipFile or struct.error if the archive is truncated or corrupt.
     """
     with path.open("rb") as file:
         longest = ZIP64_LOCATOR.size + END.size + LONGEST_COMMENT
@@ -93,15 +95,15 @@ def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
         with open_segments(segments[end_segment:], end_offset) as stream:
             signature, *_, segment, _, _, size, offset = ZIP64_END.unpack(stream.read(ZIP64_END.size))
         if signature != ZIP64_END_SIGNATURE:
-            raise BadZipFile("its directory isn't where its end says")
+            raise BadZipFile("its directory isn't at the position that its end record states")
     if size > sum(segment.stat().st_size for segment in segments):
-        raise BadZipFile("its directory is longer than itself")
+        raise BadZipFile("its directory is longer than the archive")
     with open_segments(segments[segment:], offset) as stream:
         return segments, stream.read(size)
 
 
 def segment_paths(path: Path, number: int) -> tuple[Path, ...]:
-    """The files that a split archive consists of. A UserError names the first that is absent."""
+    """Return the files of a split archive. Raises UserError if one is absent."""
     segments = []
     for place in range(1, number):
         segments.append(path.with_suffix(f".z{place:02d}"))
@@ -111,36 +113,36 @@ def segment_paths(path: Path, number: int) -> tuple[Path, ...]:
 
 
 def decode_member(member: Member) -> Iterator[Samples]:
-    """The audio of an archive's member, in blocks; its checksum is verified before the first one.
+    """Decode a member of an archive, and yield blocks of samples; its checksum is verified before the first block.
 
-    Raises AudioError for a member that is torn, or whose audio is, and UserError where the archive is gone.
+    Raises AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
     """
     with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
         try:
             with open_segments(member.segments[member.info.volume :], member.info.header_offset) as stream:
                 signature, name_bytes, extra_bytes = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
                 if signature != LOCAL_HEADER_SIGNATURE:
-                    raise BadZipFile("it isn't where the directory says")
+                    raise BadZipFile("it isn't at the position that the directory states")
                 stream.read(name_bytes + extra_bytes)
                 with ZipExtFile(stream, "r", member.info) as data:
                     shutil.copyfileobj(data, spool, BLOCK_BYTES)
         except (BadZipFile, EOFError, struct.error, zlib.error) as error:
-            raise AudioError(f"can't be unpacked: {str(error) or 'its archive ends early'}") from error
+            raise AudioError(f"can't be extracted: {str(error) or 'its archive ends early'}") from error
         spool.seek(0)
         yield from decode(cast(BinaryIO, spool))
 
 
 def open_segments(paths: Sequence[Path], offset: int) -> io.BufferedReader:
-    """What lies in consecutive files, from a place in the first one on, as one stream that can't seek."""
+    """Open consecutive files as one unseekable stream, starting at `offset` in the first one."""
     if not paths:
-        raise BadZipFile("it names a segment that isn't there")
+        raise BadZipFile("it names a segment that doesn't exist")
     first = open_segment(paths[0])
     first.seek(offset)
     return io.BufferedReader(_Segments(first, iter(paths[1:])))
 
 
 def open_segment(path: Path) -> io.FileIO:
-    """One segment. A UserError says that it is absent."""
+    """Open one segment. Raises UserError if it is absent."""
     try:
         return io.FileIO(path)
     except FileNotFoundError:
@@ -154,11 +156,11 @@ class _Segments(io.RawIOBase):
         self.file, self.waiting = first, waiting
 
     def readable(self) -> bool:
-        """Whether it can be read from: yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As much as there is in the current file; 0 at the end of the last one."""
+        """Read as much as the current file provides; return 0 at the end of the last one."""
         while not (num_read := self.file.readinto(buffer) or 0) and (path := next(self.waiting, None)):
             self.file.close()
             self.file = open_segment(path)

@@ -1,4 +1,4 @@
-"""Read the tables that describe a corpus; what is wrong with one is named by file and row."""
+"""Read the CSV tables of a corpus; errors name the file and the line."""
 
 import csv
 import io
@@ -10,42 +10,42 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its cells by column, and where it stands, for messages."""
+    """Row of a table: its cells by column, and its file and line for messages."""
 
     cells: dict[str, str]
     origin: str
 
     def __getitem__(self, column: str) -> str:
-        """The cell's text. An empty cell is an error: `optional` reads those that may be."""
+        """Return the text of a cell. Raises UserError if it is empty; use `get_optional` for cells that may be."""
         cell = self.cells[column].strip()
         if not cell:
             raise UserError(f"{self.origin}: column {column!r} is empty")
         return self.cells[column]
 
     def optional(self, column: str) -> str:
-        """The cell's text; '' where it is empty or the table has no such column."""
+        """Return the text of a cell; '' if it is empty or the table has no such column."""
         return self.cells.get(column, "")
 
 
 def require_source(source: Path | None, corpus: str) -> Path:
-    """The directory that a corpus is read from; a UserError where none is named, or it isn't one."""
+    """Return the folder that a corpus is read from. Raises UserError if none is given, or it isn't a folder."""
     if source is None:
-        raise UserError(f"{corpus} is read from files: name the directory of its published layout with --source")
+        raise UserError(f"{corpus} is read from files: name the folder that holds them with --source")
     return require_directory(source)
 
 
 def require_directory(path: Path) -> Path:
-    """The path, if it is a directory; a UserError otherwise."""
+    """Return `path`. Raises UserError if it isn't a directory."""
     if not path.is_dir():
         raise UserError(f"{path} is {'not a directory' if path.exists() else 'absent'}")
     return path
 
 
 def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Row]:
-    """The rows of a CSV file with a header that names at least `columns`, in any order.
+    """Read the rows of a CSV file whose header contains at least `columns`, in any order.
 
-    Raises UserError for a file that is absent, in another encoding, without one of the columns or with one of them
-    twice, or with a row of another length than the header.
+    Raises UserError if the file is absent, empty or in another encoding, if a column is missing or occurs twice, or if
+    a row doesn't have as many cells as the header.
     """
     text = read_text(path, encoding)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -56,18 +56,18 @@ def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Ro
             origin = f"{path}, line {reader.line_num}"
             if None in cells or None in cells.values():
                 raise UserError(
-                    f"{origin}: the row hasn't as many cells as the header ({len(reader.fieldnames or [])})"
+                    f"{origin}: the row doesn't have as many cells as the header ({len(reader.fieldnames or [])})"
                 )
             rows.append(Row(cells, origin))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from None
     if not rows:
-        raise UserError(f"{path} holds no row below its header")
+        raise UserError(f"{path} has no rows below its header")
     return rows
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """A table's text. Raises UserError where it can't be read, or isn't in that encoding."""
+    """Return the text of a table. Raises UserError if it can't be read or isn't in that encoding."""
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def read_text(path: Path, encoding: str) -> str:
     except IsADirectoryError:
         raise UserError(f"{path} is a directory, not a table") from None
     except PermissionError:
-        raise UserError(f"{path} may not be read: change its permissions") from None
+        raise UserError(f"{path} can't be read: change its permissions") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
@@ -85,7 +85,7 @@ def read_text(path: Path, encoding: str) -> str:
 
 
 def require_columns(path: Path, header: list[str], columns: list[str]) -> None:
-    """A UserError where a header lacks one of these columns, or has one twice."""
+    """Raise UserError if a header lacks one of the columns, or has one twice."""
     missing = [column for column in columns if column not in header]
     if missing:
         raise UserError(

@@ -1,10 +1,10 @@
-"""Fetch what a corpus publishes: files with known checksums, 7z archives, datasets of the Hugging Face hub.
+"""Download published files with verified checksums: plain files, 7z archives, datasets of the Hugging Face Hub.
 
-Nothing appears under its name before its checksum is right. What there is of a file until then lies beside it as
-NAME.CHECKSUM.part, and the next download goes on from there, in another process too. The kept libraries don't do that:
-pooch and torch.hub begin such a file again, and so does huggingface_hub's snapshot_download, which throws away what it
-has of a file when it is ended (its issue 4196), and over plain HTTP compares sizes only. So that library gives the
-listing of a dataset with its checksums, and one downloader over requests and urllib3 fetches from everywhere.
+A file gets its name only after its checksum has been verified. Until then, its data is kept beside it as
+NAME.CHECKSUM.part, from which the next download resumes, also in another process. Existing libraries don't do that:
+pooch and torch.hub restart such a file, as does huggingface_hub's snapshot_download, which discards the data when it is
+interrupted (its issue 4196) and over plain HTTP compares only sizes. huggingface_hub is therefore used only to list a
+dataset and its checksums, and one downloader based on requests and urllib3 fetches all files.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ from data.errors import UserError
 logger = logging.getLogger("chorale.download")
 
 RETRY = Retry(total=5, backoff_factor=1, status_forcelist=(408, 429, 500, 502, 503, 504), raise_on_status=False)
-"""Until a server answers: waits of 0, 2, 4, 8 and 16 s, or as long as it says in Retry-After."""
+"""Retries until a server responds: waits of 0, 2, 4, 8 and 16 s, or as long as its Retry-After header says."""
 TIMEOUT_S = 60.0
-"""Without a byte."""
+"""Connection and read timeout: seconds without data."""
 CHUNK_BYTES = 2**16
-"""As much of what has come is lost when a connection breaks off."""
+"""Number of bytes read at a time; at most this much is lost when a connection drops."""
 
 
 def fetch(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
-    """Fetch the files BASE_URL/NAME into `target`.
+    """Download the files BASE_URL/NAME into `target`.
 
-    A file that is there with the right checksum is kept, without a request. Raises UserError where a file can't be
-    fetched or has another checksum.
+    An existing file with the right checksum is kept, without a request. Raises UserError if a file can't be downloaded
+    or has another checksum.
     """
     with connect() as session:
         for name, md5 in md5_by_name.items():
@@ -51,11 +51,11 @@ def fetch(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
 
 
 def dataset(repo: str, target: Path) -> None:
-    """Fetch all files of a dataset's repository on the Hugging Face hub, as published, into `target`.
+    """Download all files of a dataset repository on the Hugging Face Hub into `target`.
 
-    All come from the commit that is the newest at the start. Their checksums are those of the hub's listing: SHA-256 of
-    large files, git's SHA-1 of others. HF_ENDPOINT and HF_TOKEN serve as in huggingface_hub. Raises UserError as
-    `fetch` does, and where the hub doesn't list the repository.
+    All files come from the commit that is the latest at the start. Their checksums are those in the hub's listing:
+    SHA-256 of large files, git's SHA-1 of others. HF_ENDPOINT and HF_TOKEN are used as in huggingface_hub. Raises
+    UserError as `fetch_files` does, and if the hub can't list the repository.
     """
     hub = HfApi()
     try:
@@ -63,11 +63,12 @@ def dataset(repo: str, target: Path) -> None:
         listed = list(hub.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset"))
     except (httpx2.HTTPError, OSError) as error:
         raise UserError(
-            f"dataset {repo} can't be listed on {hub.endpoint}: {error}; run it again once the hub can be reached"
+            f"dataset {repo} can't be listed on {hub.endpoint}: {error}; "
+            "re-run the same command once the hub can be reached"
         ) from error
     with connect() as session:
         if token := get_token():
-            # requests takes it off where the hub redirects elsewhere
+            # requests removes it when the hub redirects to another host
             session.headers["Authorization"] = f"Bearer {token}"
         for file in listed:
             if isinstance(file, RepoFile):
@@ -81,18 +82,18 @@ def dataset(repo: str, target: Path) -> None:
 
 
 def connect() -> requests.Session:
-    """A session that asks again where a server doesn't answer, or says that it can't at the moment."""
+    """Return a session that retries if a server doesn't respond or is temporarily unavailable."""
     session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"  # places in a file are those of its own bytes
+    session.headers["Accept-Encoding"] = "identity"  # offsets refer to the bytes of the file itself
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=RETRY))
     return session
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib._Hash", checksum: str) -> None:
-    """Fetch one file, or the rest of it; `unused` is a digest to which the file's bytes are to be added.
+    """Download one file, or its missing part; `empty_digest` is of the kind of `checksum`.
 
-    Raises UserError as `fetch` does. A part with a wrong checksum is removed.
+    Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
     """
     part = path.with_name(f"{path.name}.{checksum[:8]}.part")
     console = Console(stderr=True)
@@ -112,36 +113,38 @@ def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib
                 with progress.open(path, "rb", description=f"checking {path.name}") as there:
                     found = hashlib.file_digest(there, unused.copy).hexdigest()  # type: ignore[arg-type]
                 if found == checksum:
-                    logger.info("%s: is there", path)
+                    logger.info("%s: already exists", path)
                     return
-                logger.warning("%s: its %s is %s and not %s: fetched again", path, unused.name, found, checksum)
+                logger.warning(
+                    "%s: its %s is %s, expected %s: downloading it again", path, unused.name, found, checksum
+                )
             found = fetch_rest(session, url, part, unused, checksum, progress)
         if found != checksum:
             part.unlink()
             raise UserError(
-                f"{url}: its {unused.name} is {found} and not {checksum}, as published; what has come is removed: "
-                f"run it again"
+                f"{url}: its {unused.name} is {found}, expected {checksum}; the downloaded data was removed: "
+                f"re-run the same command to download it again"
             )
         part.replace(path)
-        logger.info("%s: fetched, %s", path, decimal(path.stat().st_size))
+        logger.info("%s: downloaded, %s", path, decimal(path.stat().st_size))
     except requests.RequestException as error:
         raise UserError(
-            f"{url} can't be fetched: {error}; once that is put right, run it again: it goes on where it stopped"
+            f"{url} can't be downloaded: {error}; fix the cause, then re-run the same command to resume"
         ) from error
     except OSError as error:
         raise UserError(
-            f"{url} can't be written to {part}: {error}; make room, or let it be written, and run it again: it goes on "
-            f"where it stopped"
+            f"{url} can't be written to {part}: {error}; free disk space or change the permissions, "
+            f"then re-run the same command to resume"
         ) from error
 
 
 def fetch_rest(
     session: requests.Session, url: str, part: Path, unused: "hashlib._Hash", checksum: str, progress: Progress
 ) -> str:
-    """Add to `part` what it lacks, and give the checksum of the whole.
+    """Append the missing data to `part`, and return the checksum of the complete file.
 
-    A connection that breaks off in mid-file is made again as long as each brings some bytes. No If-Range is needed:
-    `part` is named by the checksum of the file that it is a part of, which proves the whole.
+    If the connection drops, it is made again as long as each attempt brings some bytes. No If-Range header is needed:
+    the name of `part` contains the checksum of the complete file, which is verified at the end.
     """
     task = progress.add_task(part.name, total=None)
     with part.open("a+b") as file:
@@ -153,9 +156,9 @@ def fetch_rest(
             try:
                 with session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
                     if response.status_code == requests.codes.requested_range_not_satisfiable:
-                        break  # there is no more
+                        break  # the file is complete
                     response.raise_for_status()
-                    if response.status_code != requests.codes.partial_content:  # the server gives whole files only
+                    if response.status_code != requests.codes.partial_content:  # the server ignores ranges
                         file.seek(0)
                         file.truncate()
                         digest = unused.copy()
@@ -169,29 +172,29 @@ def fetch_rest(
             except requests.RequestException as error:
                 if file.tell() <= start:
                     raise
-                logger.warning("%s broke off after %s: %s", url, decimal(file.tell()), error)
+                logger.warning("%s: connection dropped after %s: %s", url, decimal(file.tell()), error)
     return digest.hexdigest()
 
 
 def require_inside(name: str, origin: str) -> None:
-    """Refuse a file's name that leads out of the folder it is relative to."""
+    """Raise UserError if a file name points outside the folder that it is relative to."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{origin}: the name {name!r} leads out of its folder; nothing was written")
+        raise UserError(f"{origin}: the name {name!r} points outside its folder; nothing was written")
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Extract a 7z archive into `target`, unless all of its files are there with their sizes.
+    """Extract a 7z archive into `target`, unless all of its files exist with the right sizes.
 
-    Files get their names when all are extracted. Raises UserError for an archive that is absent, torn, or holds links
-    or names with '..' or from the root, and where files can't be written.
+    Files get their names only after all have been extracted. Raises UserError if the archive is absent or corrupt,
+    contains links, absolute names or names with '..', and if files can't be written.
     """
     scratch = target / f".{archive.name}.part"
     try:
         with py7zr.SevenZipFile(archive) as opened:
             members = opened.list()
             for member in members:
-                require_inside(member.filename, str(archive))  # py7zr takes the root off a name, and goes on
+                require_inside(member.filename, str(archive))  # py7zr strips the root from a name and continues
                 if not (member.is_file or member.is_directory):
                     raise UserError(f"{archive}: {member.filename!r} is neither a file nor a folder")
             files = [member for member in members if member.is_file]
@@ -200,9 +203,9 @@ def extract(archive: Path, target: Path) -> None:
                 path.is_file() and path.stat().st_size == file.uncompressed
                 for path, file in zip(paths, files, strict=True)
             ):
-                logger.info("%s: is extracted", archive)
+                logger.info("%s: already extracted", archive)
                 return
-            logger.info("%s: %d files are extracted", archive, len(files))
+            logger.info("%s: extracting %d files", archive, len(files))
             opened.extractall(scratch)
         for path, file in zip(paths, files, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +214,7 @@ def extract(archive: Path, target: Path) -> None:
         raise UserError(f"{archive} can't be extracted: {error}; remove it and download it again") from error
     except OSError as error:
         raise UserError(
-            f"{archive} can't be extracted into {target}: {error}; put that right and run it again"
+            f"{archive} can't be extracted into {target}: {error}; fix the cause, then re-run the same command"
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

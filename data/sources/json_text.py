@@ -1,4 +1,4 @@
-"""JSON from files and servers that nobody has checked."""
+"""Parse JSON from untrusted files and servers."""
 
 import gc
 import json
@@ -6,16 +6,16 @@ from typing import Any
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text. Raises ValueError for anything else, and for lists nested too deep to be read.
+    """Return the value of a JSON text. Raises ValueError if it isn't JSON, or is nested too deeply to be parsed.
 
-    The garbage collector is off meanwhile: with most of the stack in use, the finalizers of other objects would fail.
+    The garbage collector is disabled meanwhile: with most of the stack in use, finalizers of other objects would fail.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise ValueError("lists or objects within one another, too deep to be read") from error
+        raise ValueError("lists or objects are nested too deeply") from error
     finally:
         if was_enabled:
             gc.enable()

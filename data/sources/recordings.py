@@ -1,4 +1,4 @@
-"""Recordings as they lie on disk, in files and in archives, before a table says what they are."""
+"""Recordings in files and in archives, before a table describes them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +13,9 @@ from data.waveform import decode_file
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Where a recording lies, for messages, and what `data.schema.SourceClip` wants to know of it."""
+    """Recording on disk: its location, for messages, and the fields of `data.schema.SourceClip` that depend on the
+    file.
+    """
 
     place: str
     load: Callable[[], Iterator[Samples]]
@@ -22,21 +24,21 @@ class Recording:
 
 
 def of_file(path: Path) -> Recording:
-    """The recording in a file."""
+    """Return the recording in a file."""
     status = path.stat()
     revision = f"{status.st_size}-{status.st_mtime_ns}"
     return Recording(str(path), partial(decode_file, path), revision, status.st_size)
 
 
 def of_member(member: Member) -> Recording:
-    """The recording in a member of an archive."""
+    """Return the recording in a member of an archive."""
     info = member.info
     place = f"{member.segments[-1]}/{info.filename}"
     return Recording(place, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a directory and those below it. Links are followed, into each directory once."""
+    """Yield all files in a folder and its subfolders. Links are followed; each folder is visited once."""
     waiting, seen = [folder], set[tuple[int, int]]()
     while waiting:
         folder = waiting.pop()
@@ -48,5 +50,5 @@ def files_below(folder: Path) -> Iterator[Path]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
                     waiting.append(Path(entry.path))
-                elif entry.is_file():  # and not a link to one that is gone
+                elif entry.is_file():  # and not a broken link
                     yield Path(entry.path)

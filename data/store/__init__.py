@@ -1,1 +1,1 @@
-"""A store of prepared clips: write its splits, open them, and read them from a folder or an object store."""
+"""Store of prepared clips: write splits, open them, and read them from a folder or an object store."""

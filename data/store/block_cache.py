@@ -1,7 +1,7 @@
-"""A bounded cache on this machine's disk for blocks of remote files, shared by all its processes.
+"""Bounded disk cache of remote files, shared by all processes of a machine.
 
-CHORALE_CACHE      the cache's folder, on a local disk; by default $XDG_CACHE_HOME/chorale or ~/.cache/chorale
-CHORALE_CACHE_GB   what all processes of this machine together keep there, in 10^9 bytes; by default 50
+CHORALE_CACHE      folder of the cache, on a local disk; by default $XDG_CACHE_HOME/chorale or ~/.cache/chorale
+CHORALE_CACHE_GB   maximum size of the cache, in 10^9 bytes; by default 50
 """
 
 import fcntl
@@ -24,40 +24,44 @@ logger = logging.getLogger(__name__)
 
 
 def map_file(path: str) -> pa.Buffer:
-    """A file, memory-mapped; nothing of it is read."""
-    # The mapping outlives the file object, which would hold a descriptor. It covers the whole file, but the kernel
-    # reads ahead what read_buffer is asked for: so that is one byte.
+    """Memory-map a file without reading it."""
+    # The mapping outlives the file object, which would hold a descriptor. It covers the complete file, but the kernel
+    # reads ahead what read_buffer requests: so that is one byte.
     with pa.memory_map(path) as file:
         first = file.read_buffer(1)
         return pa.foreign_buffer(first.address, file.size(), first)
 
 
 LENGTH_BYTES = 8
-"""At the end of a cached file, its contents' length: a torn one is noticed without asking the object store."""
+"""Number of bytes at the end of a cached file that hold the length of its contents, to detect a truncated file locally.
+"""
 
 SIZE_DIGITS = 20
-"""Of the number of bytes kept, which is written in place: a file that is truncated is slow to close on ext4."""
+"""Number of digits of the cache's size, which is overwritten in place: truncated files are slow to close on ext4."""
 
 CACHED = re.compile(r"[0-9a-f]{64}(\.\d+)?(\.part\w+)?")
-"""Names of the cache's own files; nothing else in its folder is removed."""
+"""Pattern of the names of the cache's own files; nothing else in its folder is removed."""
 
 SHARE_KEPT = 0.9
-"""Of the bound, when it is reached: the folder is listed only once for each tenth of the bound that is fetched."""
+"""Share of the maximum size that eviction leaves: the folder is listed once per tenth of that size that is fetched."""
 
 ABANDONED_S = 3600
-"""A file that was being written so long ago was left by a process that was killed."""
+"""Age after which an unfinished file is taken to be left by a killed process."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Files fetched before, shared by all processes of this machine. Keys are SHA-256 digests, blocks with '.INDEX'."""
+    """Cache of fetched files, shared by all processes of this machine.
+
+    Keys are SHA-256 digests, followed by '.INDEX' for blocks.
+    """
 
     folder: Path
     max_bytes: int
 
     @classmethod
     def of_environment(cls) -> "Cache":
-        """As CHORALE_CACHE and CHORALE_CACHE_GB say. Raises UserError for what isn't a number."""
+        """Return the cache that the environment variables define. Raises UserError if the size isn't a number."""
         folder = (
             os.environ.get("CHORALE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/chorale"
         )
@@ -68,7 +72,7 @@ class Cache:
             raise UserError(f"CHORALE_CACHE_GB is {bound!r}: give the cache's size in GB, as 50 or 0.5") from None
 
     def get(self, key: str) -> pa.Buffer | None:
-        """What is kept under a key, memory-mapped, so that it outlives its eviction. None if it is absent or torn."""
+        """Return the contents of a key, memory-mapped, so that they outlive eviction; None if absent or truncated."""
         path = self.folder / key
         try:
             os.utime(path)
@@ -77,15 +81,17 @@ class Cache:
             return None
 
     def put(self, key: str, parts: Iterable[bytes], num_bytes: int) -> pa.Buffer | None:
-        """Keep contents of `num_bytes` in all, making room for them, and map them.
+        """Store contents of `num_bytes` under a key, evicting others if necessary, and return them memory-mapped.
 
-        A disk that is full must not end a run of hours: None, and a warning once a process. Raises UserError where the
-        folder can't be made at all.
+        If the disk is full, returns None and warns once per process instead of failing. Raises UserError if the folder
+        can't be created.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the cache's folder can't be made: {error}; set CHORALE_CACHE to another") from error
+            raise UserError(
+                f"the cache's folder can't be created: {error}; set CHORALE_CACHE to another folder"
+            ) from error
         try:
             self._reserve(num_bytes + LENGTH_BYTES)
             descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=f"{key}.part")
@@ -94,17 +100,17 @@ class Cache:
                 with os.fdopen(descriptor, "wb") as file:
                     file.writelines(parts)
                     file.write(num_bytes.to_bytes(LENGTH_BYTES, "little"))
-                contents = _intact(temporary)  # before it has its name: it could be evicted at once
+                contents = _intact(temporary)  # before it is renamed: it could be evicted immediately
                 temporary.replace(self.folder / key)
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            _warn_once(f"{self.folder} can't be written ({error.strerror}); reading on without a cache, which is slow")
+            _warn_once(f"{self.folder} can't be written ({error.strerror}); continuing without a cache, which is slow")
             return None
         return contents
 
     def _reserve(self, num_bytes: int) -> None:
-        """Add to the number of bytes kept, which all processes share; where that passes the bound, make room."""
+        """Add to the size that all processes share; evict files if it exceeds the maximum."""
         descriptor = os.open(self.folder / "size", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -116,7 +122,7 @@ class Cache:
             os.close(descriptor)
 
     def _evict(self, target_bytes: int) -> int:
-        """Remove the least recently used files until `target_bytes` are left. Returns how many are."""
+        """Remove the least recently used files until `target_bytes` are left, and return the remaining size."""
         now = time.time()
         entries = [(entry.stat(), entry) for entry in os.scandir(self.folder) if CACHED.fullmatch(entry.name)]
         total = sum(stat.st_size for stat, _ in entries)
@@ -129,11 +135,11 @@ class Cache:
 
 
 def _intact(path: Path) -> pa.Buffer:
-    """A cached file's contents, memory-mapped. Raises ValueError for a torn one."""
+    """Memory-map the contents of a cached file. Raises ValueError if it is truncated."""
     whole = map_file(str(path))
     num_bytes = whole.size - LENGTH_BYTES
     if num_bytes < 0 or int.from_bytes(whole[num_bytes:], "little") != num_bytes:
-        raise ValueError(f"{path} is torn")
+        raise ValueError(f"{path} is truncated")
     return whole.slice(0, num_bytes)
 
 

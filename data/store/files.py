@@ -1,4 +1,4 @@
-"""Read and write files whole: JSON and Arrow tables that a reader never sees half written."""
+"""Atomic reading and writing of JSON and Arrow files: a reader never sees a half-written file."""
 
 import contextlib
 import hashlib
@@ -16,26 +16,26 @@ from data.sources.json_text import parse_json
 
 @contextlib.contextmanager
 def appearing_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name once the block has ended without an error."""
+    """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a machine that dies mustn't leave the name without the contents
+            os.fsync(file.fileno())  # after a crash, the name must not exist without the contents
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
+    """Write a JSON file atomically."""
     with appearing_whole(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file that a user names. A UserError says why it can't be read."""
+    """Read a JSON file that the user named. Raises UserError if it can't be read."""
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -45,7 +45,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write an Arrow IPC file that appears whole or not at all."""
+    """Write an Arrow IPC file atomically."""
     with (
         appearing_whole(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -55,17 +55,17 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> pa.Table:
-    """An Arrow IPC file, mapped into memory."""
+    """Read an Arrow IPC file, memory-mapped."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def short_hash(value: Any) -> str:
-    """16 hexadecimal digits that stand for a JSON value."""
+    """Return 16 hexadecimal digits that identify a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def hash_of_table(table: pa.Table) -> str:
-    """16 hexadecimal digits that stand for a table's contents."""
+    """Return 16 hexadecimal digits that identify the contents of a table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

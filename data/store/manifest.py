@@ -1,4 +1,4 @@
-"""The manifest of a split: what a store says of it in one small file, which is written last."""
+"""Manifest of a split: the small file that describes the split and is written last."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from data.waveform import Codec
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a split holds. The names of its files hold hashes of their contents."""
+    """Description of a split. The names of its files contain hashes of their contents."""
 
     format_version: int
     corpus: str
     split: str
     codec: Codec
-    clips_of: str | None  # the split of the corpus whose clips the queries are about; None: its own
-    clips_fingerprint: str | None  # of that split, when this one was written
+    clips_of: str | None  # split of the same corpus whose clips the queries refer to; None: this split
+    clips_fingerprint: str | None  # fingerprint of that split when this one was written
     queries_are_captions: bool
-    num_listed: int  # clips in the corpus' tables
+    num_listed: int  # number of clips listed in the corpus' tables
     num_clips: int
     num_queries: int
     num_samples: int
@@ -39,28 +39,28 @@ class Manifest:
 
     @property
     def split_id(self) -> SplitId:
-        """The split that it is of."""
+        """Id of the split."""
         return SplitId(self.corpus, self.split)
 
     @property
     def clips_split_id(self) -> SplitId:
-        """The split whose clips these are: mostly this one."""
+        """Id of the split whose clips are used: this one, unless `clips_of` names another."""
         return SplitId(self.corpus, self.clips_of or self.split)
 
     def path_of(self, file: str) -> str:
-        """Return the path of one of the split's files, from the store on."""
+        """Return the path of one of the split's files, relative to the store."""
         return f"{self.split_id}/{file}"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest into a split's folder: from then on the split is there."""
+    """Write a manifest into a split's folder: from then on the split exists."""
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
 
 
 def read_manifest(store: Store, name: str) -> Manifest:
-    """Return a split's manifest.
+    """Read a split's manifest.
 
-    Raises UserError where the split isn't there, was written by another version of the schema, or has a manifest that
+    Raises UserError if the split doesn't exist, if it was written by another version of the schema, or if its manifest
     can't be read.
     """
     try:
@@ -78,7 +78,7 @@ def read_manifest(store: Store, name: str) -> Manifest:
         ) from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{store}/{name} has schema version {version}, this code reads {FORMAT_VERSION}; "
+            f"{store}/{name} has schema version {version}, but this code reads version {FORMAT_VERSION}; "
             f"prepare it again: {prepare_command(store, name)}"
         )
     try:
@@ -90,5 +90,5 @@ def read_manifest(store: Store, name: str) -> Manifest:
 
 
 def prepare_command(store: Store, name: str) -> str:
-    """Return the command that prepares a split."""
+    """Return the command line that prepares a split."""
     return f"python data/prepare.py {SplitId.parse(name).corpus} --store {store}"

@@ -1,6 +1,6 @@
-"""Write shards: Arrow IPC files of some clips each, audio and all, that readers map into memory.
+"""Write shards: Arrow IPC files of clips with their audio, which readers memory-map.
 
-A shard is named by what it was made from and never changes.
+The name of a shard contains a hash of its inputs, and a shard never changes.
 """
 
 import dataclasses
@@ -25,47 +25,47 @@ from data.store.files import appearing_whole, short_hash, write_json
 from data.waveform import AudioError, Codec
 
 HELD_BYTES = 32 * 2**20
-"""Of a clip's audio held in memory before it is written. A longer one waits in a temporary file."""
+"""Maximum size of a clip's audio held in memory before it is written; longer audio is spooled to a temporary file."""
 
 PIECE_BYTES = 2**24
-"""Of a temporary file that are mapped at a time while it is copied into a shard."""
+"""Number of bytes of a temporary file mapped at a time while it is copied into a shard."""
 
 
 @dataclass(frozen=True)
 class StoredClip:
-    """Where a clip's audio lies in its shard, in bytes, and what it holds."""
+    """Position of a clip's audio in its shard, in bytes, with its length and digest."""
 
     offset: int
     num_bytes: int
     num_samples: int
-    digest: str  # SHA-256 of what can change a result: decoded samples and captions
+    digest: str  # SHA-256 of everything that can change a result: decoded samples and captions
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What became of the clips that a shard was made from."""
+    """Summary of a shard: the stored clips and the skipped ones."""
 
     file: str
-    num_bytes: int  # of the file
+    num_bytes: int  # size of the file
     clips: dict[str, StoredClip]  # by clip id
     set_aside: dict[str, str]  # clip id -> reason
 
     @property
     def num_samples(self) -> int:
-        """Of all clips together."""
+        """Total number of samples of all clips."""
         return sum(clip.num_samples for clip in self.clips.values())
 
 
 def shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
-    """A shard's file name: its number, and a hash of what it is made from."""
+    """Return the file name of a shard: its number, and a hash of its inputs."""
     inputs = [(clip.clip_id, clip.revision, clip.captions, clip.keywords, clip.licence, clip.source) for clip in clips]
     return f"clips-{number:05d}-{short_hash([FORMAT_VERSION, codec, inputs])}.arrow"
 
 
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
-    """Decode the clips and write those that can be decoded as one shard, then its summary beside it.
+    """Decode the clips and write them as one shard, then its summary beside it.
 
-    Clips that can't be decoded are set aside. No more than about HELD_BYTES of audio are held in memory.
+    Clips that can't be decoded are skipped. At most about HELD_BYTES of audio are held in memory.
     """
     lengths: dict[str, int] = {}
     digests: dict[str, str] = {}
@@ -92,7 +92,7 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
 
 
 def read_summary(path: Path) -> ShardSummary | None:
-    """The summary of a shard that is there as a whole; None if it isn't."""
+    """Read the summary of a shard; return None if the shard is absent or incomplete."""
     try:
         value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         summary = dacite.from_dict(ShardSummary, value)
@@ -102,13 +102,13 @@ def read_summary(path: Path) -> ShardSummary | None:
 
 
 Audio = bytes | mmap.mmap
-"""A clip as a store keeps it, in memory or mapped from a temporary file."""
+"""Audio of a clip in the format of a store, in memory or mapped from a temporary file."""
 
 
 def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[Audio, int]:
-    """A clip's audio as a store keeps it, and its number of samples.
+    """Encode a clip in the format of a store, and return its audio and its number of samples.
 
-    What is too long to be held in memory waits in a temporary file in `folder`.
+    Audio that is too long for memory is spooled to a temporary file in `folder`.
     """
     with tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder)) as file:
         spool = cast(BinaryIO, file)
@@ -122,7 +122,7 @@ def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._
 
 
 class _ShardFile:
-    """An Arrow file of clips in the making, each a record batch of its own: none is copied, however long it is."""
+    """Arrow file of clips while it is written; each clip is a record batch of its own, so that none is copied."""
 
     def __init__(self, corpus: str, split: str, path: Path) -> None:
         self.corpus, self.split = corpus, split
@@ -160,7 +160,7 @@ class _ShardFile:
 
 
 class _PiecewiseFile(io.FileIO):
-    """A file that copies mapped audio piece by piece and lets go of each piece: an hour of it isn't held in memory."""
+    """File that copies mapped audio in pieces and releases each one, so that an hour of audio isn't held in memory."""
 
     mapped: mmap.mmap | None = None
 
@@ -175,7 +175,7 @@ class _PiecewiseFile(io.FileIO):
 
 
 def audio_places(path: Path) -> Iterator[tuple[int, int]]:
-    """Where each clip's audio lies in a shard's file: offset and length in bytes, in the order of the clips."""
+    """Yield offset and length in bytes of each clip's audio in a shard file, in the order of the clips."""
     with pa.memory_map(str(path)) as file:
         whole = file.read_buffer()
         shard = pa.ipc.open_file(whole)

@@ -1,6 +1,6 @@
-"""Write a split's tables, and last its manifest, which names them and the shards.
+"""Write the tables of a split, then its manifest, which names the tables and the shards.
 
-A split is either there as a whole, or not at all, or as it was before.
+Writing a split is atomic: readers see the complete split or the previous one.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ ROWS_AT_A_TIME = 1000
 
 
 def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
-    """Write a split's table of paraphrases in place of the one that is there, without holding it in memory."""
+    """Write a split's table of paraphrases, replacing an existing one, in batches of BATCH_ROWS rows."""
     rows = (
         {
             "clip_id": paraphrase.clip_id,
@@ -60,9 +60,9 @@ def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
 
 
 def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
-    """16 hexadecimal digits that stand for a split's contents, whatever their order, codec or path.
+    """Return 16 hexadecimal digits that identify a split's contents, independent of order, codec and path.
 
-    Queries count where they aren't just the clips' captions.
+    Queries are included only if they aren't the clips' captions.
     """
     lines = "".join(f"{clip_id}\t{digest}\n" for clip_id, digest in sorted(digests.items()))
     if queries is not None:
@@ -71,9 +71,9 @@ def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = No
 
 
 def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[ShardSummary]) -> None:
-    """Write a split's tables, then its manifest: from now on the split is there, and the one before it is gone.
+    """Write a split's tables, then its manifest, which replaces the previous version of the split.
 
-    A split whose queries are about another one's clips takes that one's place for granted: it has to be there.
+    If the queries refer to the clips of another split, that split has to exist in the store.
     """
     stored = {clip_id: (number, clip) for number, shard in enumerate(shards) for clip_id, clip in shard.clips.items()}
     clips = sorted((clip for clip in split.clips if clip.clip_id in stored), key=lambda clip: clip.clip_id)
@@ -132,7 +132,7 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
 
 
 def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
-    """What of a split can't be used: what its tables lack, then what can't be decoded."""
+    """Return the skipped items of a split: those found while reading its tables, then clips that can't be decoded."""
     reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
     torn = [
         SetAside(clip.origin, reasons[clip.clip_id], "undecodable", file_of(clip.clip_id))
@@ -143,12 +143,15 @@ def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside
 
 
 def answerable(queries: Sequence[Query], clip_ids: Collection[str]) -> tuple[tuple[Query, ...], list[SetAside]]:
-    """Queries without the clips that aren't there; one of which nothing is left is set aside, as is what it lacks."""
+    """Remove clips that don't exist from queries, and queries that have no clip left; also return the removals.
+
+    Queries without relevant clips (of a challenge) are kept.
+    """
     kept, set_aside = [], []
     for query in queries:
         present = tuple(clip_id for clip_id in query.relevant_clip_ids if clip_id in clip_ids)
         set_aside += [
-            SetAside(f"query {query.text!r}", f"its clip {clip_id} isn't there")
+            SetAside(f"query {query.text!r}", f"its clip {clip_id} doesn't exist")
             for clip_id in query.relevant_clip_ids
             if clip_id not in clip_ids
         ]
@@ -158,7 +161,7 @@ def answerable(queries: Sequence[Query], clip_ids: Collection[str]) -> tuple[tup
 
 
 def remove_all_but(folder: Path, names: set[str]) -> None:
-    """Remove what earlier preparations of a split have left behind, and nothing else; shards keep their summaries."""
+    """Remove files of earlier preparations of a split, except `current_names` and the summaries of its shards."""
     for path in folder.iterdir():
         if IMMUTABLE.search(path.name) and path.with_suffix(".arrow").name not in names:
             path.unlink()

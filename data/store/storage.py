@@ -1,8 +1,8 @@
-"""Where a store lies: a folder, or a prefix in an object store whose files are kept in a bounded cache on this machine.
+"""Storage of a store: a folder, or a prefix in an object store that is read through a disk cache.
 
-A store's layout is in `data.schema`. Files whose name holds a hash never change: those of a folder are memory-mapped in
-place, those of an object store are fetched in aligned blocks, each of which is kept in the cache until it is the least
-recently used one (`data.store.block_cache`). Other files are small, and read afresh each time.
+The layout of a store is described in `data.schema`. Files whose name contains a hash never change: those in a folder
+are memory-mapped in place, those in an object store are fetched in aligned blocks, which stay in the cache until they
+are the least recently used (`data.store.block_cache`). Other files are small, and read again each time.
 """
 
 import contextlib
@@ -27,36 +27,36 @@ from data.store.block_cache import Cache, map_file
 logger = logging.getLogger(__name__)
 
 Location: TypeAlias = "Path | str | Store"
-"""A folder, a URI that pyarrow.fs.FileSystem.from_uri knows, as users give them, or a store."""
+"""Location of a store: a folder, a URI that pyarrow.fs.FileSystem.from_uri supports, or a Store."""
 
 MANIFEST = "manifest.json"
 
 IMMUTABLE = re.compile(r"-[0-9a-f]{8,}\.(arrow|json)$")
-"""Names of files that never change."""
+"""Pattern of the names of files that never change."""
 
 BLOCK_BYTES = 4 * 2**20
-"""Fetched at a time: a 30-s window of PCM is 1.9 MB, so most windows lie in one block or two."""
+"""Number of bytes fetched at a time: a 30-s window of PCM is 1.9 MB, so most windows are in one or two blocks."""
 
 MAX_MAPPED = 4096
-"""Files mapped at a time in one process, of the 65,530 mappings that Linux gives one by default."""
+"""Maximum number of files mapped at a time per process; Linux allows 65,530 mappings by default."""
 
 PUBLIC_SETTINGS = {"endpoint_override", "scheme", "region"}
-"""Of a URI's query, what may be shown: others can hold keys."""
+"""Settings in the query of a URI that may be shown; others can contain keys."""
 
 
 @dataclass(frozen=True, repr=False)
 class Store:
-    """A store of clips: `location` is an absolute path or a URI. Make one with `of`.
+    """Store of clips at `location`, an absolute path or a URI. Create it with `Store.of`.
 
-    It holds nothing open, so it can be sent to other processes; what is open is kept once a process. Where an object
-    store can't be reached or refuses, every method raises a UserError that says why.
+    It holds no open files, so it can be sent to other processes; open files are cached per process. Every method raises
+    UserError if an object store can't be reached or denies access.
     """
 
     location: str
 
     @classmethod
     def of(cls, location: Location) -> "Store":
-        """The store at a path or URI, be it there or not. Raises UserError for a URI that pyarrow doesn't know."""
+        """Return the store at a path or URI, which doesn't have to exist. Raises UserError for an unsupported URI."""
         if isinstance(location, Store):
             return location
         if "://" not in str(location):
@@ -65,7 +65,7 @@ class Store:
         return cls(root if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else str(location))
 
     def __str__(self) -> str:
-        """The location without credentials."""
+        """Return the location without credentials."""
         if not self.is_remote:
             return self.location
         scheme, host, path, query, _ = urlsplit(self.location)
@@ -78,20 +78,21 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies in an object store."""
+        """True if the store is in an object store."""
         return "://" in self.location
 
     @property
     def path(self) -> Path:
-        """Its folder. Raises UserError for an object store."""
+        """Folder of the store. Raises UserError for an object store."""
         if self.is_remote:
             raise UserError(
-                f"{self} is in an object store; this needs a folder: give one, and `python data/prepare.py upload` it"
+                f"{self} is in an object store, but a folder is needed: give one, "
+                "then copy it with `python data/prepare.py upload`"
             )
         return Path(self.location)
 
     def read(self, name: str) -> bytes:
-        """The contents of a small file as they are at this moment. Raises FileNotFoundError where it is absent."""
+        """Read the current contents of a small file. Raises FileNotFoundError if it is absent."""
         if not self.is_remote:
             return (self.path / name).read_bytes()
         filesystem, root = filesystem_of(self.location)
@@ -99,16 +100,17 @@ class Store:
             return cast(bytes, file.read())
 
     def map(self, name: str) -> pa.Buffer:
-        """An immutable file as a whole, memory-mapped; one of an object store is copied into the cache first.
+        """Memory-map an immutable file; a file of an object store is copied into the cache first.
 
-        Raises FileNotFoundError where it is absent.
+        Raises FileNotFoundError if it is absent.
         """
         return _remote_file(self, name).map() if self.is_remote else _mapped(self.location, name)
 
     def slice(self, name: str, offset: int, num_bytes: int) -> pa.Buffer:
-        """`num_bytes` of an immutable file from `offset` on, without a copy where they lie in one block or in a folder.
+        """Return `num_bytes` of an immutable file from `offset` on, without a copy if they are in one block or in a
+        folder.
 
-        Raises FileNotFoundError where the file is absent, and UserError where it is shorter.
+        Raises FileNotFoundError if the file is absent, and UserError if it is shorter.
         """
         try:
             if self.is_remote:
@@ -116,17 +118,17 @@ class Store:
             return _mapped(self.location, name).slice(offset, num_bytes)
         except IndexError:
             raise UserError(
-                f"{self}: {name} has no {num_bytes} bytes from {offset} on: it is torn; prepare its split again"
+                f"{self}: {name} has no {num_bytes} bytes from {offset} on: it is truncated; prepare its split again"
             ) from None
 
     def open(self, name: str, offset: int, num_bytes: int) -> BinaryIO:
-        """The same range as a file to read and seek in, as soundfile does; blocks are fetched as they are needed."""
+        """Open a range of an immutable file as a seekable file, as soundfile needs it; blocks are fetched on demand."""
         if not self.is_remote:
             return cast(BinaryIO, pa.BufferReader(self.slice(name, offset, num_bytes)))
         return io.BufferedReader(_Range(self, name, offset, num_bytes), BLOCK_BYTES // 16)
 
     def splits(self) -> list[str]:
-        """The splits that are there, as sorted 'corpus/split'; none where the store is absent."""
+        """Return the sorted names of the existing splits, 'corpus/split'; none if the store doesn't exist."""
         if not self.is_remote:
             return sorted(str(path.parent.relative_to(self.path)) for path in self.path.glob(f"*/*/{MANIFEST}"))
         filesystem, root = filesystem_of(self.location)
@@ -146,22 +148,24 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
-    """The option of commands that read or write a store."""
+    """Option of commands that read or write a store."""
 
     store: str = option("folder or URI of the store", "store")
 
 
 def copy(store: Store, to: Location) -> None:
-    """Copy a store from its folder to an object store. What was copied already isn't copied again.
+    """Copy a store from its folder to an object store, except files that have been copied before.
 
-    A split's manifest is copied last, so it is there as a whole or not at all; a store's own tables go first: a split
-    must not be there before the exclusions that it is trained with.
+    The manifest of a split is copied last, so that readers see the complete split or none; the store's own tables are
+    copied first, because a split must not exist before the exclusions for its training do.
     """
     target = Store.of(to)
     if not target.is_remote:
-        raise UserError(f"{target} is a folder, not an object store (as s3://bucket/store): copy it there with `cp -r`")
+        raise UserError(
+            f"{target} is a folder, not an object store (such as s3://bucket/store): to copy to a folder, use `cp -r`"
+        )
     if not (splits := store.splits()):
-        raise UserError(f"{store} holds no split: prepare one, or give the store's folder")
+        raise UserError(f"{store} holds no split: prepare one, or give the folder of another store")
     filesystem, root = filesystem_of(target.location)
     for folder in (store.path, *(store.path / split for split in splits)):
         files = [path for path in folder.iterdir() if path.suffix in {".arrow", ".json"}]
@@ -183,26 +187,26 @@ def _mapped(folder: str, name: str) -> pa.Buffer:
 
 
 def forget_mapped() -> None:
-    """Map a folder's files anew from now on: for who can't assume that they are as they were written."""
+    """Discard the cached mappings of a folder's files, so that changed files are read again."""
     _mapped.cache_clear()
 
 
 @functools.cache
 def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """A URI's file system, opened once a process, and the path of the store in it."""
+    """Return the file system of a URI, opened once per process, and the path of the store in it."""
     try:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError) as error:
-        # Where it can't be parsed, all before the last @ may be credentials.
+        # If it can't be parsed, everything before the last @ may be credentials.
         shown = re.sub("://.*@", "://", location, flags=re.DOTALL).partition("?")[0]
         reason = str(error).replace(location, shown).partition("\n")[0]
         raise UserError(
-            f"{shown} can't be opened: {reason}; give a folder, or a URI with keys percent-encoded, as "
+            f"{shown} can't be opened: {reason}; give a folder, or a URI with percent-encoded keys, such as "
             f"s3://bucket/store?region=us-east-1 or s3://bucket/store?endpoint_override=http://host:port&scheme=http"
         ) from None
     if isinstance(filesystem, pyarrow.fs.S3FileSystem):
-        # from_uri sets a retry strategy that tries a dead endpoint for 100 s, and a throttled request only once.
-        # S3FileSystem's own default does neither; but its arguments don't cover all of a URI's settings.
+        # from_uri sets a retry strategy that retries a dead endpoint for 100 s, and a throttled request not at all.
+        # S3FileSystem's default does neither, but its arguments don't cover all settings of a URI.
         rebuild, arguments = filesystem.__reduce__()
         rebuilt = rebuild(*arguments)
         filesystem = rebuilt if rebuilt.equals(filesystem) else filesystem
@@ -211,15 +215,15 @@ def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @contextlib.contextmanager
 def _reaching(store: Store) -> Iterator[None]:
-    """Say in the user's terms why an object store can't be read or written; a file's absence stays what it is."""
+    """Re-raise failures to read or write an object store as UserError; FileNotFoundError stays as it is."""
     try:
         yield
     except FileNotFoundError:
         filesystem, root = filesystem_of(store.location)
         bucket = root.partition("/")[0]
-        with contextlib.suppress(OSError):  # keys that may read files needn't be allowed to look at the bucket
+        with contextlib.suppress(OSError):  # keys that may read files need not have access to the bucket itself
             if bucket and filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
-                raise UserError(f"{store}: there is no bucket {bucket!r}; check its name and the endpoint") from None
+                raise UserError(f"{store}: bucket {bucket!r} doesn't exist; check its name and the endpoint") from None
         raise
     except (OSError, pa.ArrowException) as error:
         raise UserError(
@@ -229,7 +233,7 @@ def _reaching(store: Store) -> Iterator[None]:
 
 
 class _RemoteFile:
-    """An immutable file of an object store, read through the cache."""
+    """Immutable file of an object store, read through the cache."""
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
@@ -239,18 +243,18 @@ class _RemoteFile:
 
     @functools.cached_property
     def file(self) -> pa.NativeFile:
-        """Open to read; that asks for its size, so it is done only where something has to be fetched."""
+        """Open file; opening it requests its size, so it is done only if something has to be fetched."""
         with _reaching(self.store):
             return self.filesystem.open_input_file(self.path)
 
     def fetch(self, index: int) -> bytes:
-        """A block, from the object store. The file's last one is shorter."""
+        """Fetch a block from the object store. The file's last block is shorter."""
         file = self.file
         with _reaching(self.store):
             return cast(bytes, file.read_at(BLOCK_BYTES, min(index * BLOCK_BYTES, file.size())))
 
     def block(self, index: int) -> pa.Buffer:
-        """A block, from the cache if it is there."""
+        """Return a block, from the cache if it is there."""
         cache, key = Cache.of_environment(), f"{self.key}.{index}"
         if (cached := cache.get(key)) is not None:
             return cached
@@ -259,7 +263,7 @@ class _RemoteFile:
         return pa.py_buffer(fetched)
 
     def slice(self, offset: int, num_bytes: int) -> pa.Buffer:
-        """A range, joined from blocks. Raises IndexError where the file is shorter."""
+        """Return a range of bytes, joined from blocks. Raises IndexError if the file is shorter."""
         parts, end = [], offset + num_bytes
         while offset < end:
             index, begin = divmod(offset, BLOCK_BYTES)
@@ -268,7 +272,7 @@ class _RemoteFile:
         return parts[0] if len(parts) == 1 else pa.py_buffer(b"".join(parts))
 
     def map(self) -> pa.Buffer:
-        """The file as a whole."""
+        """Return the complete file."""
         cache = Cache.of_environment()
         if (cached := cache.get(self.key)) is not None:
             return cached
@@ -285,7 +289,9 @@ def _remote_file(store: Store, name: str) -> _RemoteFile:
 
 
 class _Range(io.RawIOBase):
-    """A range of a remote file, as a file. One read never goes past a block's end, so none is fetched needlessly."""
+    """Range of a remote file as a file. A read never crosses the end of a block, so that no block is fetched
+    needlessly.
+    """
 
     def __init__(self, store: Store, name: str, offset: int, num_bytes: int) -> None:
         self.store, self.name, self.offset, self.num_bytes = store, name, offset, num_bytes

@@ -1,7 +1,7 @@
-"""Open a split of a store.
+"""Open a split of a store and read its clips, captions, queries and paraphrases.
 
-A clip is found through the split's index, so that opening a split costs the same whatever its audio's size, and reading
-a clip touches its own pages only.
+Clips are located through the split's index, so that opening a split costs the same whatever the size of its audio, and
+reading a clip touches only its own pages.
 """
 
 import hashlib
@@ -27,52 +27,55 @@ PARAPHRASES_FILE = "paraphrases.arrow"
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """A split that is there: its manifest, and its tables mapped into memory."""
+    """Split in a store: its manifest, and its tables memory-mapped. Create it with `open_split`."""
 
     store: Store
     manifest: Manifest
-    clips_manifest: Manifest  # of the split whose clips these are: mostly this one
+    clips_manifest: Manifest  # of the split whose clips are used: this one, unless `clips_of` names another
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredSplit, (self.store, self.manifest, self.clips_manifest)  # tables are mapped anew
+        return StoredSplit, (self.store, self.manifest, self.clips_manifest)  # tables are mapped again when needed
 
     @property
     def name(self) -> str:
-        """'corpus/split'."""
+        """Name of the split, 'corpus/split'."""
         return str(self.manifest.split_id)
 
     @property
     def fingerprint(self) -> str:
-        """Stands for the contents of clips, captions and queries."""
+        """Fingerprint of clips, captions and queries: 16 hexadecimal digits."""
         return self.manifest.fingerprint
 
     @property
     def codec(self) -> Codec:
-        """Of the audio."""
+        """Codec of the audio."""
         return self.clips_manifest.codec
 
     @cached_property
     def index(self) -> pa.Table:
-        """The clips without their audio, sorted by id, with the columns of `data.schema.INDEX`."""
+        """Clips without their audio, sorted by id, with the columns of `data.schema.INDEX`."""
         return self.table("index", self.clips_manifest)
 
     @cached_property
     def queries(self) -> pa.Table:
-        """The queries, with the columns of `data.schema.QUERIES`."""
+        """Queries, with the columns of `data.schema.QUERIES`."""
         return self.table("queries", self.manifest)
 
     @property
     def set_aside(self) -> list[SetAside]:
-        """What couldn't be used, and why."""
+        """Skipped clips, rows and queries, with reasons."""
         return set_aside_of(self.table("set_aside", self.manifest))
 
     @property
     def clips_set_aside(self) -> list[SetAside]:
-        """What couldn't be used of the split whose clips this one has: of itself, unless it has another's."""
+        """Skipped items of the split whose clips are used: this one, unless `clips_of` names another."""
         return set_aside_of(self.table("set_aside", self.clips_manifest))
 
     def undecodable(self) -> dict[str, str]:
-        """The clips whose files couldn't be decoded, by id, and why. A UserError where what says so is gone."""
+        """Return the reasons of clips that couldn't be decoded, by clip id.
+
+        Raises UserError if the summary of a shard is absent.
+        """
         reasons: dict[str, str] = {}
         for shard in self.clips_manifest.shards:
             name = self.clips_manifest.path_of(f"{Path(shard).with_suffix('.json')}")
@@ -86,34 +89,34 @@ class StoredSplit:
 
     @property
     def sources(self) -> set[str]:
-        """Where the recordings come from that the corpus' tables list, with or without a file."""
+        """Sources of all recordings listed in the corpus' tables, with or without a file."""
         return set(self.table("sources", self.manifest)["source"].to_pylist())
 
     def table(self, kind: str, manifest: Manifest) -> pa.Table:
-        """Return one of a manifest's tables, by the field that names its file."""
+        """Read one of a manifest's tables; `kind` is the field that names its file."""
         return pa.ipc.open_file(self.store.map(manifest.path_of(getattr(manifest, kind)))).read_all()
 
     def shard(self, number: int) -> pa.Table:
-        """A shard's clips, with the columns of `data.schema.CLIPS`."""
+        """Read the clips of a shard, with the columns of `data.schema.CLIPS`."""
         return pa.ipc.open_file(self.store.map(self.shard_path(number))).read_all()
 
     def shard_path(self, number: int) -> str:
-        """A shard's file, from the store on."""
+        """Return the path of a shard, relative to the store."""
         return self.clips_manifest.path_of(self.clips_manifest.shards[number])
 
     @cached_property
     def clip_ids(self) -> list[str]:
-        """The clips' ids, sorted."""
+        """Ids of the clips, sorted."""
         return cast(list[str], self.index["clip_id"].to_pylist())
 
     @cached_property
     def captions(self) -> list[list[str]]:
-        """Each clip's captions, in the order of `clip_ids`."""
+        """Captions of each clip, in the order of `clip_ids`."""
         return cast(list[list[str]], self.index["captions"].to_pylist())
 
     @cached_property
     def num_samples(self) -> NDArray[np.int64]:
-        """Each clip's length, in the order of `clip_ids`."""
+        """Number of samples of each clip, in the order of `clip_ids`."""
         return self._column("num_samples")
 
     @cached_property
@@ -124,12 +127,12 @@ class StoredSplit:
         return cast(NDArray[np.int64], self.index[name].combine_chunks().to_numpy())
 
     def open_clip(self, clip: int) -> BinaryIO:
-        """A clip's audio as it is stored, as a file that can seek."""
+        """Open the stored audio of a clip as a seekable file."""
         shard, offset, num_bytes = (column[clip].item() for column in self._places)
         return self.store.open(self.shard_path(shard), offset, num_bytes)
 
     def decode_window(self, clip: int, start: int, out: Samples) -> None:
-        """Fill `out` with a clip's samples from sample `start` on."""
+        """Fill `out` with a clip's samples from sample `start` on. Raises UserError if the audio is corrupt."""
         try:
             waveform.decode_window(self.open_clip(clip), self.codec, start, out)
         except AudioError as error:
@@ -137,46 +140,46 @@ class StoredSplit:
             raise UserError(f"{self.store}/{self.name}: {clip_id}: {error}; prepare this split again") from error
 
     def window(self, clip: int, start: int, count: int) -> Samples:
-        """`count` samples of a clip from sample `start` on."""
+        """Return `count` samples of a clip from sample `start` on."""
         samples = np.empty(count, np.float32)
         self.decode_window(clip, start, samples)
         return samples
 
     def paraphrases(self) -> dict[tuple[str, str], list[str]]:
-        """Variants by clip id and caption hash. Raises UserError where the split has none."""
+        """Return the paraphrases by clip id and caption hash. Raises UserError if the split has none."""
         rows = self.required_paraphrases().select(["clip_id", "caption_hash", "variants"]).to_pylist()
         return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
 
     def required_paraphrases(self) -> pa.Table:
-        """The table of paraphrases. Raises UserError where the split has none."""
+        """Read the table of paraphrases. Raises UserError if the split has none."""
         table = self.paraphrases_table()
         if table is None or not len(table):
             raise UserError(
                 f"{self.name} has no paraphrases ({self.store}/{self.name}/{PARAPHRASES_FILE} is "
                 f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
-                f"or have them written: python data/paraphrase.py {self.manifest.corpus} --store {self.store}"
+                f"or generate them: python data/paraphrase.py {self.manifest.corpus} --store {self.store}"
             )
         return table
 
     def paraphrases_table(self) -> pa.Table | None:
-        """The paraphrases, with the columns of `data.schema.PARAPHRASES`; None where the split has no table."""
+        """Read the table of paraphrases (`data.schema.PARAPHRASES`); return None if the split has none."""
         try:
             return pa.ipc.open_file(self.store.read(f"{self.name}/{PARAPHRASES_FILE}")).read_all()
         except FileNotFoundError:
             return None
 
     def paraphrases_fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for the contents of the paraphrases, whatever their order."""
+        """Return 16 hexadecimal digits that identify the contents of the paraphrases, independent of their order."""
         lines = sorted(json.dumps([*key, variants]) for key, variants in self.paraphrases().items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 ABSENT = " is absent"
-"""Ends the reasons of absent files in stores from before there were kinds."""
+"""Ending of the reasons of absent files, in stores without a column `kind`."""
 
 
 def set_aside_of(table: pa.Table) -> list[SetAside]:
-    """Return the rows of a table of what couldn't be used; an older store's kinds are taken from the reasons."""
+    """Convert the table of skipped items to objects; without a column `kind`, it is derived from the reason."""
     found = []
     for row in table.to_pylist():
         if "kind" not in row and row["reason"].endswith(ABSENT):
@@ -186,10 +189,15 @@ def set_aside_of(table: pa.Table) -> list[SetAside]:
 
 
 def open_split(location: Location, name: str) -> StoredSplit:
-    """A split by name, 'corpus/split'.
+    """Open a split of a store.
 
-    Raises UserError where it isn't there, or was written by another version of the schema, or where the split whose
-    clips it asks for has changed since.
+    Args:
+        location: Folder or URI of the store, or a Store.
+        name: Name of the split, 'corpus/split'.
+
+    Raises:
+        UserError: If the split doesn't exist or was written by another version of the schema, or if the split
+            whose clips it uses has changed since.
     """
     store = Store.of(location)
     manifest = read_manifest(store, name)
@@ -198,7 +206,7 @@ def open_split(location: Location, name: str) -> StoredSplit:
     clips_manifest = read_manifest(store, str(manifest.clips_split_id))
     if clips_manifest.fingerprint != manifest.clips_fingerprint:
         raise UserError(
-            f"{store}/{name} was prepared for other contents of {clips_manifest.split_id}; "
+            f"{store}/{name} was prepared for a different version of {clips_manifest.split_id}; "
             f"prepare it again: {prepare_command(store, name)}"
         )
     return StoredSplit(store, manifest, clips_manifest)

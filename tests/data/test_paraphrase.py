@@ -832,7 +832,7 @@ def test_the_page_shows_everything(make_clip, noise, write_split, chat_server, r
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("--variants", "0"), "isn't a whole number from 1 on"),
+        (("--variants", "0"), "isn't an integer of at least 1"),
         (("--timeout", "-1"), "isn't a number above 0"),
         (("--budget", "nan"), "isn't a number above 0"),
         (("--model", "grammar", "--batch"), "--batch: grammar is asked without a server"),

@@ -70,9 +70,9 @@ def test_a_folder_becomes_a_store(corpus, run_command, noise, tmp_path):
     assert "Traceback" not in done.stderr
 
     said = done.stdout + done.stderr
-    assert "folder/train: 2 clips, 0.00 h, 3 captions, 1 set aside, fingerprint " in said
-    assert f"set aside: {corpus / 'captions.csv'}, line 5: {corpus / 'torn.flac'}: can't be decoded" in said
-    assert f"set aside: {corpus / 'captions.csv'}, line 7: {corpus / 'absent.wav'} is absent" in said
+    assert "folder/train: 2 clips, 0.00 h, 3 captions, 1 skipped, fingerprint " in said
+    assert f"skipped: {corpus / 'captions.csv'}, line 5: {corpus / 'torn.flac'}: can't be decoded" in said
+    assert f"skipped: {corpus / 'captions.csv'}, line 7: {corpus / 'absent.wav'} is absent" in said
 
     train, validation, test = (
         stored_split.open_split(store, f"folder/{name}") for name in ("train", "validation", "test")
@@ -106,10 +106,10 @@ def test_what_is_there_already_is_not_done_again(corpus, prepare, tmp_path):
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("clips-*")}
     again = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "folder/train: 1 of 1 shards are there already" in again.stderr
+    assert "folder/train: 1 of 1 shards already exist" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("clips-*")} == times
     assert again.stderr.splitlines()[-1] == first.stderr.splitlines()[-1]
-    assert "set aside: " in again.stderr
+    assert "skipped: " in again.stderr
 
 
 def test_a_split_of_which_nothing_can_be_decoded_is_refused(corpus, prepare, tmp_path):
@@ -117,7 +117,7 @@ def test_a_split_of_which_nothing_can_be_decoded_is_refused(corpus, prepare, tmp
     done = prepare("folder", "--source", corpus, "--store", tmp_path / "store")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "set aside: " in done.stderr
+    assert "skipped: " in done.stderr
     assert done.stderr.splitlines()[-1] == "error: folder/train: none of its 1 clips could be decoded"
     assert not list(tmp_path.rglob("manifest.json"))
 
@@ -131,11 +131,11 @@ def test_an_unknown_corpus_is_answered_with_the_known_ones(prepare, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clotho"], "name the directory of its published layout with --source"),
+        (["clotho"], "name the folder that holds them with --source"),
         (["folder", "--source", "nowhere"], "nowhere is absent"),
         (["folder", "--source", "pyproject.toml"], "pyproject.toml is not a directory"),
-        (["synthetic", "--source", "data"], "the synthetic corpus is made, not read; leave the source out"),
-        (["synthetic", "--seed", "-1"], "seed=-1: a seed is 0 or more"),
+        (["synthetic", "--source", "data"], "the synthetic corpus is generated, not read; leave the source out"),
+        (["synthetic", "--seed", "-1"], "seed=-1: a seed must be at least 0"),
     ],
 )
 def test_a_wrong_source_is_refused(words, said, prepare, tmp_path):
@@ -146,7 +146,7 @@ def test_a_wrong_source_is_refused(words, said, prepare, tmp_path):
 def test_a_wrong_table_is_refused_by_file_and_line(corpus, prepare, tmp_path):
     (corpus / "captions.csv").write_text(TABLE.replace("Rain falls.,train", "Rain falls."))
     done = prepare("folder", "--source", corpus, "--store", tmp_path / "store")
-    assert_refused(done, f"{corpus / 'captions.csv'}, line 4: the row hasn't as many cells as the header (3)")
+    assert_refused(done, f"{corpus / 'captions.csv'}, line 4: the row doesn't have as many cells as the header (3)")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -202,7 +202,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
 
     done = run_in_process(run_command, "whole", recordings, resumed, workers)
     assert done.returncode == 0, done.stderr
-    there = int(re.search(r"folder/train: (\d) of 5 shards are there already", done.stderr)[1])
+    there = int(re.search(r"folder/train: (\d) of 5 shards already exist", done.stderr)[1])
     assert there >= len(finished)  # what ran when the command was killed may have ended well
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     contents = [
@@ -216,7 +216,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
 def test_a_second_command_on_the_same_store_is_refused(corpus, prepare, tmp_path):
     with build.writing(tmp_path):
         done = prepare("folder", "--source", corpus, "--store", tmp_path)
-    assert_refused(done, f"another command is writing into {tmp_path}; wait until it has ended")
+    assert_refused(done, f"another command is writing to {tmp_path}; wait until it has finished")
     assert prepare("folder", "--source", corpus, "--store", tmp_path).returncode == 0
 
 
@@ -250,7 +250,7 @@ def test_verify_reads_everything_back(corpus, prepare, tmp_path):
     prepare("folder", "--source", corpus, "--store", tmp_path, "--codec", "flac")
     done = prepare("verify", "--store", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "folder/train: 2 clips as they were written" in done.stderr
+    assert "folder/train: 2 clips are intact" in done.stderr
 
     split = stored_split.open_split(tmp_path, "folder/train")
     path = split.store.path / split.shard_path(0)
@@ -260,14 +260,14 @@ def test_verify_reads_everything_back(corpus, prepare, tmp_path):
     done = prepare("verify", "--store", tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    (wrong,) = [line for line in done.stderr.splitlines() if line.startswith("wrong: ")]
+    (wrong,) = [line for line in done.stderr.splitlines() if line.startswith("problem: ")]
     assert f"{split.shard_path(0)}: folder/train/b.flac: " in wrong
 
     path.write_bytes(contents[: len(contents) // 2])
     done = prepare("verify", "--store", tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert f"wrong: {split.shard_path(0)} can't be read" in done.stderr
+    assert f"problem: {split.shard_path(0)} can't be read" in done.stderr
 
 
 def test_verify_finds_tables_that_do_not_agree(corpus, prepare, tmp_path):
@@ -277,9 +277,9 @@ def test_verify_finds_tables_that_do_not_agree(corpus, prepare, tmp_path):
     path.write_text(json.dumps(manifest | {"num_queries": 7, "fingerprint": "0" * 16}))
     done = prepare("verify", "--store", tmp_path)
     assert done.returncode == 1
-    assert "wrong: folder/train: 3 queries, 7 in the manifest" in done.stderr
-    assert "wrong: folder/train: the fingerprint isn't that of its contents" in done.stderr
-    assert "folder/validation: 1 clips as they were written" in done.stderr
+    assert "problem: folder/train: 3 queries, 7 in the manifest" in done.stderr
+    assert "problem: folder/train: the fingerprint doesn't match the contents" in done.stderr
+    assert "folder/validation: 1 clips are intact" in done.stderr
 
 
 def test_describe_says_what_a_store_holds_and_draws_it(corpus, prepare, tmp_path):
@@ -303,7 +303,7 @@ def test_an_empty_store_is_named(command, prepare, tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_dies_is_named():
-    with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; run it again: it goes on where it stopped"):
+    with pytest.raises(UserError, match=r"(?s)a worker was lost: .*; re-run the same command to resume"):
         list(run_on_ray(lambda number: os.kill(os.getpid(), signal.SIGKILL), [(1,)]))
 
 

@@ -60,11 +60,11 @@ def test_a_split_is_named_as_it_is(store):
 @pytest.mark.parametrize(
     ("corpus", "pretrain_on", "hold_out", "said"),
     [
-        ("wavcaps", [], [], "wavcaps has no split to validate on: name it with --pretrain-on"),
+        ("wavcaps", [], [], "wavcaps has no validation split; name it with --pretrain-on"),
         ("clotho", ["clotho", "synthetic"], [], "the store holds none of synthetic/development; prepare it"),
-        ("clotho", ["clotho"], ["audiocaps/val"], "--hold-out audiocaps/val: it isn't among what is pretrained on"),
+        ("clotho", ["clotho"], ["audiocaps/val"], "--hold-out audiocaps/val: it isn't one of the pretraining splits"),
         ("clotho", ["wavcaps/BBC_Sound_Effects"], [], "holds no split 'wavcaps/BBC_Sound_Effects'"),
-        ("audiocaps", ["audiocaps"], [], "audiocaps/test, audiocaps/val would be trained on and judged by"),
+        ("audiocaps", ["audiocaps"], [], "audiocaps/test, audiocaps/val would be used both for training and"),
         ("clotho", ["cloto"], [], "unknown corpus 'cloto'"),
     ],
 )

@@ -130,7 +130,7 @@ def test_it_runs_from_anywhere_where_the_standard_select_is_a_shared_library(way
         (["--runs", "{empty}"], "holds no runs .*run python sweeps/grid.py first"),
         (["--sweep", "absent"], "no sweep is named 'absent'; known: .*first"),
         (["--metric", "accuracy"], "unknown metric 'accuracy'; known: .*mrr"),
-        (["--max-size", "0"], "isn't a whole number from 1 on"),
+        (["--max-size", "0"], "isn't an integer of at least 1"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_status_2(words, expected, selected, call_command, tmp_path):

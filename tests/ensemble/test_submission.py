@@ -179,14 +179,14 @@ def test_what_is_evaluated_is_what_was_published(entered):
     assert evaluation.queries == CAPTIONS
     assert sorted(evaluation.heard) == sorted(FILES)
     assert list(evaluation.unheard) == [TORN, ABSENT]
-    assert "torn" in evaluation.unheard[TORN]
+    assert "truncated" in evaluation.unheard[TORN]
     assert evaluation.unheard[ABSENT].endswith("Zug: kommt.wav is absent")
 
 
 def test_a_submission_of_2023_ranks_ten_files_for_each_caption(entered, submit, tmp_path):
     status, said = submit(*ensembles(entered, "first", "second"), "--out", tmp_path)
     assert status == 0, said
-    assert re.search(rf"ranked last, by name: {re.escape(TORN)}: torn", said)
+    assert re.search(rf"ranked last, by name: {re.escape(TORN)}: truncated", said)
     assert re.search(rf"ranked last, by name: {ABSENT}: .*is absent", said)
     found = contents(tmp_path / "DoeMüller_EX_task6b.zip")
     labels = ["DoeMüller_EX_task6b_1", "DoeMüller_EX_task6b_2"]
@@ -699,7 +699,7 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     done = run_command(*words, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
     assert f"{number} members, 0 of them have embedded clotho/challenge before" in done.stderr
-    assert re.search(rf"ranked last, by name: {re.escape(TORN)}: torn", done.stderr)
+    assert re.search(rf"ranked last, by name: {re.escape(TORN)}: truncated", done.stderr)
     (path,) = (tmp_path / "out").glob("*.zip")
     found = contents(path)
     assert len(found) == 4

@@ -32,7 +32,7 @@ def test_a_store_is_as_it_was_written(folder, call_command):
     done = call_command("data/prepare.py", "verify", "--store", folder / "store")
     assert done.returncode == 0, done.stderr
     for split, count in (("train", 6), ("validation", 4), ("test", 4)):
-        assert f"folder/{split}: {count} clips as they were written" in done.stderr
+        assert f"folder/{split}: {count} clips are intact" in done.stderr
     (aside,) = open_split(folder / "store", "folder/train").set_aside
     assert (aside.kind, aside.file) == ("absent", "absent.flac")
 

@@ -15,7 +15,7 @@ SPLITS = spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train",
 
 @pytest.mark.parametrize("judged_by", ["c/validation", "c/test"])
 def test_what_a_model_is_judged_by_is_not_trained_on(judged_by):
-    with pytest.raises(UserError, match=f"{judged_by} would be trained on and judged by"):
+    with pytest.raises(UserError, match=f"{judged_by} would be used both for training and for evaluation"):
         spaces.Splits("c/train", "c/validation", "c/test", pretrain=("c/train", judged_by))
 
 

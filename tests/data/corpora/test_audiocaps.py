@@ -157,8 +157,7 @@ def test_tables_may_be_absent_and_are_named(write_table, write_audio, tmp_path):
     (test,) = audiocaps.read(tmp_path)
     assert (test.name, len(test.clips)) == ("test", 1)
     assert [(gone.origin, gone.reason) for gone in test.set_aside] == [
-        (str(tmp_path / "dataset" / f"{split}.csv"), "is absent: what it lists isn't known")
-        for split in ("train", "val")
+        (str(tmp_path / "dataset" / f"{split}.csv"), "is absent: its clips aren't known") for split in ("train", "val")
     ]
 
 

@@ -118,7 +118,7 @@ def test_a_disk_that_composes_letters_otherwise_has_the_file(tiny_clotho, write_
     ("old", "new", "said"),
     [
         ("caption_5", "caption_6", r"captions_validation.csv: column caption_5 is missing"),
-        ("Caption 3.,", "", r"captions_validation.csv, line 2: the row hasn't as many cells as the header"),
+        ("Caption 3.,", "", r"captions_validation.csv, line 2: the row doesn't have as many cells as the header"),
         ("Caption 3.", " ", r"captions_validation.csv, line 2: column 'caption_3' is empty"),
         ("Same name.wav", "validation dog.wav", r"line 3: file_name 'validation dog.wav' occurs twice .*line 2"),
         ("wav,", "mp3,", r"validation holds none of the 2 files named in clotho_captions_validation.csv"),

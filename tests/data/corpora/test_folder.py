@@ -76,7 +76,7 @@ def test_three_files_are_enough_for_three_splits(drawn):
 
 
 def test_two_files_cannot_be_drawn_into_three_splits(drawn):
-    with pytest.raises(UserError, match="2 files can't be drawn into 3 splits: add files, or a column 'split'"):
+    with pytest.raises(UserError, match="2 files can't be divided into 3 splits: add files, or a column 'split'"):
         drawn(NAMES[:2], seed=0)
 
 

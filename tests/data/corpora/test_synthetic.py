@@ -163,7 +163,7 @@ def test_a_revision_changes_with_the_scene_and_bytes_are_those_of_pcm(
 
 
 def test_there_is_nothing_to_download(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="made, not downloaded"):
+    with pytest.raises(UserError, match="generated, not downloaded"):
         synthetic.download(tmp_path)
 
 
@@ -321,7 +321,7 @@ def test_every_scene_that_can_be_drawn_has_enough_words() -> None:
 
 
 def test_a_source_is_refused() -> None:
-    with pytest.raises(UserError, match="made, not read"):
+    with pytest.raises(UserError, match="generated, not read"):
         synthetic.read(Path("somewhere"))
 
 
@@ -333,10 +333,10 @@ def test_a_negative_seed_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"validation": 0}, "validation=0: a split has at least one clip"),
+        ({"validation": 0}, "validation=0: a split must have at least one clip"),
         ({"min_duration_s": 0.0}, "min_duration_s=0.0"),
         ({"min_duration_s": 12.0, "max_duration_s": 8.0}, "min_duration_s=12.0, max_duration_s=8.0"),
-        ({"min_duration_s": 2.0, "max_duration_s": 4.0}, "be 5 s or more"),
+        ({"min_duration_s": 2.0, "max_duration_s": 4.0}, "give max_duration_s=5 or more"),
     ],
 )
 def test_bad_settings_are_refused(fields: dict[str, float], said: str) -> None:

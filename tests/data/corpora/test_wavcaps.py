@@ -140,7 +140,7 @@ def test_a_recording_in_two_places_is_read_from_the_archive(tiny, write_audio):
     assert str(root / "SoundBible_flac" / "1001.flac") in split.clips[1].origin
     ((origin, reason),) = told(split)
     assert origin == "SoundBible"
-    assert reason == f"1 recordings are there more than once; read from here: {f'{archive}/1000.flac'!r}"
+    assert reason == f"1 recordings exist more than once; the first is read, such as {f'{archive}/1000.flac'!r}"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_member_that_leads_out_of_the_archive_is_named_and_not_read(name, tiny
     assert [clip.clip_id for clip in split.clips] == ["wavcaps/SoundBible/1001"]
     archive = root / "Zip_files" / "SoundBible" / "SoundBible.zip"
     assert told(split) == [
-        (f"{archive}/{name}", "leads out of the archive; not read"),
+        (f"{archive}/{name}", "points outside the archive; not read"),
         (f"{table_of(root)}, row 1", "1000.flac is absent: neither in an archive nor extracted"),
     ]
 
@@ -162,7 +162,7 @@ def test_recordings_without_a_row_are_counted(tiny):
     (split,) = wavcaps.read(root)
     archive = root / "Zip_files" / "SoundBible" / "SoundBible.zip"
     assert told(split) == [
-        ("SoundBible", f"2 recordings without a row in {table_of(root)}, as {f'{archive}/1001.flac'!r}")
+        ("SoundBible", f"2 recordings without a row in {table_of(root)}, such as {f'{archive}/1001.flac'!r}")
     ]
 
 
@@ -170,15 +170,15 @@ def test_recordings_without_a_row_are_counted(tiny):
     ("bad", "reason"),
     [
         ("text", "the row isn't an object"),
-        ({"caption": "A dog."}, "id must be some text or a whole number"),
-        (row(None), "id must be some text or a whole number"),
-        (row(True), "id must be some text or a whole number"),
-        (row(["1001"]), "id must be some text or a whole number"),
-        ({"id": "1001"}, "caption must be some text"),
-        (row("1001", ""), "caption must be some text"),
-        (row("1001", " \n"), "caption must be some text"),
-        (row("1001", 5), "caption must be some text"),
-        (row("1001", "half \ud800"), "caption must be some text"),
+        ({"caption": "A dog."}, "id must be a non-empty string or an integer"),
+        (row(None), "id must be a non-empty string or an integer"),
+        (row(True), "id must be a non-empty string or an integer"),
+        (row(["1001"]), "id must be a non-empty string or an integer"),
+        ({"id": "1001"}, "caption must be a non-empty string"),
+        (row("1001", ""), "caption must be a non-empty string"),
+        (row("1001", " \n"), "caption must be a non-empty string"),
+        (row("1001", 5), "caption must be a non-empty string"),
+        (row("1001", "half \ud800"), "caption must be a non-empty string"),
         (row("1001"), "1001.flac is absent: neither in an archive nor extracted"),
         (row("../1000"), "../1000.flac is absent: neither in an archive nor extracted"),
         (row("1000", "Rain."), "id '1000' occurs twice (first in {table}, row 1)"),
@@ -231,7 +231,7 @@ def test_a_table_without_any_recording_is_set_aside_as_a_whole(tiny, published_w
     shutil.copy(published_wavcaps / "json_files" / "BBC_Sound_Effects" / "bbc_final.json", other)
     bbc, soundbible = wavcaps.read(root)
     assert (len(bbc.clips), len(soundbible.clips), bbc.num_listed, len(bbc.sources)) == (0, 1, 8, 8)
-    assert told(bbc) == [(str(other), "none of the 8 recordings that it names is there")]
+    assert told(bbc) == [(str(other), "none of the 8 recordings that it names exists")]
 
 
 def test_what_cannot_be_read_at_all_is_refused(tiny, tmp_path):
@@ -247,7 +247,7 @@ def test_a_torn_archive_is_refused(tiny):
     root = tiny([row("1000")], ["1000.flac"])
     archive = root / "Zip_files" / "SoundBible" / "SoundBible.zip"
     archive.write_bytes(archive.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"SoundBible.zip isn't a whole zip archive .*: download it again"):
+    with pytest.raises(UserError, match=r"SoundBible.zip isn't a complete zip archive .*: download it again"):
         wavcaps.read(root)
 
 

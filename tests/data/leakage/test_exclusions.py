@@ -75,12 +75,12 @@ def test_clips_made_from_held_out_recordings_of_other_corpora_are_excluded(write
 def test_a_split_that_came_since_is_not_trained_on(write):
     for name in ("clotho/validation", "wavcaps/FreeSound"):
         store = write(name, *PARTS[name])
-    with pytest.raises(UserError, match="the exclusions were worked out for other splits"):
+    with pytest.raises(UserError, match="the exclusions don't match the splits"):
         exclusions.excluded(store, ["wavcaps/FreeSound"])
     exclusions.update(store)
     assert len(exclusions.excluded(store, ["wavcaps/FreeSound"])) == 2
     write("clotho/evaluation", *PARTS["clotho/evaluation"])
-    with pytest.raises(UserError, match="the exclusions were worked out for other splits"):
+    with pytest.raises(UserError, match="the exclusions don't match the splits"):
         exclusions.excluded(store, ["wavcaps/FreeSound"])
 
 
@@ -138,7 +138,7 @@ def test_duplicates_that_are_to_be_excluded_are_looked_for_again_after_another_s
     assert exclusions.excluded(store, ["wavcaps/FreeSound"]) == frozenset()
     write("clotho/validation", *PARTS["clotho/validation"])
     exclusions.update(store)
-    assert "splits prepared since weren't looked through" in describe.duplicate_lines(store)[-1]
+    assert "splits prepared since haven't been searched" in describe.duplicate_lines(store)[-1]
     if exclude:
         with pytest.raises(UserError, match="duplicates --exclude-duplicates --store"):
             exclusions.excluded(store, ["wavcaps/FreeSound"])
@@ -180,9 +180,9 @@ def test_published_lists_are_read_in_each_of_their_forms(name, text, expected, t
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "list names no id"),
+        ("", "list contains no ids"),
         ("sound_id\nfoo bar\n", r"list, row 2: 'foo bar' is neither a Freesound nor a YouTube id"),
-        ("a,b\n1,2\n", "list: no column of ids; the header needs one of: sound_id"),
+        ("a,b\n1,2\n", "list: no column of ids; the header must contain one of: sound_id"),
         ('{"Vimeo": ["1"]}', "list: unknown key 'Vimeo'; known: AudioSet, FreeSound"),
         ('{"FreeSound": "1"}', "list: 'FreeSound' must hold a list of ids"),
         ('{"FreeSound": [1,\n}', "list, line 2: not JSON"),

@@ -170,5 +170,5 @@ def test_paraphrases_are_those_of_the_pair_in_whatever_order_their_table_is(make
 def test_paraphrases_of_other_captions_are_as_good_as_none(make_clip, noise, write_split):
     table = [Paraphrase("test/train/a.wav", "What it said before.", ("a hound",), "grammar")]
     split = write_split([make_clip("a.wav", noise(0.01), ["A dog."])], paraphrases=table)
-    with pytest.raises(UserError, match="none of test/train's paraphrases is about a caption that it has now"):
+    with pytest.raises(UserError, match="none of test/train's paraphrases matches one of its captions"):
         pairs_of(split, probability=0.3)

@@ -54,7 +54,7 @@ def test_defaults_and_values_have_the_types_of_their_fields():
         (Options, [], "the following arguments are required: folder"),
         (Required, [], "the following arguments are required: --out"),
         (Options, ["a", "--way", "left"], "argument --way: invalid choice: 'left' (choose from 'up', 'down')"),
-        (Options, ["a", "--workers", "0"], "argument --workers: '0' isn't a whole number from 1 on"),
+        (Options, ["a", "--workers", "0"], "argument --workers: '0' isn't an integer of at least 1"),
         (Options, ["a", "--limits", "1"], "argument --limits: expected 2 arguments"),
         (Options, ["a", "--to", "3", "--no-such"], "unrecognized arguments: --no-such"),
     ],

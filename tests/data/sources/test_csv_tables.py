@@ -77,13 +77,13 @@ def test_a_table_without_a_header_is_refused(table):
 
 
 def test_a_table_without_rows_is_refused(table):
-    refused(table("file_name,caption\n"), "holds no row below its header")
+    refused(table("file_name,caption\n"), "has no rows below its header")
 
 
 @pytest.mark.parametrize("row", ["b.wav", "b.wav,A dog, barking"])
 def test_a_row_of_another_length_than_the_header_is_named(row, table):
     path = table(f"file_name,caption\na.wav,A dog.\n{row}\n")
-    refused(path, f"{path}, line 3: the row hasn't as many cells as the header (2)")
+    refused(path, f"{path}, line 3: the row doesn't have as many cells as the header (2)")
 
 
 def test_a_quote_that_stays_open_is_named(table):

@@ -148,7 +148,7 @@ def test_files_of_any_name_are_fetched_and_kept_without_a_request(server, tmp_pa
     download.fetch(base_url, checksums, tmp_path / "new" / "folder")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()} == contents
     assert len(server.log) == len(contents) - 1  # of an empty file all is there before it is asked for
-    assert f"{tmp_path}/new/folder/plain.csv: fetched, 9.0 kB" in caplog.messages
+    assert f"{tmp_path}/new/folder/plain.csv: downloaded, 9.0 kB" in caplog.messages
     server.log.clear()
     download.fetch(base_url, checksums, tmp_path / "new" / "folder")
     assert not server.log
@@ -159,7 +159,7 @@ def test_a_file_with_other_contents_is_fetched_again(big, tmp_path, caplog):
     (tmp_path / "big.7z").write_bytes(BIG[:-1] + b"x")
     download.fetch(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
-    assert f"its md5 is {md5(BIG[:-1] + b'x')} and not {md5(BIG)}: fetched again" in caplog.text
+    assert f"its md5 is {md5(BIG[:-1] + b'x')}, expected {md5(BIG)}: downloading it again" in caplog.text
 
 
 def test_a_download_goes_on_where_its_connection_broke_off(big, tmp_path):
@@ -212,7 +212,7 @@ def test_a_server_that_gives_whole_files_only_is_asked_for_the_whole_file_again(
 def test_a_server_that_breaks_off_without_sending_more_is_given_up_and_what_came_is_kept(big, tmp_path):
     server, checksums = big
     server.breaks = [200_000, 0]
-    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be fetched: .* it goes on where it stopped"):
+    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: .* the same command to resume"):
         download.fetch(server.url, checksums, tmp_path)
     assert len(server.log) == 2
     assert parts(tmp_path)[0].stat().st_size > 100_000
@@ -231,7 +231,7 @@ def test_a_server_that_stays_overloaded_is_named(big, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "RETRY", download.RETRY.new(backoff_factor=0))
     server, checksums = big
     server.refusals = 99
-    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be fetched: 503"):
+    with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: 503"):
         download.fetch(server.url, checksums, tmp_path)
     assert len(server.log) == 1 + download.RETRY.total
 
@@ -248,7 +248,7 @@ def test_waits_between_requests_grow():
 def test_wrong_contents_are_removed_and_both_checksums_said(big, tmp_path, served):
     server, checksums = big
     server.files["/big.7z"] = served
-    said = f"{server.url}/big.7z: its md5 is {md5(served)} and not {md5(BIG)}"
+    said = f"{server.url}/big.7z: its md5 is {md5(served)}, expected {md5(BIG)}"
     with pytest.raises(UserError, match=re.escape(said)):
         download.fetch(server.url, checksums, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -257,14 +257,14 @@ def test_wrong_contents_are_removed_and_both_checksums_said(big, tmp_path, serve
 def test_a_part_that_is_as_long_as_the_file_and_wrong_is_removed(big, tmp_path):
     server, checksums = big
     (tmp_path / f"big.7z.{checksums['big.7z'][:8]}.part").write_bytes(BIG[:-1] + b"x")
-    with pytest.raises(UserError, match="removed: run it again"):
+    with pytest.raises(UserError, match="removed: re-run the same command"):
         download.fetch(server.url, checksums, tmp_path)
     download.fetch(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
 
 
 def test_a_file_that_the_server_has_not_is_named_and_asked_for_once(server, tmp_path):
-    with pytest.raises(UserError, match=f"{server.url}/absent.csv can't be fetched: 404"):
+    with pytest.raises(UserError, match=f"{server.url}/absent.csv can't be downloaded: 404"):
         download.fetch(server.url, {"absent.csv": md5(b"")[::-1]}, tmp_path)
     assert len(server.log) == 1
 
@@ -273,7 +273,7 @@ def test_a_server_that_is_out_of_reach_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "RETRY", download.RETRY.new(backoff_factor=0))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    with pytest.raises(UserError, match=f"{url}/a.csv can't be fetched: .*refused.* run it again"):
+    with pytest.raises(UserError, match=f"{url}/a.csv can't be downloaded: .*refused.* re-run the same command"):
         download.fetch(url, {"a.csv": md5(b"a")}, tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_a_download_goes_on_once_there_is_room(big, tmp_path):
     status, said = run_child(f"limit_files(150_000); fetch({server.url!r}, {checksums}, Path({str(tmp_path)!r}))")
     assert (status, said.count("\n")) == (2, 1)
     assert f"error: {server.url}/big.7z can't be written to {tmp_path}/big.7z." in said
-    assert "File too large; make room" in said
+    assert "File too large; free disk space" in said
     (part,) = parts(tmp_path)
     there = part.stat().st_size
     assert there > 100_000
@@ -322,7 +322,7 @@ def test_an_archive_is_extracted_once(archive, tmp_path, caplog):
     written = {path: path.stat().st_ino for path in out.rglob("*")}
     download.extract(archive, out)
     assert {path: path.stat().st_ino for path in out.rglob("*")} == written
-    assert caplog.messages == [f"{archive}: 3 files are extracted", f"{archive}: is extracted"]
+    assert caplog.messages == [f"{archive}: extracting 3 files", f"{archive}: already extracted"]
 
 
 @pytest.mark.parametrize("harm", ["shorter", "gone"])
@@ -350,7 +350,7 @@ def test_an_archive_leaves_other_files_in_place(archive, tmp_path):
 @pytest.mark.parametrize("name", ["../evil.wav", "development/../../evil.wav", "/evil.wav"])
 def test_an_archive_with_names_that_lead_out_of_it_is_refused(tmp_path, name):
     archive = write_archive(tmp_path / "evil.7z", {"good.wav": b"good", name: b"evil"})
-    with pytest.raises(UserError, match=re.escape(f"{archive}: the name {name!r} leads out of its folder")):
+    with pytest.raises(UserError, match=re.escape(f"{archive}: the name {name!r} points outside its folder")):
         download.extract(archive, tmp_path / "out")
     assert extracted(tmp_path).keys() == {"evil.7z"}
 
@@ -487,7 +487,7 @@ def test_a_dataset_with_names_that_lead_out_of_it_is_refused(hub, tmp_path):
     set_listing(hub)
     status, said = run_dataset(hub, tmp_path / "out")
     assert status == 2
-    assert "error: dataset lab/sounds: the name '../evil' leads out of its folder" in said
+    assert "error: dataset lab/sounds: the name '../evil' points outside its folder" in said
     assert not extracted(tmp_path)
 
 

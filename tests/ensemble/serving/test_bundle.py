@@ -112,7 +112,7 @@ def test_the_command_embeds_sounds_and_sentences_of_ones_own(sounds, runs, run_c
     done = run_command(*words, "--checkpoint", folder)
     assert done.returncode == 0, done.stderr
     assert "left out" in done.stderr
-    assert "torn.wav: torn" in done.stderr
+    assert "torn.wav: truncated" in done.stderr
     found = read_embeddings(tmp_path / "out.arrow")
     assert found.clip_ids == ["below/[wind].ogg", "below/rain.flac", "dög, barking.wav"]
     assert found.queries == ["a dog, barking", "rain falls"]
