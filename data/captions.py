@@ -6,7 +6,7 @@ import unicodedata
 APOSTROPHES = "'\u2019\u02bc"
 
 
-class Letters(dict[int, str]):
+class CharacterTable(dict[int, str]):
     """Table for `str.translate` that removes punctuation and symbols; each entry is computed on first use."""
 
     def __missing__(self, code: int) -> str:
@@ -19,7 +19,7 @@ class Letters(dict[int, str]):
         return self[code]
 
 
-LETTERS = Letters()
+CHARACTER_TABLE = CharacterTable()
 
 
 def normalise(caption: str) -> str:
@@ -33,10 +33,10 @@ def normalise(caption: str) -> str:
         >>> normalise("A dog's bark, far-away.")
         'a dogs bark far away'
     """
-    return " ".join(caption.translate(LETTERS).lower().split())
+    return " ".join(caption.translate(CHARACTER_TABLE).lower().split())
 
 
-def caption_hash(caption: str) -> str:
+def hash_caption(caption: str) -> str:
     """Return the key of a caption in a table of paraphrases: 16 hexadecimal digits of the SHA-256 of its UTF-8 text.
 
     The published text is hashed without normalisation, so a corrected caption doesn't match paraphrases of the old one.
@@ -44,7 +44,7 @@ def caption_hash(caption: str) -> str:
     return hashlib.sha256(caption.encode()).hexdigest()[:16]
 
 
-def choose(caption: str, variants: list[str], probability: float, swap_draw: float, variant_draw: float) -> str:
+def choose_wording(caption: str, variants: list[str], probability: float, swap_draw: float, variant_draw: float) -> str:
     """Return the caption or, with the given probability, one of its paraphrases (`variants`), all equally likely.
 
     `swap_draw` and `variant_draw` are uniform on [0, 1). A caption without paraphrases is returned unchanged.

@@ -7,12 +7,12 @@ class UserError(ValueError):
     """Invalid input from the user. The message names the value, its location, the rule and the remedy."""
 
 
-def unknown_name(kind: str, name: str, known: list[str]) -> UserError:
+def unknown_name_error(kind: str, name: str, known: list[str]) -> UserError:
     """Return the UserError for an unknown name; its message lists the known names."""
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
 
 
-def positive(text: str) -> int:
+def parse_positive_int(text: str) -> int:
     """Parse an integer of at least 1, for argparse.
 
     Raises argparse.ArgumentTypeError for any other text.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data import corpora
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.paraphrasing import grammar, prices
 from data.paraphrasing.answer_parsing import MARKING_CHECKS
 from data.paraphrasing.job import (
@@ -66,7 +66,7 @@ IMPORTED = "imported"
 
 def parse_batch_size(text: str) -> int:
     """Return a number of requests up to the Batch API's maximum, for argparse."""
-    if (value := positive(text)) > MAX_REQUESTS_PER_BATCH:
+    if (value := parse_positive_int(text)) > MAX_REQUESTS_PER_BATCH:
         raise argparse.ArgumentTypeError(f"{text}: the API takes {MAX_REQUESTS_PER_BATCH:,} at most")
     return value
 
@@ -95,14 +95,16 @@ class CaptionOptions(StoreOptions):
 class AskOptions(CaptionOptions):
     """Command-line options of paraphrasing."""
 
-    corpus: str = positional(f"{', '.join(corpora.names())}")
+    corpus: str = positional(f"{', '.join(corpora.list_names())}")
     model: str = option(
         "model, or grammar for the rule-based paraphraser (default: the paper's, %(default)s)", "gpt-3.5-turbo"
     )
     base_url: str | None = option(
         "server other than OpenAI's, such as http://localhost:8000/v1", None, metavar="URL")  # fmt: skip
-    variants: int = option("paraphrases per caption", DEFAULT_VARIANTS, type=positive)
-    concurrency: int | None = option(f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=positive)
+    variants: int = option("paraphrases per caption", DEFAULT_VARIANTS, type=parse_positive_int)
+    concurrency: int | None = option(
+        f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=parse_positive_int
+    )
     timeout: float | None = option(
         f"time limit for an answer (default: {DEFAULT_TIMEOUT_S:g})",
         None,
@@ -288,7 +290,7 @@ def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
 
     The version is '' where there was no instruction that we know of, and None in a table from before it was kept.
     """
-    table = split.paraphrases_table()
+    table = split.read_paraphrases_table()
     if not table:
         return None
     (row,) = table.slice(0, 1).to_pylist()
@@ -366,7 +368,7 @@ def review_command(options: ReviewOptions) -> int:
     """
     store = Store.of(options.store)
     found: list[tuple[StoredSplit, str, str]] = []
-    for name in store.splits():
+    for name in store.list_splits():
         split = open_split(store, name)
         if split.manifest.clips_of or (options.split and options.split not in (name, split.manifest.split)):
             continue

@@ -24,7 +24,14 @@ from data.corpora import Corpus
 from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import describe
-from data.preparation.build import in_parallel, look_for_duplicates, prepare, size_of, summary_line, writing
+from data.preparation.build import (
+    count_clips_and_bytes,
+    format_summary,
+    lock_store,
+    prepare_corpus,
+    run_in_parallel,
+    update_duplicates,
+)
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
 from data.store import storage
@@ -47,7 +54,7 @@ class DuplicateOptions(StoreOptions):
 class PrepareOptions(DuplicateOptions):
     """Options of a preparation."""
 
-    corpus: str = positional(f"{', '.join(corpora.names())}")
+    corpus: str = positional(f"{', '.join(corpora.list_names())}")
     source: Path | None = option("folder of the corpus as published; not needed for synthetic", None)
     download: bool = option("download the public part of the corpus into --source first", False)
     codec: Codec | None = option("audio format in the store (default: flac for wavcaps, otherwise pcm16)", None)
@@ -84,19 +91,19 @@ def prepare_command(options: PrepareOptions) -> None:
     module = corpora.load(options.corpus)
     store = Store.of(options.store).path
     if options.download:
-        download(module, options.source, options.corpus)
+        download_corpus(module, options.source, options.corpus)
     if options.exclude:
-        with writing(store):
-            exclusions.set_lists(store, options.exclude, keep=True)
-    for split in prepare(options.corpus, options.source, store, options.codec, options.seed):
-        logger.info(summary_line(split))
-    if options.exclude_duplicates or exclusions.excludes_duplicates(store):
-        look_for_duplicates(store, exclude=True)
-    for line in describe.exclusion_lines(store):
+        with lock_store(store):
+            exclusions.set_exclusion_lists(store, options.exclude, keep=True)
+    for split in prepare_corpus(options.corpus, options.source, store, options.codec, options.seed):
+        logger.info(format_summary(split))
+    if options.exclude_duplicates or exclusions.should_exclude_duplicates(store):
+        update_duplicates(store, exclude=True)
+    for line in describe.format_exclusions(store):
         logger.info(line)
 
 
-def download(module: Corpus, target: Path | None, corpus: str) -> None:
+def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
     """Download a corpus into the folder that it is read from. Raises UserError if no folder is given."""
     if target is None:
         raise UserError(f"name the folder to download {corpus} into with --source")
@@ -113,33 +120,33 @@ def verify_command(options: StoreOptions) -> int:
     from data.preparation import verify
 
     store = Store.of(options.store)
-    names = store.splits()
+    names = store.list_splits()
     if not names:
         raise UserError(f"{store} holds no split")
-    storage.forget_mapped()
-    num_wrong = 0
+    storage.clear_mapped_files()
+    num_problems = 0
     for name in names:
         problems: list[str] = []
         try:
             split = open_split(store, name)
-            problems = verify.tables(split)
+            problems = verify.check_tables(split)
             if not split.manifest.clips_of:
                 work = [(split, number) for number in range(len(split.manifest.shards))]
-                for _, found in in_parallel(verify.shard, work, *size_of([split])):
-                    problems += found
+                for _, shard_problems in run_in_parallel(verify.check_shard, work, *count_clips_and_bytes([split])):
+                    problems += shard_problems
         except (UserError, OSError, pa.ArrowException) as error:
             problems = [*problems, f"{name}: {error}"]
         for problem in problems:
             logger.error("problem: %s", problem)
-        num_wrong += len(problems)
+        num_problems += len(problems)
         if not problems:
             logger.info("%s: %d clips are intact", name, split.manifest.num_clips)
-    for problem in verify.exclusions(store, names):
+    for problem in verify.check_exclusions(store, names):
         logger.error("problem: %s", problem)
-        num_wrong += 1
-    if num_wrong:
+        num_problems += 1
+    if num_problems:
         logger.error("To repair a split, remove the files named above, and prepare its corpus again.")
-    return 1 if num_wrong else 0
+    return 1 if num_problems else 0
 
 
 def describe_command(options: DescribeOptions) -> None:
@@ -151,7 +158,7 @@ def describe_command(options: DescribeOptions) -> None:
     """
     store = Store.of(options.store)
     picture = options.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
-    describe.describe(store, Console(), picture, options.list)
+    describe.describe_store(store, Console(), picture, options.list)
 
 
 def exclude_command(options: ExcludeOptions) -> None:
@@ -162,12 +169,12 @@ def exclude_command(options: ExcludeOptions) -> None:
         python data/prepare.py exclude --store store
     """
     store = Store.of(options.store).path
-    if not Store.of(store).splits():
+    if not Store.of(store).list_splits():
         raise UserError(f"{store} holds no split")
-    with writing(store):
-        exclusions.set_lists(store, options.files, keep=False)
-        exclusions.update(store)
-    for line in describe.exclusion_lines(store):
+    with lock_store(store):
+        exclusions.set_exclusion_lists(store, options.files, keep=False)
+        exclusions.update_exclusions(store)
+    for line in describe.format_exclusions(store):
         logger.info(line)
 
 
@@ -179,8 +186,8 @@ def duplicates_command(options: DuplicateOptions) -> None:
         python data/prepare.py duplicates --store store --exclude-duplicates
     """
     store = Store.of(options.store).path
-    look_for_duplicates(store, exclude=options.exclude_duplicates)
-    for line in [*describe.duplicate_lines(store), *describe.exclusion_lines(store)]:
+    update_duplicates(store, exclude=options.exclude_duplicates)
+    for line in [*describe.format_duplicates(store), *describe.format_exclusions(store)]:
         logger.info(line)
 
 
@@ -191,7 +198,7 @@ def upload_command(options: UploadOptions) -> None:
         python data/prepare.py upload --store store --to s3://bucket/store
         python data/prepare.py upload --to "s3://bucket/store?endpoint_override=localhost:9000&scheme=http"
     """
-    storage.copy(Store.of(options.store), options.to)
+    storage.upload_store(Store.of(options.store), options.to)
 
 
 COMMANDS: dict[str, Command[Any]] = {

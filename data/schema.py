@@ -32,82 +32,88 @@ SAMPLE_RATE_HZ = 32_000
 """Sample rate of all audio in a store: the rate that PaSST and PANNs were trained at."""
 
 
-def required(name: str, kind: pa.DataType) -> "pa.Field[Any]":
+def build_required_column(name: str, kind: pa.DataType) -> "pa.Field[Any]":
     """Return a column without null values."""
     return pa.field(name, kind, nullable=False)
 
 
 CLIPS = pa.schema(
     [
-        required("clip_id", pa.string()),  # 'clotho/development/NAME.wav', unique across all corpora
-        required("corpus", pa.string()),
-        required("split", pa.string()),
+        build_required_column("clip_id", pa.string()),  # 'clotho/development/NAME.wav', unique across all corpora
+        build_required_column("corpus", pa.string()),
+        build_required_column("split", pa.string()),
         # FLAC or raw little-endian 16-bit PCM, depending on the manifest; mono, SAMPLE_RATE_HZ. The longest clip of the
         # published corpora is 4.3 GB of PCM, so the offsets need 64 bits.
-        required("audio", pa.large_binary()),
-        required("num_samples", pa.int64()),
-        required("captions", pa.list_(pa.string())),
-        required("keywords", pa.list_(pa.string())),
-        required("licence", pa.string()),
-        required("source", pa.string()),
+        build_required_column("audio", pa.large_binary()),
+        build_required_column("num_samples", pa.int64()),
+        build_required_column("captions", pa.list_(pa.string())),
+        build_required_column("keywords", pa.list_(pa.string())),
+        build_required_column("licence", pa.string()),
+        build_required_column("source", pa.string()),
     ]
 )
 
 QUERIES = pa.schema(
     [
-        required("text", pa.string()),
+        build_required_column("text", pa.string()),
         # One clip, several, or none (a challenge's evaluation set).
-        required("relevant_clip_ids", pa.list_(pa.string())),
+        build_required_column("relevant_clip_ids", pa.list_(pa.string())),
     ]
 )
 
 INDEX = pa.schema(
     [
-        required("clip_id", pa.string()),
-        required("num_samples", pa.int64()),
-        required("captions", pa.list_(pa.string())),
-        required("source", pa.string()),
-        required("shard", pa.int32()),  # index into the manifest's list of shards
-        required("offset", pa.int64()),  # of the audio in the shard file, in bytes
-        required("num_bytes", pa.int64()),
-        required("digest", pa.string()),  # SHA-256 of everything that can change a result: decoded samples and captions
+        build_required_column("clip_id", pa.string()),
+        build_required_column("num_samples", pa.int64()),
+        build_required_column("captions", pa.list_(pa.string())),
+        build_required_column("source", pa.string()),
+        build_required_column("shard", pa.int32()),  # index into the manifest's list of shards
+        build_required_column("offset", pa.int64()),  # of the audio in the shard file, in bytes
+        build_required_column("num_bytes", pa.int64()),
+        build_required_column(
+            "digest", pa.string()
+        ),  # SHA-256 of everything that can change a result: decoded samples and captions
     ]
 )
 
-SET_ASIDE = pa.schema(
+SKIPPED_ITEMS = pa.schema(
     [
-        required("origin", pa.string()),
-        required("reason", pa.string()),
-        required("kind", pa.string()),
-        required("file", pa.string()),
+        build_required_column("origin", pa.string()),
+        build_required_column("reason", pa.string()),
+        build_required_column("kind", pa.string()),
+        build_required_column("file", pa.string()),
     ]
 )
 
-SOURCES = pa.schema([required("source", pa.string())])
+SOURCES = pa.schema([build_required_column("source", pa.string())])
 
 EXCLUSIONS = pa.schema(
-    [required("clip_id", pa.string()), required("split", pa.string()), required("reason", pa.string())]
+    [
+        build_required_column("clip_id", pa.string()),
+        build_required_column("split", pa.string()),
+        build_required_column("reason", pa.string()),
+    ]
 )
 
-LISTED = pa.schema([required("source", pa.string()), required("list", pa.string())])
+LISTED = pa.schema([build_required_column("source", pa.string()), build_required_column("list", pa.string())])
 
 DUPLICATES = pa.schema(
     [
-        required("clip_id", pa.string()),
-        required("split", pa.string()),  # 'corpus/split'
-        required("held_out_clip_id", pa.string()),
-        required("overlap_s", pa.float64()),  # for how long both are the same sound
-        required("score", pa.float64()),  # overlap_s as a fraction of the sounding time of the overlap
+        build_required_column("clip_id", pa.string()),
+        build_required_column("split", pa.string()),  # 'corpus/split'
+        build_required_column("held_out_clip_id", pa.string()),
+        build_required_column("overlap_s", pa.float64()),  # for how long both are the same sound
+        build_required_column("score", pa.float64()),  # overlap_s as a fraction of the sounding time of the overlap
     ]
 )
 
 PARAPHRASES = pa.schema(
     [
-        required("clip_id", pa.string()),
-        required("caption_hash", pa.string()),  # data.captions.hash_caption
-        required("variants", pa.list_(pa.string())),
-        required("model", pa.string()),
-        required("instruction", pa.string()),  # version and requested number, 'dcase2023/5'; '' if unknown
+        build_required_column("clip_id", pa.string()),
+        build_required_column("caption_hash", pa.string()),  # data.captions.hash_caption
+        build_required_column("variants", pa.list_(pa.string())),
+        build_required_column("model", pa.string()),
+        build_required_column("instruction", pa.string()),  # version and requested number, 'dcase2023/5'; '' if unknown
         pa.field("time", pa.timestamp("s", tz="UTC")),  # time of the last answer
     ]
 )
@@ -173,22 +179,22 @@ class SplitId:
         return f"{self.corpus}/{self.split}"
 
 
-def file_of(clip_id: str) -> str:
+def get_file_name(clip_id: str) -> str:
     """Return the name of a clip's file as published: 'clotho/challenge/NAME.wav' -> 'NAME.wav'."""
     return clip_id.split("/", maxsplit=2)[2]
 
 
-SetAsideKind = Literal["absent", "undecodable", "unusable"]
+SkipKind = Literal["absent", "undecodable", "unusable"]
 """Kind of a skipped item: the file named in a table is absent; the file can't be decoded; any other reason."""
 
 
 @dataclass(frozen=True)
-class SetAside:
+class SkippedItem:
     """Clip, row or query that can't be used: its origin, the reason in words, and the kind of reason."""
 
     origin: str
     reason: str
-    kind: SetAsideKind = "unusable"
+    kind: SkipKind = "unusable"
     file: str = ""  # name of the file that is absent or can't be decoded
 
 
@@ -214,7 +220,7 @@ class Split:
     name: str
     clips: tuple[SourceClip, ...]
     paraphrases: tuple[Paraphrase, ...] = ()
-    set_aside: tuple[SetAside, ...] = ()
+    set_aside: tuple[SkippedItem, ...] = ()
     queries: tuple[Query, ...] | None = None
     clips_of: str | None = None
     sources: frozenset[str] = frozenset()

@@ -26,10 +26,10 @@ class Splits:
     pretrain: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        heard = {self.train, *self.pretrain} & {self.validation, self.test}
-        if heard:
+        overlap = {self.train, *self.pretrain} & {self.validation, self.test}
+        if overlap:
             raise UserError(
-                f"{', '.join(sorted(heard))} would be used both for training and for evaluation; "
+                f"{', '.join(sorted(overlap))} would be used both for training and for evaluation; "
                 "remove it from one of the two"
             )
 
@@ -46,19 +46,23 @@ def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold
     Raises:
         UserError: If the store lacks a split, or `hold_out` names a split that isn't in `pretrain_on`.
     """
-    names = roles(corpus)
-    present = store.splits()
-    wanted = [split for name in pretrain_on for split in splits_of(name, present)] or [names["train"]]
-    unknown = sorted(set(hold_out) - set(wanted))
+    names = get_splits_by_role(corpus)
+    present = store.list_splits()
+    pretraining_splits = [split for name in pretrain_on for split in resolve_split_names(name, present)] or [
+        names["train"]
+    ]
+    unknown = sorted(set(hold_out) - set(pretraining_splits))
     if unknown:
-        raise UserError(f"--hold-out {unknown[0]}: it isn't one of the pretraining splits: {', '.join(wanted)}")
-    pretrain = tuple(dict.fromkeys(name for name in wanted if name not in hold_out))
+        raise UserError(
+            f"--hold-out {unknown[0]}: it isn't one of the pretraining splits: {', '.join(pretraining_splits)}"
+        )
+    pretrain = tuple(dict.fromkeys(name for name in pretraining_splits if name not in hold_out))
     for name in dict.fromkeys([*names.values(), *pretrain]):
         open_split(store, name)
     return Splits(**names, pretrain=pretrain)
 
 
-def roles(corpus: str) -> dict[str, str]:
+def get_splits_by_role(corpus: str) -> dict[str, str]:
     """Return the splits of a corpus by role: train, validation, test. Raises UserError if the corpus has no roles."""
     names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
     if not names:
@@ -68,10 +72,14 @@ def roles(corpus: str) -> dict[str, str]:
 
 def is_built_on_demand(corpus: str, store: Store) -> bool:
     """Return whether a command has to prepare a corpus first: the built-in one, if a local store lacks it."""
-    return corpus == "synthetic" and not store.is_remote and not set(roles(corpus).values()) <= set(store.splits())
+    return (
+        corpus == "synthetic"
+        and not store.is_remote
+        and not set(get_splits_by_role(corpus).values()) <= set(store.list_splits())
+    )
 
 
-def splits_of(name: str, present: Sequence[str]) -> list[str]:
+def resolve_split_names(name: str, present: Sequence[str]) -> list[str]:
     """Return the split named 'corpus/split', or the pretraining splits of a corpus that the store holds.
 
     `present` are the splits in the store. Raises UserError if the store holds none of them.
@@ -80,25 +88,27 @@ def splits_of(name: str, present: Sequence[str]) -> list[str]:
         raise UserError(f"the store holds no split {name!r} (it holds: {', '.join(present)})")
     if "/" in name:
         return [name]
-    wanted = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]
-    absent = [split for split in wanted if split not in present]
-    if absent == wanted:
-        raise UserError(f"the store holds none of {', '.join(wanted)}; prepare it: python data/prepare.py {name}")
+    pretraining_splits = [f"{name}/{split}" for split in corpora.load(name).PRETRAINING]
+    absent = [split for split in pretraining_splits if split not in present]
+    if absent == pretraining_splits:
+        raise UserError(
+            f"the store holds none of {', '.join(pretraining_splits)}; prepare it: python data/prepare.py {name}"
+        )
     for split in absent:
         logger.warning("%s isn't in the store: pretraining without it", split)
-    return [split for split in wanted if split in present]
+    return [split for split in pretraining_splits if split in present]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions(StoreOptions):
     """Options of commands that train: the store and its splits."""
 
-    corpus: str = option(f"corpus to fine-tune on and evaluate on: {', '.join(corpora.names())}", "synthetic")
+    corpus: str = option(f"corpus to fine-tune on and evaluate on: {', '.join(corpora.list_names())}", "synthetic")
     pretrain_on: tuple[str, ...] = option(
         "corpora or splits (corpus/split) to pretrain on (default: the training split of --corpus)",
         (), metavar="CORPUS")  # fmt: skip
     hold_out: tuple[str, ...] = option("splits of --pretrain-on to leave out", (), metavar="SPLIT")
 
-    def find(self, whole: Store) -> Splits:
+    def resolve_splits(self, store: Store) -> Splits:
         """Return the splits that the options name. Raises UserError if the store doesn't hold them."""
-        return find_splits(self.corpus, whole, self.pretrain_on, self.hold_out)
+        return find_splits(self.corpus, store, self.pretrain_on, self.hold_out)

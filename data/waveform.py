@@ -23,26 +23,26 @@ CODECS: tuple[Codec, ...] = ("flac", "pcm16")
 
 PCM16_FULL_SCALE = 32_768
 PCM16_BYTES = 2
-SHORTEST_LAST_SEGMENT_S = 0.5
+MIN_LAST_SEGMENT_S = 0.5
 """Minimum length of a last segment, unless it is the only one: many "10-s" clips last 10.01 s."""
 
 
 BLOCK_FRAMES = 2**16
 """Number of frames decoded and resampled at a time: the fastest of the sizes tried with soxr."""
 
-LOWEST_RATE_HZ = 1_000
+MIN_RATE_HZ = 1_000
 """Minimum sample rate (assumed): a lower one comes from a broken header, and would make a clip over 32 times longer."""
 
-LOUDEST = 1e12
+MAX_AMPLITUDE = 1e12
 """Bound on samples (assumed).
 
 Full scale is 1, or 2**31 if integers were written as floats; near 1e38, resampling produces NaN.
 """
 
-LENGTH_UNKNOWN = 2**63 - 1
+UNKNOWN_LENGTH = 2**63 - 1
 """Number of samples that libsndfile reports if the header doesn't state it."""
 
-SIZES: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
+SIZE_FIELDS: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
     b"RIFF": (slice(4, 8), "little", 8, 0x7FFFF000),
     b"FORM": (slice(4, 8), "big", 8, 0x7F000000),
     b".snd": (slice(8, 12), "big", 24, 0x7F000000),
@@ -57,9 +57,9 @@ on the size is unknown, as written by programs that stream to a pipe (sox, ffmpe
 SIZE_SLACK = 8
 """Tolerance in bytes: some writers count the first 8 bytes of a file in the size field, some don't."""
 
-LONGEST_OGG_PAGE = 65_307
+MAX_OGG_PAGE_BYTES = 65_307
 """Maximum size of an Ogg page (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
-OGG_LAST_PAGE = 4
+OGG_LAST_PAGE_FLAG = 4
 """Flag bit of the last page of a stream."""
 
 
@@ -89,41 +89,41 @@ def decode(file: BinaryIO) -> Iterator[Samples]:
     Raises AudioError if the audio is truncated, empty, not finite or too loud, possibly after some blocks.
     """
     try:
-        with soundfile.SoundFile(_ForLibsndfile(file)) as audio:
-            rate_hz, announced = audio.samplerate, audio.frames
-            if rate_hz < LOWEST_RATE_HZ:
-                raise AudioError(f"its header states a sample rate of {rate_hz} Hz; the minimum is {LOWEST_RATE_HZ}")
-            if announced == LENGTH_UNKNOWN:
+        with soundfile.SoundFile(_LibsndfileAdapter(file)) as audio:
+            rate_hz, num_announced = audio.samplerate, audio.frames
+            if rate_hz < MIN_RATE_HZ:
+                raise AudioError(f"its header states a sample rate of {rate_hz} Hz; the minimum is {MIN_RATE_HZ}")
+            if num_announced == UNKNOWN_LENGTH:
                 raise AudioError("its header doesn't state its length: encode it again, to a file and not to a pipe")
             resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
-            num_decoded = num_given = 0
+            num_decoded = num_resampled = 0
             while len(block := audio.read(BLOCK_FRAMES, dtype="float32")):
                 num_decoded += len(block)
                 with np.errstate(over="ignore", invalid="ignore"):  # refused below
                     mono = block if block.ndim == 1 else block.mean(axis=1)
-                if not np.abs(mono).max() < LOUDEST:  # written so that NaN is refused too
-                    raise AudioError(f"holds samples that aren't finite or exceed {LOUDEST:.0e} times full scale")
+                if not np.abs(mono).max() < MAX_AMPLITUDE:  # written so that NaN is refused too
+                    raise AudioError(f"holds samples that aren't finite or exceed {MAX_AMPLITUDE:.0e} times full scale")
                 resampled = mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
-                num_given += len(resampled)
+                num_resampled += len(resampled)
                 yield resampled
             rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            num_given += len(rest)
+            num_resampled += len(rest)
             yield rest
-        is_torn = lacks_its_end(file)
+        is_cut_off = is_truncated(file)
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", error)  # without the file object's address, which varies
         raise AudioError(f"can't be decoded: {reason}") from error
-    if num_decoded < announced:
-        raise AudioError(f"truncated: {num_decoded} of {announced} samples decoded")
-    if is_torn:
+    if num_decoded < num_announced:
+        raise AudioError(f"truncated: {num_decoded} of {num_announced} samples decoded")
+    if is_cut_off:
         raise AudioError("truncated: its end is missing")
     if not num_decoded:
         raise AudioError("holds no samples")
-    if not num_given:
+    if not num_resampled:
         raise AudioError(f"too short: {num_decoded} samples at {rate_hz} Hz")
 
 
-class _ForLibsndfile:
+class _LibsndfileAdapter:
     """Open file as libsndfile calls it: seeks before the start of the file, caused by a broken header, are ignored.
 
     Errors raised in a callback from C can't be caught; they would be printed.
@@ -138,7 +138,7 @@ class _ForLibsndfile:
             self.file.seek(offset, whence)
 
 
-def lacks_its_end(file: BinaryIO) -> bool:
+def is_truncated(file: BinaryIO) -> bool:
     """Return True if a file was cut off in a way that libsndfile takes for a shorter file.
 
     WAV, AIFF, AU, RF64 and W64 state their size in the header; in Ogg the last page is marked. Returns False for other
@@ -147,16 +147,18 @@ def lacks_its_end(file: BinaryIO) -> bool:
     file.seek(0)
     head, size = file.read(32), file.seek(0, io.SEEK_END)
     if head.startswith(b"OggS"):
-        file.seek(max(0, size - LONGEST_OGG_PAGE))
+        file.seek(max(0, size - MAX_OGG_PAGE_BYTES))
         _, _, page = file.read().rpartition(b"OggS")  # its flags are at 1, the number of its segments is at 22
         return (
-            len(page) < 23 or not page[1] & OGG_LAST_PAGE or len(page) < 23 + page[22] + sum(page[23 : 23 + page[22]])
+            len(page) < 23
+            or not page[1] & OGG_LAST_PAGE_FLAG
+            or len(page) < 23 + page[22] + sum(page[23 : 23 + page[22]])
         )
-    if head[:4] not in SIZES:
+    if head[:4] not in SIZE_FIELDS:
         return False
-    place, order, uncounted, unknown = SIZES[head[:4]]
-    announced = int.from_bytes(head[place], order)
-    return announced < unknown and size + SIZE_SLACK < announced + uncounted
+    size_field, order, num_uncounted, min_unknown = SIZE_FIELDS[head[:4]]
+    stated_size = int.from_bytes(head[size_field], order)
+    return stated_size < min_unknown and size + SIZE_SLACK < stated_size + num_uncounted
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
@@ -224,9 +226,9 @@ def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
         raise AudioError(f"can't be decoded: {error}") from error
 
 
-def crop_start(num_samples: int, longest: int, draw: float) -> int:
+def compute_crop_start(num_samples: int, max_samples: int, draw: float) -> int:
     """Return the start of a random window of at most `max_samples` samples; `draw` is uniform on [0, 1)."""
-    return int(draw * (max(0, num_samples - longest) + 1))
+    return int(draw * (max(0, num_samples - max_samples) + 1))
 
 
 def count_segments(num_samples: int, segment_samples: int) -> int:
@@ -238,5 +240,5 @@ def count_segments(num_samples: int, segment_samples: int) -> int:
         >>> count_segments(num_samples=10 * SAMPLE_RATE_HZ + 320, segment_samples=10 * SAMPLE_RATE_HZ)
         1
     """
-    whole, rest = divmod(num_samples, segment_samples)
-    return whole + (rest >= SHORTEST_LAST_SEGMENT_S * SAMPLE_RATE_HZ or whole == 0)
+    num_full, rest = divmod(num_samples, segment_samples)
+    return num_full + (rest >= MIN_LAST_SEGMENT_S * SAMPLE_RATE_HZ or num_full == 0)

@@ -26,7 +26,7 @@ from rich.console import Console
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
-from data.store.files import appearing_whole
+from data.store.files import atomic_write
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Which
@@ -260,7 +260,7 @@ def format_size(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
 from ensemble.serving import audio_index, bundle
@@ -39,7 +39,7 @@ class Options:
     index: Path = option("folder of the index", metavar="DIR")
     add: Path | None = option("add the audio files of this folder to the index first", None, metavar="FOLDER")
     runs: str = option("folder of results with the members' models", "runs")
-    top: int = option("number of recordings per sentence", 10, type=positive)
+    top: int = option("number of recordings per sentence", 10, type=parse_positive_int)
 
 
 def read_sentences(options: Options) -> Iterable[str]:

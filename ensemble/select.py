@@ -26,7 +26,7 @@ from rich.console import Console
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, positional, run_command
-from data.store.files import appearing_whole
+from data.store.files import atomic_write
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, Which
@@ -241,7 +241,7 @@ def select(options: Options) -> None:
 
 def copy_atomically(path: Path, to: Path) -> Path:
     """Copy a file atomically; return its new path."""
-    with appearing_whole(to) as temporary:
+    with atomic_write(to) as temporary:
         shutil.copyfile(path, temporary)
     return to
 

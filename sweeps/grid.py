@@ -20,10 +20,10 @@ from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.options import Command, changed_options, flag, group, option, positional, run_command
-from data.runtime.tables import show
+from data.runtime.tables import print_table
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
@@ -57,9 +57,9 @@ class SpaceOptions:
 
     space: str = option(f"space of trials: {', '.join(sorted(list_spaces()))}, or path/to/file.py:function", "demo")
     splits: SplitOptions = group("data")
-    seeds: int | None = option("number of seeds for each fine-tuning", None, type=positive)
+    seeds: int | None = option("number of seeds for each fine-tuning", None, type=parse_positive_int)
     pretraining_seeds: int | None = option(
-        "number of seeds for each pretraining and its fine-tunings", None, type=positive
+        "number of seeds for each pretraining and its fine-tunings", None, type=parse_positive_int
     )
     scheduler: Scheduler = option("asha stops unpromising trials early", "none")
     precision: Precision | None = option("precision (default: the fastest that the hardware supports)", None)
@@ -76,10 +76,10 @@ class SweepOptions:
         "folder of published checkpoints, for machines without internet", None, metavar="DIR")  # fmt: skip
     compute: ComputeOptions = group("compute")
     pretraining_workers: int | None = option(
-        "workers per pretraining (default: --workers)", None, type=positive, section="compute"
+        "workers per pretraining (default: --workers)", None, type=parse_positive_int, section="compute"
     )
     max_concurrent: int | None = option(
-        "concurrent trials (default: one per GPU or CPU)", None, type=positive, section="compute")  # fmt: skip
+        "concurrent trials (default: one per GPU or CPU)", None, type=parse_positive_int, section="compute")  # fmt: skip
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
         """Return the resources of each stage's trials. Raises UserError if a trial could never be placed."""
@@ -128,7 +128,7 @@ def run_space(options: Options) -> int:
     named_space = find_space(options.space)  # an unknown one is refused before anything is started
     options = with_default_name(options)
     store, corpus = Store.of(options.splits.store), options.splits.corpus
-    splits = None if is_built_on_demand(corpus, store) else options.splits.find(store)
+    splits = None if is_built_on_demand(corpus, store) else options.splits.resolve_splits(store)
     ledger = options.ledger.create()
     cluster = start_cluster(options)
     plan = SweepPlan(
@@ -194,7 +194,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     from sweeps.planning import estimate
 
     if options.dry_run:
-        show(Console(), estimate.build_estimate_table(stages, finished, store))
+        print_table(Console(), estimate.build_estimate_table(stages, finished, store))
         print_line(estimate.describe_estimate(stages, finished, store))
         return [], 0
 
@@ -276,7 +276,7 @@ def prepare_splits(options: SplitOptions, store: Store) -> Splits:
     from data.preparation.build import prepare_if_absent
 
     prepare_if_absent(options.corpus, store)
-    return options.find(store)
+    return options.resolve_splits(store)
 
 
 def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Sequence[Bundle]) -> list[Trial]:
@@ -347,7 +347,9 @@ def show_status(options: StatusOptions) -> None:
     held = {
         signature: leases.find_holder(options.ledger.location, signature) is not None for signature in sweep.signatures
     }
-    show(Console(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, "))
+    print_table(
+        Console(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
+    )
 
 
 def format_resume_command(options: SweepOptions, *words: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from data.errors import UserError, unknown_name
+from data.errors import UserError, unknown_name_error
 from data.splits import Splits
 from trainables import recipes
 from trainables.schedule import Schedule
@@ -247,7 +247,7 @@ def find_space(name: str) -> Space:
     if path.endswith(".py"):
         return load_user_space(Path(path), function)
     if name not in list_spaces():
-        raise unknown_name("space", name, sorted(list_spaces()))
+        raise unknown_name_error("space", name, sorted(list_spaces()))
     return list_spaces()[name]
 
 
@@ -261,7 +261,7 @@ def load_user_space(path: Path, function: str) -> Space:
         raise UserError(f"{path} can't be run: {format_reason(path, error)}") from error
     functions = {name: value for name, value in contents.items() if inspect.isfunction(value)}
     if function not in functions:
-        raise unknown_name(f"function of {path}", function, sorted(functions))
+        raise unknown_name_error(f"function of {path}", function, sorted(functions))
     own = cast(Space, functions[function])
     try:
         inspect.signature(own).bind(None, None)

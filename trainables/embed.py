@@ -18,7 +18,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
-from data.sources.audio_files import audio_files
+from data.sources.audio_files import list_audio_files
 from data.sources.csv_tables import read_csv, read_text
 from trainables.records.embeddings import Embeddings, write_embeddings
 from trainables.records.mlflow_ledger import LedgerOptions
@@ -78,7 +78,7 @@ def run(options: Options) -> None:
     """Embed the audio files and sentences that the options name, and write the Arrow file."""
     if options.audio is None and options.captions is None:
         raise UserError("nothing to embed: give --audio DIR, --captions FILE or both")
-    paths = audio_files(options.audio) if options.audio else []
+    paths = list_audio_files(options.audio) if options.audio else []
     sentences = read_sentences(options.captions) if options.captions else []
     with tempfile.TemporaryDirectory() as scratch:
         folder = find_model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.options import Command, changed_options, group, option, run_command
 from data.splits import SplitOptions, Splits
@@ -63,10 +63,10 @@ class TrialOptions:
     text: str = option(
         f"text encoder as family:variant; families: {', '.join(list_families('text'))}", "transformer:small"
     )
-    epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=positive)
+    epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=parse_positive_int)
     peak_rate: float | None = option("peak learning rate", None)
     final_rate: float | None = option("final learning rate", None)
-    batch_size: int | None = option("pairs per batch, over all workers", None, type=positive)
+    batch_size: int | None = option("pairs per batch, over all workers", None, type=parse_positive_int)
     clip_norm: float | None = option("maximum norm of the gradients (default: no clipping)", None)
     precision: Precision | None = option("precision (default: bfloat16 if the hardware supports it)", None)
     seed: int | None = option("seed of initial weights, batches and crops", None)
@@ -163,7 +163,7 @@ def run(options: Options) -> int:
     os.environ.update(TRAIN_ENVIRONMENT)
     store, runs = Store.of(options.splits.store), options.ledger.location
     prepare_if_absent(options.splits.corpus, store)
-    trial = build_trial(settings, options.splits.find(store))
+    trial = build_trial(settings, options.splits.resolve_splits(store))
     weights = settings.weights.resolve() if settings.weights else None
     signature = compute_signature(trial, store.location, weights)
     ledger = options.ledger.create()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from data.errors import unknown_name
+from data.errors import unknown_name_error
 from data.splits import Splits
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
@@ -128,5 +128,5 @@ def list_recipes() -> dict[str, Recipe]:
 def find_recipe(name: str) -> Recipe:
     """Return a recipe by name. Raises UserError that lists the known recipes for an unknown name."""
     if name not in list_recipes():
-        raise unknown_name("recipe", name, sorted(list_recipes()))
+        raise unknown_name_error("recipe", name, sorted(list_recipes()))
     return list_recipes()[name]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.leakage.exclusions import exclusions_fingerprint
+from data.leakage.exclusions import compute_exclusions_fingerprint
 from data.store.storage import Location
 from data.store.stored_split import open_split
 from trainables import encoders
@@ -57,8 +57,10 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
     configs = dict.fromkeys(config for trial in all_trials for config in (trial.audio, trial.text))
     return Fingerprints(
         splits={name: split.fingerprint for name, split in splits.items()},
-        exclusions={train: exclusions_fingerprint(store, train) for train in {trial.train for trial in all_trials}},
-        paraphrases={name: splits[name].paraphrases_fingerprint() for name in paraphrased},
+        exclusions={
+            train: compute_exclusions_fingerprint(store, train) for train in {trial.train for trial in all_trials}
+        },
+        paraphrases={name: splits[name].compute_paraphrases_fingerprint() for name in paraphrased},
         weights={config: encoders.module_of_config(config).weights_fingerprint(config, weights) for config in configs},
     )
 

@@ -9,7 +9,7 @@ import pkgutil
 from pathlib import Path
 from typing import Protocol, cast
 
-from data.errors import unknown_name
+from data.errors import unknown_name_error
 from data.schema import Split
 from data.waveform import Codec
 
@@ -37,13 +37,13 @@ class Corpus(Protocol):
         """
 
 
-def names() -> list[str]:
+def list_names() -> list[str]:
     """Return the names of all corpora."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load(name: str) -> Corpus:
     """Return the module of a corpus by name. Raises UserError, listing the known names, if there is none."""
-    if name not in names():
-        raise unknown_name("corpus", name, names())
+    if name not in list_names():
+        raise unknown_name_error("corpus", name, list_names())
     return cast(Corpus, importlib.import_module(f"{__name__}.{name}"))

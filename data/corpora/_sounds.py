@@ -90,17 +90,17 @@ def _wander(rng: Generator, duration_s: float, rate_hz: float) -> Wave:
     return np.interp(_time(duration_s) * rate_hz, np.arange(len(points)), points)
 
 
-def ramps(duration_s: float, attack_s: float, release_s: float) -> Wave:
+def compute_ramps(duration_s: float, attack_s: float, release_s: float) -> Wave:
     """Return gains [num_samples] that rise from 0 to 1 at the start and fall to 0 at the end."""
     time = _time(duration_s)
     return np.minimum(np.minimum(time / attack_s, 1), np.minimum((duration_s - time) / release_s, 1))
 
 
-def add(track: Wave, wave: Wave, onset_s: float) -> None:
+def mix_into(track: Wave, wave: Wave, onset_s: float) -> None:
     """Mix `wave` into `track` from `onset_s` on; the length of the track stays the same."""
     start = round(onset_s * SAMPLE_RATE_HZ)
-    room = track[start : start + len(wave)]
-    room += wave[: len(room)]
+    overlap = track[start : start + len(wave)]
+    overlap += wave[: len(overlap)]
 
 
 # Foreground sounds: one occurrence.
@@ -118,7 +118,7 @@ def _siren(rng: Generator, duration_s: float) -> Wave:
     rise = np.sin(np.pi * _time(duration_s) / duration_s) ** rng.uniform(0.6, 1.2)
     low_hz = rng.uniform(420, 620)
     wave = _harmonic(low_hz * (1 + rng.uniform(0.9, 1.5) * rise), np.array([1, 0.5, 0.4, 0.2, 0.1]))
-    return wave * ramps(duration_s, 0.25, 0.3)
+    return wave * compute_ramps(duration_s, 0.25, 0.3)
 
 
 def _bird(rng: Generator, duration_s: float) -> Wave:
@@ -131,7 +131,7 @@ def _bird(rng: Generator, duration_s: float) -> Wave:
     for chirp in range(chirps):
         course = 1 + bend * np.sin(np.pi / 2 * time / chirp_s) + 0.03 * np.sin(2 * np.pi * flutter_hz * time)
         wave = _harmonic(start_hz * rng.normal(1, 0.05) * course, np.array([1, 0.15]))
-        add(track, wave * np.hanning(len(wave)) * rng.uniform(0.6, 1), chirp * duration_s / chirps)
+        mix_into(track, wave * np.hanning(len(wave)) * rng.uniform(0.6, 1), chirp * duration_s / chirps)
     return track
 
 
@@ -143,8 +143,8 @@ def _footsteps(rng: Generator, duration_s: float) -> Wave:
     fall = np.exp(-_time(0.3) / 0.018)
     for step_s in np.arange(0, duration_s - 0.25, beat_s):
         heel = _struck(0.3, modes_hz * rng.normal(1, 0.04), np.array([0.03, 0.02]), np.array([1, 0.8]))
-        add(track, (heel + 0.3 * _noise(rng, 0.3, 300, bright_hz) * fall) * rng.uniform(0.75, 1), step_s)
-        add(track, 0.15 * _noise(rng, 0.3, 600, bright_hz * 1.5) * fall, step_s + toe_s)
+        mix_into(track, (heel + 0.3 * _noise(rng, 0.3, 300, bright_hz) * fall) * rng.uniform(0.75, 1), step_s)
+        mix_into(track, 0.15 * _noise(rng, 0.3, 600, bright_hz * 1.5) * fall, step_s + toe_s)
     return track
 
 
@@ -164,7 +164,7 @@ def _clock(rng: Generator, duration_s: float) -> Wave:
     decays_s, levels = np.array([0.009, 0.006, 0.004]), np.array([1, 0.7, 0.5])
     ticks = [click + _struck(0.06, modes_hz * pitch, decays_s, levels) for pitch in (1.0, lower)]
     for beat, tick_s in enumerate(np.arange(0, duration_s - 0.06, beat_s)):
-        add(track, ticks[beat % 2], tick_s)
+        mix_into(track, ticks[beat % 2], tick_s)
     return track
 
 
@@ -178,8 +178,8 @@ def _telephone(rng: Generator, duration_s: float) -> Wave:
         for interval in (1.0, rng.uniform(1.15, 1.35))
     ]
     for beat, strike_s in enumerate(np.arange(0, duration_s - 0.2, beat_s)):
-        add(track, gongs[beat % 2] * rng.uniform(0.7, 1), strike_s)
-    return track * ramps(duration_s, 0.002, 0.15)
+        mix_into(track, gongs[beat % 2] * rng.uniform(0.7, 1), strike_s)
+    return track * compute_ramps(duration_s, 0.002, 0.15)
 
 
 def _knock(rng: Generator, duration_s: float) -> Wave:
@@ -194,7 +194,7 @@ def _whistle(rng: Generator, duration_s: float) -> Wave:
     pitch_hz = rng.uniform(2300, 3600)
     wave = _harmonic(pitch_hz * (1 + 0.025 * trill), np.array([1, 0.25, 0.1])) * (1 + 0.45 * trill)
     breath = 0.12 * _noise(rng, duration_s, pitch_hz * 0.8, pitch_hz * 1.6)
-    return (wave + breath) * ramps(duration_s, 0.02, 0.04)
+    return (wave + breath) * compute_ramps(duration_s, 0.02, 0.04)
 
 
 def _gunshot(rng: Generator, duration_s: float) -> Wave:
@@ -220,7 +220,7 @@ def _horn(rng: Generator, duration_s: float) -> Wave:
     steady_hz = np.full(round(duration_s * SAMPLE_RATE_HZ), rng.uniform(320, 450))
     levels = rng.uniform(0.4, 1, 18) / np.arange(1, 19) ** 0.5
     wave = _harmonic(steady_hz, levels) + _harmonic(steady_hz * rng.uniform(1.19, 1.27), levels)
-    return wave * ramps(duration_s, 0.02, 0.05)
+    return wave * compute_ramps(duration_s, 0.02, 0.05)
 
 
 # Backgrounds: they last for the complete clip.
@@ -229,8 +229,8 @@ def _horn(rng: Generator, duration_s: float) -> Wave:
 def _rain(rng: Generator, duration_s: float) -> Wave:
     """Return a hiss with drops close by."""
     drops = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
-    places = rng.integers(len(drops), size=rng.poisson(rng.uniform(30, 200) * duration_s))
-    drops[places] = rng.exponential(1.0, len(places))
+    positions = rng.integers(len(drops), size=rng.poisson(rng.uniform(30, 200) * duration_s))
+    drops[positions] = rng.exponential(1.0, len(positions))
     drops = _filtered(drops, 2000, 7000)
     hiss = _noise(rng, duration_s, rng.uniform(500, 1500), rng.uniform(6000, 11000))
     return hiss + drops * float(rng.uniform(2, 5) / np.abs(drops).max())
@@ -270,12 +270,12 @@ def _crickets(rng: Generator, duration_s: float) -> Wave:
         chirp = level * pulses * np.sin(2 * np.pi * pitch_hz * rng.normal(1, 0.06) * _time(chirp_s))
         beat_s = rng.uniform(0.3, 0.6)
         for onset_s in np.arange(rng.uniform(0, beat_s), duration_s, beat_s):
-            add(track, chirp, onset_s + rng.uniform(0, 0.03))
+            mix_into(track, chirp, onset_s + rng.uniform(0, 0.03))
     return track
 
 
 @dataclass(frozen=True)
-class Kind:
+class SoundKind:
     """Foreground kind: its generator, the range of its duration, and its maximum number of consecutive occurrences."""
 
     sound: Sound
@@ -283,19 +283,19 @@ class Kind:
     max_count: int = 3
 
 
-FOREGROUNDS: dict[str, Kind] = {
-    "bell": Kind(_bell, (1.6, 2.6)),
-    "siren": Kind(_siren, (1.5, 2.5)),
-    "bird": Kind(_bird, (0.6, 1.3)),
-    "footsteps": Kind(_footsteps, (2.5, 4.0), max_count=1),
-    "dog": Kind(_dog, (0.18, 0.38)),
-    "clock": Kind(_clock, (2.5, 4.0), max_count=1),
-    "telephone": Kind(_telephone, (0.9, 1.6)),
-    "knock": Kind(_knock, (0.15, 0.25)),
-    "whistle": Kind(_whistle, (0.4, 0.9)),
-    "gunshot": Kind(_gunshot, (0.6, 1.1)),
-    "insect": Kind(_insect, (1.0, 2.0)),
-    "car horn": Kind(_horn, (0.3, 0.9)),
+FOREGROUNDS: dict[str, SoundKind] = {
+    "bell": SoundKind(_bell, (1.6, 2.6)),
+    "siren": SoundKind(_siren, (1.5, 2.5)),
+    "bird": SoundKind(_bird, (0.6, 1.3)),
+    "footsteps": SoundKind(_footsteps, (2.5, 4.0), max_count=1),
+    "dog": SoundKind(_dog, (0.18, 0.38)),
+    "clock": SoundKind(_clock, (2.5, 4.0), max_count=1),
+    "telephone": SoundKind(_telephone, (0.9, 1.6)),
+    "knock": SoundKind(_knock, (0.15, 0.25)),
+    "whistle": SoundKind(_whistle, (0.4, 0.9)),
+    "gunshot": SoundKind(_gunshot, (0.6, 1.1)),
+    "insect": SoundKind(_insect, (1.0, 2.0)),
+    "car horn": SoundKind(_horn, (0.3, 0.9)),
 }
 
 BACKGROUNDS: dict[str, Sound] = {

@@ -23,9 +23,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from data.errors import UserError
-from data.schema import SetAside, SourceClip, Split
-from data.sources.csv_tables import Row, read_csv, require_source
-from data.sources.recordings import files_below, of_file
+from data.schema import SkippedItem, SourceClip, Split
+from data.sources.csv_tables import CsvRow, read_csv, require_source
+from data.sources.recordings import describe_file, iter_files
 from data.waveform import Codec
 
 ROLES = {"train": "train", "validation": "val", "test": "test"}
@@ -41,7 +41,7 @@ COLUMNS = ["audiocap_id", "youtube_id", "start_time", "caption"]
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64")
 """Suffixes of files that libsndfile reads; a downloader may leave other files under the same name."""
 
-Key = tuple[str, str]
+ClipKey = tuple[str, str]
 """youtube_id and start_time of a clip."""
 
 
@@ -53,29 +53,31 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     if not tables:
         raise UserError(f"{source / 'dataset'} holds none of {', '.join(path.name for path in paths.values())}")
     files = defaultdict(list)
-    for path in files_below(source):
+    for path in iter_files(source):
         if path.suffix.lower() in SUFFIXES:
             files[path.stem].append(path)
 
-    grouped = {split: group(rows) for split, rows in tables.items()}
+    grouped = {split: group_rows(rows) for split, rows in tables.items()}
     candidates = {
         (split, key): find_files(source, files, split, key) for split, (clips, _) in grouped.items() for key in clips
     }
     claims: dict[Path, list[str]] = defaultdict(list)
-    for (split, key), found in candidates.items():
-        for path in found:
+    for (split, key), clip_files in candidates.items():
+        for path in clip_files:
             claims[path].append(grouped[split][0][key][0].origin)
     splits = []
-    absent = [SetAside(str(path), "is absent: its clips aren't known") for path in paths.values() if not path.exists()]
+    absent = [
+        SkippedItem(str(path), "is absent: its clips aren't known") for path in paths.values() if not path.exists()
+    ]
     next(iter(grouped.values()))[1].extend(absent)
     for split, (rows_by_clip, set_aside) in grouped.items():
         clips = []
         for key, rows in rows_by_clip.items():
-            found = candidates[split, key]
-            if reason := why_unusable(source, key, found, claims):
-                set_aside.append(SetAside(rows[0].origin, reason))
+            clip_files = candidates[split, key]
+            if reason := explain_unusable(source, key, clip_files, claims):
+                set_aside.append(SkippedItem(rows[0].origin, reason))
             else:
-                clips.append(describe(split, key, rows, found[0]))
+                clips.append(build_clip(split, key, rows, clip_files[0]))
         listed = frozenset(f"youtube:{youtube_id}" for youtube_id, _ in rows_by_clip)
         splits.append(
             Split(
@@ -92,46 +94,46 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     return splits
 
 
-def group(rows: list[Row]) -> tuple[dict[Key, list[Row]], list[SetAside]]:
+def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[SkippedItem]]:
     """Return the rows of each clip, and the skipped rows: repetitions of a row with the same id and caption."""
-    rows_by_clip: dict[Key, dict[tuple[str, str], Row]] = {}
+    rows_by_clip: dict[ClipKey, dict[tuple[str, str], CsvRow]] = {}
     set_aside = []
     for row in rows:
         of_clip = rows_by_clip.setdefault((row["youtube_id"].strip(), row["start_time"].strip()), {})
         first = of_clip.setdefault((row["audiocap_id"], row["caption"]), row)
         if first is not row:
-            set_aside.append(SetAside(row.origin, f"is the same as {first.origin}"))
+            set_aside.append(SkippedItem(row.origin, f"is the same as {first.origin}"))
     return {key: list(of_clip.values()) for key, of_clip in rows_by_clip.items()}, set_aside
 
 
-def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Key) -> list[Path]:
+def find_files(source: Path, files: dict[str, list[Path]], split: str, key: ClipKey) -> list[Path]:
     """Return the candidate files of a clip: none, one, or several if the right one is unknown."""
     youtube_id, start_time = key
     for name in (f"{youtube_id}_{start_time}", youtube_id):
-        if found := [*files.get(name, []), *files.get(f"Y{name}", [])]:
-            return [path for path in found if split in path.relative_to(source).parts[:-1]] or found
+        if candidates := [*files.get(name, []), *files.get(f"Y{name}", [])]:
+            return [path for path in candidates if split in path.relative_to(source).parts[:-1]] or candidates
     return []
 
 
-def why_unusable(source: Path, key: Key, found: list[Path], claims: dict[Path, list[str]]) -> str:
+def explain_unusable(source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]]) -> str:
     """Return the reason why a clip has no audio; '' if it has."""
-    if not found:
+    if not paths:
         return f"{source} has no file {key[0]}.*, Y{key[0]}.* or the same with _{key[1]}"
-    if len(found) > 1:
-        return f"several files could be its audio: {', '.join(map(str, found))}"
-    if len(claims[found[0]]) > 1:
-        return f"{found[0]} could be the audio of several clips: {', '.join(claims[found[0]])}; add _START to its name"
+    if len(paths) > 1:
+        return f"several files could be its audio: {', '.join(map(str, paths))}"
+    if len(claims[paths[0]]) > 1:
+        return f"{paths[0]} could be the audio of several clips: {', '.join(claims[paths[0]])}; add _START to its name"
     return ""
 
 
-def describe(split: str, key: Key, rows: list[Row], path: Path) -> SourceClip:
+def build_clip(split: str, key: ClipKey, rows: list[CsvRow], path: Path) -> SourceClip:
     """Return a clip from its rows and its file."""
-    recording = of_file(path)
+    recording = describe_file(path)
     return SourceClip(
         clip_id=f"audiocaps/{split}/{path.name}",
         load=recording.load,
         captions=tuple(row["caption"] for row in rows),
-        origin=f"{rows[0].origin}: {recording.place}",
+        origin=f"{rows[0].origin}: {recording.location}",
         revision=recording.revision,
         num_bytes=recording.num_bytes,
         source=f"youtube:{key[0]}",

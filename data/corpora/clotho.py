@@ -33,9 +33,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data.errors import UserError
-from data.schema import Query, SetAside, SourceClip, Split
-from data.sources.csv_tables import Row, read_csv, require_directory, require_source
-from data.sources.recordings import of_file
+from data.schema import Query, SkippedItem, SourceClip, Split
+from data.sources.csv_tables import CsvRow, read_csv, require_directory, require_source
+from data.sources.recordings import describe_file
 from data.waveform import Codec
 
 ROLES = {"train": "development", "validation": "validation", "test": "evaluation"}
@@ -86,7 +86,7 @@ def read_split(source: Path, split: str) -> Split:
     """Read one split: its captions, its metadata if there is any, and the recordings on disk."""
     table = read_csv(source / f"clotho_captions_{split}.csv", ["file_name", *CAPTION_COLUMNS])
     folder = require_directory(source / split)
-    on_disk = {key(path.name): path for path in folder.iterdir() if path.is_file()}
+    on_disk = {normalise_file_name(path.name): path for path in folder.iterdir() if path.is_file()}
     metadata = read_metadata(source / f"clotho_metadata_{split}.csv")
 
     clips: dict[str, SourceClip] = {}
@@ -94,15 +94,19 @@ def read_split(source: Path, split: str) -> Split:
     origins: dict[str, str] = {}
     for row in table:
         name = row["file_name"]
-        if key(name) in origins:
-            raise UserError(f"{row.origin}: file_name {name!r} occurs twice (first in {origins[key(name)]})")
-        origins[key(name)] = row.origin
-        path = on_disk.get(key(name))
+        if normalise_file_name(name) in origins:
+            raise UserError(
+                f"{row.origin}: file_name {name!r} occurs twice (first in {origins[normalise_file_name(name)]})"
+            )
+        origins[normalise_file_name(name)] = row.origin
+        path = on_disk.get(normalise_file_name(name))
         if path is None:
-            set_aside.append(SetAside(row.origin, f"{folder / name} is absent", "absent", name))
+            set_aside.append(SkippedItem(row.origin, f"{folder / name} is absent", "absent", name))
             continue
         captions = tuple(row[column] for column in CAPTION_COLUMNS)
-        clips[name] = describe(f"clotho/{split}/{name}", path, captions, row.origin, metadata.get(key(name)))
+        clips[name] = build_clip(
+            f"clotho/{split}/{name}", path, captions, row.origin, metadata.get(normalise_file_name(name))
+        )
     if not clips:
         raise UserError(f"{folder} holds none of the {len(table)} files named in clotho_captions_{split}.csv")
     return Split(
@@ -110,7 +114,7 @@ def read_split(source: Path, split: str) -> Split:
         split,
         tuple(clips.values()),
         set_aside=tuple(set_aside),
-        sources=sources(metadata.values()),
+        sources=collect_sources(metadata.values()),
         num_listed=len(table),
     )
 
@@ -124,7 +128,7 @@ def read_challenge(source: Path) -> Split:
             f"{source / CHALLENGE_FOLDERS[0]} is absent: extract retrieval_audio.7z into {source / 'retrieval_audio'}, "
             f"or remove retrieval_captions.csv to leave out the challenge"
         )
-    on_disk = {key(path.name): path for path in sorted(folders[0].glob("*.wav"))}
+    on_disk = {normalise_file_name(path.name): path for path in sorted(folders[0].glob("*.wav"))}
     if not on_disk:
         raise UserError(f"{folders[0]} holds no .wav file: extract retrieval_audio.7z again")
     metadata = read_metadata(source / "retrieval_audio_metadata.csv")
@@ -133,15 +137,15 @@ def read_challenge(source: Path) -> Split:
         "clotho",
         "challenge",
         tuple(
-            describe(f"clotho/challenge/{path.name}", path, (), "clotho/challenge", metadata.get(name))
+            build_clip(f"clotho/challenge/{path.name}", path, (), "clotho/challenge", metadata.get(name))
             for name, path in on_disk.items()
         ),
         set_aside=tuple(
-            SetAside(row.origin, f"{folders[0] / row['file_name']} is absent", "absent", row["file_name"])
+            SkippedItem(row.origin, f"{folders[0] / row['file_name']} is absent", "absent", row["file_name"])
             for row in absent
         ),
         queries=tuple(Query(row["caption"]) for row in captions),
-        sources=sources(metadata.values()),
+        sources=collect_sources(metadata.values()),
         num_listed=len(on_disk) + len(absent),
     )
 
@@ -163,7 +167,7 @@ def read_relevance(source: Path) -> Split:
     return Split("clotho", "evaluation_2025", (), queries=tuple(queries), clips_of="evaluation")
 
 
-def parse_names(row: Row) -> list[str]:
+def parse_names(row: CsvRow) -> list[str]:
     """Return the file names in a row of the annotations, each once."""
     text = row["audio_filenames"]
     try:
@@ -177,55 +181,55 @@ def parse_names(row: Row) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def describe(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, metadata: Row | None) -> SourceClip:
+def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, metadata: CsvRow | None) -> SourceClip:
     """Return a clip from its file, its captions and, if there is one, its row of metadata."""
-    recording = of_file(path)
-    keywords = metadata.optional("keywords").split(";") if metadata else []
+    recording = describe_file(path)
+    keywords = metadata.get_optional("keywords").split(";") if metadata else []
     return SourceClip(
         clip_id=clip_id,
         load=recording.load,
         captions=captions,
-        origin=f"{origin}: {recording.place}",
+        origin=f"{origin}: {recording.location}",
         revision=recording.revision,
         num_bytes=recording.num_bytes,
         keywords=tuple(keyword.strip() for keyword in keywords if keyword.strip()),
-        licence=metadata.optional("license") if metadata else "",
-        source=source_of(metadata) if metadata else "",
+        licence=metadata.get_optional("license") if metadata else "",
+        source=get_source(metadata) if metadata else "",
     )
 
 
-def key(name: str) -> str:
+def normalise_file_name(name: str) -> str:
     """Normalise a file name, so that names in tables match names on disk."""
     return unicodedata.normalize("NFC", name).replace(": ", "_")
 
 
-def read_metadata(path: Path) -> dict[str, Row]:
+def read_metadata(path: Path) -> dict[str, CsvRow]:
     """Read the rows of a table of metadata by normalised file name; none if the table is absent."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, CsvRow] = {}
     for row in read_csv(path, METADATA_COLUMNS, encoding="iso-8859-1") if path.exists() else []:
-        first = rows.setdefault(key(row["file_name"]), row)
+        first = rows.setdefault(normalise_file_name(row["file_name"]), row)
         if first is not row:  # the source of one of them would be lost
             raise UserError(f"{row.origin}: file_name {row['file_name']!r} occurs twice (first in {first.origin})")
     return rows
 
 
-def source_of(metadata: Row) -> str:
+def get_source(metadata: CsvRow) -> str:
     """Return the source that a clip was cut from; '' if unknown."""
-    sound_id = metadata.optional("sound_id").strip()
+    sound_id = metadata.get_optional("sound_id").strip()
     return f"freesound:{sound_id}" if sound_id.isdecimal() else ""
 
 
-def sources(metadata: Iterable[Row]) -> frozenset[str]:
+def collect_sources(metadata: Iterable[CsvRow]) -> frozenset[str]:
     """Return the sources in a table of metadata, including those of clips without a file."""
-    return frozenset(filter(None, map(source_of, metadata)))
+    return frozenset(filter(None, map(get_source, metadata)))
 
 
 def download(target: Path) -> None:
     """Download Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
     from data.sources import download as fetching
 
-    fetching.fetch(CLOTHO_URL, CLOTHO_MD5, target)
-    fetching.fetch(CHALLENGE_URL, CHALLENGE_MD5, target)
+    fetching.fetch_files(CLOTHO_URL, CLOTHO_MD5, target)
+    fetching.fetch_files(CHALLENGE_URL, CHALLENGE_MD5, target)
     for split in ROLES.values():
-        fetching.extract(target / f"clotho_audio_{split}.7z", target)
-    fetching.extract(target / "retrieval_audio.7z", target / "retrieval_audio")
+        fetching.extract_archive(target / f"clotho_audio_{split}.7z", target)
+    fetching.extract_archive(target / "retrieval_audio.7z", target / "retrieval_audio")

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError
-from data.schema import SetAside, SourceClip, Split
-from data.sources.csv_tables import Row, read_csv, require_source
-from data.sources.recordings import files_below, of_file
+from data.schema import SkippedItem, SourceClip, Split
+from data.sources.csv_tables import CsvRow, read_csv, require_source
+from data.sources.recordings import describe_file, iter_files
 from data.waveform import Codec
 
 ROLES = {"train": "train", "validation": "validation", "test": "test"}
@@ -35,17 +35,17 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     source = require_source(source, "folder")
     tables = sorted(source.glob("*.csv"))
     if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "none"
-        raise UserError(f"{source} must hold one table (*.csv with the columns file_name, caption); found: {found}")
+        names = ", ".join(path.name for path in tables) or "none"
+        raise UserError(f"{source} must hold one table (*.csv with the columns file_name, caption); found: {names}")
     rows = read_csv(tables[0], ["file_name", "caption"])
-    rows_by_file: dict[str, list[Row]] = {}
+    rows_by_file: dict[str, list[CsvRow]] = {}
     for row in rows:
         rows_by_file.setdefault(row["file_name"], []).append(row)
     if "split" in rows[0].cells:
-        split_by_file = stated_splits(rows_by_file)
+        split_by_file = read_stated_splits(rows_by_file)
     else:
-        split_by_file = drawn_splits(tables[0], list(rows_by_file), seed)
-    on_disk = {path.relative_to(source).as_posix() for path in files_below(source)}
+        split_by_file = draw_splits(tables[0], list(rows_by_file), seed)
+    on_disk = {path.relative_to(source).as_posix() for path in iter_files(source)}
     splits = [read_split(source, split, rows_by_file, split_by_file, on_disk) for split in ROLES.values()]
     if not any(split.clips for split in splits):
         raise UserError(f"{source} holds none of the {len(rows_by_file)} files named in {tables[0].name}")
@@ -53,7 +53,7 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_split(
-    source: Path, split: str, rows_by_file: dict[str, list[Row]], split_by_file: dict[str, str], on_disk: set[str]
+    source: Path, split: str, rows_by_file: dict[str, list[CsvRow]], split_by_file: dict[str, str], on_disk: set[str]
 ) -> Split:
     """Return one split with the files that exist."""
     names = [name for name in rows_by_file if split_by_file[name] == split]
@@ -61,15 +61,15 @@ def read_split(
     for name in names:
         rows = rows_by_file[name]
         if name not in on_disk:
-            set_aside.append(SetAside(rows[0].origin, f"{source / name} is absent", "absent", name))
+            set_aside.append(SkippedItem(rows[0].origin, f"{source / name} is absent", "absent", name))
             continue
-        recording = of_file(source / name)
+        recording = describe_file(source / name)
         clips.append(
             SourceClip(
                 clip_id=f"folder/{split}/{name}",
                 load=recording.load,
                 captions=tuple(row["caption"] for row in rows),
-                origin=f"{rows[0].origin}: {recording.place}",
+                origin=f"{rows[0].origin}: {recording.location}",
                 revision=recording.revision,
                 num_bytes=recording.num_bytes,
             )
@@ -77,7 +77,7 @@ def read_split(
     return Split("folder", split, tuple(clips), set_aside=tuple(set_aside), num_listed=len(names))
 
 
-def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
+def read_stated_splits(rows_by_file: dict[str, list[CsvRow]]) -> dict[str, str]:
     """Return each file's split as its rows state it."""
     stated = {}
     for name, rows in rows_by_file.items():
@@ -90,7 +90,7 @@ def stated_splits(rows_by_file: dict[str, list[Row]]) -> dict[str, str]:
     return stated
 
 
-def drawn_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
+def draw_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
     """Draw each file's split from the seed, independent of the order of the rows. Every split gets a file."""
     if seed < 0:
         raise UserError(f"seed={seed}: a seed must be at least 0; give another")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from data.corpora._sounds import BACKGROUNDS, FOREGROUNDS, add, ramps
+from data.corpora._sounds import BACKGROUNDS, FOREGROUNDS, compute_ramps, mix_into
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Paraphrase, Samples, SourceClip, Split
 from data.waveform import PCM16_BYTES, Codec
@@ -112,21 +112,21 @@ COUNTS: dict[int, tuple[str, ...]] = {1: ("", "", " once"), 2: (" twice", " two 
 
 # In the patterns, {0} is the first event as a clause ("a dog barks twice"), {p0} with a participle ("a dog barking
 # twice"); {s} is the sequence of events; {b} and {pb} are the background.
-PLAIN: dict[int, tuple[str, ...]] = {
+FOLLOWING_PATTERNS: dict[int, tuple[str, ...]] = {
     1: ("{0}",),
     2: ("{0}, then {1}", "{0} before {1}", "{0} and then {1}", "{0}, and afterwards {1}", "{1} after {0}"),
     3: ("{0}, then {1}, then {2}", "{0} before {1}, then {2}", "{0}, then {1}, and finally {2}"),
 }
 """Sequences that can follow an introductory phrase, by the number of events."""
 
-OPENING: dict[int, tuple[str, ...]] = {
+OPENING_PATTERNS: dict[int, tuple[str, ...]] = {
     1: ("{p0} is heard", "there is {p0}"),
     2: ("after {0}, {1}", "before {1}, {0}", "first {0}, then {1}", "{p0}, followed by {p1}"),
     3: ("after {0}, {1} and then {2}", "before {2}, {0} and then {1}", "{p0}, followed by {p1}, then {p2}"),
 }
 """Sequences that can only open a sentence, by the number of events."""
 
-ALONE = (
+SINGLE_EVENT_PATTERNS = (
     "{0} in an otherwise quiet place",
     "{0}, and nothing else is heard",
     "there is the sound of {p0}",
@@ -182,7 +182,7 @@ def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -
     return Scene(entropy, duration_s, background, tuple(events))
 
 
-def render(scene: Scene) -> Samples:
+def render_scene(scene: Scene) -> Samples:
     """Render the clip of a scene: float32 [scene.duration_s * SAMPLE_RATE_HZ], mono, peak at most 0.9.
 
     The result depends only on the scene, not on the process or the order of rendering.
@@ -191,12 +191,12 @@ def render(scene: Scene) -> Samples:
     track = np.zeros(round(scene.duration_s * SAMPLE_RATE_HZ))
     levels = 10 ** (rng.uniform(-4, 0, len(scene.events)) / 20)
     for event, level in zip(scene.events, levels, strict=True):
-        wave = FOREGROUNDS[event.kind].sound(rng, event.duration_s) * ramps(event.duration_s, 0.001, 0.02)
+        wave = FOREGROUNDS[event.kind].sound(rng, event.duration_s) * compute_ramps(event.duration_s, 0.001, 0.02)
         wave *= level / np.abs(wave).max()
         for onset_s in event.onsets_s:
             # The same bell, but another stroke: slightly quicker and softer.
-            places = np.arange(0, len(wave) - 1, rng.uniform(1, 1.04))
-            add(track, np.interp(places, np.arange(len(wave)), wave) * rng.uniform(0.85, 1), onset_s)
+            positions = np.arange(0, len(wave) - 1, rng.uniform(1, 1.04))
+            mix_into(track, np.interp(positions, np.arange(len(wave)), wave) * rng.uniform(0.85, 1), onset_s)
     if scene.background is not None:
         wave = BACKGROUNDS[scene.background](rng, scene.duration_s)
         track += wave * (levels.min() * 10 ** (rng.uniform(-15, -10) / 20) / np.abs(wave).max())
@@ -204,45 +204,49 @@ def render(scene: Scene) -> Samples:
     return np.asarray(track * (rng.uniform(0.4, 0.89) / np.abs(track).max()), np.float32)
 
 
-def blocks(scene: Scene) -> Iterator[Samples]:
+def render_blocks(scene: Scene) -> Iterator[Samples]:
     """Render the clip of a scene, and yield it as one block."""
-    yield render(scene)
+    yield render_scene(scene)
 
 
-def _named(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
+def _word_kind(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
     """Return a random wording of a kind, as a clause and with a participle."""
     wording = _pick(rng, WORDINGS[kind].split("; ")) + _pick(rng, counts)
     return re.sub(r"(\w+)/(\w+)", r"\1", wording), re.sub(r"(\w+)/(\w+)", r"\2", wording)
 
 
-def _sentence(rng: Generator, scene: Scene) -> str:
+def _compose_sentence(rng: Generator, scene: Scene) -> str:
     """Return a random sentence that describes a scene, of any number of words."""
     clauses, phrases, number = [], {}, len(scene.events)
-    for place, event in enumerate(scene.events):
+    for position, event in enumerate(scene.events):
         countable = FOREGROUNDS[event.kind].max_count > 1
-        clause, phrases[f"p{place}"] = _named(rng, event.kind, COUNTS[len(event.onsets_s)] if countable else ("",))
+        clause, phrases[f"p{position}"] = _word_kind(
+            rng, event.kind, COUNTS[len(event.onsets_s)] if countable else ("",)
+        )
         clauses.append(clause)
-    sequences, frames = (PLAIN, AFTER_PLAIN) if rng.random() < PLAIN_SHARE else (OPENING, AFTER_ANY)
+    sequences, frames = (
+        (FOLLOWING_PATTERNS, AFTER_PLAIN) if rng.random() < PLAIN_SHARE else (OPENING_PATTERNS, AFTER_ANY)
+    )
     if scene.background is not None:
-        phrases["b"], phrases["pb"] = _named(rng, scene.background)
+        phrases["b"], phrases["pb"] = _word_kind(rng, scene.background)
         pattern = _pick(rng, frames).replace("{s}", _pick(rng, sequences[number]))
     else:
-        pattern = _pick(rng, ALONE if number == 1 else sequences[number])
+        pattern = _pick(rng, SINGLE_EVENT_PATTERNS if number == 1 else sequences[number])
     text = pattern.format(*clauses, **phrases)
     return text[0].upper() + text[1:] + "."
 
 
-def _sentences(rng: Generator, scene: Scene, number: int, unlike: tuple[str, ...] = ()) -> tuple[str, ...]:
+def _compose_sentences(rng: Generator, scene: Scene, number: int, excluded: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return `number` different descriptions of a scene with MIN_WORDS to MAX_WORDS words, none in `excluded`."""
-    found: list[str] = []
-    while len(found) < number:
-        text = _sentence(rng, scene)
-        if MIN_WORDS <= len(text.split()) <= MAX_WORDS and text not in found and text not in unlike:
-            found.append(text)
-    return tuple(found)
+    sentences: list[str] = []
+    while len(sentences) < number:
+        text = _compose_sentence(rng, scene)
+        if MIN_WORDS <= len(text.split()) <= MAX_WORDS and text not in sentences and text not in excluded:
+            sentences.append(text)
+    return tuple(sentences)
 
 
-def _new_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
+def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
     """Return a scene whose identity isn't in `taken`, and add the identity to `taken`."""
     for _ in range(MAX_DRAWS):
         scene = _draw_scene(rng, entropy, config)
@@ -271,11 +275,11 @@ def read(source: Path | None, seed: int = 0, config: Config | None = None) -> li
         paraphrases: list[Paraphrase] = []
         for index in range(size):
             rng = np.random.default_rng([seed, number, index])
-            scene = _new_scene(rng, (seed, number, index), config, taken)
-            captions = _sentences(rng, scene, NUM_CAPTIONS)
+            scene = _draw_unique_scene(rng, (seed, number, index), config, taken)
+            captions = _compose_sentences(rng, scene, NUM_CAPTIONS)
             clip = SourceClip(
                 clip_id=f"synthetic/{name}/{index:05d}.wav",
-                load=partial(blocks, scene),
+                load=partial(render_blocks, scene),
                 captions=captions,
                 origin=f"synthetic/{name}/{index:05d}.wav, seed {seed}",
                 revision=f"{scene!r}, rendering {RENDERING}",
@@ -285,7 +289,9 @@ def read(source: Path | None, seed: int = 0, config: Config | None = None) -> li
             )
             clips.append(clip)
             for caption in captions:
-                variants = _sentences(rng, scene, int(rng.integers(MIN_VARIANTS, MAX_VARIANTS + 1)), unlike=captions)
+                variants = _compose_sentences(
+                    rng, scene, int(rng.integers(MIN_VARIANTS, MAX_VARIANTS + 1)), excluded=captions
+                )
                 paraphrases.append(Paraphrase(clip.clip_id, caption, variants, model="grammar"))
         splits.append(Split("synthetic", name, tuple(clips), tuple(paraphrases), num_listed=size))
     return splits

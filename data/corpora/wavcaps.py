@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from data.schema import SetAside, SourceClip, Split
-from data.sources.archives import members
+from data.schema import SkippedItem, SourceClip, Split
+from data.sources.archives import list_members
 from data.sources.csv_tables import require_source
 from data.sources.json_text import parse_json
-from data.sources.recordings import Recording, files_below, of_file, of_member
+from data.sources.recordings import Recording, describe_file, describe_member, iter_files
 from data.waveform import Codec
 
 TABLES = {
@@ -70,37 +70,39 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 def read_subset(source: Path, subset: str, table: Path) -> Split:
     """Read one subset: its table, and its recordings in archives and files."""
-    rows = read_table(table)
+    rows = read_rows(table)
     recordings, set_aside = find_recordings(source, subset)
     clips, listed = [], dict[str, str]()  # origin by the stem of the id
     missing = []
     for number, row in enumerate(rows, start=1):
         origin = f"{table}, row {number}"
-        if problem := problem_of(row):
-            set_aside.append(SetAside(origin, problem))
+        if problem := find_problem(row):
+            set_aside.append(SkippedItem(origin, problem))
             continue
-        stem = stem_of(row)
+        stem = get_stem(row)
         if stem in listed:
-            set_aside.append(SetAside(origin, f"id {row['id']!r} occurs twice (first in {listed[stem]})"))
+            set_aside.append(SkippedItem(origin, f"id {row['id']!r} occurs twice (first in {listed[stem]})"))
             continue
         listed[stem] = origin
         if stem not in recordings:
             reason = f"{stem}.flac is absent: neither in an archive nor extracted"
-            missing.append(SetAside(origin, reason, "absent", f"{stem}.flac"))
+            missing.append(SkippedItem(origin, reason, "absent", f"{stem}.flac"))
             continue
-        clips.append(describe(subset, row, origin, recordings[stem]))
+        clips.append(build_clip(subset, row, origin, recordings[stem]))
     if clips:
         set_aside += missing
     elif missing:
-        set_aside.append(SetAside(str(table), f"none of the {len(missing)} recordings that it names exists"))
+        set_aside.append(SkippedItem(str(table), f"none of the {len(missing)} recordings that it names exists"))
     if further := sorted(set(recordings) - set(listed)):
-        example = recordings[further[0]].place
-        set_aside.append(SetAside(subset, f"{len(further)} recordings without a row in {table}, such as {example!r}"))
-    sources = frozenset(source_of(subset, stem) for stem in listed)
+        example = recordings[further[0]].location
+        set_aside.append(
+            SkippedItem(subset, f"{len(further)} recordings without a row in {table}, such as {example!r}")
+        )
+    sources = frozenset(get_source(subset, stem) for stem in listed)
     return Split("wavcaps", subset, tuple(clips), set_aside=tuple(set_aside), sources=sources, num_listed=len(rows))
 
 
-def read_table(path: Path) -> list[Any]:
+def read_rows(path: Path) -> list[Any]:
     """Read the rows of a table. Raises UserError if it isn't valid."""
     try:
         value = parse_json(path.read_bytes())
@@ -112,7 +114,7 @@ def read_table(path: Path) -> list[Any]:
     return rows
 
 
-def problem_of(row: Any) -> str:
+def find_problem(row: Any) -> str:
     """Return the reason why a row of a table can't be used; '' if it can."""
     if not isinstance(row, dict):
         return "the row isn't an object"
@@ -121,7 +123,7 @@ def problem_of(row: Any) -> str:
     return "" if is_text(row.get("caption")) else "caption must be a non-empty string"
 
 
-def stem_of(row: dict[str, Any]) -> str:
+def get_stem(row: dict[str, Any]) -> str:
     """Return a row's id without a suffix, as its file is named."""
     return re.sub(r"\.(wav|flac)$", "", str(row["id"]))
 
@@ -131,55 +133,59 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
 
 
-def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SetAside]]:
+def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SkippedItem]]:
     """Return a subset's recordings by the stem of their names, those in archives first, and the skipped ones."""
     recordings: dict[str, Recording] = {}
     set_aside = []
     folder = source / "Zip_files" / subset
-    found: list[tuple[str, Recording]] = []
+    named_recordings: list[tuple[str, Recording]] = []
     for archive in sorted(folder.glob("*.zip")):
-        for member in members(archive):
+        for member in list_members(archive):
             name = member.info.filename
-            if is_outside(name):
-                set_aside.append(SetAside(f"{archive}/{name}", "points outside the archive; not read"))
+            if is_outside_archive(name):
+                set_aside.append(SkippedItem(f"{archive}/{name}", "points outside the archive; not read"))
             elif name.endswith(".flac"):
-                found.append((name, of_member(member)))
+                named_recordings.append((name, describe_member(member)))
     roots = [root for root in (folder, source / f"{subset}_flac", source / subset) if root.is_dir()]
-    found += [(path.name, of_file(path)) for root in roots for path in files_below(root) if path.suffix == ".flac"]
-    times = Counter[str]()
-    for name, recording in found:
+    named_recordings += [
+        (path.name, describe_file(path)) for root in roots for path in iter_files(root) if path.suffix == ".flac"
+    ]
+    counts = Counter[str]()
+    for name, recording in named_recordings:
         stem = name.rpartition("/")[2].removesuffix(".flac")
         recordings.setdefault(stem, recording)
-        times[stem] += 1
-    if again := [stem for stem, number in times.items() if number > 1]:
-        place = recordings[again[0]].place
+        counts[stem] += 1
+    if repeated := [stem for stem, number in counts.items() if number > 1]:
+        location = recordings[repeated[0]].location
         set_aside.append(
-            SetAside(subset, f"{len(again)} recordings exist more than once; the first is read, such as {place!r}")
+            SkippedItem(
+                subset, f"{len(repeated)} recordings exist more than once; the first is read, such as {location!r}"
+            )
         )
     return recordings, set_aside
 
 
-def is_outside(name: str) -> bool:
+def is_outside_archive(name: str) -> bool:
     """Return whether a member's name is absolute or contains '..', on any operating system."""
     return bool(re.match(r"[/\\]|[A-Za-z]:", name)) or ".." in re.split(r"[/\\]", name)
 
 
-def describe(subset: str, row: dict[str, Any], origin: str, recording: Recording) -> SourceClip:
+def build_clip(subset: str, row: dict[str, Any], origin: str, recording: Recording) -> SourceClip:
     """Return a clip from its row and its recording."""
     keywords = row.get("tags") or row.get("category") or []
     return SourceClip(
         clip_id=f"wavcaps/{subset}/{row['id']}",
         load=recording.load,
         captions=(row["caption"],),
-        origin=f"{origin}: {recording.place}",
+        origin=f"{origin}: {recording.location}",
         revision=recording.revision,
         num_bytes=recording.num_bytes,
         keywords=tuple(filter(is_text, keywords if isinstance(keywords, list) else [keywords])),
-        source=source_of(subset, stem_of(row)),
+        source=get_source(subset, get_stem(row)),
     )
 
 
-def source_of(subset: str, stem: str) -> str:
+def get_source(subset: str, stem: str) -> str:
     """Return the source of a clip from its id without a suffix."""
     return f"{COLLECTIONS[subset]}:{stem.removeprefix('Y') if subset == 'AudioSet_SL' else stem}"
 
@@ -188,4 +194,4 @@ def download(target: Path) -> None:
     """Download WavCaps from the Hugging Face Hub: 770 GB."""
     from data.sources import download as fetching
 
-    fetching.dataset("cvssp/WavCaps", target)
+    fetching.fetch_dataset("cvssp/WavCaps", target)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from data import corpora
-from data.leakage.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, is_held_out, worked_out_for
-from data.leakage.landmarks import PHASES, Index, Landmarks, landmarks
+from data.leakage.exclusions import DUPLICATES_FILE, EXCLUDE_DUPLICATES, build_fingerprint_metadata, is_held_out
+from data.leakage.landmarks import PHASES, LandmarkIndex, Landmarks, compute_landmarks
 from data.schema import DUPLICATES, Samples, SplitId
-from data.store.files import write_table
+from data.store.files import write_arrow_table
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit
 from data.waveform import PCM16_FULL_SCALE, decode_stored
@@ -31,44 +31,50 @@ def is_trained_on(name: str) -> bool:
     return not is_held_out(name) or split_id.split in corpora.load(split_id.corpus).PRETRAINING
 
 
-def parts(splits: Iterable[StoredSplit]) -> list[Part]:
+def split_into_parts(splits: Iterable[StoredSplit]) -> list[Part]:
     """Return the parts of the splits, for parallel work. Splits without clips of their own have none."""
-    own = [split for split in splits if not split.manifest.clips_of]
-    return [(split, first) for split in own for first in range(0, len(split.index), CLIPS_PER_PART)]
+    splits_with_clips = [split for split in splits if not split.manifest.clips_of]
+    return [(split, first) for split in splits_with_clips for first in range(0, len(split.index), CLIPS_PER_PART)]
 
 
-def landmarks_to_find(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
+def compute_index_landmarks(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
     """Compute the landmarks of a part's clips for an index, and return them with the clip ids."""
-    return landmarks_of(split, first, PHASES)
+    return compute_part_landmarks(split, first, PHASES)
 
 
-def landmarks_of(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
+def compute_part_landmarks(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
     """Compute the landmarks of a part's clips, by default for a search, and return them with the clip ids."""
     clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
-    return [(split.index["clip_id"][clip].as_py(), landmarks(blocks(split, clip), phases)) for clip in clips]
+    return [
+        (split.index["clip_id"][clip].as_py(), compute_landmarks(decode_blocks(split, clip), phases)) for clip in clips
+    ]
 
 
-def blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:
+def decode_blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:
     """Decode a clip, and yield blocks of samples."""
     for pcm in decode_stored(split.open_clip(clip), split.codec):
         yield pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
 
 
-def build(found: Iterable[Sequence[tuple[str, Landmarks]]]) -> Index:
+def build_index(landmarks_by_part: Iterable[Sequence[tuple[str, Landmarks]]]) -> LandmarkIndex:
     """Return the index of all held-out clips, independent of the order in which their parts come."""
-    return Index.build(sorted((clip for clips in found for clip in clips), key=lambda clip: clip[0]))
+    return LandmarkIndex.build(
+        sorted((clip for clips in landmarks_by_part for clip in clips), key=lambda clip: clip[0])
+    )
 
 
-def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
+def find_duplicates(split: StoredSplit, first: int, index: LandmarkIndex) -> list[dict[str, Any]]:
     """Search a part's clips in the index; return a row of `data.schema.DUPLICATES` for each clip with a match.
 
     Of several matches, the row names the held-out clip with the longest overlap. A held-out split that is also used for
     training isn't compared with its own corpus, whose splits are used as published.
     """
-    own = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
+    skipped_prefix = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
     rows = []
-    for clip_id, found in landmarks_of(split, first):
-        matches = [match for match in index.find(found) if not match.clip_id.startswith(own)]
+    for clip_id, clip_landmarks in compute_part_landmarks(split, first):
+        matches = [
+            match for match in index.find_matches(clip_landmarks) if not match.clip_id.startswith(skipped_prefix)
+        ]
         if matches:
             best = min(matches, key=lambda match: (-match.overlap_s, match.clip_id))
             rows.append(
@@ -83,8 +89,8 @@ def find(split: StoredSplit, first: int, index: Index) -> list[dict[str, Any]]:
     return rows
 
 
-def write(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
+def write_duplicates(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
     """Write the store's table of duplicates, and whether they are excluded from training."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=DUPLICATES)
-    metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **worked_out_for(store)}
-    write_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))
+    metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **build_fingerprint_metadata(store)}
+    write_arrow_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))

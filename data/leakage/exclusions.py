@@ -22,7 +22,7 @@ from data import corpora
 from data.errors import UserError
 from data.schema import DUPLICATES, EXCLUSIONS, LISTED, SplitId
 from data.sources.json_text import parse_json
-from data.store.files import short_hash, write_table
+from data.store.files import hash_json, write_arrow_table
 from data.store.storage import MANIFEST, Location, Store
 from data.store.stored_split import StoredSplit, open_split
 
@@ -33,7 +33,7 @@ DUPLICATES_FILE = "duplicates.arrow"
 EXCLUDE_DUPLICATES = b"exclude_duplicates"
 """Metadata key of the table of duplicates: 'yes' if they are excluded from training."""
 
-WORKED_OUT_FOR = b"splits"
+SPLIT_FINGERPRINTS = b"splits"
 """Metadata key of both tables: the fingerprints of all splits that were taken into account."""
 
 JSON_SOURCES = {"AudioSet": "youtube", "FreeSound": "freesound"}
@@ -46,7 +46,7 @@ UNKNOWN_IDS = {"", "not found", "na"}
 """Entries of published lists that stand for an unknown id."""
 
 
-def read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
+def read_store_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
     """Read one of the store's own tables; return an empty one if it is absent."""
     try:
         return pa.ipc.open_file(store.read(name)).read_all()
@@ -54,27 +54,27 @@ def read_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
         return schema.empty_table()
 
 
-def exclusions(location: Location) -> pa.Table:
+def read_exclusions(location: Location) -> pa.Table:
     """Read the clips of a store that are excluded from training, with the columns of `data.schema.EXCLUSIONS`."""
-    return read_table(Store.of(location), EXCLUSIONS_FILE, EXCLUSIONS)
+    return read_store_table(Store.of(location), EXCLUSIONS_FILE, EXCLUSIONS)
 
 
-def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
+def read_excluded_ids(location: Location, splits: Sequence[str]) -> frozenset[str]:
     """Return the ids of clips of these splits, 'corpus/split', that are excluded from training.
 
     Raises UserError if the exclusions are outdated: computed before a split was added or its contents changed; also if
     duplicates are to be excluded but haven't been searched for since.
     """
     store = Store.of(location)
-    table = exclusions(store)
-    corpora_present = {SplitId.parse(name).corpus for name in store.splits()}
+    table = read_exclusions(store)
+    corpora_present = {SplitId.parse(name).corpus for name in store.list_splits()}
     if len(corpora_present) > 1 and not is_current(store, table):
         raise UserError(
             f"{store}: the exclusions don't match the splits in the store, because a preparation was interrupted "
             f"before it updated them: re-run that preparation"
         )
-    duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
-    if are_excluded(duplicates) and not is_current(store, duplicates):
+    duplicates = read_store_table(store, DUPLICATES_FILE, DUPLICATES)
+    if has_exclude_flag(duplicates) and not is_current(store, duplicates):
         raise UserError(
             f"{store}: duplicates are to be excluded, but splits were prepared after the last search for them: run "
             f"`python data/prepare.py duplicates --exclude-duplicates --store {store}`"
@@ -83,9 +83,9 @@ def excluded(location: Location, splits: Sequence[str]) -> frozenset[str]:
     return frozenset(clip_id for split, clip_id in rows if split in splits)
 
 
-def exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
+def compute_exclusions_fingerprint(location: Location, splits: Sequence[str]) -> str:
     """Return 16 hexadecimal digits that identify which clips of these splits are excluded from training."""
-    return short_hash(sorted(excluded(location, splits)))
+    return hash_json(sorted(read_excluded_ids(location, splits)))
 
 
 def is_held_out(name: str) -> bool:
@@ -94,55 +94,59 @@ def is_held_out(name: str) -> bool:
     return split_id.split in corpora.load(split_id.corpus).HELD_OUT
 
 
-def update(location: Location) -> pa.Table:
+def update_exclusions(location: Location) -> pa.Table:
     """Recompute a store's exclusions, write them and return them."""
     store = Store.of(location)
-    splits = [open_split(store, name) for name in store.splits() if SplitId.parse(name).corpus in corpora.names()]
-    table = pa.Table.from_pylist(sorted(find(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS)
-    write_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(worked_out_for(store)))
+    splits = [
+        open_split(store, name) for name in store.list_splits() if SplitId.parse(name).corpus in corpora.list_names()
+    ]
+    table = pa.Table.from_pylist(
+        sorted(find_exclusions(store, splits), key=lambda row: row["clip_id"]), schema=EXCLUSIONS
+    )
+    write_arrow_table(store.path / EXCLUSIONS_FILE, table.replace_schema_metadata(build_fingerprint_metadata(store)))
     return table
 
 
-def worked_out_for(store: Store) -> dict[bytes, bytes]:
+def build_fingerprint_metadata(store: Store) -> dict[bytes, bytes]:
     """Return the metadata of a table that takes all splits in the store into account."""
-    return {WORKED_OUT_FOR: json.dumps(fingerprints(store)).encode()}
+    return {SPLIT_FINGERPRINTS: json.dumps(read_fingerprints(store)).encode()}
 
 
 def is_current(store: Store, table: pa.Table) -> bool:
     """Return whether a table was computed for the splits that the store holds."""
-    splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(WORKED_OUT_FOR, b"{}"))
-    return splits == fingerprints(store)
+    splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(SPLIT_FINGERPRINTS, b"{}"))
+    return splits == read_fingerprints(store)
 
 
-def fingerprints(store: Store) -> dict[str, str]:
+def read_fingerprints(store: Store) -> dict[str, str]:
     """Return the fingerprint of each split in a store, from its manifest."""
-    return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.splits()}
+    return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.list_splits()}
 
 
-def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
+def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
     """Yield rows of `data.schema.EXCLUSIONS`: each excluded clip once, with the first reason that applies."""
     held_out: dict[str, list[str]] = {}
     for split in splits:
         if is_held_out(split.name):
             for source in split.sources:
                 held_out.setdefault(source, []).append(split.name)
-    listed = columns(read_table(store, LISTED_FILE, LISTED), "source", "list")
-    duplicates = read_table(store, DUPLICATES_FILE, DUPLICATES)
-    originals = columns(duplicates, "clip_id", "held_out_clip_id") if are_excluded(duplicates) else {}
+    listed = map_columns(read_store_table(store, LISTED_FILE, LISTED), "source", "list")
+    duplicates = read_store_table(store, DUPLICATES_FILE, DUPLICATES)
+    originals = map_columns(duplicates, "clip_id", "held_out_clip_id") if has_exclude_flag(duplicates) else {}
     for split in splits:
         if split.manifest.clips_of:
             continue
         corpus = split.manifest.corpus
-        elsewhere = {
+        split_by_source = {
             source: other
             for source, names in held_out.items()
             for other in names
             if SplitId.parse(other).corpus != corpus
         }
         lists = {} if corpora.load(corpus).HELD_OUT else listed  # lists apply to crawled corpora such as WavCaps
-        for clip_id, source in columns(split.index, "clip_id", "source").items():
+        for clip_id, source in map_columns(split.index, "clip_id", "source").items():
             reasons = (
-                f"{source} is a source of {elsewhere[source]}" if source in elsewhere else "",
+                f"{source} is a source of {split_by_source[source]}" if source in split_by_source else "",
                 f"{source} is listed in {lists[source]}" if source in lists else "",
                 f"sounds like {originals[clip_id]}" if clip_id in originals else "",
             )
@@ -150,35 +154,35 @@ def find(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]
                 yield {"clip_id": clip_id, "split": split.name, "reason": next(filter(None, reasons))}
 
 
-def columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
+def map_columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
     """Return two columns of a table as a dictionary."""
     return dict(zip(table[keys].to_pylist(), table[values].to_pylist(), strict=True))
 
 
-def excludes_duplicates(location: Location) -> bool:
+def should_exclude_duplicates(location: Location) -> bool:
     """Return whether the store's duplicates, if searched for, are excluded from training."""
-    return are_excluded(read_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
+    return has_exclude_flag(read_store_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
 
 
-def are_excluded(duplicates: pa.Table) -> bool:
+def has_exclude_flag(duplicates: pa.Table) -> bool:
     """Return whether a table of duplicates says that they are excluded from training."""
     return (duplicates.schema.metadata or {}).get(EXCLUDE_DUPLICATES) == b"yes"
 
 
-def set_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
+def set_exclusion_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
     """Store the ids in published lists as sources to exclude; with `keep`, add them to those stored before."""
     store = Store.of(location)
-    listed = read_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
+    listed = read_store_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
     rows = {row["source"]: row["list"] for row in listed}
     for path in paths:
-        rows |= dict.fromkeys(read_list(path), path.name)
+        rows |= dict.fromkeys(read_exclusion_list(path), path.name)
     table = pa.Table.from_pylist(
         [{"source": source, "list": name} for source, name in sorted(rows.items())], schema=LISTED
     )
-    write_table(store.path / LISTED_FILE, table)
+    write_arrow_table(store.path / LISTED_FILE, table)
 
 
-def read_list(path: Path) -> set[str]:
+def read_exclusion_list(path: Path) -> set[str]:
     """Read the sources in a published list: WavCaps' blacklist JSON, a CSV file with a column of ids, or plain ids.
 
     Raises UserError if the file is absent or has another format, naming the line.
@@ -210,7 +214,7 @@ def read_csv_list(path: Path, text: str) -> Iterator[str]:
         if len(row) <= (column or 0):
             raise UserError(f"{path}, row {number}: too short for column {header[column or 0]!r}, which holds the ids")
         if row[column or 0].strip().lower() not in UNKNOWN_IDS:
-            yield parse_id(row[column or 0], f"{path}, row {number}")
+            yield parse_source_id(row[column or 0], f"{path}, row {number}")
 
 
 def read_json_list(path: Path, text: str) -> Iterator[str]:
@@ -228,10 +232,10 @@ def read_json_list(path: Path, text: str) -> Iterator[str]:
             raise UserError(f"{path}: {key!r} must hold a list of ids")
         for number, one in enumerate(ids, start=1):
             if str(one).strip().lower() not in UNKNOWN_IDS:
-                yield parse_id(str(one), f"{path}, {key}, id {number}", JSON_SOURCES.get(key))
+                yield parse_source_id(str(one), f"{path}, {key}, id {number}", JSON_SOURCES.get(key))
 
 
-def parse_id(text: str, origin: str, kind: str | None = None) -> str:
+def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
     """Convert an id as given in lists to a source: 'freesound:ID', 'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
 
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
@@ -254,15 +258,15 @@ def parse_id(text: str, origin: str, kind: str | None = None) -> str:
     )
 
 
-def pairs_of(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def select_pairs(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P], for P pairs.
 
     A clip is a row of the split's index, a caption an index into the concatenated captions of all clips.
     """
     captions = split.index["captions"].combine_chunks()
     clips = captions.value_parent_indices().to_numpy()
-    kept = np.ones(len(clips), bool)
+    is_kept = np.ones(len(clips), bool)
     if excluded:
         is_excluded = pc.is_in(split.index["clip_id"], pa.array(list(excluded), pa.string())).to_numpy()
-        kept = ~is_excluded[clips]
-    return clips[kept].astype(np.int64), np.flatnonzero(kept)
+        is_kept = ~is_excluded[clips]
+    return clips[is_kept].astype(np.int64), np.flatnonzero(is_kept)

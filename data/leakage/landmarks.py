@@ -33,43 +33,43 @@ CHUNK_FRAMES = 96
 
 NEAR_FRAMES, NEAR_BINS = 4, 16
 """A peak is the maximum within this many frames and bins on either side."""
-LOWEST_BIN, HIGHEST_BIN = NEAR_BINS, 480
+MIN_BIN, MAX_BIN = NEAR_BINS, 480
 """Range of a peak's bin: 250 to 7,500 Hz, which a copy at 16 kHz retains."""
 LOUD_FRAMES = 16
-QUIETEST = 1e-5
+MIN_RELATIVE_POWER = 1e-5
 """Minimum power of a peak relative to the maximum within LOUD_FRAMES: lossy codecs change what is 50 dB below."""
-SILENCE = 4e-6
+MIN_POWER = 4e-6
 """Minimum power of a peak: about twenty times the power per bin of dithered 16-bit audio, 2**-30 / 4 * 768 (the
 window's energy).
 """
 
-PARTNERS = 3
+MAX_PARTNERS = 3
 """Maximum number of partners of a peak: the next peaks that are close enough."""
-FARTHEST_FRAMES, FARTHEST_BINS = 63, 127
-NUM_HASHES = (HIGHEST_BIN - LOWEST_BIN) * (2 * FARTHEST_BINS + 1) * (FARTHEST_FRAMES + 1)
-MOST_PLACES = 256
+MAX_PAIR_FRAMES, MAX_PAIR_BINS = 63, 127
+NUM_HASHES = (MAX_BIN - MIN_BIN) * (2 * MAX_PAIR_BINS + 1) * (MAX_PAIR_FRAMES + 1)
+MAX_POSITIONS_PER_HASH = 256
 """Maximum number of positions of a hash in an index; more frequent hashes carry little information."""
 
 SPACE_TICKS = 16 * PHASES
 """Gap between clips on the time line of an index: consecutive parts of one recording keep offsets of their own."""
 WINDOW_TICKS = round(600 / TICK_S)
 """Length of the part of a long recording that is looked up at a time."""
-FEWEST_VOTES = 12
+MIN_VOTES = 12
 """Minimum number of equal hashes at one offset: chance gives fewer."""
-FEWEST_A_SECOND = 4
+MIN_LANDMARKS_PER_S = 4
 """Minimum rate of agreeing landmarks: regular sounds of one kind, such as crickets, reach half of it."""
-MOST_CANDIDATES = 64
+MAX_CANDIDATES = 64
 """Maximum number of offsets that are examined, those with the most votes."""
-LONGEST_GAP_TICKS = round(1.2 / TICK_S)
+MAX_GAP_TICKS = round(1.2 / TICK_S)
 """Maximum gap between landmarks; a longer one counts as silence or as another sound."""
-SMALLEST_SHARE = 0.5
+MIN_AGREEING_SHARE = 0.5
 """Minimum share of the sounding time of an overlap in which two recordings agree; mixes that share an event are below.
 """
-SHORTEST_S = 4.0
+MIN_OVERLAP_S = 4.0
 """Minimum agreement if neither recording contains the other: two mixes can share an event or two."""
-SHORTEST_WHOLE_S = 0.5
+MIN_CONTAINED_OVERLAP_S = 0.5
 """Minimum agreement if one recording contains at least CONTAINED_SHARE of the other."""
-WHOLE = 0.9
+CONTAINED_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -91,73 +91,75 @@ class Match:
     score: float  # overlap_s as a share of the sounding time of the overlap, of the recording that sounds longer
 
 
-def landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
+def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
     """Return the landmarks of a recording given in blocks of any length; only some seconds are held in memory.
 
     Use `phases=PHASES` for `LandmarkIndex.build`, and 1 for `LandmarkIndex.find_matches`. A recording shorter than
     WINDOW_SAMPLES has none.
     """
-    silence = np.zeros((LOUD_FRAMES, phases, HIGHEST_BIN + NEAR_BINS), np.float32)
+    silence = np.zeros((LOUD_FRAMES, phases, MAX_BIN + NEAR_BINS), np.float32)
     power, num_frames = silence, 0
-    found = [np.zeros((3, 0), np.int64)]
-    for block in chain(_powers(blocks, phases), [silence]):
+    peaks = [np.zeros((3, 0), np.int64)]
+    for block in chain(_compute_spectrograms(blocks, phases), [silence]):
         power = np.concatenate([power, block])
         if len(power) > 2 * LOUD_FRAMES:
-            found.append(_peaks(power) + np.array([[num_frames], [0], [0]]))
+            peaks.append(_find_peaks(power) + np.array([[num_frames], [0], [0]]))
             num_frames += len(power) - 2 * LOUD_FRAMES
             power = power[-2 * LOUD_FRAMES :]
-    frames, phase_of, bins = np.concatenate(found, axis=1)
+    frames, phase_of, bins = np.concatenate(peaks, axis=1)
     pairs = []
     for phase in range(phases):
         of_phase = phase_of == phase
-        pairs.append(_pairs(frames[of_phase], bins[of_phase]) * [[1], [PHASES]] + [[0], [phase * PHASES // phases]])
+        pairs.append(
+            _pair_peaks(frames[of_phase], bins[of_phase]) * [[1], [PHASES]] + [[0], [phase * PHASES // phases]]
+        )
     hashes, ticks = np.concatenate(pairs, axis=1)
     order = np.argsort(ticks, kind="stable")
     return Landmarks(hashes[order].astype(np.uint32), ticks[order].astype(np.int32), num_frames * PHASES)
 
 
-def _powers(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
+def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
     """Yield spectrograms [num_frames, phases, num_bins] of consecutive chunks; missing phases of the last frame are
     zero.
     """
     hop = FRAME_SAMPLES // phases
-    taken = CHUNK_FRAMES * FRAME_SAMPLES
-    wanted = taken - hop + WINDOW_SAMPLES
+    chunk_samples = CHUNK_FRAMES * FRAME_SAMPLES
+    needed_samples = chunk_samples - hop + WINDOW_SAMPLES
     samples = np.zeros(0, np.float32)
-    waiting: list[Samples] = []
+    pending_blocks: list[Samples] = []
     for block in chain(blocks, [None]):
         if block is not None:
-            waiting.append(block)
-            if len(samples) + sum(map(len, waiting)) < wanted:
+            pending_blocks.append(block)
+            if len(samples) + sum(map(len, pending_blocks)) < needed_samples:
                 continue
-        samples = np.concatenate([samples, *waiting])
-        waiting = []
-        while len(samples) >= wanted or (block is None and len(samples) >= WINDOW_SAMPLES):
-            yield _power(samples[:wanted], hop, phases)
-            samples = samples[taken:]
+        samples = np.concatenate([samples, *pending_blocks])
+        pending_blocks = []
+        while len(samples) >= needed_samples or (block is None and len(samples) >= WINDOW_SAMPLES):
+            yield _compute_spectrogram(samples[:needed_samples], hop, phases)
+            samples = samples[chunk_samples:]
 
 
-def _power(samples: Samples, hop: int, phases: int) -> NDArray[np.float32]:
+def _compute_spectrogram(samples: Samples, hop: int, phases: int) -> NDArray[np.float32]:
     """Return the spectrogram [num_frames, phases, num_bins] of samples."""
-    windows = sliding_window_view(samples, WINDOW_SAMPLES)[::hop] * _taper()
-    spectrum = scipy.fft.rfft(windows, axis=1)[:, : HIGHEST_BIN + NEAR_BINS]
+    windows = sliding_window_view(samples, WINDOW_SAMPLES)[::hop] * _hann_window()
+    spectrum = scipy.fft.rfft(windows, axis=1)[:, : MAX_BIN + NEAR_BINS]
     power = np.zeros((-(-len(spectrum) // phases) * phases, spectrum.shape[1]), np.float32)
     power[: len(spectrum)] = spectrum.real**2 + spectrum.imag**2
     return power.reshape(-1, phases, power.shape[1])
 
 
 @cache
-def _taper() -> NDArray[np.float32]:
+def _hann_window() -> NDArray[np.float32]:
     return np.hanning(WINDOW_SAMPLES).astype(np.float32)
 
 
-def _peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
+def _find_peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return frame, phase and bin [3, num_peaks] of a spectrogram's peaks, except in its first and last LOUD_FRAMES."""
-    inner = power[LOUD_FRAMES:-LOUD_FRAMES, :, LOWEST_BIN:HIGHEST_BIN]
+    inner = power[LOUD_FRAMES:-LOUD_FRAMES, :, MIN_BIN:MAX_BIN]
     around = slice(LOUD_FRAMES - NEAR_FRAMES, len(power) - LOUD_FRAMES + NEAR_FRAMES)
     highest = _running_max(_running_max(power[around], NEAR_FRAMES, axis=0), NEAR_BINS, axis=2)
-    loudest = _running_max(power[:, :, LOWEST_BIN:HIGHEST_BIN].max(axis=2, keepdims=True), LOUD_FRAMES, axis=0)
-    is_peak = (inner == highest) & (inner > np.maximum(loudest * np.float32(QUIETEST), SILENCE))
+    loudest = _running_max(power[:, :, MIN_BIN:MAX_BIN].max(axis=2, keepdims=True), LOUD_FRAMES, axis=0)
+    is_peak = (inner == highest) & (inner > np.maximum(loudest * np.float32(MIN_RELATIVE_POWER), MIN_POWER))
     # Ten times as fast as np.nonzero.
     frames, phases, bins = np.unravel_index(np.flatnonzero(is_peak), is_peak.shape)
     return np.stack([frames, phases, bins])
@@ -173,67 +175,69 @@ def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray
     return np.swapaxes(values, 0, axis)
 
 
-def _pairs(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pair_peaks(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return hash and first frame [2, num_landmarks] of the pairs of peaks; the peaks are in order of time."""
-    found = [np.zeros((2, 0), np.int64)]
+    pairs = [np.zeros((2, 0), np.int64)]
     num_partners = np.zeros(len(frames), np.int64)
     first, step = np.arange(len(frames)), 0
     while len(first):
         step += 1
         first = first[: np.searchsorted(first, len(frames) - step)]
         later = frames[first + step] - frames[first]
-        first, later = first[later <= FARTHEST_FRAMES], later[later <= FARTHEST_FRAMES]
+        first, later = first[later <= MAX_PAIR_FRAMES], later[later <= MAX_PAIR_FRAMES]
         higher = bins[first + step] - bins[first]
-        near = (later > 0) & (np.abs(higher) <= FARTHEST_BINS)
-        pitch = (bins[first] * (2 * FARTHEST_BINS + 1) + higher + FARTHEST_BINS)[near]
-        found.append(np.stack([pitch * (FARTHEST_FRAMES + 1) + later[near], frames[first[near]]]))
+        near = (later > 0) & (np.abs(higher) <= MAX_PAIR_BINS)
+        pitch = (bins[first] * (2 * MAX_PAIR_BINS + 1) + higher + MAX_PAIR_BINS)[near]
+        pairs.append(np.stack([pitch * (MAX_PAIR_FRAMES + 1) + later[near], frames[first[near]]]))
         num_partners[first[near]] += 1
-        first = first[num_partners[first] < PARTNERS]
-    return np.concatenate(found, axis=1)
+        first = first[num_partners[first] < MAX_PARTNERS]
+    return np.concatenate(pairs, axis=1)
 
 
-def _between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32]:
+def _slice_between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32]:
     """Return the ticks from `begin` up to `end` (exclusive) of an ascending array."""
     # Bounds of another type would convert the whole array.
     return ticks[slice(*np.searchsorted(ticks, np.array([begin, end], np.int32)))]
 
 
-def _heard(ticks: NDArray[np.int32]) -> int:
+def _measure_sounding_ticks(ticks: NDArray[np.int32]) -> int:
     """Return for how long landmarks follow each other without a gap, in ticks."""
     gaps = ticks[1:] - ticks[:-1]
-    return int(gaps[gaps <= LONGEST_GAP_TICKS].sum())
+    return int(gaps[gaps <= MAX_GAP_TICKS].sum())
 
 
 @dataclass(frozen=True)
-class Index:
+class LandmarkIndex:
     """Index of recordings, consecutive on one time line: NumPy arrays of 30 MB plus 1.5 kB per second of audio."""
 
     clip_ids: tuple[str, ...]
     starts: NDArray[np.int64]  # [num_clips + 1] starts on the time line, SPACE_TICKS apart; in ticks, as all below
-    sounding: NDArray[np.int32]  # times at which any landmark begins, ascending
-    begins: NDArray[np.int32]  # [NUM_HASHES + 1] start of each hash's slice of `positions`
-    places: NDArray[np.int32]  # positions on the time line, sorted by hash
+    sounding_ticks: NDArray[np.int32]  # times at which any landmark begins, ascending
+    hash_starts: NDArray[np.int32]  # [NUM_HASHES + 1] start of each hash's slice of `positions`
+    positions: NDArray[np.int32]  # positions on the time line, sorted by hash
 
     @classmethod
-    def build(cls, clips: Iterable[tuple[str, Landmarks]]) -> "Index":
+    def build(cls, clips: Iterable[tuple[str, Landmarks]]) -> "LandmarkIndex":
         """Return an index of recordings by id, whose landmarks were computed with all PHASES."""
         clip_ids, starts = [], [0]
-        hashes, places = [np.zeros(0, np.uint32)], [np.zeros(0, np.int32)]
-        for clip_id, found in clips:
+        hashes, positions = [np.zeros(0, np.uint32)], [np.zeros(0, np.int32)]
+        for clip_id, clip_landmarks in clips:
             clip_ids.append(clip_id)
-            hashes.append(found.hashes)
-            places.append(found.ticks + np.int32(starts[-1]))
-            starts.append(starts[-1] + found.num_ticks + SPACE_TICKS)
-        hash_L, place_L = np.concatenate(hashes), np.concatenate(places)
+            hashes.append(clip_landmarks.hashes)
+            positions.append(clip_landmarks.ticks + np.int32(starts[-1]))
+            starts.append(starts[-1] + clip_landmarks.num_ticks + SPACE_TICKS)
+        hash_L, position_L = np.concatenate(hashes), np.concatenate(positions)
         counts = np.bincount(hash_L, minlength=NUM_HASHES)
-        sounding = np.unique(place_L // PHASES * PHASES)
-        telling = counts[hash_L] <= MOST_PLACES
-        by_hash = np.sort(hash_L[telling].astype(np.int64) << 32 | place_L[telling])
-        counts[counts > MOST_PLACES] = 0
-        begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        return cls(tuple(clip_ids), np.array(starts), sounding, begins, (by_hash & 0xFFFFFFFF).astype(np.int32))
+        sounding_ticks = np.unique(position_L // PHASES * PHASES)
+        is_informative = counts[hash_L] <= MAX_POSITIONS_PER_HASH
+        by_hash = np.sort(hash_L[is_informative].astype(np.int64) << 32 | position_L[is_informative])
+        counts[counts > MAX_POSITIONS_PER_HASH] = 0
+        hash_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        return cls(
+            tuple(clip_ids), np.array(starts), sounding_ticks, hash_starts, (by_hash & 0xFFFFFFFF).astype(np.int32)
+        )
 
-    def find(self, query: Landmarks) -> list[Match]:
+    def find_matches(self, query: Landmarks) -> list[Match]:
         """Return the recordings that are the same sound as a recording, those with the longest overlap first.
 
         The landmarks of `query` have one phase. Two recordings are the same sound if they agree in MIN_AGREEING_SHARE
@@ -256,38 +260,45 @@ class Index:
         """
         part = slice(*np.searchsorted(query.ticks, [start, stop]))
         hash_L, tick_L = query.hashes[part].astype(np.int64), query.ticks[part]
-        begin_L = self.begins[hash_L]
-        count_L = self.begins[hash_L + 1] - begin_L
-        place_H = self.places[np.arange(count_L.sum()) + np.repeat(begin_L - np.cumsum(count_L) + count_L, count_L)]
-        offset_H = place_H - np.repeat(tick_L, count_L)  # where the recording would begin on the time line
+        begin_L = self.hash_starts[hash_L]
+        count_L = self.hash_starts[hash_L + 1] - begin_L
+        position_H = self.positions[
+            np.arange(count_L.sum()) + np.repeat(begin_L - np.cumsum(count_L) + count_L, count_L)
+        ]
+        offset_H = position_H - np.repeat(tick_L, count_L)  # where the recording would begin on the time line
         frame_H = offset_H // PHASES
-        candidates = _candidates(frame_H)
+        candidates = _find_candidate_offsets(frame_H)
         at_K = np.flatnonzero(np.isin(frame_H, [candidates, candidates + 1]))
         offset_K, frame_K = offset_H[at_K], frame_H[at_K]
-        clip_K = np.searchsorted(self.starts, place_H[at_K], side="right") - 1
+        clip_K = np.searchsorted(self.starts, position_H[at_K], side="right") - 1
         landmark_K = np.repeat(np.arange(len(hash_L)), count_L)[at_K]
         for candidate in candidates:
             near_K = (frame_K == candidate) | (frame_K == candidate + 1)
-            for clip in np.flatnonzero(np.bincount(clip_K[near_K]) >= FEWEST_VOTES).tolist():
+            for clip in np.flatnonzero(np.bincount(clip_K[near_K]) >= MIN_VOTES).tolist():
                 hits = np.flatnonzero(near_K & (clip_K == clip))
-                agreeing = _heard(tick_L[landmark_K[hits]])
-                if agreeing * TICK_S < SHORTEST_WHOLE_S:
+                agreeing_ticks = _measure_sounding_ticks(tick_L[landmark_K[hits]])
+                if agreeing_ticks * TICK_S < MIN_CONTAINED_OVERLAP_S:
                     continue
                 num_agreeing = 1 + np.count_nonzero(np.diff(landmark_K[hits]))
                 offset = int(np.median(offset_K[hits]))
                 clip_start, clip_end = int(self.starts[clip]), int(self.starts[clip + 1]) - SPACE_TICKS
                 begin, end = max(clip_start, offset + start), min(clip_end, offset + min(stop, query.num_ticks))
-                whole = end - begin >= WHOLE * min(query.num_ticks, clip_end - clip_start)
-                if (not whole and agreeing * TICK_S < SHORTEST_S) or num_agreeing < FEWEST_A_SECOND * agreeing * TICK_S:
+                is_contained = end - begin >= CONTAINED_SHARE * min(query.num_ticks, clip_end - clip_start)
+                if (
+                    not is_contained and agreeing_ticks * TICK_S < MIN_OVERLAP_S
+                ) or num_agreeing < MIN_LANDMARKS_PER_S * agreeing_ticks * TICK_S:
                     continue
-                of_query, of_clip = _between(tick_L, begin - offset, end - offset), _between(self.sounding, begin, end)
-                heard = max(_heard(of_query), _heard(of_clip))
-                if agreeing >= SMALLEST_SHARE * heard:
+                of_query, of_clip = (
+                    _slice_between(tick_L, begin - offset, end - offset),
+                    _slice_between(self.sounding_ticks, begin, end),
+                )
+                sounding_ticks = max(_measure_sounding_ticks(of_query), _measure_sounding_ticks(of_clip))
+                if agreeing_ticks >= MIN_AGREEING_SHARE * sounding_ticks:
                     offset_s = (offset - clip_start) * TICK_S
-                    yield Match(self.clip_ids[clip], agreeing * TICK_S, offset_s, agreeing / heard)
+                    yield Match(self.clip_ids[clip], agreeing_ticks * TICK_S, offset_s, agreeing_ticks / sounding_ticks)
 
 
-def _candidates(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
+def _find_candidate_offsets(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
     """Return the offsets with the most hits, at least MIN_VOTES, best first; of neighbours only the best.
 
     Votes for the next offset are included, because a copy falls between two offsets.
@@ -297,9 +308,9 @@ def _candidates(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
     values, votes = ordered[firsts], np.diff(firsts, append=len(ordered))
     adjoin = np.diff(values) == 1
     votes[:-1] += np.where(adjoin, votes[1:], 0)
-    beaten = np.zeros(len(votes), bool)
-    beaten[:-1] |= adjoin & (votes[:-1] < votes[1:])
-    beaten[1:] |= adjoin & (votes[1:] <= votes[:-1])
-    votes[beaten] = 0
-    enough = np.flatnonzero(votes >= FEWEST_VOTES)
-    return values[enough[np.argsort(-votes[enough], kind="stable")[:MOST_CANDIDATES]]]
+    is_dominated = np.zeros(len(votes), bool)
+    is_dominated[:-1] |= adjoin & (votes[:-1] < votes[1:])
+    is_dominated[1:] |= adjoin & (votes[1:] <= votes[:-1])
+    votes[is_dominated] = 0
+    eligible = np.flatnonzero(votes >= MIN_VOTES)
+    return values[eligible[np.argsort(-votes[eligible], kind="stable")[:MAX_CANDIDATES]]]

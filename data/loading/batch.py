@@ -14,10 +14,10 @@ from torch import Tensor
 
 from data.store.stored_split import StoredSplit
 
-MASK_DRAWS = 4
+NUM_MASK_DRAWS = 4
 """Uniform numbers per segment for SpecAugment: width and position of the masks in frequency and in time."""
 
-TENSORS = ("segments", "segments_per_clip", "mask_draws", "clips")
+TENSOR_FIELDS = ("segments", "segments_per_clip", "mask_draws", "clips")
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Batch:
     @classmethod
     def without_captions(cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int]) -> Self:
         """Return a batch for embedding clips, with empty captions and without random draws."""
-        draws = torch.zeros(len(segments), MASK_DRAWS)
+        draws = torch.zeros(len(segments), NUM_MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips))
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same batch with its tensors on `device`."""
-        move = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSORS}
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in TENSOR_FIELDS}
         return Batch(captions=self.captions, **move)
 
-    def split(self, most_pairs: int) -> list["Batch"]:
+    def split(self, max_pairs: int) -> list["Batch"]:
         """Split the batch into batches of at most `max_pairs` pairs, which share its memory."""
-        sizes = self.segments_per_clip.split(most_pairs)
+        sizes = self.segments_per_clip.split(max_pairs)
         segments = [int(part.sum()) for part in sizes]
-        captions = [self.captions[first : first + most_pairs] for first in range(0, len(self.captions), most_pairs)]
-        draws, clips = self.mask_draws.split(segments), self.clips.split(most_pairs)
+        captions = [self.captions[first : first + max_pairs] for first in range(0, len(self.captions), max_pairs)]
+        draws, clips = self.mask_draws.split(segments), self.clips.split(max_pairs)
         parts = zip(self.segments.split(segments), sizes, draws, captions, clips, strict=True)
         return [Batch(*part) for part in parts]
 
@@ -57,6 +57,6 @@ def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segment
     If the last part of the window is too short to get a segment, it isn't decoded.
     """
     flat = segments.reshape(-1)
-    kept = min(count, len(flat))
-    split.decode_window(clip, start, flat[:kept])
-    flat[kept:] = 0
+    num_decoded = min(count, len(flat))
+    split.decode_window(clip, start, flat[:num_decoded])
+    flat[num_decoded:] = 0

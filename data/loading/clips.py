@@ -26,7 +26,7 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 
 
 def load_files(
-    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, refuse: Callable[[Path, str], None]
+    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, on_error: Callable[[Path, str], None]
 ) -> Iterator[Batch]:
     """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
 
@@ -38,20 +38,20 @@ def load_files(
         clips, parts = [], []
         for clip in range(first, min(first + batch_size, len(paths))):
             try:
-                samples = decode_beginning(paths[clip], longest_samples)
+                samples = decode_start(paths[clip], longest_samples)
             except AudioError as error:
-                refuse(paths[clip], str(error))
+                on_error(paths[clip], str(error))
                 continue
             part = torch.zeros(count_segments(len(samples), segment_samples), segment_samples)
-            kept = min(len(samples), part.numel())
-            part.view(-1)[:kept] = torch.from_numpy(samples[:kept])
+            num_samples = min(len(samples), part.numel())
+            part.view(-1)[:num_samples] = torch.from_numpy(samples[:num_samples])
             clips.append(clip)
             parts.append(part)
         if clips:
             yield Batch.without_captions(torch.cat(parts), [len(part) for part in parts], clips)
 
 
-def decode_beginning(path: Path, longest_samples: int) -> Samples:
+def decode_start(path: Path, longest_samples: int) -> Samples:
     """Return the first samples of an audio file, rounded to 16 bits. Raises AudioError if it can't be decoded."""
     blocks, num_samples = [], 0
     for block in decode_file(path):

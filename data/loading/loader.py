@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from data.loading.batch import Batch
-from data.loading.pairs import ClipCaptionDataset, Key
+from data.loading.pairs import ClipCaptionDataset, PairKey
 from data.loading.sampler import split_among_ranks
 from data.loading.shared_buffers import SharedBuffers
 from data.waveform import count_segments
 
-PREFETCHED = 2
+PREFETCH_FACTOR = 2
 """Number of batches that each loader process prepares in advance."""
-SPARE_BUFFERS = 2
+NUM_SPARE_BUFFERS = 2
 """Number of buffers beyond those being filled: for the batch in use and the next one."""
 
 
@@ -43,32 +43,36 @@ def load_epoch(
         loader_workers: Number of processes that decode; 0 decodes in this process.
     """
     shares = (split_among_ranks(pairs, batch, world_size)[rank] for batch in batches)
-    own = (share if len(share) else batch[:1] for batch, share in zip(batches, shares, strict=True))
-    keys = ([(epoch, pair) for pair in numbers.tolist()] for numbers in own)
-    most_segments = count_segments(pairs.longest_samples, pairs.segment_samples)
-    most_of_all = max(map(len, batches), default=0) * most_segments
-    allocate = partial(SharedBuffers, -(-most_of_all // world_size) + most_segments, pairs.segment_samples)
+    rank_pairs = (share if len(share) else batch[:1] for batch, share in zip(batches, shares, strict=True))
+    keys = ([(epoch, pair) for pair in numbers.tolist()] for numbers in rank_pairs)
+    max_segments_per_clip = count_segments(pairs.longest_samples, pairs.segment_samples)
+    max_segments_per_batch = max(map(len, batches), default=0) * max_segments_per_clip
+    allocate = partial(
+        SharedBuffers, -(-max_segments_per_batch // world_size) + max_segments_per_clip, pairs.segment_samples
+    )
     if not loader_workers:
         buffers = allocate()
-        return (pairs.decode(wanted, partial(buffers.tensor, buffers.take())) for wanted in keys)
+        return (pairs.decode(batch_keys, partial(buffers.tensor, buffers.take())) for batch_keys in keys)
     if any(split.store.is_remote for split in pairs.splits):
         # Threads that an object store's client has started in this process don't survive a fork.
         return load_in_processes(pairs, keys, allocate(), loader_workers, "spawn")
     # Only buffers that exist when the processes are forked can be shared with them.
-    return load_in_processes(pairs, keys, allocate(loader_workers * PREFETCHED + SPARE_BUFFERS), loader_workers, "fork")
+    return load_in_processes(
+        pairs, keys, allocate(loader_workers * PREFETCH_FACTOR + NUM_SPARE_BUFFERS), loader_workers, "fork"
+    )
 
 
 def load_in_processes(
-    pairs: ClipCaptionDataset, keys: Iterator[list[Key]], buffers: SharedBuffers, num_processes: int, start: str
+    pairs: ClipCaptionDataset, keys: Iterator[list[PairKey]], buffers: SharedBuffers, num_processes: int, start: str
 ) -> Iterator[Batch]:
     """Yield batches decoded by worker processes, into a shared buffer if one is free; otherwise the batch is copied."""
     loader = DataLoader(
-        _Requests(pairs, buffers),
-        batch_sampler=cast(Any, ((buffers.take() if buffers.free else None, wanted) for wanted in keys)),
+        _BatchRequests(pairs, buffers),
+        batch_sampler=cast(Any, ((buffers.take() if buffers.free else None, batch_keys) for batch_keys in keys)),
         collate_fn=_return_batch,
         num_workers=num_processes,
         multiprocessing_context=start,
-        prefetch_factor=PREFETCHED,
+        prefetch_factor=PREFETCH_FACTOR,
     )
     for buffer, packed in loader:
         if buffer is None:
@@ -78,13 +82,13 @@ def load_in_processes(
         yield Batch(buffers.tensor(buffer, int(sizes.sum())), sizes, mask_draws, packed[3], clips)
 
 
-class _Requests(Dataset[Any]):
+class _BatchRequests(Dataset[Any]):
     """Dataset of batches, requested by a buffer and keys; segments stay in the buffer, the rest is sent as arrays."""
 
     def __init__(self, pairs: ClipCaptionDataset, buffers: SharedBuffers) -> None:
         self.pairs, self.buffers = pairs, buffers
 
-    def __getitems__(self, request: tuple[int | None, list[Key]]) -> tuple[int | None, Any]:
+    def __getitems__(self, request: tuple[int | None, list[PairKey]]) -> tuple[int | None, Any]:
         buffer, keys = request
         if buffer is None:
             return None, self.pairs.decode(keys)

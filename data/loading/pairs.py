@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.captions import caption_hash, choose, normalise
+from data.captions import choose_wording, hash_caption, normalise
 from data.errors import UserError
-from data.leakage.exclusions import pairs_of
-from data.loading.batch import MASK_DRAWS, Batch, fill_segments
+from data.leakage.exclusions import select_pairs
+from data.loading.batch import NUM_MASK_DRAWS, Batch, fill_segments
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import StoredSplit
-from data.waveform import count_segments, crop_start
+from data.waveform import compute_crop_start, count_segments
 
 ORDER_STREAM, SAMPLE_STREAM = 0, 1
 """Random streams: of the order of an epoch, and of the draws for each sample."""
 
-Key = tuple[int, int]
+PairKey = tuple[int, int]
 """Epoch and index of a pair."""
 
 
@@ -65,10 +65,10 @@ class ClipCaptionDataset(Dataset[Batch]):
         self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
         self.paraphrase_probability = paraphrase_probability
         self.seed = seed
-        kept = [pairs_of(split, excluded) for split in splits]
+        kept = [select_pairs(split, excluded) for split in splits]
         self.split_of_pair = np.repeat(np.arange(len(splits)), [len(clips) for clips, _ in kept])
         self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
-        self.caption_of_pair = np.concatenate([captions for _, captions in kept])
+        self.caption_of_pair = np.concatenate([iter_captions for _, iter_captions in kept])
         self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
         self.variants: list[pa.Array] = []  # by split; each is a list of paraphrases per row of the split's table
         self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # row in `variants` of its split, -1 if none
@@ -81,7 +81,7 @@ class ClipCaptionDataset(Dataset[Batch]):
         """Return the number of pairs."""
         return len(self.clip_of_pair)
 
-    def captions(self) -> Iterator[str]:
+    def iter_captions(self) -> Iterator[str]:
         """Yield each pair's caption, as published."""
         for split, flat in enumerate(self._flat_captions):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
@@ -89,23 +89,23 @@ class ClipCaptionDataset(Dataset[Batch]):
     def _find_paraphrases(self) -> None:
         """Find each pair's paraphrases. Raises UserError if no caption of a split has any."""
         for number, split in enumerate(self.splits):
-            table = split.required_paraphrases()
+            table = split.require_paraphrases_table()
             columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
-            places = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # freed after this lookup
+            row_by_key = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # freed after this lookup
             pairs = np.flatnonzero(self.split_of_pair == number)
-            captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
-            keys = zip(self.clip_ids(pairs), map(caption_hash, captions), strict=True)
-            found = np.array([places.get(key, -1) for key in keys], np.int64)
-            if len(pairs) and (found < 0).all():
+            iter_captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
+            keys = zip(self.get_clip_ids(pairs), map(hash_caption, iter_captions), strict=True)
+            rows = np.array([row_by_key.get(key, -1) for key in keys], np.int64)
+            if len(pairs) and (rows < 0).all():
                 raise UserError(
                     f"none of {split.name}'s paraphrases matches one of its captions: set the paraphrase "
                     "probability to 0, or generate paraphrases again: "
                     f"python data/paraphrase.py {split.name.partition('/')[0]} --store {split.store}"
                 )
-            self.variants_of_pair[pairs] = found
+            self.variants_of_pair[pairs] = rows
             self.variants.append(table["variants"].combine_chunks())
 
-    def clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
+    def get_clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
         """Return the ids of the pairs' clips."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].index["clip_id"][clip].as_py() for split, clip in rows]
@@ -117,11 +117,11 @@ class ClipCaptionDataset(Dataset[Batch]):
     def _flat_captions(self) -> list[pa.StringArray]:
         return [split.index["captions"].combine_chunks().flatten() for split in self.splits]
 
-    def __getitem__(self, epoch_and_pair: Key) -> Batch:
+    def __getitem__(self, epoch_and_pair: PairKey) -> Batch:
         """Return one pair as a batch, with the crop and the caption of its epoch."""
         return self.decode([epoch_and_pair])
 
-    def decode(self, keys: Sequence[Key], allocate: Callable[[int], Tensor] | None = None) -> Batch:
+    def decode(self, keys: Sequence[PairKey], allocate: Callable[[int], Tensor] | None = None) -> Batch:
         """Decode pairs into a batch, with the crops and captions of their epochs.
 
         Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments, [number,
@@ -131,43 +131,45 @@ class ClipCaptionDataset(Dataset[Batch]):
         uniform = [rng.random(3) for rng in draws]
         pairs = np.array([pair for _, pair in keys])
         splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
-        lengths = self.lengths(pairs)
-        counts = [min(length, self.longest_samples) for length in lengths]
+        get_num_samples = self.get_num_samples(pairs)
+        counts = [min(length, self.longest_samples) for length in get_num_samples]
         sizes = [count_segments(count, self.segment_samples) for count in counts]
         segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), self.segment_samples)
-        captions, first = [], 0
+        iter_captions, first = [], 0
         for row, pair in enumerate(pairs.tolist()):
             crop_draw, swap_draw, variant_draw = uniform[row]
-            start = crop_start(lengths[row], self.longest_samples, crop_draw)
-            own = segments[first : first + sizes[row]].numpy()
-            fill_segments(self.splits[splits[row]], clips[row], start, counts[row], own)
+            start = compute_crop_start(get_num_samples[row], self.longest_samples, crop_draw)
+            pair_segments = segments[first : first + sizes[row]].numpy()
+            fill_segments(self.splits[splits[row]], clips[row], start, counts[row], pair_segments)
             first += sizes[row]
-            captions.append(normalise(self.wording(pair, swap_draw, variant_draw)))
-        mask_draws = [rng.random((size, MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)]
+            iter_captions.append(normalise(self.choose_caption(pair, swap_draw, variant_draw)))
+        mask_draws = [
+            rng.random((size, NUM_MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)
+        ]
         return Batch(
             segments=segments,
             segments_per_clip=torch.tensor(sizes),
             mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
-            captions=captions,
+            captions=iter_captions,
             clips=torch.from_numpy(self.first_clip[splits] + clips),
         )
 
-    def wording(self, pair: int, swap_draw: float, variant_draw: float) -> str:
+    def choose_caption(self, pair: int, swap_draw: float, variant_draw: float) -> str:
         """Return a pair's caption, or one of its paraphrases."""
         split = int(self.split_of_pair[pair])
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
-        place = int(self.variants_of_pair[pair])
-        if place < 0:
+        row = int(self.variants_of_pair[pair])
+        if row < 0:
             return caption
-        variants = self.variants[split][place].as_py()
-        return choose(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
+        variants = self.variants[split][row].as_py()
+        return choose_wording(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
-    def lengths(self, pairs: NDArray[np.int64]) -> list[int]:
+    def get_num_samples(self, pairs: NDArray[np.int64]) -> list[int]:
         """Return the number of samples of each pair's clip."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].num_samples[clip].item() for split, clip in rows]
 
-    def num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
+    def get_num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
         """Return the number of segments of each pair."""
-        counts = (min(length, self.longest_samples) for length in self.lengths(pairs))
+        counts = (min(length, self.longest_samples) for length in self.get_num_samples(pairs))
         return [count_segments(count, self.segment_samples) for count in counts]

@@ -19,19 +19,19 @@ def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world
     """Split a global batch into the pairs of each rank, with about the same number of segments for every rank."""
     if world_size == 1:
         return [batch]
-    return [batch[places] for places in balance(pairs.num_segments(batch), world_size)]
+    return [batch[places] for places in balance_among_ranks(pairs.get_num_segments(batch), world_size)]
 
 
-def balance(sizes: Sequence[int], world_size: int) -> list[list[int]]:
+def balance_among_ranks(sizes: Sequence[int], world_size: int) -> list[list[int]]:
     """Assign items to ranks and return each rank's indices, ascending: largest first, each to the least loaded rank.
 
     This is Graham's list scheduling by longest processing time (1969): no rank exceeds the mean load by more than one
     item.
     """
     ranks = [(0, rank) for rank in range(world_size)]
-    places: list[list[int]] = [[] for _ in range(world_size)]
+    indices: list[list[int]] = [[] for _ in range(world_size)]
     for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
         load, rank = ranks[0]
-        places[rank].append(place)
+        indices[rank].append(place)
         heapq.heapreplace(ranks, (load + sizes[place], rank))
-    return [sorted(own) for own in places]
+    return [sorted(own) for own in indices]

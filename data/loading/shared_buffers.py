@@ -19,15 +19,15 @@ FLOAT32_BYTES = 4
 class SharedBuffers:
     """Pool of buffers of `num_rows` rows of `row_samples` float32, by number; `num_buffers` are allocated at first."""
 
-    def __init__(self, num_rows: int, row_samples: int, number: int = 0) -> None:
+    def __init__(self, num_rows: int, row_samples: int, num_buffers: int = 0) -> None:
         self.num_rows, self.row_samples = num_rows, row_samples
-        self.memory = [self._new() for _ in range(number)]
-        self.free = list(range(number))
+        self.memory = [self._allocate() for _ in range(num_buffers)]
+        self.free = list(range(num_buffers))
 
     def take(self) -> int:
         """Return the number of a free buffer; allocate one if none is free."""
         if not self.free:
-            self.memory.append(self._new())
+            self.memory.append(self._allocate())
             return len(self.memory) - 1
         return self.free.pop()
 
@@ -42,5 +42,5 @@ class SharedBuffers:
         weakref.finalize(array, self.free.append, buffer).atexit = False
         return torch.from_numpy(array)
 
-    def _new(self) -> mmap.mmap:
+    def _allocate(self) -> mmap.mmap:
         return mmap.mmap(-1, max(1, self.num_rows * self.row_samples) * FLOAT32_BYTES)

@@ -141,7 +141,7 @@ class ParaphraseProgress(ProgressLine):
         """Count a request that is done, now or in an earlier run."""
         self.done += 1
         self.before += before
-        self.changed()
+        self.log_if_due()
 
     def line(self) -> str:
         """Return the progress as one line."""

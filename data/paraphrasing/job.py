@@ -109,7 +109,7 @@ class ParaphraseJob:
         audio.
         """
         for number in range(len(self.split.clips_manifest.shards)):
-            clips = self.split.shard(number).select(["clip_id", "captions", "keywords"])
+            clips = self.split.read_shard(number).select(["clip_id", "captions", "keywords"])
             for batch in clips.to_batches():
                 for clip in batch.to_pylist():
                     for caption in clip["captions"]:

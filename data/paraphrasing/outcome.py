@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from data.captions import caption_hash
+from data.captions import hash_caption
 from data.paraphrasing import answer_parsing
 from data.paraphrasing.answer_parsing import CHECKS, MARKING_CHECKS
 from data.paraphrasing.job import AnswerLog, Budget, ParaphraseJob
@@ -86,7 +86,7 @@ def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, own
         pass
     if not complete:
         logger.info("the table that was there stays until all captions are answered")
-    elif captions.split.paraphrases_table():
+    elif captions.split.read_paraphrases_table():
         logger.info("the table that was there stays, as no caption has a paraphrase to put in its place")
     return outcome
 
@@ -133,14 +133,14 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
     if answered.tokens.answers and captions.instruction == instruction:
         rows: Iterator[ReviewRow] = (row for row, _ in filter_paraphrases(captions, answered, 1, ParaphraseOutcome()))
     else:
-        rows = iterate_table_rows(captions, split.paraphrases())
+        rows = iterate_table_rows(captions, split.read_paraphrases())
     write_page(path, split.name, model, instruction, rows)
 
 
 def iterate_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
     """Yield each caption with its paraphrases in the table."""
     for clip_id, request in captions.iterate_requests():
-        found = table.get((clip_id, caption_hash(request.caption)), [])
+        found = table.get((clip_id, hash_caption(request.caption)), [])
         variants = tuple(answer_parsing.check_sentences(request.caption, found))
         problem = "" if found else "no paraphrases"
         yield ReviewRow(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from data.paraphrasing.answer_parsing import CheckedSentence
-from data.store.files import appearing_whole
+from data.store.files import atomic_write
 
 TEMPLATE = Path(__file__).with_name("review_page.html")
 """Template of the page."""
@@ -37,5 +37,5 @@ def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterab
         name=name, model=model, instruction=instruction, rows=rows
     )
     stream.enable_buffering(100)
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         stream.dump(str(temporary), encoding="utf-8")

@@ -13,7 +13,7 @@ from data import corpora
 from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import describe
-from data.runtime.parallel import Results, run_in_threads, run_on_ray, share
+from data.runtime.parallel import IndexedResults, put_in_object_store, run_in_threads, run_on_ray
 from data.runtime.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.splits import is_built_on_demand
@@ -28,18 +28,18 @@ logger = logging.getLogger("chorale.prepare")
 SHARDS_PER_SPLIT = 64
 """Number of shards per split, within MIN_CLIPS_PER_SHARD and MAX_CLIPS_PER_SHARD: enough to occupy all workers."""
 
-LEAST_CLIPS_PER_SHARD, MOST_CLIPS_PER_SHARD = 8, 128
+MIN_CLIPS_PER_SHARD, MAX_CLIPS_PER_SHARD = 8, 128
 """Bounds of the clips per shard: a killed worker loses at most one shard, and 400,000 clips make some 3,000 files."""
 
-MAX_CLIPS_HERE, MAX_BYTES_HERE = 2_000, 10**9
+MAX_LOCAL_CLIPS, MAX_LOCAL_BYTES = 2_000, 10**9
 """Limits up to which threads of this process are used instead of Ray: less than 20 s on two cores (measured)."""
 
-SAID_SET_ASIDE = 20
+MAX_LOGGED_SKIPS = 20
 """Maximum number of skipped items logged one by one; `describe --list` lists all of them."""
 
 
 @contextlib.contextmanager
-def writing(store: Path) -> Iterator[None]:
+def lock_store(store: Path) -> Iterator[None]:
     """Hold the write lock of a store. Raises UserError if another command holds it, or the store can't be written.
 
     The lock of a killed process is released.
@@ -57,7 +57,7 @@ def writing(store: Path) -> Iterator[None]:
         raise UserError(f"{problem}; fix the cause, then re-run the same command to resume") from error
 
 
-class Progress(ProgressLine):
+class PreparationProgress(ProgressLine):
     """Progress line with clips, hours, speed, and the remaining time estimated from the bytes that are left to read."""
 
     def __init__(self, name: str, num_clips: int, num_bytes: int) -> None:
@@ -65,26 +65,26 @@ class Progress(ProgressLine):
         self.done_clips = self.done_samples = self.done_bytes = 0
         super().__init__(logger)
 
-    def add(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
+    def add_clips(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
         """Count clips that are done, with their samples and source bytes, and report progress."""
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes
-        self.changed()
+        self.log_if_due()
 
     def line(self) -> str:
         """Return the text of the progress line."""
         elapsed_s = self.elapsed_s()
         audio_s = self.done_samples / SAMPLE_RATE_HZ
         left_s = elapsed_s * (self.num_bytes - self.done_bytes) / self.done_bytes if self.done_bytes else None
-        left = "" if left_s is None else f", {datetime.timedelta(seconds=round(left_s))} left"
+        remaining = "" if left_s is None else f", {datetime.timedelta(seconds=round(left_s))} left"
         return (
             f"{self.name}: {self.done_clips:,} of {self.num_clips:,} clips, {audio_s / 3600:.2f} h, "
-            f"{audio_s / elapsed_s:,.0f} times real time{left}"
+            f"{audio_s / elapsed_s:,.0f} times real time{remaining}"
         )
 
 
-def prepare(
+def prepare_corpus(
     corpus: str, source: Path | None, store: Path, codec: Codec | None = None, seed: int = 0
 ) -> list[StoredSplit]:
     """Write the splits of a corpus into a store, in parallel, and update the store's exclusions.
@@ -107,11 +107,11 @@ def prepare(
     """
     module = corpora.load(corpus)
     splits = module.read(source.resolve() if source else None, seed)
-    with writing(store):
+    with lock_store(store):
         prepared = []
         for split in splits:
             prepared.append(prepare_split(split, store.resolve(), codec or module.CODEC))
-            exclusions.update(store)
+            exclusions.update_exclusions(store)
     return [split for split in prepared if split]
 
 
@@ -120,8 +120,8 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
     if not is_built_on_demand(corpus, store):
         return
     logger.info("Preparing the corpus %r (once, some seconds) ...", corpus)
-    for split in prepare(corpus, None, store.path):
-        logger.info("  %s", summary_line(split))
+    for split in prepare_corpus(corpus, None, store.path):
+        logger.info("  %s", format_summary(split))
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
@@ -132,10 +132,10 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
     for leftover in folder.glob(".*.part"):
         leftover.unlink()
     summaries = write_shards(split, folder, codec)
-    report_set_aside(split, summaries)
+    log_skipped_items(split, summaries)
     if not split.clips and not split.clips_of and not split.sources:
         (folder / storage.MANIFEST).unlink(missing_ok=True)
-        split_writer.remove_all_but(folder, set())
+        split_writer.remove_stale_files(folder, set())
         return None
     if split.clips and not any(summary.clips for summary in summaries):
         raise UserError(f"{name}: none of its {len(split.clips)} clips could be decoded")
@@ -147,9 +147,9 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
 
 def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]:
     """Write the missing shards, largest first, so that no worker is left alone with a large one at the end."""
-    size = min(MOST_CLIPS_PER_SHARD, max(LEAST_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
+    size = min(MAX_CLIPS_PER_SHARD, max(MIN_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
     parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
-    paths = [folder / shard_writer.shard_name(number, part, codec) for number, part in enumerate(parts)]
+    paths = [folder / shard_writer.build_shard_name(number, part, codec) for number, part in enumerate(parts)]
     summaries = {number: summary for number, path in enumerate(paths) if (summary := shard_writer.read_summary(path))}
     num_bytes = [sum(clip.num_bytes for clip in part) for part in parts]
     todo = sorted(set(range(len(parts))) - set(summaries), key=lambda number: -num_bytes[number])
@@ -158,52 +158,52 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
     work = [(paths[number], split.corpus, split.name, parts[number], codec) for number in todo]
     clips_left = sum(len(parts[number]) for number in todo)
     bytes_left = sum(num_bytes[number] for number in todo)
-    with Progress(f"{split.corpus}/{split.name}", clips_left, bytes_left) as progress:
-        for place, summary in in_parallel(shard_writer.write_shard, work, clips_left, bytes_left):
-            number = todo[place]
+    with PreparationProgress(f"{split.corpus}/{split.name}", clips_left, bytes_left) as progress:
+        for position, summary in run_in_parallel(shard_writer.write_shard, work, clips_left, bytes_left):
+            number = todo[position]
             summaries[number] = summary
-            progress.add(len(parts[number]), summary.num_samples, num_bytes[number])
+            progress.add_clips(len(parts[number]), summary.num_samples, num_bytes[number])
     return [summaries[number] for number in range(len(parts))]
 
 
-def in_parallel(
+def run_in_parallel(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], num_clips: int, num_bytes: int
-) -> Results:
+) -> IndexedResults:
     """Call a function with each tuple of arguments: in threads of this process for small inputs, otherwise on Ray."""
-    return run_in_threads(function, work) if is_small(num_clips, num_bytes) else run_on_ray(function, work)
+    return run_in_threads(function, work) if can_run_locally(num_clips, num_bytes) else run_on_ray(function, work)
 
 
-def is_small(num_clips: int, num_bytes: int) -> bool:
+def can_run_locally(num_clips: int, num_bytes: int) -> bool:
     """Return whether this process reads the input faster than Ray takes to start."""
-    return num_clips <= MAX_CLIPS_HERE and num_bytes <= MAX_BYTES_HERE
+    return num_clips <= MAX_LOCAL_CLIPS and num_bytes <= MAX_LOCAL_BYTES
 
 
-def size_of(splits: Sequence[StoredSplit]) -> tuple[int, int]:
+def count_clips_and_bytes(splits: Sequence[StoredSplit]) -> tuple[int, int]:
     """Return the number of clips of splits, and their size in bytes as 16-bit PCM."""
-    own = [split for split in splits if not split.manifest.clips_of]
-    num_samples = sum(int(split.manifest.num_samples) for split in own)
-    return sum(len(split.index) for split in own), num_samples * PCM16_BYTES
+    splits_with_clips = [split for split in splits if not split.manifest.clips_of]
+    num_samples = sum(int(split.manifest.num_samples) for split in splits_with_clips)
+    return sum(len(split.index) for split in splits_with_clips), num_samples * PCM16_BYTES
 
 
-def report_set_aside(split: Split, summaries: Sequence[ShardSummary]) -> None:
+def log_skipped_items(split: Split, summaries: Sequence[ShardSummary]) -> None:
     """Log the skipped items of a split, at most MAX_LOGGED_SKIPS one by one."""
-    set_aside = split_writer.all_set_aside(split, summaries)
-    for clip in set_aside[:SAID_SET_ASIDE]:
+    set_aside = split_writer.collect_skipped(split, summaries)
+    for clip in set_aside[:MAX_LOGGED_SKIPS]:
         logger.warning("skipped: %s: %s", clip.origin, clip.reason)
-    if len(set_aside) > SAID_SET_ASIDE:
+    if len(set_aside) > MAX_LOGGED_SKIPS:
         logger.warning(
             "skipped: %d more of %s/%s; `python data/prepare.py describe --list` lists them all",
-            len(set_aside) - SAID_SET_ASIDE,
+            len(set_aside) - MAX_LOGGED_SKIPS,
             split.corpus,
             split.name,
         )
 
 
-def summary_line(split: StoredSplit) -> str:
+def format_summary(split: StoredSplit) -> str:
     """Return a line that summarises a split."""
     manifest = split.manifest
     hours = manifest.num_samples / SAMPLE_RATE_HZ / 3600
-    published = describe.published(split.name)
+    published = describe.format_published_count(split.name)
     if manifest.clips_of:
         return f"{split.name}: {manifest.num_queries} queries about the clips of {manifest.clips_of}"
     return (
@@ -213,21 +213,27 @@ def summary_line(split: StoredSplit) -> str:
     )
 
 
-def look_for_duplicates(store: Path, exclude: bool) -> None:
+def update_duplicates(store: Path, exclude: bool) -> None:
     """Search the training clips for sounds of held-out clips, and write the table of duplicates and the exclusions."""
-    splits = [open_split(store, name) for name in Store.of(store).splits()]
+    splits = [open_split(store, name) for name in Store.of(store).list_splits()]
     if not splits:
         raise UserError(f"{store} holds no split")
     from data.leakage import duplicates
 
-    size = size_of(splits)
-    with writing(store):
-        held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
-        found = in_parallel(duplicates.landmarks_to_find, held_out, *size)
-        index = duplicates.build([clips for _, clips in found])
-        trained_on = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
-        shared = index if is_small(*size) else share(index)
-        work = [(*part, shared) for part in trained_on]
-        rows = [row for _, alike in in_parallel(duplicates.find, work, *size) for row in alike]
-        duplicates.write(Store.of(store), rows, exclude)
-        exclusions.update(store)
+    size = count_clips_and_bytes(splits)
+    with lock_store(store):
+        held_out = duplicates.split_into_parts([split for split in splits if exclusions.is_held_out(split.name)])
+        landmarks_by_part = run_in_parallel(duplicates.compute_index_landmarks, held_out, *size)
+        index = duplicates.build_index([clips for _, clips in landmarks_by_part])
+        training_parts = duplicates.split_into_parts(
+            [split for split in splits if duplicates.is_trained_on(split.name)]
+        )
+        shared = index if can_run_locally(*size) else put_in_object_store(index)
+        work = [(*part, shared) for part in training_parts]
+        rows = [
+            row
+            for _, duplicate_rows in run_in_parallel(duplicates.find_duplicates, work, *size)
+            for row in duplicate_rows
+        ]
+        duplicates.write_duplicates(Store.of(store), rows, exclude)
+        exclusions.update_exclusions(store)

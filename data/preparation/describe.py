@@ -10,7 +10,7 @@ from rich.table import Table
 
 from data import corpora
 from data.errors import UserError
-from data.leakage.exclusions import DUPLICATES_FILE, are_excluded, exclusions, is_current, read_table
+from data.leakage.exclusions import DUPLICATES_FILE, has_exclude_flag, is_current, read_exclusions, read_store_table
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -20,7 +20,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def published(name: str) -> str:
+def format_published_count(name: str) -> str:
     """Return the published number of clips of a split, 'corpus/split', by version if they differ; '' if unknown."""
     split_id = SplitId.parse(name)
     published = corpora.load(split_id.corpus).PUBLISHED
@@ -30,15 +30,15 @@ def published(name: str) -> str:
     return " or ".join(f"{count:,} ({version})" for version, count in counts.items())
 
 
-def describe(store: Store, console: Console, picture: Path, list_all: bool) -> None:
+def describe_store(store: Store, console: Console, picture: Path, list_all: bool) -> None:
     """Print what a store holds, and plot the distributions of duration and caption length.
 
     Raises UserError if the store is empty or the picture can't be written.
     """
-    splits = [open_split(store, name) for name in store.splits()]
+    splits = [open_split(store, name) for name in store.list_splits()]
     if not splits:
         raise UserError(f"{store} holds no split; prepare one with: python data/prepare.py CORPUS --store {store}")
-    left_out: Counter[str] = Counter(exclusions(store)["split"].to_pylist())
+    left_out: Counter[str] = Counter(read_exclusions(store)["split"].to_pylist())
     table = Table(box=None)
     for column in COLUMNS:
         table.add_column(
@@ -50,7 +50,7 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
             split.name,
             f"{manifest.num_clips:,}" if not manifest.clips_of else f"of {manifest.clips_of}",
             f"{manifest.num_listed:,}",
-            published(split.name),
+            format_published_count(split.name),
             f"{manifest.num_samples / SAMPLE_RATE_HZ / 3600:,.2f}",
             f"{manifest.num_queries:,}",
             f"{manifest.num_set_aside:,}",
@@ -61,31 +61,31 @@ def describe(store: Store, console: Console, picture: Path, list_all: bool) -> N
     Console(file=console.file, width=max(160, console.width)).print(table)
     clips = sum(split.manifest.num_clips for split in splits)
     hours = sum(split.manifest.num_samples for split in splits) / SAMPLE_RATE_HZ / 3600
-    lines = [f"{clips:,} clips, {hours:,.2f} h", *exclusion_lines(store), *duplicate_lines(store)]
+    lines = [f"{clips:,} clips, {hours:,.2f} h", *format_exclusions(store), *format_duplicates(store)]
     if list_all:
         lines += [f"skipped: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
-        lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in exclusions(store).to_pylist()]
+        lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in read_exclusions(store).to_pylist()]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     try:
-        draw(splits, picture)
+        plot_distributions(splits, picture)
     except OSError as error:
         raise UserError(f"{picture} can't be written: {error.strerror}; name another with --png") from error
     console.print(f"distributions: {picture}", markup=False, highlight=False, soft_wrap=True)
 
 
-def exclusion_lines(store: Location) -> list[str]:
+def format_exclusions(store: Location) -> list[str]:
     """Return a line for each split with the number of clips excluded from training."""
-    counts: Counter[str] = Counter(exclusions(store)["split"].to_pylist())
+    counts: Counter[str] = Counter(read_exclusions(store)["split"].to_pylist())
     return [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
 
 
-def duplicate_lines(store: Location) -> list[str]:
+def format_duplicates(store: Location) -> list[str]:
     """Return a line for each known duplicate, and their number."""
-    table = read_table(Store.of(store), DUPLICATES_FILE, DUPLICATES)
+    table = read_store_table(Store.of(store), DUPLICATES_FILE, DUPLICATES)
     if table.schema.metadata is None:
         return ["duplicates under other ids: not searched for (run `python data/prepare.py duplicates`)"]
-    treated = "excluded" if are_excluded(table) else "not excluded from training"
+    treated = "excluded" if has_exclude_flag(table) else "not excluded from training"
     pairs = [
         f"same sound for {row['overlap_s']:.1f} s: {row['clip_id']} and {row['held_out_clip_id']}"
         for row in table.to_pylist()
@@ -96,7 +96,7 @@ def duplicate_lines(store: Location) -> list[str]:
     return [*pairs, counted]
 
 
-def draw(splits: list[StoredSplit], picture: Path) -> None:
+def plot_distributions(splits: list[StoredSplit], picture: Path) -> None:
     """Plot, for each corpus, the distributions of clip durations and caption lengths."""
     import matplotlib.figure
 
@@ -111,16 +111,16 @@ def draw(splits: list[StoredSplit], picture: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     pooled = {corpus: np.concatenate(parts) for corpus, parts in durations.items()}
-    every = np.concatenate(list(pooled.values()))
-    bins = np.geomspace(every.min(initial=30) * 0.99, every.max(initial=1) * 1.01, 50)
+    all_durations = np.concatenate(list(pooled.values()))
+    bins = np.geomspace(all_durations.min(initial=30) * 0.99, all_durations.max(initial=1) * 1.01, 50)
     for corpus, values in pooled.items():
         left.hist(values, bins, histtype="step", linewidth=1.5, label=f"{corpus}: {len(values):,} clips")
     left.set(xscale="log", yscale="log", xlabel="duration (s)", ylabel="clips", title="Duration of clips")
     counts = {corpus: np.concatenate(parts) for corpus, parts in words.items()}
-    most = max((values.max() for values in counts.values() if len(values)), default=1)
+    max_words = max((values.max() for values in counts.values() if len(values)), default=1)
     for corpus, values in counts.items():
         label = f"{corpus}: {len(values):,} captions"
-        right.hist(values, np.arange(most + 2) - 0.5, density=True, histtype="step", linewidth=1.5, label=label)
+        right.hist(values, np.arange(max_words + 2) - 0.5, density=True, histtype="step", linewidth=1.5, label=label)
     right.set(xlabel="words", ylabel="share of captions", title="Length of captions")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,16 +9,16 @@ import pyarrow as pa
 
 from data import waveform
 from data.errors import UserError
-from data.leakage.exclusions import excluded
-from data.leakage.exclusions import exclusions as stored_exclusions
+from data.leakage.exclusions import read_excluded_ids
+from data.leakage.exclusions import read_exclusions as stored_exclusions
 from data.schema import CLIPS, INDEX, QUERIES, Query
-from data.store.split_writer import fingerprint
+from data.store.split_writer import compute_fingerprint
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit
 from data.waveform import AudioError
 
 
-def tables(split: StoredSplit) -> list[str]:
+def check_tables(split: StoredSplit) -> list[str]:
     """Return the problems of a split's tables: schemas, counts, ids, relevance, fingerprint."""
     manifest, index, queries = split.manifest, split.index, split.queries
     problems = [
@@ -28,8 +28,8 @@ def tables(split: StoredSplit) -> list[str]:
     ]
     if problems:
         return [f"{split.name}: {problem}" for problem in problems]
-    own = not manifest.clips_of
-    if own and len(index) != manifest.num_clips:
+    has_clips = not manifest.clips_of
+    if has_clips and len(index) != manifest.num_clips:
         problems.append(f"{len(index)} clips in the index, {manifest.num_clips} in the manifest")
     if len(queries) != manifest.num_queries:
         problems.append(f"{len(queries)} queries, {manifest.num_queries} in the manifest")
@@ -40,22 +40,22 @@ def tables(split: StoredSplit) -> list[str]:
     unknown = sorted({clip_id for ids in relevant for clip_id in ids} - known)
     problems += [f"a query names {clip_id}, which doesn't exist" for clip_id in unknown[:10]]
     digests = dict(zip(split.clip_ids, index["digest"].to_pylist(), strict=True))
-    if not own:
+    if not has_clips:
         digests = {split.clips_manifest.split: split.clips_manifest.fingerprint}
     texts = [Query(text, tuple(ids)) for text, ids in zip(queries["text"].to_pylist(), relevant, strict=True)]
-    if fingerprint(digests, None if manifest.queries_are_captions else texts) != split.fingerprint:
+    if compute_fingerprint(digests, None if manifest.queries_are_captions else texts) != split.fingerprint:
         problems.append("the fingerprint doesn't match the contents")
-    problems += other_tables(split)
+    problems += check_other_tables(split)
     return [f"{split.name}: {problem}" for problem in problems]
 
 
-def other_tables(split: StoredSplit) -> list[str]:
+def check_other_tables(split: StoredSplit) -> list[str]:
     """Return the problems of the tables other than clips and queries."""
     problems = []
     num_set_aside = split.manifest.num_set_aside
     if len(split.set_aside) != num_set_aside:
         problems.append(f"{len(split.set_aside)} clips skipped, {num_set_aside} in the manifest")
-    for what, read in (("sources", lambda: split.sources), ("paraphrases", split.paraphrases)):
+    for what, read in (("sources", lambda: split.sources), ("paraphrases", split.read_paraphrases)):
         try:
             read()
         except (pa.ArrowException, KeyError) as error:
@@ -65,11 +65,11 @@ def other_tables(split: StoredSplit) -> list[str]:
     return problems
 
 
-def shard(split: StoredSplit, number: int) -> list[str]:
+def check_shard(split: StoredSplit, number: int) -> list[str]:
     """Return the problems of a shard's clips; each clip is decoded completely, block by block."""
-    path = split.shard_path(number)
+    path = split.get_shard_path(number)
     try:
-        table = split.shard(number)
+        table = split.read_shard(number)
     except (OSError, pa.ArrowException) as error:
         return [f"{path} can't be read: {error}"]
     if table.schema != CLIPS:
@@ -84,12 +84,12 @@ def shard(split: StoredSplit, number: int) -> list[str]:
         differing = [
             column for column in ("captions", "source", "num_samples") if stored[row["clip_id"]][column] != row[column]
         ]
-        found = [f"{column} of shard and index differ" for column in differing] or audio(split, clip, row)
-        problems += [f"{path}: {row['clip_id']}: {problem}" for problem in found]
+        clip_problems = [f"{column} of shard and index differ" for column in differing] or check_audio(split, clip, row)
+        problems += [f"{path}: {row['clip_id']}: {problem}" for problem in clip_problems]
     return problems
 
 
-def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
+def check_audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
     """Decode a clip completely and return its problems; `row` is its row in the index."""
     digest, num_samples = hashlib.sha256(), 0
     try:
@@ -106,12 +106,12 @@ def audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
     )
 
 
-def exclusions(store: Store, names: list[str]) -> list[str]:
+def check_exclusions(store: Store, names: list[str]) -> list[str]:
     """Return the problems of the table of exclusions: clips of absent splits, or outdated contents."""
     absent = sorted(set(stored_exclusions(store)["split"].to_pylist()) - set(names))
     problems = [f"exclusions name clips of {name}, which doesn't exist" for name in absent]
     try:
-        excluded(store, names)
+        read_excluded_ids(store, names)
     except UserError as error:
         problems.append(str(error))
     return problems

@@ -30,7 +30,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     def run(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the process runs only this command
             gc.set_threshold(GC_THRESHOLD)
-        with logging_to_stderr():
+        with log_to_stderr():
             try:
                 status = main(None if argv is None else [str(word) for word in argv]) or 0
                 sys.stdout.flush()
@@ -50,7 +50,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
 
 
 @contextlib.contextmanager
-def logging_to_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Write log messages of level INFO and above to standard error, as bare lines, within the context."""
     root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from data.errors import unknown_name
+from data.errors import unknown_name_error
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ def run_command(
         if index < len(words) and words[index] in others:
             name = words.pop(index)
         elif others and words and not words[0].startswith("-") and not takes_positional(default):
-            raise unknown_name("command", words[0], list(others))
+            raise unknown_name_error("command", words[0], list(others))
     if not name:
         epilog = f"other commands (COMMAND --help): {', '.join(others)}" if others else ""
         return default.run(parse(default.options, words, prog, description, epilog))

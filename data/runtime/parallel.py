@@ -22,10 +22,10 @@ MAX_THREADS = 8
 MAX_PRELOADED = 8
 """Maximum number of processes that import modules in advance: with torch, each takes half a gigabyte."""
 
-KEPT_MS = 600_000
+IDLE_WORKER_TIMEOUT_MS = 600_000
 """Time for which a preloaded process waits for work; Ray's default of 1 s ends before the corpus is prepared."""
 
-Results = Iterator[tuple[int, Any]]
+IndexedResults = Iterator[tuple[int, Any]]
 """Pairs of the index of a tuple of arguments and the result for it, in order of completion."""
 
 
@@ -41,8 +41,11 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
     # Drivers of trials use almost no CPU, so there are more processes than cores, about which Ray would warn.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # the first error is reported
-    if preload and num_cpus() <= MAX_PRELOADED:
-        settings = {"preload_python_modules": ",".join(preload), "idle_worker_killing_time_threshold_ms": str(KEPT_MS)}
+    if preload and count_cpus() <= MAX_PRELOADED:
+        settings = {
+            "preload_python_modules": ",".join(preload),
+            "idle_worker_killing_time_threshold_ms": str(IDLE_WORKER_TIMEOUT_MS),
+        }
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
     if not ray.is_initialized():
         try:
@@ -55,12 +58,12 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
             ) from error
 
 
-def num_cpus() -> int:
+def count_cpus() -> int:
     """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share(value: Any) -> Any:
+def put_in_object_store(value: Any) -> Any:
     """Put a value into the cluster's object store and return a reference to pass as an argument to `run_on_ray`."""
     import ray
 
@@ -68,12 +71,12 @@ def share(value: Any) -> Any:
     return ray.put(value)
 
 
-def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> Results:
+def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> IndexedResults:
     """Call a function with each tuple of arguments, in threads of this process.
 
     The first error is raised, and calls that haven't started are cancelled.
     """
-    with ThreadPoolExecutor(min(MAX_THREADS, num_cpus())) as threads:
+    with ThreadPoolExecutor(min(MAX_THREADS, count_cpus())) as threads:
         futures = {threads.submit(function, *arguments): number for number, arguments in enumerate(work)}
         try:
             for future in as_completed(futures):
@@ -85,7 +88,7 @@ def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]
 
 def run_on_ray(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
-) -> Results:
+) -> IndexedResults:
     """Call a function with each tuple of arguments on a Ray cluster, which is started if none is running.
 
     Each call gets `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
@@ -97,8 +100,8 @@ def run_on_ray(
     task = ray.remote(num_cpus=cpus, num_gpus=gpus)(function)
     waiting, running = deque(enumerate(work)), dict[Any, int]()
     while waiting or running:
-        most = max(8, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
-        while waiting and len(running) < most:
+        max_pending = max(8, round(TASKS_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+        while waiting and len(running) < max_pending:
             number, arguments = waiting.popleft()
             running[task.remote(*arguments)] = number
         (done,), _ = ray.wait(list(running), num_returns=1)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-SAY_EVERY_S = 10.0
+LOG_INTERVAL_S = 10.0
 """Interval between progress messages if standard error isn't a terminal."""
 
 
@@ -39,8 +39,8 @@ class ProgressLine:
         """Return the number of seconds since the start."""
         return max(time.monotonic() - self.started, 1e-3)
 
-    def changed(self) -> None:
+    def log_if_due(self) -> None:
         """Report progress after a unit of work: log the line if there is no terminal and LOG_INTERVAL_S have passed."""
-        if not self.live.console.is_terminal and time.monotonic() - self.said > SAY_EVERY_S:
+        if not self.live.console.is_terminal and time.monotonic() - self.said > LOG_INTERVAL_S:
             self.said = time.monotonic()
             self.logger.info(self.line())

@@ -19,11 +19,11 @@ class Column:
     """Heading of a column, and whether its values are numbers, which are right-aligned."""
 
     heading: str
-    is_figure: bool = True
+    is_numeric: bool = True
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """Rows of text under columns; the first column names the row. Print it with `print_table`.
 
     On a terminal, each row is a line if all rows fit. Otherwise the name is on a line of its own above the other
@@ -36,65 +36,65 @@ class Sheet:
     rows: Sequence[Sequence[str]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self.lines(options.max_width) if console.is_terminal else self.plain_lines():
+        for line in self.format_for_width(options.max_width) if console.is_terminal else self.format_plain():
             yield Segment(line)
             yield Segment.line()
 
-    def plain_lines(self) -> list[str]:
+    def format_plain(self) -> list[str]:
         """Return the title, the headings and the rows as lines for a file or a pipe."""
         headings = [column.heading for column in self.columns]
         return [*self.title.splitlines(), *("\t".join(row) for row in [headings, *self.rows] if self.rows)]
 
-    def lines(self, width: int) -> list[str]:
+    def format_for_width(self, width: int) -> list[str]:
         """Return the title, the headings and the rows as lines for a terminal of `width` characters."""
-        title = wrapped(self.title, width)
+        title = wrap_text(self.title, width)
         if not self.rows:
             return title
-        whole = aligned(self.columns, self.rows)
-        if widest(whole) <= width:
-            return title + whole
-        heading, *rest = aligned(self.columns[1:], [row[1:] for row in self.rows])
-        if len(GAP) + widest([heading, *rest]) <= width:
+        full_lines = align_rows(self.columns, self.rows)
+        if compute_max_width(full_lines) <= width:
+            return title + full_lines
+        heading, *rest = align_rows(self.columns[1:], [row[1:] for row in self.rows])
+        if len(GAP) + compute_max_width([heading, *rest]) <= width:
             below = [[GAP + line] for line in rest]
-            top = [*wrapped(self.columns[0].heading, width), GAP + heading]
+            top = [*wrap_text(self.columns[0].heading, width), GAP + heading]
         else:
-            below = [wrapped(self.labelled(row), width, GAP) for row in self.rows]
+            below = [wrap_text(self.format_labelled(row), width, GAP) for row in self.rows]
             top = []
         return (
             title
             + top
-            + [line for row, more in zip(self.rows, below, strict=True) for line in [*wrapped(row[0], width), *more]]
+            + [line for row, more in zip(self.rows, below, strict=True) for line in [*wrap_text(row[0], width), *more]]
         )
 
-    def labelled(self, row: Sequence[str]) -> str:
+    def format_labelled(self, row: Sequence[str]) -> str:
         """Return the values of a row except the first, each after its heading; empty values are omitted."""
         pairs = zip(self.columns[1:], row[1:], strict=True)
         labels = [f"{column.heading} {value}".replace(" ", NO_BREAK) for column, value in pairs if value]
         return ", ".join(labels)
 
 
-def aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+def align_rows(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the headings and the rows as lines with aligned columns."""
     table = [[column.heading for column in columns], *rows]
     widths = [max(map(len, values)) for values in zip(*table, strict=True)]
-    sides = [">" if column.is_figure else "<" for column in columns]
+    alignments = [">" if column.is_numeric else "<" for column in columns]
     return [
-        GAP.join(f"{value:{side}{width}}" for value, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        GAP.join(f"{value:{side}{width}}" for value, side, width in zip(row, alignments, widths, strict=True)).rstrip()
         for row in table
     ]
 
 
-def widest(lines: Sequence[str]) -> int:
+def compute_max_width(lines: Sequence[str]) -> int:
     """Return the length of the longest line."""
     return max(map(len, lines))
 
 
-def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+def wrap_text(text: str, width: int, indent: str = "") -> list[str]:
     """Return a text as lines of at most `width` characters, broken between words if possible."""
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent or GAP, break_on_hyphens=False)
     return [line.replace(NO_BREAK, " ") for line in lines]
 
 
-def show(console: Console, sheet: Sheet) -> None:
+def print_table(console: Console, table: TextTable) -> None:
     """Print a table; the console neither crops nor wraps it."""
-    console.print(sheet, soft_wrap=True)
+    console.print(table, soft_wrap=True)

@@ -32,9 +32,9 @@ offset.
 """
 LOCAL_HEADER, LOCAL_HEADER_SIGNATURE = struct.Struct("<4s22x2H"), b"PK\3\4"
 """Header directly before a member's data: the lengths of the name and of the extra field that follow."""
-LONGEST_COMMENT = 2**16
+MAX_COMMENT_BYTES = 2**16
 
-ENCRYPTED = 1
+ENCRYPTED_FLAG = 1
 """Bit of a member's flags."""
 
 SPOOLED_BYTES = 2**26
@@ -43,14 +43,14 @@ BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """File in an archive: the archive's segments, and the file's entry in the directory."""
 
     segments: tuple[Path, ...]
     info: ZipInfo  # header_offset counts from the start of segments[info.volume]
 
 
-def members(path: Path) -> list[Member]:
+def list_members(path: Path) -> list[ArchiveMember]:
     """Return the files in an archive; `path` is the .zip file, of a split archive its last segment.
 
     Only the directory is read. Raises UserError if the file isn't a complete zip archive, if a segment is absent, or if
@@ -60,18 +60,18 @@ def members(path: Path) -> list[Member]:
         segments, directory = read_directory(path)
         end = END.pack(END_SIGNATURE, 0, 0, 0, 0, len(directory), 0, 0)
         with ZipFile(io.BytesIO(directory + end)) as archive:
-            found = [Member(segments, info) for info in archive.infolist() if not info.is_dir()]
-        if any(member.info.volume >= len(segments) for member in found):
+            archive_members = [ArchiveMember(segments, info) for info in archive.infolist() if not info.is_dir()]
+        if any(member.info.volume >= len(segments) for member in archive_members):
             raise BadZipFile("a member is in a segment that doesn't exist")
     except UserError:
         raise
     except (BadZipFile, IndexError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise UserError(f"{path} isn't a complete zip archive ({error}): download it again") from error
-    for member in found:
-        if member.info.flag_bits & ENCRYPTED or member.info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-            how = "encrypted" if member.info.flag_bits & ENCRYPTED else "compressed by an unsupported method"
+    for member in archive_members:
+        if member.info.flag_bits & ENCRYPTED_FLAG or member.info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            how = "encrypted" if member.info.flag_bits & ENCRYPTED_FLAG else "compressed by an unsupported method"
             raise UserError(f"{path}: {member.info.filename!r} is {how}: extract the archive and remove this file")
-    return found
+    return archive_members
 
 
 def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
@@ -80,18 +80,18 @@ def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
     Raises UserError if a segment is absent, BadZipFile or struct.error if the archive is truncated or corrupt.
     """
     with path.open("rb") as file:
-        longest = ZIP64_LOCATOR.size + END.size + LONGEST_COMMENT
-        file.seek(max(0, file.seek(0, os.SEEK_END) - longest))
+        max_tail_bytes = ZIP64_LOCATOR.size + END.size + MAX_COMMENT_BYTES
+        file.seek(max(0, file.seek(0, os.SEEK_END) - max_tail_bytes))
         tail = file.read()
-    place = tail.rfind(END_SIGNATURE)
-    if place < 0:
+    end_position = tail.rfind(END_SIGNATURE)
+    if end_position < 0:
         raise BadZipFile("it has no directory")
-    _, last, segment, _, _, size, offset, _ = END.unpack_from(tail, place)
-    segments = segment_paths(path, last + 1)
-    locator = tail[max(0, place - ZIP64_LOCATOR.size) : place]
+    _, last, segment, _, _, size, offset, _ = END.unpack_from(tail, end_position)
+    segments = list_segment_paths(path, last + 1)
+    locator = tail[max(0, end_position - ZIP64_LOCATOR.size) : end_position]
     if locator.startswith(ZIP64_LOCATOR_SIGNATURE):
         _, end_segment, end_offset, num_segments = ZIP64_LOCATOR.unpack(locator)
-        segments = segment_paths(path, num_segments)
+        segments = list_segment_paths(path, num_segments)
         with open_segments(segments[end_segment:], end_offset) as stream:
             signature, *_, segment, _, _, size, offset = ZIP64_END.unpack(stream.read(ZIP64_END.size))
         if signature != ZIP64_END_SIGNATURE:
@@ -102,17 +102,19 @@ def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
         return segments, stream.read(size)
 
 
-def segment_paths(path: Path, number: int) -> tuple[Path, ...]:
+def list_segment_paths(path: Path, num_segments: int) -> tuple[Path, ...]:
     """Return the files of a split archive. Raises UserError if one is absent."""
     segments = []
-    for place in range(1, number):
-        segments.append(path.with_suffix(f".z{place:02d}"))
+    for segment_number in range(1, num_segments):
+        segments.append(path.with_suffix(f".z{segment_number:02d}"))
         if not segments[-1].exists():
-            raise UserError(f"{segments[-1]} is absent: {path.name} is split into {number} files; download them all")
+            raise UserError(
+                f"{segments[-1]} is absent: {path.name} is split into {num_segments} files; download them all"
+            )
     return (*segments, path)
 
 
-def decode_member(member: Member) -> Iterator[Samples]:
+def decode_member(member: ArchiveMember) -> Iterator[Samples]:
     """Decode a member of an archive, and yield blocks of samples; its checksum is verified before the first block.
 
     Raises AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
@@ -152,8 +154,8 @@ def open_segment(path: Path) -> io.FileIO:
 class _Segments(io.RawIOBase):
     """Consecutive files as one stream; each is opened when it is reached."""
 
-    def __init__(self, first: io.FileIO, waiting: Iterator[Path]) -> None:
-        self.file, self.waiting = first, waiting
+    def __init__(self, first: io.FileIO, remaining_paths: Iterator[Path]) -> None:
+        self.file, self.waiting = first, remaining_paths
 
     def readable(self) -> bool:
         """Return True."""

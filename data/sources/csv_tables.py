@@ -9,7 +9,7 @@ from data.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class CsvRow:
     """Row of a table: its cells by column, and its file and line for messages."""
 
     cells: dict[str, str]
@@ -22,7 +22,7 @@ class Row:
             raise UserError(f"{self.origin}: column {column!r} is empty")
         return self.cells[column]
 
-    def optional(self, column: str) -> str:
+    def get_optional(self, column: str) -> str:
         """Return the text of a cell; '' if it is empty or the table has no such column."""
         return self.cells.get(column, "")
 
@@ -41,7 +41,7 @@ def require_directory(path: Path) -> Path:
     return path
 
 
-def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Row]:
+def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[CsvRow]:
     """Read the rows of a CSV file whose header contains at least `columns`, in any order.
 
     Raises UserError if the file is absent, empty or in another encoding, if a column is missing or occurs twice, or if
@@ -58,7 +58,7 @@ def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[Ro
                 raise UserError(
                     f"{origin}: the row doesn't have as many cells as the header ({len(reader.fieldnames or [])})"
                 )
-            rows.append(Row(cells, origin))
+            rows.append(CsvRow(cells, origin))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from None
     if not rows:

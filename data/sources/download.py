@@ -38,19 +38,19 @@ CHUNK_BYTES = 2**16
 """Number of bytes read at a time; at most this much is lost when a connection drops."""
 
 
-def fetch(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
+def fetch_files(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
     """Download the files BASE_URL/NAME into `target`.
 
     An existing file with the right checksum is kept, without a request. Raises UserError if a file can't be downloaded
     or has another checksum.
     """
-    with connect() as session:
+    with open_session() as session:
         for name, md5 in md5_by_name.items():
             unused = hashlib.md5(usedforsecurity=False)
             fetch_file(session, f"{base_url}/{quote(name)}", target / name, unused, md5)
 
 
-def dataset(repo: str, target: Path) -> None:
+def fetch_dataset(repo: str, target: Path) -> None:
     """Download all files of a dataset repository on the Hugging Face Hub into `target`.
 
     All files come from the commit that is the latest at the start. Their checksums are those in the hub's listing:
@@ -66,7 +66,7 @@ def dataset(repo: str, target: Path) -> None:
             f"dataset {repo} can't be listed on {hub.endpoint}: {error}; "
             "re-run the same command once the hub can be reached"
         ) from error
-    with connect() as session:
+    with open_session() as session:
         if token := get_token():
             # requests removes it when the hub redirects to another host
             session.headers["Authorization"] = f"Bearer {token}"
@@ -81,7 +81,7 @@ def dataset(repo: str, target: Path) -> None:
                     fetch_file(session, url, target / file.path, blob, file.blob_id)
 
 
-def connect() -> requests.Session:
+def open_session() -> requests.Session:
     """Return a session that retries if a server doesn't respond or is temporarily unavailable."""
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"  # offsets refer to the bytes of the file itself
@@ -90,7 +90,7 @@ def connect() -> requests.Session:
     return session
 
 
-def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib._Hash", checksum: str) -> None:
+def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "hashlib._Hash", checksum: str) -> None:
     """Download one file, or its missing part; `empty_digest` is of the kind of `checksum`.
 
     Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
@@ -110,19 +110,23 @@ def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib
             transient=True,
         ) as progress:
             if path.exists():
-                with progress.open(path, "rb", description=f"checking {path.name}") as there:
-                    found = hashlib.file_digest(there, unused.copy).hexdigest()  # type: ignore[arg-type]
-                if found == checksum:
+                with progress.open(path, "rb", description=f"checking {path.name}") as existing_file:
+                    actual_checksum = hashlib.file_digest(existing_file, empty_digest.copy).hexdigest()  # type: ignore[arg-type]
+                if actual_checksum == checksum:
                     logger.info("%s: already exists", path)
                     return
                 logger.warning(
-                    "%s: its %s is %s, expected %s: downloading it again", path, unused.name, found, checksum
+                    "%s: its %s is %s, expected %s: downloading it again",
+                    path,
+                    empty_digest.name,
+                    actual_checksum,
+                    checksum,
                 )
-            found = fetch_rest(session, url, part, unused, checksum, progress)
-        if found != checksum:
+            actual_checksum = resume_download(session, url, part, empty_digest, checksum, progress)
+        if actual_checksum != checksum:
             part.unlink()
             raise UserError(
-                f"{url}: its {unused.name} is {found}, expected {checksum}; the downloaded data was removed: "
+                f"{url}: its {empty_digest.name} is {actual_checksum}, expected {checksum}; the downloaded data was removed: "
                 f"re-run the same command to download it again"
             )
         part.replace(path)
@@ -138,8 +142,8 @@ def fetch_file(session: requests.Session, url: str, path: Path, unused: "hashlib
         ) from error
 
 
-def fetch_rest(
-    session: requests.Session, url: str, part: Path, unused: "hashlib._Hash", checksum: str, progress: Progress
+def resume_download(
+    session: requests.Session, url: str, part: Path, empty_digest: "hashlib._Hash", checksum: str, progress: Progress
 ) -> str:
     """Append the missing data to `part`, and return the checksum of the complete file.
 
@@ -149,7 +153,7 @@ def fetch_rest(
     task = progress.add_task(part.name, total=None)
     with part.open("a+b") as file:
         file.seek(0)
-        digest = hashlib.file_digest(file, unused.copy)
+        digest = hashlib.file_digest(file, empty_digest.copy)
         while digest.hexdigest() != checksum:
             start = file.tell()
             headers = {"Range": f"bytes={start}-"} if start else {}
@@ -161,7 +165,7 @@ def fetch_rest(
                     if response.status_code != requests.codes.partial_content:  # the server ignores ranges
                         file.seek(0)
                         file.truncate()
-                        digest = unused.copy()
+                        digest = empty_digest.copy()
                     size = response.headers.get("Content-Length")
                     progress.reset(task, completed=file.tell(), total=file.tell() + int(size) if size else None)
                     for chunk in response.iter_content(CHUNK_BYTES):
@@ -183,7 +187,7 @@ def require_inside(name: str, origin: str) -> None:
         raise UserError(f"{origin}: the name {name!r} points outside its folder; nothing was written")
 
 
-def extract(archive: Path, target: Path) -> None:
+def extract_archive(archive: Path, target: Path) -> None:
     """Extract a 7z archive into `target`, unless all of its files exist with the right sizes.
 
     Files get their names only after all have been extracted. Raises UserError if the archive is absent or corrupt,

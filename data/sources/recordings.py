@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from data.schema import Samples
-from data.sources.archives import Member, decode_member
+from data.sources.archives import ArchiveMember, decode_member
 from data.waveform import decode_file
 
 
@@ -17,27 +17,27 @@ class Recording:
     file.
     """
 
-    place: str
+    location: str
     load: Callable[[], Iterator[Samples]]
     revision: str
     num_bytes: int
 
 
-def of_file(path: Path) -> Recording:
+def describe_file(path: Path) -> Recording:
     """Return the recording in a file."""
     status = path.stat()
     revision = f"{status.st_size}-{status.st_mtime_ns}"
     return Recording(str(path), partial(decode_file, path), revision, status.st_size)
 
 
-def of_member(member: Member) -> Recording:
+def describe_member(member: ArchiveMember) -> Recording:
     """Return the recording in a member of an archive."""
     info = member.info
-    place = f"{member.segments[-1]}/{info.filename}"
-    return Recording(place, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)
+    location = f"{member.segments[-1]}/{info.filename}"
+    return Recording(location, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def iter_files(folder: Path) -> Iterator[Path]:
     """Yield all files in a folder and its subfolders. Links are followed; each folder is visited once."""
     waiting, seen = [folder], set[tuple[int, int]]()
     while waiting:

@@ -39,18 +39,18 @@ LENGTH_BYTES = 8
 SIZE_DIGITS = 20
 """Number of digits of the cache's size, which is overwritten in place: truncated files are slow to close on ext4."""
 
-CACHED = re.compile(r"[0-9a-f]{64}(\.\d+)?(\.part\w+)?")
+CACHED_NAME = re.compile(r"[0-9a-f]{64}(\.\d+)?(\.part\w+)?")
 """Pattern of the names of the cache's own files; nothing else in its folder is removed."""
 
-SHARE_KEPT = 0.9
+EVICTION_TARGET_SHARE = 0.9
 """Share of the maximum size that eviction leaves: the folder is listed once per tenth of that size that is fetched."""
 
-ABANDONED_S = 3600
+MAX_PART_AGE_S = 3600
 """Age after which an unfinished file is taken to be left by a killed process."""
 
 
 @dataclass(frozen=True)
-class Cache:
+class BlockCache:
     """Cache of fetched files, shared by all processes of this machine.
 
     Keys are SHA-256 digests, followed by '.INDEX' for blocks.
@@ -60,7 +60,7 @@ class Cache:
     max_bytes: int
 
     @classmethod
-    def of_environment(cls) -> "Cache":
+    def from_environment(cls) -> "BlockCache":
         """Return the cache that the environment variables define. Raises UserError if the size isn't a number."""
         folder = (
             os.environ.get("CHORALE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/chorale"
@@ -76,7 +76,7 @@ class Cache:
         path = self.folder / key
         try:
             os.utime(path)
-            return _intact(path)
+            return _map_intact(path)
         except (OSError, ValueError):
             return None
 
@@ -100,7 +100,7 @@ class Cache:
                 with os.fdopen(descriptor, "wb") as file:
                     file.writelines(parts)
                     file.write(num_bytes.to_bytes(LENGTH_BYTES, "little"))
-                contents = _intact(temporary)  # before it is renamed: it could be evicted immediately
+                contents = _map_intact(temporary)  # before it is renamed: it could be evicted immediately
                 temporary.replace(self.folder / key)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -116,7 +116,7 @@ class Cache:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             total = int(os.pread(descriptor, SIZE_DIGITS, 0) or self.max_bytes)  # unknown at first
             if total + num_bytes > self.max_bytes:
-                total = self._evict(int(SHARE_KEPT * self.max_bytes) - num_bytes)
+                total = self._evict(int(EVICTION_TARGET_SHARE * self.max_bytes) - num_bytes)
             os.pwrite(descriptor, f"{total + num_bytes:{SIZE_DIGITS}}".encode(), 0)
         finally:
             os.close(descriptor)
@@ -124,23 +124,23 @@ class Cache:
     def _evict(self, target_bytes: int) -> int:
         """Remove the least recently used files until `target_bytes` are left, and return the remaining size."""
         now = time.time()
-        entries = [(entry.stat(), entry) for entry in os.scandir(self.folder) if CACHED.fullmatch(entry.name)]
+        entries = [(entry.stat(), entry) for entry in os.scandir(self.folder) if CACHED_NAME.fullmatch(entry.name)]
         total = sum(stat.st_size for stat, _ in entries)
         for stat, entry in sorted(entries, key=lambda pair: pair[0].st_mtime_ns):
-            being_written = ".part" in entry.name and now - stat.st_mtime < ABANDONED_S
+            being_written = ".part" in entry.name and now - stat.st_mtime < MAX_PART_AGE_S
             if total > target_bytes and not being_written:
                 Path(entry.path).unlink(missing_ok=True)
                 total -= stat.st_size
         return total
 
 
-def _intact(path: Path) -> pa.Buffer:
+def _map_intact(path: Path) -> pa.Buffer:
     """Memory-map the contents of a cached file. Raises ValueError if it is truncated."""
-    whole = map_file(str(path))
-    num_bytes = whole.size - LENGTH_BYTES
-    if num_bytes < 0 or int.from_bytes(whole[num_bytes:], "little") != num_bytes:
+    buffer = map_file(str(path))
+    num_bytes = buffer.size - LENGTH_BYTES
+    if num_bytes < 0 or int.from_bytes(buffer[num_bytes:], "little") != num_bytes:
         raise ValueError(f"{path} is truncated")
-    return whole.slice(0, num_bytes)
+    return buffer.slice(0, num_bytes)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from data.sources.json_text import parse_json
 
 
 @contextlib.contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -30,7 +30,7 @@ def appearing_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -44,27 +44,27 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} isn't JSON: {error}") from error
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_arrow_table(path: Path, table: pa.Table) -> None:
     """Write an Arrow IPC file atomically."""
     with (
-        appearing_whole(path) as temporary,
+        atomic_write(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
 
 
-def read_table(path: Path) -> pa.Table:
+def read_arrow_table(path: Path) -> pa.Table:
     """Read an Arrow IPC file, memory-mapped."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
-def short_hash(value: Any) -> str:
+def hash_json(value: Any) -> str:
     """Return 16 hexadecimal digits that identify a JSON value."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def hash_of_table(table: pa.Table) -> str:
+def hash_arrow_table(table: pa.Table) -> str:
     """Return 16 hexadecimal digits that identify the contents of a table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

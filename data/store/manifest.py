@@ -47,7 +47,7 @@ class Manifest:
         """Id of the split whose clips are used: this one, unless `clips_of` names another."""
         return SplitId(self.corpus, self.clips_of or self.split)
 
-    def path_of(self, file: str) -> str:
+    def get_path(self, file: str) -> str:
         """Return the path of one of the split's files, relative to the store."""
         return f"{self.split_id}/{file}"
 
@@ -68,27 +68,27 @@ def read_manifest(store: Store, name: str) -> Manifest:
         version = read.get("format_version")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"{store} holds no split {name!r} (it holds: {', '.join(store.splits()) or 'nothing'}); "
-            f"prepare it with: {prepare_command(store, name)}"
+            f"{store} holds no split {name!r} (it holds: {', '.join(store.list_splits()) or 'nothing'}); "
+            f"prepare it with: {format_prepare_command(store, name)}"
         ) from None
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
-            f"prepare this split again: {prepare_command(store, name)}"
+            f"prepare this split again: {format_prepare_command(store, name)}"
         ) from error
     if version != FORMAT_VERSION:
         raise UserError(
             f"{store}/{name} has schema version {version}, but this code reads version {FORMAT_VERSION}; "
-            f"prepare it again: {prepare_command(store, name)}"
+            f"prepare it again: {format_prepare_command(store, name)}"
         )
     try:
         return dacite.from_dict(Manifest, read, dacite.Config(cast=[tuple]))
     except dacite.DaciteError as error:
         raise UserError(
-            f"{store}/{name}/{MANIFEST}: {error}; prepare this split again: {prepare_command(store, name)}"
+            f"{store}/{name}/{MANIFEST}: {error}; prepare this split again: {format_prepare_command(store, name)}"
         ) from error
 
 
-def prepare_command(store: Store, name: str) -> str:
+def format_prepare_command(store: Store, name: str) -> str:
     """Return the command line that prepares a split."""
     return f"python data/prepare.py {SplitId.parse(name).corpus} --store {store}"

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from data import waveform
 from data.schema import CLIPS, FORMAT_VERSION, SourceClip
-from data.store.files import appearing_whole, short_hash, write_json
+from data.store.files import atomic_write, hash_json, write_json
 from data.waveform import AudioError, Codec
 
 HELD_BYTES = 32 * 2**20
@@ -56,10 +56,10 @@ class ShardSummary:
         return sum(clip.num_samples for clip in self.clips.values())
 
 
-def shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
+def build_shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
     """Return the file name of a shard: its number, and a hash of its inputs."""
     inputs = [(clip.clip_id, clip.revision, clip.captions, clip.keywords, clip.licence, clip.source) for clip in clips]
-    return f"clips-{number:05d}-{short_hash([FORMAT_VERSION, codec, inputs])}.arrow"
+    return f"clips-{number:05d}-{hash_json([FORMAT_VERSION, codec, inputs])}.arrow"
 
 
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
@@ -70,7 +70,7 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
     lengths: dict[str, int] = {}
     digests: dict[str, str] = {}
     set_aside: dict[str, str] = {}
-    with appearing_whole(path) as temporary, _ShardFile(corpus, split, temporary) as out:
+    with atomic_write(path) as temporary, _ShardFile(corpus, split, temporary) as out:
         for clip in clips:
             digest = hashlib.sha256()
             try:
@@ -80,11 +80,11 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
                 continue
             digest.update(json.dumps(clip.captions).encode())
             digests[clip.clip_id], lengths[clip.clip_id] = digest.hexdigest(), num_samples
-            out.add(clip, audio, num_samples)
-    places = zip(digests, audio_places(path), strict=True)
+            out.write_clip(clip, audio, num_samples)
+    positions = zip(digests, locate_audio(path), strict=True)
     stored = {
         clip_id: StoredClip(offset, num_bytes, lengths[clip_id], digests[clip_id])
-        for clip_id, (offset, num_bytes) in places
+        for clip_id, (offset, num_bytes) in positions
     }
     summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside)
     write_json(path.with_suffix(".json"), dataclasses.asdict(summary))
@@ -101,11 +101,11 @@ def read_summary(path: Path) -> ShardSummary | None:
         return None
 
 
-Audio = bytes | mmap.mmap
+EncodedAudio = bytes | mmap.mmap
 """Audio of a clip in the format of a store, in memory or mapped from a temporary file."""
 
 
-def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[Audio, int]:
+def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[EncodedAudio, int]:
     """Encode a clip in the format of a store, and return its audio and its number of samples.
 
     Audio that is too long for memory is spooled to a temporary file in `folder`.
@@ -139,7 +139,7 @@ class _ShardFile:
         finally:
             self.sink.close()
 
-    def add(self, clip: SourceClip, audio: Audio, num_samples: int) -> None:
+    def write_clip(self, clip: SourceClip, audio: EncodedAudio, num_samples: int) -> None:
         """Write a clip."""
         self.sink.mapped = audio if isinstance(audio, mmap.mmap) else None
         ends = pa.py_buffer(np.array([0, len(audio)], "<i8"))
@@ -165,23 +165,23 @@ class _PiecewiseFile(io.FileIO):
     mapped: mmap.mmap | None = None
 
     def write(self, data: Any) -> int:
-        whole = memoryview(data)
+        view = memoryview(data)
         written = 0
-        while written < len(whole):
-            written += super().write(whole[written : written + PIECE_BYTES])
+        while written < len(view):
+            written += super().write(view[written : written + PIECE_BYTES])
             if self.mapped is not None:
                 self.mapped.madvise(mmap.MADV_DONTNEED)
         return written
 
 
-def audio_places(path: Path) -> Iterator[tuple[int, int]]:
+def locate_audio(path: Path) -> Iterator[tuple[int, int]]:
     """Yield offset and length in bytes of each clip's audio in a shard file, in the order of the clips."""
     with pa.memory_map(str(path)) as file:
-        whole = file.read_buffer()
-        shard = pa.ipc.open_file(whole)
+        buffer = file.read_buffer()
+        shard = pa.ipc.open_file(buffer)
         for number in range(shard.num_record_batches):
             audio = shard.get_batch(number)["audio"]
             _, offsets, data = audio.buffers()
             ends = np.frombuffer(offsets, "<i8")[audio.offset : audio.offset + len(audio) + 1]
-            start = data.address - whole.address
+            start = data.address - buffer.address
             yield from zip((start + ends[:-1]).tolist(), np.diff(ends).tolist(), strict=True)

@@ -12,29 +12,29 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.captions import caption_hash
+from data.captions import hash_caption
 from data.schema import (
     FORMAT_VERSION,
     INDEX,
     PARAPHRASES,
     QUERIES,
-    SET_ASIDE,
+    SKIPPED_ITEMS,
     SOURCES,
     Paraphrase,
     Query,
-    SetAside,
+    SkippedItem,
     Split,
     SplitId,
-    file_of,
+    get_file_name,
 )
-from data.store.files import appearing_whole, hash_of_table, write_table
+from data.store.files import atomic_write, hash_arrow_table, write_arrow_table
 from data.store.manifest import Manifest, write_manifest
 from data.store.shard_writer import ShardSummary
-from data.store.storage import IMMUTABLE
+from data.store.storage import IMMUTABLE_NAME
 from data.store.stored_split import PARAPHRASES_FILE, open_split
 from data.waveform import Codec
 
-ROWS_AT_A_TIME = 1000
+BATCH_ROWS = 1000
 
 
 def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
@@ -42,7 +42,7 @@ def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
     rows = (
         {
             "clip_id": paraphrase.clip_id,
-            "caption_hash": caption_hash(paraphrase.caption),
+            "caption_hash": hash_caption(paraphrase.caption),
             "variants": list(paraphrase.variants),
             "model": paraphrase.model,
             "instruction": paraphrase.instruction,
@@ -51,15 +51,15 @@ def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
         for paraphrase in paraphrases
     )
     with (
-        appearing_whole(folder / PARAPHRASES_FILE) as temporary,
+        atomic_write(folder / PARAPHRASES_FILE) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, PARAPHRASES) as writer,
     ):
-        while batch := list(itertools.islice(rows, ROWS_AT_A_TIME)):
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist(batch, schema=PARAPHRASES))
 
 
-def fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
+def compute_fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
     """Return 16 hexadecimal digits that identify a split's contents, independent of order, codec and path.
 
     Queries are included only if they aren't the clips' captions.
@@ -80,14 +80,14 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
     queries = split.queries
     if queries is None:
         queries = tuple(Query(caption, (clip.clip_id,)) for clip in clips for caption in clip.captions)
-    set_aside = all_set_aside(split, shards)
+    skipped = collect_skipped(split, shards)
     digests = {clip_id: clip.digest for clip_id, (_, clip) in stored.items()}
     base = open_split(folder.parents[1], str(SplitId(split.corpus, split.clips_of))) if split.clips_of else None
     if base:
         digests = {base.manifest.split: base.fingerprint}
     if split.queries is not None:
-        queries, unanswered = answerable(split.queries, set(base.clip_ids if base else stored))
-        set_aside += unanswered
+        queries, unanswered = drop_missing_clips(split.queries, set(base.clip_ids if base else stored))
+        skipped += unanswered
     index = [
         {
             "clip_id": clip.clip_id,
@@ -101,13 +101,13 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
     tables = {
         "index": pa.Table.from_pylist(index, schema=INDEX),
         "queries": pa.Table.from_pylist([dataclasses.asdict(query) for query in queries], schema=QUERIES),
-        "set_aside": pa.Table.from_pylist([dataclasses.asdict(clip) for clip in set_aside], schema=SET_ASIDE),
+        "set_aside": pa.Table.from_pylist([dataclasses.asdict(clip) for clip in skipped], schema=SKIPPED_ITEMS),
         "sources": pa.table({"source": sorted(split.sources)}, schema=SOURCES),
     }
     names = {}
     for kind, table in tables.items():
-        names[kind] = f"{kind}-{hash_of_table(table)}.arrow"
-        write_table(folder / names[kind], table)
+        names[kind] = f"{kind}-{hash_arrow_table(table)}.arrow"
+        write_arrow_table(folder / names[kind], table)
     write_manifest(
         folder,
         Manifest(
@@ -122,46 +122,48 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
             num_clips=len(clips),
             num_queries=len(queries),
             num_samples=sum(shard.num_samples for shard in shards),
-            num_set_aside=len(set_aside),
-            fingerprint=fingerprint(digests, queries if split.queries is not None else None),
+            num_set_aside=len(skipped),
+            fingerprint=compute_fingerprint(digests, queries if split.queries is not None else None),
             shards=tuple(shard.file for shard in shards),
             **names,
         ),
     )
-    remove_all_but(folder, {*names.values(), *(shard.file for shard in shards)})
+    remove_stale_files(folder, {*names.values(), *(shard.file for shard in shards)})
 
 
-def all_set_aside(split: Split, shards: Sequence[ShardSummary]) -> list[SetAside]:
+def collect_skipped(split: Split, shards: Sequence[ShardSummary]) -> list[SkippedItem]:
     """Return the skipped items of a split: those found while reading its tables, then clips that can't be decoded."""
     reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
-    torn = [
-        SetAside(clip.origin, reasons[clip.clip_id], "undecodable", file_of(clip.clip_id))
+    undecodable = [
+        SkippedItem(clip.origin, reasons[clip.clip_id], "undecodable", get_file_name(clip.clip_id))
         for clip in split.clips
         if clip.clip_id in reasons
     ]
-    return [*split.set_aside, *torn]
+    return [*split.set_aside, *undecodable]
 
 
-def answerable(queries: Sequence[Query], clip_ids: Collection[str]) -> tuple[tuple[Query, ...], list[SetAside]]:
+def drop_missing_clips(
+    queries: Sequence[Query], clip_ids: Collection[str]
+) -> tuple[tuple[Query, ...], list[SkippedItem]]:
     """Remove clips that don't exist from queries, and queries that have no clip left; also return the removals.
 
     Queries without relevant clips (of a challenge) are kept.
     """
-    kept, set_aside = [], []
+    kept, skipped = [], []
     for query in queries:
         present = tuple(clip_id for clip_id in query.relevant_clip_ids if clip_id in clip_ids)
-        set_aside += [
-            SetAside(f"query {query.text!r}", f"its clip {clip_id} doesn't exist")
+        skipped += [
+            SkippedItem(f"query {query.text!r}", f"its clip {clip_id} doesn't exist")
             for clip_id in query.relevant_clip_ids
             if clip_id not in clip_ids
         ]
         if present or not query.relevant_clip_ids:
             kept.append(Query(query.text, present))
-    return tuple(kept), set_aside
+    return tuple(kept), skipped
 
 
-def remove_all_but(folder: Path, names: set[str]) -> None:
+def remove_stale_files(folder: Path, current_names: set[str]) -> None:
     """Remove files of earlier preparations of a split, except `current_names` and the summaries of its shards."""
     for path in folder.iterdir():
-        if IMMUTABLE.search(path.name) and path.with_suffix(".arrow").name not in names:
+        if IMMUTABLE_NAME.search(path.name) and path.with_suffix(".arrow").name not in current_names:
             path.unlink()

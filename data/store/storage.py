@@ -22,7 +22,7 @@ import pyarrow.fs
 
 from data.errors import UserError
 from data.runtime.options import option
-from data.store.block_cache import Cache, map_file
+from data.store.block_cache import BlockCache, map_file
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Location: TypeAlias = "Path | str | Store"
 
 MANIFEST = "manifest.json"
 
-IMMUTABLE = re.compile(r"-[0-9a-f]{8,}\.(arrow|json)$")
+IMMUTABLE_NAME = re.compile(r"-[0-9a-f]{8,}\.(arrow|json)$")
 """Pattern of the names of files that never change."""
 
 BLOCK_BYTES = 4 * 2**20
@@ -40,7 +40,7 @@ BLOCK_BYTES = 4 * 2**20
 MAX_MAPPED = 4096
 """Maximum number of files mapped at a time per process; Linux allows 65,530 mappings by default."""
 
-PUBLIC_SETTINGS = {"endpoint_override", "scheme", "region"}
+PUBLIC_URI_SETTINGS = {"endpoint_override", "scheme", "region"}
 """Settings in the query of a URI that may be shown; others can contain keys."""
 
 
@@ -61,7 +61,7 @@ class Store:
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
-        filesystem, root = filesystem_of(str(location))
+        filesystem, root = open_filesystem(str(location))
         return cls(root if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else str(location))
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Store:
             return self.location
         scheme, host, path, query, _ = urlsplit(self.location)
         user, _, bare_host = host.rpartition("@")
-        settings = [(name, value) for name, value in parse_qsl(query) if name in PUBLIC_SETTINGS]
+        settings = [(name, value) for name, value in parse_qsl(query) if name in PUBLIC_URI_SETTINGS]
         return urlunsplit((scheme, bare_host if ":" in user else host, path, urlencode(settings, safe=":/"), ""))
 
     def __repr__(self) -> str:
@@ -95,8 +95,11 @@ class Store:
         """Read the current contents of a small file. Raises FileNotFoundError if it is absent."""
         if not self.is_remote:
             return (self.path / name).read_bytes()
-        filesystem, root = filesystem_of(self.location)
-        with _reaching(self), filesystem.open_input_stream(f"{root}/{name}", compression=None) as file:
+        filesystem, root = open_filesystem(self.location)
+        with (
+            _store_errors_as_user_errors(self),
+            filesystem.open_input_stream(f"{root}/{name}", compression=None) as file,
+        ):
             return cast(bytes, file.read())
 
     def map(self, name: str) -> pa.Buffer:
@@ -104,7 +107,7 @@ class Store:
 
         Raises FileNotFoundError if it is absent.
         """
-        return _remote_file(self, name).map() if self.is_remote else _mapped(self.location, name)
+        return _remote_file(self, name).map() if self.is_remote else _map_local_file(self.location, name)
 
     def slice(self, name: str, offset: int, num_bytes: int) -> pa.Buffer:
         """Return `num_bytes` of an immutable file from `offset` on, without a copy if they are in one block or in a
@@ -115,7 +118,7 @@ class Store:
         try:
             if self.is_remote:
                 return _remote_file(self, name).slice(offset, num_bytes)
-            return _mapped(self.location, name).slice(offset, num_bytes)
+            return _map_local_file(self.location, name).slice(offset, num_bytes)
         except IndexError:
             raise UserError(
                 f"{self}: {name} has no {num_bytes} bytes from {offset} on: it is truncated; prepare its split again"
@@ -125,25 +128,27 @@ class Store:
         """Open a range of an immutable file as a seekable file, as soundfile needs it; blocks are fetched on demand."""
         if not self.is_remote:
             return cast(BinaryIO, pa.BufferReader(self.slice(name, offset, num_bytes)))
-        return io.BufferedReader(_Range(self, name, offset, num_bytes), BLOCK_BYTES // 16)
+        return io.BufferedReader(_RangeFile(self, name, offset, num_bytes), BLOCK_BYTES // 16)
 
-    def splits(self) -> list[str]:
+    def list_splits(self) -> list[str]:
         """Return the sorted names of the existing splits, 'corpus/split'; none if the store doesn't exist."""
         if not self.is_remote:
             return sorted(str(path.parent.relative_to(self.path)) for path in self.path.glob(f"*/*/{MANIFEST}"))
-        filesystem, root = filesystem_of(self.location)
+        filesystem, root = open_filesystem(self.location)
 
         def folders(path: str) -> list[str]:
             listed = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
             return [info.path for info in listed if info.type == pyarrow.fs.FileType.Directory]
 
         try:
-            with _reaching(self):
-                splits = sorted(split for corpus in folders(root) for split in folders(corpus))
-                manifests = filesystem.get_file_info([f"{split}/{MANIFEST}" for split in splits])
+            with _store_errors_as_user_errors(self):
+                list_splits = sorted(split for corpus in folders(root) for split in folders(corpus))
+                manifests = filesystem.get_file_info([f"{split}/{MANIFEST}" for split in list_splits])
         except FileNotFoundError:
             return []
-        return [split.removeprefix(f"{root}/") for split, info in zip(splits, manifests, strict=True) if info.is_file]
+        return [
+            split.removeprefix(f"{root}/") for split, info in zip(list_splits, manifests, strict=True) if info.is_file
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +158,7 @@ class StoreOptions:
     store: str = option("folder or URI of the store", "store")
 
 
-def copy(store: Store, to: Location) -> None:
+def upload_store(store: Store, to: Location) -> None:
     """Copy a store from its folder to an object store, except files that have been copied before.
 
     The manifest of a split is copied last, so that readers see the complete split or none; the store's own tables are
@@ -164,35 +169,35 @@ def copy(store: Store, to: Location) -> None:
         raise UserError(
             f"{target} is a folder, not an object store (such as s3://bucket/store): to copy to a folder, use `cp -r`"
         )
-    if not (splits := store.splits()):
+    if not (splits := store.list_splits()):
         raise UserError(f"{store} holds no split: prepare one, or give the folder of another store")
-    filesystem, root = filesystem_of(target.location)
+    filesystem, root = open_filesystem(target.location)
     for folder in (store.path, *(store.path / split for split in splits)):
         files = [path for path in folder.iterdir() if path.suffix in {".arrow", ".json"}]
-        files.sort(key=lambda path: (path.name == MANIFEST, not IMMUTABLE.search(path.name), path.name))
+        files.sort(key=lambda path: (path.name == MANIFEST, not IMMUTABLE_NAME.search(path.name), path.name))
         prefix = f"{root}/{folder.relative_to(store.path).as_posix()}".removesuffix("/.")
-        with _reaching(target):
-            there = filesystem.get_file_info(pyarrow.fs.FileSelector(prefix, allow_not_found=True))
-            sizes = {info.base_name: info.size for info in there}
+        with _store_errors_as_user_errors(target):
+            existing = filesystem.get_file_info(pyarrow.fs.FileSelector(prefix, allow_not_found=True))
+            sizes = {info.base_name: info.size for info in existing}
             for path in files:
-                if not IMMUTABLE.search(path.name) or sizes.get(path.name) != path.stat().st_size:
+                if not IMMUTABLE_NAME.search(path.name) or sizes.get(path.name) != path.stat().st_size:
                     source = pyarrow.fs.LocalFileSystem()
                     pyarrow.fs.copy_files(str(path), f"{prefix}/{path.name}", source, filesystem)
         logger.info("copied %s", prefix)
 
 
 @functools.lru_cache(MAX_MAPPED)
-def _mapped(folder: str, name: str) -> pa.Buffer:
+def _map_local_file(folder: str, name: str) -> pa.Buffer:
     return map_file(f"{folder}/{name}")
 
 
-def forget_mapped() -> None:
+def clear_mapped_files() -> None:
     """Discard the cached mappings of a folder's files, so that changed files are read again."""
-    _mapped.cache_clear()
+    _map_local_file.cache_clear()
 
 
 @functools.cache
-def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
+def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return the file system of a URI, opened once per process, and the path of the store in it."""
     try:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
@@ -214,12 +219,12 @@ def filesystem_of(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 @contextlib.contextmanager
-def _reaching(store: Store) -> Iterator[None]:
+def _store_errors_as_user_errors(store: Store) -> Iterator[None]:
     """Re-raise failures to read or write an object store as UserError; FileNotFoundError stays as it is."""
     try:
         yield
     except FileNotFoundError:
-        filesystem, root = filesystem_of(store.location)
+        filesystem, root = open_filesystem(store.location)
         bucket = root.partition("/")[0]
         with contextlib.suppress(OSError):  # keys that may read files need not have access to the bucket itself
             if bucket and filesystem.get_file_info(bucket).type == pyarrow.fs.FileType.NotFound:
@@ -237,28 +242,28 @@ class _RemoteFile:
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
-        self.filesystem, root = filesystem_of(store.location)
+        self.filesystem, root = open_filesystem(store.location)
         self.path = f"{root}/{name}"
         self.key = hashlib.sha256(f"{store}\n{self.path}".encode()).hexdigest()
 
     @functools.cached_property
     def file(self) -> pa.NativeFile:
         """Open file; opening it requests its size, so it is done only if something has to be fetched."""
-        with _reaching(self.store):
+        with _store_errors_as_user_errors(self.store):
             return self.filesystem.open_input_file(self.path)
 
-    def fetch(self, index: int) -> bytes:
+    def fetch_block(self, index: int) -> bytes:
         """Fetch a block from the object store. The file's last block is shorter."""
         file = self.file
-        with _reaching(self.store):
+        with _store_errors_as_user_errors(self.store):
             return cast(bytes, file.read_at(BLOCK_BYTES, min(index * BLOCK_BYTES, file.size())))
 
-    def block(self, index: int) -> pa.Buffer:
+    def read_block(self, index: int) -> pa.Buffer:
         """Return a block, from the cache if it is there."""
-        cache, key = Cache.of_environment(), f"{self.key}.{index}"
+        cache, key = BlockCache.from_environment(), f"{self.key}.{index}"
         if (cached := cache.get(key)) is not None:
             return cached
-        fetched = self.fetch(index)
+        fetched = self.fetch_block(index)
         cache.put(key, [fetched], len(fetched))
         return pa.py_buffer(fetched)
 
@@ -267,20 +272,20 @@ class _RemoteFile:
         parts, end = [], offset + num_bytes
         while offset < end:
             index, begin = divmod(offset, BLOCK_BYTES)
-            parts.append(self.block(index).slice(begin, min(BLOCK_BYTES - begin, end - offset)))
+            parts.append(self.read_block(index).slice(begin, min(BLOCK_BYTES - begin, end - offset)))
             offset += parts[-1].size
         return parts[0] if len(parts) == 1 else pa.py_buffer(b"".join(parts))
 
     def map(self) -> pa.Buffer:
         """Return the complete file."""
-        cache = Cache.of_environment()
+        cache = BlockCache.from_environment()
         if (cached := cache.get(self.key)) is not None:
             return cached
         size = self.file.size()
-        blocks = map(self.fetch, range(-(-size // BLOCK_BYTES)))
+        blocks = map(self.fetch_block, range(-(-size // BLOCK_BYTES)))
         if (cached := cache.put(self.key, blocks, size)) is not None:
             return cached
-        return pa.py_buffer(b"".join(map(self.fetch, range(-(-size // BLOCK_BYTES)))))
+        return pa.py_buffer(b"".join(map(self.fetch_block, range(-(-size // BLOCK_BYTES)))))
 
 
 @functools.lru_cache(MAX_MAPPED)
@@ -288,7 +293,7 @@ def _remote_file(store: Store, name: str) -> _RemoteFile:
     return _RemoteFile(store, name)
 
 
-class _Range(io.RawIOBase):
+class _RangeFile(io.RawIOBase):
     """Range of a remote file as a file. A read never crosses the end of a block, so that no block is fetched
     needlessly.
     """

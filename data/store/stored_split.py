@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from data import waveform
 from data.errors import UserError
-from data.schema import Samples, SetAside
-from data.store.manifest import Manifest, prepare_command, read_manifest
+from data.schema import Samples, SkippedItem
+from data.store.manifest import Manifest, format_prepare_command, read_manifest
 from data.store.storage import Location, Store
 from data.waveform import AudioError, Codec
 
@@ -54,55 +54,55 @@ class StoredSplit:
     @cached_property
     def index(self) -> pa.Table:
         """Clips without their audio, sorted by id, with the columns of `data.schema.INDEX`."""
-        return self.table("index", self.clips_manifest)
+        return self.read_table("index", self.clips_manifest)
 
     @cached_property
     def queries(self) -> pa.Table:
         """Queries, with the columns of `data.schema.QUERIES`."""
-        return self.table("queries", self.manifest)
+        return self.read_table("queries", self.manifest)
 
     @property
-    def set_aside(self) -> list[SetAside]:
+    def set_aside(self) -> list[SkippedItem]:
         """Skipped clips, rows and queries, with reasons."""
-        return set_aside_of(self.table("set_aside", self.manifest))
+        return parse_skipped_items(self.read_table("set_aside", self.manifest))
 
     @property
-    def clips_set_aside(self) -> list[SetAside]:
+    def clips_set_aside(self) -> list[SkippedItem]:
         """Skipped items of the split whose clips are used: this one, unless `clips_of` names another."""
-        return set_aside_of(self.table("set_aside", self.clips_manifest))
+        return parse_skipped_items(self.read_table("set_aside", self.clips_manifest))
 
-    def undecodable(self) -> dict[str, str]:
+    def read_undecodable_clips(self) -> dict[str, str]:
         """Return the reasons of clips that couldn't be decoded, by clip id.
 
         Raises UserError if the summary of a shard is absent.
         """
         reasons: dict[str, str] = {}
-        for shard in self.clips_manifest.shards:
-            name = self.clips_manifest.path_of(f"{Path(shard).with_suffix('.json')}")
+        for read_shard in self.clips_manifest.shards:
+            name = self.clips_manifest.get_path(f"{Path(read_shard).with_suffix('.json')}")
             try:
                 reasons |= json.loads(self.store.read(name))["set_aside"]
             except FileNotFoundError:
                 raise UserError(
-                    f"{self.store}/{name} is absent: prepare this split again: {prepare_command(self.store, self.name)}"
+                    f"{self.store}/{name} is absent: prepare this split again: {format_prepare_command(self.store, self.name)}"
                 ) from None
         return reasons
 
     @property
     def sources(self) -> set[str]:
         """Sources of all recordings listed in the corpus' tables, with or without a file."""
-        return set(self.table("sources", self.manifest)["source"].to_pylist())
+        return set(self.read_table("sources", self.manifest)["source"].to_pylist())
 
-    def table(self, kind: str, manifest: Manifest) -> pa.Table:
+    def read_table(self, kind: str, manifest: Manifest) -> pa.Table:
         """Read one of a manifest's tables; `kind` is the field that names its file."""
-        return pa.ipc.open_file(self.store.map(manifest.path_of(getattr(manifest, kind)))).read_all()
+        return pa.ipc.open_file(self.store.map(manifest.get_path(getattr(manifest, kind)))).read_all()
 
-    def shard(self, number: int) -> pa.Table:
+    def read_shard(self, number: int) -> pa.Table:
         """Read the clips of a shard, with the columns of `data.schema.CLIPS`."""
-        return pa.ipc.open_file(self.store.map(self.shard_path(number))).read_all()
+        return pa.ipc.open_file(self.store.map(self.get_shard_path(number))).read_all()
 
-    def shard_path(self, number: int) -> str:
+    def get_shard_path(self, number: int) -> str:
         """Return the path of a shard, relative to the store."""
-        return self.clips_manifest.path_of(self.clips_manifest.shards[number])
+        return self.clips_manifest.get_path(self.clips_manifest.shards[number])
 
     @cached_property
     def clip_ids(self) -> list[str]:
@@ -120,7 +120,7 @@ class StoredSplit:
         return self._column("num_samples")
 
     @cached_property
-    def _places(self) -> tuple[NDArray[np.int64], ...]:
+    def _audio_positions(self) -> tuple[NDArray[np.int64], ...]:
         return self._column("shard"), self._column("offset"), self._column("num_bytes")
 
     def _column(self, name: str) -> NDArray[np.int64]:
@@ -128,8 +128,8 @@ class StoredSplit:
 
     def open_clip(self, clip: int) -> BinaryIO:
         """Open the stored audio of a clip as a seekable file."""
-        shard, offset, num_bytes = (column[clip].item() for column in self._places)
-        return self.store.open(self.shard_path(shard), offset, num_bytes)
+        read_shard, offset, num_bytes = (column[clip].item() for column in self._audio_positions)
+        return self.store.open(self.get_shard_path(read_shard), offset, num_bytes)
 
     def decode_window(self, clip: int, start: int, out: Samples) -> None:
         """Fill `out` with a clip's samples from sample `start` on. Raises UserError if the audio is corrupt."""
@@ -139,53 +139,53 @@ class StoredSplit:
             clip_id = self.index["clip_id"][clip].as_py()
             raise UserError(f"{self.store}/{self.name}: {clip_id}: {error}; prepare this split again") from error
 
-    def window(self, clip: int, start: int, count: int) -> Samples:
+    def read_window(self, clip: int, start: int, count: int) -> Samples:
         """Return `count` samples of a clip from sample `start` on."""
         samples = np.empty(count, np.float32)
         self.decode_window(clip, start, samples)
         return samples
 
-    def paraphrases(self) -> dict[tuple[str, str], list[str]]:
+    def read_paraphrases(self) -> dict[tuple[str, str], list[str]]:
         """Return the paraphrases by clip id and caption hash. Raises UserError if the split has none."""
-        rows = self.required_paraphrases().select(["clip_id", "caption_hash", "variants"]).to_pylist()
+        rows = self.require_paraphrases_table().select(["clip_id", "caption_hash", "variants"]).to_pylist()
         return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
 
-    def required_paraphrases(self) -> pa.Table:
+    def require_paraphrases_table(self) -> pa.Table:
         """Read the table of paraphrases. Raises UserError if the split has none."""
-        table = self.paraphrases_table()
-        if table is None or not len(table):
+        read_table = self.read_paraphrases_table()
+        if read_table is None or not len(read_table):
             raise UserError(
                 f"{self.name} has no paraphrases ({self.store}/{self.name}/{PARAPHRASES_FILE} is "
-                f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
+                f"{'absent' if read_table is None else 'empty'}): set the paraphrase probability to 0, "
                 f"or generate them: python data/paraphrase.py {self.manifest.corpus} --store {self.store}"
             )
-        return table
+        return read_table
 
-    def paraphrases_table(self) -> pa.Table | None:
+    def read_paraphrases_table(self) -> pa.Table | None:
         """Read the table of paraphrases (`data.schema.PARAPHRASES`); return None if the split has none."""
         try:
             return pa.ipc.open_file(self.store.read(f"{self.name}/{PARAPHRASES_FILE}")).read_all()
         except FileNotFoundError:
             return None
 
-    def paraphrases_fingerprint(self) -> str:
+    def compute_paraphrases_fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify the contents of the paraphrases, independent of their order."""
-        lines = sorted(json.dumps([*key, variants]) for key, variants in self.paraphrases().items())
+        lines = sorted(json.dumps([*key, variants]) for key, variants in self.read_paraphrases().items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-ABSENT = " is absent"
+ABSENT_SUFFIX = " is absent"
 """Ending of the reasons of absent files, in stores without a column `kind`."""
 
 
-def set_aside_of(table: pa.Table) -> list[SetAside]:
+def parse_skipped_items(table: pa.Table) -> list[SkippedItem]:
     """Convert the table of skipped items to objects; without a column `kind`, it is derived from the reason."""
-    found = []
+    items = []
     for row in table.to_pylist():
-        if "kind" not in row and row["reason"].endswith(ABSENT):
-            row |= {"kind": "absent", "file": Path(row["reason"].removesuffix(ABSENT)).name}
-        found.append(SetAside(**row))
-    return found
+        if "kind" not in row and row["reason"].endswith(ABSENT_SUFFIX):
+            row |= {"kind": "absent", "file": Path(row["reason"].removesuffix(ABSENT_SUFFIX)).name}
+        items.append(SkippedItem(**row))
+    return items
 
 
 def open_split(location: Location, name: str) -> StoredSplit:
@@ -207,6 +207,6 @@ def open_split(location: Location, name: str) -> StoredSplit:
     if clips_manifest.fingerprint != manifest.clips_fingerprint:
         raise UserError(
             f"{store}/{name} was prepared for a different version of {clips_manifest.split_id}; "
-            f"prepare it again: {prepare_command(store, name)}"
+            f"prepare it again: {format_prepare_command(store, name)}"
         )
     return StoredSplit(store, manifest, clips_manifest)

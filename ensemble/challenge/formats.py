@@ -38,9 +38,9 @@ import yaml
 from numpy.typing import NDArray
 
 from data.corpora import clotho
-from data.errors import UserError, unknown_name
-from data.schema import file_of
-from data.store.files import appearing_whole
+from data.errors import UserError, unknown_name_error
+from data.schema import get_file_name
+from data.store.files import atomic_write
 from data.store.stored_split import StoredSplit
 
 MOST_SYSTEMS = 4
@@ -74,13 +74,13 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
     queries = split.queries["text"].to_pylist()
     if not queries:
         raise UserError(f"{split.store}/{split.name} has no queries: there is nothing to retrieve by")
-    heard = [file_of(clip_id) for clip_id in split.clip_ids]
+    heard = [get_file_name(clip_id) for clip_id in split.clip_ids]
     if not heard:
         raise UserError(f"{split.store}/{split.name} has no clips: there is nothing to rank")
-    unheard = {file_of(clip_id): reason for clip_id, reason in split.undecodable().items()}
+    unheard = {get_file_name(clip_id): reason for clip_id, reason in split.read_undecodable_clips().items()}
     for aside in split.clips_set_aside:
         if aside.kind == "absent":
-            unheard.setdefault(clotho.key(aside.file), aside.reason)
+            unheard.setdefault(clotho.normalise_file_name(aside.file), aside.reason)
     return EvaluationSet(split.name, queries, heard, dict(sorted(unheard.items())))
 
 
@@ -158,7 +158,7 @@ CHALLENGES = {
 def find_challenge(name: str) -> Challenge:
     """Return a challenge by name. Raises UserError that lists the known ones for an unknown name."""
     if name not in CHALLENGES:
-        raise unknown_name("format", name, sorted(CHALLENGES))
+        raise unknown_name_error("format", name, sorted(CHALLENGES))
     return CHALLENGES[name]
 
 
@@ -171,19 +171,19 @@ def require_min_files(name: str, evaluation: EvaluationSet) -> None:
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
     """Write a CSV file in UTF-8 (RFC 4180): fields with commas, quotes or line breaks are quoted."""
-    with appearing_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """Write a YAML file atomically."""
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=100), "utf-8")
 
 
 def write_zip(path: Path, folder: Path, names: Sequence[str]) -> None:
     """Write a zip of files with names relative to a folder; the same files make the same bytes."""
-    with appearing_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(
                 zipfile.ZipInfo(name, ZIP_TIME), (folder / name).read_bytes(), compress_type=zipfile.ZIP_DEFLATED

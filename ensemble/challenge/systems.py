@@ -191,7 +191,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -
             write_embeddings(paths[signature], embeddings)
             found[signature] = embeddings
             progress.done += 1
-            progress.changed()
+            progress.log_if_due()
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import UserError, unknown_name
+from data.errors import UserError, unknown_name_error
 from trainables.retrieval import Relevance
 
 BLOCK_BYTES = 2**25
@@ -126,7 +126,7 @@ def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
     name.
     """
     if fusion not in FUSIONS:
-        raise unknown_name("fusion", fusion, sorted(FUSIONS))
+        raise unknown_name_error("fusion", fusion, sorted(FUSIONS))
     transform = FUSIONS[fusion]
     if transform is None:
         return pool

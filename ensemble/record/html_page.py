@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from data.store.files import appearing_whole
+from data.store.files import atomic_write
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Estimate, ParetoPoint
 from trainables.retrieval import METRIC_TITLES
 
@@ -33,7 +33,7 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         ensemble=ensemble, plots=plots, titles=METRIC_TITLES, metric=metric, fusion=FUSION_LABELS[ensemble.fusion]
     )
-    with appearing_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from data.runtime import tables
-from data.runtime.tables import Column, Sheet
+from data.runtime.tables import Column, TextTable
 from trainables.records.ensemble_file import Ensemble, SplitMetrics
 from trainables.retrieval import METRIC_TITLES
 
@@ -16,13 +16,13 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         console.print(text, markup=False, soft_wrap=not console.is_terminal)
 
     if ensemble.best_single:
-        tables.show(console, build_member_table(ensemble))
+        tables.print_table(console, build_member_table(ensemble))
         say(f"Best single candidate: {ensemble.best_single.name}")
-    tables.show(console, build_metric_table(ensemble))
+    tables.print_table(console, build_metric_table(ensemble))
     if ensemble.test:
         say(describe_difference(ensemble, ensemble.test))
     if ensemble.methods:
-        tables.show(console, build_method_table(ensemble))
+        tables.print_table(console, build_method_table(ensemble))
     if nested := ensemble.nested:
         bound = "" if nested.redoes_epochs else " or more (epochs were chosen on the same split)"
         say(
@@ -33,10 +33,10 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         say(f"Evaluations on {ensemble.test.split} that came before this one: {earlier}")
 
 
-def build_member_table(ensemble: Ensemble) -> Sheet:
+def build_member_table(ensemble: Ensemble) -> TextTable:
     """Return the table of members, with weights and attributions."""
     headings = ("member", "signature", "weight", "alone", "without it", "Shapley value")
-    columns = [Column(heading, is_figure=heading not in ("member", "signature")) for heading in headings]
+    columns = [Column(heading, is_numeric=heading not in ("member", "signature")) for heading in headings]
     rows = [
         (
             member.name, member.signature, f"{member.weight:.3f}", f"{100 * (member.alone or 0):.2f}",
@@ -45,12 +45,15 @@ def build_member_table(ensemble: Ensemble) -> Sheet:
         for member in ensemble.members
     ]  # fmt: skip
     split = ensemble.validation.split if ensemble.validation else "validation"
-    return Sheet(f"Ensemble by {ensemble.metric} on {split}: {ensemble.method}", columns, rows)
+    return TextTable(f"Ensemble by {ensemble.metric} on {split}: {ensemble.method}", columns, rows)
 
 
-def build_metric_table(ensemble: Ensemble) -> Sheet:
+def build_metric_table(ensemble: Ensemble) -> TextTable:
     """Return the table of the systems' metrics on each split."""
-    columns = [Column("system", is_figure=False), *(Column(METRIC_TITLES.get(name, name)) for name in ensemble.metrics)]
+    columns = [
+        Column("system", is_numeric=False),
+        *(Column(METRIC_TITLES.get(name, name)) for name in ensemble.metrics),
+    ]
     rows = [
         (f"{split}, {system.replace('_', ' ')}", *(estimates[name].percent for name in ensemble.metrics))
         for split in ("validation", "test")
@@ -58,7 +61,7 @@ def build_metric_table(ensemble: Ensemble) -> Sheet:
         for system in ("best_single", "heaviest_member", "ensemble", "difference")
         if (estimates := found.systems.get(system))
     ]
-    return Sheet("In percent, with 95 % bootstrap intervals over clips", columns, rows)
+    return TextTable("In percent, with 95 % bootstrap intervals over clips", columns, rows)
 
 
 def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
@@ -72,7 +75,7 @@ def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
     return f"On test, {name} of the ensemble minus that of the {other} is {found.percent}: {verdict}."
 
 
-def build_method_table(ensemble: Ensemble) -> Sheet:
+def build_method_table(ensemble: Ensemble) -> TextTable:
     """Return the table of the compared methods, with their metrics."""
     metric = ensemble.metric
     rows = [
@@ -83,5 +86,5 @@ def build_method_table(ensemble: Ensemble) -> Sheet:
         for method in ensemble.methods
     ]  # fmt: skip
     headings = ("method", "members", "validation", "nested cross-validation", "test")
-    columns = [Column(heading, is_figure=heading != "method") for heading in headings]
-    return Sheet(f"{METRIC_TITLES.get(metric, metric)} by method", columns, rows)
+    columns = [Column(heading, is_numeric=heading != "method") for heading in headings]
+    return TextTable(f"{METRIC_TITLES.get(metric, metric)} by method", columns, rows)

@@ -139,7 +139,7 @@ def abbreviate(problems: Sequence[str]) -> list[str]:
 
 def encode_excerpt(split: StoredSplit, clip: int) -> str:
     """Return an excerpt of a clip as a data URI."""
-    samples = split.window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
+    samples = split.read_window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()
     low = soxr.resample(samples, SAMPLE_RATE_HZ, HEARD_RATE_HZ)
     soundfile.write(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.options import flag, option
 from ensemble.selection.greedy import SelectionConfig
 
@@ -19,13 +19,17 @@ class MethodOptions:
         "greedy selection, the best of all subsets, or the mean of all", "greedy"
     )
     refine: bool = option("then remove and swap members while that improves the metric", False)
-    among: int = option("select from the N best single candidates only", 0, type=positive, metavar="N")
+    among: int = option("select from the N best single candidates only", 0, type=parse_positive_int, metavar="N")
     max_size: int | None = option(
-        f"maximum number of steps (default: {SelectionConfig.max_size})", None, type=positive, section=EXPERT
+        f"maximum number of steps (default: {SelectionConfig.max_size})", None, type=parse_positive_int, section=EXPERT
     )
     without_replacement: bool = option("add each candidate at most once", False, section=EXPERT)
-    sorted_start: int = option("start from the N best candidates", 0, type=positive, metavar="N", section=EXPERT)
-    bags: int = option("average B selections, each from a random subset", 0, type=positive, metavar="B", section=EXPERT)
+    sorted_start: int = option(
+        "start from the N best candidates", 0, type=parse_positive_int, metavar="N", section=EXPERT
+    )
+    bags: int = option(
+        "average B selections, each from a random subset", 0, type=parse_positive_int, metavar="B", section=EXPERT
+    )
     bag_share: float | None = option(
         f"share of the candidates in each of the --bags (default: {SelectionConfig.bag_share})", None, section=EXPERT
     )

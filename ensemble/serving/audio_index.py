@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.captions import normalise
 from data.errors import UserError
-from data.sources.audio_files import audio_files
+from data.sources.audio_files import list_audio_files
 from data.store.files import read_json, write_json
 from ensemble.serving.bundle import EnsembleModels
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
@@ -101,7 +101,7 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path
         UserError: if no audio file can be decoded, or the index belongs to another ensemble.
     """
     audio = audio.resolve()
-    paths = audio_files(audio)
+    paths = list_audio_files(audio)
     stamps = {str(path): read_stamp(path) for path in paths}
     index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
     if (folder / VECTORS_FILE).exists():

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from data.runtime.tables import Column, Sheet
+from data.runtime.tables import Column, TextTable
 from trainables.records.ledger import Ledger, TrialRun
 from trainables.records.mlflow_log import STEP
 
@@ -54,14 +54,14 @@ class TrialProgress:
 
 
 COLUMNS = (
-    Column("trial", is_figure=False),
-    Column("stage", is_figure=False),
-    Column("state", is_figure=False),
+    Column("trial", is_numeric=False),
+    Column("stage", is_numeric=False),
+    Column("state", is_numeric=False),
     *(Column(heading) for heading in ("epoch", "loss", "best mAP@10", "pairs/s", "time left")),
 )
 
 
-def build_table(lines: Sequence[TrialProgress], heading: str) -> Sheet:
+def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
     """Return a count of all trials by state, and the trials that run or did not finish."""
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
@@ -73,7 +73,7 @@ def build_table(lines: Sequence[TrialProgress], heading: str) -> Sheet:
         for line in lines
         if line.state in SHOWN
     ]  # fmt: skip
-    return Sheet(
+    return TextTable(
         f"{heading}{len(states)} trials: {counts}; about {format_duration(estimate_time_left(lines))} left",
         COLUMNS,
         rows,
@@ -164,7 +164,7 @@ class SweepDisplay:
                 if line and line.state == "running":
                     line.update(run.metrics)
 
-    def render(self) -> Sheet:
+    def render(self) -> TextTable:
         """Return the content of the terminal."""
         return build_table(list(self.lines.values()), f"{format_duration(time.monotonic() - self.started)}, ")
 

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from data.runtime.tables import Column, Sheet, show
+from data.runtime.tables import Column, TextTable, print_table
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
 from trainables.retrieval import METRIC_TITLES, METRICS
@@ -25,15 +25,15 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
             rows.append((ledger.load_best_metrics(run), trial.name, signature))
     rows.sort(key=lambda row: (-row[0].get("map10", 0.0), row[2]))
     columns = [
-        Column("trial", is_figure=False),
+        Column("trial", is_numeric=False),
         *(Column(heading) for heading in ("best epoch", *(METRIC_TITLES[name] for name in METRICS))),
-        Column("signature", is_figure=False),
+        Column("signature", is_numeric=False),
     ]
     shown = []
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in METRICS]
         shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
-    show(Console(), Sheet("Finished trials, on the validation split", columns, shown))
+    print_table(Console(), TextTable("Finished trials, on the validation split", columns, shown))
     for name in unfinished:
         print_line(f"not finished: {name}")
     return len(unfinished)

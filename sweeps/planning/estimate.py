@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from data.leakage.exclusions import excluded, pairs_of
-from data.runtime.tables import Column, Sheet
+from data.leakage.exclusions import read_excluded_ids, select_pairs
+from data.runtime.tables import Column, TextTable
 from data.schema import SAMPLE_RATE_HZ
 from data.store.storage import Location, Store
 from data.store.stored_split import open_split
@@ -78,11 +78,11 @@ def count_epoch_work(
 
     A batch's captions are padded to its longest one: that is about as long as the longest of `batch_size` captions.
     """
-    left_out = excluded(store, train)
+    left_out = read_excluded_ids(store, train)
     pairs, segments, words = 0, 0, []
     for name in train:
         split = open_split(store, name)
-        clips, captions = pairs_of(split, left_out)
+        clips, captions = select_pairs(split, left_out)
         lengths = np.minimum(split.num_samples, round(longest_s * SAMPLE_RATE_HZ))[clips]
         for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
             segments += int(count) * count_segments(int(length), round(segment_s * SAMPLE_RATE_HZ))
@@ -113,7 +113,7 @@ def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
 
 def build_estimate_table(
     stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
-) -> Sheet:
+) -> TextTable:
     """Return a table of a sweep's trials: shared pretrainings, finished trials, and GPU hours.
 
     `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
@@ -121,7 +121,7 @@ def build_estimate_table(
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     tuned = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
     headings = ("trial", "stage", "pretraining", "state", "GPU hours", "signature")
-    columns = [Column(heading, is_figure=heading == "GPU hours") for heading in headings]
+    columns = [Column(heading, is_numeric=heading == "GPU hours") for heading in headings]
     rows = []
     for signature, trial in trials.items():
         others = tuned[trial.pretraining] - 1 if trial.pretraining else 0
@@ -130,7 +130,7 @@ def build_estimate_table(
         rows.append(
             (trial.name, trial.stage, shared, state, format_hours(estimate_seconds(trial, store, gpu)), signature)
         )
-    return Sheet("", columns, rows)
+    return TextTable("", columns, rows)
 
 
 def describe_estimate(

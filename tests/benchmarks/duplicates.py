@@ -28,7 +28,7 @@ from measure import machine, say, told
 from numpy.random import Generator
 
 from data.corpora import synthetic
-from data.leakage.landmarks import PHASES, Index, landmarks
+from data.leakage.landmarks import PHASES, LandmarkIndex, compute_landmarks
 from data.schema import SAMPLE_RATE_HZ, Samples
 
 BUILDER = Path(__file__).parents[2].parent / "shared" / "corpora" / "build.py"
@@ -207,13 +207,13 @@ def measure(material: Material, seed: int, num_held_out: int) -> None:
     for number in range(num_held_out):
         samples, backgrounds_of[str(number)] = material.held_out(number)
         started = time.process_time()
-        found.append((str(number), landmarks([samples], PHASES)))
+        found.append((str(number), compute_landmarks([samples], PHASES)))
         spent_s += time.process_time() - started
         heard_s += len(samples) / SAMPLE_RATE_HZ
     started = time.process_time()
-    index = Index.build(found)
+    index = LandmarkIndex.build(found)
     spent_s += time.process_time() - started
-    num_bytes = index.sounding.nbytes + index.begins.nbytes + index.places.nbytes
+    num_bytes = index.sounding_ticks.nbytes + index.hash_starts.nbytes + index.positions.nbytes
     say(f"{num_held_out} held out, {heard_s / 3600:.2f} h; index of {num_bytes / 1e6:.0f} MB")
     told("indexing, seconds of audio a CPU second", heard_s / spent_s, "")
 
@@ -221,9 +221,9 @@ def measure(material: Material, seed: int, num_held_out: int) -> None:
     landmarks_s = find_s = heard_s = 0.0
     for query in queries(material, np.random.default_rng([seed, 9])):
         started = time.process_time()
-        query_landmarks = landmarks([query.samples])
+        query_landmarks = compute_landmarks([query.samples])
         between = time.process_time()
-        matches = index.find(query_landmarks)
+        matches = index.find_matches(query_landmarks)
         landmarks_s, find_s = landmarks_s + between - started, find_s + time.process_time() - between
         heard_s += len(query.samples) / SAMPLE_RATE_HZ
         planted[query.kind] += 1

@@ -69,7 +69,7 @@ def write_store(store: Path, number: int) -> None:
     parts = [clips[first : first + CLIPS_PER_SHARD] for first in range(0, number, CLIPS_PER_SHARD)]
     summaries = [
         shard_writer.write_shard(
-            folder / shard_writer.shard_name(place, part, "pcm16"), "bench", "train", part, "pcm16"
+            folder / shard_writer.build_shard_name(place, part, "pcm16"), "bench", "train", part, "pcm16"
         )
         for place, part in enumerate(parts)
     ]

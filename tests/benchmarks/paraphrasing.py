@@ -52,7 +52,9 @@ def write_store(store: Path, number: int) -> None:
     folder = store / "test" / "train"
     parts = [clips[start : start + 128] for start in range(0, len(clips), 128)]
     summaries = [
-        shard_writer.write_shard(folder / shard_writer.shard_name(place, part, "pcm16"), "test", "train", part, "pcm16")
+        shard_writer.write_shard(
+            folder / shard_writer.build_shard_name(place, part, "pcm16"), "test", "train", part, "pcm16"
+        )
         for place, part in enumerate(parts)
     ]
     split_writer.write_split(folder, Split("test", "train", tuple(clips)), "pcm16", summaries)

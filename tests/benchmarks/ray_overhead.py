@@ -52,7 +52,7 @@ def write_store(store: Path) -> None:
     """The synthetic corpus, as the command prepares it but without Ray."""
     for split in synthetic.read(None, config=SIZES):
         folder = store / split.corpus / split.name
-        path = folder / shard_writer.shard_name(0, split.clips, "pcm16")
+        path = folder / shard_writer.build_shard_name(0, split.clips, "pcm16")
         shard = shard_writer.write_shard(path, split.corpus, split.name, split.clips, "pcm16")
         split_writer.write_split(folder, split, "pcm16", [shard])
 

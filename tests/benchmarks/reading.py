@@ -52,7 +52,7 @@ def store_of(paths: list[Path], store: Path, codec: Codec) -> StoredSplit:
     )
     folder = store / "bench" / "train"
     folder.mkdir(parents=True)
-    path = folder / shard_writer.shard_name(0, clips, codec)
+    path = folder / shard_writer.build_shard_name(0, clips, codec)
     split_writer.write_split(
         folder, Split("bench", "train", clips), codec, [shard_writer.write_shard(path, "bench", "train", clips, codec)]
     )

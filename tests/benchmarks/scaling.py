@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from measure import machine, say, told
 from torch.nn.parallel import DistributedDataParallel
 
-from data.loading.batch import MASK_DRAWS, Batch
+from data.loading.batch import NUM_MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
@@ -135,7 +135,7 @@ def make_batch(batch_size: int, clip_s: float, segment_s: float) -> Batch:
     return Batch(
         segments=torch.rand(batch_size * size, segment_samples) - 0.5,
         segments_per_clip=torch.full((batch_size,), size),
-        mask_draws=torch.rand(batch_size * size, MASK_DRAWS),
+        mask_draws=torch.rand(batch_size * size, NUM_MASK_DRAWS),
         captions=[CAPTION] * batch_size,
         clips=torch.arange(batch_size),
     )

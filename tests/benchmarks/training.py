@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from data.loading.batch import MASK_DRAWS, Batch
+from data.loading.batch import NUM_MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from data.waveform import count_segments
 from trainables.encoders.audio import passt
@@ -139,7 +139,7 @@ def make_clips(durations_s: list[float], captions: list[str], device: torch.devi
     own = Batch(
         segments=torch.cat([padded[:size] for padded, size in zip(padded_BKN, sizes, strict=True)]),
         segments_per_clip=torch.tensor(sizes),
-        mask_draws=torch.rand(sum(sizes), MASK_DRAWS, generator=generator),
+        mask_draws=torch.rand(sum(sizes), NUM_MASK_DRAWS, generator=generator),
         captions=captions,
         clips=torch.arange(len(sizes)),
     )
@@ -257,7 +257,7 @@ class Subject:
     def embed_padded(self, padded_BKN: Tensor, counts_B: Tensor) -> Tensor:
         """Clips [B, D] as the authors do: all segments are embedded, the mean is taken over a clip's own."""
         segments_SN = padded_BKN.flatten(0, 1)
-        mask_draws = torch.rand(len(segments_SN), MASK_DRAWS, device=self.device)
+        mask_draws = torch.rand(len(segments_SN), NUM_MASK_DRAWS, device=self.device)
         features_SW = self.network.audio(segments_SN, mask_draws, self.generator)
         features = features_SW.view(*padded_BKN.shape[:2], -1)
         means_BW = torch.stack([own[:count].mean(0) for own, count in zip(features, counts_B.tolist(), strict=True)])

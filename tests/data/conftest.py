@@ -89,7 +89,9 @@ def write_split(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         parts = [clips[start : start + 2] for start in range(0, len(clips), 2)]
         summaries = [
-            shard_writer.write_shard(folder / shard_writer.shard_name(number, part, codec), "test", name, part, codec)
+            shard_writer.write_shard(
+                folder / shard_writer.build_shard_name(number, part, codec), "test", name, part, codec
+            )
             for number, part in enumerate(parts)
         ]
         if paraphrases:

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.captions import caption_hash, choose, normalise
+from data.captions import choose_wording, hash_caption, normalise
 
 
 @pytest.mark.parametrize(
@@ -30,31 +30,31 @@ def test_normalising(caption, expected):
 
 
 def test_a_hash_is_16_digits_of_the_sha256_of_the_text_as_published():
-    assert caption_hash("Märkt") == hashlib.sha256("Märkt".encode()).hexdigest()[:16]
+    assert hash_caption("Märkt") == hashlib.sha256("Märkt".encode()).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("corrected", ["a dog barks.", "A dog barks", "A dog barks. ", "A dog barked."])
 def test_a_corrected_caption_has_another_hash(corrected):
-    assert caption_hash(corrected) != caption_hash("A dog barks.")
+    assert hash_caption(corrected) != hash_caption("A dog barks.")
 
 
 def test_a_swap_happens_below_the_probability_alone():
-    assert choose("own", ["other"], 0.3, swap_draw=0.29, variant_draw=0) == "other"
-    assert choose("own", ["other"], 0.3, swap_draw=0.3, variant_draw=0) == "own"
+    assert choose_wording("own", ["other"], 0.3, swap_draw=0.29, variant_draw=0) == "other"
+    assert choose_wording("own", ["other"], 0.3, swap_draw=0.3, variant_draw=0) == "own"
 
 
 @pytest.mark.parametrize("swap_draw", [0.0, 0.5, np.nextafter(1, 0)])
 def test_probability_0_never_swaps_and_1_always_does(swap_draw):
-    assert choose("own", ["other"], 0.0, swap_draw, 0.5) == "own"
-    assert choose("own", ["other"], 1.0, swap_draw, 0.5) == "other"
+    assert choose_wording("own", ["other"], 0.0, swap_draw, 0.5) == "own"
+    assert choose_wording("own", ["other"], 1.0, swap_draw, 0.5) == "other"
 
 
 def test_a_caption_without_paraphrases_stands_for_itself():
-    assert choose("own", [], 1.0, swap_draw=0.0, variant_draw=0.5) == "own"
+    assert choose_wording("own", [], 1.0, swap_draw=0.0, variant_draw=0.5) == "own"
 
 
 def test_variants_are_equally_likely():
     draws = np.arange(300) / 300
-    chosen = [choose("own", ["a", "b", "c"], 1.0, 0.0, draw) for draw in draws]
+    chosen = [choose_wording("own", ["a", "b", "c"], 1.0, 0.0, draw) for draw in draws]
     assert [chosen.count(variant) for variant in "abc"] == [100, 100, 100]
-    assert choose("own", ["a", "b", "c"], 1.0, 0.0, np.nextafter(1, 0)) == "c"
+    assert choose_wording("own", ["a", "b", "c"], 1.0, 0.0, np.nextafter(1, 0)) == "c"

@@ -25,7 +25,7 @@ from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import verify
 from data.schema import SAMPLE_RATE_HZ
-from data.sources.archives import decode_member, members
+from data.sources.archives import decode_member, list_members
 from data.waveform import CODECS, AudioError, decode_file
 
 MUTATIONS_PER_TABLE = 80
@@ -330,7 +330,7 @@ def test_a_mutated_list_is_refused_by_name_or_read_without_a_loss(name, contents
     for number, mutation in enumerate(mutations_of(contents, edits, name)):
         path.write_bytes(mutation)
         try:
-            sources = exclusions.read_list(path)
+            sources = exclusions.read_exclusion_list(path)
             is_whole = {plain_id(cell) for cell in listed_cells(path)} == {one.partition(":")[2] for one in sources}
             is_whole &= all(source.isprintable() for source in sources)
             num_read += 1
@@ -464,7 +464,7 @@ def decode_mutations(recordings, path):
 
 def decode_all(path):
     """Decode a recording, or each of an archive's."""
-    for blocks in [decode_file(path)] if path.suffix != ".zip" else map(decode_member, members(path)):
+    for blocks in [decode_file(path)] if path.suffix != ".zip" else map(decode_member, list_members(path)):
         for block in blocks:
             assert block.dtype == np.float32
             assert block.ndim == 1
@@ -493,8 +493,8 @@ def test_a_split_with_mutated_recordings_holds_all_good_ones_and_is_valid(
         bad.append(make_clip(name, partial(decode_file, path)))
     clips = rng.sample(good + bad, 6)
     split = write_split(clips, codec=CODECS[number % 2])
-    assert verify.tables(split) == []
-    assert [verify.shard(split, shard) for shard in range(3)] == [[]] * 3
+    assert verify.check_tables(split) == []
+    assert [verify.check_shard(split, shard) for shard in range(3)] == [[]] * 3
     aside = {one.origin for one in split.set_aside}
     assert sorted(split.clip_ids) == sorted(clip.clip_id for clip in clips if clip.origin not in aside)
     for index, clip in enumerate(good):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data.captions import caption_hash
+from data.captions import hash_caption
 from data.paraphrasing import grammar
 from data.paraphrasing.async_runner import ParaphraseProgress, ParaphraseRun
 from data.paraphrasing.chat_client import (
@@ -101,7 +101,7 @@ def run(call_command, monkeypatch):
 
 def table_of(store):
     """The paraphrases, without the times at which they were written."""
-    table = open_split(store, "test/train").paraphrases_table()
+    table = open_split(store, "test/train").read_paraphrases_table()
     return table.drop_columns(["time"]).to_pylist()
 
 
@@ -121,7 +121,7 @@ def test_rules_need_no_server(store_of, run_command):
     assert {row["instruction"] for row in rows} == {f"{grammar.VERSION}/5"}
     split = open_split(store, "test/train")
     captions = [caption for clip in split.captions for caption in clip]
-    assert [row["caption_hash"] for row in rows] == [caption_hash(caption) for caption in captions]
+    assert [row["caption_hash"] for row in rows] == [hash_caption(caption) for caption in captions]
     assert rows[0]["variants"] == grammar.write_paraphrases(captions[0], 5)
     assert "200 paraphrases of 40 of 40 captions, 40 with all 5" in said
     assert re.search(r"not a duplicate +100\.0 %", said)
@@ -167,7 +167,7 @@ def test_what_is_refused_for_good_is_listed(store_of, chat_server, fault, run):
     said = run(store, "--model", "parrot", "--base-url", server.base_url)
     there = {row["caption_hash"] for row in table_of(store)}
     refused = [
-        text for texts in open_split(store, "test/train").captions for text in texts if caption_hash(text) not in there
+        text for texts in open_split(store, "test/train").captions for text in texts if hash_caption(text) not in there
     ]
     assert 0 < len(refused) < 10
     assert f"for a person to look at: {len(refused)} captions" in said
@@ -550,7 +550,7 @@ def test_a_corrected_caption_is_asked_about(make_clip, noise, write_split, chat_
     run(store, "--model", "parrot", "--base-url", server.base_url)
     assert len(server.log()["tries"]) == 3
     assert {row["caption_hash"] for row in table_of(store)} == {
-        caption_hash(text) for text in (texts[0], "A bell chimes twice.")
+        hash_caption(text) for text in (texts[0], "A bell chimes twice.")
     }
 
 
@@ -862,7 +862,7 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
     split = open_split(store, "test/train")
     captions = ParaphraseJob(split, "x", 5)
     rows = [
-        {"clip_id": clip_id, "caption_hash": caption_hash(request.caption), "variants": ["a b"], "model": "grammar"}
+        {"clip_id": clip_id, "caption_hash": hash_caption(request.caption), "variants": ["a b"], "model": "grammar"}
         for clip_id, request in captions.iterate_requests()
     ]
     table = pa.Table.from_pylist(rows)
@@ -871,7 +871,7 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
         pa.ipc.new_file(file, table.schema) as out,
     ):
         out.write_table(table)
-    assert len(split.paraphrases()) == 5
+    assert len(split.read_paraphrases()) == 5
     run(store, first=("review",))
     model = ("--model", "x", "--base-url", "http://localhost:1")
     assert "has paraphrases by 'grammar' already" in run(store, *model, status=2)
@@ -883,6 +883,6 @@ def test_paraphrases_keep_what_wrote_them(make_clip, noise, write_split):
     row = Paraphrase("test/train/a.wav", "A dog.", ("a hound",), "grammar", "dcase2023/5")
     split = write_split([make_clip("a.wav", noise(0.01), ["A dog."])], paraphrases=[row])
     assert split.paraphrases_table().to_pylist() == [
-        {"clip_id": row.clip_id, "caption_hash": caption_hash("A dog."), "variants": ["a hound"], "model": "grammar",
+        {"clip_id": row.clip_id, "caption_hash": hash_caption("A dog."), "variants": ["a hound"], "model": "grammar",
          "instruction": "dcase2023/5", "time": None}
     ]  # fmt: skip

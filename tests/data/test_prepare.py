@@ -80,7 +80,7 @@ def test_a_folder_becomes_a_store(corpus, run_command, noise, tmp_path):
     assert train.clip_ids == ["folder/train/a.wav", "folder/train/b.flac"]
     assert train.captions == [["A dog barks.", "A hound woofs."], ["Rain falls."]]
     assert train.manifest.codec == "flac"
-    np.testing.assert_array_equal(train.window(1, 0, 16_000), noise(0.5, seed=1))
+    np.testing.assert_array_equal(train.read_window(1, 0, 16_000), noise(0.5, seed=1))
     assert [split.manifest.num_set_aside for split in (train, validation, test)] == [1, 1, 0]
     assert train.fingerprint in said
 
@@ -92,7 +92,7 @@ def test_what_is_no_longer_in_a_corpus_is_no_longer_in_the_store(corpus, prepare
 
     done = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert storage.Store.of(tmp_path).splits() == ["folder/train", "folder/validation"]
+    assert storage.Store.of(tmp_path).list_splits() == ["folder/train", "folder/validation"]
     assert list((tmp_path / "folder" / "test").iterdir()) == []
     train = stored_split.open_split(tmp_path, "folder/train")
     assert train.captions == [["A dog barks.", "A bark."], ["Rain falls."]]
@@ -196,7 +196,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
     assert done.returncode == 0, done.stderr
     killed = run_in_process(run_command, "killed", recordings, resumed, workers)
     assert killed.returncode == -signal.SIGKILL
-    assert storage.Store.of(resumed).splits() == []
+    assert storage.Store.of(resumed).list_splits() == []
     finished = {path: path.stat().st_mtime_ns for path in resumed.rglob("clips-*.json")}
     assert 2 <= len(finished) < 5
 
@@ -214,7 +214,7 @@ def test_threads_and_workers_write_the_same_bytes_and_a_killed_run_goes_on(worke
 
 
 def test_a_second_command_on_the_same_store_is_refused(corpus, prepare, tmp_path):
-    with build.writing(tmp_path):
+    with build.lock_store(tmp_path):
         done = prepare("folder", "--source", corpus, "--store", tmp_path)
     assert_refused(done, f"another command is writing to {tmp_path}; wait until it has finished")
     assert prepare("folder", "--source", corpus, "--store", tmp_path).returncode == 0
@@ -253,7 +253,7 @@ def test_verify_reads_everything_back(corpus, prepare, tmp_path):
     assert "folder/train: 2 clips are intact" in done.stderr
 
     split = stored_split.open_split(tmp_path, "folder/train")
-    path = split.store.path / split.shard_path(0)
+    path = split.store.path / split.get_shard_path(0)
     contents = bytearray(path.read_bytes())
     contents[split.index["offset"][1].as_py() + split.index["num_bytes"][1].as_py() // 2] ^= 1
     path.write_bytes(contents)
@@ -261,13 +261,13 @@ def test_verify_reads_everything_back(corpus, prepare, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (wrong,) = [line for line in done.stderr.splitlines() if line.startswith("problem: ")]
-    assert f"{split.shard_path(0)}: folder/train/b.flac: " in wrong
+    assert f"{split.get_shard_path(0)}: folder/train/b.flac: " in wrong
 
     path.write_bytes(contents[: len(contents) // 2])
     done = prepare("verify", "--store", tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert f"problem: {split.shard_path(0)} can't be read" in done.stderr
+    assert f"problem: {split.get_shard_path(0)} can't be read" in done.stderr
 
 
 def test_verify_finds_tables_that_do_not_agree(corpus, prepare, tmp_path):
@@ -351,7 +351,7 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     assert "excluded from training: 2 clips of wavcaps/AudioSet_SL" in done.stderr
     assert prepare("verify", "--store", store).returncode == 0
 
-    splits = {name: stored_split.open_split(store, name) for name in storage.Store.of(store).splits()}
+    splits = {name: stored_split.open_split(store, name) for name in storage.Store.of(store).list_splits()}
     for name, split in splits.items():
         manifest = split.manifest
         if not manifest.clips_of:
@@ -364,14 +364,14 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     several = splits["clotho/evaluation_2025"].queries["relevant_clip_ids"].to_pylist()
     assert max(map(len, several)) > 1
 
-    left_out = exclusions.exclusions(store).to_pylist()
+    left_out = exclusions.read_exclusions(store).to_pylist()
     by_id = [row["clip_id"] for row in left_out if " is a source of " in row["reason"]]
     assert len(by_id) == 5
     assert {row["clip_id"].rpartition("/")[0] for row in left_out if row["clip_id"] in by_id} == {
         "wavcaps/AudioSet_SL",
         "wavcaps/FreeSound",
     }
-    sounds = exclusions.read_table(storage.Store.of(store), "duplicates.arrow", DUPLICATES).to_pylist()
+    sounds = exclusions.read_store_table(storage.Store.of(store), "duplicates.arrow", DUPLICATES).to_pylist()
     same = {row["clip_id"]: row["held_out_clip_id"] for row in sounds}
     planted = [clip_id for clip_id in by_id if clip_id.startswith("wavcaps/FreeSound/")]
     assert all(same[clip_id].startswith("clotho/evaluation/") for clip_id in planted)

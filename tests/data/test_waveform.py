@@ -13,8 +13,8 @@ from data.schema import SAMPLE_RATE_HZ
 from data.waveform import (
     CODECS,
     AudioError,
+    compute_crop_start,
     count_segments,
-    crop_start,
     decode_file,
     decode_stored,
     decode_window,
@@ -194,9 +194,11 @@ def test_segments_of_10_s(duration_s, num_segments):
 @pytest.mark.parametrize(("num_samples", "longest"), [(1, 10), (10, 10), (11, 10), (960_001, 320_000)])
 def test_a_crop_lies_within_the_clip_and_reaches_both_ends(num_samples, longest):
     last = max(0, num_samples - longest)
-    assert crop_start(num_samples, longest, 0.0) == 0
-    assert crop_start(num_samples, longest, np.nextafter(1, 0)) == last
-    assert all(0 <= crop_start(num_samples, longest, draw) <= last for draw in np.linspace(0, 1, 99, endpoint=False))
+    assert compute_crop_start(num_samples, longest, 0.0) == 0
+    assert compute_crop_start(num_samples, longest, np.nextafter(1, 0)) == last
+    assert all(
+        0 <= compute_crop_start(num_samples, longest, draw) <= last for draw in np.linspace(0, 1, 99, endpoint=False)
+    )
 
 
 def sine(freq_hz, rate_hz):

@@ -109,7 +109,9 @@ def store(tmp_path_factory):
         )
         for number in range(NUM_CLIPS)
     ]
-    shard = shard_writer.write_shard(where / shard_writer.shard_name(0, clips, "pcm16"), "made", "test", clips, "pcm16")
+    shard = shard_writer.write_shard(
+        where / shard_writer.build_shard_name(0, clips, "pcm16"), "made", "test", clips, "pcm16"
+    )
     split_writer.write_split(where, Split("made", "test", tuple(clips)), "pcm16", [shard])
     return folder
 

@@ -77,7 +77,7 @@ def write_split(store, split):
     parts = [split.clips[start : start + 4] for start in range(0, len(split.clips), 4)]
     written = [
         shard_writer.write_shard(
-            folder / shard_writer.shard_name(number, part, "pcm16"), split.corpus, split.name, part, "pcm16"
+            folder / shard_writer.build_shard_name(number, part, "pcm16"), split.corpus, split.name, part, "pcm16"
         )
         for number, part in enumerate(parts)
     ]

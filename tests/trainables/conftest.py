@@ -40,7 +40,7 @@ def write_split() -> WriteSplit:
 
     def write(store: Path, split: Split, codec: Codec) -> None:
         folder = store / split.corpus / split.name
-        path = folder / shard_writer.shard_name(0, split.clips, codec)
+        path = folder / shard_writer.build_shard_name(0, split.clips, codec)
         shard = shard_writer.write_shard(path, split.corpus, split.name, split.clips, codec)
         split_writer.write_paraphrases(folder, split.paraphrases)
         split_writer.write_split(folder, split, codec, [shard])

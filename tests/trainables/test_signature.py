@@ -15,8 +15,8 @@ from data.corpora import synthetic
 from data.errors import UserError
 from data.leakage.exclusions import EXCLUSIONS_FILE
 from data.schema import EXCLUSIONS, Split
-from data.store.files import write_table
-from data.store.storage import Store, copy
+from data.store.files import write_arrow_table
+from data.store.storage import Store, upload_store
 from data.store.stored_split import open_split
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
@@ -152,7 +152,7 @@ def test_exclusions_of_what_is_trained_on_are_signed(stored, trial):
     before = compute_signature(trial, store)
     for split, is_signed in (("synthetic/validation", False), ("synthetic/development", True)):
         row = {"clip_id": open_split(store, split).clip_ids[0], "split": split, "reason": "it is heard elsewhere"}
-        write_table(store / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+        write_arrow_table(store / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
         assert (compute_signature(trial, store) != before) == is_signed
 
 
@@ -218,7 +218,7 @@ def test_a_setting_that_is_added_later_changes_a_signature_only_where_it_is_not_
 
 def test_a_sweep_reads_as_much_of_a_store_as_one_trial(stored, fine_tuning, object_store):
     """Each request is counted that the object store answers."""
-    copy(Store.of(stored("store")), object_store.uri("bucket/signed"))
+    upload_store(Store.of(stored("store")), object_store.uri("bucket/signed"))
     requests = []
     for seeds in (1, 6):
         trials = [replace(fine_tuning, seed=seed) for seed in range(seeds)]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import dacite
 
-from data.errors import UserError, unknown_name
+from data.errors import UserError, unknown_name_error
 
 Kind = Literal["audio", "text"]
 
@@ -28,7 +28,7 @@ def list_families(kind: Kind) -> list[str]:
 def load_family(kind: Kind, name: str) -> ModuleType:
     """Return the module of a family. Raises UserError that lists the known families for an unknown name."""
     if name not in list_families(kind):
-        raise unknown_name(f"{kind} encoder", name, list_families(kind))
+        raise unknown_name_error(f"{kind} encoder", name, list_families(kind))
     return importlib.import_module(f"{__name__}.{kind}.{name}")
 
 
@@ -50,7 +50,7 @@ def config_of_variant(kind: Kind, name: str) -> Any:
     variants: dict[str, Any] = load_family(kind, stem).VARIANTS
     if variant not in variants:
         known = [f"{stem}:{known_variant}" for known_variant in variants]
-        raise unknown_name(f"{kind} encoder", name, known)
+        raise unknown_name_error(f"{kind} encoder", name, known)
     return variants[variant]
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.options import option
 from trainables.training.compute import Execution
 
@@ -130,13 +130,17 @@ def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
 class ComputeOptions:
     """Command-line options that determine how trainings are computed."""
 
-    workers: int | None = option("workers per trial, each with a GPU or a share of the CPUs", None, type=positive)
+    workers: int | None = option(
+        "workers per trial, each with a GPU or a share of the CPUs", None, type=parse_positive_int
+    )
     gpus_per_worker: float | None = option(
         "GPUs per worker, may be a fraction (default: 1 if the cluster has GPUs)", None
     )
     cpus_per_worker: float | None = option("CPUs per worker (default: an equal share of the node's)", None)
     loader_workers: int | None = option("processes that load data, per worker", None)
-    micro_batch: int | None = option("pairs per worker whose activations are in memory at a time", None, type=positive)
+    micro_batch: int | None = option(
+        "pairs per worker whose activations are in memory at a time", None, type=parse_positive_int
+    )
     checkpoint_activations: bool = option("recompute activations in the backward pass to save memory", False)
     compile: bool = option("compile the encoders' blocks with torch.compile", False)
     checkpoint_every_s: float = option("seconds between checkpoints", Execution.checkpoint_every_s, metavar="SECONDS")

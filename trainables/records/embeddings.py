@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.store.files import read_table, write_table
+from data.store.files import read_arrow_table, write_arrow_table
 from trainables.retrieval import Scores
 
 EMBEDDINGS_FOLDER = "embeddings"
@@ -55,13 +55,13 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
         }
     )
     described = {name: getattr(embeddings, name) for name in ("signature", "split", "fingerprint")}
-    write_table(path, table.replace_schema_metadata(described))
+    write_arrow_table(path, table.replace_schema_metadata(described))
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """Read a file that `write_embeddings` wrote. Raises UserError for any other file."""
     try:
-        table = read_table(path)
+        table = read_arrow_table(path)
         described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         vectors = table["vector"].combine_chunks()
         matrix = vectors.flatten().to_numpy().reshape(len(table), -1)

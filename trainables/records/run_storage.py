@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
-from data.store.storage import filesystem_of
+from data.store.storage import open_filesystem
 
 LAST_FILE = "trial.json"
 """File of a model that is copied last to an object store, so that a model with this file is complete."""
@@ -125,7 +125,7 @@ class RunStorage:
         if not self.is_remote:
             folder.rename(self.folder / target)
             return
-        filesystem, path = filesystem_of(self.locate(target))
+        filesystem, path = open_filesystem(self.locate(target))
         for file in sorted(folder.iterdir(), key=lambda file: file.name == LAST_FILE):
             pyarrow.fs.copy_files(str(file), f"{path}/{file.name}", pyarrow.fs.LocalFileSystem(), filesystem)
 
@@ -152,7 +152,7 @@ class RunStorage:
         """Return a folder by name; for an object store it is copied into `scratch` first."""
         if not self.is_remote:
             return self.folder / name
-        filesystem, path = filesystem_of(self.locate(name))
+        filesystem, path = open_filesystem(self.locate(name))
         make_scratch.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(make_scratch), filesystem, pyarrow.fs.LocalFileSystem())
         return make_scratch
@@ -165,7 +165,7 @@ class RunStorage:
         if self.is_remote:
             with tempfile.TemporaryDirectory() as make_scratch:
                 write(Path(make_scratch))
-                filesystem, path = filesystem_of(self.locate(name))
+                filesystem, path = open_filesystem(self.locate(name))
                 pyarrow.fs.copy_files(make_scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
             return
         target = self.folder / name

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data.captions import normalise
 from data.errors import UserError
-from data.leakage.exclusions import excluded
+from data.leakage.exclusions import read_excluded_ids
 from data.loading.batch import Batch
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
@@ -123,7 +123,7 @@ def train(
                     backward_by_parts(forward, parts, outputs, distributed)
             loss_value = loss.item()
             if not np.isfinite(loss_value):
-                raise format_loss_error(loss_value, progress.steps_done, pairs.clip_ids(pair_numbers))
+                raise format_loss_error(loss_value, progress.steps_done, pairs.get_clip_ids(pair_numbers))
             clip_gradients(trained, trial.clip_norm)
             optimizer.step()
             progress.steps_done += 1
@@ -171,7 +171,7 @@ def epoch_metrics(
 def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     """Open the training pairs of a trial, without those that the store excludes."""
     splits = [open_split(store, name) for name in trial.train]
-    left_out = excluded(store, trial.train)
+    left_out = read_excluded_ids(store, trial.train)
     return ClipCaptionDataset(
         splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, left_out
     )
@@ -183,7 +183,7 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
         return checkpoint.load_model(folder, trial)
     if trial.pretraining:
         raise ValueError("a fine-tuning needs the folder of its pretrained model")
-    captions = [normalise(caption) for caption in pairs.captions()]
+    captions = [normalise(caption) for caption in pairs.iter_captions()]
     return dual_encoder.build(trial, captions, start.weights)
 
 

@@ -145,7 +145,7 @@ def test_other_seeds_sound_different() -> None:
 def test_rendering_is_the_same_in_another_process_and_order(rendered: list[tuple[SourceClip, Samples]]) -> None:
     some = rendered[:4]
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        elsewhere = list(pool.map(synthetic.render, [scene_of(clip) for clip, _ in reversed(some)]))
+        elsewhere = list(pool.map(synthetic.render_scene, [scene_of(clip) for clip, _ in reversed(some)]))
     for (_, samples), other in zip(reversed(some), elsewhere, strict=True):
         np.testing.assert_array_equal(samples, other)
 
@@ -225,7 +225,7 @@ def test_the_sounds_are_where_the_scene_says_and_of_its_kinds(centroids: dict[st
     scenes = [replace(scene_of(clip), background=None) for clip in clips]
     said = []
     for scene in scenes:
-        samples = synthetic.render(scene)
+        samples = synthetic.render_scene(scene)
         inside = np.zeros(len(samples), bool)
         for event in scene.events:
             for onset_s in event.onsets_s:
@@ -316,8 +316,8 @@ def test_every_scene_that_can_be_drawn_has_enough_words() -> None:
     for background in (None, *BACKGROUNDS):
         for events in (longest, *((synthetic.Event(kind, (0.0,), 1.0),) for kind in FOREGROUNDS)):
             scene = synthetic.Scene((0, 0, 0), 10.0, background, events)
-            captions = synthetic._sentences(rng, scene, 5)
-            assert len(set(captions + synthetic._sentences(rng, scene, 5, unlike=captions))) == 10
+            captions = synthetic._compose_sentences(rng, scene, 5)
+            assert len(set(captions + synthetic._compose_sentences(rng, scene, 5, excluded=captions))) == 10
 
 
 def test_a_source_is_refused() -> None:

@@ -49,7 +49,7 @@ def store(scenes, tmp_path_factory):
             SourceClip(f"{name}/{number}", partial(iter, (samples.astype(np.float32),)), ("A sound.",), "")
             for number, samples in enumerate(recordings)
         )
-        path = folder / name / shard_writer.shard_name(0, clips, "flac")
+        path = folder / name / shard_writer.build_shard_name(0, clips, "flac")
         summary = shard_writer.write_shard(path, corpus, split, clips, "flac")
         split_writer.write_split(folder / name, Split(corpus, split, clips), "flac", [summary])
     several = Split("clotho", "evaluation_2025", (), queries=(), clips_of="evaluation")
@@ -61,11 +61,11 @@ def store(scenes, tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(store):
     """Rows of the table of duplicates, as the command finds them on a cluster."""
-    splits = [stored_split.open_split(store, name) for name in storage.Store.of(store).splits()]
-    held_out = duplicates.parts([split for split in splits if exclusions.is_held_out(split.name)])
-    index = duplicates.build([duplicates.landmarks_to_find(*part) for part in held_out])
-    looked_up = duplicates.parts([split for split in splits if duplicates.is_trained_on(split.name)])
-    return [row for part in looked_up for row in duplicates.find(*part, index)]
+    splits = [stored_split.open_split(store, name) for name in storage.Store.of(store).list_splits()]
+    held_out = duplicates.split_into_parts([split for split in splits if exclusions.is_held_out(split.name)])
+    index = duplicates.build_index([duplicates.compute_index_landmarks(*part) for part in held_out])
+    looked_up = duplicates.split_into_parts([split for split in splits if duplicates.is_trained_on(split.name)])
+    return [row for part in looked_up for row in duplicates.find_duplicates(*part, index)]
 
 
 COPIES = {
@@ -87,26 +87,26 @@ def test_copies_of_held_out_recordings_are_found_and_nothing_else_is(found, scen
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_they_are_dropped_if_wanted(exclude, found, store):
-    duplicates.write(storage.Store.of(store), found[::-1], exclude)
-    table = exclusions.update(store)
+    duplicates.write_duplicates(storage.Store.of(store), found[::-1], exclude)
+    table = exclusions.update_exclusions(store)
     expected = {*COPIES, "wavcaps/FreeSound/1", "wavcaps/FreeSound/4"} if exclude else set()
     assert set(table["clip_id"].to_pylist()) == expected
     assert all(reason.startswith("sounds like ") for reason in table["reason"].to_pylist())
 
 
 def test_the_table_is_sorted_whatever_the_order_of_the_parts(found, store):
-    duplicates.write(storage.Store.of(store), found, exclude=False)
+    duplicates.write_duplicates(storage.Store.of(store), found, exclude=False)
     before = (store / "duplicates.arrow").read_bytes()
-    duplicates.write(storage.Store.of(store), found[::-1], exclude=False)
+    duplicates.write_duplicates(storage.Store.of(store), found[::-1], exclude=False)
     assert (store / "duplicates.arrow").read_bytes() == before
 
 
 def test_parts_cover_every_clip_once(store, monkeypatch):
     monkeypatch.setattr(duplicates, "CLIPS_PER_PART", 3)
     splits = [stored_split.open_split(store, name) for name in ("wavcaps/FreeSound", "clotho/evaluation_2025")]
-    parts = duplicates.parts(splits)
+    parts = duplicates.split_into_parts(splits)
     assert [(split.name, first) for split, first in parts] == [("wavcaps/FreeSound", first) for first in (0, 3, 6)]
-    ids = [clip_id for part in parts for clip_id, _ in duplicates.landmarks_of(*part)]
+    ids = [clip_id for part in parts for clip_id, _ in duplicates.compute_part_landmarks(*part)]
     assert ids == splits[0].clip_ids
 
 

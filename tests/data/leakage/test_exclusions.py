@@ -10,7 +10,7 @@ from data.leakage import duplicates, exclusions
 from data.preparation import describe
 from data.schema import DUPLICATES, Split
 from data.store import shard_writer, split_writer
-from data.store.files import write_table
+from data.store.files import write_arrow_table
 from data.store.storage import Store
 
 import pyarrow as pa  # isort: skip
@@ -26,7 +26,7 @@ def write(make_clip, noise, tmp_path):
         clips = tuple(type(clip)(**{**vars(clip), "clip_id": f"{name}/{number}"}) for number, clip in enumerate(clips))
         folder = store / name
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / shard_writer.shard_name(0, clips, "pcm16")
+        path = folder / shard_writer.build_shard_name(0, clips, "pcm16")
         summary = shard_writer.write_shard(path, corpus, split, clips, "pcm16")
         described = Split(corpus, split, clips, sources=frozenset([*filter(None, sources), *listed]))
         split_writer.write_split(folder, described, "pcm16", [summary])
@@ -57,31 +57,31 @@ EXPECTED = {
 
 
 def reasons(store):
-    return {row["clip_id"]: row["reason"] for row in exclusions.exclusions(store).to_pylist()}
+    return {row["clip_id"]: row["reason"] for row in exclusions.read_exclusions(store).to_pylist()}
 
 
 def test_clips_made_from_held_out_recordings_of_other_corpora_are_excluded(write):
     for name, sources in PARTS.items():
         store = write(name, *sources)
-    exclusions.update(store)
+    exclusions.update_exclusions(store)
     assert reasons(store) == EXPECTED
-    assert exclusions.excluded(store, ["wavcaps/AudioSet_SL", "clotho/development"]) == {
+    assert exclusions.read_excluded_ids(store, ["wavcaps/AudioSet_SL", "clotho/development"]) == {
         "wavcaps/AudioSet_SL/1",
         "wavcaps/AudioSet_SL/2",
     }
-    assert exclusions.excluded(store, ["clotho/development", "audiocaps/train"]) == frozenset()
+    assert exclusions.read_excluded_ids(store, ["clotho/development", "audiocaps/train"]) == frozenset()
 
 
 def test_a_split_that_came_since_is_not_trained_on(write):
     for name in ("clotho/validation", "wavcaps/FreeSound"):
         store = write(name, *PARTS[name])
     with pytest.raises(UserError, match="the exclusions don't match the splits"):
-        exclusions.excluded(store, ["wavcaps/FreeSound"])
-    exclusions.update(store)
-    assert len(exclusions.excluded(store, ["wavcaps/FreeSound"])) == 2
+        exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"])
+    exclusions.update_exclusions(store)
+    assert len(exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"])) == 2
     write("clotho/evaluation", *PARTS["clotho/evaluation"])
     with pytest.raises(UserError, match="the exclusions don't match the splits"):
-        exclusions.excluded(store, ["wavcaps/FreeSound"])
+        exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"])
 
 
 def test_the_order_of_preparation_changes_nothing(write, tmp_path):
@@ -91,7 +91,7 @@ def test_the_order_of_preparation_changes_nothing(write, tmp_path):
         store = tmp_path / "-".join(order).replace("/", "_")
         for name in order:
             write(name, *PARTS[name], store=store)
-            exclusions.update(store)
+            exclusions.update_exclusions(store)
         found.append((store / "exclusions.arrow").read_bytes())
     assert len(set(found)) == 1
     assert len(reasons(store)) == 3
@@ -104,9 +104,9 @@ def test_lists_are_about_crawled_corpora_alone(write, tmp_path):
     blacklist.write_text(json.dumps({"AudioSet": ["Yaaaaaaaaaaa.wav"], "FreeSound": [1, "6"]}))
     plain = tmp_path / "plain.txt"
     plain.write_text("7\nyoutube:xxxxxxxxxxx\n")
-    exclusions.set_lists(store, [blacklist], keep=True)
-    exclusions.set_lists(store, [plain], keep=True)
-    exclusions.update(store)
+    exclusions.set_exclusion_lists(store, [blacklist], keep=True)
+    exclusions.set_exclusion_lists(store, [plain], keep=True)
+    exclusions.update_exclusions(store)
     assert reasons(store) == {
         "wavcaps/FreeSound/0": "freesound:1 is listed in blacklist.json",
         "wavcaps/FreeSound/5": "freesound:6 is listed in blacklist.json",
@@ -114,8 +114,8 @@ def test_lists_are_about_crawled_corpora_alone(write, tmp_path):
         "wavcaps/AudioSet_SL/0": "youtube:aaaaaaaaaaa is listed in blacklist.json",
         "wavcaps/AudioSet_SL/3": "youtube:xxxxxxxxxxx is listed in plain.txt",
     }
-    exclusions.set_lists(store, [plain], keep=False)
-    exclusions.update(store)
+    exclusions.set_exclusion_lists(store, [plain], keep=False)
+    exclusions.update_exclusions(store)
     assert sorted(reasons(store)) == ["wavcaps/AudioSet_SL/3", "wavcaps/FreeSound/6"]
 
 
@@ -124,8 +124,8 @@ def test_same_sounds_are_excluded_if_wanted(wanted, expected, write):
     store = write("wavcaps/FreeSound", *PARTS["wavcaps/FreeSound"])
     row = ("wavcaps/FreeSound/5", "wavcaps/FreeSound", "clotho/evaluation/0", 12.5, 0.9)
     table = pa.Table.from_pylist([dict(zip(DUPLICATES.names, row, strict=True))], schema=DUPLICATES)
-    write_table(store / "duplicates.arrow", table.replace_schema_metadata({"exclude_duplicates": wanted}))
-    exclusions.update(store)
+    write_arrow_table(store / "duplicates.arrow", table.replace_schema_metadata({"exclude_duplicates": wanted}))
+    exclusions.update_exclusions(store)
     assert set(reasons(store)) == expected
 
 
@@ -133,28 +133,31 @@ def test_same_sounds_are_excluded_if_wanted(wanted, expected, write):
 def test_duplicates_that_are_to_be_excluded_are_looked_for_again_after_another_split(exclude, write):
     write("wavcaps/FreeSound", *PARTS["wavcaps/FreeSound"])
     store = write("clotho/development", *PARTS["clotho/development"])
-    duplicates.write(Store.of(store), [], exclude)
-    exclusions.update(store)
-    assert exclusions.excluded(store, ["wavcaps/FreeSound"]) == frozenset()
+    duplicates.write_duplicates(Store.of(store), [], exclude)
+    exclusions.update_exclusions(store)
+    assert exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"]) == frozenset()
     write("clotho/validation", *PARTS["clotho/validation"])
-    exclusions.update(store)
-    assert "splits prepared since haven't been searched" in describe.duplicate_lines(store)[-1]
+    exclusions.update_exclusions(store)
+    assert "splits prepared since haven't been searched" in describe.format_duplicates(store)[-1]
     if exclude:
         with pytest.raises(UserError, match="duplicates --exclude-duplicates --store"):
-            exclusions.excluded(store, ["wavcaps/FreeSound"])
+            exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"])
     else:
-        assert exclusions.excluded(store, ["wavcaps/FreeSound"]) == {"wavcaps/FreeSound/1", "wavcaps/FreeSound/2"}
+        assert exclusions.read_excluded_ids(store, ["wavcaps/FreeSound"]) == {
+            "wavcaps/FreeSound/1",
+            "wavcaps/FreeSound/2",
+        }
 
 
 def test_the_fingerprint_stands_for_which_clips_of_the_splits_are_left_out(write):
     for name, sources in PARTS.items():
         store = write(name, *sources)
-    exclusions.update(store)
-    nothing = exclusions.exclusions_fingerprint(store, ["audiocaps/train"])
-    some = exclusions.exclusions_fingerprint(store, ["wavcaps/FreeSound"])
+    exclusions.update_exclusions(store)
+    nothing = exclusions.compute_exclusions_fingerprint(store, ["audiocaps/train"])
+    some = exclusions.compute_exclusions_fingerprint(store, ["wavcaps/FreeSound"])
     assert nothing != some
-    assert exclusions.exclusions_fingerprint(store, ["clotho/development"]) == nothing
-    assert exclusions.exclusions_fingerprint(store, ["wavcaps/FreeSound", "clotho/development"]) == some
+    assert exclusions.compute_exclusions_fingerprint(store, ["clotho/development"]) == nothing
+    assert exclusions.compute_exclusions_fingerprint(store, ["wavcaps/FreeSound", "clotho/development"]) == some
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_the_fingerprint_stands_for_which_clips_of_the_splits_are_left_out(write
 def test_published_lists_are_read_in_each_of_their_forms(name, text, expected, tmp_path):
     path = tmp_path / name
     path.write_text(text, "utf-8")
-    assert exclusions.read_list(path) == expected
+    assert exclusions.read_exclusion_list(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -192,12 +195,12 @@ def test_published_lists_are_read_in_each_of_their_forms(name, text, expected, t
 def test_what_is_not_a_list_of_ids_is_refused(text, said, tmp_path):
     (tmp_path / "list").write_text(text)
     with pytest.raises(UserError, match=said):
-        exclusions.read_list(tmp_path / "list")
+        exclusions.read_exclusion_list(tmp_path / "list")
 
 
 def test_an_absent_list_and_one_in_another_encoding_are_refused(tmp_path):
     with pytest.raises(UserError, match="absent can't be read: No such file"):
-        exclusions.read_list(tmp_path / "absent")
+        exclusions.read_exclusion_list(tmp_path / "absent")
     (tmp_path / "latin").write_bytes("märkt".encode("latin-1"))
     with pytest.raises(UserError, match="latin isn't UTF-8"):
-        exclusions.read_list(tmp_path / "latin")
+        exclusions.read_exclusion_list(tmp_path / "latin")

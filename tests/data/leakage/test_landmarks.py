@@ -9,7 +9,7 @@ import soundfile
 import soxr
 
 from data.leakage import landmarks as module
-from data.leakage.landmarks import PHASES, TICK_S, Index, Landmarks, landmarks
+from data.leakage.landmarks import PHASES, TICK_S, LandmarkIndex, Landmarks, compute_landmarks
 from data.schema import SAMPLE_RATE_HZ
 
 MATCHED_S = 2 * TICK_S
@@ -56,7 +56,7 @@ def at_rate(samples, rate_hz):
 
 
 def build(recordings):
-    return Index.build((name, landmarks([samples], PHASES)) for name, samples in recordings.items())
+    return LandmarkIndex.build((name, compute_landmarks([samples], PHASES)) for name, samples in recordings.items())
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["scene 2", "rain 3"])
 def test_a_copy_is_found(change, name, held_out, index):
-    [match] = index.find(landmarks([CHANGES[change](held_out[name]).astype(np.float32)]))
+    [match] = index.find(compute_landmarks([CHANGES[change](held_out[name]).astype(np.float32)]))
     assert match.clip_id == name
     assert match.offset_s == pytest.approx(0, abs=0.1 if change in ("MP3", "both") else MATCHED_S)  # MP3 delays
     assert match.overlap_s > 8
@@ -95,26 +95,26 @@ def test_a_copy_is_found(change, name, held_out, index):
 @pytest.mark.parametrize("start", [0, 1, 40_001, 123_457, 200_000])
 @pytest.mark.parametrize("name", ["scene 1", "rain 5"])
 def test_a_piece_of_three_seconds_is_found_where_it_was_cut_out(start, name, held_out, index):
-    [match] = index.find(landmarks([held_out[name][start : start + 3 * SAMPLE_RATE_HZ]]))
+    [match] = index.find(compute_landmarks([held_out[name][start : start + 3 * SAMPLE_RATE_HZ]]))
     assert match.clip_id == name
     assert match.offset_s == pytest.approx(start / SAMPLE_RATE_HZ, abs=MATCHED_S)
 
 
 def test_a_recording_is_found_within_a_longer_one(held_out, index):
     before, after = scene(100, 7.3), rain(101, 20)
-    [match] = index.find(landmarks([before, held_out["scene 4"], after]))
+    [match] = index.find(compute_landmarks([before, held_out["scene 4"], after]))
     assert match.clip_id == "scene 4"
     assert match.offset_s == pytest.approx(-7.3, abs=MATCHED_S)
     assert match.overlap_s == pytest.approx(12, abs=1.5)
 
 
 def test_every_recording_within_a_longer_one_is_found(held_out, index):
-    matches = index.find(landmarks([held_out["rain 0"], scene(100), held_out["scene 3"]]))
+    matches = index.find(compute_landmarks([held_out["rain 0"], scene(100), held_out["scene 3"]]))
     assert {match.clip_id for match in matches} == {"rain 0", "scene 3"}
 
 
 def test_windows_of_a_long_recording_miss_nothing_between_them(held_out, index, monkeypatch):
-    query = landmarks([rain(100, 8), *held_out.values(), scene(101)])
+    query = compute_landmarks([rain(100, 8), *held_out.values(), scene(101)])
     whole = index.find(query)
     assert {match.clip_id for match in whole} == set(held_out)
     monkeypatch.setattr(module, "WINDOW_TICKS", round(5 / TICK_S))
@@ -124,7 +124,7 @@ def test_windows_of_a_long_recording_miss_nothing_between_them(held_out, index, 
 def test_two_pieces_of_one_recording_are_found_by_what_they_share():
     whole = scene(0, 30)
     index = build({"first": whole[: 20 * SAMPLE_RATE_HZ]})
-    [match] = index.find(landmarks([whole[12 * SAMPLE_RATE_HZ :]]))
+    [match] = index.find_matches(compute_landmarks([whole[12 * SAMPLE_RATE_HZ :]]))
     assert match.offset_s == pytest.approx(12, abs=MATCHED_S)
     assert match.overlap_s == pytest.approx(8, abs=1.5)
 
@@ -132,7 +132,7 @@ def test_two_pieces_of_one_recording_are_found_by_what_they_share():
 @pytest.mark.parametrize("name", ["scene", "rain"])
 def test_other_recordings_of_the_kind_are_not_found(name, index):
     make = {"scene": scene, "rain": rain}[name]
-    assert not any(index.find(landmarks([make(seed)])) for seed in range(200, 220))
+    assert not any(index.find(compute_landmarks([make(seed)])) for seed in range(200, 220))
 
 
 def test_another_mix_of_the_same_events_is_not_found(index):
@@ -143,21 +143,21 @@ def test_another_mix_of_the_same_events_is_not_found(index):
             tone = event([seed, number])
             start = round((2 * place + rng.uniform(0, 0.8)) * SAMPLE_RATE_HZ)
             mix[start : start + len(tone)] += tone
-        assert index.find(landmarks([mix])) == []
+        assert index.find(compute_landmarks([mix])) == []
 
 
 def test_the_loudest_event_of_a_recording_does_not_make_another_the_same(held_out, index):
     other = rain(400) / 3
     other[40_000 : 40_000 + 2 * SAMPLE_RATE_HZ] += held_out["scene 0"][: 2 * SAMPLE_RATE_HZ]
-    assert index.find(landmarks([other])) == []
+    assert index.find(compute_landmarks([other])) == []
 
 
 @pytest.mark.parametrize("phases", [1, PHASES])
 @pytest.mark.parametrize("size", [1_000, 7_777, 96 * 1_024, 96 * 1_024 + 1_024, 400_000])
 def test_blocks_of_any_length_give_the_same_landmarks(phases, size):
     samples = scene(0, 15.3)
-    whole = landmarks([samples], phases)
-    blocks = landmarks((samples[start : start + size] for start in range(0, len(samples), size)), phases)
+    whole = compute_landmarks([samples], phases)
+    blocks = compute_landmarks((samples[start : start + size] for start in range(0, len(samples), size)), phases)
     np.testing.assert_array_equal(blocks.hashes, whole.hashes)
     np.testing.assert_array_equal(blocks.ticks, whole.ticks)
     assert blocks.num_ticks == whole.num_ticks
@@ -165,7 +165,7 @@ def test_blocks_of_any_length_give_the_same_landmarks(phases, size):
 
 
 def test_landmarks_are_in_order_of_time_and_fit_their_types():
-    found = landmarks([rain(0)], PHASES)
+    found = compute_landmarks([rain(0)], PHASES)
     assert (found.hashes.dtype, found.ticks.dtype) == (np.uint32, np.int32)
     assert (np.diff(found.ticks) >= 0).all()
     assert found.hashes.max() < module.NUM_HASHES
@@ -178,45 +178,45 @@ def test_a_landmark_is_two_peaks_and_the_time_between_them():
     for frame, bin_ in ((10, 100), (25, 160)):  # tones of one window, in the middle of a bin
         time = np.arange(2_048) / 2_048
         samples[frame * 1_024 :][:2_048] += (0.5 * hann * np.sin(2 * np.pi * bin_ * time)).astype(np.float32)
-    found = landmarks([samples])
-    pitch = (100 - module.LOWEST_BIN) * (2 * module.FARTHEST_BINS + 1) + 60 + module.FARTHEST_BINS
-    assert found.hashes.tolist() == [pitch * (module.FARTHEST_FRAMES + 1) + 15]
+    found = compute_landmarks([samples])
+    pitch = (100 - module.MIN_BIN) * (2 * module.MAX_PAIR_BINS + 1) + 60 + module.MAX_PAIR_BINS
+    assert found.hashes.tolist() == [pitch * (module.MAX_PAIR_FRAMES + 1) + 15]
     assert found.ticks.tolist() == [10 * PHASES]
 
 
 def test_peaks_are_those_of_a_loop_over_all_cells():
     rng = np.random.default_rng(0)
-    power = rng.exponential(size=(60, 2, module.HIGHEST_BIN + module.NEAR_BINS)).astype(np.float32) ** 8
+    power = rng.exponential(size=(60, 2, module.MAX_BIN + module.NEAR_BINS)).astype(np.float32) ** 8
     power[40:] *= 1e-5
     loud, near, beside = module.LOUD_FRAMES, module.NEAR_FRAMES, module.NEAR_BINS
     naive = []
     for frame in range(loud, 60 - loud):
         for phase in range(2):
-            loudest = power[frame - loud : frame + loud + 1, phase, module.LOWEST_BIN : module.HIGHEST_BIN].max()
-            for place in range(module.LOWEST_BIN, module.HIGHEST_BIN):
+            loudest = power[frame - loud : frame + loud + 1, phase, module.MIN_BIN : module.MAX_BIN].max()
+            for place in range(module.MIN_BIN, module.MAX_BIN):
                 value = power[frame, phase, place]
                 around = power[frame - near : frame + near + 1, phase, place - beside : place + beside + 1]
-                if value == around.max() and value > max(module.QUIETEST * loudest, module.SILENCE):
-                    naive.append((frame - loud, phase, place - module.LOWEST_BIN))
-    assert list(zip(*module._peaks(power), strict=True)) == naive
+                if value == around.max() and value > max(module.MIN_RELATIVE_POWER * loudest, module.MIN_POWER):
+                    naive.append((frame - loud, phase, place - module.MIN_BIN))
+    assert list(zip(*module._find_peaks(power), strict=True)) == naive
     assert len(naive) > 10
 
 
 def test_pairs_are_those_of_a_loop_over_all_peaks():
     rng = np.random.default_rng(0)
     frames = np.sort(rng.integers(0, 400, 300))
-    bins = rng.integers(0, module.HIGHEST_BIN - module.LOWEST_BIN, 300)
+    bins = rng.integers(0, module.MAX_BIN - module.MIN_BIN, 300)
     naive = []
     for first in range(300):
         partners = 0
         for second in range(first + 1, 300):
             later, higher = frames[second] - frames[first], bins[second] - bins[first]
-            near = 0 < later <= module.FARTHEST_FRAMES and abs(higher) <= module.FARTHEST_BINS
-            if near and partners < module.PARTNERS:
-                pitch = bins[first] * (2 * module.FARTHEST_BINS + 1) + higher + module.FARTHEST_BINS
-                naive.append((pitch * (module.FARTHEST_FRAMES + 1) + later, frames[first]))
+            near = 0 < later <= module.MAX_PAIR_FRAMES and abs(higher) <= module.MAX_PAIR_BINS
+            if near and partners < module.MAX_PARTNERS:
+                pitch = bins[first] * (2 * module.MAX_PAIR_BINS + 1) + higher + module.MAX_PAIR_BINS
+                naive.append((pitch * (module.MAX_PAIR_FRAMES + 1) + later, frames[first]))
                 partners += 1
-    assert sorted(map(tuple, module._pairs(frames, bins).T)) == sorted(naive)
+    assert sorted(map(tuple, module._pair_peaks(frames, bins).T)) == sorted(naive)
 
 
 def test_candidates_are_those_of_a_naive_count():
@@ -226,12 +226,15 @@ def test_candidates_are_those_of_a_naive_count():
     naive = [
         value
         for value in sorted(votes, key=lambda value: (-votes[value], value))
-        if votes[value] >= module.FEWEST_VOTES and votes.get(value - 1, 0) < votes[value] >= votes.get(value + 1, 0)
+        if votes[value] >= module.MIN_VOTES and votes.get(value - 1, 0) < votes[value] >= votes.get(value + 1, 0)
     ]
-    found = module._candidates(hits.astype(np.int32)).tolist()
-    assert found == naive[: module.MOST_CANDIDATES]
+    found = module._find_candidate_offsets(hits.astype(np.int32)).tolist()
+    assert found == naive[: module.MAX_CANDIDATES]
     assert found[0] == 7
-    assert module._candidates(np.repeat([-600, 7, 600], [12, 30, 11]).astype(np.int32)).tolist() == [7, -600]
+    assert module._find_candidate_offsets(np.repeat([-600, 7, 600], [12, 30, 11]).astype(np.int32)).tolist() == [
+        7,
+        -600,
+    ]
 
 
 def test_a_hash_leads_to_every_place_where_it_occurs():
@@ -242,20 +245,20 @@ def test_a_hash_leads_to_every_place_where_it_occurs():
         )
         for name in "abc"
     }
-    index = Index.build(clips.items())
+    index = LandmarkIndex.build(clips.items())
     for hash_ in range(60):
         naive = [
             (1_000 + module.SPACE_TICKS) * number + tick
             for number, found in enumerate(clips.values())
             for tick in found.ticks[found.hashes == hash_]
         ]
-        assert index.places[index.begins[hash_] : index.begins[hash_ + 1]].tolist() == sorted(naive)
+        assert index.positions[index.hash_starts[hash_] : index.hash_starts[hash_ + 1]].tolist() == sorted(naive)
 
 
 def test_a_hash_that_is_everywhere_is_left_out():
-    many = module.MOST_PLACES + 1
-    index = Index.build([("a", Landmarks(np.full(many, 5, np.uint32), np.arange(many, dtype=np.int32), many))])
-    assert len(index.places) == 0
+    many = module.MAX_POSITIONS_PER_HASH + 1
+    index = LandmarkIndex.build([("a", Landmarks(np.full(many, 5, np.uint32), np.arange(many, dtype=np.int32), many))])
+    assert len(index.positions) == 0
 
 
 NOTHING = {
@@ -272,37 +275,42 @@ NOTHING = {
 
 @pytest.mark.parametrize("what", NOTHING)
 def test_what_holds_no_sound_has_no_landmarks_and_matches_nothing(what, index):
-    found = landmarks([NOTHING[what]])
+    found = compute_landmarks([NOTHING[what]])
     assert len(found.hashes) == 0
     assert index.find(found) == []
-    assert Index.build([(what, landmarks([NOTHING[what]], PHASES))]).find(landmarks([rain(0)])) == []
+    assert (
+        LandmarkIndex.build([(what, compute_landmarks([NOTHING[what]], PHASES))]).find_matches(
+            compute_landmarks([rain(0)])
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("duration_s", [0.1, 0.5, 1.0])
 def test_a_short_clip_matches_nothing_else(duration_s, index):
-    assert index.find(landmarks([scene(500)[: round(duration_s * SAMPLE_RATE_HZ)]])) == []
+    assert index.find(compute_landmarks([scene(500)[: round(duration_s * SAMPLE_RATE_HZ)]])) == []
 
 
 def test_noise_at_full_scale_and_a_steady_tone_match_nothing_else(index):
     noise = np.random.default_rng(600).uniform(-1, 1, 20 * SAMPLE_RATE_HZ).astype(np.float32)
     tone = np.sin(2 * np.pi * 440 * np.arange(20 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).astype(np.float32)
-    assert index.find(landmarks([noise])) == []
-    assert index.find(landmarks([tone])) == []
+    assert index.find(compute_landmarks([noise])) == []
+    assert index.find(compute_landmarks([tone])) == []
 
 
 def test_a_copy_of_two_seconds_is_found():
     samples = scene(0)[: 2 * SAMPLE_RATE_HZ]
-    [match] = build({"short": samples}).find(landmarks([samples]))
+    [match] = build({"short": samples}).find_matches(compute_landmarks([samples]))
     assert match.clip_id == "short"
 
 
 def test_an_empty_index_finds_nothing():
-    assert Index.build([]).find(landmarks([rain(0)])) == []
+    assert LandmarkIndex.build([]).find_matches(compute_landmarks([rain(0)])) == []
 
 
 def test_an_index_survives_pickling_and_finds_the_same(held_out, index):
-    query = landmarks([held_out["rain 1"], held_out["scene 2"]])
+    query = compute_landmarks([held_out["rain 1"], held_out["scene 2"]])
     found = index.find(query)
     assert len(found) == 2
     assert pickle.loads(pickle.dumps(index)).find(query) == found
-    assert build(held_out).find(query) == found
+    assert build(held_out).find_matches(query) == found

@@ -17,9 +17,9 @@ from loading_cases import (
     single_pairs,
 )
 
-from data.captions import caption_hash, choose, normalise
+from data.captions import choose_wording, hash_caption, normalise
 from data.errors import UserError
-from data.loading.batch import MASK_DRAWS
+from data.loading.batch import NUM_MASK_DRAWS
 from data.loading.pairs import ClipCaptionDataset
 from data.schema import Paraphrase
 
@@ -27,7 +27,7 @@ from data.schema import Paraphrase
 def test_a_batch_holds_each_clips_own_segments(split):
     for batch in load(pairs_of(split)):
         assert batch.segments.shape == (batch.segments_per_clip.sum(), SEGMENT_SAMPLES)
-        assert batch.mask_draws.shape == (batch.segments_per_clip.sum(), MASK_DRAWS)
+        assert batch.mask_draws.shape == (batch.segments_per_clip.sum(), NUM_MASK_DRAWS)
         assert {batch.segments.dtype, batch.mask_draws.dtype} == {torch.float32}
         assert ((batch.mask_draws >= 0) & (batch.mask_draws < 1)).all()
         assert batch.segments_per_clip.tolist() == [[1, 1, 1, 2, 3, 3, 3][clip] for clip in batch.clips.tolist()]
@@ -54,7 +54,7 @@ def test_excluded_clips_are_left_out_and_nothing_else_is(split, make_clip, noise
     assert sorted(text for batch in load(pairs) for text in batch.captions) == sorted(
         [*expected, "another", "one more"]
     )
-    assert [normalise(text) for text in pairs.captions()] == [*expected, "another", "one more"]
+    assert [normalise(text) for text in pairs.iter_captions()] == [*expected, "another", "one more"]
     whole = {
         pair[2]: pair
         for batch in load(ClipCaptionDataset([split], SEGMENT_S, 100.0, 0.0, 0))
@@ -159,11 +159,13 @@ def test_paraphrases_are_those_of_the_pair_in_whatever_order_their_table_is(make
     known = {key: variants for split in splits for key, variants in split.paraphrases().items()}
     draws = np.random.default_rng(0).random((len(pairs), 2))
     expected = [
-        choose(caption, known.get((clip_id, caption_hash(caption)), []), 0.7, *draw)
-        for caption, clip_id, draw in zip(pairs.captions(), pairs.clip_ids(np.arange(len(pairs))), draws, strict=True)
+        choose_wording(caption, known.get((clip_id, hash_caption(caption)), []), 0.7, *draw)
+        for caption, clip_id, draw in zip(
+            pairs.iter_captions(), pairs.get_clip_ids(np.arange(len(pairs))), draws, strict=True
+        )
     ]
-    assert [pairs.wording(pair, *draw) for pair, draw in enumerate(draws)] == expected
-    assert pickle.loads(pickle.dumps(pairs)).wording(0, 0.0, 0.5) == pairs.wording(0, 0.0, 0.5)
+    assert [pairs.choose_caption(pair, *draw) for pair, draw in enumerate(draws)] == expected
+    assert pickle.loads(pickle.dumps(pairs)).wording(0, 0.0, 0.5) == pairs.choose_caption(0, 0.0, 0.5)
     assert pairs.without_paraphrases == 11
 
 

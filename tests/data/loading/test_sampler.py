@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from loading_cases import NUM_PAIRS, pairs_of
 
-from data.loading.sampler import balance, order_epoch
+from data.loading.sampler import balance_among_ranks, order_epoch
 
 
 def test_the_order_differs_between_epochs_and_seeds(split):
@@ -26,7 +26,7 @@ def test_the_batch_size_cuts_an_order_that_stays(split):
 @pytest.mark.parametrize("number", [1, 2, 5, 8, 9, 64])
 def test_what_is_shared_out_is_there_once_and_leaves_no_rank_much_more_than_another(number, world_size):
     sizes = np.random.default_rng(number).integers(1, 4, number).tolist()
-    shares = balance(sizes, world_size)
+    shares = balance_among_ranks(sizes, world_size)
     assert sorted(place for share in shares for place in share) == list(range(number))
     assert all(share == sorted(share) for share in shares)
     loads = [sum(sizes[place] for place in share) for share in shares]

@@ -6,7 +6,7 @@ from data.loading.shared_buffers import SharedBuffers
 
 
 def test_a_buffer_is_free_again_when_all_that_shares_its_memory_is_gone():
-    buffers = SharedBuffers(3, 5, number=1)
+    buffers = SharedBuffers(3, 5, num_buffers=1)
     part = buffers.tensor(buffers.take(), 2)[1:]
     other = buffers.take()
     buffers.array(0, 2)[:] = 1

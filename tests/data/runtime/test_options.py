@@ -6,20 +6,20 @@ from typing import Literal
 
 import pytest
 
-from data.errors import UserError, positive
+from data.errors import UserError, parse_positive_int
 from data.runtime.options import Command, changed_options, flag, group, option, parse, positional, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inner:
-    workers: int | None = option("how many", None, type=positive)
+    workers: int | None = option("how many", None, type=parse_positive_int)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     folder: Path = positional("the folder")
     more: tuple[Path, ...] = positional("more of them", ())
-    top: int = option("how many", 10, type=positive)
+    top: int = option("how many", 10, type=parse_positive_int)
     names: tuple[str, ...] = option("some names", ())
     way: Literal["up", "down"] = option("the way", "up")
     is_quiet: bool = option("say nothing", False)

@@ -55,7 +55,7 @@ def test_members_of_joined_and_split_archives_decode_to_what_was_packed(options,
     if join:
         subprocess.run(["zip", "-q", "-s", "0", path, "--out", tmp_path / "joined.zip"], check=True)
         path = tmp_path / "joined.zip"
-    found = archives.members(path)
+    found = archives.list_members(path)
     assert (len(found[0].segments) > 3) == ("-s" in options and not join)
     assert sorted(member.info.filename for member in found) == sorted(NAMES)
     for member in found:
@@ -75,7 +75,7 @@ def test_an_archive_of_more_members_than_16_bits_count_is_read(tmp_path, write_a
     subprocess.run(["zip", "-q", "-s", "64k", whole, "--out", split], check=True)
     assert archives.ZIP64_LOCATOR_SIGNATURE in split.read_bytes()
     for path in (whole, split):
-        found = {member.info.filename: member for member in archives.members(path)}
+        found = {member.info.filename: member for member in archives.list_members(path)}
         assert len(found) == 70_001
         np.testing.assert_array_equal(decoded(found["a.wav"]), noise(3))
         with pytest.raises(AudioError, match="can't be decoded"):
@@ -86,17 +86,17 @@ def test_an_archive_of_more_members_than_16_bits_count_is_read(tmp_path, write_a
 def test_a_member_too_long_for_memory_is_decoded_from_disk(stored, noise, monkeypatch):
     monkeypatch.setattr(archives, "SPOOLED_BYTES", 100)
     monkeypatch.setattr(archives, "BLOCK_BYTES", 100)
-    (member,) = archives.members(stored[0])
+    (member,) = archives.list_members(stored[0])
     np.testing.assert_array_equal(decoded(member), noise(0.02))
 
 
 @needs_zip
 def test_an_absent_segment_is_named(packed):
     path = packed("-0", "-s", "64k")
-    first = min(archives.members(path), key=lambda member: member.info.volume)
+    first = min(archives.list_members(path), key=lambda member: member.info.volume)
     path.with_suffix(".z02").rename(path.with_suffix(".gone"))
     with pytest.raises(UserError, match=r"packed.z02 is absent: packed.zip is split into 4 files; download them all"):
-        archives.members(path)
+        archives.list_members(path)
     with pytest.raises(UserError, match=r"packed.z02 is absent; every machine that decodes needs it"):
         decoded(first)
 
@@ -108,7 +108,7 @@ def test_segments_left_over_beside_a_joined_archive_are_not_read(packed, noise):
     subprocess.run(["zip", "-q", "-s", "0", path, "--out", joined], check=True)
     joined.replace(path)
     path.with_suffix(".z01").write_bytes(b"left over")
-    found = {member.info.filename: member for member in archives.members(path)}
+    found = {member.info.filename: member for member in archives.list_members(path)}
     np.testing.assert_array_equal(decoded(found["a.flac"]), noise(1.2))
 
 
@@ -116,27 +116,27 @@ def test_segments_left_over_beside_a_joined_archive_are_not_read(packed, noise):
 def test_what_is_no_archive_is_refused(contents, tmp_path):
     (tmp_path / "a.zip").write_bytes(contents)
     with pytest.raises(UserError, match=r"a.zip isn't a complete zip archive .*: download it again"):
-        archives.members(tmp_path / "a.zip")
+        archives.list_members(tmp_path / "a.zip")
 
 
 def test_an_archive_whose_end_is_torn_off_is_refused(stored):
     path, _ = stored
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match="isn't a complete zip archive"):
-        archives.members(path)
+        archives.list_members(path)
 
 
 @needs_zip
 def test_an_encrypted_archive_is_refused(packed):
     with pytest.raises(UserError, match=r"packed.zip: '.*' is encrypted: extract the archive"):
-        archives.members(packed("-P", "secret"))
+        archives.list_members(packed("-P", "secret"))
 
 
 def test_an_unknown_method_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.wav", b"")
     with pytest.raises(UserError, match=r"'a\.wav' is compressed by an unsupported method"):
-        archives.members(tmp_path / "a.zip")
+        archives.list_members(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("place", "said"), [(1000, "Bad CRC-32"), (-35, "isn't at the position")])
@@ -145,14 +145,14 @@ def test_a_changed_byte_is_found(place, said, stored):
     contents = bytearray(path.read_bytes())
     contents[start + place] ^= 1
     path.write_bytes(contents)
-    (member,) = archives.members(path)
+    (member,) = archives.list_members(path)
     with pytest.raises(AudioError, match=f"can't be extracted: .*{said}"):
         decoded(member)
 
 
 def test_an_archive_that_was_cut_meanwhile_is_torn(stored):
     path, start = stored
-    (member,) = archives.members(path)
+    (member,) = archives.list_members(path)
     path.write_bytes(path.read_bytes()[: start + 100])
     with pytest.raises(AudioError, match="its archive ends early"):
         decoded(member)
@@ -174,7 +174,7 @@ def test_a_mutated_archive_is_read_or_named(tmp_path, write_audio):
                 mutated[place] = rng.choice([0, 1, 255, rng.randrange(256)])
             path.write_bytes(mutated[: rng.choice([None, None, None, rng.randrange(len(whole))])])
             try:
-                for member in archives.members(path):
+                for member in archives.list_members(path):
                     decoded(member)
                 outcomes.add("read")
             except (UserError, AudioError) as error:

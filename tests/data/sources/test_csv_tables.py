@@ -102,8 +102,8 @@ def test_an_empty_cell_is_named_when_it_is_needed(cell, table):
     (row,) = read_csv(path, COLUMNS)
     with pytest.raises(UserError, match=re.escape(f"{path}, line 2: column 'caption' is empty")):
         row["caption"]
-    assert row.optional("caption") == cell
-    assert row.optional("no such column") == ""
+    assert row.get_optional("caption") == cell
+    assert row.get_optional("no such column") == ""
 
 
 def test_an_absent_file_is_refused(tmp_path):

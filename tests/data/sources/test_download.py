@@ -145,19 +145,19 @@ def test_files_of_any_name_are_fetched_and_kept_without_a_request(server, tmp_pa
     server.files = {f"/records/1/files/{name}": data for name, data in contents.items()}
     checksums = {name: md5(data) for name, data in contents.items()}
     base_url = f"{server.url}/records/1/files"
-    download.fetch(base_url, checksums, tmp_path / "new" / "folder")
+    download.fetch_files(base_url, checksums, tmp_path / "new" / "folder")
     assert {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()} == contents
     assert len(server.log) == len(contents) - 1  # of an empty file all is there before it is asked for
     assert f"{tmp_path}/new/folder/plain.csv: downloaded, 9.0 kB" in caplog.messages
     server.log.clear()
-    download.fetch(base_url, checksums, tmp_path / "new" / "folder")
+    download.fetch_files(base_url, checksums, tmp_path / "new" / "folder")
     assert not server.log
 
 
 def test_a_file_with_other_contents_is_fetched_again(big, tmp_path, caplog):
     server, checksums = big
     (tmp_path / "big.7z").write_bytes(BIG[:-1] + b"x")
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     assert f"its md5 is {md5(BIG[:-1] + b'x')}, expected {md5(BIG)}: downloading it again" in caplog.text
 
@@ -165,7 +165,7 @@ def test_a_file_with_other_contents_is_fetched_again(big, tmp_path, caplog):
 def test_a_download_goes_on_where_its_connection_broke_off(big, tmp_path):
     server, checksums = big
     server.breaks = [200_000, 100_000]
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     starts = [int(place.removeprefix("bytes=").removesuffix("-")) for _, place in server.log[1:]]
     assert [place for _, place in server.log[:1]] == [None]
@@ -187,7 +187,7 @@ def test_a_killed_download_goes_on_in_another_process(big, tmp_path):
     assert not (tmp_path / "big.7z").exists()
     server.hold = False
     server.log.clear()
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     assert server.log == [("/big.7z", f"bytes={there}-")]
     assert not parts(tmp_path)
@@ -196,7 +196,7 @@ def test_a_killed_download_goes_on_in_another_process(big, tmp_path):
 def test_a_killed_download_that_had_come_whole_needs_no_request(big, tmp_path):
     server, checksums = big
     (tmp_path / f"big.7z.{checksums['big.7z'][:8]}.part").write_bytes(BIG)
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     assert not server.log
 
@@ -204,7 +204,7 @@ def test_a_killed_download_that_had_come_whole_needs_no_request(big, tmp_path):
 def test_a_server_that_gives_whole_files_only_is_asked_for_the_whole_file_again(big, tmp_path):
     server, checksums = big
     server.ranges, server.breaks = False, [200_000]
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     assert len(server.log) == 2
 
@@ -213,7 +213,7 @@ def test_a_server_that_breaks_off_without_sending_more_is_given_up_and_what_came
     server, checksums = big
     server.breaks = [200_000, 0]
     with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: .* the same command to resume"):
-        download.fetch(server.url, checksums, tmp_path)
+        download.fetch_files(server.url, checksums, tmp_path)
     assert len(server.log) == 2
     assert parts(tmp_path)[0].stat().st_size > 100_000
 
@@ -222,7 +222,7 @@ def test_a_server_that_is_overloaded_for_a_while_is_asked_again(big, tmp_path, m
     monkeypatch.setattr(download, "RETRY", download.RETRY.new(backoff_factor=0))
     server, checksums = big
     server.refusals = 2
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
     assert len(server.log) == 3
 
@@ -232,7 +232,7 @@ def test_a_server_that_stays_overloaded_is_named(big, tmp_path, monkeypatch):
     server, checksums = big
     server.refusals = 99
     with pytest.raises(UserError, match=f"{server.url}/big.7z can't be downloaded: 503"):
-        download.fetch(server.url, checksums, tmp_path)
+        download.fetch_files(server.url, checksums, tmp_path)
     assert len(server.log) == 1 + download.RETRY.total
 
 
@@ -250,7 +250,7 @@ def test_wrong_contents_are_removed_and_both_checksums_said(big, tmp_path, serve
     server.files["/big.7z"] = served
     said = f"{server.url}/big.7z: its md5 is {md5(served)}, expected {md5(BIG)}"
     with pytest.raises(UserError, match=re.escape(said)):
-        download.fetch(server.url, checksums, tmp_path)
+        download.fetch_files(server.url, checksums, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -258,14 +258,14 @@ def test_a_part_that_is_as_long_as_the_file_and_wrong_is_removed(big, tmp_path):
     server, checksums = big
     (tmp_path / f"big.7z.{checksums['big.7z'][:8]}.part").write_bytes(BIG[:-1] + b"x")
     with pytest.raises(UserError, match="removed: re-run the same command"):
-        download.fetch(server.url, checksums, tmp_path)
-    download.fetch(server.url, checksums, tmp_path)
+        download.fetch_files(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert (tmp_path / "big.7z").read_bytes() == BIG
 
 
 def test_a_file_that_the_server_has_not_is_named_and_asked_for_once(server, tmp_path):
     with pytest.raises(UserError, match=f"{server.url}/absent.csv can't be downloaded: 404"):
-        download.fetch(server.url, {"absent.csv": md5(b"")[::-1]}, tmp_path)
+        download.fetch_files(server.url, {"absent.csv": md5(b"")[::-1]}, tmp_path)
     assert len(server.log) == 1
 
 
@@ -274,7 +274,7 @@ def test_a_server_that_is_out_of_reach_is_named(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with pytest.raises(UserError, match=f"{url}/a.csv can't be downloaded: .*refused.* re-run the same command"):
-        download.fetch(url, {"a.csv": md5(b"a")}, tmp_path)
+        download.fetch_files(url, {"a.csv": md5(b"a")}, tmp_path)
 
 
 def test_a_download_goes_on_once_there_is_room(big, tmp_path):
@@ -286,7 +286,7 @@ def test_a_download_goes_on_once_there_is_room(big, tmp_path):
     (part,) = parts(tmp_path)
     there = part.stat().st_size
     assert there > 100_000
-    download.fetch(server.url, checksums, tmp_path)
+    download.fetch_files(server.url, checksums, tmp_path)
     assert server.log[-1] == ("/big.7z", f"bytes={there}-")
     assert (tmp_path / "big.7z").read_bytes() == BIG
 
@@ -317,10 +317,10 @@ def extracted(folder):
 def test_an_archive_is_extracted_once(archive, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     out = tmp_path / "out"
-    download.extract(archive, out)
+    download.extract_archive(archive, out)
     assert extracted(out) == MEMBERS
     written = {path: path.stat().st_ino for path in out.rglob("*")}
-    download.extract(archive, out)
+    download.extract_archive(archive, out)
     assert {path: path.stat().st_ino for path in out.rglob("*")} == written
     assert caplog.messages == [f"{archive}: extracting 3 files", f"{archive}: already extracted"]
 
@@ -328,7 +328,7 @@ def test_an_archive_is_extracted_once(archive, tmp_path, caplog):
 @pytest.mark.parametrize("harm", ["shorter", "gone"])
 def test_an_archive_is_extracted_again_where_a_file_is_harmed(archive, tmp_path, harm):
     out = tmp_path / "out"
-    download.extract(archive, out)
+    download.extract_archive(archive, out)
     file = out / "validation" / "a.wav"
     if harm == "gone":
         file.unlink()
@@ -336,14 +336,14 @@ def test_an_archive_is_extracted_again_where_a_file_is_harmed(archive, tmp_path,
         file.write_bytes(b"second")
     (out / ".audio.7z.part").mkdir()  # as a killed extraction leaves it
     (out / ".audio.7z.part" / "left.wav").touch()
-    download.extract(archive, out)
+    download.extract_archive(archive, out)
     assert extracted(out) == MEMBERS
 
 
 def test_an_archive_leaves_other_files_in_place(archive, tmp_path):
     (tmp_path / "out" / "development").mkdir(parents=True)
     (tmp_path / "out" / "development" / "other.wav").write_bytes(b"other")
-    download.extract(archive, tmp_path / "out")
+    download.extract_archive(archive, tmp_path / "out")
     assert extracted(tmp_path / "out") == MEMBERS | {"development/other.wav": b"other"}
 
 
@@ -351,7 +351,7 @@ def test_an_archive_leaves_other_files_in_place(archive, tmp_path):
 def test_an_archive_with_names_that_lead_out_of_it_is_refused(tmp_path, name):
     archive = write_archive(tmp_path / "evil.7z", {"good.wav": b"good", name: b"evil"})
     with pytest.raises(UserError, match=re.escape(f"{archive}: the name {name!r} points outside its folder")):
-        download.extract(archive, tmp_path / "out")
+        download.extract_archive(archive, tmp_path / "out")
     assert extracted(tmp_path).keys() == {"evil.7z"}
 
 
@@ -360,7 +360,7 @@ def test_an_archive_with_a_link_is_refused(tmp_path):
     with py7zr.SevenZipFile(tmp_path / "links.7z", "w") as archive:
         archive.write(tmp_path / "link", "development/link")
     with pytest.raises(UserError, match="'development/link' is neither a file nor a folder"):
-        download.extract(tmp_path / "links.7z", tmp_path / "out")
+        download.extract_archive(tmp_path / "links.7z", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -373,16 +373,16 @@ def test_a_torn_or_changed_archive_is_named_and_nothing_is_extracted(archive, tm
     for torn in changed:
         archive.write_bytes(torn)
         with pytest.raises(UserError, match=f"{archive} can't be extracted: .*; remove it and download it again"):
-            download.extract(archive, out)
+            download.extract_archive(archive, out)
         assert not extracted(out)
     archive.write_bytes(contents)
-    download.extract(archive, out)
+    download.extract_archive(archive, out)
     assert extracted(out) == MEMBERS
 
 
 def test_an_absent_archive_is_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}/audio.7z can't be extracted"):
-        download.extract(tmp_path / "audio.7z", tmp_path / "out")
+        download.extract_archive(tmp_path / "audio.7z", tmp_path / "out")
 
 
 def test_an_archive_is_extracted_whole_or_not_at_all_on_a_full_disk(archive, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from data.errors import UserError
-from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SetAside, Split
+from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SkippedItem, Split
 from data.store import shard_writer, split_writer, stored_split
 from data.waveform import CODECS, decode_file, to_pcm16
 
@@ -89,7 +89,7 @@ def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tm
     write_split([make_clip(f"{seed}.wav", noise(2.0, seed)) for seed in range(4)])
     before = pa.total_allocated_bytes()
     split = stored_split.open_split(tmp_path / "store", "test/train")
-    tables = [split.shard(number) for number in range(2)]
+    tables = [split.read_shard(number) for number in range(2)]
     assert sum(table.nbytes for table in tables) > 4 * 2 * 64_000
     assert len(split.open_clip(3).read()) == 2 * 64_000
     assert pa.total_allocated_bytes() - before < 64_000
@@ -225,7 +225,7 @@ def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_spl
 
 
 def test_what_a_corpus_set_aside_is_kept(clips, write_split):
-    absent = SetAside("table.csv, line 7", "x.wav is absent", "absent", "x.wav")
+    absent = SkippedItem("table.csv, line 7", "x.wav is absent", "absent", "x.wav")
     split = write_split(clips, set_aside=(absent,))
     assert split.set_aside == [absent]
     assert split.manifest.num_set_aside == 1
@@ -268,18 +268,18 @@ def test_a_new_write_keeps_the_paraphrases(clips, write_split):
 
 def test_shards_are_named_by_what_they_are_made_from(clips, make_clip, noise):
     names = {
-        shard_writer.shard_name(0, clips, "pcm16"),
-        shard_writer.shard_name(0, clips, "flac"),
-        shard_writer.shard_name(1, clips, "pcm16"),
-        shard_writer.shard_name(0, clips[:2], "pcm16"),
-        shard_writer.shard_name(
+        shard_writer.build_shard_name(0, clips, "pcm16"),
+        shard_writer.build_shard_name(0, clips, "flac"),
+        shard_writer.build_shard_name(1, clips, "pcm16"),
+        shard_writer.build_shard_name(0, clips[:2], "pcm16"),
+        shard_writer.build_shard_name(
             0, [make_clip("0.wav", noise(1), clips[0].captions, revision="2"), *clips[1:]], "pcm16"
         ),
-        shard_writer.shard_name(0, [make_clip("0.wav", noise(1), ["Other."]), *clips[1:]], "pcm16"),
+        shard_writer.build_shard_name(0, [make_clip("0.wav", noise(1), ["Other."]), *clips[1:]], "pcm16"),
     }
     assert len(names) == 6
     elsewhere = [dataclasses.replace(clip, origin="another table") for clip in clips]
-    assert shard_writer.shard_name(0, elsewhere, "pcm16") in names
+    assert shard_writer.build_shard_name(0, elsewhere, "pcm16") in names
 
 
 def test_a_shard_is_there_when_its_summary_is(clips, tmp_path):

@@ -17,13 +17,13 @@ import pytest
 import soundfile
 
 from data.errors import UserError
-from data.leakage.exclusions import EXCLUSIONS_FILE, excluded
+from data.leakage.exclusions import EXCLUSIONS_FILE, read_excluded_ids
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
 from data.loading.sampler import order_epoch
 from data.schema import EXCLUSIONS, SAMPLE_RATE_HZ
 from data.store import storage
-from data.store.files import write_table
+from data.store.files import write_arrow_table
 from data.store.storage import BLOCK_BYTES, Store
 from data.store.stored_split import open_split
 
@@ -71,7 +71,7 @@ def folder(tmp_path):
 def remote(server, folder, tmp_path):
     """The same store in an object store."""
     uri = server.uri(f"bucket/{tmp_path.name}")
-    storage.copy(folder, uri)
+    storage.upload_store(folder, uri)
     return Store.of(uri)
 
 
@@ -148,7 +148,7 @@ def test_two_processes_that_fetch_the_same_blocks_at_once_both_read_them_right(r
 def test_the_cache_stays_within_its_bound_while_two_processes_read(server, folder, tmp_path):
     (folder.path / SHARD).write_bytes(np.random.default_rng(0).bytes(8 * BLOCK_BYTES))
     remote = Store.of(server.uri(f"bucket/{tmp_path.name}"))
-    storage.copy(folder, remote.location)
+    storage.upload_store(folder, remote.location)
     bound = 4 * BLOCK_BYTES
     foreign = [tmp_path / "cache" / "blocks" / "notes.txt", tmp_path / "cache" / "thesis.tex"]
     foreign[0].parent.mkdir(parents=True)
@@ -212,7 +212,7 @@ def test_a_window_of_a_long_recording_fetches_few_blocks(server, folder, noise, 
     soundfile.write(path, np.tile(noise(60), 10), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     junk = b"x" * 1_000_000
     path.write_bytes(junk + (audio := path.read_bytes()) + junk)
-    storage.copy(folder, server.uri(f"bucket/{tmp_path.name}"))
+    storage.upload_store(folder, server.uri(f"bucket/{tmp_path.name}"))
     remote = Store.of(server.uri(f"bucket/{tmp_path.name}"))
     start, count = 500 * SAMPLE_RATE_HZ, 30 * SAMPLE_RATE_HZ
     windows = []
@@ -279,7 +279,7 @@ def test_a_small_file_is_read_as_it_is_at_the_moment(kind, folder, request):
     assert store.read("exclusions.arrow") == b"a table"
     (folder.path / "exclusions.arrow").write_bytes(b"another table")
     if store.is_remote:
-        storage.copy(folder, store.location)
+        storage.upload_store(folder, store.location)
     assert store.read("exclusions.arrow") == b"another table"
 
 
@@ -304,7 +304,7 @@ def test_what_is_absent_or_torn_is_said(kind, request):
 def test_the_splits_with_a_manifest_are_listed(kind, request, server, tmp_path):
     assert request.getfixturevalue(kind).splits() == [SPLIT]
     absent = tmp_path / "absent" if kind == "folder" else server.uri("bucket/absent")
-    assert Store.of(absent).splits() == []
+    assert Store.of(absent).list_splits() == []
 
 
 def test_a_store_is_where_its_path_or_uri_says(tmp_path, monkeypatch, remote):
@@ -356,13 +356,13 @@ def test_keys_in_a_uri_are_used_but_never_shown(server, remote, tmp_path):
 
 def test_a_bucket_that_isnt_there_is_named(server, folder):
     store = Store.of(server.uri("nobucket/store"))
-    for act in (store.splits, lambda: store.read("a"), lambda: store.slice("a", 0, 1)):
+    for act in (store.list_splits, lambda: store.read("a"), lambda: store.slice("a", 0, 1)):
         with pytest.raises(
             UserError, match=r"s3://nobucket/store\S+.*(bucket 'nobucket' doesn't exist|NO_SUCH_BUCKET).*; check"
         ):
             act()
     with pytest.raises(UserError, match=r"s3://nobucket/store\S+ can't be reached: .*NO_SUCH_BUCKET"):
-        storage.copy(folder, store.location)
+        storage.upload_store(folder, store.location)
 
 
 def test_missing_credentials_are_named(server, monkeypatch, run_command):
@@ -387,7 +387,7 @@ def test_an_endpoint_that_never_answers_is_given_up_within_seconds():
 
 def test_settings_of_a_uri_that_pyarrow_cant_copy_are_kept():
     uri = "s3://bucket/store?region=us-east-1&tls_verify_certificates="
-    filesystems = [storage.filesystem_of(f"{uri}{value}")[0] for value in ("true", "false")]
+    filesystems = [storage.open_filesystem(f"{uri}{value}")[0] for value in ("true", "false")]
     assert not filesystems[0].equals(filesystems[1])
 
 
@@ -403,18 +403,18 @@ def test_a_copy_is_equal_and_its_manifest_last(remote, folder, server, tmp_path)
 
 def test_copying_again_writes_only_what_may_have_changed(remote, folder, server, tmp_path):
     before = len(server.requests("PUT|POST"))
-    storage.copy(folder, remote.location)
+    storage.upload_store(folder, remote.location)
     written = {path.removeprefix(f"bucket/{tmp_path.name}/") for path in server.requests("PUT|POST")[before:]}
     assert written == {"exclusions.arrow", f"{SPLIT}/paraphrases.arrow", f"{SPLIT}/manifest.json"}
 
 
 def test_only_a_store_in_a_folder_is_copied_to_an_object_store(remote, folder, tmp_path):
     with pytest.raises(UserError, match="is a folder, not an object store"):
-        storage.copy(folder, tmp_path / "elsewhere")
+        storage.upload_store(folder, tmp_path / "elsewhere")
     with pytest.raises(UserError, match="in an object store, but a folder is needed"):
-        storage.copy(remote, remote.location)
+        storage.upload_store(remote, remote.location)
     with pytest.raises(UserError, match="holds no split"):
-        storage.copy(Store.of(tmp_path / "absent"), remote.location)
+        storage.upload_store(Store.of(tmp_path / "absent"), remote.location)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine with one core
@@ -423,14 +423,14 @@ def test_a_split_in_an_object_store_gives_the_same_batches(codec, server, make_c
     clips = [make_clip(f"{seed}.wav", noise(1 + seed, seed), (f"Sound {seed}.", "Again.")) for seed in range(4)]
     local = write_split(clips, codec)
     row = {"clip_id": local.clip_ids[1], "split": "test/train", "reason": "it is heard elsewhere"}
-    write_table(tmp_path / "store" / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+    write_arrow_table(tmp_path / "store" / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
     uri = server.uri(f"bucket/{tmp_path.name}")
-    storage.copy(local.store, uri)
+    storage.upload_store(local.store, uri)
 
     split = open_split(uri, "test/train")
     assert (split.fingerprint, split.clip_ids) == (local.fingerprint, local.clip_ids)
-    np.testing.assert_array_equal(split.window(3, 50_000, 9_000), local.window(3, 50_000, 9_000))
-    left_out = excluded(uri, ["test/train"])
+    np.testing.assert_array_equal(split.read_window(3, 50_000, 9_000), local.window(3, 50_000, 9_000))
+    left_out = read_excluded_ids(uri, ["test/train"])
     assert left_out == {local.clip_ids[1]}
     batches = []
     for one, workers in ((local, 0), (split, 0), (split, 1)):

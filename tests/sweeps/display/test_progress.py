@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from data.runtime.tables import Column, Sheet, show
+from data.runtime.tables import Column, TextTable, print_table
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, estimate_time_left, load_progress
 from sweeps.spaces import Splits, demo
 
@@ -52,7 +52,7 @@ def test_without_a_terminal_each_epoch_is_a_line(make_display):
 
 def shown(sheet, width=160, **settings):
     console = Console(file=io.StringIO(), width=width, **settings)
-    show(console, sheet)
+    print_table(console, sheet)
     return console.file.getvalue()
 
 
@@ -164,11 +164,11 @@ def test_the_live_table_cuts_nothing_off_in_80_columns(ledger):
 
 
 def test_into_a_file_a_row_is_a_plain_line_with_tabs():
-    columns = [Column("trial", is_figure=False), Column("epoch"), Column("state", is_figure=False)]
-    text = shown(Sheet("Trials", columns, [(LONGEST, "1", "running"), ("short", "12", "")]), width=20)
+    columns = [Column("trial", is_numeric=False), Column("epoch"), Column("state", is_numeric=False)]
+    text = shown(TextTable("Trials", columns, [(LONGEST, "1", "running"), ("short", "12", "")]), width=20)
     assert text == f"Trials\ntrial\tepoch\tstate\n{LONGEST}\t1\trunning\nshort\t12\t\n"
 
 
 def test_without_rows_there_is_a_title_alone():
-    assert shown(Sheet("Trials", [Column("trial")], []), force_terminal=True, color_system=None) == "Trials\n"
-    assert shown(Sheet("Trials", [Column("trial")], [])) == "Trials\n"
+    assert shown(TextTable("Trials", [Column("trial")], []), force_terminal=True, color_system=None) == "Trials\n"
+    assert shown(TextTable("Trials", [Column("trial")], [])) == "Trials\n"

@@ -10,7 +10,7 @@ from data.leakage.exclusions import EXCLUSIONS_FILE
 from data.schema import EXCLUSIONS
 from data.splits import Splits
 from data.store import shard_writer, split_writer
-from data.store.files import write_table
+from data.store.files import write_arrow_table
 from data.store.storage import Store
 from data.store.stored_split import open_split
 from sweeps import spaces
@@ -33,7 +33,7 @@ def write_store(folder):
     """7 clips of 12 s, five captions each."""
     for split in synthetic.read(None, config=synthetic.Config(7, 1, 1, 12.0, 12.0)):
         place = folder / split.corpus / split.name
-        name = shard_writer.shard_name(0, split.clips, "pcm16")
+        name = shard_writer.build_shard_name(0, split.clips, "pcm16")
         shard = shard_writer.write_shard(place / name, split.corpus, split.name, split.clips, "pcm16")
         split_writer.write_paraphrases(place, split.paraphrases)
         split_writer.write_split(place, split, "pcm16", [shard])
@@ -84,7 +84,7 @@ def test_what_makes_a_training_longer_costs_more(store, trial):
 def test_what_is_excluded_costs_nothing(trial, tmp_path):
     whole, part = write_store(tmp_path / "whole"), write_store(tmp_path / "part")
     row = {"clip_id": open_split(part, SPLITS.train).clip_ids[0], "split": SPLITS.train, "reason": "heard elsewhere"}
-    write_table(part / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
+    write_arrow_table(part / EXCLUSIONS_FILE, pa.Table.from_pylist([row], schema=EXCLUSIONS))
     frozen = replace(trial, frozen_text=True)
     assert count_epoch_work(Store.of(part), trial.train, 10.0, 30.0, 64).pairs == 30
     assert estimate_seconds(frozen, part) == pytest.approx(estimate_seconds(frozen, whole) * 6 / 7, rel=0.02)
@@ -119,7 +119,7 @@ def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, tria
     assert first == (trial.name, "pretraining", "for 3", "finished", cost, "aaaa")
     assert (second[0], second[3]) == (alone.name, "to run")
     assert all(row[1:3] == ("fine-tuning", "shared with 2") for row in rest)
-    assert max(map(len, sheet.lines(80))) <= 80
+    assert max(map(len, sheet.format_for_width(80))) <= 80
     every = [trial, alone, *tuned]
     left, total = (sum(estimate_seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
     text = describe_estimate(stages, {"aaaa"}, store, weak)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from data.errors import UserError
-from data.loading.batch import MASK_DRAWS
+from data.loading.batch import NUM_MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig, cnn
@@ -130,7 +130,7 @@ def initial(config: Any, captions: list[str] | None = None) -> Any:
 
 @torch.no_grad()
 def embed_audio(encoder: Any, segments: Tensor, seed: int = 0) -> Tensor:
-    draws = torch.full((len(segments), MASK_DRAWS), 0.5)
+    draws = torch.full((len(segments), NUM_MASK_DRAWS), 0.5)
     return encoder(segments, draws, torch.Generator().manual_seed(seed))
 
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data.errors import UserError
-from data.loading.batch import MASK_DRAWS
+from data.loading.batch import NUM_MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders.audio import cnn, cnn14, passt
@@ -44,7 +44,7 @@ def test_an_audio_encoders_operations_are_those_that_torch_counts_in_training(co
     family = encoders.module_of_config(config)
     encoder = load_network_module(config).build(config).train()
     segments = torch.randn(1, round(config.segment_s * SAMPLE_RATE_HZ))
-    inputs = (segments, torch.rand(1, MASK_DRAWS), torch.Generator().manual_seed(0))
+    inputs = (segments, torch.rand(1, NUM_MASK_DRAWS), torch.Generator().manual_seed(0))
     front_end = 0 if hasattr(encoder, "front_end") else 2 * encoder.bank.numel() * (segments.shape[1] // 320 + 1)
     assert family.flops(config) == pytest.approx(counted(encoder, *inputs) - front_end, rel=0.01)
 

@@ -17,7 +17,7 @@ from hear21passt.models import passt as theirs
 from torch import Tensor
 
 from data.errors import UserError
-from data.loading.batch import MASK_DRAWS, Batch
+from data.loading.batch import NUM_MASK_DRAWS, Batch
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
 from trainables.encoders import published
@@ -321,7 +321,7 @@ def test_a_pair_of_the_papers_encoders_builds_takes_a_step_and_embeds(audio, tex
     )
     network = dual_encoder.build(trial, CAPTIONS, weights).train()
     segments = 0.1 * torch.randn(3, round(trial.audio.segment_s * SAMPLE_RATE_HZ))
-    batch = Batch(segments, torch.tensor([1, 2]), torch.rand(3, MASK_DRAWS), CAPTIONS, torch.arange(2))
+    batch = Batch(segments, torch.tensor([1, 2]), torch.rand(3, NUM_MASK_DRAWS), CAPTIONS, torch.arange(2))
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-4, foreach=False)  # without copies of all parameters
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from data.loading.batch import MASK_DRAWS, Batch
+from data.loading.batch import NUM_MASK_DRAWS, Batch
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
 from trainables.networks import dual_encoder
@@ -24,7 +24,7 @@ def batch(config) -> Batch:
     """Clips of one, two and one segments."""
     generator = torch.Generator().manual_seed(0)
     segments = 0.1 * torch.randn(4, round(config.segment_s * 32_000), generator=generator)
-    draws = torch.rand(4, MASK_DRAWS, generator=generator)
+    draws = torch.rand(4, NUM_MASK_DRAWS, generator=generator)
     return Batch(segments, torch.tensor([1, 2, 1]), draws, CAPTIONS, torch.arange(3))
 
 

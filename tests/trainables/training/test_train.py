@@ -18,7 +18,7 @@ from data.loading.pairs import ClipCaptionDataset
 from data.loading.sampler import order_epoch
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import open_split
-from data.waveform import SHORTEST_LAST_SEGMENT_S
+from data.waveform import MIN_LAST_SEGMENT_S
 from trainables import trial as trials
 from trainables.encoders.audio import cnn14
 from trainables.networks import dual_encoder
@@ -386,7 +386,7 @@ def test_fine_tuning_starts_from_the_pretrained_weights_and_vocabulary(run, long
 def test_without_a_pretraining_training_starts_from_the_seeds_weights(trial, store, tmp_path):
     still = Run(replace(trial, schedule=STILL), store, tmp_path)
     pairs = ClipCaptionDataset([open_split(store, name) for name in trial.train], 2.0, 4.0, 0.0, trial.seed)
-    captions = [normalise(caption) for caption in pairs.captions()]
+    captions = [normalise(caption) for caption in pairs.iter_captions()]
     assert equal(still.network.state_dict(), dual_encoder.build(trial, captions).state_dict())
 
 
@@ -407,7 +407,7 @@ def test_training_under_bfloat16_learns_and_keeps_float32_weights(trial, store, 
 def test_each_clips_embedding_is_the_mean_over_its_own_segments(trial, store):
     """In a batch of clips with different numbers of segments: the longer half has a fourth one."""
     split = open_split(store, "synthetic/development")
-    segment_s = (np.median(split.num_samples) / SAMPLE_RATE_HZ - SHORTEST_LAST_SEGMENT_S) / 3
+    segment_s = (np.median(split.num_samples) / SAMPLE_RATE_HZ - MIN_LAST_SEGMENT_S) / 3
     pairs = ClipCaptionDataset([split], segment_s, 30.0, 0.0, 0)
     network = dual_encoder.build(trial, ["a"]).eval()
     batch = next(load_epoch(pairs, 0, order_epoch(pairs, 0, 30)))

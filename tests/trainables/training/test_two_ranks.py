@@ -93,7 +93,7 @@ def write_gradients(
     pairs = ClipCaptionDataset(
         splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed
     )
-    network = dual_encoder.build(trial, [normalise(caption) for caption in pairs.captions()]).train()
+    network = dual_encoder.build(trial, [normalise(caption) for caption in pairs.iter_captions()]).train()
     batches = order_epoch(pairs, 0, trial.batch_size)
     batch = next(load_epoch(pairs, 0, batches, rank, world_size))
     counts = [len(share) for share in split_among_ranks(pairs, batches[0], world_size)]
