@@ -308,7 +308,7 @@ def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, 
             todo += 1
             asked, answer = estimate_tokens(request, answered)
             input_tokens, output_tokens = input_tokens + asked, output_tokens + answer
-    num_captions = sum(1 for _ in captions.iterate_requests())
+    num_captions = sum(1 for _ in captions.iter_requests())
     basis = "as they were on average so far" if answered.tokens.answers else "estimated: four characters each"
     lines = [
         f"{captions.split.name}: {num_captions:,} captions, {requests:,} different requests to {captions.model}",

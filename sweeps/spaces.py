@@ -208,7 +208,7 @@ def check_trials(trials: object) -> list[Trial]:
                 f"entries {first} and {number} of the space are the same trial, {trial.name}: leave one out"
             )
     first_trial = trials[0]
-    for trial in (part for own in trials for part in iterate_stages(own)):
+    for trial in (part for own in trials for part in iter_stages(own)):
         for role in ("validation", "test"):
             split, other = getattr(first_trial, role), getattr(trial, role)
             if split != other:
@@ -222,11 +222,11 @@ def check_trials(trials: object) -> list[Trial]:
     return list(trials)
 
 
-def iterate_stages(trial: Trial) -> Iterator[Trial]:
+def iter_stages(trial: Trial) -> Iterator[Trial]:
     """Yield a trial, its pretraining, and so on."""
     yield trial
     if trial.pretraining:
-        yield from iterate_stages(trial.pretraining)
+        yield from iter_stages(trial.pretraining)
 
 
 def list_spaces() -> dict[str, Space]:

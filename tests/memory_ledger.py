@@ -33,14 +33,14 @@ class MemoryLedger(Ledger):
         """Keep a trial's embeddings of a split."""
         self.kept[run_id, file] = load_embeddings
 
-    def iterate_trials(self):
+    def iter_trials(self):
         return reversed(list(self.trials.values()))
 
-    def iterate_running_trials(self):
-        return (run for run in self.iterate_trials() if run.status == "RUNNING")
+    def iter_running_trials(self):
+        return (run for run in self.iter_trials() if run.status == "RUNNING")
 
     def find_trial(self, signature):
-        found = [run for run in self.iterate_trials() if run.signature == signature]
+        found = [run for run in self.iter_trials() if run.signature == signature]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
     def find_signature(self, run_id):
@@ -105,7 +105,7 @@ class MemoryLedger(Ledger):
     def list_sweep_names(self):
         return list(self.sweeps)[::-1]
 
-    def iterate_events(self, kind, test_fingerprint=None):
+    def iter_events(self, kind, test_fingerprint=None):
         found = [run for run in reversed(self.recorded.values()) if self.kinds[run.run_id] == kind]
         return (run for run in found if test_fingerprint in (None, run.test_fingerprint))
 

@@ -48,7 +48,7 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
     Published weights are those of the directory `weights`, or without one those that would be downloaded. Raises
     UserError for a split or paraphrases that the store lacks, and for weights that can't be found.
     """
-    all_trials = list(dict.fromkeys(stage for trial in trials for stage in iterate_stages(trial)))
+    all_trials = list(dict.fromkeys(stage for trial in trials for stage in iter_stages(trial)))
     names = dict.fromkeys(name for trial in all_trials for name in (*trial.train, trial.validation, trial.test))
     splits = {name: open_split(store, name) for name in names}
     paraphrased = dict.fromkeys(
@@ -65,11 +65,11 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
     )
 
 
-def iterate_stages(trial: Trial) -> Iterator[Trial]:
+def iter_stages(trial: Trial) -> Iterator[Trial]:
     """Yield a trial, its pretraining, and so on."""
     yield trial
     if trial.pretraining:
-        yield from iterate_stages(trial.pretraining)
+        yield from iter_stages(trial.pretraining)
 
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:

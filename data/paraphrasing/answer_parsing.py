@@ -143,20 +143,20 @@ def extract_json_strings(text: str) -> list[str] | None:
     with contextlib.suppress(ValueError):
         value = parse_json(text)
         if isinstance(value, list | dict):
-            return list(iterate_strings(value)) or None
+            return list(iter_strings(value)) or None
     return None
 
 
-def iterate_strings(value: Any) -> Iterator[str]:
+def iter_strings(value: Any) -> Iterator[str]:
     """Yield the strings of a JSON value in order, without the names of its fields."""
     match value:
         case str():
             yield value
         case list():
             for entry in value:
-                yield from iterate_strings(entry)
+                yield from iter_strings(entry)
         case dict():
-            yield from iterate_strings(list(value.values()))
+            yield from iter_strings(list(value.values()))
 
 
 def join_numbered_lines(lines: Sequence[str]) -> list[str]:

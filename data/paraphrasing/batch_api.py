@@ -112,11 +112,11 @@ class BatchRun:
             await self.client.close()
 
     async def _all(self) -> None:
-        iterate_files = await self.list_uncollected()
-        while not iterate_files or any([await self.collect(*ids) for ids in iterate_files]):
+        iter_files = await self.list_uncollected()
+        while not iter_files or any([await self.collect(*ids) for ids in iter_files]):
             self.stopped = ""
-            iterate_files = [await self.submit(Path(file)) for file in self.iterate_files()]
-            if not iterate_files:
+            iter_files = [await self.submit(Path(file)) for file in self.iter_files()]
+            if not iter_files:
                 return
         self.stopped = self.stopped or "no request of the last batch was answered"
 
@@ -189,7 +189,7 @@ class BatchRun:
                 pauses += 1
                 await asyncio.sleep(self.poll_s if wait_s is None else wait_s)
 
-    def iterate_requests(self) -> Iterator[Request]:
+    def iter_requests(self) -> Iterator[Request]:
         """Yield the requests that aren't done, as far as the budget allows."""
         planned = 0.0
         for request in self.captions.distinct_requests():
@@ -201,16 +201,16 @@ class BatchRun:
                 return
             yield request
 
-    def iterate_files(self) -> Iterator[str]:
+    def iter_files(self) -> Iterator[str]:
         """Yield files of requests, one per batch; each is removed when the next is requested."""
-        iterate_requests = self.iterate_requests()
-        request = next(iterate_requests, None)
+        iter_requests = self.iter_requests()
+        request = next(iter_requests, None)
         while request:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
                 for _ in range(self.batch_size):
                     line = {"custom_id": request.compute_key, "method": "POST", "url": ENDPOINT, "body": request.body}
                     file.write(json.dumps(line) + "\n")
-                    request = next(iterate_requests, None)
+                    request = next(iter_requests, None)
                     if request is None or file.tell() > MAX_BYTES:
                         break
                 file.flush()

@@ -104,7 +104,7 @@ class ParaphraseJob:
         """Path of the journal of answers."""
         return journal_path(self.split)
 
-    def iterate_requests(self) -> Iterator[tuple[str, Request]]:
+    def iter_requests(self) -> Iterator[tuple[str, Request]]:
         """Yield each clip's id with the request about each of its captions, in the order of the shards, without reading
         audio.
         """
@@ -118,7 +118,7 @@ class ParaphraseJob:
     def distinct_requests(self) -> Iterator[Request]:
         """Return every request once."""
         seen = set()
-        for _, request in self.iterate_requests():
+        for _, request in self.iter_requests():
             if (key := bytes.fromhex(request.compute_key)) not in seen:
                 seen.add(key)
                 yield request

@@ -44,7 +44,7 @@ def filter_paraphrases(
     captions: ParaphraseJob, answered: AnswerLog, attempts: int, outcome: ParaphraseOutcome
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
     """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
-    for clip_id, request in captions.iterate_requests():
+    for clip_id, request in captions.iter_requests():
         found = answered.read_lines(request)
         variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in found])
         used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
@@ -133,13 +133,13 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
     if answered.tokens.answers and captions.instruction == instruction:
         rows: Iterator[ReviewRow] = (row for row, _ in filter_paraphrases(captions, answered, 1, ParaphraseOutcome()))
     else:
-        rows = iterate_table_rows(captions, split.read_paraphrases())
+        rows = iter_table_rows(captions, split.read_paraphrases())
     write_page(path, split.name, model, instruction, rows)
 
 
-def iterate_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
+def iter_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
     """Yield each caption with its paraphrases in the table."""
-    for clip_id, request in captions.iterate_requests():
+    for clip_id, request in captions.iter_requests():
         found = table.get((clip_id, hash_caption(request.caption)), [])
         variants = tuple(answer_parsing.check_sentences(request.caption, found))
         problem = "" if found else "no paraphrases"

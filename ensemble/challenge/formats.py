@@ -99,7 +99,7 @@ def rank_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
     return np.argsort(-scores_QF, axis=1, kind="stable")[:, :number]
 
 
-def iterate_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
+def iter_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
     """Yield the rows of 2023's output, with the header."""
     files = evaluation.files
     yield ["caption", *(f"fname_{rank}" for rank in range(1, NUM_RANKED + 1))]
@@ -107,7 +107,7 @@ def iterate_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterato
         yield [query, *(files[column] for column in columns)]
 
 
-def iterate_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
+def iter_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
     """Yield the rows of 2025's output, with the header; numbers have all digits, so that their order is preserved."""
     yield ["index", *evaluation.files]
     for query, scores in zip(evaluation.queries, scores_QF.tolist(), strict=True):
@@ -146,12 +146,12 @@ class Challenge:
 CHALLENGES = {
     "dcase2023": Challenge(
         "task6b",
-        iterate_ranked_rows,
+        iter_ranked_rows,
         NUM_RANKED,
         "_submission_{number}_output.csv",
         "_submission_{number}_metadata.yaml",
     ),
-    "dcase2025": Challenge("task6", iterate_score_rows, 1, "_{number}.output.csv", "_{number}.meta.yaml"),
+    "dcase2025": Challenge("task6", iter_score_rows, 1, "_{number}.output.csv", "_{number}.meta.yaml"),
 }
 
 

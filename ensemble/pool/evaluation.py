@@ -43,7 +43,7 @@ def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -
 def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.int64]:
     """Return the rank of each pair's clip in an ensemble [P]."""
     ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
-    for first, last, own_P, part in iterate_blocks(pool):
+    for first, last, own_P, part in iter_blocks(pool):
         ranks_P[own_P] = retrieval.compute_ranks(fuse_block(pool, weights, first, last), part)
     return ranks_P
 
@@ -51,7 +51,7 @@ def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.i
 def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArray[np.int64]:
     """Return the rank of each pair's clip after each step of an ensemble that grows by one candidate per step [S, P]."""
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
-    for first, last, own_P, part in iterate_blocks(pool):
+    for first, last, own_P, part in iter_blocks(pool):
         scores = {model: read_finite_scores(pool, model, first, last) for model in set(history)}
         fused_QA = np.zeros((last - first, pool.num_clips))
         for step, model in enumerate(history):
@@ -60,7 +60,7 @@ def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArra
     return ranks_SP
 
 
-def iterate_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
+def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
     """Yield blocks of queries: the first and last query, their pairs, and their relevance."""
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):

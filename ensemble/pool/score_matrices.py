@@ -69,7 +69,7 @@ class ScoreMatrices:
         """Number of queries, Q."""
         return self.relevance.num_queries
 
-    def iterate_blocks(self) -> Iterator[Block]:
+    def iter_blocks(self) -> Iterator[Block]:
         """Yield all queries in order, in blocks."""
         if self.arrays:
             yield Block(0, self.num_queries, self.arrays)

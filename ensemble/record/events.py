@@ -12,7 +12,7 @@ SETTINGS = ("metric", "method", "direction", "pool")
 
 def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
     """Return the number of selections and evaluations that have computed metrics on this test split."""
-    return sum(1 for kind in KINDS for _ in ledger.iterate_events(kind, fingerprint))
+    return sum(1 for kind in KINDS for _ in ledger.iter_events(kind, fingerprint))
 
 
 def log_event(
@@ -22,7 +22,7 @@ def log_event(
     test = ensemble.test.fingerprint if ensemble.test else ""
     members = ",".join(member.signature or member.name for member in ensemble.members)
     settings = {key: str(getattr(ensemble, key)) for key in SETTINGS} | {"fusion": FUSION_LABELS[ensemble.fusion]}
-    event = Event(kind, name, members, test, sweep_run_id, settings, list(iterate_metrics(ensemble)), files)
+    event = Event(kind, name, members, test, sweep_run_id, settings, list(iter_metrics(ensemble)), files)
     return log_and_count(ledger, event)
 
 
@@ -33,19 +33,19 @@ def log_and_count(ledger: Ledger, event: Event) -> int:
     return earlier
 
 
-def iterate_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
+def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
     """Yield the numbers of an ensemble as MLflow metrics: name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
         if found := ensemble.metrics_on(split):
             for system, estimates in found.systems.items():
                 yield from ((f"{split}_{system}_{name}", one.value, 0) for name, one in estimates.items())
-        yield from iterate_steps(f"size_{split}", [point.value for point in ensemble.sizes.get(split, ())])
-    yield from iterate_steps("trajectory", [step.value for step in ensemble.trajectory])
+        yield from iter_steps(f"size_{split}", [point.value for point in ensemble.sizes.get(split, ())])
+    yield from iter_steps("trajectory", [step.value for step in ensemble.trajectory])
     for key in ("weight", "alone", "without", "shapley"):
-        yield from iterate_steps(f"member_{key}", [getattr(member, key) for member in ensemble.members])
+        yield from iter_steps(f"member_{key}", [getattr(member, key) for member in ensemble.members])
     for key in ("cost", "value"):
-        yield from iterate_steps(f"front_{key}", [getattr(point, key) for point in ensemble.front])
+        yield from iter_steps(f"front_{key}", [getattr(point, key) for point in ensemble.front])
     if nested := ensemble.nested:
         yield "nested_ensemble", nested.ensemble.value, 0
         yield "nested_best_single", nested.best_single.value, 0
@@ -59,7 +59,7 @@ def iterate_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
             yield f"method_{name}_test", method.test[metric].value, 0
 
 
-def iterate_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
+def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
     """Yield the known values as steps of one metric, from 1."""
     for step, value in enumerate(values, start=1):
         if value is not None:

@@ -50,7 +50,7 @@ def load_ensemble_rows(
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
     found: dict[tuple[Any, ...], EnsembleRow] = {}
     problems = []
-    for run in iterate_ensemble_runs(ledger, sweeps):
+    for run in iter_ensemble_runs(ledger, sweeps):
         name = f"{run.name} ({run.run_id[:8]})"
         try:
             ensemble = read_ensemble(ledger.load_event_file(run, "ensemble.json"))
@@ -75,10 +75,10 @@ def load_ensemble_rows(
     return list(found.values()), problems
 
 
-def iterate_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
+def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
     """Return the events of the ensembles selected from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
-    return (run for run in ledger.iterate_events("ensemble") if run.sweep_run_id in parents)
+    return (run for run in ledger.iter_events("ensemble") if run.sweep_run_id in parents)
 
 
 def evaluate_ensemble(

@@ -208,7 +208,7 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
 
     chunks: list[Chunk] = []
     with ThreadPoolExecutor(threads) as workers:
-        for block in pool.iterate_blocks():
+        for block in pool.iter_blocks():
             edges = np.linspace(block.first_query, block.last_query, 4 * threads + 1).astype(int)
             parts = workers.map(lambda first, last, block=block: work(block, first, last), edges[:-1], edges[1:])
             chunks += [chunk for part in parts for chunk in part]

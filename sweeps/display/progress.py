@@ -159,7 +159,7 @@ class SweepDisplay:
     def poll(self) -> None:
         """Read the metrics of running trials from MLflow every few seconds."""
         while not self.ended.wait(ASK_EVERY_S):
-            for run in self.ledger.iterate_running_trials():
+            for run in self.ledger.iter_running_trials():
                 line = self.lines.get(run.signature)
                 if line and line.state == "running":
                     line.update(run.metrics)

@@ -81,7 +81,7 @@ def in_a_sweep(store: str, corpus: str, path: Path, folder: Path) -> list[float]
     subprocess.run([sys.executable, "sweeps/grid.py", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     ledger = open_ledger(folder / "runs")
     seconds = []
-    for trial in ledger.iterate_trials():
+    for trial in ledger.iter_trials():
         parts = [
             {entry.step: entry.value for entry in ledger.client.get_metric_history(trial.run_id, name)}
             for name in ("training_s", "validation_s")

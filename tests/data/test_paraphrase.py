@@ -863,7 +863,7 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
     captions = ParaphraseJob(split, "x", 5)
     rows = [
         {"clip_id": clip_id, "caption_hash": hash_caption(request.caption), "variants": ["a b"], "model": "grammar"}
-        for clip_id, request in captions.iterate_requests()
+        for clip_id, request in captions.iter_requests()
     ]
     table = pa.Table.from_pylist(rows)
     with (

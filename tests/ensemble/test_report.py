@@ -265,12 +265,12 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
 def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1])
     assert "came before" not in make(tmp_path / "a", "--no-test")
-    assert not list(ledger.iterate_events("evaluation"))
+    assert not list(ledger.iter_events("evaluation"))
     for earlier in (0, 1):
         out = make(tmp_path / "a")
         assert f"Evaluations on made/test that came before this one: {earlier}" in out
         assert "No ensemble was chosen from these trials" in out
-    newest, *_ = ledger.iterate_events("evaluation")
+    newest, *_ = ledger.iter_events("evaluation")
     assert newest.test_fingerprint == sweep.split.fingerprint
     kept = {file.path for file in ledger.client.list_artifacts(newest.run_id)}
     assert kept == {"report.csv", "report.md", "report.tex", "report.html"}
@@ -285,7 +285,7 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, mak
     sweep.choose({"f" * 16: 1.0}, tmp_path)
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path, direction="a2t")
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
-    newest = next(ledger.iterate_events("ensemble"))
+    newest = next(ledger.iter_events("ensemble"))
     (Path(newest.artifacts.removeprefix("file://")) / "ensemble.json").unlink()
     sweep.file(sweep.signatures[3], "embeddings/test.arrow").unlink()
     sweep.file(sweep.signatures[1], checkpoint.TRIAL_FILE).unlink()
@@ -312,7 +312,7 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
         sweep.file(signature, "embeddings/test.arrow").unlink()
     refused = make(tmp_path, status=2)
     assert re.search("no trial of made has figures of test: its embeddings .*; --no-test reports on", refused)
-    assert not list(ledger.iterate_events("evaluation"))
+    assert not list(ledger.iter_events("evaluation"))
     make(tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
     for signature in sweep.signatures:
@@ -353,7 +353,7 @@ def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, make, t
     (tmp_path / "file").write_text("")
     assert re.search("--out .*file: .*name a folder", make(tmp_path / "file", status=2))
     assert "no sweep is named 'other'; known: made" in make(tmp_path, "--sweep", "other", status=2)
-    assert not list(ledger.iterate_events("evaluation"))
+    assert not list(ledger.iter_events("evaluation"))
 
 
 def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_path):

@@ -92,13 +92,13 @@ def test_the_lead_on_test_is_told(selected):
 
 def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_command):
     runs, _, ensemble = selected
-    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).iterate_events(kind)]
+    seen = [run for kind in ("ensemble", "evaluation") for run in open_ledger(runs).iter_events(kind)]
     before = sum(run.test_fingerprint == ensemble.test.fingerprint for run in seen)
     again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
     assert f"came before this one: {before}" in again.stdout
-    newest = next(iter(open_ledger(runs).iterate_events("ensemble")))
+    newest = next(iter(open_ledger(runs).iter_events("ensemble")))
     assert open_ledger(runs).client.get_run(newest.run_id).info.status == "FINISHED"
     assert newest.settings["metric"] == "mrr"
     written = read_ensemble(runs / "out" / "ensemble.json")
@@ -224,7 +224,7 @@ def test_an_ensemble_is_evaluated_again(selected, call_command):
 def test_only_trials_with_some_settings(selected, call_command, tmp_path):
     runs = selected[0]
     ledger = open_ledger(runs)
-    seeds = sorted({run.settings["seed"] for run in ledger.iterate_trials()})
+    seeds = sorted({run.settings["seed"] for run in ledger.iter_trials()})
     words = ("ensemble/select.py", "--runs", runs, "--sweep", "first", "--no-test", "--out", tmp_path, "--folds", 0)
     done = call_command(*words, "--filter", f"seed={seeds[0]}")
     assert done.returncode == 0, done.stderr

@@ -249,7 +249,7 @@ def test_scores_are_fused_as_the_ensemble_was_chosen_by(name, fuse, entered, sub
 def test_equal_scores_are_ranked_by_file_name():
     evaluation = formats.EvaluationSet("a/b", ["q"], [f"{letter}.wav" for letter in "lkjihgfedcba"], {})
     scores_QF = formats.extend_to_all_files(np.array([[0.0] * 10 + [1.0, 0.0]]), evaluation)
-    _, (_, *names) = formats.iterate_ranked_rows(scores_QF, evaluation)
+    _, (_, *names) = formats.iter_ranked_rows(scores_QF, evaluation)
     assert names == ["b.wav", "a.wav", *(f"{letter}.wav" for letter in "cdefghij")]
 
 

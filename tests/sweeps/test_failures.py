@@ -89,7 +89,7 @@ def results(runs, tracking_uri=None):
     """Of each trial, by signature, what it logged under each epoch and its model."""
     ledger = open_ledger(runs, tracking_uri)
     found = {}
-    for run in ledger.iterate_trials():
+    for run in ledger.iter_trials():
         signature = run.signature
         assert signature not in found, "a trial has two runs"
         assert run.status == "FINISHED"
@@ -225,7 +225,7 @@ def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path)
         ended(process)
     assert_same(tmp_path, undisturbed)
     ledger = open_ledger(tmp_path)
-    for run in ledger.iterate_trials():
+    for run in ledger.iter_trials():
         logged = ledger.client.get_metric_history(run.run_id, "map10")
         assert [entry.step for entry in logged] == list(range(1, int(run.settings["schedule.epochs"]) + 1))
 
@@ -255,9 +255,9 @@ def test_what_asha_stops_is_not_finished_and_goes_on_without_it(sweep, nodes, tm
     ).communicate(timeout=600)
     assert process.returncode == 1, printed
     ledger = open_ledger(tmp_path)
-    status = {run.name: run.status for run in ledger.iterate_trials()}
+    status = {run.name: run.status for run in ledger.iter_trials()}
     assert sorted(status.values()) == ["FINISHED", "FINISHED", "KILLED"], printed
-    (stopped,) = [run for run in ledger.iterate_trials() if run.status == "KILLED"]
+    (stopped,) = [run for run in ledger.iter_trials() if run.status == "KILLED"]
     assert stopped.settings["schedule.peak_rate"] == "1.0"
     epochs = max(entry.step for entry in ledger.client.get_metric_history(stopped.run_id, "map10"))
     ended(sweep(tmp_path, *words, space="hopeless", address=nodes.address))

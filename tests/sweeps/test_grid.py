@@ -45,7 +45,7 @@ def test_nothing_of_ray_or_hear21passt_reaches_the_console(swept):
 
 def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
     ledger = open_ledger(swept[0])
-    trials = list(ledger.iterate_trials())
+    trials = list(ledger.iter_trials())
     assert [run.status for run in trials] == ["FINISHED"] * 3
     assert sorted(run.pretraining is None for run in trials) == [False, False, True]
     assert {run.signature for run in trials} == set(ledger.find_sweep("first").signatures)
@@ -57,7 +57,7 @@ def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
 
 def test_a_trials_artifacts_hold_its_config_and_its_embeddings_of_both_splits(swept):
     ledger = open_ledger(swept[0])
-    for run in ledger.iterate_trials():
+    for run in ledger.iter_trials():
         for file, split in (("validation.arrow", "folder/validation"), ("test.arrow", "folder/test")):
             embeddings = ledger.load_embeddings(run, file)
             assert embeddings.signature == run.signature
@@ -75,7 +75,7 @@ def test_a_finished_trial_is_not_run_again_by_another_sweep(own_runs, call_comma
     assert "0 of them are still to be run" in again.stdout
     assert "started" not in again.stdout
     ledger = open_ledger(runs)
-    assert len(list(ledger.iterate_trials())) == 3
+    assert len(list(ledger.iter_trials())) == 3
     assert ledger.find_sweep("second").signatures == ledger.find_sweep("first").signatures
 
 
@@ -85,13 +85,13 @@ def test_ctrl_c_stops_it_and_the_command_that_it_names_goes_on(cluster, space_fi
     words += ["--store", str(tone_store), "--runs", str(tmp_path / "runs"), "--name", "long"]
     first = epochs_until_interrupted([sys.executable, "sweeps/grid.py", *words])
     ledger = open_ledger(tmp_path / "runs")
-    (run,) = ledger.iterate_trials()
+    (run,) = ledger.iter_trials()
     assert run.status == "KILLED"
     logged = ledger.client.get_metric_history(run.run_id, "map10")[-1].step
     second = epochs_until_interrupted([sys.executable, *first["named command"][1:]], RAY_ADDRESS=cluster)
     assert second["epochs"][0] > 1
     assert second["epochs"][0] <= logged + 1
-    assert len(list(ledger.iterate_trials())) == 1
+    assert len(list(ledger.iter_trials())) == 1
 
 
 def epochs_until_interrupted(command, **environment):
@@ -185,7 +185,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(call_command, tone_st
     assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
     assert "GPU hours are still to be run" in done.stdout
     assert "Estimated on " in done.stdout
-    assert not list(open_ledger(tmp_path).iterate_trials())
+    assert not list(open_ledger(tmp_path).iter_trials())
 
 
 def test_status_says_how_far_a_sweep_is_from_another_shell(swept, call_command):

@@ -75,7 +75,7 @@ def test_it_says_what_it_does_and_what_came_of_it(pretrained):
 
 
 def test_mlflow_has_what_steps_took(pretrained):
-    (run,) = open_ledger(pretrained[0]).iterate_trials()
+    (run,) = open_ledger(pretrained[0]).iter_trials()
     assert run.status == "FINISHED"
     step = {name: value for name, value in run.metrics.items() if name.startswith("step/")}
     assert set(step) == {
@@ -118,7 +118,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
     assert done.returncode == 2
     assert re.search(r"^error: the loss of step \d+ is nan: .*folder/train/train-\d+\.wav", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
-    (run,) = open_ledger(tmp_path).iterate_trials()
+    (run,) = open_ledger(tmp_path).iter_trials()
     assert run.status == "FAILED"
     (committed,) = tmp_path.glob("trials/*/committed")
     weights = load_file(committed.parent / committed.read_text() / MODEL_FILE)

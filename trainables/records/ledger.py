@@ -93,10 +93,10 @@ class Ledger(Protocol):
 
     tracking_uri: str
 
-    def iterate_trials(self) -> Iterator[TrialRun]:
+    def iter_trials(self) -> Iterator[TrialRun]:
         """Yield all trials, the newest first."""
 
-    def iterate_running_trials(self) -> Iterator[TrialRun]:
+    def iter_running_trials(self) -> Iterator[TrialRun]:
         """Yield the trials that are being trained."""
 
     def find_trial(self, signature: str) -> TrialRun | None:
@@ -157,7 +157,7 @@ class Ledger(Protocol):
     def list_sweep_names(self) -> list[str]:
         """Return the names of all sweeps, the newest first."""
 
-    def iterate_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+    def iter_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
         """Yield selections or evaluations, the newest first: all, or those on a test split."""
 
     def log_event(self, event: Event) -> None:

@@ -65,7 +65,7 @@ class MlflowLedger(Ledger):
         self.client = mlflow_log.connect(tracking_uri)
         self.experiment_id = experiment_id
 
-    def _iterate_runs(self, kind: str, condition: str = "") -> Iterator[Run]:
+    def _iter_runs(self, kind: str, condition: str = "") -> Iterator[Run]:
         """Yield all runs of a kind, newest first; `condition` is an additional filter in MLflow's language."""
         query = f"tags.kind = '{kind}'" + (f" and {condition}" if condition else "")
         token = None
@@ -96,14 +96,14 @@ class MlflowLedger(Ledger):
             code = error.error_code if isinstance(error, MlflowException) else ""
             raise MissingArtifactError(name, run_id, code) from error
 
-    def iterate_trials(self) -> Iterator[TrialRun]:
-        return map(to_trial_run, self._iterate_runs("trial"))
+    def iter_trials(self) -> Iterator[TrialRun]:
+        return map(to_trial_run, self._iter_runs("trial"))
 
-    def iterate_running_trials(self) -> Iterator[TrialRun]:
-        return map(to_trial_run, self._iterate_runs("trial", "attributes.status = 'RUNNING'"))
+    def iter_running_trials(self) -> Iterator[TrialRun]:
+        return map(to_trial_run, self._iter_runs("trial", "attributes.status = 'RUNNING'"))
 
     def find_trial(self, signature: str) -> TrialRun | None:
-        found = [to_trial_run(run) for run in self._iterate_runs("trial", f"tags.signature = '{signature}'")]
+        found = [to_trial_run(run) for run in self._iter_runs("trial", f"tags.signature = '{signature}'")]
         return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
 
     def find_signature(self, run_id: str) -> str | None:
@@ -164,7 +164,7 @@ class MlflowLedger(Ledger):
         return found
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        found = next((run for run in self._iterate_runs("sweep") if run.info.run_name == name), None)
+        found = next((run for run in self._iter_runs("sweep") if run.info.run_name == name), None)
         if found:
             run_id = str(found.info.run_id)
             self.client.update_run(run_id, status="RUNNING")
@@ -174,7 +174,7 @@ class MlflowLedger(Ledger):
         return run_id
 
     def find_sweep(self, name: str | None = None) -> Sweep:
-        sweeps = list(self._iterate_runs("sweep"))
+        sweeps = list(self._iter_runs("sweep"))
         if not sweeps:
             raise UserError(f"{self.tracking_uri} holds no sweep: run python sweeps/grid.py first")
         found = next((run for run in sweeps if name in (None, run.info.run_name)), None)
@@ -185,11 +185,11 @@ class MlflowLedger(Ledger):
         return Sweep(run_id, found.info.run_name, description["signatures"], description)
 
     def list_sweep_names(self) -> list[str]:
-        return [run.info.run_name for run in self._iterate_runs("sweep")]
+        return [run.info.run_name for run in self._iter_runs("sweep")]
 
-    def iterate_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
+    def iter_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
         condition = "" if test_fingerprint is None else f"tags.{TEST_FINGERPRINT} = '{test_fingerprint}'"
-        for run in self._iterate_runs(kind, condition):
+        for run in self._iter_runs(kind, condition):
             tags = run.data.tags
             yield EventRun(
                 str(run.info.run_id), run.info.run_name, tags.get(PARENT, ""), tags.get(TEST_FINGERPRINT, ""),

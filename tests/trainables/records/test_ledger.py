@@ -75,11 +75,11 @@ def test_a_trial_is_found_by_its_signature_once_claimed_and_counts_once_finished
     assert (run.run_id, run.name, run.signature, run.status) == (run_id, fine_tuning.name, "abc", "RUNNING")
     assert run.pretraining == "def"
     assert run.settings["schedule.epochs"] == str(fine_tuning.schedule.epochs)
-    assert [each.run_id for each in ledger.iterate_running_trials()] == [run_id]
+    assert [each.run_id for each in ledger.iter_running_trials()] == [run_id]
     assert ledger.find_finished_trial("abc") is None
     ledger.finish(run_id)
     assert ledger.find_finished_trial("abc").run_id == run_id
-    assert not list(ledger.iterate_running_trials())
+    assert not list(ledger.iter_running_trials())
     assert ledger.find_signature(run_id) == "abc"
     assert ledger.find_signature("0" * 32 + "f") is None
 
@@ -131,11 +131,11 @@ def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
     for kind, test in (("ensemble", "aaaa"), ("ensemble", ""), ("evaluation", "aaaa")):
         metrics = [("trajectory", 0.1, 0), ("trajectory", 0.2, 1)]
         ledger.log_event(Event(kind, f"{kind} {test}", "m", test, "sweep", {"metric": "map10"}, metrics, [file]))
-    assert [run.name for run in ledger.iterate_events("ensemble")] == ["ensemble ", "ensemble aaaa"]
-    (run,) = ledger.iterate_events("ensemble", "aaaa")
+    assert [run.name for run in ledger.iter_events("ensemble")] == ["ensemble ", "ensemble aaaa"]
+    (run,) = ledger.iter_events("ensemble", "aaaa")
     assert (run.sweep_run_id, run.test_fingerprint, run.settings["metric"]) == ("sweep", "aaaa", "map10")
     assert run.metrics["trajectory"] == 0.2
-    assert len(list(ledger.iterate_events("evaluation", "aaaa"))) == 1
+    assert len(list(ledger.iter_events("evaluation", "aaaa"))) == 1
     assert ledger.load_event_file(run, "ensemble.json").read_text() == "{}"
     with pytest.raises(MissingArtifactError):
         ledger.load_event_file(run, "absent.json")
