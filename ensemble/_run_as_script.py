@@ -1,7 +1,7 @@
 """Put the repository's root first on the module path of a command that is run as a script: `import _run_as_script`.
 
-A script's own folder comes first on its path, where ensemble/select.py would answer the standard library's `import
-select`. The root takes its place before anything else is imported, here and in child processes.
+The folder of a script is the first entry of its module path, where ensemble/select.py would shadow the standard
+library's `select`. The repository's root replaces it before anything else is imported, here and in child processes.
 """
 
 import os

@@ -46,14 +46,23 @@ class Options:
 
     def __post_init__(self) -> None:
         if bool(self.register) != bool(self.index):
-            raise UserError("--register and --index go together: a registered model answers with the clips of an index")
+            raise UserError("--register and --index go together: a registered model searches an index")
 
 
 def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
-    """Write the folder of an exported ensemble atomically. Raises UserError if it exists or cannot be written."""
+    """Write the folder of an exported ensemble atomically.
+
+    Args:
+        path: the ensemble.json.
+        out: the folder to write.
+        runs: the run storage with the members' models.
+
+    Raises:
+        UserError: if the folder exists, a model is missing, or the ensemble's fusion isn't the mean of scores.
+    """
     ensemble = bundle.read_mean_ensemble(path)
     if out.exists():
-        raise UserError(f"{out} is there already: name another folder, or remove it")
+        raise UserError(f"{out} already exists: give another folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         whole = Path(scratch) / "whole"
@@ -70,11 +79,11 @@ def build_readme(ensemble: Ensemble) -> str:
     """Return the README of an exported ensemble."""
     test = ensemble.test_when_selected
     lines = [
-        "# An ensemble for language-based audio retrieval",
+        "# Ensemble for language-based audio retrieval",
         "",
         f"{len(ensemble.members)} members; fusion: {FUSION_LABELS[ensemble.fusion]}.",
-        "Load it with `ensemble.serving.bundle.load(folder)`.",
-        "Search with it: `python ensemble/search.py --ensemble FOLDER`.",
+        "Load it in Python: `ensemble.serving.bundle.load_models(folder)`.",
+        "Search recordings: `python ensemble/search.py --ensemble FOLDER`.",
         "",
         "| weight | member | signature |",
         "|---|---|---|",
@@ -82,12 +91,12 @@ def build_readme(ensemble: Ensemble) -> str:
         "",
     ]
     if test:
-        before = "" if ensemble.test else ", before its members were retrained on all splits"
+        before = "" if ensemble.test else ", before the members were retrained on all splits"
         values = ", ".join(f"{name} {100 * test.systems['ensemble'][name].value:.2f}" for name in METRICS)
         lines += [f"On {test.split}{before}: {values} (%).", ""]
     lines += [
-        "Clotho's captions are for non-commercial use, AudioCaps and WavCaps for academic use; so are models that were",
-        "trained on them, unless those who hold the rights say otherwise.",
+        "Clotho's captions are licensed for non-commercial use, AudioCaps and WavCaps for academic use. The same holds",
+        "for models that were trained on them, unless the rights holders state otherwise.",
         "",
     ]
     return "\n".join(lines)
@@ -104,6 +113,7 @@ def run(options: Options) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run export.py with these command-line arguments, and return the exit status."""
     return run_command(argv, "export.py", __doc__, Command(Options, run))
 
 

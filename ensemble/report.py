@@ -58,7 +58,7 @@ class Options:
 
 
 def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str]:
-    """Return the labels of a line: of a trial, or of trials that differ in their seeds."""
+    """Return the labels of a line, for a trial or for trials that differ only in their seeds."""
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
         "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", others, seed,
@@ -66,7 +66,7 @@ def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str
 
 
 def to_percent(found: Estimates) -> dict[str, Cell]:
-    """Return metrics in percent."""
+    """Return metrics in percent, by name; empty if there are none."""
     return {
         name: Cell(100 * found[name].value, *(100 * limit for limit in found[name].interval))
         for name in paper_results.METRICS
@@ -101,7 +101,7 @@ def build_ensemble_line(one: EnsembleRow, which: Which) -> TableLine:
 
 
 def build_seeds_line(rows: Sequence[TrialRow], which: Which, others: str) -> TableLine:
-    """Return trials that differ in their seeds alone as a line: mean, minimum and maximum."""
+    """Return trials that differ only in their seeds as a line: mean, minimum and maximum."""
     values = {name: [100 * row.figures[name].value for row in rows] for name in paper_results.METRICS}
     figures = {name: Cell(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
     labels = build_labels(rows[0], format_ranges([row.number for row in rows]), others, str(len(rows)))
@@ -109,7 +109,7 @@ def build_seeds_line(rows: Sequence[TrialRow], which: Which, others: str) -> Tab
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Return sorted numbers as ranges: 1 to 3, 5."""
+    """Return sorted numbers as ranges, such as '1 to 3, 5'."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][-1] + 1:
@@ -134,7 +134,7 @@ def build_tables(
     groups = [[row for row in own if row.figures] for own in group_by_settings(rows).values()]
     over_seeds = [build_seeds_line(own, which, others[own[0].number]) for own in groups if len(own) > 1]
     if over_seeds:
-        title = f"Over seeds, in percent, on {split}: the mean, and the least and the greatest."
+        title = f"Over seeds, in percent, on {split}: mean, minimum and maximum."
         tables.append(ReportTable(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
     return tables if any(others.values()) else [remove_label_column(table, "other settings") for table in tables]
 
@@ -151,15 +151,15 @@ def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
 
 
 def list_notes(evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow]) -> list[str]:
-    """Return notes on what is missing from the table."""
-    rows = [f"No figures of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
+    """Return notes on metrics that are missing from the table."""
+    rows = [f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
     return rows + [f"The ensemble of {format_ranges(one.numbers)}: {one.missing}" for one in chosen if one.missing]
 
 
 def explain_newest(
     evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow], store: str | None
 ) -> tuple[EnsembleRow | None, list[RetrievalExample], PlayableClips]:
-    """Return the newest ensemble whose members' embeddings exist, with examples of its retrieval and their recordings."""
+    """Return the newest ensemble whose members' embeddings exist, with retrieval examples and their recordings."""
     one = next((one for one in chosen if not one.missing), None)
     source, split = evaluated.source, evaluated.split
     if one is None or source is None or split is None:
@@ -168,7 +168,7 @@ def explain_newest(
         select_member_scores(source, evaluated.places, one.members, one.ensemble), one.ensemble, split
     )
     if store is None:
-        return one, answers, PlayableClips({}, ["no store is named: --store"])
+        return one, answers, PlayableClips({}, ["no store is known: give --store"])
     try:
         return one, answers, load_excerpts(store, answers, split.split, split.fingerprint)
     except (UserError, OSError) as error:
@@ -176,17 +176,20 @@ def explain_newest(
 
 
 def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], which: Which) -> None:
-    """Raise UserError if the report cannot be written, or its recordings read, before the look at test is taken."""
+    """Raise UserError if the report cannot be written, or its recordings cannot be read.
+
+    It is called before the look at test, which a failed report would waste.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; name a folder that can be written") from error
+        raise UserError(f"--out {out}: {error.strerror}; give a folder that can be written") from error
     if store:
         open_split(store, rows[0].trial.test if which == "test" else rows[0].trial.validation)
 
 
 def run(options: Options) -> None:
-    """Write the report of sweeps."""
+    """Write the report of one or more sweeps."""
     which: Which = "validation" if options.no_test else "test"
     ledger = options.ledger.open()
     sweeps = [ledger.find_sweep(name) for name in dict.fromkeys(options.sweep or [None])]
@@ -200,7 +203,7 @@ def run(options: Options) -> None:
     if judged.source is None:
         has_others = which == "test" and trial_rows.evaluate_rows(ledger, rows, "validation").source is not None
         instead = "; --no-test reports on validation" if has_others else ""
-        raise UserError(f"no trial of {name} has figures of {which}: {judged.rows[0].missing}{instead}")
+        raise UserError(f"no trial of {name} has {which} metrics: {judged.rows[0].missing}{instead}")
     chosen, unreadable = load_ensemble_rows(ledger, sweeps, judged, which)
     notes += unreadable + list_notes(judged, chosen)
     store = options.store or sweeps[0].description.get("store")
@@ -218,13 +221,13 @@ def run(options: Options) -> None:
     earlier = log_look_at_test(ledger, sweeps, judged.rows, fingerprint, texts) if which == "test" else 0
     for table in tables:
         print_table(table)
-    for note in (*notes, *(f"Without some sound: {problem}" for problem in heard.problems)):
+    for note in (*notes, *(f"Recordings are missing: {problem}" for problem in heard.problems)):
         console.print(note)
     if not chosen:
-        console.print(f"No ensemble was chosen from these trials: python ensemble/select.py --sweep {sweeps[0].name}")
+        console.print(f"These trials have no ensemble: run python ensemble/select.py --sweep {sweeps[0].name}")
     if which == "test":
-        console.print(f"Evaluations on {split} that came before this one: {earlier}")
-    (folder / SEEDS_FILE).unlink(missing_ok=True)  # of an earlier report
+        console.print(f"Looks at {split} before this one: {earlier}")
+    (folder / SEEDS_FILE).unlink(missing_ok=True)  # left by an earlier report
     for file, text in texts.items():
         write_text(folder / file, text)
         console.print(f"Wrote {folder / file} ({format_size(folder / file)})")
@@ -266,6 +269,7 @@ def write_text(path: Path, text: str) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run report.py with these command-line arguments, and return the exit status."""
     return run_command(argv, "report.py", __doc__, Command(Options, run))
 
 

@@ -43,7 +43,7 @@ class Options:
 
 
 def read_sentences(options: Options) -> Iterable[str]:
-    """Return the sentences to search for: the argument, or the lines of standard input; none if files are only added."""
+    """Return the sentences to search for: the argument, or the lines of standard input; none if only --add is given."""
     if options.sentence is not None:
         return [options.sentence]
     return () if options.add else (line.strip() for line in sys.stdin if line.strip())
@@ -52,12 +52,12 @@ def read_sentences(options: Options) -> Iterable[str]:
 def run(options: Options) -> None:
     """Add recordings to the index, and search it."""
     if not options.ensemble.exists():
-        raise UserError(f"{options.ensemble} is absent: name an ensemble.json, or the folder of an exported ensemble")
+        raise UserError(f"{options.ensemble} doesn't exist: give an ensemble.json, or an exported ensemble's folder")
     began = time.perf_counter()
     models = bundle.load_models(options.ensemble, RunStorage.of(options.runs))
     if options.add:
         for file, reason in audio_index.update_index(options.index, options.add, models).items():
-            logger.warning("left out: %s: %s", file, reason)
+            logger.warning("skipped: %s: %s", file, reason)
     index = audio_index.open_index(options.index, models)
     took_s = time.perf_counter() - began
     logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
@@ -72,6 +72,7 @@ def run(options: Options) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run search.py with these command-line arguments, and return the exit status."""
     return run_command(argv, "search.py", __doc__, Command(Options, run))
 
 

@@ -91,10 +91,10 @@ class Options:
     def __post_init__(self) -> None:
         retrieval.find_metric(self.metric)
         if self.folds < 0 or self.folds == 1:
-            raise UserError(f"--folds {self.folds}: two or more, or 0 to do without")
+            raise UserError(f"--folds {self.folds}: give 2 or more, or 0 to skip cross-validation")
         if self.cost and (self.how.method == "all" or self.how.bags):
             raise UserError(
-                "--cost: the mean of all, and bags, know no budget; take --method greedy without bags, or exact"
+                "--cost can't be combined with --method all or --bags: use --method greedy without --bags, or exact"
             )
 
 
@@ -123,7 +123,7 @@ class ExportOptions(MemberOptions):
 
 @dataclass(frozen=True)
 class SelectionTask:
-    """Candidates with their scores on the validation split, and the config of the selection."""
+    """Candidates, their scores on the validation split, and the config of the selection."""
 
     ledger: Ledger
     sweeps: Sequence[Sweep]
@@ -158,7 +158,7 @@ def read_task(options: Options) -> SelectionTask:
     if options.pool and not options.sweep:
         ledger, sweeps = options.ledger.create(), []
         if options.filter:
-            raise UserError("--filter: files of scores have no parameters; leave it out, or name a --sweep")
+            raise UserError("--filter: files of scores have no parameters; leave it out, or give a --sweep")
     else:
         ledger = options.ledger.open()
         sweeps = [ledger.find_sweep(name) for name in options.sweep or [None]]
@@ -166,7 +166,7 @@ def read_task(options: Options) -> SelectionTask:
     files = pool.find_score_files(options.pool)
     absent = [path for candidate in files if not (path := candidate.score_file("test")).exists()]
     if absent and not options.no_test:
-        raise UserError(f"{absent[0]} is absent: add it, or choose without a look at test (--no-test)")
+        raise UserError(f"{absent[0]} doesn't exist: add it, or select without a look at test (--no-test)")
     candidates = [*trials, *files]
     validation = read_scores(candidates, "validation", ledger, options.fusion, options.direction)
     live = prune_pool(validation, candidates, options.metric)
@@ -174,20 +174,23 @@ def read_task(options: Options) -> SelectionTask:
 
 
 def print_expected_time(live: PrunedPool, rules: Sequence[SelectionConfig], folds: int, console: Console) -> None:
-    """Print, before all subsets are scored, how many there are, and how long that takes with cross-validation."""
+    """Print the number of subsets to score, and the estimated time with and without cross-validation."""
     for own in rules:
         models = live.sort_candidates()[: own.among or None]
         if own.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
             once_s = exhaustive.estimate_seconds(live, models)
             told = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
             if folds:
-                told += f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each on all queries but a fold's
+                told += (
+                    f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each fold's on the queries of the others
+                )
             console.print(told)
 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolOf, bool]:
-    """Return the function that chooses the candidates' epochs on some queries, and whether all candidates kept their
-    epochs.
+    """Return a function from a mask of queries to the pool with epochs chosen on them.
+
+    Also returned is whether that holds for all candidates: the epochs of a candidate may not have been stored.
     """
     options = task.options
     kept = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
@@ -207,7 +210,7 @@ def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolOf, bo
 
 
 def select(options: Options) -> None:
-    """Select an ensemble, explain it, and compute its test metrics once."""
+    """Select an ensemble, attribute its metric to the members, and compute its test metrics once."""
     console = Console(soft_wrap=True, highlight=False)
     task = read_task(options)
     live, rules, sweeps, runs = task.live, task.rules, task.sweeps, options.ledger.location
@@ -228,7 +231,7 @@ def select(options: Options) -> None:
     name = sweeps[0].name if sweeps else options.pool[0].resolve().name
     folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
-    with tempfile.TemporaryDirectory() as scratch:  # a look at test is logged before anybody can have had it
+    with tempfile.TemporaryDirectory() as scratch:  # the look at test is logged before any metric is shown
         written = [Path(scratch) / "ensemble.json", Path(scratch) / "ensemble.html"]
         write_ensemble(written[0], ensemble)
         write_page(written[1], ensemble)
@@ -293,7 +296,7 @@ def cross_validate(
     compared: Mapping[str, Selection],
     others: Mapping[str, SelectionConfig],
 ) -> Ensemble:
-    """Return the ensemble with the metrics of nested cross-validation, its own and those of the compared methods."""
+    """Return the ensemble with the nested cross-validation of its method and of the compared methods."""
     live_of, redoes_epochs = make_epoch_chooser(task)
     fold_Q = cross_validation.assign_folds(task.live.group_Q, task.options.folds)
 
@@ -311,7 +314,7 @@ def cross_validate(
 def look_at_test(
     ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
 ) -> Ensemble:
-    """Return the ensemble with the metrics on test: its own, the best single candidate's and all other methods'."""
+    """Return the ensemble with the metrics on test of itself, the best single candidate and all compared methods."""
     candidates, history, best = task.candidates, build.list_additions(selection), task.live.sort_candidates()[0]
     members = {model for one in (selection, *compared.values()) for model in one.members}
     looked_at = sorted({*members, *history, best})
@@ -352,7 +355,7 @@ def evaluate(options: MemberOptions) -> None:
 
 
 def export(options: ExportOptions) -> None:
-    """Write an ensemble's embeddings of a split as one index, whose dot products are the ensemble's scores.
+    """Write an index of a split by an ensemble: embeddings whose dot products are the ensemble's scores.
 
     Examples:
         python ensemble/select.py export ensemble.json --split test
@@ -361,7 +364,7 @@ def export(options: ExportOptions) -> None:
     ensemble, ledger, candidates = options.read()
     if ensemble.fusion != "mean":
         label = FUSION_LABELS[ensemble.fusion]
-        raise UserError(f"{options.ensemble}: only the mean of scores can be an index, not the {label}")
+        raise UserError(f"{options.ensemble}: an index needs the fusion by the mean of scores, not the {label}")
     weights = ensemble.weights
     shares = [weight / sum(weights) for weight in weights]
     target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"
@@ -378,6 +381,7 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run select.py with these command-line arguments, and return the exit status."""
     return run_command(argv, "select.py", __doc__, Command(Options, select), COMMANDS)
 
 

@@ -39,7 +39,7 @@ from trainables.records.mlflow_ledger import LedgerOptions
 logger = logging.getLogger("chorale.submission")
 
 DEFAULT_SPLIT = "clotho/challenge"
-"""Evaluation set of both years: the predictions of 2025's baseline are for retrieval_audio and its captions, too."""
+"""Evaluation set of both years: 2025's baseline also predicts scores of retrieval_audio and its captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Options(EvaluationOptions):
         number = len(self.ensemble)
         if number > MOST_SYSTEMS:
             more = ", ".join(map(str, self.ensemble[MOST_SYSTEMS:]))
-            raise UserError(f"{number} systems: at most {MOST_SYSTEMS} may be submitted; leave out {more}")
+            raise UserError(f"{number} systems: at most {MOST_SYSTEMS} can be submitted; leave out {more}")
         for name, values in (("name", self.told.name), ("abbreviation", self.told.abbreviation)):
             if values and len(values) != number:
                 raise UserError(f"{flag(name)}: give one for each system, {number}, not {len(values)}")
@@ -97,7 +97,7 @@ def write_submission(
     options: Options, format_name: str, evaluation: EvaluationSet, systems: Sequence[System], scores: Sequence[Scores],
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
-    """Write the submission: each system's output and metadata, and all of them in one zip."""
+    """Write each system's output and metadata, and one zip with all of them; return the path of the zip."""
     challenge = formats.find_challenge(format_name)
     prefix = choose_label(options.told.label, authors)
     out = options.out
@@ -124,7 +124,7 @@ def write_submission(
 
 
 def pick(values: Sequence[str], number: int) -> str | None:
-    """Return the value given for a system, counted from 1."""
+    """Return the value given for a system with a number, counted from 1; None if no values were given."""
     return values[number - 1] if values else None
 
 
@@ -133,7 +133,7 @@ def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
     for name, reason in evaluation.unheard.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:
-        logger.warning("set aside: %s: %s", aside.origin, aside.reason)
+        logger.warning("skipped: %s: %s", aside.origin, aside.reason)
 
 
 def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) -> int:
@@ -142,10 +142,10 @@ def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) ->
     for problem in found:
         logger.error("wrong: %s", problem)
     if found:
-        logger.error("%s can't be sent like this: %d problems", path, len(found))
+        logger.error("%s can't be submitted: it has %d problems", path, len(found))
         return 1
     logger.info(
-        "%s: %d captions, %d files, nothing wrong; what it lacks is the technical report, a PDF",
+        "%s: %d captions, %d files, no problems; add the technical report (PDF)",
         path,
         len(evaluation.queries),
         len(evaluation.files),
@@ -165,7 +165,7 @@ def submit(options: Options) -> int:
     format_name = options.format or "dcase2023"
     formats.require_min_files(format_name, evaluation)
     authors = read_authors(options.told.authors) if options.told.authors else []
-    choose_label(options.told.label, authors)  # a wrong one is refused before there is work done
+    choose_label(options.told.label, authors)  # raises for an invalid label before any work is done
     runs, ledger = options.ledger.location, options.ledger.open()
     systems = [read_system(path, ledger, runs) for path in options.ensemble]
     refuse_training_on_evaluation(systems, split)
@@ -180,7 +180,7 @@ def submit(options: Options) -> int:
 
 
 def validate(options: ValidateOptions) -> int:
-    """Check the zip file of a submission; the exit status is 1 if something is wrong.
+    """Check the zip file of a submission; the exit status is 1 if it has problems.
 
     Examples:
         python ensemble/submission.py validate Doe_EX_task6b.zip --evaluation store
@@ -192,6 +192,7 @@ def validate(options: ValidateOptions) -> int:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run submission.py with these command-line arguments, and return the exit status."""
     others = {"validate": Command(ValidateOptions, validate)}
     return run_command(argv, "submission.py", __doc__, Command(Options, submit), others)
 

@@ -1,29 +1,29 @@
 """Output formats of challenges: the files that hold a system's scores.
 
-LABEL is LASTNAME_INSTITUTE_TASK_NUMBER, the number being 1 to 4, and a submission is one zip of up to four systems
-(cited: DCASE's pages on submission). The technical report that belongs beside them is for people to write.
+LABEL is LASTNAME_INSTITUTE_TASK_NUMBER with a number from 1 to 4, and a submission is one zip of up to four systems
+(cited: DCASE's pages on submission). The technical report, which must accompany them, is not generated.
 
-DCASE 2023, task 6b: a row for each caption of the challenge's table, in its order: the caption, and the names of the
+DCASE 2023, task 6b: one row per caption of the challenge's table, in its order, with the caption and the names of the
 ten best files.
 
-    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_output.csv       what the system answers
-    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_metadata.yaml    what it is
+    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_output.csv       ranked files
+    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_metadata.yaml    metadata of the system
 
-The table's name is cited: from public code that writes it after the task's rules
-(https://dcase.community/challenge2023/task-language-based-audio-retrieval#submission). Assumed, after it: the
-description's name, and that the folder has the label's.
+The name of the output is cited, from public code that follows the task's rules
+(https://dcase.community/challenge2023/task-language-based-audio-retrieval#submission). The name of the metadata and
+that of the folder are assumed, by analogy.
 
-DCASE 2025, task 6: the scores of all files, one column each, under the same captions.
+DCASE 2025, task 6: one row per caption, in the same order, with the scores of all files, one column each.
 
     LABEL/LABEL.output.csv
     LABEL/LABEL.meta.yaml
 
-Captions that occur twice are two rows.
+A caption that occurs twice has two rows.
 
-Equal scores are ranked by file name, in the order of code points. Files that couldn't be decoded are ranked last, by
-file name, with scores below all others.
+Files with equal scores are ranked by name, in the order of code points. Files that could not be decoded are ranked
+last, by name, with scores below all others.
 
-Shapes: Q queries, A files that were decoded, F all files of the evaluation set, sorted by name.
+Shapes: Q queries, A decoded files, F all files of the evaluation set, sorted by name.
 """
 
 import csv
@@ -60,8 +60,8 @@ class EvaluationSet:
 
     split: str  # 'corpus/split'
     queries: list[str]  # in the order of the challenge's table
-    heard: list[str]  # names of the files that were decoded, in the order of the split's clips
-    unheard: Mapping[str, str]  # those that weren't, and why
+    heard: list[str]  # names of the decoded files, in the order of the split's clips
+    unheard: Mapping[str, str]  # names of the files that could not be decoded, with the reasons
 
     @property
     def files(self) -> list[str]:
@@ -73,10 +73,10 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
     """Return the evaluation set in a store's split. Raises UserError if it has no queries or no clips."""
     queries = split.queries["text"].to_pylist()
     if not queries:
-        raise UserError(f"{split.store}/{split.name} has no queries: there is nothing to retrieve by")
+        raise UserError(f"{split.store}/{split.name} has no queries to evaluate")
     heard = [get_file_name(clip_id) for clip_id in split.clip_ids]
     if not heard:
-        raise UserError(f"{split.store}/{split.name} has no clips: there is nothing to rank")
+        raise UserError(f"{split.store}/{split.name} has no clips to rank")
     unheard = {get_file_name(clip_id): reason for clip_id, reason in split.read_undecodable_clips().items()}
     for aside in split.clips_set_aside:
         if aside.kind == "absent":
@@ -85,7 +85,7 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
 
 
 def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
-    """Return scores [Q, F] of all files: files that could not be decoded score below all others, in descending order."""
+    """Return the scores [Q, F] of all files. Files that could not be decoded score below all others, sorted by name."""
     place = {name: column for column, name in enumerate(evaluation.files)}
     scores_QF = np.empty((len(scores_QA), len(place)))
     scores_QF[:, [place[name] for name in evaluation.heard]] = scores_QA
@@ -118,14 +118,14 @@ def iter_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Se
 class Challenge:
     """Format of a year's challenge: its task label, output rows, file names, and the minimum number of files.
 
-    A system is named by its prefix, LASTNAME_INSTITUTE, and its number.
+    A system's files are named after the prefix LASTNAME_INSTITUTE and the system's number.
     """
 
     task: str
     rows: Callable[[Scores, EvaluationSet], Iterator[Sequence[Any]]]
     fewest_files: int
-    output: str  # the file's name, after LASTNAME_INSTITUTE_TASK, with {number} in it
-    meta: str
+    output: str  # ending of the output's name, after LASTNAME_INSTITUTE_TASK, with the placeholder {number}
+    meta: str  # ending of the metadata's name
 
     def format_label(self, prefix: str, number: int) -> str:
         """Return a system's label."""
@@ -166,7 +166,7 @@ def require_min_files(name: str, evaluation: EvaluationSet) -> None:
     """Raise UserError if an evaluation set has too few files for a challenge's format."""
     fewest, number = find_challenge(name).fewest_files, len(evaluation.files)
     if number < fewest:
-        raise UserError(f"{evaluation.split} has {number} files: a row of {name} ranks {fewest}")
+        raise UserError(f"{evaluation.split} has {number} files, but {name} needs at least {fewest}")
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:

@@ -1,8 +1,8 @@
 """Metadata of a submitted system in the challenge's form, from its members' configs, the ledger and ensemble.json.
 
-Of the form, the part on the submission and its authors is cited from DCASE's example packages; the names of the fields
-on task 6's systems are assumed (the form itself couldn't be had: compare them with the year's). What only its authors
-can say is never made up: it holds a placeholder, or is left out, until it is given.
+In the form, the part on the submission and its authors is cited from DCASE's example packages. The names of the fields
+of task 6's systems are assumed, since the form itself was not available: compare them with the year's form. Information
+that only the authors have is never invented: until it is given, it is a placeholder or left out.
 """
 
 import re
@@ -22,7 +22,7 @@ from trainables.retrieval import METRIC_TITLES, METRICS
 from trainables.trial import Trial
 
 LABEL_PLACEHOLDER = "LASTNAME_INSTITUTE"
-"""Beginning of labels as long as the authors are unknown."""
+"""Beginning of the labels if the authors are unknown."""
 
 CHALLENGE_CORPUS = "clotho"
 """Corpus of the challenge; all others count as external data."""
@@ -46,7 +46,10 @@ class SubmissionInfo:
 
 
 def read_authors(path: Path) -> list[dict[str, Any]]:
-    """Return the authors in a YAML file: a list as in the challenge's form, or that list under `authors`."""
+    """Return the authors in a YAML file: a list as in the challenge's form, or that list under `authors`.
+
+    Raises UserError if the file can't be read or contains no such list.
+    """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -56,22 +59,20 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
     authors = found.get("authors") if isinstance(found, dict) else found
     if not isinstance(authors, list) or not authors or not all(isinstance(author, dict) for author in authors):
         raise UserError(
-            f"{path}: it needs a list of authors, each with lastname, firstname, email, corresponding (true for one) "
+            f"{path} must contain a list of authors with lastname, firstname, email, corresponding (true for one) "
             "and affiliation (abbreviation, institute, department, location)"
         )
     return authors
 
 
 def choose_label(info: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
-    """Return the beginning of the labels: as given, or from the corresponding author, or a placeholder.
+    """Return the beginning of the labels: the given one, that of the corresponding author, or a placeholder.
 
-    Raises UserError for a given one that isn't two words.
+    Raises UserError if the given one isn't LASTNAME_INSTITUTE.
     """
     if info:
         if not re.fullmatch(r"[^\W_]+(-[^\W_]+)*_[^\W_]+(-[^\W_]+)*", info):
-            raise UserError(
-                f"--label {info!r}: give LASTNAME_INSTITUTE, one word each; task and number are added to it"
-            )
+            raise UserError(f"--label {info!r}: give LASTNAME_INSTITUTE, one word each; task and number are appended")
         return info
     for author in authors:
         affiliation = author.get("affiliation")
@@ -83,7 +84,12 @@ def choose_label(info: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
 
 
 def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
-    """Return a system's metadata in the challenge's form."""
+    """Return a system's metadata in the challenge's form.
+
+    Args:
+        system: the ensemble with its members.
+        info: the label, and information that only the authors have.
+    """
     trials = [member.trial for member in system.members]
     stages = [stage for trial in trials for stage in list_stages(trial)]
     number = len(system.members)
@@ -125,12 +131,12 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
 
 
 def join_unique(words: Iterable[str]) -> str:
-    """Return the words in order, each once."""
+    """Return the words in order of their first occurrence, each once, separated by commas."""
     return ", ".join(dict.fromkeys(words))
 
 
 def describe_augmentations(trial: Trial) -> list[str]:
-    """Return the augmentations of a training as its config states them."""
+    """Return descriptions of a trial's augmentations."""
     told = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
         told.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
@@ -142,7 +148,9 @@ def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
     told = {
         "name": member.candidate.name,
         "weight": round(member.weight / sum(other.weight for other in system.members), 4),
-        "audio_modelling": f"{encoders.format_label(member.trial.audio)}, segments of {member.trial.audio.segment_s:g} s",
+        "audio_modelling": (
+            f"{encoders.format_label(member.trial.audio)}, segments of {member.trial.audio.segment_s:g} s"
+        ),
         "word_embeddings": encoders.format_label(member.trial.text),
         "parameters": member.parameters,
     }
@@ -167,7 +175,8 @@ def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
         encoders.format_label(config) for trial in stages for config in (trial.audio, trial.text) if config.is_published
     )
     return found + [
-        {"name": name, "purpose": "published weights to start from"} for name in filter(None, started_from.split(", "))
+        {"name": name, "purpose": "initialisation (published weights)"}
+        for name in filter(None, started_from.split(", "))
     ]
 
 
@@ -177,7 +186,7 @@ def is_of_corpus(split: str, corpus: str) -> bool:
 
 
 def list_results(ensemble: Ensemble) -> dict[str, float | None]:
-    """Return the metrics on the development set's test split; for retrained members, those from before retraining."""
+    """Return the metrics on the development set's test split; if members were retrained, those from before."""
     test = ensemble.test_when_selected
     figures = test.systems.get("ensemble", {}) if test else {}
     return {title: round(figures[name].value, 4) if name in figures else None for name, title in RESULT_METRICS.items()}

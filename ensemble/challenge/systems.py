@@ -42,7 +42,7 @@ EMBEDDINGS_FOLDER = "embeddings"
 
 @dataclass(frozen=True)
 class SystemMember:
-    """Member of a system: its trial, its model and its weight."""
+    """Member of a system: its trial, its weight and the number of its parameters."""
 
     candidate: Candidate
     weight: float
@@ -64,14 +64,12 @@ def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
     ensemble = read_ensemble(path)
     if ensemble.direction != "t2a":
         raise UserError(
-            f"{path} was chosen for --direction {ensemble.direction}: a challenge's sentences ask for clips; choose "
+            f"{path} was selected for --direction {ensemble.direction}: challenges are text-to-audio retrieval; select "
             "one with --direction t2a"
         )
     files = [member.name for member in ensemble.members if not member.signature]
     if files:
-        raise UserError(
-            f"{path}: member {files[0]!r} is a file of scores: it has no model that could embed the evaluation set"
-        )
+        raise UserError(f"{path}: member {files[0]!r} is a file of scores: it has no model to embed the evaluation set")
     candidates = build.find_member_candidates(ensemble, path, ledger, [], "validation")
     members = [
         read_member(candidate, weight, path, runs)
@@ -87,8 +85,8 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
     if written is None:
         raise UserError(
-            f"{where} has no model: {runs.locate(f'models/{candidate.signature}')} is gone; bring it back, or name with "
-            "--runs where it is"
+            f"{where} has no model: {runs.locate(f'models/{candidate.signature}')} no longer exists; restore it, or "
+            "give its run storage with --runs"
         )
     try:
         trial = trials.from_json(json.loads(written))
@@ -107,7 +105,7 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
 
 
 def list_stages(trial: Trial) -> list[Trial]:
-    """Return a trial and the trials that it starts from, the first stage first."""
+    """Return the stages of a trial, from the first pretraining to the trial itself."""
     return [*(list_stages(trial.pretraining) if trial.pretraining else []), trial]
 
 
@@ -119,13 +117,16 @@ def refuse_training_on_evaluation(systems: Sequence[System], split: StoredSplit)
             heard = asked & {name for stage in list_stages(member.trial) for name in stage.train}
             if heard:
                 raise UserError(
-                    f"{system.path}: member {member.candidate.name!r} was trained on {heard.pop()}: a submission is "
-                    "about what no member has heard"
+                    f"{system.path}: member {member.candidate.name!r} was trained on {heard.pop()}: no member may have "
+                    "been trained on the evaluation set"
                 )
 
 
 def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
-    """Return a member's embeddings of a split, on a GPU if this process has one."""
+    """Compute a member's embeddings of a split, on a GPU if this process has one.
+
+    Raises UserError if the model can't be loaded.
+    """
     import torch
 
     from trainables.records.checkpoint import load_model
@@ -155,7 +156,7 @@ class EmbeddingProgress(ProgressLine):
 
 
 def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
-    """Return a member's cached embeddings; None if they are of another order of the same sentences."""
+    """Return a member's cached embeddings; None if there are none, or their clips or queries are in another order."""
     if not path.exists():
         return None
     found = read_embeddings(path)
@@ -164,7 +165,7 @@ def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
 
 
 def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -> dict[str, Embeddings]:
-    """Return the embeddings of each member by its signature; missing ones are computed on Ray."""
+    """Return the embeddings of all members by signature; those not in the cache are computed on Ray and added to it."""
     members = {member.candidate.signature: member for system in systems for member in system.members}
     paths = {
         signature: runs.local_folder / EMBEDDINGS_FOLDER / f"{signature}-{split.fingerprint}.arrow"
@@ -176,7 +177,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -
         if (embeddings := read_cached_embeddings(path, split))
     }
     todo = [signature for signature in members if signature not in found]
-    logger.info("%d members, %d of them have embedded %s before", len(members), len(found), split.name)
+    logger.info("%d members, %d of them with cached embeddings of %s", len(members), len(found), split.name)
     if not todo:
         return found
     from trainables.execution.nodes import list_nodes
@@ -199,7 +200,7 @@ def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
     """Raise UserError if embeddings contain values that are not finite."""
     if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
         raise UserError(
-            f"member {member.candidate.name!r} ({embeddings.signature}) embeds to numbers that aren't finite"
+            f"member {member.candidate.name!r} ({embeddings.signature}) returns embeddings that aren't finite"
         )
 
 

@@ -1,6 +1,6 @@
-"""Validation of a submission's zip: it is read back by code independent of the code that wrote it.
+"""Validation of a submission's zip, by code that is independent of the code that writes it.
 
-Nothing here is told how the zip came about: names, headers and fields are spelled out again.
+Names, headers and fields are therefore listed here again.
 """
 
 import re
@@ -20,7 +20,7 @@ from data.errors import UserError
 from ensemble.challenge.formats import EvaluationSet
 
 Check = Callable[[bytes, str, EvaluationSet], Iterator[str]]
-"""Function from a file's content, its system's label and the evaluation set to a list of problems."""
+"""Function from a file's content, its system's label and the evaluation set to an iterator of problems."""
 
 MAX_LISTED_PROBLEMS = 5
 """Maximum number of problems listed per table; the rest are counted."""
@@ -52,7 +52,7 @@ FILE_NAMES = {
 
 
 def guess_challenge(path: Path) -> str:
-    """Return the challenge that a zip is for, by the labels in it. Raises UserError if no label matches."""
+    """Return the challenge that a zip is for, by its file names. Raises UserError unless exactly one matches."""
     names = " ".join(list_names(path))
     found = [
         name
@@ -60,7 +60,7 @@ def guess_challenge(path: Path) -> str:
         if re.search(compile_pattern(FILE_NAMES[name][OUTPUT], rf"\S+_{task}"), names)
     ]
     if len(found) != 1:
-        raise UserError(f"{path} doesn't say which challenge it is for: give --format")
+        raise UserError(f"{path}: its file names don't identify the challenge; give --format")
     return found[0]
 
 
@@ -83,25 +83,27 @@ def list_names(path: Path) -> list[str]:
 def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
     """Return all problems of a submission, each with the name of its file; empty if it is valid.
 
-    Raises UserError where it is no zip at all.
+    Raises UserError if it isn't a zip file.
     """
     names, names_of = list_names(path), FILE_NAMES[challenge]
     found = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
-    found += [f"{name} leads out of the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"]
+    found += [
+        f"{name} points outside the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"
+    ]
     form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
     with zipfile.ZipFile(path) as archive:
         try:
             contents = {name: archive.read(name) for name in names if not name.endswith("/")}
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-            return [*found, f"what it holds can't be read: {error}"]
+            return [*found, f"its contents can't be read: {error}"]
     systems, others = group_by_system(contents, challenge)
     wanted = " and ".join(name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values())
-    found += [f"{name} belongs to no system: {wanted} do" for name in others]
+    found += [f"{name} belongs to no system: a system's files are named {wanted}" for name in others]
     if not 1 <= len(systems) <= 4:
-        found.append(f"it holds {len(systems)} systems: from one to four may be submitted")
+        found.append(f"it contains {len(systems)} systems: submit one to four")
     for label, own in systems.items():
         if not form.fullmatch(label):
-            found.append(f"{label} isn't a label: LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4, is one")
+            found.append(f"{label} isn't a label: use LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4")
         system, _, number = label.rpartition("_")
         for kind, look in ((OUTPUT, make_output_check(challenge)), (META, check_metadata)):
             if kind not in own:
@@ -131,11 +133,11 @@ def group_by_system(
 
 
 def abbreviate(problems: Iterable[str]) -> Iterator[str]:
-    """Return the first problems, and how many more there are."""
+    """Yield the first problems, and the number of further ones."""
     told = list(problems)
     yield from told[:MAX_LISTED_PROBLEMS]
     if len(told) > MAX_LISTED_PROBLEMS:
-        yield f"and {len(told) - MAX_LISTED_PROBLEMS} problems more"
+        yield f"and {len(told) - MAX_LISTED_PROBLEMS} more problems"
 
 
 def shorten_error(error: Exception) -> str:
@@ -144,7 +146,7 @@ def shorten_error(error: Exception) -> str:
 
 
 def check_text(data: bytes) -> list[str]:
-    """Return the problems of a file as text."""
+    """Return the problems of a file's text encoding."""
     if data.startswith(BOM):
         return ["it begins with a byte order mark: save it as UTF-8 without one"]
     try:
@@ -166,7 +168,7 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
 
 
 def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Return the problems of 2023's output."""
+    """Yield the problems of 2023's output."""
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
@@ -175,20 +177,20 @@ def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterato
     header = ["caption", "fname_1", "fname_2", "fname_3", "fname_4", "fname_5",
               "fname_6", "fname_7", "fname_8", "fname_9", "fname_10"]  # fmt: skip
     if table.column_names != header:
-        yield f"its header is {','.join(table.column_names)[:120]!r}: it has to be {','.join(header)!r}"
+        yield f"its header is {','.join(table.column_names)[:120]!r}: it must be {','.join(header)!r}"
         return
     yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
     files = set(evaluation.files)
     columns = [table.column(place).to_pylist() for place in range(1, len(header))]
     for number, names in enumerate(zip(*columns, strict=True), start=1):
         for name in sorted({name for name in names if name not in files}):
-            yield f"row {number}: {name!r} is no file of {evaluation.split}"
+            yield f"row {number}: {name!r} isn't a file of {evaluation.split}"
         for name in sorted(name for name, count in Counter(names).items() if count > 1):
             yield f"row {number}: {name!r} is ranked more than once"
 
 
 def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Return the problems of 2025's output."""
+    """Yield the problems of 2025's output."""
     try:
         table = read_table(data, numbers=True)
     except pa.ArrowInvalid as error:
@@ -196,11 +198,11 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
         return
     first, *names = table.column_names
     if first != "index":
-        yield f"its first column is {first[:60]!r}: it has to be 'index'"
+        yield f"its first column is {first[:60]!r}: it must be 'index'"
     yield from (f"column {name!r} occurs more than once" for name, count in Counter(names).items() if count > 1)
     known = set(evaluation.files)
     yield from (
-        f"column {name!r} is no file of {evaluation.split}" for name in dict.fromkeys(names) if name not in known
+        f"column {name!r} isn't a file of {evaluation.split}" for name in dict.fromkeys(names) if name not in known
     )
     yield from (f"file {name!r} has no column" for name in sorted(known - set(names)))
     yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
@@ -211,13 +213,13 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
 
 
 def check_captions(given: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
-    """Return the problems of a table's captions."""
+    """Yield the problems of a table's captions."""
     if len(given) != len(expected):
-        yield f"it has {len(given)} rows: there are {len(expected)} captions"
+        yield f"it has {len(given)} rows for {len(expected)} captions"
     there, asked = Counter(given), Counter(expected)
     for caption in there | asked:
         if there[caption] != asked[caption]:
-            yield f"caption {caption[:80]!r} occurs {there[caption]} times: it has to occur {asked[caption]} times"
+            yield f"caption {caption[:80]!r} occurs {there[caption]} times: it must occur {asked[caption]} times"
 
 
 def make_output_check(challenge: str) -> Check:
@@ -227,7 +229,7 @@ def make_output_check(challenge: str) -> Check:
 
 
 def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Return the problems of a system's metadata."""
+    """Yield the problems of a system's metadata."""
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
@@ -246,12 +248,12 @@ def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterat
     yield from check_authors(value_at(value, "submission.authors"))
     parameters = value_at(value, "system.complexity.total_parameters")
     if not isinstance(parameters, int) or isinstance(parameters, bool) or parameters < 1:
-        yield f"system.complexity.total_parameters is {parameters!r}: it has to be a whole number"
+        yield f"system.complexity.total_parameters is {parameters!r}: it must be a positive integer"
     yield from check_results(value_at(value, "results.development_testing"))
 
 
 def check_authors(authors: Any) -> Iterator[str]:
-    """Return the problems of a list of authors."""
+    """Yield the problems of a list of authors."""
     if not isinstance(authors, list) or not authors:
         yield "submission.authors is missing: give --authors"
         return
@@ -260,18 +262,18 @@ def check_authors(authors: Any) -> Iterator[str]:
             if not value_at(author, field):
                 yield f"submission.authors, number {number}: {field} is missing"
     if sum(value_at(author, "corresponding") is True for author in authors) != 1:
-        yield "submission.authors: exactly one has to be corresponding: true"
+        yield "submission.authors: exactly one must have corresponding: true"
 
 
 def check_results(results: Any) -> Iterator[str]:
-    """Return the problems of the results on the development set's test split."""
+    """Yield the problems of the results on the development set's test split."""
     for name in FIGURES:
         figure = results.get(name) if isinstance(results, dict) else None
         where = f"results.development_testing.{name}"
         if figure is None:
-            yield f"{where} is missing: choose the ensemble without --no-test"
+            yield f"{where} is missing: select the ensemble without --no-test"
         elif not isinstance(figure, int | float) or not 0 <= figure <= 1:
-            yield f"{where} is {figure!r}: it has to be a share from 0 to 1"
+            yield f"{where} is {figure!r}: it must be between 0 and 1"
 
 
 def value_at(value: Any, path: str) -> Any:

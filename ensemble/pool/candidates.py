@@ -2,9 +2,10 @@
 
     DIR/{validation,test}/NAME.npy         scores [queries, clips], float, higher is better
     DIR/{validation,test}/relevance.npy    int [queries], the column of the one relevant clip; or bool [queries, clips]
-    DIR/{validation,test}/groups.npy       int [queries], which belong together; else those with the same relevant clips
+    DIR/{validation,test}/groups.npy       int [queries], optional: queries of one group are resampled together; by
+                                           default those with the same relevant clips
 
-Where clips ask for captions, each clip is a group of its own.
+In audio-to-text direction each clip is its own group.
 
 Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the embeddings.
 """
@@ -62,8 +63,13 @@ class Candidate:
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[str] = ()) -> list[Candidate]:
     """Return the sweeps' finished trials, sorted by signature, whichever sweep ran them.
 
-    `wanted` are conditions on their parameters, 'NAME=VALUE', as MLflow shows them. Raises UserError where no trial is
-    finished, or none is as wanted.
+    Args:
+        ledger: the ledger of the trials.
+        sweeps: the sweeps whose trials are returned.
+        conditions: only trials with these settings are returned; each is 'NAME=VALUE' as shown in MLflow.
+
+    Raises:
+        UserError: if no trial is finished, or none meets the conditions.
     """
     signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
     runs = {signature: ledger.find_finished_trial(signature) for signature in signatures}
@@ -72,7 +78,7 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[
     if not found:
         raise UserError(
             f"sweep {names} has no finished trial of {len(runs)}: "
-            f"go on with python sweeps/grid.py --name {sweeps[0].name}"
+            f"resume it with python sweeps/grid.py --name {sweeps[0].name}"
         )
     for condition in settings:
         name, equals, value = condition.partition("=")
@@ -82,7 +88,7 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[
         values = sorted({flatten_parameters(candidate).get(name, "") for candidate in found})
         found = [candidate for candidate in found if flatten_parameters(candidate).get(name) == value]
         if not found:
-            raise UserError(f"--filter {condition!r}: no trial has it; there are: {', '.join(values)}")
+            raise UserError(f"--filter {condition!r}: no trial matches; its values are: {', '.join(values)}")
     return found
 
 
@@ -92,14 +98,15 @@ def flatten_parameters(candidate: Candidate) -> dict[str, str]:
 
 
 def find_score_files(folders: Sequence[Path]) -> list[Candidate]:
-    """Return the candidates in folders of score matrices. Raises UserError for an empty folder or a name that occurs in
-    two.
+    """Return the candidates in folders of score matrices.
+
+    Raises UserError if a folder is empty, or if two folders contain the same name.
     """
     found: dict[str, Candidate] = {}
     for folder in folders:
         for name in list_score_files(folder):
             if name in found:
-                raise UserError(f"{folder} and {found[name].folder} both have a {name}.npy: call one of them otherwise")
+                raise UserError(f"{folder} and {found[name].folder} both contain {name}.npy: rename one of them")
             found[name] = Candidate(name, folder=folder)
     return list(found.values())
 
@@ -108,7 +115,7 @@ def list_score_files(folder: Path) -> list[str]:
     """Return the names of a folder's score matrices. Raises UserError if there is none."""
     names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
     if not names:
-        raise UserError(f"{folder}/validation holds no NAME.npy: score matrices [queries, clips] are looked for there")
+        raise UserError(f"{folder}/validation contains no NAME.npy: put score matrices [queries, clips] there")
     return names
 
 
@@ -117,9 +124,15 @@ def load_pool(
 ) -> ScoreMatrices:
     """Return the candidates' scores on a split, in the order of the candidates.
 
-    `artifacts` names, by signature, other embeddings of a trial than those of its best epoch. Raises UserError where
-    candidates don't fit together: trials that have seen different splits, files of other shapes, a folder's relevant
-    clips that aren't the trials'.
+    Args:
+        ledger: the ledger of the trials; not needed for files of scores.
+        candidates: trials, files of scores, or both.
+        role: the split to read, 'validation' or 'test'.
+        artifacts: by signature, the artifact with a trial's embeddings, if not those of its best epoch.
+
+    Raises:
+        UserError: if candidates are incompatible: trials evaluated on different splits, files of different shapes, or a
+            folder whose relevant clips differ from the trials'.
     """
     wanted = [
         (candidate, (artifacts or {}).get(candidate.signature, FILES[which]))
@@ -135,7 +148,7 @@ def load_pool(
     first = pools[0]
     for pool in pools[1:]:
         if problem := explain_mismatch(first, pool):
-            raise UserError(f"{pool.split} and {first.split} don't fit together: {problem}")
+            raise UserError(f"{pool.split} and {first.split} are incompatible: {problem}")
     joined = ScoreMatrices(
         tuple(name for pool in pools for name in pool.names), first.split, first.fingerprint, first.relevance,
         first.num_clips, tuple(read for pool in pools for read in pool.reads),
@@ -146,7 +159,7 @@ def load_pool(
 
 
 def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
-    """Return why two pools differ in queries or clips, judging by their relevant clips; '' if they agree."""
+    """Return why two pools differ in queries or clips, compared by their relevant clips; '' if they agree."""
 
     def pairs(pool: ScoreMatrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
@@ -154,21 +167,21 @@ def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
     shapes = [(pool.num_queries, pool.num_clips) for pool in (first, second)]
     if shapes[0] != shapes[1] or pairs(first) != pairs(second):
         return (
-            "the same queries have to have the same relevant clips, in the same order "
-            f"({second.num_queries} queries x {second.num_clips} clips here, "
-            f"{first.num_queries} x {first.num_clips} there)"
+            "both must have the same queries with the same relevant clips, in the same order "
+            f"({second.num_queries} queries x {second.num_clips} clips, "
+            f"not {first.num_queries} x {first.num_clips})"
         )
     both = np.stack([first.relevance.group_Q, second.relevance.group_Q])
     groups = [len(np.unique(group_Q)) for group_Q in both]
     if len(np.unique(both, axis=1).T) != max(groups) or groups[0] != groups[1]:
-        return f"their queries are grouped otherwise: give the same {GROUPS}.npy in each folder, or none"
+        return f"their queries are grouped differently: put the same {GROUPS}.npy into every folder, or into none"
     return ""
 
 
 def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]) -> ScoreMatrices:
-    """Return trials' scores: the dot products of the embeddings in an artifact of each.
+    """Return trials' scores: the dot products of the embeddings in an artifact of each trial.
 
-    Rows and columns are in the order of the first one's queries and clips.
+    Rows and columns are in the order of the first trial's queries and clips.
     """
     found = [ledger.load_embeddings(candidate.trial_run, file) for candidate, file in artifacts]
     reference, first = found[0], artifacts[0][0]
@@ -187,7 +200,7 @@ def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]
 def align_scores(
     embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
 ) -> tuple[ReadScores, ReadScores]:
-    """Return functions that read scores in the reference's order of rows and columns, by queries and by clips."""
+    """Return two functions that read a trial's scores, by queries and by clips, in the reference's order of both."""
     require_same_split(embeddings, reference, candidate, first)
     rows = find_order(build_query_keys(embeddings), build_query_keys(reference))
     columns = find_order(embeddings.clip_ids, reference.clip_ids)
@@ -211,12 +224,12 @@ def require_same_split(embeddings: Embeddings, reference: Embeddings, candidate:
 
 
 def compute_cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return dot products [N, M], summed in float64, so that they don't depend on the block that is computed at a time."""
+    """Return dot products [N, M], summed in float64 so that they do not depend on the size of the blocks."""
     return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
 
 
 def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
-    """Return keys that identify queries: the text, its relevant clips, and a number if both occur again."""
+    """Return a key for each query: its text, its relevant clips, and a counter that tells repetitions of both apart."""
     seen: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
     for text, relevant in zip(embeddings.queries, embeddings.relevant_clip_ids, strict=True):
@@ -227,10 +240,13 @@ def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...],
 
 
 def find_order(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
-    """Return the index of each key of `wanted` in `keys`. Both contain the same keys, each once."""
+    """Return the index in `keys` of each key of `target_keys`.
+
+    Raises UserError unless both contain the same keys, each once.
+    """
     place = {key: index for index, key in enumerate(keys)}
     if place.keys() != set(wanted) or len(keys) != len(wanted):
-        raise UserError("two trials name different queries or clips for the same split: prepare the corpus again")
+        raise UserError("two trials have different queries or clips for the same split: prepare the corpus again")
     return [place[key] for key in wanted]
 
 
@@ -241,7 +257,7 @@ def load_file_scores(folder: Path, candidates: Sequence[Candidate], which: Which
     shape = arrays[0].shape
     for candidate, array in zip(candidates, arrays, strict=True):
         if array.shape != shape:
-            raise UserError(f"{candidate.score_file(which)} is {array.shape}, {first.name} beside it is {shape}")
+            raise UserError(f"{candidate.score_file(which)} has shape {array.shape}, but {first.name} has {shape}")
     relevant = read_relevance(folder / which, shape)
     digest = hashlib.sha256(repr(shape).encode() + relevant.query_P.tobytes() + relevant.clip_P.tobytes())
     names = [candidate.name for candidate in candidates]
@@ -259,38 +275,41 @@ def read_array(path: Path) -> NDArray[Any]:
 
 
 def read_scores(path: Path) -> NDArray[Any]:
-    """Return a score matrix [Q, A] of floats."""
+    """Return a score matrix [Q, A] of floats, memory-mapped. Raises UserError if it has another form or is empty."""
     array = read_array(path)
     if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
         raise UserError(
-            f"{path} is {array.dtype} {array.shape}: scores are float16, float32 or float64 [queries, clips]"
+            f"{path} is {array.dtype} {array.shape}: scores must be float16, float32 or float64 [queries, clips]"
         )
     if not array.size:
-        raise UserError(f"{path} is empty {array.shape}: there is nothing to choose by")
+        raise UserError(f"{path} is empty {array.shape}: it contains no scores")
     return array
 
 
 def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
-    """Return the relevant clips of a folder's queries, with the queries' groups."""
+    """Return the relevant clips of a folder's queries, with the queries' groups.
+
+    Raises UserError if the file has another form, refers to a clip that doesn't exist, or leaves a query without one.
+    """
     path = folder / f"{RELEVANCE}.npy"
     array = read_array(path)
     num_queries, num_clips = shape
     if array.shape == (num_queries,) and array.dtype.kind in "iu":
         if len(bad := np.flatnonzero((array < 0) | (array >= num_clips))):
-            raise UserError(f"{path}: query {bad[0]} names clip {array[bad[0]]}, and there are {num_clips}")
+            raise UserError(f"{path}: query {bad[0]} refers to clip {array[bad[0]]} of {num_clips}")
         query_P, clip_P = np.arange(num_queries), array.astype(np.int64)
     elif array.shape == shape and array.dtype == bool:
         if len(bad := np.flatnonzero(~array.any(axis=1))):
             raise UserError(f"{path}: query {bad[0]} has no relevant clip: it can't be scored")
         query_P, clip_P = np.nonzero(array)
     else:
-        raise UserError(f"{path} is {array.dtype} {array.shape}: it has to be int ({num_queries},) or bool {shape}")
+        raise UserError(f"{path} is {array.dtype} {array.shape}: it must be int ({num_queries},) or bool {shape}")
     same: dict[tuple[int, ...], int] = {}
     clips_Q = np.split(clip_P, np.searchsorted(query_P, np.arange(1, num_queries)))
     group_Q = np.array([same.setdefault(tuple(clips.tolist()), len(same)) for clips in clips_Q])
     if (groups := folder / f"{GROUPS}.npy").exists():
         given = read_array(groups)
         if given.shape != (num_queries,) or given.dtype.kind not in "iu":
-            raise UserError(f"{groups} is {given.dtype} {given.shape}: it has to be int ({num_queries},)")
+            raise UserError(f"{groups} is {given.dtype} {given.shape}: it must be int ({num_queries},)")
         group_Q = np.unique(given, return_inverse=True)[1]
     return Relevance(query_P.astype(np.int64), clip_P, group_Q.astype(np.int64))

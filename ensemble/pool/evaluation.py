@@ -21,9 +21,7 @@ NUM_BOOTSTRAP_SAMPLES = 1000
 
 
 def fuse_block(pool: ScoreMatrices, weights: Sequence[float], first: int, last: int) -> NDArray[Any]:
-    """Return the weighted sum of some queries' scores [last - first, A] in float64, in the order of the ensemble's
-    mean.
-    """
+    """Return the weighted sum of the members' scores of some queries [last - first, A], in float64."""
     members = [model for model, weight in enumerate(weights) if weight]
     fused_QA = np.zeros((last - first, pool.num_clips))
     for model in members:
@@ -49,7 +47,7 @@ def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.i
 
 
 def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rank of each pair's clip after each step of an ensemble that grows by one candidate per step [S, P]."""
+    """Return the rank of each pair's clip after each step of an ensemble that grows by a candidate per step [S, P]."""
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
     for first, last, own_P, part in iter_blocks(pool):
         scores = {model: read_finite_scores(pool, model, first, last) for model in set(history)}
@@ -61,7 +59,7 @@ def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArra
 
 
 def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
-    """Yield blocks of queries: the first and last query, their pairs, and their relevance."""
+    """Yield blocks of queries: the first and the last query (exclusive), a mask of their pairs, and their relevance."""
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):
         last = min(first + BLOCK_QUERIES, pool.num_queries)
@@ -91,7 +89,12 @@ def compute_per_query(pool: ScoreMatrices, weights: Sequence[float], names: Sequ
 def compare_systems(pool: ScoreMatrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> SplitMetrics:
     """Return each system's metrics on a split, and the difference of the first two as 'difference'.
 
-    Queries are drawn by groups, the same ones for all systems, so that the lead's interval is that of paired data.
+    Args:
+        pool: the scores of all candidates.
+        systems: by name, the weight of each candidate in a system; at least two systems.
+        names: names of metrics, as `trainables.retrieval.find_metric` takes them.
+
+    The bootstrap resamples groups of queries, the same ones for all systems: the interval of the difference is paired.
     """
     found = {system: compute_per_query(pool, weights, names) for system, weights in systems.items()}
     first, second = list(systems)[:2]

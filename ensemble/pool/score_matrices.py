@@ -1,7 +1,7 @@
 """Score matrices of many candidates, read one block of queries at a time: a pool may be larger than memory.
 
-Scores are float32. float16 is widened, and float64 rounded: sums of float32 scores in float64 are the same in any
-order, and so are choices.
+Scores are float32: float16 is widened and float64 is rounded. Sums of float32 scores in float64 do not depend on the
+order of summation, so selections do not depend on the order of the pool.
 
 Shapes: M candidates, Q queries, A clips. Scores are [Q, A], higher is better.
 """
@@ -25,12 +25,13 @@ BLOCK_BYTES_TRANSPOSED = 2**27
 Scores = NDArray[np.float32]
 
 ReadScores = Callable[[int, int], Scores]
-"""Function from the first and last query (exclusive) to a candidate's scores [last - first, A]; or from clips, to [last
-- first, Q].
+"""Function from the first and the last query (exclusive) to a candidate's scores [last - first, A].
+
+A function that reads by clips takes the first and the last clip, and returns [last - first, Q].
 """
 
 Transform = Callable[[Scores], Scores]
-"""Function from scores [q, A] to scores [q, A] that treats each query by itself."""
+"""Function from scores [q, A] to scores [q, A] that transforms each query's scores independently."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,15 @@ class Block:
 
     first_query: int
     last_query: int
-    scores: Sequence[Scores]  # of each candidate [last_query - first_query, A], one row after the other in memory
+    scores: Sequence[Scores]  # for each candidate [last_query - first_query, A], contiguous in memory
 
 
 @dataclass(frozen=True)
 class ScoreMatrices:
     """Scores of the same queries and clips by several candidates.
 
-    `arrays` are the matrices where they can be read as they are; else `reads` gives them block by block. `across` gives
-    them by clips, for the other direction.
+    `arrays` holds the matrices if they can be used without conversion; otherwise `reads` returns them block by block.
+    `across` returns blocks of clips, for the audio-to-text direction.
     """
 
     names: tuple[str, ...]
@@ -97,7 +98,15 @@ class ScoreMatrices:
 def from_arrays(
     names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
 ) -> ScoreMatrices:
-    """Return a pool of matrices [Q, A] in memory, or memory-mapped; each float16, float32 or float64."""
+    """Return a pool of score matrices [Q, A] that are in memory or memory-mapped.
+
+    Args:
+        names: names of the candidates.
+        split: name of the split.
+        fingerprint: fingerprint of the split.
+        relevant: relevant clips of the queries.
+        arrays: each candidate's scores, float16, float32 or float64.
+    """
     as_they_are = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
 
     def reading(name: str, array: NDArray[Any]) -> ReadScores:
@@ -111,19 +120,21 @@ def from_arrays(
 
 
 def to_float32(scores: NDArray[Any], name: str) -> Scores:
-    """Return scores as float32; values that are too large become infinite. Raises UserError if a value other than 0
-    would become 0.
+    """Return scores as float32; values that are too large become infinite.
+
+    Raises UserError if a value other than 0 would become 0.
     """
     with np.errstate(over="ignore", under="ignore"):
         found = scores.astype(np.float32, copy=False)
     if scores.dtype == np.float64 and np.any((found == 0) & (scores != 0)):
-        raise UserError(f"{name} has scores too near to 0 for float32: multiply them by a number, or take logarithms")
+        raise UserError(f"{name} has scores too close to 0 for float32: rescale them, or use their logarithms")
     return found
 
 
 def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
-    """Return the pool with the transform of a fusion applied to each query's scores. Raises UserError for an unknown
-    name.
+    """Return the pool with a fusion's transform applied to each query's scores.
+
+    Raises UserError that lists the known fusions for an unknown name.
     """
     if fusion not in FUSIONS:
         raise unknown_name_error("fusion", fusion, sorted(FUSIONS))
@@ -159,13 +170,13 @@ def rank_transform(scores_QA: Scores) -> Scores:
 
 
 FUSIONS: dict[str, Transform | None] = {"mean": None, "zscore": z_norm, "rank": rank_transform}
-"""Transforms by the name of the fusion: scores as they are, their z-norms, or their ranks."""
+"""Transforms by the name of the fusion: none, z-norms, or ranks."""
 
 
 def transpose(pool: ScoreMatrices) -> ScoreMatrices:
-    """Return the pool in audio-to-text direction: clips are the queries [A, Q]. Clips without a caption are dropped.
+    """Return the pool in audio-to-text direction [A, Q]: clips are the queries, each one its own group.
 
-    Each clip is a group of its own.
+    Clips without a caption are dropped.
     """
     clips = np.unique(pool.relevance.clip_P)
     place = np.full(pool.num_clips, -1)

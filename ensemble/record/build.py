@@ -19,9 +19,7 @@ from trainables.records.ledger import Ledger
 METHOD_LABELS = {"greedy": "greedy forward selection", "exact": "the best of all subsets", "all": "the mean of all"}
 
 MAX_COMPARED_EXACTLY = 16
-"""Number of best single candidates among which all subsets are scored when methods are compared: one second of
-computation.
-"""
+"""Number of best single candidates whose subsets are scored when methods are compared; they take about a second."""
 
 
 def describe_method(config: SelectionConfig) -> str:
@@ -30,16 +28,14 @@ def describe_method(config: SelectionConfig) -> str:
     words += [f"among the {config.among} best candidates"] * bool(config.among)
     if config.method == "greedy":
         words.append(f"{'with' if config.replacement else 'without'} replacement, up to {config.max_size} steps")
-        words += [f"beginning with the {config.sorted_start} best"] * bool(config.sorted_start)
+        words += [f"starting from the {config.sorted_start} best"] * bool(config.sorted_start)
         words += [f"{config.bags} bags of {config.bag_share:.0%} of the candidates"] * bool(config.bags)
         words += ["stopped by the one-standard-error rule"] * (config.stop == "one-se")
     return ", ".join([*words, *["refined"] * config.refine])
 
 
 def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
-    """Return the methods that a selection is compared with, by name, with the selection's own settings where they
-    apply.
-    """
+    """Return by name the methods that a selection is compared with; they share its settings where those apply."""
     greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
     among = config.among
     if not among and num_candidates > MAX_COMPARED_EXACTLY and config.method != "exact":
@@ -62,7 +58,7 @@ def build_member(candidate: Candidate, weight: float) -> Member:
 def build_members(
     candidates: Sequence[Candidate], shares: Sequence[attribution.Attribution], selection: Selection, ledger: Ledger
 ) -> tuple[Member, ...]:
-    """Return the members with their attributions, the highest weight first, and what is needed to train them again."""
+    """Return the members with their attributions and the settings to retrain them, the highest weight first."""
     return tuple(
         replace(
             build_member(candidate := candidates[share.candidate], share.weight),
@@ -95,21 +91,24 @@ def list_additions(selection: Selection) -> list[int]:
 def build_nested_metrics(
     found: NestedCvResult, live: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
 ) -> NestedMetrics:
-    """Return the metrics of nested cross-validation; `apparent` is the metric on the validation split itself."""
+    """Return the metrics of nested cross-validation with the selection optimism.
+
+    `apparent` is the ensemble's metric on the validation split that it was selected on.
+    """
     relevant = retrieval.Relevance(live.query_P, live.query_P, live.group_Q)
     ensemble, best_single = (evaluation.estimate(own_Q, relevant) for own_Q in (found.ensemble_Q, found.best_single_Q))
     return NestedMetrics(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
 
 
 def make_single_weights(place: int, number: int) -> list[int]:
-    """Return the weights of an ensemble of one candidate."""
+    """Return the weights of an ensemble of one of `number` candidates."""
     return [int(other == place) for other in range(number)]
 
 
 def compute_split_metrics(
     source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitMetrics, dict[str, Estimates]]:
-    """Return the metrics of the first two systems with their difference, and those of all others, on a split."""
+    """Return the metrics on a split of the first two systems with their difference, and those of all other systems."""
     found = evaluation.compare_systems(source, systems, metrics)
     others = {name: found.systems[name] for name in list(systems)[2:]}
     own = {name: estimates for name, estimates in found.systems.items() if name not in others}
@@ -119,9 +118,10 @@ def compute_split_metrics(
 def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
 ) -> list[Candidate]:
-    """Return the candidates of an ensemble's members on a split. Raises UserError that names a missing one.
+    """Return the candidates that are an ensemble's members. Raises UserError with the name of a missing one.
 
-    Files are looked for in `folders`, first in the one that the ensemble names, or in that alone where none are given.
+    Files of scores are searched in `folders`, starting with the folder that the ensemble names; without `folders`, only
+    in that one.
     """
     found = []
     for member in ensemble.members:
@@ -129,7 +129,7 @@ def find_member_candidates(
             run = ledger.find_finished_trial(member.signature)
             if run is None:
                 raise UserError(
-                    f"{path}: member {member.name!r} ({member.signature}) is no finished trial of {ledger.tracking_uri}"
+                    f"{path}: member {member.name!r} ({member.signature}) isn't a finished trial in {ledger.tracking_uri}"
                 )
             found.append(Candidate(member.name, member.signature, run))
             continue
@@ -138,8 +138,6 @@ def find_member_candidates(
         files = [Candidate(member.name, folder=place) for place in places]
         file = next((file for file in files if file.score_file(which).exists()), None)
         if file is None:
-            raise UserError(
-                f"{path}: no {which} scores of member {member.name!r} were found; name its folder with --pool"
-            )
+            raise UserError(f"{path}: no {which} scores of {member.name!r} exist: give its folder with --pool")
         found.append(file)
     return found

@@ -34,7 +34,7 @@ def log_and_count(ledger: Ledger, event: Event) -> int:
 
 
 def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
-    """Yield the numbers of an ensemble as MLflow metrics: name, value and step."""
+    """Yield the metrics of an ensemble as MLflow metrics: name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
         if found := ensemble.metrics_on(split):
@@ -60,7 +60,7 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
 
 
 def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
-    """Yield the known values as steps of one metric, from 1."""
+    """Yield the values that are known as steps of one metric, counted from 1."""
     for step, value in enumerate(values, start=1):
         if value is not None:
             yield name, value, step

@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("html_page.html")
 """Template of the page."""
 
 WIDTH, HEIGHT = 5.5, 3.2
-"""Width and height of most plots in inches; their letters are readable on a phone."""
+"""Width and height of most plots in inches; their text is readable on a phone."""
 
 
 def write_page(path: Path, ensemble: Ensemble) -> None:
@@ -38,9 +38,9 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
 
 
 def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
-    """Return the plots of an ensemble as SVG, by name, as far as there is data for them.
+    """Return by name, as SVG, those plots of an ensemble that there are data for.
 
-    `numbers` are what its members are called; by default they are counted from 1.
+    The members are labelled with `numbers`, by default with 1, 2, ...
     """
     called = [str(number) for number in numbers or range(1, len(ensemble.members) + 1)]
     plots = {}
@@ -79,7 +79,7 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
         axes.plot(steps, [100 * point.value for point in points], color=colour, label=split, marker="o", markersize=3)
         low, high = np.array([point.interval for point in points]).T * 100
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("steps")
+    axes.set_xlabel("steps of the selection")
     axes.set_ylabel(f"{metric} (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()

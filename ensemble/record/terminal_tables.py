@@ -9,7 +9,10 @@ from trainables.retrieval import METRIC_TITLES
 
 
 def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
-    """Print the members and the metrics; `earlier` is the number of earlier looks at test, None without one."""
+    """Print the members and the metrics.
+
+    `earlier` is the number of earlier looks at the test split; None if this is no look.
+    """
     console = Console(highlight=False)
 
     def say(text: str) -> None:
@@ -27,10 +30,10 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         bound = "" if nested.redoes_epochs else " or more (epochs were chosen on the same split)"
         say(
             f"Nested cross-validation, {nested.folds} folds: ensemble {nested.ensemble.percent}, best single "
-            f"{nested.best_single.percent}; choosing flatters validation by {100 * nested.optimism:.2f}{bound}"
+            f"{nested.best_single.percent}; selection optimism: {100 * nested.optimism:.2f}{bound}"
         )
     if earlier is not None and ensemble.test:
-        say(f"Evaluations on {ensemble.test.split} that came before this one: {earlier}")
+        say(f"Looks at {ensemble.test.split} before this one: {earlier}")
 
 
 def build_member_table(ensemble: Ensemble) -> TextTable:
@@ -61,16 +64,18 @@ def build_metric_table(ensemble: Ensemble) -> TextTable:
         for system in ("best_single", "heaviest_member", "ensemble", "difference")
         if (estimates := found.systems.get(system))
     ]
-    return TextTable("In percent, with 95 % bootstrap intervals over clips", columns, rows)
+    return TextTable("Metrics in percent, with 95 % bootstrap intervals over clips", columns, rows)
 
 
 def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
-    """Return a sentence that says whether the ensemble differs from the other system on test."""
+    """Return a sentence on the difference between the ensemble and the other system on test, and its interval."""
     metric = ensemble.metrics[0]
     found = test.systems["difference"][metric]
     other = "best single candidate" if "best_single" in test.systems else "heaviest member"
     low, high = found.interval
-    verdict = "the interval excludes zero" if low > 0 or high < 0 else "it may be chance, as the interval includes zero"
+    verdict = (
+        "the interval excludes zero" if low > 0 or high < 0 else "it may be due to chance: the interval includes zero"
+    )
     name = METRIC_TITLES.get(metric, metric)
     return f"On test, {name} of the ensemble minus that of the {other} is {found.percent}: {verdict}."
 

@@ -18,13 +18,13 @@ from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sw
 
 @dataclass(frozen=True)
 class EnsembleRow:
-    """An ensemble in the report: the rows of its members, in its own order, and its metrics."""
+    """Ensemble in the report: the rows of its members, in the ensemble's order, and its metrics."""
 
-    name: str  # of its run
+    name: str  # name of its MLflow run
     ensemble: Ensemble
     members: list[TrialRow]
-    figures: Estimates  # empty where there are none
-    missing: str = ""  # why there are none, or why they are those of when it was chosen
+    figures: Estimates  # metrics; empty if there are none
+    missing: str = ""  # reason why there are none, or why they are those logged at selection
 
     @property
     def numbers(self) -> list[int]:
@@ -33,7 +33,7 @@ class EnsembleRow:
 
     @property
     def matches_paper_ensemble(self) -> bool:
-        """Whether its members are those of the paper's ensemble."""
+        """True if the members are those of the paper's ensemble."""
         published = [row for row in self.members if paper_results.find_published(row.trial)]
         return (
             sorted(row.key for row in published) == sorted(paper_results.ENSEMBLE_MEMBERS) and published == self.members
@@ -45,7 +45,7 @@ def load_ensemble_rows(
 ) -> tuple[list[EnsembleRow], list[str]]:
     """Return the text-to-audio ensembles selected from these trials, the newest first, each once.
 
-    Also what is wrong with those that can't be shown.
+    Also returned are the reasons why other ensembles can't be shown.
     """
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
     found: dict[tuple[Any, ...], EnsembleRow] = {}
@@ -55,7 +55,7 @@ def load_ensemble_rows(
         try:
             ensemble = read_ensemble(ledger.load_event_file(run, "ensemble.json"))
         except MissingArtifactError:
-            problems.append(f"{name} isn't shown: its ensemble.json is gone")
+            problems.append(f"{name} isn't shown: its ensemble.json no longer exists")
             continue
         except UserError as error:
             problems.append(f"{name} isn't shown: {error}")
@@ -64,7 +64,7 @@ def load_ensemble_rows(
             continue
         strangers = [one.name for one in ensemble.members if one.signature not in by_signature]
         if strangers:
-            problems.append(f"{name} isn't shown: its member {strangers[0]!r} is no trial of this report's; --sweep "
+            problems.append(f"{name} isn't shown: its member {strangers[0]!r} isn't a trial in this report; --sweep "
                             "takes several names")  # fmt: skip
             continue
         weighted = sorted((one.signature, one.weight) for one in ensemble.members)
@@ -76,7 +76,7 @@ def load_ensemble_rows(
 
 
 def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
-    """Return the events of the ensembles selected from the sweeps, the newest first."""
+    """Return the ledger's entries of ensembles selected from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
     return (run for run in ledger.iter_events("ensemble") if run.sweep_run_id in parents)
 
@@ -91,15 +91,13 @@ def evaluate_ensemble(
         source = select_member_scores(evaluated.source, evaluated.places, members, ensemble)
         values = evaluation.compute_per_query(source, ensemble.weights, paper_results.METRICS)
         return EnsembleRow(name, ensemble, members, evaluation.estimate_all(values, source.relevance))
-    lacks = f"the embeddings of {', '.join(gone)} aren't there"
+    lacks = f"the embeddings of {', '.join(gone)} are missing"
     recorded = ensemble.metrics_on(which)
     if recorded and (evaluated.source is None or recorded.fingerprint == evaluated.source.fingerprint):
         figures = recorded.systems.get("ensemble", {})
         if all(metric in figures for metric in paper_results.METRICS):
-            return EnsembleRow(
-                name, ensemble, members, figures, f"{lacks}: the figures are those of when it was chosen"
-            )
-    return EnsembleRow(name, ensemble, members, {}, f"{lacks}: there are no figures of it")
+            return EnsembleRow(name, ensemble, members, figures, f"{lacks}: its metrics are those logged at selection")
+    return EnsembleRow(name, ensemble, members, {}, f"{lacks}: it has no metrics")
 
 
 def select_member_scores(

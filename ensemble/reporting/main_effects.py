@@ -22,13 +22,13 @@ NO_LEVEL = "none"
 """Level of a trial that lacks a setting."""
 
 NON_FACTORS = ("validation", "test")
-"""Settings of a trial in which the trials of a sweep do not differ."""
+"""Settings of a trial that are the same in all trials of a sweep."""
 
 
 def list_factors(trial: Trial) -> dict[str, str]:
     """Return all settings in which a trial could differ from others, by name, the most important first and seeds last.
 
-    A rate is told as a share of the one that it goes with, since encoders have rates of their own.
+    Learning rates are relative to a reference rate, since encoders differ in their rates.
     """
     found = {
         "audio": encoders.format_label(trial.audio),
@@ -44,7 +44,10 @@ def list_factors(trial: Trial) -> dict[str, str]:
 
 
 def list_own_settings(trial: Trial, prefix: str) -> dict[str, str]:
-    """Return a trial's settings without those of its pretraining, relative to whose rate its own is given."""
+    """Return a trial's settings without those of its pretraining.
+
+    The peak rate of a fine-tuning is relative to that of its pretraining, and the final rate to the peak rate.
+    """
     given: dict[str, Any] = dict(flatten_settings(trials.to_json(trial) | {"pretraining": None}))
     for name in (*NON_FACTORS, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
         del given[name]
@@ -61,17 +64,17 @@ def list_own_settings(trial: Trial, prefix: str) -> dict[str, str]:
 
 
 def format_setting(value: Any) -> str:
-    """Return a setting, human-readable."""
+    """Return a setting as human-readable text."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return " + ".join(map(format_setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def find_varying_factors(those: Sequence[Trial]) -> dict[str, list[str]]:
-    """Return the factors in which some trials differ, each with its level in every trial.
+    """Return the factors in which the trials differ, each with its level in every trial.
 
-    Left out is what is the same in all trials, and what follows from a factor before it: PaSST-S15's segments are
-    longer than those of PaSST-N, but that is what it is called for.
+    Settings that are the same in all trials are left out, and so are those determined by an earlier factor: the length
+    of segments differs between PaSST-S15 and PaSST-N, but it follows from the audio encoder.
     """
     every = [list_factors(trial) for trial in those]
     found: dict[str, list[str]] = {}
@@ -95,29 +98,33 @@ class Level:
     level: str
     number: int
     mean: float
-    interval: tuple[float, float] | None  # 95 %; None where there are too few trials
+    interval: tuple[float, float] | None  # 95 % interval; None if there are too few trials
 
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """Two factors crossed: the mean of a metric for each combination of their levels."""
+    """Mean of a metric for each combination of the levels of two factors."""
 
-    factors: tuple[str, str]  # of rows, and of columns
+    factors: tuple[str, str]  # the factor of the rows, and that of the columns
     levels: tuple[list[str], list[str]]
-    means: NDArray[np.float64]  # [rows, columns]; not a number where no trial has both levels
+    means: NDArray[np.float64]  # [rows, columns]; NaN if no trial has both levels
 
 
 def estimate_main_effects(those: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
     """Return each factor's main effects on a metric: its mean at each level, adjusted for the other factors.
 
-    That is the fit of a sum of factors by least squares, whose means in a full grid are plain means. With r the row of
-    the design that a level's mean is, its interval is the t-interval of ordinary least squares: the variance is s^2 r
-    (X'X)^+ r', with s^2 what the fit leaves unexplained, by the degrees of freedom that are left (any textbook on
-    linear models). It takes trials to scatter alike, and independently. The factor with the widest means comes first;
-    seeds, which tell how much is chance, come last.
+    The effects are those of an additive model fitted by ordinary least squares; for a full grid the means are plain
+    means. With r the row of the design matrix that corresponds to a level's mean, its t-interval has the variance
+    s^2 r (X'X)^+ r', where s^2 is the residual sum of squares divided by the residual degrees of freedom (any textbook
+    on linear models). The intervals assume equal, independent noise per trial. The factor with the largest range of
+    means comes first; seeds, which show the size of the noise, come last.
 
-    Also the names of factors that are left out because those before them can't be told apart from them, as batch sizes
-    of which each was tried with one encoder alone: their means would be made up.
+    Also returned are the names of factors that are left out because they are confounded with earlier ones, such as the
+    batch size if each batch size was tried with one encoder only: their effects cannot be estimated.
+
+    Args:
+        configs: the trials.
+        values_N: the metric of each trial; trials with NaN are left out.
     """
     known = [place for place, value in enumerate(values_N) if np.isfinite(value)]
     found = find_varying_factors([those[place] for place in known])
@@ -145,10 +152,10 @@ def estimate_main_effects(those: Sequence[Trial], values_N: Sequence[float]) -> 
 
 
 def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
-    """Return the columns of a sum of factors [N, K] without linear dependence, and the columns of each factor.
+    """Return a design matrix [N, K] with linearly independent columns, and the columns of each factor.
 
-    A factor that would bring a column that follows from those before it is left out: so every level's mean lies in the
-    space of the rows, and can be estimated.
+    A factor with a column that depends linearly on those of earlier factors is left out, so that the mean of every
+    level is estimable.
     """
     (first, *_) = codes.values()
     design_NK = np.ones((len(first), 1))
@@ -174,9 +181,9 @@ def compute_interval(mean: float, variance: float | None, freedom: int) -> tuple
 def cross_factors(
     those: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
 ) -> InteractionTable | None:
-    """Return the first two factors of some effects crossed, seeds excluded; None if there are fewer than two.
+    """Return the interaction of the first two factors of `levels`, seeds excluded; None if there are fewer than two.
 
-    The one with more levels goes down, where a narrow screen has room.
+    The factor with more levels is that of the rows, which suits narrow screens.
     """
     names = [name for name in dict.fromkeys(level.factor for level in levels) if not name.endswith("seed")][:2]
     if len(names) < 2:
@@ -198,7 +205,7 @@ def cross_factors(
 
 
 def sum_contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-    """Return sum-to-zero contrasts of a factor [N, number - 1]; the effect of the last level follows from the others."""
+    """Return sum-to-zero contrasts of a factor [N, number - 1]; the last level's effect follows from the others."""
     one_hot = np.eye(number)[codes_N]
     columns: NDArray[np.float64] = one_hot[:, :-1] - one_hot[:, -1:]
     return columns

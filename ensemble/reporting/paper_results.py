@@ -1,8 +1,8 @@
 """Table 2 of the paper: text-to-audio retrieval on Clotho's test split, in percent.
 
 Primus, Koutini and Widmer, CP-JKU's submission to task 6b of DCASE 2023. The row of CNN14 with all-mpnet-base-v2 is
-DCASE's baseline; that of CNN14 with bert-base is of another system, with a recipe of its own. The best system of 2022
-is left out: it is no trial that could be run here.
+DCASE's baseline; the row of CNN14 with bert-base belongs to another system, with a different recipe. The best system of
+2022 is left out, since no trial can reproduce it.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from trainables.trial import Trial
 METRICS = retrieval.METRICS
 
 TEST, TRAIN = "clotho/evaluation", ("clotho/development",)
-"""Test split of the table, and training split of its fine-tunings and baseline (from the paper)."""
+"""Test split of the table, and training splits of its fine-tunings and its baseline (from the paper)."""
 
 PRETRAINING_CORPORA = {"audiocaps", "clotho", "wavcaps"}
-"""Corpora of the pretrainings (from the paper); which of their splits are held out may differ."""
+"""Corpora of the pretrainings (from the paper); the splits that are held out from them may differ."""
 
 PRETRAINING_RATE, FINE_TUNING_RATE, BASELINE_RATE = 2e-5, 8e-6, 1e-3
 """Peak learning rates: from the paper, and the baseline's from its published code."""
@@ -41,15 +41,15 @@ class TableKey:
 
 
 def make_key(trial: Trial) -> TableKey:
-    """Return the key of the row that a trial would be."""
+    """Return the key of the table's row that a trial corresponds to."""
     audio, text = encoders.format_label(trial.audio), encoders.format_label(trial.text)
     return TableKey(audio, text, trial.pretraining is not None, trial.paraphrase_probability > 0)
 
 
 def find_published(trial: Trial) -> PaperMetrics | None:
-    """Return the paper's metrics of a trial that is a row of its table, or None.
+    """Return the paper's metrics of the row that a trial reproduces.
 
-    None for one that is tested on another split, or trained on other corpora, or with other rates or probabilities.
+    None if there is no such row, or the trial's test split, corpora, learning rates or paraphrase probability differ.
     """
     return TABLE_2.get(make_key(trial)) if trial.test == TEST and matches_paper_recipe(trial) else None
 

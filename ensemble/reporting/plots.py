@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINE_STYLES = ("-", "--", ":", "-.")
-"""Line styles by paraphrase probability, from 0 on."""
+"""Line styles of the paraphrase probabilities, in ascending order."""
 
 
 def assign_colours(rows: Sequence[TrialRow]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def set_integer_ticks(axes: Axes) -> None:
 def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequence[float]) -> None:
     """Draw the validation loss of one pair of encoders: the mean over seeds, with a band from minimum to maximum.
 
-    A share of paraphrases has the same colour in all plots that are drawn for the same `shares`.
+    A paraphrase probability has the same colour in all plots with the same `shares`.
     """
     for band in bands:
         epochs = list(band.points)
@@ -60,7 +60,7 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequen
 
 
 def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any], metric: str) -> None:
-    """Draw a metric after each epoch: a line per trial, a colour per pair of encoders, dashed with paraphrases."""
+    """Draw a metric after each epoch: a line per trial, a colour per pair of encoders, a style per probability."""
     shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:
         curve = row.curves[metric]
@@ -129,7 +129,7 @@ def effects_height(levels: Sequence[Level]) -> float:
 
 
 def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], None], float]]:
-    """Return the functions that draw the learning curves, mAP@10 and training loss of each stage, with their heights."""
+    """Return functions that draw mAP@10 and the training loss of each stage by epoch, with the heights of the plots."""
     colours = assign_colours(rows)
     found: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):

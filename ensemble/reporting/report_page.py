@@ -29,13 +29,13 @@ TEMPLATE = Path(__file__).with_name("report_page.html")
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Content of the page."""
+    """Content of the report's page."""
 
     title: str
     tables: Sequence[ReportTable]
-    notes: Sequence[str]  # on what is missing
+    notes: Sequence[str]  # notes on missing metrics
     rows: Sequence[TrialRow]
-    chosen: EnsembleRow | None  # the ensemble that is explained
+    chosen: EnsembleRow | None  # ensemble that is shown in detail
     answers: Sequence[RetrievalExample]
     heard: PlayableClips
 
@@ -48,7 +48,7 @@ class StageCost:
     number: int
     hours: float
     gpu_hours: float | None
-    cpu_hours: float | None  # of those without a GPU
+    cpu_hours: float | None  # of trials without a GPU
 
 
 def render_page(content: ReportContent) -> str:
@@ -88,7 +88,7 @@ def render_page(content: ReportContent) -> str:
 
 
 def draw_ensemble_plots(chosen: EnsembleRow | None) -> dict[str, Markup]:
-    """Return the plots of the ensemble's own page, with members named by their numbers in the table."""
+    """Return the plots of an ensemble, with members labelled by their numbers in the table."""
     if chosen is None:
         return {}
     ensemble = chosen.ensemble
@@ -98,7 +98,7 @@ def draw_ensemble_plots(chosen: EnsembleRow | None) -> dict[str, Markup]:
 
 
 def summarise_costs(rows: Sequence[TrialRow]) -> list[StageCost]:
-    """Return the cost of each stage."""
+    """Return the total cost of each stage's trials."""
     found = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]

@@ -25,12 +25,13 @@ from trainables.records.ensemble_file import Ensemble
 
 MOST_QUERIES, TOP = 100, 5
 HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
-"""Length, rate and compression of an excerpt: about 25 kB each as MP3, which every browser plays; Opus took six times
-as long.
+"""Length, sample rate and compression level of an excerpt.
+
+An excerpt is an MP3, which every browser plays, of about 25 kB; Opus takes six times as long to encode.
 """
 
 MAX_SOUND_BYTES = 22_000_000
-"""Maximum size of all excerpts in a page, which stays below 25 MB; the 600 that are named at most take 20 MB."""
+"""Maximum size of all excerpts, which keeps the page below 25 MB; the maximum of 600 excerpts takes about 20 MB."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class PlayableClips:
 
 
 def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings) -> list[RetrievalExample]:
-    """Return an ensemble's retrieval for queries spread over the split; `source` are its members' scores."""
+    """Return retrieval examples of an ensemble for queries spread over the split, from its members' scores."""
     weights = np.array(ensemble.weights, float)
     caption: dict[str, str] = {}
     for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
@@ -90,7 +91,7 @@ def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings)
 
 
 def rank_clips(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
-    """Return the first clips, then the relevant ones that are not among them; of equal scores a relevant clip is last."""
+    """Return the first TOP clips and relevant clips of lower rank; among equal scores, relevant clips rank last."""
     is_true_A = np.isin(np.arange(len(scores_A)), list(true))
     order = np.lexsort((is_true_A, -scores_A))
     return [
@@ -107,7 +108,7 @@ def load_excerpts(
     """Return excerpts of the clips in the examples, each once. Raises UserError if the store lacks the split."""
     split = open_split(store, split_name)
     changed = (
-        [f"{split.store}/{split_name} has changed since it was embedded: what is heard may be something else"]
+        [f"{split.store}/{split_name} has changed since it was embedded: recordings may not match the clips"]
         if split.fingerprint != fingerprint
         else []
     )
@@ -127,14 +128,16 @@ def load_excerpts(
         num_bytes += len(sounds[clip_id])
         if num_bytes > MAX_SOUND_BYTES:
             del sounds[clip_id]
-            problems.append(f"{len(named) - number} of {len(named)} clips are without sound: the page would be too big")
+            problems.append(
+                f"{len(named) - number} of {len(named)} clips have no recording: the page would be too large"
+            )
             break
     return PlayableClips(sounds, [*changed, *abbreviate(problems)])
 
 
 def abbreviate(problems: Sequence[str]) -> list[str]:
-    """Return the first problems, and how many more there are."""
-    return [*problems[:3], *([f"and so {len(problems) - 3} more"] if len(problems) > 3 else [])]
+    """Return the first three problems, and the number of further ones."""
+    return [*problems[:3], *([f"and {len(problems) - 3} more"] if len(problems) > 3 else [])]
 
 
 def encode_excerpt(split: StoredSplit, clip: int) -> str:

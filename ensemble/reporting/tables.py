@@ -40,30 +40,30 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableLine:
-    """A line of a table: a trial, an ensemble, or a summary over seeds."""
+    """Line of a table: a trial, an ensemble, or a summary over seeds."""
 
-    labels: Sequence[str]  # under the table's headings
-    figures: Mapping[str, Cell]  # by metric; none where there are none
-    published: Mapping[str, float] = field(default_factory=dict)  # the paper's, by metric
-    is_ensemble: bool = False  # its second label is a name that takes the place of all
+    labels: Sequence[str]  # one for each heading
+    figures: Mapping[str, Cell]  # by metric; empty if there are none
+    published: Mapping[str, float] = field(default_factory=dict)  # the paper's values by metric
+    is_ensemble: bool = False  # its second label is a name that spans all other labels
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of the report."""
+    """Table of the report."""
 
     title: str
-    headings: Sequence[str]  # of the labels
-    limits: tuple[str, str]  # what the limits of its figures are called
+    headings: Sequence[str]  # headings of the labels
+    limits: tuple[str, str]  # names of the lower and the upper limit of its metrics
     lines: Sequence[TableLine]
 
     @property
     def published(self) -> list[str]:
-        """Metrics for which the paper's values are known for some line."""
+        """Metrics of which the paper's value is known for at least one line."""
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
     def list_columns(self) -> list[tuple[str, bool]]:
-        """Return the columns after the labels: a metric, and whether it is the paper's value."""
+        """Return the columns after the labels: the metric, and whether the column has the paper's values."""
         return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
 
     def list_headings(self) -> list[str]:
@@ -95,7 +95,7 @@ def to_markdown(table: ReportTable) -> str:
 
 
 def to_csv(table: ReportTable) -> str:
-    """Return the table as CSV, with columns for limits and the paper's values, whether or not they are known."""
+    """Return the table as CSV, always with columns for the limits and the paper's values."""
     low, high = table.limits
     ends = ("", f" {low}", f" {high}", " paper")
     rows = [[*table.headings, *(f"{METRIC_TITLES[name]}{end}" for name in METRICS for end in ends)]]
@@ -117,7 +117,7 @@ def escape_latex(text: str) -> str:
 
 
 def format_latex_cells(table: ReportTable, line: TableLine) -> list[str]:
-    """Return a line's cells in LaTeX; an ensemble's name spans all labels."""
+    """Return a line's cells in LaTeX; an ensemble's name spans the columns of the other labels."""
     labels = [escape_latex(label) for label in line.labels]
     if line.is_ensemble:
         labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]
@@ -145,7 +145,7 @@ def to_latex(table: ReportTable) -> str:
 
 
 def print_table(table: ReportTable) -> None:
-    """Print the table on the terminal, with the limits of the first metric only, since all would be too wide."""
+    """Print the table on the terminal, with limits for the first metric only, to save width."""
     shown = Table(title=table.title, title_justify="left", box=None)
     for place, heading in enumerate(table.headings):
         shown.add_column(heading, justify="left" if place else "right", no_wrap=True)
@@ -156,7 +156,7 @@ def print_table(table: ReportTable) -> None:
         for place, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
             if name != METRICS[0]:
                 row[place] = row[place].partition(" ")[0]
-        shown.add_row(*map(Text, row))  # a cell's brackets aren't markup
+        shown.add_row(*map(Text, row))  # brackets in a cell are not markup
     wide = Console(width=MAX_TERMINAL_WIDTH)
     width = Measurement.get(wide, wide.options, shown).maximum
     Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)

@@ -24,21 +24,21 @@ from trainables.trial import Trial
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial in the report's table."""
+    """Row of a trial in the report's table."""
 
     number: int
     candidate: Candidate
     trial: Trial
-    curves: Mapping[str, Mapping[int, float]]  # of each metric, by epoch
-    hours: float  # from its run's first start to its end
-    gpus: float | None = None  # None where nothing says how many
+    curves: Mapping[str, Mapping[int, float]]  # by metric and epoch
+    hours: float  # from the first start of its run to the end
+    gpus: float | None = None  # None if unknown
     cpus: float | None = None
-    figures: Estimates = field(default_factory=dict)  # empty where there are none
-    missing: str = ""  # why there are none
+    figures: Estimates = field(default_factory=dict)  # metrics; empty if there are none
+    missing: str = ""  # reason why there are none
 
     @property
     def key(self) -> paper_results.TableKey:
-        """Key of the row of the paper's table that the trial would be."""
+        """Key of the paper's row that the trial corresponds to."""
         return paper_results.make_key(self.trial)
 
     @property
@@ -56,14 +56,14 @@ class TrialRow:
 
 
 def with_seed_zero(trial: Trial) -> Trial:
-    """Return the trial with seed 0, and its pretrainings as well: equal for trials that differ in their seeds alone."""
+    """Return the trial and its pretrainings with seed 0, which are equal for trials that differ only in their seeds."""
     return replace(trial, seed=0, pretraining=with_seed_zero(trial.pretraining) if trial.pretraining else None)
 
 
 def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[TrialRow], list[str]]:
-    """Return the trials as rows without metrics, and the problems of those that are left out.
+    """Return the trials as rows without metrics, and the reasons why others are left out.
 
-    Pairs are together, pretrainings before fine-tunings, and seeds beside each other.
+    Rows are grouped by pair of encoders, with pretrainings before fine-tunings and seeds next to each other.
     """
     found, problems = [], []
     for candidate in candidates:
@@ -71,7 +71,7 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
             trial = trials.from_json(ledger.load_config(candidate.trial_run))
         except UserError as error:
             is_gone = isinstance(error, MissingArtifactError)
-            reason = f"it is gone from {candidate.trial_run.artifacts}" if is_gone else str(error)
+            reason = f"it no longer exists in {candidate.trial_run.artifacts}" if is_gone else str(error)
             problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
             continue
         found.append((sort_key(trial), candidate, trial))
@@ -96,22 +96,22 @@ def sort_key(trial: Trial) -> tuple[Any, ...]:
 
 
 def list_seeds(trial: Trial) -> tuple[int, ...]:
-    """Return the seeds of a trial's stages, its own last."""
+    """Return the seeds of a trial's stages, from the first to the last."""
     return (*(list_seeds(trial.pretraining) if trial.pretraining else ()), trial.seed)
 
 
 @dataclass(frozen=True)
 class EvaluatedTrials:
-    """Rows with their metrics on a split, and the scores of those with metrics."""
+    """Rows with their metrics on a split, and the scores of the rows that have metrics."""
 
     rows: list[TrialRow]
-    source: ScoreMatrices | None = None  # None where no row has figures
-    places: dict[str, int] = field(default_factory=dict)  # in the source, by signature
-    split: Embeddings | None = None  # whose queries and clips are in the source's order
+    source: ScoreMatrices | None = None  # None if no row has metrics
+    places: dict[str, int] = field(default_factory=dict)  # indices in the source, by signature
+    split: Embeddings | None = None  # embeddings with queries and clips in the source's order
 
 
 def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], which: Which) -> EvaluatedTrials:
-    """Return the rows with their metrics on a split; a row without embeddings states the reason."""
+    """Return the rows with their metrics on a split; rows without metrics have the reason in `missing`."""
     there, reasons = [], {}
     for row in rows:
         try:
@@ -139,7 +139,7 @@ def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], which: Which) -> Eva
 
 
 def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
-    """Return the rows that differ in their seeds alone, by the settings that they share."""
+    """Return rows that differ only in their seeds, by their common settings."""
     found: dict[Trial, list[TrialRow]] = {}
     for row in rows:
         found.setdefault(with_seed_zero(row.trial), []).append(row)
@@ -147,7 +147,7 @@ def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
 
 
 def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
-    """Return by row number the settings that vary within its stage but have no column in the paper's table."""
+    """Return for each row, by number, the settings that vary within its stage but have no column of their own."""
     found = {}
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         own = [row for row in rows if row.trial.stage == stage]
@@ -163,15 +163,18 @@ def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class SeedBand:
-    """Trials that differ in their seeds alone: the mean, minimum and maximum of a curve."""
+    """Mean, minimum and maximum of a curve over trials that differ only in their seeds."""
 
-    share: float  # of paraphrases
-    seeds: int
-    points: Mapping[int, tuple[float, float, float]]  # by epoch
+    share: float  # paraphrase probability
+    seeds: int  # number of trials
+    points: Mapping[int, tuple[float, float, float]]  # mean, minimum and maximum by epoch
 
 
 def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> dict[str, list[SeedBand]]:
-    """Return Figure 2: the fine-tunings by paraphrase probability, over seeds, separated by all other settings."""
+    """Return the bands of the paper's Figure 2: fine-tunings by paraphrase probability, in one plot per other settings.
+
+    The keys are the titles of the plots.
+    """
     settings = {
         setting: drawn
         for setting, own in group_by_settings(rows).items()
@@ -187,7 +190,7 @@ def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> di
 
 
 def build_titles(settings: Sequence[Trial]) -> list[str]:
-    """Return the titles of trials: their encoders, and the other settings in which they differ."""
+    """Return a title for each trial: its encoders, and the other settings in which the trials differ."""
     varying = main_effects.find_varying_factors(settings)
     found = []
     for place, setting in enumerate(settings):

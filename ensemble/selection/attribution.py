@@ -32,15 +32,21 @@ class Attribution:
     candidate: int
     weight: float
     alone: float
-    without: float  # the ensemble's value without it, minus the ensemble's value
+    without: float  # metric of the ensemble without the member, minus that of the ensemble
     shapley: float
 
 
 def attribute_members(live: PrunedPool, selection: Selection, seed: int = 0) -> list[Attribution]:
     """Return each member's attribution, the highest weight first.
 
-    The Shapley value (Shapley 1953) is what a member adds on average over all orders in which the members could join,
-    each with its weight; all of them add up to the ensemble's value, that of none being 0.
+    The Shapley value (Shapley 1953) of a member is the increase of the metric when it joins, averaged over all orders
+    in which the members can join, each with its weight. The values add up to the ensemble's metric; the empty ensemble
+    scores 0.
+
+    Args:
+        pruned: the pruned pool that the ensemble was selected from.
+        selection: the ensemble.
+        seed: seed of the sampled orders, for ensembles with more than MAX_EXACT members.
     """
     chosen = sorted(selection.members, key=lambda model: (-selection.counts[model], live.names[model]))
     counts = [selection.counts[model] for model in chosen]
@@ -69,8 +75,8 @@ def attribute_members(live: PrunedPool, selection: Selection, seed: int = 0) -> 
 def score_all_subsets(live: PrunedPool, chosen: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
     """Return the score of each subset of some members [2**len(chosen)], each member with its count.
 
-    The loop that scores all subsets at once takes five seconds to compile after an installation, so it is left to those
-    who have many subsets to score.
+    The loop that scores all subsets at once takes five seconds to compile after an installation, so it is used only for
+    more than MAX_ONE_BY_ONE members.
     """
     if len(chosen) > MAX_ONE_BY_ONE:
         return exhaustive.score_subsets(live, chosen, counts=counts)
@@ -84,7 +90,7 @@ def score_all_subsets(live: PrunedPool, chosen: Sequence[int], counts: Sequence[
 
 
 def score_members(live: PrunedPool, models: Sequence[int], selection: Selection) -> int:
-    """Return the score of some members together, with their weights."""
+    """Return the score of an ensemble of some members, with their weights."""
     counts = np.zeros(live.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
     return int(live.score_ensemble(counts.tolist()).sum())
@@ -131,7 +137,7 @@ def compute_error_correlation(live: PrunedPool, models: Sequence[int]) -> NDArra
 
 @dataclass(frozen=True)
 class ParetoSelection:
-    """An ensemble on the Pareto front: no cheaper one is as good."""
+    """Ensemble on the Pareto front: no cheaper one has as high a metric."""
 
     cost: float
     selection: Selection
@@ -140,9 +146,10 @@ class ParetoSelection:
 def compute_pareto_front(live: PrunedPool, rules: SelectionConfig, costs: Sequence[float]) -> list[ParetoSelection]:
     """Return the ensembles on the Pareto front of metric and cost, the cheapest first.
 
-    An ensemble costs what its distinct members cost. For 'exact' these are all ensembles of equal weights that no
-    cheaper one reaches. Greedy selection is run under budgets, in equal ratios, from the cheapest candidate's cost to
-    that of the ensemble it finds without one. The mean of all, and bags, know no budget.
+    The cost of an ensemble is the total cost of its distinct members. For the method 'exact' the front is that of all
+    ensembles of equal weights. Greedy selection is repeated under budgets that are spaced geometrically from the cost
+    of the cheapest candidate to that of the ensemble selected without a budget. The method 'all' and bags do not
+    support budgets.
     """
     if rules.method == "exact":
         return [ParetoSelection(cost, selection) for cost, selection in select_by_cost(live, rules, costs)]

@@ -16,10 +16,16 @@ REPEATS = 7
 
 
 def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> list[float]:
-    """Return each candidate's cost: 'parameters', 'latency' (ms per query, on this machine), or a JSON file {name:
-    cost}.
+    """Return each candidate's cost.
 
-    Raises UserError for a candidate without a model, or one that the file doesn't name.
+    Args:
+        kind: 'parameters' (their number), 'latency' (ms per query, measured here), or the path of a JSON file
+            {name: cost}.
+        candidates: the candidates.
+        runs: the run storage with the candidates' models.
+
+    Raises:
+        UserError: if a candidate has no model, or the file has no cost for it.
     """
     if kind not in ("parameters", "latency"):
         return read_cost_file(Path(kind), candidates)
@@ -27,7 +33,7 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
     for candidate in candidates:
         if not candidate.signature or not runs.has_model(candidate.signature):
             raise UserError(
-                f"--cost {kind}: {candidate.name!r} has no model; give a JSON file with a cost for each name"
+                f"--cost {kind}: {candidate.name!r} has no model; give a JSON file with the cost of each candidate"
             )
         with tempfile.TemporaryDirectory() as scratch:
             folder = runs.fetch_model(candidate.signature, Path(scratch) / "model")
@@ -36,7 +42,7 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
 
 
 def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
-    """Return the costs that a JSON file gives by name."""
+    """Return the candidates' costs from a JSON file {name: cost}. Raises UserError if one is missing or not above 0."""
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

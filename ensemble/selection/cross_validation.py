@@ -16,15 +16,14 @@ from ensemble.selection.pruned_pool import PrunedPool
 FOLDS = 5
 
 PoolOf = Callable[[NDArray[np.bool_]], PrunedPool]
-"""Function from a mask of queries [Q] to the pruned pool of all queries, with epochs chosen on the masked queries only.
-"""
+"""Function from a mask of queries [Q] to the pruned pool of all queries, with epochs chosen on the masked queries."""
 
 
 @dataclass(frozen=True)
 class NestedCvResult:
     """Result of nested cross-validation: each fold's queries evaluate the selection made without them."""
 
-    ensemble_Q: NDArray[np.float64]  # each query's value
+    ensemble_Q: NDArray[np.float64]  # metric of each query
     best_single_Q: NDArray[np.float64]
 
     @property
@@ -41,18 +40,27 @@ class NestedCvResult:
 def assign_folds(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
     """Return the fold of each query [Q], drawn at random; groups of queries stay together.
 
-    Raises UserError where there are fewer groups than folds.
+    Raises UserError if there are fewer groups than folds.
     """
     groups = np.unique(group_Q)
     if len(groups) < folds:
-        raise UserError(f"{len(groups)} clips can't make {folds} folds: give --folds, or --folds 0 to do without")
+        raise UserError(f"{len(groups)} clips can't be split into {folds} folds: reduce --folds; --folds 0 skips them")
     fold_G = np.random.default_rng(seed).permutation(np.arange(len(groups)) % folds)
     found: NDArray[np.int64] = fold_G[np.searchsorted(groups, group_Q)]
     return found
 
 
 def cross_validate(live_of: PoolOf, rules: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
-    """Select on all folds but one, and evaluate on that one, for each fold."""
+    """For each fold, select on the other folds and evaluate on that fold.
+
+    Args:
+        pool_for: function that returns the pruned pool, with epochs chosen on the queries of a mask [Q].
+        config: the config of the selection.
+        fold_Q: fold of each query, as `assign_folds` returns it.
+
+    Returns:
+        The metric of each query, computed by the ensemble that was selected without the query's fold.
+    """
     ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
     for fold in np.unique(fold_Q):
         seen_Q = fold_Q != fold

@@ -1,9 +1,9 @@
 """Choice of each trial's epoch, repeated within the folds of cross-validation.
 
-Training takes the epoch with the highest mAP@10 of text-to-audio retrieval on validation, the first of equally good
-ones, whatever the direction in which an ensemble is chosen. Where a sweep has kept the validation split's embeddings of
-every epoch, cross-validation can leave a fold's queries out of that choice, too. Which epoch of its pretraining a
-fine-tuning started from stays as it was.
+Training keeps the epoch with the highest mAP@10 of text-to-audio retrieval on the validation split (ties go to the
+first), whatever the direction of a selection. If a sweep stored the validation embeddings of every epoch,
+cross-validation can exclude a fold's queries from that choice, too. The epoch of the pretraining from which a
+fine-tuning started is not chosen again.
 
 Shapes: E epochs of a trial, Q queries.
 """
@@ -27,23 +27,23 @@ EPOCH_METRIC = "map10"
 class EpochScores:
     """Metric values of a trial's epochs."""
 
-    files: tuple[str, ...]  # artifacts that hold their embeddings
+    files: tuple[str, ...]  # artifacts with their embeddings
     values_EQ: NDArray[np.float64]
 
     def best_file(self, include_Q: NDArray[np.bool_]) -> str:
-        """Return the file of the epoch that is best on some of the queries."""
+        """Return the file of the epoch with the highest mean on the queries of a mask [Q]."""
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
 
 def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, EpochScores]:
-    """Return the epochs' scores by signature, for the trials that have kept all epochs."""
+    """Return the epochs' metric values by signature, for the trials whose epochs are all stored."""
     trials = [candidate for candidate in candidates if candidate.run]
     found = {}
     for trial in trials:
         files = ledger.list_epochs(trial.trial_run)
         if not files:
             continue
-        reference = (trials[0], FILES["validation"])  # whose order of queries is the pool's
+        reference = (trials[0], FILES["validation"])  # its order of queries is that of the pool
         source = load_trial_scores(ledger, [reference, *[(trial, file) for file in files]])
         values = [
             evaluation.compute_per_query(source.select([place]), [1], [EPOCH_METRIC])[EPOCH_METRIC]
@@ -54,7 +54,7 @@ def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[s
 
 
 def choose_epoch_files(epochs: Mapping[str, EpochScores], include_Q: NDArray[np.bool_]) -> dict[str, str]:
-    """Return the file of each trial's best epoch on some of the queries, by signature."""
+    """Return by signature the file of each trial's best epoch on the queries of a mask [Q]."""
     return {signature: own.best_file(include_Q) for signature, own in epochs.items()}
 
 

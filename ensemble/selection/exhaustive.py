@@ -1,11 +1,11 @@
 """Exhaustive search: the score of every ensemble of equal weights, over all subsets of up to about 28 candidates.
 
-A tree over the candidates is walked for each query: taken or not, one after the other. An entry whose order the rest of
-the candidates can't change any more is counted and left behind; where none is left, the whole branch has one worth. At
-the last six or seven candidates the rest is counted for all their subsets at once. Work and memory double with each
-candidate.
+For each query a binary tree is traversed, which includes or excludes one candidate per level. An entry whose order the
+remaining candidates cannot change is counted and dropped; if none is left, all subsets below the node have the same
+score. For the last six or seven candidates all subsets are counted at once. Time and memory double with each candidate.
 
-Shapes: M candidates, L live entries, S = 2**M subsets; bit m of a subset says whether candidate m belongs to it.
+Shapes: M candidates, P (query, relevant clip) pairs, L kept entries, S = 2**M subsets; bit m of a subset is set if
+candidate m belongs to it.
 """
 
 import time
@@ -23,7 +23,7 @@ MAX_MODELS = 28
 """Maximum number of candidates: 2**28 scores take 1 GB, or 2 GB if they don't fit into 32 bits."""
 
 NUM_TIMED_QUERIES = 64
-"""Number of queries timed to estimate the total time; a quarter of them is timed as well to find the constant part."""
+"""Number of queries timed to estimate the total time; a quarter of them is timed separately to find the fixed cost."""
 
 MAX_TIMED_MODELS = 22
 """Maximum number of candidates in the timed search; each further one doubles the time."""
@@ -40,12 +40,19 @@ def score_subsets(
 ) -> NDArray[np.integer]:
     """Return the score of each subset of some candidates [2**len(models)]; the empty subset scores 0.
 
-    With `counts`, each candidate that belongs to a subset counts so often. Raises UserError for too many candidates.
+    Args:
+        pruned: the pruned pool.
+        models: indices of the candidates; bit m of a subset stands for models[m].
+        include_Q: mask of the queries to score; by default all.
+        counts: integer weight of each candidate; by default 1.
+
+    Raises:
+        UserError: if there are more than MAX_MODELS candidates.
     """
     if len(models) > MAX_MODELS:
         raise UserError(
-            f"exact: {len(models)} candidates have 2**{len(models)} subsets; {MAX_MODELS} candidates are the most: "
-            "choose among the best single ones with --among, or use --method greedy"
+            f"exact: {len(models)} candidates have 2**{len(models)} subsets; the maximum is {MAX_MODELS} candidates: "
+            "select from the best single ones with --among, or use --method greedy"
         )
     queries = np.flatnonzero(np.ones(live.num_queries, bool) if include_Q is None else include_Q)
     rows = [select_columns(chunk.rows, models, counts) for chunk in live.chunks]
@@ -82,7 +89,7 @@ def search_subsets(
                 walk(own, live.pair_first_Q, live.first_P, live.last_P, live.always_P, chunk_rows, target_PM,
                      gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits, nodes,
                      worth_LS)  # fmt: skip
-        first = 1  # of a level of the heap: what a branch is worth, all that is below it is worth, too
+        first = 1  # first node of a level of the heap; a node's score is added to all nodes below it
         while first < leaves:
             nodes[2 * first : 4 * first] += np.repeat(nodes[first : 2 * first], 2)
             first *= 2
@@ -111,14 +118,14 @@ def estimate_seconds(live: PrunedPool, models: Sequence[int]) -> float:
         return time.perf_counter() - began
 
     few = queries[::4]
-    takes_s(few[:1])  # compiles, or reads what was compiled
+    takes_s(few[:1])  # compiles the loop, or loads it from the cache
     few_s, all_s = takes_s(few), takes_s(queries)
     each_s = (all_s - few_s) / max(1, len(queries) - len(few))
     return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
 
 
 def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
-    """Return the smallest of some non-empty subsets; ties go to the one whose candidates come first."""
+    """Return the non-empty subset with the fewest candidates; ties go to the one whose candidates come first."""
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]
     backwards = np.zeros_like(subsets)
@@ -128,5 +135,5 @@ def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
 
 
 def list_bits(subset: int) -> list[int]:
-    """Return the candidates of a subset."""
+    """Return the indices of a subset's candidates."""
     return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -1,11 +1,11 @@
 """Greedy forward selection of an ensemble (Caruana et al. 2004), with bags, refinement and cost budgets.
 
-What matters of the pool's scores goes in (`ensemble.selection.pruned_pool`), the selection and its whole way come out;
-nothing is read or written. Weights are whole numbers, sums of worths too, so that neither the pool's order nor the
-number of threads can change a result. Of equally good candidates the one whose name comes first is taken, and of
-equally good ensembles the one with fewer members.
+The functions take a pruned pool (`ensemble.selection.pruned_pool`) and return the selection with its trajectory; they
+read and write no files. Weights and sums of scores are integers, so results depend neither on the order of the pool nor
+on the number of threads. Ties between candidates go to the one whose name comes first, ties between ensembles to the
+one with fewer members.
 
-Shapes: M candidates, Q queries.
+Shapes: M candidates, Q queries, G groups of queries, S subsets.
 """
 
 import itertools
@@ -32,26 +32,26 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """Config of a selection."""
+    """Config of a selection: the method and its settings."""
 
     method: Literal["greedy", "exact", "all"] = "greedy"
     max_size: int = 20
     replacement: bool = True
-    among: int = 0  # only so many of the best single candidates are looked at; 0: all of them
-    sorted_start: int = 0  # so many of the best single candidates make the beginning
+    among: int = 0  # number of best single candidates to select from; 0: all candidates
+    sorted_start: int = 0  # number of best single candidates to start from
     stop: Literal["best", "one-se"] = "best"
     refine: bool = False
     bags: int = 0
-    bag_share: float = 0.5  # of the candidates in a bag
-    seed: int = 0  # of the bags
+    bag_share: float = 0.5  # share of the candidates in each bag
+    seed: int = 0  # seed of the random bags
 
     def __post_init__(self) -> None:
         if self.max_size < 1:
-            raise ValueError(f"max_size is {self.max_size}: an ensemble has at least one member")
+            raise ValueError(f"max_size is {self.max_size}: it must be at least 1")
         if not 0 <= self.sorted_start <= self.max_size:
-            raise ValueError(f"sorted_start is {self.sorted_start}: it has to lie between 0 and max_size")
+            raise ValueError(f"sorted_start is {self.sorted_start}: it must be between 0 and max_size")
         if not 0 < self.bag_share <= 1:
-            raise ValueError(f"bag_share is {self.bag_share}: it has to lie above 0, up to 1")
+            raise ValueError(f"bag_share is {self.bag_share}: it must be above 0 and at most 1")
         if self.among < 0:
             raise ValueError(f"among is {self.among}: it can't be negative")
         if self.seed < 0:
@@ -62,7 +62,7 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the selection: the candidate that was added or removed, and the metric afterwards."""
+    """Step of a selection: the candidate that was added, removed or both, and the metric afterwards."""
 
     value: float
     added: int | None = None
@@ -71,9 +71,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Selection:
-    """The best ensemble found, and the trajectory of the selection."""
+    """Selected ensemble, its metric, and the trajectory of the selection."""
 
-    counts: tuple[int, ...]  # how often each of the M candidates was taken
+    counts: tuple[int, ...]  # integer weight of each of the M candidates
     value: float
     trajectory: tuple[Step, ...] = ()
 
@@ -95,9 +95,9 @@ class SelectionProblem:
     live: PrunedPool
     include_Q: NDArray[np.bool_]
     allowed: tuple[int, ...]  # candidates, in the order of their names
-    by_name: tuple[int, ...]  # each candidate's place in that order
-    costs: tuple[float, ...] = ()  # of each candidate
-    budget: float = math.inf  # of all members together
+    by_name: tuple[int, ...]  # index of each candidate when all are sorted by name
+    costs: tuple[float, ...] = ()  # cost of each candidate
+    budget: float = math.inf  # maximum total cost of the members
 
     def to_metric(self, score: int) -> float:
         """Return the metric's mean over the queries for an integer score."""
@@ -112,11 +112,11 @@ class SelectionProblem:
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
     def find_best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
-        """Return the candidate with the highest score."""
+        """Return the candidate with the highest score; ties go to the first by name."""
         return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
 
     def prefer(self, first: Selection, second: Selection) -> Selection:
-        """Return the better of two ensembles; of equally good ones the smaller, otherwise the first."""
+        """Return the better of two ensembles; ties go to the smaller one, then to the first."""
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
@@ -128,10 +128,21 @@ def select(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> Selection:
-    """Select an ensemble on some of the queries (default: all) from some of the candidates (default: all).
+    """Select the ensemble with the best metric.
 
-    `rules.among` is about the same queries. With `costs` of the candidates, greedy selection keeps what the members
-    cost together within a budget.
+    Args:
+        pruned: the candidates' scores, pruned for the metric.
+        config: the config of the selection; by default greedy selection.
+        include_Q: mask of the queries to select on, also for `config.among`; by default all.
+        allowed: indices of the candidates to select from; by default all.
+        costs: cost of each candidate.
+        budget: maximum total cost of the members, for greedy selection.
+
+    Returns:
+        The ensemble, its metric on these queries, and the trajectory.
+
+    Raises:
+        UserError: if there are too many candidates to score all subsets.
     """
     rules = rules or SelectionConfig()
     task = make_problem(live, rules, include_Q, allowed, costs, budget)
@@ -148,16 +159,24 @@ def select(
 
 
 def select_by(metric: str | Metric, pool: ScoreMatrices, rules: SelectionConfig | None = None) -> Selection:
-    """Select from a whole pool by a metric's name, or by a function of an ensemble's mean scores.
+    """Select from score matrices by the name of a metric, or by a function of an ensemble's mean scores.
 
-    There are kernels for all metrics that have a name. For a function `ensemble.selection.reference` selects: slowly,
-    and with all scores in memory. Raises UserError for rules that it doesn't have.
+    Named metrics use compiled kernels. A function uses `ensemble.selection.reference`, which is slow and keeps all
+    scores in memory.
+
+    Args:
+        metric: a name ('map10', 'r1', 'ndcg', ...), or a function of scores [Q, A], higher is better.
+        pool: the candidates' scores.
+        config: the config of the selection; for a function, only `max_size` and `replacement` can be set.
+
+    Raises:
+        UserError: for an unknown metric, or a setting that a function does not support.
     """
     rules = rules or SelectionConfig()
     if isinstance(metric, str):
         return select(prune(pool, metric), rules)
     if rules != SelectionConfig(max_size=rules.max_size, replacement=rules.replacement):
-        raise UserError("by a function only max_size and replacement can be set: name a metric, or leave the rest out")
+        raise UserError("for a metric function only max_size and replacement can be set: leave out the other settings")
     scores_MQA = [pool.read_scores(model) for model in range(len(pool.names))]
     found = select_greedily(scores_MQA, metric, pool.names, rules.max_size, rules.replacement)
     steps = tuple(Step(value, added) for added, value in found.trajectory)
@@ -201,7 +220,7 @@ def to_selection(task: SelectionProblem, subset: int, worth: int) -> Selection:
 
 
 def select_by_cost(live: PrunedPool, rules: SelectionConfig, costs: Sequence[float]) -> list[tuple[float, Selection]]:
-    """Return the ensembles of equal weights on the Pareto front, with their members' total cost, the cheapest first."""
+    """Return the ensembles of equal weights on the Pareto front with their total costs, the cheapest first."""
     task = make_problem(live, rules)
     worth_S = exhaustive.score_subsets(live, task.allowed)
     cost_S = np.zeros(1)
@@ -214,7 +233,7 @@ def select_by_cost(live: PrunedPool, rules: SelectionConfig, costs: Sequence[flo
 
 
 def select_forward(task: SelectionProblem, rules: SelectionConfig) -> Selection:
-    """Add, `max_size` times, the candidate that improves the ensemble most, and return the best size."""
+    """Add the candidate with the best resulting metric, `max_size` times, and return the best size."""
     live = task.live
     growing = IncrementalEnsemble(live, task.include_Q)
     single_M = live.score_singles[:, task.include_Q].sum(axis=1)
@@ -244,7 +263,8 @@ def select_forward(task: SelectionProblem, rules: SelectionConfig) -> Selection:
 def find_smallest_within_one_error(task: SelectionProblem, history: Sequence[int], best: int) -> int:
     """Return the smallest size that is worse than the best one by at most one standard error of the difference.
 
-    The error is of the difference's mean over groups of queries (paired), after the rule of Breiman et al. (1984).
+    The standard error is that of the mean paired difference over groups of queries (the one-standard-error rule of
+    Breiman et al. 1984).
     """
 
     def worth_by_group(size: int) -> NDArray[np.float64]:
@@ -262,9 +282,10 @@ def find_smallest_within_one_error(task: SelectionProblem, history: Sequence[int
 
 
 def select_bagged(task: SelectionProblem, rules: SelectionConfig) -> Selection:
-    """Return the mean of ensembles selected, and refined, from random subsets of the candidates.
+    """Return the mean of ensembles that are selected (and refined) from random subsets of the candidates.
 
-    Weights are whole numbers of the sizes' common multiple or, where that is large, of its FINEST_WEIGHT-th part.
+    Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
+    WEIGHT_RESOLUTION if the least common multiple is larger.
     """
     rng = np.random.default_rng(rules.seed)
     number = max(1, round(rules.bag_share * len(task.allowed)))
@@ -282,14 +303,14 @@ def select_bagged(task: SelectionProblem, rules: SelectionConfig) -> Selection:
 
 
 def refine(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
-    """Remove and swap one member at a time as long as that improves the ensemble."""
+    """Remove members, then swap one, as long as that improves the ensemble."""
     while (better := swap_one(task, rules, eliminate_one(task, selection))).value > selection.value:
         selection = better
     return task.prefer(selection, better)
 
 
 def eliminate_one(task: SelectionProblem, selection: Selection) -> Selection:
-    """Return the selection without the member whose removal is best, if that does no harm (backward elimination)."""
+    """Remove, one by one, the member whose removal is best until that would lower the metric (backward elimination)."""
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
         worth_M = np.full(len(counts), -1)
@@ -305,7 +326,7 @@ def eliminate_one(task: SelectionProblem, selection: Selection) -> Selection:
 
 
 def swap_one(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
-    """Return the best ensemble with one member replaced by another candidate; the selection itself if none is better."""
+    """Return the best ensemble with one member replaced by another candidate, or the selection if none is better."""
     best = selection
     for removed in sorted(selection.members, key=task.by_name.__getitem__):
         counts = np.array(selection.counts)

@@ -1,9 +1,9 @@
 """Compiled loops of selection over kept entries, candidates and subsets.
 
-Each works on some queries and holds no lock of Python's, so that threads share the queries. Compiled code is kept on
-disk.
+Each function works on some queries and releases Python's global interpreter lock, so threads can share the queries.
+Compiled code is cached on disk.
 
-Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries, S subsets.
+Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L kept entries.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
 
 
 def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
-    """Call `scan_addresses` for candidates' scores, each contiguous float32 [queries, A].
+    """Call `prune_queries_at` for candidates' scores, each contiguous float32 [queries, A].
 
-    It takes addresses, as numba would compile it anew for each number of arrays.
+    It takes addresses because numba would compile it again for each number of arrays.
     """
     return scan_addresses(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
 
@@ -40,10 +40,10 @@ def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
 @njit(nogil=True, cache=True)
 def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
                    rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Keep the entries of queries that can affect the metric, as far as there is space; the first rows are those of
-    `base_query`.
+    """Write the entries that can affect the metric to `rows`, query by query, until `rows` is full.
 
-    Returns the query that comes next, the rows used, and a candidate with a score that isn't finite in that query (-1).
+    The score arrays start at `base_query`. Returns the next query, the number of rows used, and a candidate with a
+    score that isn't finite in that query (-1 if there is none).
     """
     num_models = len(addresses)
     above_A = np.empty(num_clips, np.int32)
@@ -98,12 +98,12 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
 
 
 @njit(nogil=True, cache=True)
-def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L, target_PM,
-         joined, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
-    """Return the score of an ensemble plus each candidate, over some queries [M].
+def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L,
+                     target_PM, joined, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
+    """Return the score, over some queries, of an ensemble with each candidate added [M].
 
-    `sum_L` are the members' scores - the relevant clip's, added up; `joined` are those that aren't in it yet.
-    Candidates are only counted one by one for entries that one of them could turn.
+    `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
+    it does not include yet. Candidates are compared one by one only for entries whose order one of them can change.
     """
     num_models, k = rows.shape[1], len(table) - 2
     total_M = np.zeros(num_models, np.int64)
@@ -125,7 +125,7 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
                 for row in range(first, last):
                     sum_L[row] += np.float64(rows[row, model]) - target
             up, number_open = 0, 0
-            for row in range(first, last):  # without branches, which would be guessed wrong
+            for row in range(first, last):  # branch-free, since branches would be mispredicted
                 total = sum_L[row]
                 up += np.int64(total + low_L[row] >= 0)
                 open_L[number_open] = row
@@ -134,7 +134,7 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
             counts, targets = count_M[number], target_PM[pair]
             for place in range(number_open):
                 row = open_L[place]
-                # float32 is twice as fast; what lies within its rounding of 0 is decided in float64.
+                # float32 is twice as fast; sums within its rounding error of 0 are decided in float64.
                 scores, total, near = rows[row], sum_L[row], np.int32(0)
                 single = np.float32(total)
                 unsure = np.float32(ROUNDING * (abs(total) + max(-low_L[row], high_L[row])))
@@ -183,7 +183,7 @@ def score_ranks(ranks, pairs, table, by_hit, first_only):
 @njit(nogil=True, cache=True)
 def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
-    """Compute the rank of each pair's clip in a weighted ensemble; beyond k for pairs that keep no rows."""
+    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`; ranks beyond k are lower bounds."""
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
         up = always_P[pair]
         for row in range(first_P[pair], last_P[pair]):

@@ -42,12 +42,12 @@ class MethodOptions:
         """Return the config of the selection. Raises UserError for options that cannot be combined."""
         for name in ("sorted_start", "bags", "without_replacement", "max_size"):
             if self.method != "greedy" and getattr(self, name):
-                raise UserError(f"{flag(name)}: that is for --method greedy; leave it out")
+                raise UserError(f"{flag(name)} only applies to --method greedy: leave it out")
         if self.method != "greedy" and self.stop != "best":
-            raise UserError("--stop: that is for --method greedy; leave it out")
+            raise UserError("--stop only applies to --method greedy: leave it out")
         for name in ("bag_share", "seed"):
             if getattr(self, name) is not None and not self.bags:
-                raise UserError(f"{flag(name)}: that is for --bags; leave it out")
+                raise UserError(f"{flag(name)} only applies to --bags: leave it out")
         try:
             return SelectionConfig(
                 method=self.method,

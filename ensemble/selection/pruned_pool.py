@@ -1,13 +1,14 @@
 """Pruned pool: the entries of the score matrices on which the metric of any ensemble can depend.
 
-Weights are never negative. So a clip that no candidate scores above the relevant one never outranks it, and one that
-all score at least as high always does; only the others, the live ones, are kept, as rows of all candidates' scores. A
-query whose relevant clip has more than k always above it is worth nothing to a metric that ends at k: it keeps no rows.
+Weights are never negative. A clip that every candidate scores below the relevant clip therefore never outranks it, and
+a clip that every candidate scores at least as high always does. Only the other entries are kept, as rows of all
+candidates' scores. If a pair's relevant clip ranks below k in every ensemble, the pair adds nothing to a metric that is
+cut off at k, and keeps no rows.
 
-Equal scores count against the relevant clip. Scores are float32 and their sums float64: exact for scores whose
-magnitudes lie within a factor of 2**24, or so, of each other.
+Equal scores count against the relevant clip. Scores are float32 and their sums float64, which is exact for scores whose
+magnitudes lie within a factor of about 2**24 of each other.
 
-Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L live entries.
+Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L kept entries.
 """
 
 import os
@@ -37,25 +38,25 @@ class Chunk:
     first_query: int
     last_query: int
     rows: NDArray[np.float32]  # [L, M] scores
-    low_L: NDArray[np.float64]  # of score - the relevant clip's, over candidates
-    high_L: NDArray[np.float64]
+    low_L: NDArray[np.float64]  # minimum over candidates of the score minus the relevant clip's score
+    high_L: NDArray[np.float64]  # maximum
 
 
 @dataclass(frozen=True)
 class PrunedPool:
-    """A pool reduced to the entries that matter for one metric."""
+    """Pool reduced to the entries that can affect one metric."""
 
     names: tuple[str, ...]
     gains: RankGains
     num_clips: int
-    pair_first_Q: NDArray[np.int64]  # [Q + 1]
+    pair_first_Q: NDArray[np.int64]  # [Q + 1] first pair of each query
     query_P: NDArray[np.int64]
     group_Q: NDArray[np.int64]
-    target_PM: NDArray[np.float32]
-    always_P: NDArray[np.int32]
-    first_P: NDArray[np.int64]  # rows of its query's chunk
-    last_P: NDArray[np.int64]
-    single_PM: NDArray[np.int32]  # the rank that each candidate alone gives
+    target_PM: NDArray[np.float32]  # score of the relevant clip
+    always_P: NDArray[np.int32]  # rank of the relevant clip if no kept entry outranks it
+    first_P: NDArray[np.int64]  # first of the pair's rows in its query's chunk
+    last_P: NDArray[np.int64]  # last of them, exclusive
+    single_PM: NDArray[np.int32]  # rank of the relevant clip by each candidate alone
     chunks: tuple[Chunk, ...]
     threads: int
 
@@ -76,14 +77,14 @@ class PrunedPool:
 
     @property
     def num_bytes(self) -> int:
-        """Size in memory."""
+        """Size in memory in bytes."""
         arrays = [getattr(self, name) for name in ("target_PM", "always_P", "first_P", "last_P", "single_PM")]
         return int(sum(array.nbytes for array in arrays)) + sum(
             chunk.rows.nbytes + chunk.low_L.nbytes + chunk.high_L.nbytes for chunk in self.chunks
         )
 
     def map_chunks(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
-        """Return the results of a function on each chunk, several in parallel."""
+        """Yield the result of a function for each chunk, in order; threads run it in parallel."""
         if self.threads == 1 or len(self.chunks) == 1:
             yield from map(work, self.chunks)
             return
@@ -99,15 +100,17 @@ class PrunedPool:
         rank_P = np.empty(len(self.query_P), np.int32)
 
         def work(chunk: Chunk) -> None:
-            compute_ranks(chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
-                 chunk.rows, self.target_PM, members, given[members], rank_P)  # fmt: skip
+            compute_ranks(
+                chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
+                chunk.rows, self.target_PM, members, given[members], rank_P,
+            )  # fmt: skip
 
         for _ in self.map_chunks(work):
             pass
         return rank_P
 
     def score_ranks(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the score of each query at given ranks of its pairs [Q]."""
+        """Return the score of each query [Q] from the ranks of its pairs."""
         from ensemble.selection.kernels import score_queries
 
         worth_Q: NDArray[np.int64] = score_queries(
@@ -116,27 +119,25 @@ class PrunedPool:
         return worth_Q
 
     def score_ensemble(self, counts: Sequence[float]) -> NDArray[np.int64]:
-        """Return the score of each query by an ensemble [Q]; 0 for an empty ensemble."""
+        """Return an ensemble's score of each query [Q]; 0 for an empty ensemble."""
         if not any(counts):
             return np.zeros(self.num_queries, np.int64)
         return self.score_ranks(self.compute_ranks(counts))
 
     def sort_candidates(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
-        """Return the candidates sorted by descending score (alone, on all queries), ties by name."""
+        """Return the candidates by descending score (by default alone, on all queries); ties are sorted by name."""
         order_M = self.score_singles.sum(axis=1) if worth_M is None else worth_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
 
     @cached_property
     def score_singles(self) -> NDArray[np.int64]:
-        """Return the score of each query by each candidate alone [M, Q]."""
+        """Score of each query by each candidate alone [M, Q]."""
         return np.stack([self.score_ranks(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
 
 
 @dataclass
 class IncrementalEnsemble:
-    """An ensemble that grows by one candidate at a time, with the score of each possible addition on some of the
-    queries.
-    """
+    """Ensemble that grows by one candidate at a time, and scores all possible additions on some of the queries."""
 
     live: PrunedPool
     include_Q: NDArray[np.bool_]
@@ -166,14 +167,22 @@ class IncrementalEnsemble:
         return total_M
 
     def add(self, model: int) -> None:
-        """Add a candidate."""
+        """Add a candidate. Its scores are summed by the next call of `score_additions`."""
         self.history.append(model)
 
 
 def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> PrunedPool:
-    """Return the pruned pool of a pool for a metric. The pool is read once, from the first query to the last.
+    """Return the pruned pool of a pool for a metric.
 
-    Raises UserError for scores that aren't finite.
+    The pool is read once, from the first query to the last.
+
+    Args:
+        pool: the candidates' scores.
+        metric_name: the metric, as `trainables.retrieval.find_metric` takes it.
+        threads: number of threads; by default one per CPU.
+
+    Raises:
+        UserError: if the metric is unknown, or a score isn't finite.
     """
     from ensemble.selection.kernels import scan
 
@@ -194,7 +203,7 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
     def work(block: Block, first: int, last: int) -> list[Chunk]:
         chunks, query = [], first
         while query < last:
-            rows = np.empty((capacity, num_models), np.float32)  # what isn't used takes no memory
+            rows = np.empty((capacity, num_models), np.float32)  # unused pages take no memory
             low_L, high_L = np.empty(capacity), np.empty(capacity)
             start = query
             query, used, bad = scan(
@@ -219,6 +228,6 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
 
 
 def shrink(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """Return the beginning of an array, without the memory of the rest."""
+    """Shrink an array in place to its first rows, and release the memory of the others."""
     array.resize((size, *array.shape[1:]), refcheck=False)
     return array

@@ -1,9 +1,9 @@
 """Metrics in integer arithmetic: the gain of each rank, so that sums are exact and ties are ties.
 
-A query's value is the sum over its relevant clips of what their ranks are worth, over a norm of its own. Both are
-scaled to integers, which makes average precision and recall exact where 64 bits hold them; reciprocal ranks, discounted
-gains and what doesn't fit are rounded to some 2**-24 or better. Reported figures don't come from here but from
-`trainables.retrieval`.
+The metric of a query is the sum of the gains of its relevant clips' ranks, divided by a norm of the query. Both are
+scaled to integers. Average precision and recall are exact if 64 bits are enough; reciprocal ranks, discounted gains and
+larger sums are rounded, with a relative error of about 2**-24 or less. Reported metrics are computed by
+`trainables.retrieval` instead.
 """
 
 import math
@@ -24,8 +24,8 @@ MAX_BITS = 62
 class RankGains:
     """Integer gains of a metric on some queries.
 
-    A relevant clip at rank r, the h-th of its query, is worth table[min(r, k + 1)], times h if `by_hit`; those after
-    the first are worth nothing if `first_only`. A query's worth is multiplied by factor_Q.
+    The gain of a relevant clip at rank r, the h-th of its query, is table[min(r, k + 1)], times h if `by_hit`, and 0
+    for h > 1 if `first_only`. The score of a query is the sum of its gains, multiplied by factor_Q.
     """
 
     name: str
@@ -34,7 +34,7 @@ class RankGains:
     factor_Q: NDArray[np.int64]
     by_hit: bool
     first_only: bool
-    one: int  # the worth of a perfect query
+    one: int  # score of a perfect query
 
     def to_metric(self, total: int, num_queries: int) -> float:
         """Return the metric's mean over queries whose scores add up to `total`."""
@@ -42,13 +42,14 @@ class RankGains:
 
 
 def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
-    """Return the gains of a metric by name, as `trainables.retrieval.find_metric` takes it. Raises UserError for an
-    unknown name.
+    """Return the gains of a metric by name, as `trainables.retrieval.find_metric` takes it.
+
+    Raises UserError for an unknown name, or a metric that has no gains.
     """
     find_metric(name)
     match = re.fullmatch(r"(map|r|ndcg|mrr)(\d*)", name)
     if match is None:
-        raise UserError(f"{name!r} can't be selected by")
+        raise UserError(f"{name!r} can't be used for selection")
     kind, k = match[1], min(int(match[2] or num_clips), num_clips)
     count_Q = np.bincount(relevant.query_P, minlength=relevant.num_queries)
     counts = sorted({int(count) for count in count_Q if count})

@@ -1,7 +1,7 @@
 """Reference implementation of greedy forward selection (Caruana et al. 2004), in plain NumPy and for any metric.
 
-`ensemble.selection.greedy` selects the same for metrics of ranks, many times faster; tests compare the two. It takes
-this one for a metric that is given as a function: all scores are in memory, and the metric is computed once for each
+`ensemble.selection.greedy` returns the same selections for metrics of ranks, many times faster; tests compare the two.
+It calls this implementation if the metric is a function. All scores are in memory, and the metric is computed once per
 candidate and step.
 
 Shapes: M candidates, Q queries, A clips.
@@ -21,11 +21,11 @@ Metric = Callable[[Scores], float]
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """The best ensemble, and the trajectory that led to it."""
+    """Selected ensemble, its metric, and the trajectory of the selection."""
 
     weights: tuple[float, ...]  # of the M candidates; they sum to one
     value: float
-    trajectory: tuple[tuple[int, float], ...]  # of each step the candidate that joined and the metric with it
+    trajectory: tuple[tuple[int, float], ...]  # for each step, the added candidate and the metric afterwards
 
 
 def select_greedily(
@@ -35,7 +35,7 @@ def select_greedily(
     max_size: int = 20,
     replacement: bool = True,
 ) -> ReferenceResult:
-    """Add, `max_size` times, the candidate with which the mean of scores is best, and return the best size.
+    """Add the candidate that makes the metric of the mean scores highest, `max_size` times, and return the best size.
 
     Ties between candidates go to the one whose name comes first, ties between sizes to the smallest. Without
     `replacement` a candidate is added at most once.

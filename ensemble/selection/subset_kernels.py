@@ -1,9 +1,11 @@
 """Compiled walk over the tree of all subsets of the candidates: branch and bound over kept entries.
 
-Each call works on some queries and holds no lock of Python's, so that threads share the queries. Numba inlines the
-parts of the walk: called as functions, they take up to a quarter longer (measured).
+Each call works on some queries and releases Python's global interpreter lock, so threads can share the queries. Numba
+inlines the parts of the walk, since function calls make it up to a quarter slower (measured).
 
-Shapes: M candidates, Q queries, P (query, relevant clip) pairs, L live entries, S subsets of the low candidates, D
+The low candidates are the first 6 or 7, whose subsets are counted at once at the leaves of the tree.
+
+Shapes: M candidates, Q queries, P (query, relevant clip) pairs, L kept entries, S subsets of the low candidates, D
 depths of the tree.
 """
 
@@ -16,45 +18,44 @@ from numpy.typing import NDArray
 from ensemble.selection.kernels import ROUNDING, score_ranks
 
 LOW, MANY = 6, 20
-"""Number of candidates whose subsets are counted at once, one more from MANY candidates on: the fastest of 6 to 9
-(measured).
-"""
+"""Number of low candidates, and number of candidates from which on it is one more; 6 to 9 were measured."""
 
 
 class Entries(NamedTuple):
     """Entries of a query that some subset can decide: the score minus the relevant clip's."""
 
     difference_LM: NDArray[np.float64]
-    least_LM: NDArray[np.float64]  # of the sums over the first m candidates
-    greatest_LM: NDArray[np.float64]
+    least_LM: NDArray[np.float64]  # minimum over subsets of the first m candidates of the sum of differences
+    greatest_LM: NDArray[np.float64]  # maximum
     low_LS: NDArray[np.float64]  # sums over the low candidates' subsets
     rounded_LS: NDArray[np.float32]
-    pair_L: NDArray[np.int32]  # place of the pair in its query
+    pair_L: NDArray[np.int32]  # index of the pair in its query
 
 
 class Tree(NamedTuple):
     """Path from the root of the tree to a node."""
 
-    entry_D: NDArray[np.int32]  # [depths, L] what isn't decided
-    sum_D: NDArray[np.float64]  # [depths, L] over the candidates that are taken
-    size_D: NDArray[np.int64]  # how many entries aren't decided
-    up_DP: NDArray[np.int32]  # entries that are above each pair
-    node_D: NDArray[np.int64]  # place in the heap
-    state_D: NDArray[np.int64]  # children visited; -1: the node itself isn't yet
+    entry_D: NDArray[np.int32]  # [depths, L] undecided entries
+    sum_D: NDArray[np.float64]  # [depths, L] sums of their differences over the included candidates
+    size_D: NDArray[np.int64]  # number of undecided entries
+    up_DP: NDArray[np.int32]  # rank of each pair's clip by the decided entries
+    node_D: NDArray[np.int64]  # index in the heap
+    state_D: NDArray[np.int64]  # number of children visited; -1 before the node itself is visited
 
 
 @njit(nogil=True, cache=True)
 def count_low_models(num_models):
-    """Return the number of candidates whose subsets are counted at once."""
+    """Return the number of low candidates, whose subsets are counted at once."""
     return min(LOW + (num_models >= MANY), num_models)
 
 
 @njit(nogil=True, cache=True)
 def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit, first_only,
          prefix, prefix_bits, node_worth, leaf_worth):  # fmt: skip
-    """Add the scores of some queries for all subsets that begin with a prefix.
+    """Add the scores of some queries for all subsets with a prefix, which says which of the last candidates they have.
 
-    `node_worth` [2 * number of leaves] is a heap of branches with one worth; `leaf_worth` [leaves, low subsets].
+    Scores that all subsets below a node share are added to `node_scores`, a heap [2 * number of leaves]; the others to
+    `leaf_scores` [number of leaves, S].
     """
     num_models, k = rows.shape[1], len(table) - 2
     low = count_low_models(num_models)
@@ -90,7 +91,7 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
                     continue
                 if depth == depth_end:
                     leaf = node_D[depth] - (1 << depth_end)
-                    if pairs == 1 and kept == 1:  # the most frequent case: two worths, and no ranks to look up
+                    if pairs == 1 and kept == 1:  # the most frequent case: two possible scores, and no ranks to look up
                         add_two_scores(leaf_worth[leaf], tree, entries, depth, own_table, low)
                         depth -= 1
                         continue
@@ -181,7 +182,7 @@ def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, t
 
 @njit(nogil=True, inline="always")
 def start_tree(tree, entries, used, prefix, prefix_bits):
-    """Create the root, with all entries and their sums over the candidates of the prefix."""
+    """Initialise the root with all entries and their sums over the candidates of the prefix."""
     num_models = entries.difference_LM.shape[1]
     for entry in range(used):
         start = 0.0
@@ -209,7 +210,7 @@ def drop_decided(tree, entries, depth, models_left):
 
 @njit(nogil=True, inline="always")
 def make_child(tree, entries, depth, model, pairs):
-    """Create a node's next child: first the one without a candidate, then the one with it."""
+    """Initialise a node's next child: first the one without a candidate, then the one with it."""
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1
     for place in range(tree.size_D[depth]):
@@ -225,7 +226,7 @@ def make_child(tree, entries, depth, model, pairs):
 
 @njit(nogil=True, inline="always")
 def add_two_scores(worths, tree, entries, depth, own_table, low):
-    """Add the scores of the low candidates' subsets if one pair has one undecided entry, which gives one of two scores."""
+    """Add the scores of the low candidates' subsets for one pair with one undecided entry: one of two scores each."""
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
     last, sums = len(own_table) - 1, entries.rounded_LS[entry]
     single, near = np.float32(total), np.int32(0)

@@ -1,7 +1,7 @@
-"""Index of a folder's recordings by one ensemble: memory-mapped vectors, and the files' sizes and times.
+"""Index of recordings by one ensemble: memory-mapped vectors, and the files' sizes and modification times.
 
-    DIR/index.arrow     paths and vectors, and the signature of the ensemble
-    DIR/files.json      each file's size and time when it was embedded
+    DIR/index.arrow     paths and vectors, with the signature of the ensemble
+    DIR/files.json      size and modification time of each file when it was embedded
 
 Shapes: A recordings, Q sentences, D the size of all members' embeddings together.
 """
@@ -50,7 +50,7 @@ def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
     """
     path = folder / VECTORS_FILE
     if not path.exists():
-        raise UserError(f"{folder} holds no index: make it with --add FOLDER")
+        raise UserError(f"{folder} contains no index: create it with --add FOLDER")
     found = read_embeddings(path)
     if found.signature != models.signature:
         raise UserError(f"{folder} is the index of another ensemble ({found.signature}, not {models.signature})")
@@ -76,7 +76,7 @@ def search_index(
     """
     for sentence in sentences:
         if not normalise(sentence):
-            raise UserError(f"no word is left of {sentence!r}: there is nothing to search for")
+            raise UserError(f"{sentence!r} contains no word to search for")
     found = []
     for vector_D in models.embed_text(sentences):
         scores_A = index.vectors_AD @ vector_D
@@ -86,16 +86,18 @@ def search_index(
 
 
 def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path, str]:
-    """Embed the new and changed audio files of a folder, and write the index; return the reasons by path why files were
-    skipped.
+    """Embed the new and changed audio files of a folder, and write the index.
 
-    Files of the folder that no longer exist leave the index. A link is listed by its own path, since its target may be
-    elsewhere.
+    Files of the folder that no longer exist are removed from the index. A symbolic link is listed by its own path,
+    since its target may be outside the folder.
 
     Args:
         folder: the folder of the index, which is created if it doesn't exist.
         audio: the folder of recordings, searched recursively.
         models: the models of the ensemble.
+
+    Returns:
+        The reason, by path, why a file was skipped.
 
     Raises:
         UserError: if no audio file can be decoded, or the index belongs to another ensemble.
@@ -117,7 +119,7 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path
     order = sorted(range(len(names)), key=names.__getitem__)
     write_index(folder, [names[place] for place in order], both_AD[order], {**known, **stamps}, models)
     gone = len(set(index.paths) - set(names))
-    logger.info("%d files embedded, %d were there, %d are gone", len(embedded), len(kept), gone)
+    logger.info("%d files embedded, %d unchanged, %d removed", len(embedded), len(kept), gone)
     return refused
 
 
@@ -128,7 +130,7 @@ def read_stamp(path: Path) -> list[int]:
 
 
 def find_kept_rows(index: AudioIndex, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
-    """Return the rows of the index that stay: recordings of other folders, and unchanged files."""
+    """Return the rows of the index to keep: recordings of other folders, and unchanged files of this one."""
     return [
         place
         for place, path in enumerate(index.paths)
@@ -143,9 +145,9 @@ def write_index(
     stamps: Mapping[str, list[int]],
     models: EnsembleModels,
 ) -> None:
-    """Write an index, with the stamps last: after an interruption files are embedded again.
+    """Write an index, with the stamps last, so that an interruption causes files to be embedded again.
 
-    Recordings without a stamp, of folders that were added before an index was cut off, stay without one.
+    Recordings that lost their stamps in an earlier interruption stay in the index without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / FILES_FILE, {})

@@ -2,10 +2,10 @@
 
     DIR/ensemble.json          members with their weights, and the folders of their models
     DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member
-    DIR/README.md              what it is, and what it is licensed for
+    DIR/README.md              description and licence
 
-An ensemble's vector is its members' vectors, each times the square root of its weight, one after the other: on the unit
-sphere, so that dot products are the weighted mean of the members' cosines.
+The vector of an ensemble is the concatenation of its members' vectors, each multiplied by the square root of the
+member's share. It has length 1, and dot products are the weighted means of the members' cosines.
 
 Shapes: A clips, Q sentences, D the size of all members' embeddings together.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from trainables.networks.dual_encoder import DualEncoder
 
 ClipVectors = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Vectors of some clips, and the indices of the clips."""
+"""Vectors of some clips [A, D], and the indices of the clips [A]."""
 
 ENSEMBLE_FILE = "ensemble.json"
 MEMBERS = "members"
@@ -42,7 +42,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class LoadedMember:
-    """A member's model, trial and share."""
+    """Member of an ensemble: its model, trial and share."""
 
     model: DualEncoder
     trial: Trial
@@ -53,7 +53,7 @@ class LoadedMember:
 class EnsembleModels:
     """Models of an ensemble, with weights that sum to one."""
 
-    signature: str  # of members and weights
+    signature: str  # hash of the members' signatures and shares
     ensemble: Ensemble
     members: Sequence[LoadedMember]
 
@@ -69,10 +69,10 @@ class EnsembleModels:
         return concatenate_weighted([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-        """Return the vectors of audio files [A, D], the paths of these files, and the reasons by path why other files
-        were skipped.
+        """Return the vectors of audio files [A, D], the paths of these files, and the reasons why others were skipped.
 
-        Members that cut files alike share what is decoded. A file that one member can't hear to its end is left out.
+        Members with the same segment length and maximum length share the decoded audio. A file is skipped if it can't
+        be decoded for one of the members.
         """
         from data.loading.clips import load_files
         from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
@@ -91,7 +91,7 @@ class EnsembleModels:
         return concatenate_weighted(whole, self.members), [paths[clip] for clip in heard], refused
 
     def group_by_segmentation(self) -> dict[tuple[float, float], list[int]]:
-        """Return the indices of members by the length of their segments and the maximum length of a clip, in seconds."""
+        """Return the indices of the members by segment length and maximum length of a clip, both in seconds."""
         places: dict[tuple[float, float], list[int]] = {}
         for place, member in enumerate(self.members):
             places.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(place)
@@ -101,7 +101,7 @@ class EnsembleModels:
 def concatenate_weighted(
     vectors: Sequence[NDArray[np.float32]], members: Sequence[LoadedMember]
 ) -> NDArray[np.float32]:
-    """Return the members' vectors concatenated, each multiplied by the square root of its weight."""
+    """Return the concatenation of the members' vectors, each multiplied by the square root of the member's share."""
     weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
     return np.concatenate(weighted, axis=1)
 
@@ -110,7 +110,7 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
     """Return an ensemble's models, on this process' GPU if it has one.
 
     Args:
-        place: the folder of an exported ensemble, or an ensemble.json.
+        path: the folder of an exported ensemble, or an ensemble.json.
         runs: the run storage with the members' models; not needed for an exported ensemble.
 
     Raises:
@@ -134,8 +134,9 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
 
 
 def read_mean_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble of an ensemble.json with stored models. Raises UserError unless its fusion is the mean of
-    scores.
+    """Return the ensemble of an ensemble.json, which must be able to embed recordings.
+
+    Raises UserError if its fusion isn't the mean of scores, or a member is a file of scores.
     """
     ensemble = read_ensemble(path)
     if ensemble.fusion != "mean":
@@ -147,12 +148,15 @@ def read_mean_ensemble(path: Path) -> Ensemble:
 
 
 def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | None, scratch: Path) -> Path:
-    """Return the folder of a member's model: beside the exported ensemble.json, or in the run storage."""
+    """Return the folder of a member's model: next to an exported ensemble.json, or fetched from the run storage.
+
+    Raises UserError if it is in neither.
+    """
     signature = entry.signature
     exported = path.parent / MEMBERS / signature
     if exported.is_dir():
         return exported
     if runs is None or not runs.has_model(signature):
         place = "" if runs is None else f" or {runs.locate(f'models/{signature}')}"
-        raise UserError(f"{path}: the model of member {entry.name!r} is gone: neither {exported}{place} is there")
+        raise UserError(f"{path}: the model of member {entry.name!r} no longer exists in {exported}{place}")
     return runs.fetch_model(signature, scratch / signature)

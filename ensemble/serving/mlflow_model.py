@@ -1,4 +1,4 @@
-"""MLflow model of an exported ensemble: sentences in, ranked clips with scores out. MLflow runs this file."""
+"""MLflow model of an exported ensemble, from sentences to ranked clips with scores. MLflow runs this file."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ class ScoredClip(BaseModel):
 
 
 class Retriever(PythonModel):  # type: ignore[misc]
-    """MLflow model that loads an exported ensemble and its index, and answers queries."""
+    """MLflow model that loads an exported ensemble and an index, and returns ranked clips for sentences."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the artifacts that `registration.register` has logged."""
+        """Load the artifacts logged by `registration.register_model`."""
         from ensemble.serving import audio_index, bundle
 
         self.models = bundle.load_models(Path(context.artifacts["ensemble"]))

@@ -17,7 +17,17 @@ REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "
 
 
 def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
-    """Log an exported ensemble with an index as an MLflow model, and register it; return its URI."""
+    """Log an exported ensemble with an index as an MLflow model, and register it.
+
+    Args:
+        folder: the folder of the exported ensemble.
+        index: the folder of an index by this ensemble.
+        name: the name of the registered model.
+        ledger: the ledger whose tracking server and registry are used.
+
+    Returns:
+        The URI of the model, such as 'models:/NAME/1'.
+    """
     import mlflow
 
     audio_index.open_index(index, bundle.load_models(folder))

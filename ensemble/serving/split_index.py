@@ -18,10 +18,10 @@ from trainables.records.ledger import Ledger
 def concatenate_embeddings(
     ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which
 ) -> Embeddings:
-    """Return the embeddings of an ensemble with mean fusion: each member's, multiplied by the square root of its
-    weight.
+    """Return the concatenated embeddings of an ensemble's members, each multiplied by the square root of its weight.
 
-    As the weights sum to one, vectors lie on the unit sphere, and dot products are the weighted means of the members'.
+    The weights must sum to 1: then vectors have length 1, and dot products are the weighted means of the members'.
+    Raises UserError if a candidate is a file of scores, or the trials were evaluated on different splits.
     """
     found = []
     for candidate in candidates:

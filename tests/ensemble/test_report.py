@@ -86,11 +86,11 @@ def test_the_table_of_a_real_sweep_has_the_figures_of_its_trials_and_of_its_ense
 
 
 def test_a_report_is_a_look_at_test_that_others_count(reported, own_runs, call_command, tmp_path):
-    before = int(re.search(r"came before this one: (\d+)", reported[1].stdout)[1])
+    before = int(re.search(r"before this one: (\d+)", reported[1].stdout)[1])
     words = ("--runs", own_runs, "--sweep", "first", "--out", tmp_path)
-    assert "came before" not in call_command("ensemble/report.py", *words, "--no-test").stdout
+    assert "before this one" not in call_command("ensemble/report.py", *words, "--no-test").stdout
     again = call_command("ensemble/select.py", *words, "--folds", 0)
-    assert f"came before this one: {before + 1}" in again.stdout
+    assert f"before this one: {before + 1}" in again.stdout
 
 
 @pytest.fixture(scope="module")
@@ -264,12 +264,12 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
 
 def test_a_report_is_one_look_at_test_and_one_of_validation_is_none(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1])
-    assert "came before" not in make(tmp_path / "a", "--no-test")
+    assert "before this one" not in make(tmp_path / "a", "--no-test")
     assert not list(ledger.iter_events("evaluation"))
     for earlier in (0, 1):
         out = make(tmp_path / "a")
-        assert f"Evaluations on made/test that came before this one: {earlier}" in out
-        assert "No ensemble was chosen from these trials" in out
+        assert f"Looks at made/test before this one: {earlier}" in out
+        assert "These trials have no ensemble" in out
     newest, *_ = ledger.iter_events("evaluation")
     assert newest.test_fingerprint == sweep.split.fingerprint
     kept = {file.path for file in ledger.client.list_artifacts(newest.run_id)}
@@ -294,13 +294,15 @@ def test_what_is_missing_is_named_and_the_rest_is_shown(ledger, store, grid, mak
     assert [line["mAP@10"] == "" for line in lines] == [False, False, True, False, True]
     assert lines[3]["audio"] == "ensemble of 1, 3"
     assert lines[3]["mAP@10"] == "43.21"
-    assert "No figures of 3, passt:tiny transformer:small" in out
+    assert "No metrics of 3, passt:tiny transformer:small" in out
     assert "its embeddings of test can't be found in run " in out
-    assert "The ensemble of 1, 3: the embeddings of 3 aren't there: the figures are those of when it was chosen" in out
-    assert "The ensemble of 2, 3: the embeddings of 3 aren't there: there are no figures of it" in out
-    assert "its member 'trial ffffffffffffffff' is no trial of this report's" in out
-    assert "isn't shown: its ensemble.json is gone" in out
-    assert re.search("passt:tiny transformer:shallow .* is left out: its config can't be read: it is gone", out)
+    assert "The ensemble of 1, 3: the embeddings of 3 are missing: its metrics are those logged at selection" in out
+    assert "The ensemble of 2, 3: the embeddings of 3 are missing: it has no metrics" in out
+    assert "its member 'trial ffffffffffffffff' isn't a trial in this report" in out
+    assert "isn't shown: its ensemble.json no longer exists" in out
+    assert re.search(
+        "passt:tiny transformer:shallow .* is left out: its config can't be read: it no longer exists", out
+    )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "its embeddings of test can&#39;t be found" in page
     assert "What the ensemble retrieves" not in page
@@ -335,7 +337,7 @@ def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(l
         assert re.search(rf"ensemble {number} \(\w+\) isn't shown: .*{why}", out)
     lines = read_csv(tmp_path / "out" / "report.csv")
     assert [line["mAP@10"] != "" for line in lines if line["audio"].startswith("ensemble of ")] == [True]
-    assert "How alike the members err" in (tmp_path / "out" / "report.html").read_text()
+    assert "Error correlation" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_brackets_in_a_cell_are_no_markup(capsys):
@@ -351,7 +353,7 @@ def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, make, t
     Sweep(ledger, store, grid[:1])
     assert "holds no split 'made/test'" in make(tmp_path, "--store", tmp_path / "absent", status=2)
     (tmp_path / "file").write_text("")
-    assert re.search("--out .*file: .*name a folder", make(tmp_path / "file", status=2))
+    assert re.search("--out .*file: .*give a folder", make(tmp_path / "file", status=2))
     assert "no sweep is named 'other'; known: made" in make(tmp_path, "--sweep", "other", status=2)
     assert not list(ledger.iter_events("evaluation"))
 
@@ -359,7 +361,7 @@ def test_mistakes_are_told_before_test_is_looked_at(ledger, store, grid, make, t
 def test_a_store_that_is_gone_leaves_the_text(ledger, store, grid, make, tmp_path):
     sweep = Sweep(ledger, store, grid[:1], {"store": str(tmp_path / "gone")})
     sweep.choose({sweep.signatures[0]: 1.0}, tmp_path)
-    assert "Without some sound: " in make(tmp_path)
+    assert "Recordings are missing: " in make(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Tone 3 sounds, take 0." in page
     assert "data:audio" not in page
@@ -390,7 +392,7 @@ def test_a_page_stays_small(store, monkeypatch):
     monkeypatch.setattr(retrieval_examples, "MAX_SOUND_BYTES", sum(map(len, whole.values())) // 2)
     heard = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint)
     assert 0 < len(heard.sounds) < len(whole)
-    assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips are without sound" in heard.problems[0]
+    assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips have no recording" in heard.problems[0]
 
 
 def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():

@@ -76,7 +76,7 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
     ("interval", "told"),
     [
         ((0.01, 0.05), "3.00 (1.0 to 5.0): the interval excludes zero."),
-        ((-0.01, 0.05), "3.00 (-1.0 to 5.0): it may be chance, as the interval includes zero."),
+        ((-0.01, 0.05), "3.00 (-1.0 to 5.0): it may be due to chance: the interval includes zero."),
     ],
 )
 def test_it_says_whether_the_lead_on_test_may_be_chance(interval, told):
@@ -97,7 +97,7 @@ def test_the_ensemble_is_a_run_and_looks_at_test_are_counted(selected, call_comm
     again = call_command(
         "ensemble/select.py", "--runs", runs, "--sweep", "first", "--metric", "mrr", "--out", runs / "out"
     )
-    assert f"came before this one: {before}" in again.stdout
+    assert f"before this one: {before}" in again.stdout
     newest = next(iter(open_ledger(runs).iter_events("ensemble")))
     assert open_ledger(runs).client.get_run(newest.run_id).info.status == "FINISHED"
     assert newest.settings["metric"] == "mrr"
@@ -218,7 +218,7 @@ def test_an_ensemble_is_evaluated_again(selected, call_command):
     done = call_command("ensemble/select.py", "--runs", runs, "--evaluate", path, "--split", "test")
     assert done.returncode == 0, done.stderr
     assert ensemble.test.systems["ensemble"]["map10"].percent in done.stdout
-    assert re.search(r"came before this one: [1-9]", done.stdout)
+    assert re.search(r"before this one: [1-9]", done.stdout)
 
 
 def test_only_trials_with_some_settings(selected, call_command, tmp_path):
@@ -229,5 +229,5 @@ def test_only_trials_with_some_settings(selected, call_command, tmp_path):
     done = call_command(*words, "--filter", f"seed={seeds[0]}")
     assert done.returncode == 0, done.stderr
     failed = call_command(*words, "--filter", "seed=77")
-    assert "no trial has it; there are: " in failed.stderr
+    assert "no trial matches; its values are: " in failed.stderr
     assert "NAME being one of: " in call_command(*words, "--filter", "nonsense=1").stderr

@@ -256,7 +256,7 @@ def test_equal_scores_are_ranked_by_file_name():
 def test_too_few_files_for_a_row_are_refused():
     evaluation = formats.EvaluationSet("a/b", ["q"], ["a.wav"], {})
     formats.require_min_files("dcase2025", evaluation)
-    with pytest.raises(UserError, match="a/b has 1 files: a row of dcase2023 ranks 10"):
+    with pytest.raises(UserError, match="a/b has 1 files, but dcase2023 needs at least 10"):
         formats.require_min_files("dcase2023", evaluation)
 
 
@@ -293,7 +293,7 @@ def test_what_only_authors_know_is_told_as_missing(entered, submit, tmp_path):
     assert status == 1
     assert "submission.label is a placeholder: give --label" in said
     assert "submission.authors is missing: give --authors" in said
-    assert "results.development_testing.mAP@10 is missing: choose the ensemble without --no-test" in said
+    assert "results.development_testing.mAP@10 is missing: select the ensemble without --no-test" in said
     status, said = submit("--ensemble", path, "--out", tmp_path, "--label", "Doe_EX", authors=False)
     assert (status, "placeholder" in said) == (1, False)
 
@@ -358,17 +358,17 @@ def without_column(text):
     ("edit", "said"),
     [
         (lambda text: "\ufeff" + text, "it begins with a byte order mark"),
-        (lambda text: text.replace("fname_10", "fname_11"), "its header is 'caption,.*it has to be 'caption,fname_1,"),
+        (lambda text: text.replace("fname_10", "fname_11"), "its header is 'caption,.*it must be 'caption,fname_1,"),
         (
             lambda text: text.replace(",fname_10", ""),
             "it isn't a table: CSV parse error: .*Expected 10 columns, got 11",
         ),
-        (lambda text: text.rpartition("=1+1")[0], "it has 8 rows: there are 9 captions"),
-        (lambda text: text.rpartition("=1+1")[0], "caption '=1.1' occurs 0 times: it has to occur 1 times"),
-        (cell(3, 0, lambda row: "Another."), "'A dog barks, twice.' occurs 1 times: it has to occur 2 times"),
-        (cell(3, 0, lambda row: "Another."), "caption 'Another.' occurs 1 times: it has to occur 0 times"),
-        (cell(1, 4, lambda row: "Zug: kommt.wav"), "row 1: 'Zug: kommt.wav' is no file of clotho/challenge"),
-        (cell(9, 4, lambda row: row[1].upper()), r"row 9: '.*WAV' is no file of clotho/challenge"),
+        (lambda text: text.rpartition("=1+1")[0], "it has 8 rows for 9 captions"),
+        (lambda text: text.rpartition("=1+1")[0], "caption '=1.1' occurs 0 times: it must occur 1 times"),
+        (cell(3, 0, lambda row: "Another."), "'A dog barks, twice.' occurs 1 times: it must occur 2 times"),
+        (cell(3, 0, lambda row: "Another."), "caption 'Another.' occurs 1 times: it must occur 0 times"),
+        (cell(1, 4, lambda row: "Zug: kommt.wav"), "row 1: 'Zug: kommt.wav' isn't a file of clotho/challenge"),
+        (cell(9, 4, lambda row: row[1].upper()), r"row 9: '.*WAV' isn't a file of clotho/challenge"),
         (cell(2, 4, lambda row: row[1]), "row 2: '.*' is ranked more than once"),
         (lambda text: "", "it isn't a table: Empty CSV file"),
     ],
@@ -380,16 +380,16 @@ def test_a_broken_ranking_is_found(edit, said, entered, submit, tmp_path):
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (cell(0, 0, lambda row: "query"), "its first column is 'query': it has to be 'index'"),
+        (cell(0, 0, lambda row: "query"), "its first column is 'query': it must be 'index'"),
         (cell(0, 2, lambda row: row[1]), "column '0001.wav' occurs more than once"),
         (cell(0, 2, lambda row: row[1]), "file '0002.wav' has no column"),
-        (cell(0, 2, lambda row: "other.wav"), "column 'other.wav' is no file of clotho/challenge"),
+        (cell(0, 2, lambda row: "other.wav"), "column 'other.wav' isn't a file of clotho/challenge"),
         (cell(3, 2, lambda row: "nan"), "row 3, column '0002.wav': nan isn't a finite score"),
         (cell(3, 2, lambda row: "-inf"), "row 3, column '0002.wav': -inf isn't a finite score"),
         (cell(3, 2, lambda row: "much"), "it isn't a table of scores: .*conversion error to double.*'much'"),
         (cell(3, 2, lambda row: ""), "it isn't a table of scores: .*conversion error to double"),
         (without_column, "file 'ñandú, 2.wav' has no column"),
-        (lambda text: text.rpartition("=1+1")[0], "it has 8 rows: there are 9 captions"),
+        (lambda text: text.rpartition("=1+1")[0], "it has 8 rows for 9 captions"),
     ],
 )
 def test_a_broken_matrix_is_found(edit, said, entered, submit, tmp_path):
@@ -404,13 +404,13 @@ def test_a_broken_matrix_is_found(edit, said, entered, submit, tmp_path):
         (field("submission.label", "Doe_EX_task6b_2"), "submission.label is 'Doe_EX_task6b_2': its file is named"),
         (field("submission.abbreviation", "much too long"), "abbreviation is 'much too long': at most 10 characters"),
         (field("submission.authors", [{"lastname": "Doe"}]), "authors, number 1: affiliation.institute is missing"),
-        (field("submission.authors", [{"lastname": "Doe"}]), "exactly one has to be corresponding: true"),
+        (field("submission.authors", [{"lastname": "Doe"}]), "exactly one must have corresponding: true"),
         (field("system.description.optimiser", None), "system.description.optimiser is missing"),
         (
             field("system.complexity.total_parameters", "many"),
-            "total_parameters is 'many': it has to be a whole number",
+            "total_parameters is 'many': it must be a positive integer",
         ),
-        (field("results.development_testing.mAP@10", 41.4), "mAP@10 is 41.4: it has to be a share from 0 to 1"),
+        (field("results.development_testing.mAP@10", 41.4), "mAP@10 is 41.4: it must be between 0 and 1"),
         (field("results.development_testing", None), "development_testing.R@5 is missing"),
     ],
 )
@@ -443,15 +443,15 @@ def five(path):
     ("change", "said"),
     [
         (latin, "line 2: byte 0xf1 isn't UTF-8"),
-        (five, "it holds 5 systems: from one to four may be submitted"),
+        (five, "it contains 5 systems: submit one to four"),
         (five, "DoeMüller_EX_task6b_5 isn't a label"),
-        (renamed("task6b", "task6"), "DoeMüller_EX_task6_1 isn't a label: LASTNAME_INSTITUTE_task6b_NUMBER"),
+        (renamed("task6b", "task6"), "DoeMüller_EX_task6_1 isn't a label: use LASTNAME_INSTITUTE_task6b_NUMBER"),
         (renamed("_metadata.yaml", ".yaml"), "DoeMüller_EX_task6b_submission_1_metadata.yaml is missing"),
         (renamed("_metadata.yaml", ".yaml"), "submission_1.yaml belongs to no system"),
         (renamed("_output.csv", ".csv"), "DoeMüller_EX_task6b_submission_1_output.csv is missing"),
         (renamed("_submission_1_output.csv", "_1.output.csv"), "task6b_1.output.csv belongs to no system"),
-        (renamed(f"{LABEL}/", "../"), "leads out of the zip"),
-        (lambda path: {}, "it holds 0 systems"),
+        (renamed(f"{LABEL}/", "../"), "points outside the zip"),
+        (lambda path: {}, "it contains 0 systems"),
     ],
 )
 def test_a_broken_package_is_found(change, said, entered, submit, tmp_path):
@@ -470,7 +470,7 @@ def assert_found(submit, entered, tmp_path, format_name, change, said):
     status, told = submit("--validate", path, "--format", format_name)
     assert status == 1
     assert re.search(said, told), told
-    assert "can't be sent like this" in told
+    assert "can't be submitted" in told
 
 
 def test_a_file_that_is_in_the_zip_twice_is_found(entered, submit, tmp_path):
@@ -490,7 +490,7 @@ def test_a_torn_zip_is_found(entered, submit, tmp_path):
     path.write_bytes(data[:200] + b"\0" * 20 + data[220:])
     status, said = submit("--validate", path)
     assert status == 1
-    assert "what it holds can't be read" in said
+    assert "its contents can't be read" in said
     path.write_bytes(data[:-100])
     status, said = submit("--validate", path)
     assert (status, "isn't a zip file" in said) == (2, True)
@@ -498,7 +498,7 @@ def test_a_torn_zip_is_found(entered, submit, tmp_path):
     path.write_bytes(data[:place] + b"\xff" * 20 + data[place + 20 :])  # no compressed block begins like that
     status, said = submit("--validate", path)
     assert status == 1
-    assert re.search("what it holds can't be read: .*invalid block type", said)
+    assert re.search("its contents can't be read: .*invalid block type", said)
     assert submit("--validate", tmp_path / "absent.zip")[1].endswith(
         "absent.zip can't be read: No such file or directory"
     )
@@ -523,14 +523,14 @@ GONE = {"name": "gone", "weight": 1.0, "run_id": "0", "signature": "f" * 16}
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"direction": "a2t"}, r"ensemble.json was chosen for --direction a2t: .*choose one with --direction t2a"),
+        ({"direction": "a2t"}, r"ensemble.json was selected for --direction a2t: .*select one with --direction t2a"),
         ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore' or 'rank', not 'median'"),
         ({"format_version": 9}, "format_version is 9, and this version of Chorale reads formats up to 3"),
         (
             {"members": [{"name": "a", "weight": 1, "folder": "pool"}]},
             "member 'a' is a file of scores: it has no model",
         ),
-        ({"members": [GONE]}, r"member 'gone' \(f{16}\) is no finished trial of sqlite"),
+        ({"members": [GONE]}, r"member 'gone' \(f{16}\) isn't a finished trial in sqlite"),
         ({"members": []}, "members: there are none"),
     ],
 )
@@ -598,13 +598,13 @@ def test_a_split_that_a_member_was_trained_on_is_refused(entered, submit, tmp_pa
     words = [*ensembles(entered, "first"), "--out", tmp_path, "--evaluation", tmp_path]
     status, said = submit(*words, "--split", "clotho/development")
     assert status == 2
-    assert "was trained on clotho/development: a submission is about what no member has heard" in said
+    assert "was trained on clotho/development: no member may have been trained on the evaluation set" in said
 
 
 @pytest.mark.parametrize(
     ("break_model", "said"),
     [
-        (shutil.rmtree, "member .* has no model: .*models/0{16} is gone; bring it back"),
+        (shutil.rmtree, "member .* has no model: .*models/0{16} no longer exists; restore it"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights: .*lacks model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "its weights can't be read"),
         (lambda folder: (folder / "trial.json").write_text('{"audio": {"family": "ears"}}'), "was trained by another"),
@@ -698,7 +698,7 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     number = len(whole.members)
     done = run_command(*words, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stderr
-    assert f"{number} members, 0 of them have embedded clotho/challenge before" in done.stderr
+    assert f"{number} members, 0 of them with cached embeddings of clotho/challenge" in done.stderr
     assert re.search(rf"ranked last, by name: {re.escape(TORN)}: truncated", done.stderr)
     (path,) = (tmp_path / "out").glob("*.zip")
     found = contents(path)
@@ -714,5 +714,5 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     next((runs / "embeddings").iterdir()).unlink()
     matrix = call_command(*words, "--format", "dcase2025")
     assert matrix.returncode == 0, matrix.stderr
-    assert f"{number} members, {number - 1} of them have embedded" in matrix.stderr
-    assert f"{len(CAPTIONS)} captions, {len(FILES) + 2} files, nothing wrong" in matrix.stderr
+    assert f"{number} members, {number - 1} of them with cached embeddings" in matrix.stderr
+    assert f"{len(CAPTIONS)} captions, {len(FILES) + 2} files, no problems" in matrix.stderr

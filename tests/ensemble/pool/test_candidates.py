@@ -65,7 +65,7 @@ def test_matrices_of_any_system(select, folder, tmp_path):
     assert page.count("<svg") >= 2
     assert not re.search(r"(?:src|href)=\"http", page)
     again = select("--evaluate", tmp_path / "out" / "ensemble.json", "--split", "test")
-    assert "came before this one: 1" in again
+    assert "before this one: 1" in again
     assert "only trials have embeddings" in select("--export", tmp_path / "out" / "ensemble.json")
 
 
@@ -93,8 +93,8 @@ def test_all_methods_are_compared_in_one_look_at_test(select, tmp_path):
     assert methods["exact"].validation["map10"].value >= methods["all"].validation["map10"].value
     assert len(methods["all"].members) == 3
     assert re.search(rf"greedy, refined\s+\d\s+{100 * methods['greedy, refined'].validation['map10'].value:.2f}", said)
-    assert "came before this one: 0" in said
-    assert "came before this one: 1" in select("--compare")
+    assert "before this one: 0" in said
+    assert "before this one: 1" in select("--compare")
 
 
 def test_systems_of_several_folders_keep_their_weights(select, folder, tmp_path):
@@ -119,10 +119,10 @@ def test_systems_of_several_folders_keep_their_weights(select, folder, tmp_path)
     expected = retrieval.compute_metrics(fused, Relevance(np.arange(QUERIES), clip_Q, clip_Q), ["map10"])["map10"]
     assert f"{100 * expected:.2f}" in said
     np.save(other / "validation" / "groups.npy", np.arange(QUERIES))
-    assert "their queries are grouped otherwise" in select(*both)
+    assert "their queries are grouped differently" in select(*both)
     for split in ("validation", "test"):
         shutil.copy(other / split / "best.npy", other / split / "ours.npy")
-    assert "both have a ours.npy: call one of them otherwise" in select(*both)
+    assert "both contain ours.npy: rename one of them" in select(*both)
 
 
 def write(path, value):
@@ -137,16 +137,16 @@ def scores(shape=(QUERIES, CLIPS), dtype=np.float32):
 @pytest.mark.parametrize(
     ("file", "content", "why"),
     [
-        ("ours.npy", scores((QUERIES, CLIPS + 1)), r"theirs.npy is \(30, 12\), ours.npy beside it is \(30, 13\)"),
-        ("ours.npy", scores(dtype=np.int64), "scores are float16, float32 or float64"),
+        ("ours.npy", scores((QUERIES, CLIPS + 1)), r"theirs.npy has shape \(30, 12\), but ours.npy has \(30, 13\)"),
+        ("ours.npy", scores(dtype=np.int64), "scores must be float16, float32 or float64"),
         ("ours.npy", np.full((QUERIES, CLIPS), np.nan, np.float32), "ours: query 0 has a score that isn't finite"),
         ("ours.npy", np.full((QUERIES, CLIPS), 1e40), "ours: query 0 has a score that isn't finite"),
-        ("ours.npy", np.full((QUERIES, CLIPS), 1e-50), "ours has scores too near to 0 for float32"),
+        ("ours.npy", np.full((QUERIES, CLIPS), 1e-50), "ours has scores too close to 0 for float32"),
         ("ours.npy", b"nonsense", "isn't a NumPy file"),
         ("relevance.npy", None, "relevance.npy can't be read: No such file"),
-        ("relevance.npy", np.full(QUERIES, CLIPS), "query 0 names clip 12, and there are 12"),
+        ("relevance.npy", np.full(QUERIES, CLIPS), "query 0 refers to clip 12 of 12"),
         ("relevance.npy", np.zeros((QUERIES, CLIPS), bool), "query 0 has no relevant clip"),
-        ("relevance.npy", np.zeros(QUERIES), "it has to be int"),
+        ("relevance.npy", np.zeros(QUERIES), "it must be int"),
         ("groups.npy", np.zeros(3, int), "groups.npy is int64"),
     ],
 )
@@ -165,7 +165,7 @@ def test_what_is_wrong_with_test_is_named_and_nothing_is_written(select, folder,
     np.save(folder / "test" / "ours.npy", np.full((QUERIES, CLIPS), np.nan, np.float32))
     assert re.search("error: ours on .*test: query 0 has a score that isn't finite", select("--method", "all"))
     (folder / "test" / "ours.npy").unlink()
-    assert re.search("ours.npy is absent: add it, or choose without a look at test", select())
+    assert re.search("ours.npy doesn't exist: add it, or select without a look at test", select())
     assert not (tmp_path / "out").exists()
     assert "Wrote" in select("--no-test")
 
@@ -200,7 +200,7 @@ def test_float16_is_taken(select, folder):
             [{"name": "ours", "weight": 9, "count": 1}, {"name": "third", "weight": 1, "count": 1}],
             "contradicts its weight",
         ),
-        ([{"name": "fourth", "weight": 1}], "no test scores of member 'fourth' were found"),
+        ([{"name": "fourth", "weight": 1}], "no test scores of 'fourth' exist"),
     ],
 )
 def test_what_is_wrong_with_members_is_named(select, tmp_path, members, why):
@@ -210,18 +210,18 @@ def test_what_is_wrong_with_members_is_named(select, tmp_path, members, why):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--method", "exact", "--bags", 3), "--bags: that is for --method greedy"),
-        (("--bag-share", 0.5), "--bag-share: that is for --bags"),
+        (("--method", "exact", "--bags", 3), "--bags only applies to --method greedy"),
+        (("--bag-share", 0.5), "--bag-share only applies to --bags"),
         (("--bags", 3, "--bag-share", 0), "bag_share is 0.0"),
-        (("--seed", 7), "--seed: that is for --bags"),
-        (("--method", "all", "--cost", "parameters"), "--cost: the mean of all, and bags, know no budget"),
+        (("--seed", 7), "--seed only applies to --bags"),
+        (("--method", "all", "--cost", "parameters"), "--cost can't be combined with --method all"),
         (("--evaluate", "x.json", "--no-test"), "select.py evaluate: error: unrecognized arguments: --no-test"),
         (("--evaluate", "x.json", "--export", "x.json"), "evaluate: error: unrecognized arguments: --export x.json"),
         (("--export", "x.json", "--fusion", "rank"), "export: error: unrecognized arguments: --fusion rank"),
         (("--bags", 2, "--seed", -1), "seed is -1"),
         (("--split", "test"), "unrecognized arguments: --split test"),
-        (("--folds", 1), "two or more"),
-        (("--folds", 500), "can't make 500 folds"),
+        (("--folds", 1), "give 2 or more"),
+        (("--folds", 500), "can't be split into 500 folds"),
         (("--filter", "seed=1"), "files of scores have no parameters"),
         (("--cost", "parameters"), "has no model"),
     ],

@@ -236,7 +236,7 @@ def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, cap
         for folder in folders:
             with caplog.at_level("INFO"):
                 audio_index.update_index(tmp_path / "index", folder, models)
-            assert caplog.messages[-1] == "1 files embedded, 1 were there, 0 are gone"
+            assert caplog.messages[-1] == "1 files embedded, 1 unchanged, 0 removed"
         assert audio_index.open_index(tmp_path / "index", models).paths == names
         assert set(json.loads(stamps.read_text())) == set(names)
 
@@ -260,8 +260,8 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
     words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
     made = call_command(*words, "--add", sounds)
     assert made.returncode == 0, made.stderr
-    assert "3 files embedded, 0 were there, 0 are gone" in made.stderr
-    assert "left out" in made.stderr
+    assert "3 files embedded, 0 unchanged, 0 removed" in made.stderr
+    assert "skipped" in made.stderr
     answered = run_command(*words, "--top", 2, SENTENCE)
     lines = answered.stdout.splitlines()
     assert len(lines) == 2
@@ -293,10 +293,10 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
 
 def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
     models = bundle.load_models(ensemble, RunStorage.of(runs))
-    with pytest.raises(UserError, match="make it with --add"):
+    with pytest.raises(UserError, match="create it with --add"):
         audio_index.open_index(tmp_path, models)
     audio_index.update_index(tmp_path, sounds, models)
-    with pytest.raises(UserError, match="no word is left"):
+    with pytest.raises(UserError, match="contains no word"):
         audio_index.search_index(models, audio_index.open_index(tmp_path, models), ["..."], 3)
     changed = json.loads(ensemble.read_text())
     changed["members"][0]["weight"] = 0.5
@@ -308,7 +308,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
     for change, why in (
         ({"fusion": "rank"}, "only the mean"),
         ({"members": [{"name": "file", "weight": 1.0}]}, "is a file of scores"),
-        ({"members": [gone]}, "model of member 'gone' is gone"),
+        ({"members": [gone]}, "model of member 'gone' no longer exists"),
     ):
         other.write_text(json.dumps(changed | change))
         with pytest.raises(UserError, match=why):
@@ -337,7 +337,7 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     assert call_command(*words, "--add", sounds, SENTENCE).returncode == 0
     again = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 ROOT = Path(__file__).parents[3]
