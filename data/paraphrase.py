@@ -112,7 +112,8 @@ class AskOptions(CaptionOptions):
         metavar="SECONDS",
     )
     budget: float | None = option(
-        "maximum cost of this split and model, over all runs", None, type=parse_positive_number, metavar="USD")  # fmt: skip
+        "maximum cost of this split and model, over all runs", None, type=parse_positive_number, metavar="USD"
+    )
     price: tuple[float, float] | None = option(
         "price of the model in USD per million tokens", None, type=parse_positive_number, nargs=2,
         metavar=("INPUT", "OUTPUT"))  # fmt: skip

@@ -79,7 +79,8 @@ class SweepOptions:
         "workers per pretraining (default: --workers)", None, type=parse_positive_int, section="compute"
     )
     max_concurrent: int | None = option(
-        "concurrent trials (default: one per GPU or CPU)", None, type=parse_positive_int, section="compute")  # fmt: skip
+        "concurrent trials (default: one per GPU or CPU)", None, type=parse_positive_int, section="compute"
+    )
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
         """Return the resources of each stage's trials. Raises UserError if a trial could never be placed."""

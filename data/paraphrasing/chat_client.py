@@ -305,7 +305,7 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
 
 
 def parse_retry_after(headers: httpx2.Headers) -> float | None:
-    """Return the seconds that a server asks for: as seconds or a date (RFC 9110, 10.2.3), or as OpenAI's milliseconds."""
+    """Return the seconds that a server asks for: as seconds, a date (RFC 9110, 10.2.3), or OpenAI's milliseconds."""
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
             value = float(headers.get(name, "")) * unit_s

@@ -126,7 +126,8 @@ def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "h
         if actual_checksum != checksum:
             part.unlink()
             raise UserError(
-                f"{url}: its {empty_digest.name} is {actual_checksum}, expected {checksum}; the downloaded data was removed: "
+                f"{url}: its {empty_digest.name} is {actual_checksum}, expected {checksum}; "
+                "the downloaded data was removed: "
                 f"re-run the same command to download it again"
             )
         part.replace(path)

@@ -83,7 +83,8 @@ class StoredSplit:
                 reasons |= json.loads(self.store.read(name))["set_aside"]
             except FileNotFoundError:
                 raise UserError(
-                    f"{self.store}/{name} is absent: prepare this split again: {format_prepare_command(self.store, self.name)}"
+                    f"{self.store}/{name} is absent: prepare this split again: "
+                    f"{format_prepare_command(self.store, self.name)}"
                 ) from None
         return reasons
 

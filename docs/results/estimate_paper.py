@@ -1,7 +1,8 @@
-"""Estimate the GPU hours of each trained row of the paper's Table 2: python docs/results/estimate_paper.py
+"""Estimate the GPU hours of each trained row of the paper's Table 2.
 
-Writes paper_hours.json. The numbers of clips are those published; the segments of a clip are counted from 10-s segments:
-2.7 for a Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC and SoundBible (assumed).
+    python docs/results/estimate_paper.py
+
+Writes paper_hours.json. The numbers of clips are those published. A clip has so many 10-s segments on average: 2.7 for a Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC and SoundBible (assumed).
 """
 
 import json

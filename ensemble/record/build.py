@@ -129,7 +129,8 @@ def find_member_candidates(
             run = ledger.find_finished_trial(member.signature)
             if run is None:
                 raise UserError(
-                    f"{path}: member {member.name!r} ({member.signature}) isn't a finished trial in {ledger.tracking_uri}"
+                    f"{path}: member {member.name!r} ({member.signature}) isn't a finished trial "
+                    f"in {ledger.tracking_uri}"
                 )
             found.append(Candidate(member.name, member.signature, run))
             continue

@@ -1,4 +1,4 @@
-"""Progress of a sweep: a live table on a terminal, one line per epoch elsewhere, and the same table for another shell."""
+"""Progress of a sweep: a live table on a terminal, one line per epoch elsewhere, and a table for other shells."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
     rows = [
         (
             line.name, line.stage, line.state, f"{line.epoch:.2f}/{line.epochs}", format_number(line.loss, ".3f"),
-            format_number(line.best_map10, ".4f"), format_number(line.pairs_per_second, ".1f"), format_duration(line.left_s),
+            format_number(line.best_map10, ".4f"), format_number(line.pairs_per_second, ".1f"),
+            format_duration(line.left_s),
         )
         for line in lines
         if line.state in SHOWN

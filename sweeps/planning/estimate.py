@@ -142,11 +142,12 @@ def describe_estimate(
     left = sum(value for signature, value in cost.items() if signature not in finished)
     unknown = {kind: config for trial in trials.values() for kind, config in find_unknown_encoders(trial).items()}
     stand_ins = "".join(
-        f" The size of {encoders.format_label(config)} isn't known: it is counted as {encoders.format_label(STAND_INS[kind])}."
+        f" The size of {encoders.format_label(config)} is unknown: "
+        f"it is counted as {encoders.format_label(STAND_INS[kind])}."
         for kind, config in unknown.items()
     )
     return (
-        f"{format_hours(left)} GPU hours are still to be run, of {format_hours(sum(cost.values()))} in all. Estimated on one "
+        f"{format_hours(left)} GPU hours remain, of {format_hours(sum(cost.values()))} in total. Estimated on one "
         f"{gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in float32: "
         f"each pair costs three times the floating-point operations of a forward pass, once in frozen encoders. "
         f"Trainings are assumed to run to their last epoch; validation, starting up and waiting for data aren't "

@@ -602,7 +602,8 @@ def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
 
 
 def test_hours_of_gpus_are_told_where_they_are_known(grid):
-    rows = [trial_rows.TrialRow(1, None, grid[0], {}, 2.0, 4.0, 8.0), trial_rows.TrialRow(2, None, grid[0], {}, 1.0, 0.0, 2.0),
+    rows = [trial_rows.TrialRow(1, None, grid[0], {}, 2.0, 4.0, 8.0),
+            trial_rows.TrialRow(2, None, grid[0], {}, 1.0, 0.0, 2.0),
             trial_rows.TrialRow(3, None, grid[2], {}, 3.0, None, None)]  # fmt: skip
     pretraining, fine_tuning = summarise_costs(rows)
     assert (pretraining.hours, pretraining.gpu_hours, pretraining.cpu_hours) == (3.0, 8.0, 2.0)

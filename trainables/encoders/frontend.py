@@ -1,4 +1,4 @@
-"""Settings of the log-mel front end that PaSST and the small CNN share; trainables.networks.audio.log_mel computes it."""
+"""Settings of the log-mel front end of PaSST and the small CNN; trainables.networks.audio.log_mel computes it."""
 
 from dataclasses import dataclass
 

@@ -79,7 +79,7 @@ class StepTimer:
 
 
 def summarise_steps(steps: Sequence[TrainingStep]) -> Metrics:
-    """Return seconds per step, pairs per second, the share of time spent waiting for data, and the peak memory in GB."""
+    """Return seconds per step, pairs per second, the share of time spent waiting for data, and peak memory in GB."""
     if not steps:
         return {}
     duration_s = sum(step.duration_s for step in steps)

@@ -148,9 +148,19 @@ def test_too_many_for_all_subsets_are_refused():
         greedy.select(prune(make_pool(0, 29), "map10"), SelectionConfig(method="exact"))
 
 
-@pytest.mark.parametrize("rules", [SelectionConfig(), SelectionConfig(refine=True), SelectionConfig(bags=3, refine=True), SelectionConfig(method="exact"),
-                                   SelectionConfig(stop="one-se"), SelectionConfig(sorted_start=3), SelectionConfig(replacement=False)],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "rules",
+    [
+        SelectionConfig(),
+        SelectionConfig(refine=True),
+        SelectionConfig(bags=3, refine=True),
+        SelectionConfig(method="exact"),
+        SelectionConfig(stop="one-se"),
+        SelectionConfig(sorted_start=3),
+        SelectionConfig(replacement=False),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("dtype", "levels"), [(np.float32, 2), (np.float64, 10)])
 def test_neither_order_nor_threads_matter(rules, dtype, levels):
     pool = make_pool(2, 7, levels=levels, dtype=dtype)

@@ -123,5 +123,5 @@ def test_the_report_says_what_is_shared_what_is_finished_and_the_sum(store, tria
     every = [trial, alone, *tuned]
     left, total = (sum(estimate_seconds(one, store, weak) for one in some) / 3600 for some in (every[1:], every))
     text = describe_estimate(stages, {"aaaa"}, store, weak)
-    assert text.startswith(f"{left:.2f} GPU hours are still to be run, of {total:.2f} in all. ")
+    assert text.startswith(f"{left:.2f} GPU hours remain, of {total:.2f} in total. ")
     assert "on one slow one, at 100% of its 0.01 TFLOPS" in text
