@@ -26,7 +26,7 @@ from pathlib import Path
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
 from data.loading.sampler import order_epoch
-from data.leakage.exclusions import excluded
+from data.leakage.exclusions import read_excluded_ids
 from data.store.stored_split import open_split
 
 def resident_mb():
@@ -39,7 +39,7 @@ split = open_split(sys.argv[1], "bench/train")
 num_clips = len(split.index)
 opened = time.perf_counter()
 opened_mb = resident_mb()
-pairs = ClipCaptionDataset([split], 10.0, 30.0, 0.0, 0, excluded(sys.argv[1], ["bench/train"]))
+pairs = ClipCaptionDataset([split], 10.0, 30.0, 0.0, 0, read_excluded_ids(sys.argv[1], ["bench/train"]))
 next(load_epoch(pairs, 0, order_epoch(pairs, 0, 64)))
 first = time.perf_counter()
 next(load_epoch(pairs, 0, order_epoch(pairs, 0, 64)[len(pairs) // 64 - 1 :]))

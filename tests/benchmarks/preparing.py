@@ -31,11 +31,11 @@ import ray
 ray.init(num_cpus=int(sys.argv[1]), log_to_driver=False)
 from data.preparation import build
 from data.runtime.parallel import run_on_ray
-from data.store.files import short_hash
-list(run_on_ray(short_hash, [("",)] * 32))
+from data.store.files import hash_json
+list(run_on_ray(hash_json, [("",)] * 32))
 time.sleep(3)
 started = time.perf_counter()
-build.prepare("folder", Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+build.prepare_corpus("folder", Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
 print(json.dumps(time.perf_counter() - started))
 """
 

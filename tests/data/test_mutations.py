@@ -499,7 +499,7 @@ def test_a_split_with_mutated_recordings_holds_all_good_ones_and_is_valid(
     assert sorted(split.clip_ids) == sorted(clip.clip_id for clip in clips if clip.origin not in aside)
     for index, clip in enumerate(good):
         stored = split.clip_ids.index(clip.clip_id)
-        np.testing.assert_array_equal(split.window(stored, 0, split.num_samples[stored]), noise(0.05, seed=index))
+        np.testing.assert_array_equal(split.read_window(stored, 0, split.num_samples[stored]), noise(0.05, seed=index))
 
 
 if __name__ == "__main__":

@@ -882,7 +882,7 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
 def test_paraphrases_keep_what_wrote_them(make_clip, noise, write_split):
     row = Paraphrase("test/train/a.wav", "A dog.", ("a hound",), "grammar", "dcase2023/5")
     split = write_split([make_clip("a.wav", noise(0.01), ["A dog."])], paraphrases=[row])
-    assert split.paraphrases_table().to_pylist() == [
+    assert split.read_paraphrases_table().to_pylist() == [
         {"clip_id": row.clip_id, "caption_hash": hash_caption("A dog."), "variants": ["a hound"], "model": "grammar",
          "instruction": "dcase2023/5", "time": None}
     ]  # fmt: skip

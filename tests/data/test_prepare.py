@@ -171,15 +171,15 @@ from data.runtime.command_line import command
 mode, source, store, workers = sys.argv[1:]
 if workers != "0":
     import ray
-    build.MAX_CLIPS_HERE = 0
+    build.MAX_LOCAL_CLIPS = 0
     ray.init("local", num_cpus=int(workers), log_to_driver=False)
 if mode == "killed":
     count = iter(range(100))
     def killing(self, *numbers):
         if next(count) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-    build.Progress.add = killing
-sys.exit(command(lambda argv: build.prepare("folder", Path(source), Path(store)) and None)())
+    build.PreparationProgress.add_clips = killing
+sys.exit(command(lambda argv: build.prepare_corpus("folder", Path(source), Path(store)) and None)())
 """
 
 

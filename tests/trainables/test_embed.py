@@ -61,7 +61,7 @@ def test_scores_are_cosines(embeddings):
 def test_a_clip_is_the_mean_over_its_own_segments_of_its_beginning(embeddings, network, trial, split):
     samples = round(trial.longest_audio_s * 32_000)
     for index, expected in enumerate(embeddings.audio_AD):
-        window = torch.from_numpy(split.window(index, 0, samples))
+        window = torch.from_numpy(split.read_window(index, 0, samples))
         features = network.audio(window.reshape(2, -1), torch.zeros(2, 4), torch.Generator()).mean(dim=0)
         projected = torch.nn.functional.normalize(network.audio_projection(features), dim=0)
         np.testing.assert_allclose(projected.numpy(), expected, atol=1e-6)

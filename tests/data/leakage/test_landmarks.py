@@ -85,7 +85,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["scene 2", "rain 3"])
 def test_a_copy_is_found(change, name, held_out, index):
-    [match] = index.find(compute_landmarks([CHANGES[change](held_out[name]).astype(np.float32)]))
+    [match] = index.find_matches(compute_landmarks([CHANGES[change](held_out[name]).astype(np.float32)]))
     assert match.clip_id == name
     assert match.offset_s == pytest.approx(0, abs=0.1 if change in ("MP3", "both") else MATCHED_S)  # MP3 delays
     assert match.overlap_s > 8
@@ -95,30 +95,30 @@ def test_a_copy_is_found(change, name, held_out, index):
 @pytest.mark.parametrize("start", [0, 1, 40_001, 123_457, 200_000])
 @pytest.mark.parametrize("name", ["scene 1", "rain 5"])
 def test_a_piece_of_three_seconds_is_found_where_it_was_cut_out(start, name, held_out, index):
-    [match] = index.find(compute_landmarks([held_out[name][start : start + 3 * SAMPLE_RATE_HZ]]))
+    [match] = index.find_matches(compute_landmarks([held_out[name][start : start + 3 * SAMPLE_RATE_HZ]]))
     assert match.clip_id == name
     assert match.offset_s == pytest.approx(start / SAMPLE_RATE_HZ, abs=MATCHED_S)
 
 
 def test_a_recording_is_found_within_a_longer_one(held_out, index):
     before, after = scene(100, 7.3), rain(101, 20)
-    [match] = index.find(compute_landmarks([before, held_out["scene 4"], after]))
+    [match] = index.find_matches(compute_landmarks([before, held_out["scene 4"], after]))
     assert match.clip_id == "scene 4"
     assert match.offset_s == pytest.approx(-7.3, abs=MATCHED_S)
     assert match.overlap_s == pytest.approx(12, abs=1.5)
 
 
 def test_every_recording_within_a_longer_one_is_found(held_out, index):
-    matches = index.find(compute_landmarks([held_out["rain 0"], scene(100), held_out["scene 3"]]))
+    matches = index.find_matches(compute_landmarks([held_out["rain 0"], scene(100), held_out["scene 3"]]))
     assert {match.clip_id for match in matches} == {"rain 0", "scene 3"}
 
 
 def test_windows_of_a_long_recording_miss_nothing_between_them(held_out, index, monkeypatch):
     query = compute_landmarks([rain(100, 8), *held_out.values(), scene(101)])
-    whole = index.find(query)
+    whole = index.find_matches(query)
     assert {match.clip_id for match in whole} == set(held_out)
     monkeypatch.setattr(module, "WINDOW_TICKS", round(5 / TICK_S))
-    assert {match.clip_id for match in index.find(query)} == set(held_out)
+    assert {match.clip_id for match in index.find_matches(query)} == set(held_out)
 
 
 def test_two_pieces_of_one_recording_are_found_by_what_they_share():
@@ -132,7 +132,7 @@ def test_two_pieces_of_one_recording_are_found_by_what_they_share():
 @pytest.mark.parametrize("name", ["scene", "rain"])
 def test_other_recordings_of_the_kind_are_not_found(name, index):
     make = {"scene": scene, "rain": rain}[name]
-    assert not any(index.find(compute_landmarks([make(seed)])) for seed in range(200, 220))
+    assert not any(index.find_matches(compute_landmarks([make(seed)])) for seed in range(200, 220))
 
 
 def test_another_mix_of_the_same_events_is_not_found(index):
@@ -143,13 +143,13 @@ def test_another_mix_of_the_same_events_is_not_found(index):
             tone = event([seed, number])
             start = round((2 * place + rng.uniform(0, 0.8)) * SAMPLE_RATE_HZ)
             mix[start : start + len(tone)] += tone
-        assert index.find(compute_landmarks([mix])) == []
+        assert index.find_matches(compute_landmarks([mix])) == []
 
 
 def test_the_loudest_event_of_a_recording_does_not_make_another_the_same(held_out, index):
     other = rain(400) / 3
     other[40_000 : 40_000 + 2 * SAMPLE_RATE_HZ] += held_out["scene 0"][: 2 * SAMPLE_RATE_HZ]
-    assert index.find(compute_landmarks([other])) == []
+    assert index.find_matches(compute_landmarks([other])) == []
 
 
 @pytest.mark.parametrize("phases", [1, PHASES])
@@ -277,7 +277,7 @@ NOTHING = {
 def test_what_holds_no_sound_has_no_landmarks_and_matches_nothing(what, index):
     found = compute_landmarks([NOTHING[what]])
     assert len(found.hashes) == 0
-    assert index.find(found) == []
+    assert index.find_matches(found) == []
     assert (
         LandmarkIndex.build([(what, compute_landmarks([NOTHING[what]], PHASES))]).find_matches(
             compute_landmarks([rain(0)])
@@ -288,14 +288,14 @@ def test_what_holds_no_sound_has_no_landmarks_and_matches_nothing(what, index):
 
 @pytest.mark.parametrize("duration_s", [0.1, 0.5, 1.0])
 def test_a_short_clip_matches_nothing_else(duration_s, index):
-    assert index.find(compute_landmarks([scene(500)[: round(duration_s * SAMPLE_RATE_HZ)]])) == []
+    assert index.find_matches(compute_landmarks([scene(500)[: round(duration_s * SAMPLE_RATE_HZ)]])) == []
 
 
 def test_noise_at_full_scale_and_a_steady_tone_match_nothing_else(index):
     noise = np.random.default_rng(600).uniform(-1, 1, 20 * SAMPLE_RATE_HZ).astype(np.float32)
     tone = np.sin(2 * np.pi * 440 * np.arange(20 * SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).astype(np.float32)
-    assert index.find(compute_landmarks([noise])) == []
-    assert index.find(compute_landmarks([tone])) == []
+    assert index.find_matches(compute_landmarks([noise])) == []
+    assert index.find_matches(compute_landmarks([tone])) == []
 
 
 def test_a_copy_of_two_seconds_is_found():
@@ -310,7 +310,7 @@ def test_an_empty_index_finds_nothing():
 
 def test_an_index_survives_pickling_and_finds_the_same(held_out, index):
     query = compute_landmarks([held_out["rain 1"], held_out["scene 2"]])
-    found = index.find(query)
+    found = index.find_matches(query)
     assert len(found) == 2
-    assert pickle.loads(pickle.dumps(index)).find(query) == found
+    assert pickle.loads(pickle.dumps(index)).find_matches(query) == found
     assert build(held_out).find_matches(query) == found

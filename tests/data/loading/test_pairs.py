@@ -156,7 +156,7 @@ def test_paraphrases_are_those_of_the_pair_in_whatever_order_their_table_is(make
         ]
         splits.append(write_split(clips, store=tmp_path / name, paraphrases=table[::-1]))
     pairs = ClipCaptionDataset(splits, SEGMENT_S, LONGEST_S, 0.7, 0, {"test/train/two3.wav"})
-    known = {key: variants for split in splits for key, variants in split.paraphrases().items()}
+    known = {key: variants for split in splits for key, variants in split.read_paraphrases().items()}
     draws = np.random.default_rng(0).random((len(pairs), 2))
     expected = [
         choose_wording(caption, known.get((clip_id, hash_caption(caption)), []), 0.7, *draw)
@@ -165,7 +165,7 @@ def test_paraphrases_are_those_of_the_pair_in_whatever_order_their_table_is(make
         )
     ]
     assert [pairs.choose_caption(pair, *draw) for pair, draw in enumerate(draws)] == expected
-    assert pickle.loads(pickle.dumps(pairs)).wording(0, 0.0, 0.5) == pairs.choose_caption(0, 0.0, 0.5)
+    assert pickle.loads(pickle.dumps(pairs)).choose_caption(0, 0.0, 0.5) == pairs.choose_caption(0, 0.0, 0.5)
     assert pairs.without_paraphrases == 11
 
 

@@ -117,7 +117,7 @@ def start_child(statement, **environment):
 import resource, sys
 from pathlib import Path
 from data.runtime.command_line import command
-from data.sources.download import dataset, extract, fetch
+from data.sources.download import extract_archive, fetch_dataset, fetch_files
 
 def limit_files(num_bytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
@@ -177,7 +177,7 @@ def test_a_killed_download_goes_on_in_another_process(big, tmp_path):
     server, checksums = big
     server.breaks, server.hold = [200_000], True
     # Its second request says that what came of the first is written.
-    with start_child(f"fetch({server.url!r}, {checksums}, Path({str(tmp_path)!r}))") as child:
+    with start_child(f"fetch_files({server.url!r}, {checksums}, Path({str(tmp_path)!r}))") as child:
         assert server.held.wait(timeout=60)
         child.send_signal(signal.SIGKILL)
     server.released.set()
@@ -279,7 +279,7 @@ def test_a_server_that_is_out_of_reach_is_named(tmp_path, monkeypatch):
 
 def test_a_download_goes_on_once_there_is_room(big, tmp_path):
     server, checksums = big
-    status, said = run_child(f"limit_files(150_000); fetch({server.url!r}, {checksums}, Path({str(tmp_path)!r}))")
+    status, said = run_child(f"limit_files(150_000); fetch_files({server.url!r}, {checksums}, Path({str(tmp_path)!r}))")
     assert (status, said.count("\n")) == (2, 1)
     assert f"error: {server.url}/big.7z can't be written to {tmp_path}/big.7z." in said
     assert "File too large; free disk space" in said
@@ -387,7 +387,7 @@ def test_an_absent_archive_is_named(tmp_path):
 
 def test_an_archive_is_extracted_whole_or_not_at_all_on_a_full_disk(archive, tmp_path):
     out = tmp_path / "out"
-    statement = f"extract(Path({str(archive)!r}), Path({str(out)!r}))"
+    statement = f"extract_archive(Path({str(archive)!r}), Path({str(out)!r}))"
     status, said = run_child(f"limit_files(26_000); {statement}")
     assert (status, "File too large" in said, "Traceback" in said) == (2, True, False)
     assert not extracted(out)
@@ -431,7 +431,7 @@ def git_sha1(data):
 
 
 def run_dataset(hub, target, before="", repo="lab/sounds", **environment):
-    return run_child(f"{before}dataset({repo!r}, Path({str(target)!r}))", HF_ENDPOINT=hub.url, **environment)
+    return run_child(f"{before}fetch_dataset({repo!r}, Path({str(target)!r}))", HF_ENDPOINT=hub.url, **environment)
 
 
 def test_a_dataset_is_fetched_as_published_and_kept(hub, elsewhere, tmp_path):

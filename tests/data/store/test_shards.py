@@ -26,13 +26,13 @@ def clips(make_clip, noise):
 def test_what_is_written_is_what_is_opened(codec, clips, write_split):
     split = write_split(clips, codec)
     assert split.name == "test/train"
-    assert [split.shard(number).schema for number in range(2)] == [CLIPS, CLIPS]
+    assert [split.read_shard(number).schema for number in range(2)] == [CLIPS, CLIPS]
     assert split.index.schema == INDEX
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.captions == [list(clip.captions) for clip in clips]
     assert split.num_samples.tolist() == [len(samples_of(clip)) for clip in clips]
     for index, clip in enumerate(clips):
-        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), samples_of(clip))
+        np.testing.assert_array_equal(split.read_window(index, 0, split.num_samples[index]), samples_of(clip))
     counts = {
         name: getattr(split.manifest, name) for name in ("num_clips", "num_queries", "num_samples", "num_set_aside")
     }
@@ -43,11 +43,11 @@ def test_the_index_is_sorted_whatever_the_order_of_the_clips(clips, write_split)
     split = write_split(clips[::-1])
     assert split.clip_ids == [clip.clip_id for clip in clips]
     for index, clip in enumerate(clips):
-        np.testing.assert_array_equal(split.window(index, 0, split.num_samples[index]), samples_of(clip))
+        np.testing.assert_array_equal(split.read_window(index, 0, split.num_samples[index]), samples_of(clip))
 
 
 def test_shards_hold_the_columns_that_are_promised(clips, write_split):
-    (first, second), (third,) = (write_split(clips).shard(number).to_pylist() for number in range(2))
+    (first, second), (third,) = (write_split(clips).read_shard(number).to_pylist() for number in range(2))
     for row, clip in zip((first, second, third), clips, strict=True):
         assert row.pop("audio") == to_pcm16(samples_of(clip)).tobytes()
         assert row == {
@@ -73,7 +73,9 @@ def test_every_caption_is_a_query_for_its_clip(clips, write_split):
 def test_windows_equal_the_decoded_file(tmp_path, make_clip, write_audio, write_split):
     path = write_audio(tmp_path / "exact.wav", 0.5)
     split = write_split([make_clip("exact.wav", partial(decode_file, path))])
-    np.testing.assert_array_equal(split.window(0, 3_000, 5_000), np.concatenate(list(decode_file(path)))[3_000:8_000])
+    np.testing.assert_array_equal(
+        split.read_window(0, 3_000, 5_000), np.concatenate(list(decode_file(path)))[3_000:8_000]
+    )
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -82,7 +84,7 @@ def test_windows_equal_the_resampled_file_to_half_a_step(codec, tmp_path, make_c
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (22_050, 2)), 44_100)
     split = write_split([make_clip("other_rate.wav", partial(decode_file, path))], codec)
     whole = np.concatenate(list(decode_file(path)))
-    np.testing.assert_allclose(split.window(0, 0, len(whole)), whole, rtol=0, atol=0.5001 / 32_768)
+    np.testing.assert_allclose(split.read_window(0, 0, len(whole)), whole, rtol=0, atol=0.5001 / 32_768)
 
 
 def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tmp_path):
@@ -98,7 +100,7 @@ def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tm
 def test_a_torn_stored_clip_is_named(clips, write_split):
     split = write_split(clips)
     with pytest.raises(UserError, match=r"test/train/1.wav: holds .* prepare this split again"):
-        split.window(1, 0, split.num_samples[1] + 1)
+        split.read_window(1, 0, split.num_samples[1] + 1)
 
 
 def test_the_fingerprint_looks_at_contents_alone(clips, write_split, tmp_path):
@@ -157,7 +159,7 @@ def test_a_shard_of_many_record_batches_is_one_table(clips, write_split, monkeyp
     monkeypatch.setattr(shard_writer, "HELD_BYTES", 1)
     split = write_split(clips)
     assert split.clip_ids == [clip.clip_id for clip in clips]
-    np.testing.assert_array_equal(split.window(2, 0, split.num_samples[2]), samples_of(clips[2]))
+    np.testing.assert_array_equal(split.read_window(2, 0, split.num_samples[2]), samples_of(clips[2]))
 
 
 def test_a_split_without_a_manifest_is_not_there(clips, write_split, tmp_path):
@@ -203,24 +205,24 @@ def test_an_error_leaves_no_file_behind_and_the_old_one_as_it_was(clips, make_cl
 def test_paraphrases_are_found_by_clip_and_caption(clips, write_split):
     table = [Paraphrase(clips[0].clip_id, "A dog barks.", ("a hound woofs", "a dog yaps"), "grammar")]
     split = write_split(clips, paraphrases=table)
-    assert list(split.paraphrases().values()) == [["a hound woofs", "a dog yaps"]]
-    assert {clip_id for clip_id, _ in split.paraphrases()} == {clips[0].clip_id}
+    assert list(split.read_paraphrases().values()) == [["a hound woofs", "a dog yaps"]]
+    assert {clip_id for clip_id, _ in split.read_paraphrases()} == {clips[0].clip_id}
 
 
 def test_a_split_without_paraphrases_says_so(clips, write_split):
     with pytest.raises(UserError, match=r"test/train has no paraphrases .* set the paraphrase probability to 0"):
-        write_split(clips).paraphrases()
+        write_split(clips).read_paraphrases()
 
 
 def test_the_fingerprint_of_paraphrases_looks_at_contents_alone(clips, write_split):
     table = [Paraphrase(clip.clip_id, clip.captions[0], ("one", "two"), "grammar") for clip in clips]
     split = write_split(clips, paraphrases=table)
-    fingerprint, contents = split.paraphrases_fingerprint(), split.fingerprint
+    fingerprint, contents = split.compute_paraphrases_fingerprint(), split.fingerprint
     split_writer.write_paraphrases(folder_of(split), table[::-1])
-    assert split.paraphrases_fingerprint() == fingerprint
+    assert split.compute_paraphrases_fingerprint() == fingerprint
     for changed in (table[1:], [Paraphrase(clips[0].clip_id, "A dog barks.", ("one", "too"), "grammar"), *table[1:]]):
         split_writer.write_paraphrases(folder_of(split), changed)
-        assert split.paraphrases_fingerprint() != fingerprint
+        assert split.compute_paraphrases_fingerprint() != fingerprint
     assert split.fingerprint == contents
 
 
@@ -239,7 +241,7 @@ def test_a_clip_longer_than_what_is_held_in_memory_is_stored_alike(codec, clips,
     monkeypatch.setattr(shard_writer, "PIECE_BYTES", 3_000)
     split = write_split(clips, codec, store=tmp_path / "piecewise")
     assert [split.open_clip(clip).read() for clip in range(3)] == contents
-    assert [row["audio"] for row in split.shard(0).to_pylist()] == contents[:2]
+    assert [row["audio"] for row in split.read_shard(0).to_pylist()] == contents[:2]
     assert split.fingerprint == usual.fingerprint
     assert sorted(path.suffix for path in folder_of(split).iterdir()) == [".arrow"] * 6 + [".json"] * 3
 
@@ -262,7 +264,7 @@ def test_a_new_write_keeps_the_paraphrases(clips, write_split):
     table = [Paraphrase(clips[0].clip_id, "A dog barks.", ("a hound woofs",), "grammar")]
     folder = folder_of(write_split(clips, paraphrases=table))
     (folder / "notes.txt").write_text("mine")
-    assert len(write_split(clips[:2]).paraphrases()) == 1
+    assert len(write_split(clips[:2]).read_paraphrases()) == 1
     assert (folder / "notes.txt").exists()
 
 
@@ -339,7 +341,7 @@ def test_queries_can_be_about_another_splits_clips(views, clips):
     assert split.name == "test/views"
     assert split.clip_ids == [clip.clip_id for clip in clips]
     assert split.queries["text"].to_pylist() == ["Two of them."]
-    np.testing.assert_array_equal(split.window(1, 0, split.num_samples[1]), samples_of(clips[1]))
+    np.testing.assert_array_equal(split.read_window(1, 0, split.num_samples[1]), samples_of(clips[1]))
 
 
 def test_queries_about_clips_that_have_changed_are_refused(views, clips, write_split, tmp_path):

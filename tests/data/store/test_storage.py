@@ -302,7 +302,7 @@ def test_what_is_absent_or_torn_is_said(kind, request):
 
 @pytest.mark.parametrize("kind", ["folder", "remote"])
 def test_the_splits_with_a_manifest_are_listed(kind, request, server, tmp_path):
-    assert request.getfixturevalue(kind).splits() == [SPLIT]
+    assert request.getfixturevalue(kind).list_splits() == [SPLIT]
     absent = tmp_path / "absent" if kind == "folder" else server.uri("bucket/absent")
     assert Store.of(absent).list_splits() == []
 
@@ -429,7 +429,7 @@ def test_a_split_in_an_object_store_gives_the_same_batches(codec, server, make_c
 
     split = open_split(uri, "test/train")
     assert (split.fingerprint, split.clip_ids) == (local.fingerprint, local.clip_ids)
-    np.testing.assert_array_equal(split.read_window(3, 50_000, 9_000), local.window(3, 50_000, 9_000))
+    np.testing.assert_array_equal(split.read_window(3, 50_000, 9_000), local.read_window(3, 50_000, 9_000))
     left_out = read_excluded_ids(uri, ["test/train"])
     assert left_out == {local.clip_ids[1]}
     batches = []
