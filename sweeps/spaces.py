@@ -173,13 +173,13 @@ def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_se
     is for pretrainings, and a fine-tuning's own seed goes along unless `seeds` gives it several: with both there are
     `seeds` times `pretraining_seeds` fine-tunings of each.
     """
-    trials = []
+    varied = []
     for trial in trials:
         for shift in range(pretraining_seeds or 1):
-            own_shifts = range(seeds) if seeds and trial.pretraining else (shift,)
+            shifts = range(seeds) if seeds and trial.pretraining else (shift,)
             parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
-            trials += [replace(trial, seed=trial.seed + own, pretraining=parent) for own in own_shifts]
-    return deduplicate(*trials)
+            varied += [replace(trial, seed=trial.seed + tuned, pretraining=parent) for tuned in shifts]
+    return deduplicate(*varied)
 
 
 def shift_seeds(trial: Trial, shift: int) -> Trial:

@@ -159,7 +159,7 @@ class BatchRun:
                 yield batch
 
     async def submit_once(self, file_id: str) -> str:
-        """Submit an uploaded file once: if the answer is lost, the server's list shows whether the file was accepted."""
+        """Submit an uploaded file once: if the answer is lost, the server's list tells whether it was accepted."""
         try:
             return await self.create_batch(file_id)
         except (openai.APIConnectionError, openai.InternalServerError):

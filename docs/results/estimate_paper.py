@@ -2,7 +2,8 @@
 
     python docs/results/estimate_paper.py
 
-Writes paper_hours.json. The numbers of clips are those published. A clip has so many 10-s segments on average: 2.7 for a Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC and SoundBible (assumed).
+Writes paper_hours.json. The numbers of clips are those published. The average number of 10-s segments is 2.7 for a
+Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC and SoundBible (assumed).
 """
 
 import json

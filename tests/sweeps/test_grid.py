@@ -130,7 +130,7 @@ def epochs_until_interrupted(command, **environment):
         (["--workers", "500", "--space", "{space}:tiny"], "500 workers need .* the cluster has room for"),
         (["--gpus-per-worker", "1", "--space", "{space}:tiny"], "1 workers need .* and 1 GPUs each"),
         (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow server answers at http://127.0.0.1:9"),
-        (["--runs", "s3://KEY:HIDDEN@bucket/runs"], "s3://bucket/runs: keys don't belong into the URI"),
+        (["--runs", "s3://KEY:HIDDEN@bucket/runs"], "s3://bucket/runs: remove the keys from the URI"),
         (["--status"], "holds no runs"),
     ],
 )

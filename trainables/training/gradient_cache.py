@@ -23,7 +23,7 @@ Forward = Callable[[int, Batch], Outputs]
 
 
 def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
-    """Return the outputs of all parts, concatenated and detached from the activations: the loss's gradients end here."""
+    """Return all parts' outputs, concatenated and detached from the activations: the loss's gradients end here."""
     with torch.no_grad():
         outputs = [forward(number, part) for number, part in enumerate(parts)]
     audio_LD, text_LD = (torch.cat([each[index] for each in outputs]).requires_grad_() for index in (0, 1))

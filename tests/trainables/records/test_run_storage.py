@@ -57,7 +57,7 @@ def test_a_folder_is_removed_with_all_that_is_in_it(runs):
 @pytest.mark.parametrize(
     ("location", "said"),
     [
-        ("s3://KEY:HIDDEN@bucket/runs", "s3://bucket/runs: keys don't belong into the URI"),
+        ("s3://KEY:HIDDEN@bucket/runs", "s3://bucket/runs: remove the keys from the URI"),
         ("s3://bucket/runs?speed=9", "unknown setting 'speed'"),
         ("nothing://bucket/runs", "nothing://bucket/runs can't be opened"),
     ],
