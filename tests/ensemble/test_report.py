@@ -313,7 +313,7 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
     for signature in sweep.signatures:
         sweep.file(signature, "embeddings/test.arrow").unlink()
     refused = make(tmp_path, status=2)
-    assert re.search("no trial of made has figures of test: its embeddings .*; --no-test reports on", refused)
+    assert re.search("no trial of made has test metrics: its embeddings .*; --no-test reports on", refused)
     assert not list(ledger.iter_events("evaluation"))
     make(tmp_path, "--no-test")
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
