@@ -65,14 +65,14 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
         raise UserError(f"{out} already exists: give another folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
-        whole = Path(scratch) / "whole"
+        staging = Path(scratch) / "whole"
         for entry in ensemble.members:
             folder = bundle.locate_member(entry, path, runs, Path(scratch))
-            shutil.copytree(folder, whole / MEMBERS / entry.signature, dirs_exist_ok=True)
-        write_ensemble(whole / ENSEMBLE_FILE, ensemble)
-        (whole / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
-        bundle.load_models(whole)
-        whole.rename(out)
+            shutil.copytree(folder, staging / MEMBERS / entry.signature, dirs_exist_ok=True)
+        write_ensemble(staging / ENSEMBLE_FILE, ensemble)
+        (staging / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
+        bundle.load_models(staging)
+        staging.rename(out)
 
 
 def build_readme(ensemble: Ensemble) -> str:

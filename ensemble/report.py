@@ -29,7 +29,7 @@ from data.runtime.options import Command, group, option, run_command
 from data.store.files import atomic_write
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
-from ensemble.pool.candidates import Which
+from ensemble.pool.candidates import Role
 from ensemble.record.events import log_and_count
 from ensemble.reporting import paper_results, trial_rows
 from ensemble.reporting.ensemble_rows import EnsembleRow, load_ensemble_rows, select_member_scores
@@ -65,47 +65,54 @@ def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str
     ]  # fmt: skip
 
 
-def to_percent(found: Estimates) -> dict[str, Cell]:
+def to_percent(estimates: Estimates) -> dict[str, Cell]:
     """Return metrics in percent, by name; empty if there are none."""
     return {
-        name: Cell(100 * found[name].value, *(100 * limit for limit in found[name].interval))
+        name: Cell(100 * estimates[name].value, *(100 * limit for limit in estimates[name].interval))
         for name in paper_results.METRICS
-        if found
+        if estimates
     }
 
 
-def published_metrics(published: paper_results.PaperMetrics | None, which: Which) -> dict[str, float]:
+def list_published_metrics(published: paper_results.PaperMetrics | None, role: Role) -> dict[str, float]:
     """Return the paper's metrics by name, if the report is on the test split."""
-    theirs = published if published and which == "test" else [None] * len(paper_results.METRICS)
-    return {name: value for name, value in zip(paper_results.METRICS, theirs, strict=True) if value is not None}
+    values = published if published and role == "test" else [None] * len(paper_results.METRICS)
+    return {name: value for name, value in zip(paper_results.METRICS, values, strict=True) if value is not None}
 
 
-def build_trial_line(row: TrialRow, which: Which, others: str, tells_parents: bool) -> TableLine:
+def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds: bool) -> TableLine:
     """Return a trial as a line of the table, with its own seed, or the seeds of all its stages."""
     seeds = trial_rows.list_seeds(row.trial)
-    labels = build_labels(row, str(row.number), others, ", ".join(map(str, seeds if tells_parents else seeds[-1:])))
-    return TableLine(labels, to_percent(row.figures), published_metrics(paper_results.find_published(row.trial), which))
+    labels = build_labels(
+        row, str(row.number), others, ", ".join(map(str, seeds if shows_parent_seeds else seeds[-1:]))
+    )
+    return TableLine(
+        labels, to_percent(row.metrics), list_published_metrics(paper_results.find_published(row.trial), role)
+    )
 
 
-def build_ensemble_line(one: EnsembleRow, which: Which) -> TableLine:
+def build_ensemble_line(row: EnsembleRow, role: Role) -> TableLine:
     """Return an ensemble as a line of the table."""
-    metric = one.ensemble.metric
+    metric = row.ensemble.metric
     by = "" if metric == "map10" else f", by {METRIC_TITLES.get(metric, metric)}"
-    labels = ["", f"ensemble of {format_ranges(one.numbers)}{by}", *[""] * (len(LABELS) - 2)]
+    labels = ["", f"ensemble of {format_ranges(row.numbers)}{by}", *[""] * (len(LABELS) - 2)]
     return TableLine(
         labels,
-        to_percent(one.figures),
-        published_metrics(paper_results.ENSEMBLE if one.matches_paper_ensemble else None, which),
+        to_percent(row.metrics),
+        list_published_metrics(paper_results.ENSEMBLE if row.matches_paper_ensemble else None, role),
         True,
     )
 
 
-def build_seeds_line(rows: Sequence[TrialRow], which: Which, others: str) -> TableLine:
+def build_seeds_line(rows: Sequence[TrialRow], role: Role, others: str) -> TableLine:
     """Return trials that differ only in their seeds as a line: mean, minimum and maximum."""
-    values = {name: [100 * row.figures[name].value for row in rows] for name in paper_results.METRICS}
-    figures = {name: Cell(float(np.mean(own)), min(own), max(own)) for name, own in values.items()}
+    values = {name: [100 * row.metrics[name].value for row in rows] for name in paper_results.METRICS}
+    figures = {
+        name: Cell(float(np.mean(metric_values)), min(metric_values), max(metric_values))
+        for name, metric_values in values.items()
+    }
     labels = build_labels(rows[0], format_ranges([row.number for row in rows]), others, str(len(rows)))
-    return TableLine(labels, figures, published_metrics(paper_results.find_published(rows[0].trial), which))
+    return TableLine(labels, figures, list_published_metrics(paper_results.find_published(rows[0].trial), role))
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
@@ -116,23 +123,24 @@ def format_ranges(numbers: Sequence[int]) -> str:
             groups[-1].append(number)
         else:
             groups.append([number])
-    told = [str(own[0]) if len(own) == 1 else (", " if len(own) == 2 else " to ").join((str(own[0]), str(own[-1])))
-            for own in groups]  # fmt: skip
-    return ", ".join(told)
+    separators = {1: "", 2: ", "}
+    ends = [(group[0],) if len(group) == 1 else (group[0], group[-1]) for group in groups]
+    ranges = [separators.get(len(group), " to ").join(map(str, end)) for group, end in zip(groups, ends, strict=True)]
+    return ", ".join(ranges)
 
 
 def build_tables(
-    rows: Sequence[TrialRow], chosen: Sequence[EnsembleRow], split: str, which: Which
+    rows: Sequence[TrialRow], ensembles: Sequence[EnsembleRow], split: str, role: Role
 ) -> list[ReportTable]:
     """Return the table of trials and ensembles, and one over seeds if there are several."""
     parents = {trial_rows.list_seeds(row.trial)[:-1] for row in rows if row.trial.pretraining}
     others = trial_rows.describe_other_settings(rows)
-    lines = [build_trial_line(row, which, others[row.number], len(parents) > 1) for row in rows]
-    lines += [build_ensemble_line(one, which) for one in chosen]
+    lines = [build_trial_line(row, role, others[row.number], len(parents) > 1) for row in rows]
+    lines += [build_ensemble_line(ensemble, role) for ensemble in ensembles]
     title = f"In percent, on {split}, with 95 % bootstrap intervals over clips."
     tables = [ReportTable(title, LABELS, ("low", "high"), lines)]
-    groups = [[row for row in own if row.figures] for own in group_by_settings(rows).values()]
-    over_seeds = [build_seeds_line(own, which, others[own[0].number]) for own in groups if len(own) > 1]
+    groups = [[row for row in group if row.metrics] for group in group_by_settings(rows).values()]
+    over_seeds = [build_seeds_line(group, role, others[group[0].number]) for group in groups if len(group) > 1]
     if over_seeds:
         title = f"Over seeds, in percent, on {split}: mean, minimum and maximum."
         tables.append(ReportTable(title, (*LABELS[:-1], "seeds"), ("least", "greatest"), over_seeds))
@@ -141,41 +149,45 @@ def build_tables(
 
 def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
     """Return a table without one of its columns of labels."""
-    place = list(table.headings).index(heading)
+    index = list(table.headings).index(heading)
 
     def rest(labels: Sequence[str]) -> list[str]:
-        return [*labels[:place], *labels[place + 1 :]]
+        return [*labels[:index], *labels[index + 1 :]]
 
     lines = [replace(line, labels=rest(line.labels)) for line in table.lines]
     return replace(table, headings=rest(table.headings), lines=lines)
 
 
-def list_notes(evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow]) -> list[str]:
+def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> list[str]:
     """Return notes on metrics that are missing from the table."""
     rows = [f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
-    return rows + [f"The ensemble of {format_ranges(one.numbers)}: {one.missing}" for one in chosen if one.missing]
+    return rows + [
+        f"The ensemble of {format_ranges(ensemble.numbers)}: {ensemble.missing}"
+        for ensemble in ensembles
+        if ensemble.missing
+    ]
 
 
 def explain_newest(
-    evaluated: EvaluatedTrials, chosen: Sequence[EnsembleRow], store: str | None
+    evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow], store: str | None
 ) -> tuple[EnsembleRow | None, list[RetrievalExample], PlayableClips]:
     """Return the newest ensemble whose members' embeddings exist, with retrieval examples and their recordings."""
-    one = next((one for one in chosen if not one.missing), None)
+    newest = next((newest for newest in ensembles if not newest.missing), None)
     source, split = evaluated.source, evaluated.split
-    if one is None or source is None or split is None:
+    if newest is None or source is None or split is None:
         return None, [], PlayableClips({})
-    answers = build_examples(
-        select_member_scores(source, evaluated.places, one.members, one.ensemble), one.ensemble, split
+    examples = build_examples(
+        select_member_scores(source, evaluated.indices, newest.members, newest.ensemble), newest.ensemble, split
     )
     if store is None:
-        return one, answers, PlayableClips({}, ["no store is known: give --store"])
+        return newest, examples, PlayableClips({}, ["no store is known: give --store"])
     try:
-        return one, answers, load_excerpts(store, answers, split.split, split.fingerprint)
+        return newest, examples, load_excerpts(store, examples, split.split, split.fingerprint)
     except (UserError, OSError) as error:
-        return one, answers, PlayableClips({}, [str(error)])
+        return newest, examples, PlayableClips({}, [str(error)])
 
 
-def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], which: Which) -> None:
+def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], role: Role) -> None:
     """Raise UserError if the report cannot be written, or its recordings cannot be read.
 
     It is called before the look at test, which a failed report would waste.
@@ -185,12 +197,12 @@ def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialR
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; give a folder that can be written") from error
     if store:
-        open_split(store, rows[0].trial.test if which == "test" else rows[0].trial.validation)
+        open_split(store, rows[0].trial.test if role == "test" else rows[0].trial.validation)
 
 
 def run(options: Options) -> None:
     """Write the report of one or more sweeps."""
-    which: Which = "validation" if options.no_test else "test"
+    role: Role = "validation" if options.no_test else "test"
     ledger = options.ledger.open()
     sweeps = [ledger.find_sweep(name) for name in dict.fromkeys(options.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
@@ -198,34 +210,34 @@ def run(options: Options) -> None:
     rows, notes = trial_rows.build_rows(ledger, candidates.find_candidates(ledger, sweeps))
     if not rows:
         raise UserError(f"no trial of {name} can be read: {notes[0]}")
-    require_accessible_paths(folder, options.store, rows, which)
-    judged = trial_rows.evaluate_rows(ledger, rows, which)
-    if judged.source is None:
-        has_others = which == "test" and trial_rows.evaluate_rows(ledger, rows, "validation").source is not None
+    require_accessible_paths(folder, options.store, rows, role)
+    evaluated = trial_rows.evaluate_rows(ledger, rows, role)
+    if evaluated.source is None:
+        has_others = role == "test" and trial_rows.evaluate_rows(ledger, rows, "validation").source is not None
         instead = "; --no-test reports on validation" if has_others else ""
-        raise UserError(f"no trial of {name} has {which} metrics: {judged.rows[0].missing}{instead}")
-    chosen, unreadable = load_ensemble_rows(ledger, sweeps, judged, which)
-    notes += unreadable + list_notes(judged, chosen)
+        raise UserError(f"no trial of {name} has {role} metrics: {evaluated.rows[0].missing}{instead}")
+    ensembles, unreadable = load_ensemble_rows(ledger, sweeps, evaluated, role)
+    notes += unreadable + list_notes(evaluated, ensembles)
     store = options.store or sweeps[0].description.get("store")
-    one, answers, heard = explain_newest(judged, chosen, store)
-    split, fingerprint = judged.source.split, judged.source.fingerprint
-    tables = build_tables(judged.rows, chosen, split, which)
+    newest, examples, clips = explain_newest(evaluated, ensembles, store)
+    split, fingerprint = evaluated.source.split, evaluated.source.fingerprint
+    tables = build_tables(evaluated.rows, ensembles, split, role)
     title = f"{' and '.join(sweep.name for sweep in sweeps)} on {split}"
     texts = {
         **dict(zip(("report.csv", SEEDS_FILE), map(to_csv, tables), strict=False)),
         "report.md": "\n".join([f"# {title}\n", *map(to_markdown, tables), *(f"- {note}" for note in notes)]),
         "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, tables)),
-        "report.html": render_page(ReportContent(title, tables, notes, judged.rows, one, answers, heard)),
+        "report.html": render_page(ReportContent(title, tables, notes, evaluated.rows, newest, examples, clips)),
     }
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    earlier = log_look_at_test(ledger, sweeps, judged.rows, fingerprint, texts) if which == "test" else 0
+    earlier = log_look_at_test(ledger, sweeps, evaluated.rows, fingerprint, texts) if role == "test" else 0
     for table in tables:
         print_table(table)
-    for note in (*notes, *(f"Recordings are missing: {problem}" for problem in heard.problems)):
+    for note in (*notes, *(f"Recordings are missing: {problem}" for problem in clips.problems)):
         console.print(note)
-    if not chosen:
+    if not ensembles:
         console.print(f"These trials have no ensemble: run python ensemble/select.py --sweep {sweeps[0].name}")
-    if which == "test":
+    if role == "test":
         console.print(f"Looks at {split} before this one: {earlier}")
     (folder / SEEDS_FILE).unlink(missing_ok=True)  # left by an earlier report
     for file, text in texts.items():
@@ -245,7 +257,7 @@ def log_look_at_test(
         "direction": "t2a",
         "pool": " and ".join(names),
     }
-    members = ",".join(row.candidate.signature for row in rows if row.figures)
+    members = ",".join(row.candidate.signature for row in rows if row.metrics)
     with tempfile.TemporaryDirectory() as scratch:
         for file, text in texts.items():
             write_text(Path(scratch) / file, text)

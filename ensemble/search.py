@@ -64,9 +64,9 @@ def run(options: Options) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for sentence in read_sentences(options):
         began = time.perf_counter()
-        found = audio_index.search_index(models, index, [sentence], options.top)[0]
+        hits = audio_index.search_index(models, index, [sentence], options.top)[0]
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
-        for score, path in found:
+        for score, path in hits:
             console.print(f"{score:.4f}  {path}", markup=False)
 
 

@@ -29,7 +29,7 @@ from data.runtime.options import Command, group, option, positional, run_command
 from data.store.files import atomic_write
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
-from ensemble.pool.candidates import Candidate, Which
+from ensemble.pool.candidates import Candidate, Role
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
 from ensemble.record.build import MAX_COMPARED_EXACTLY, make_single_weights
@@ -73,7 +73,7 @@ class Options:
     compare: bool = option(
         "also run every other method, with one look at the test split for all "
         f"(exact: among the {MAX_COMPARED_EXACTLY} best candidates, or --among)", False)  # fmt: skip
-    folds: int = option("folds of nested cross-validation; 0 to skip it", cross_validation.FOLDS)
+    folds: int = option("folds of nested cross-validation; 0 to skip it", cross_validation.DEFAULT_FOLDS)
     no_test: bool = option("compute no metrics on the test split", False)
     out: Path | None = option("folder to write (default: RUNS/ensembles/NAME)", None)
     ledger: LedgerOptions = group("candidates")
@@ -103,7 +103,7 @@ class MemberOptions:
     """Command-line options that locate the members of a selected ensemble on a split."""
 
     ensemble: Path = positional("ensemble.json to read")
-    split: Which = option("split to read", "test")
+    split: Role = option("split to read", "test")
     pool: tuple[Path, ...] = option("folders of members that are files of scores", (), metavar="DIR")
     ledger: LedgerOptions = group("candidates")
 
@@ -129,32 +129,32 @@ class SelectionTask:
     sweeps: Sequence[Sweep]
     candidates: Sequence[Candidate]
     validation: ScoreMatrices
-    live: PrunedPool
-    rules: SelectionConfig
+    pruned: PrunedPool
+    config: SelectionConfig
     options: Options
 
 
 def read_scores(
     candidates: Sequence[Candidate],
-    which: Which,
+    role: Role,
     ledger: Ledger,
     fusion: str,
     direction: str,
     files: Mapping[str, str] | None = None,
 ) -> ScoreMatrices:
     """Return the candidates' scores on a split, in a direction and with a fusion applied."""
-    found = pool.load_pool(ledger, candidates, which, files)
-    return score_matrices.apply_fusion(score_matrices.transpose(found) if direction == "a2t" else found, fusion)
+    scores = pool.load_pool(ledger, candidates, role, files)
+    return score_matrices.apply_fusion(score_matrices.transpose(scores) if direction == "a2t" else scores, fusion)
 
 
-def prune_pool(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
+def prune_by_key(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
     """Return the pruned pool of a pool, with candidates named by their keys."""
     return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
 def read_task(options: Options) -> SelectionTask:
     """Read the candidates: of sweeps, of folders of scores, or of both."""
-    rules = options.how.selection_config()
+    config = options.how.build_config()
     if options.pool and not options.sweep:
         ledger, sweeps = options.ledger.create(), []
         if options.filter:
@@ -164,67 +164,67 @@ def read_task(options: Options) -> SelectionTask:
         sweeps = [ledger.find_sweep(name) for name in options.sweep or [None]]
     trials = pool.find_candidates(ledger, sweeps, options.filter) if sweeps else []
     files = pool.find_score_files(options.pool)
-    absent = [path for candidate in files if not (path := candidate.score_file("test")).exists()]
+    absent = [path for candidate in files if not (path := candidate.locate_scores("test")).exists()]
     if absent and not options.no_test:
         raise UserError(f"{absent[0]} doesn't exist: add it, or select without a look at test (--no-test)")
     candidates = [*trials, *files]
     validation = read_scores(candidates, "validation", ledger, options.fusion, options.direction)
-    live = prune_pool(validation, candidates, options.metric)
-    return SelectionTask(ledger, sweeps, candidates, validation, live, rules, options)
+    pruned = prune_by_key(validation, candidates, options.metric)
+    return SelectionTask(ledger, sweeps, candidates, validation, pruned, config, options)
 
 
-def print_expected_time(live: PrunedPool, rules: Sequence[SelectionConfig], folds: int, console: Console) -> None:
+def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: Console) -> None:
     """Print the number of subsets to score, and the estimated time with and without cross-validation."""
-    for own in rules:
-        models = live.sort_candidates()[: own.among or None]
-        if own.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
-            once_s = exhaustive.estimate_seconds(live, models)
-            told = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
+    for config in configs:
+        models = pruned.sort_candidates()[: config.among or None]
+        if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
+            once_s = exhaustive.estimate_seconds(pruned, models)
+            message = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
             if folds:
-                told += (
+                message += (
                     f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each fold's on the queries of the others
                 )
-            console.print(told)
+            console.print(message)
 
 
-def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolOf, bool]:
+def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
     """Return a function from a mask of queries to the pool with epochs chosen on them.
 
     Also returned is whether that holds for all candidates: the epochs of a candidate may not have been stored.
     """
     options = task.options
-    kept = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
+    epochs = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
 
     @functools.cache
-    def of(seen: bytes) -> PrunedPool:
-        seen_Q = np.frombuffer(seen, bool)
-        captions = epoch_choice.select_captions(task.validation, seen_Q) if options.direction == "a2t" else seen_Q
-        files = epoch_choice.choose_epoch_files(kept, captions)
+    def prune_cached(mask_bytes: bytes) -> PrunedPool:
+        include_Q = np.frombuffer(mask_bytes, bool)
+        captions = epoch_choice.select_captions(task.validation, include_Q) if options.direction == "a2t" else include_Q
+        files = epoch_choice.choose_epoch_files(epochs, captions)
         source = read_scores(task.candidates, "validation", task.ledger, options.fusion, options.direction, files)
-        return prune_pool(source, task.candidates, options.metric)
+        return prune_by_key(source, task.candidates, options.metric)
 
-    def live_of(seen_Q: NDArray[np.bool_]) -> PrunedPool:
-        return of(seen_Q.tobytes()) if kept else task.live
+    def pool_for(include_Q: NDArray[np.bool_]) -> PrunedPool:
+        return prune_cached(include_Q.tobytes()) if epochs else task.pruned
 
-    return live_of, len(kept) == len(task.candidates)
+    return pool_for, len(epochs) == len(task.candidates)
 
 
 def select(options: Options) -> None:
     """Select an ensemble, attribute its metric to the members, and compute its test metrics once."""
     console = Console(soft_wrap=True, highlight=False)
     task = read_task(options)
-    live, rules, sweeps, runs = task.live, task.rules, task.sweeps, options.ledger.location
-    others = build.list_compared_methods(rules, len(task.candidates)) if options.compare else {}
-    print_expected_time(live, list(dict.fromkeys([rules, *others.values()])), options.folds, console)
-    selection = greedy.select(live, rules)
-    compared = {name: greedy.select(live, other) for name, other in others.items()}
+    pruned, config, sweeps, runs = task.pruned, task.config, task.sweeps, options.ledger.location
+    others = build.list_compared_methods(config, len(task.candidates)) if options.compare else {}
+    print_expected_time(pruned, list(dict.fromkeys([config, *others.values()])), options.folds, console)
+    selection = greedy.select(pruned, config)
+    compared = {name: greedy.select(pruned, other) for name, other in others.items()}
     ensemble = build_record(task, selection, compared)
     if options.folds:
         ensemble = cross_validate(ensemble, task, selection, compared, others)
     if options.cost:
-        points = attribution.compute_pareto_front(live, rules, load_costs(options.cost, task.candidates, runs))
+        points = attribution.compute_pareto_front(pruned, config, load_costs(options.cost, task.candidates, runs))
         ensemble = replace(ensemble, cost=options.cost, front=tuple(
-            ParetoPoint(point.cost, point.selection.value, tuple(live.names[m] for m in point.selection.members))
+            ParetoPoint(point.cost, point.selection.value, tuple(pruned.names[m] for m in point.selection.members))
             for point in points))  # fmt: skip
     if not options.no_test:
         ensemble = look_at_test(ensemble, task, selection, compared)
@@ -251,16 +251,16 @@ def copy_atomically(path: Path, to: Path) -> Path:
 
 def build_record(task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
     """Return the record of a selection, with its metrics on the validation split."""
-    options, candidates, live = task.options, task.candidates, task.live
+    options, candidates, pruned = task.options, task.candidates, task.pruned
     metrics = list(dict.fromkeys([options.metric, *METRICS]))
-    best = live.sort_candidates()[0]
+    best = pruned.sort_candidates()[0]
     systems = {"ensemble": selection.counts, "best_single": make_single_weights(best, len(candidates))}
-    found, others = build.compute_split_metrics(
+    split_metrics, others = build.compute_split_metrics(
         task.validation, systems | {n: s.counts for n, s in compared.items()}, metrics
     )
-    shares = attribution.attribute_members(live, selection)
+    shares = attribution.attribute_members(pruned, selection)
     best_single = build.build_member(candidates[best], 1.0)
-    methods = [Method(BEST_SINGLE, (best_single,), found.systems["best_single"])] if compared else []
+    methods = [Method(BEST_SINGLE, (best_single,), split_metrics.systems["best_single"])] if compared else []
     for name, other in compared.items():
         members = tuple(build.build_member(candidates[model], other.weights[model]) for model in other.members)
         methods.append(Method(name, members, others[name]))
@@ -269,11 +269,11 @@ def build_record(task: SelectionTask, selection: Selection, compared: Mapping[st
         pool=" and ".join([*(sweep.name for sweep in task.sweeps), *map(str, options.pool)]),
         metric=options.metric,
         metrics=tuple(metrics),
-        method=build.describe_method(task.rules),
+        method=build.describe_method(task.config),
         fusion=options.fusion,
         direction=options.direction,
         best_single=best_single,
-        validation=found,
+        validation=split_metrics,
         methods=tuple(methods),
         trajectory=build.build_trajectory(candidates, selection),
         sizes={
@@ -281,9 +281,9 @@ def build_record(task: SelectionTask, selection: Selection, compared: Mapping[st
                 task.validation, build.list_additions(selection), options.metric
             )
         },
-        share_kept=live.kept_share,
+        share_kept=pruned.kept_share,
         likeness=tuple(
-            map(tuple, attribution.compute_error_correlation(live, [share.candidate for share in shares]).tolist())
+            map(tuple, attribution.compute_error_correlation(pruned, [share.candidate for share in shares]).tolist())
         ),
         candidates=tuple(candidate.key for candidate in candidates),
     )
@@ -297,35 +297,35 @@ def cross_validate(
     others: Mapping[str, SelectionConfig],
 ) -> Ensemble:
     """Return the ensemble with the nested cross-validation of its method and of the compared methods."""
-    live_of, redoes_epochs = make_epoch_chooser(task)
-    fold_Q = cross_validation.assign_folds(task.live.group_Q, task.options.folds)
+    pool_for, redoes_epochs = make_epoch_chooser(task)
+    fold_Q = cross_validation.assign_folds(task.pruned.group_Q, task.options.folds)
 
-    def nested_of(rules: SelectionConfig, value: float) -> NestedMetrics:
-        found = cross_validation.cross_validate(live_of, rules, fold_Q)
-        return build.build_nested_metrics(found, task.live, task.options.folds, value, redoes_epochs)
+    def compute_nested(config: SelectionConfig, value: float) -> NestedMetrics:
+        result = cross_validation.cross_validate(pool_for, config, fold_Q)
+        return build.build_nested_metrics(result, task.pruned, task.options.folds, value, redoes_epochs)
 
-    own = nested_of(task.rules, selection.value)
-    nested = {name: nested_of(others[name], other.value).ensemble for name, other in compared.items()}
-    nested[BEST_SINGLE] = own.best_single
+    nested_metrics = compute_nested(task.config, selection.value)
+    nested = {name: compute_nested(others[name], other.value).ensemble for name, other in compared.items()}
+    nested[BEST_SINGLE] = nested_metrics.best_single
     methods = tuple(replace(method, nested=nested[method.name]) for method in ensemble.methods)
-    return replace(ensemble, nested=own, methods=methods)
+    return replace(ensemble, nested=nested_metrics, methods=methods)
 
 
 def look_at_test(
     ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
 ) -> Ensemble:
     """Return the ensemble with the metrics on test of itself, the best single candidate and all compared methods."""
-    candidates, history, best = task.candidates, build.list_additions(selection), task.live.sort_candidates()[0]
-    members = {model for one in (selection, *compared.values()) for model in one.members}
+    candidates, history, best = task.candidates, build.list_additions(selection), task.pruned.sort_candidates()[0]
+    members = {model for choice in (selection, *compared.values()) for model in choice.members}
     looked_at = sorted({*members, *history, best})
     source = read_scores([candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction)
-    places = {model: place for place, model in enumerate(looked_at)}
+    indices = {model: index for index, model in enumerate(looked_at)}
     systems = {"ensemble": selection.counts, "best_single": make_single_weights(best, len(candidates))}
     systems |= {name: other.counts for name, other in compared.items()}
-    own = {name: [counts[model] for model in looked_at] for name, counts in systems.items()}
-    test, others = build.compute_split_metrics(source, own, ensemble.metrics)
+    weights = {name: [counts[model] for model in looked_at] for name, counts in systems.items()}
+    test, others = build.compute_split_metrics(source, weights, ensemble.metrics)
     others[BEST_SINGLE] = test.systems["best_single"]
-    sizes = evaluation.compute_metric_by_step(source, [places[model] for model in history], ensemble.metric)
+    sizes = evaluation.compute_metric_by_step(source, [indices[model] for model in history], ensemble.metric)
     methods = tuple(replace(method, test=others[method.name]) for method in ensemble.methods)
     return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes})
 
@@ -341,15 +341,15 @@ def evaluate(options: MemberOptions) -> None:
     weights = ensemble.weights
     source = read_scores(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
     names = tuple(dict.fromkeys([ensemble.metric, *METRICS]))
-    alone = max(range(len(candidates)), key=lambda place: weights[place])
+    heaviest = max(range(len(candidates)), key=lambda index: weights[index])
     systems: dict[str, Sequence[float]] = {
         "ensemble": weights,
-        "heaviest_member": make_single_weights(alone, len(candidates)),
+        "heaviest_member": make_single_weights(heaviest, len(candidates)),
     }
-    found = evaluation.compare_systems(source, systems, names)
-    members = tuple(Member(one.name, one.weight, one.signature) for one in ensemble.members)
+    split_metrics = evaluation.compare_systems(source, systems, names)
+    members = tuple(Member(member.name, member.weight, member.signature) for member in ensemble.members)
     event = Ensemble(members, ensemble.pool, names[0], names, "evaluation", ensemble.fusion, ensemble.direction)
-    event = replace(event, test=found) if options.split == "test" else replace(event, validation=found)
+    event = replace(event, test=split_metrics) if options.split == "test" else replace(event, validation=split_metrics)
     earlier = log_event(ledger, "evaluation", f"evaluation of {options.ensemble.parent.name}", event, [], "")
     print_ensemble(event, earlier if event.test else None)
 

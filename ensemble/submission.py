@@ -25,14 +25,14 @@ from data.runtime.options import Command, flag, group, option, positional, run_c
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
-from ensemble.challenge.formats import CHALLENGES, MOST_SYSTEMS, EvaluationSet, Scores
+from ensemble.challenge.formats import CHALLENGES, MAX_SYSTEMS, EvaluationSet, Scores
 from ensemble.challenge.metadata import SubmissionInfo, build_metadata, choose_label, read_authors
 from ensemble.challenge.systems import (
     System,
     compute_system_scores,
     embed_all,
     read_system,
-    refuse_training_on_evaluation,
+    require_not_trained_on,
 )
 from trainables.records.mlflow_ledger import LedgerOptions
 
@@ -78,16 +78,16 @@ class Options(EvaluationOptions):
     """Command-line options of a submission."""
 
     ensemble: tuple[Path, ...] = option(
-        f"ensemble.json of each system, at most {MOST_SYSTEMS}", metavar="FILE")  # fmt: skip
+        f"ensemble.json of each system, at most {MAX_SYSTEMS}", metavar="FILE")  # fmt: skip
     out: Path = option("folder to write", metavar="DIR")
     ledger: LedgerOptions = group("members")
     told: AuthorOptions = group("metadata")
 
     def __post_init__(self) -> None:
         number = len(self.ensemble)
-        if number > MOST_SYSTEMS:
-            more = ", ".join(map(str, self.ensemble[MOST_SYSTEMS:]))
-            raise UserError(f"{number} systems: at most {MOST_SYSTEMS} can be submitted; leave out {more}")
+        if number > MAX_SYSTEMS:
+            more = ", ".join(map(str, self.ensemble[MAX_SYSTEMS:]))
+            raise UserError(f"{number} systems: at most {MAX_SYSTEMS} can be submitted; leave out {more}")
         for name, values in (("name", self.told.name), ("abbreviation", self.told.abbreviation)):
             if values and len(values) != number:
                 raise UserError(f"{flag(name)}: give one for each system, {number}, not {len(values)}")
@@ -107,14 +107,14 @@ def write_submission(
         output, meta = challenge.output_name(prefix, number), challenge.meta_name(prefix, number)
         scores_QF = formats.extend_to_all_files(scores_QA, evaluation)
         formats.write_csv(out / output, challenge.rows(scores_QF, evaluation))
-        given = SubmissionInfo(
+        info = SubmissionInfo(
             label,
             pick(options.told.name, number),
             pick(options.told.abbreviation, number),
             authors,
             options.told.source_code,
         )
-        formats.write_yaml(out / meta, build_metadata(system, given))
+        formats.write_yaml(out / meta, build_metadata(system, info))
         names += [output, meta]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
     path = out / f"{prefix}_{challenge.task}.zip"
@@ -130,7 +130,7 @@ def pick(values: Sequence[str], number: int) -> str | None:
 
 def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
     """Log the files that could not be decoded, which are ranked last, and the skipped queries."""
-    for name, reason in evaluation.unheard.items():
+    for name, reason in evaluation.undecodable.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:
         logger.warning("skipped: %s: %s", aside.origin, aside.reason)
@@ -138,11 +138,11 @@ def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
 
 def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) -> int:
     """Validate a submission and log its problems; return the exit status, 1 if there are any."""
-    found = validation.find_problems(path, format_name, evaluation)
-    for problem in found:
+    problems = validation.find_problems(path, format_name, evaluation)
+    for problem in problems:
         logger.error("wrong: %s", problem)
-    if found:
-        logger.error("%s can't be submitted: it has %d problems", path, len(found))
+    if problems:
+        logger.error("%s can't be submitted: it has %d problems", path, len(problems))
         return 1
     logger.info(
         "%s: %d captions, %d files, no problems; add the technical report (PDF)",
@@ -168,10 +168,10 @@ def submit(options: Options) -> int:
     choose_label(options.told.label, authors)  # raises for an invalid label before any work is done
     runs, ledger = options.ledger.location, options.ledger.open()
     systems = [read_system(path, ledger, runs) for path in options.ensemble]
-    refuse_training_on_evaluation(systems, split)
+    require_not_trained_on(systems, split)
     log_undecodable(evaluation, split)
-    found = embed_all(systems, split, runs)
-    scores = [compute_system_scores(system, found, split) for system in systems]
+    embeddings = embed_all(systems, split, runs)
+    scores = [compute_system_scores(system, embeddings, split) for system in systems]
     try:
         path = write_submission(options, format_name, evaluation, systems, scores, authors)
     except OSError as error:

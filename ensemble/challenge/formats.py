@@ -43,7 +43,7 @@ from data.schema import get_file_name
 from data.store.files import atomic_write
 from data.store.stored_split import StoredSplit
 
-MOST_SYSTEMS = 4
+MAX_SYSTEMS = 4
 
 NUM_RANKED = 10
 """Number of file names in a row of 2023's output."""
@@ -60,13 +60,13 @@ class EvaluationSet:
 
     split: str  # 'corpus/split'
     queries: list[str]  # in the order of the challenge's table
-    heard: list[str]  # names of the decoded files, in the order of the split's clips
-    unheard: Mapping[str, str]  # names of the files that could not be decoded, with the reasons
+    decoded: list[str]  # names of the decoded files, in the order of the split's clips
+    undecodable: Mapping[str, str]  # names of the files that could not be decoded, with the reasons
 
     @property
     def files(self) -> list[str]:
         """Names of all files, sorted."""
-        return sorted([*self.heard, *self.unheard])
+        return sorted([*self.decoded, *self.undecodable])
 
 
 def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
@@ -74,23 +74,23 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
     queries = split.queries["text"].to_pylist()
     if not queries:
         raise UserError(f"{split.store}/{split.name} has no queries to evaluate")
-    heard = [get_file_name(clip_id) for clip_id in split.clip_ids]
-    if not heard:
+    decoded = [get_file_name(clip_id) for clip_id in split.clip_ids]
+    if not decoded:
         raise UserError(f"{split.store}/{split.name} has no clips to rank")
-    unheard = {get_file_name(clip_id): reason for clip_id, reason in split.read_undecodable_clips().items()}
+    undecodable = {get_file_name(clip_id): reason for clip_id, reason in split.read_undecodable_clips().items()}
     for aside in split.clips_set_aside:
         if aside.kind == "absent":
-            unheard.setdefault(clotho.normalise_file_name(aside.file), aside.reason)
-    return EvaluationSet(split.name, queries, heard, dict(sorted(unheard.items())))
+            undecodable.setdefault(clotho.normalise_file_name(aside.file), aside.reason)
+    return EvaluationSet(split.name, queries, decoded, dict(sorted(undecodable.items())))
 
 
 def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
     """Return the scores [Q, F] of all files. Files that could not be decoded score below all others, sorted by name."""
-    place = {name: column for column, name in enumerate(evaluation.files)}
-    scores_QF = np.empty((len(scores_QA), len(place)))
-    scores_QF[:, [place[name] for name in evaluation.heard]] = scores_QA
-    last = scores_QA.min() - 1 - np.arange(len(evaluation.unheard))
-    scores_QF[:, [place[name] for name in evaluation.unheard]] = last
+    columns = {name: column for column, name in enumerate(evaluation.files)}
+    scores_QF = np.empty((len(scores_QA), len(columns)))
+    scores_QF[:, [columns[name] for name in evaluation.decoded]] = scores_QA
+    last = scores_QA.min() - 1 - np.arange(len(evaluation.undecodable))
+    scores_QF[:, [columns[name] for name in evaluation.undecodable]] = last
     return scores_QF
 
 
@@ -123,7 +123,7 @@ class Challenge:
 
     task: str
     rows: Callable[[Scores, EvaluationSet], Iterator[Sequence[Any]]]
-    fewest_files: int
+    min_files: int
     output: str  # ending of the output's name, after LASTNAME_INSTITUTE_TASK, with the placeholder {number}
     meta: str  # ending of the metadata's name
 
@@ -164,9 +164,9 @@ def find_challenge(name: str) -> Challenge:
 
 def require_min_files(name: str, evaluation: EvaluationSet) -> None:
     """Raise UserError if an evaluation set has too few files for a challenge's format."""
-    fewest, number = find_challenge(name).fewest_files, len(evaluation.files)
-    if number < fewest:
-        raise UserError(f"{evaluation.split} has {number} files, but {name} needs at least {fewest}")
+    min_files, number = find_challenge(name).min_files, len(evaluation.files)
+    if number < min_files:
+        raise UserError(f"{evaluation.split} has {number} files, but {name} needs at least {min_files}")
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:

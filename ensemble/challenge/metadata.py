@@ -51,12 +51,12 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
     Raises UserError if the file can't be read or contains no such list.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} isn't YAML in UTF-8: {' '.join(str(error).split())}") from error
-    authors = found.get("authors") if isinstance(found, dict) else found
+    authors = content.get("authors") if isinstance(content, dict) else content
     if not isinstance(authors, list) or not authors or not all(isinstance(author, dict) for author in authors):
         raise UserError(
             f"{path} must contain a list of authors with lastname, firstname, email, corresponding (true for one) "
@@ -65,15 +65,15 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
     return authors
 
 
-def choose_label(info: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
+def choose_label(label: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
     """Return the beginning of the labels: the given one, that of the corresponding author, or a placeholder.
 
     Raises UserError if the given one isn't LASTNAME_INSTITUTE.
     """
-    if info:
-        if not re.fullmatch(r"[^\W_]+(-[^\W_]+)*_[^\W_]+(-[^\W_]+)*", info):
-            raise UserError(f"--label {info!r}: give LASTNAME_INSTITUTE, one word each; task and number are appended")
-        return info
+    if label:
+        if not re.fullmatch(r"[^\W_]+(-[^\W_]+)*_[^\W_]+(-[^\W_]+)*", label):
+            raise UserError(f"--label {label!r}: give LASTNAME_INSTITUTE, one word each; task and number are appended")
+        return label
     for author in authors:
         affiliation = author.get("affiliation")
         institute = affiliation.get("abbreviation") if isinstance(affiliation, dict) else None
@@ -109,7 +109,9 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
                 "acoustic_features": "log-mel energies",
                 "audio_modelling": join_unique(encoders.format_label(trial.audio) for trial in trials),
                 "word_embeddings": join_unique(encoders.format_label(trial.text) for trial in trials),
-                "data_augmentation": join_unique(told for trial in stages for told in describe_augmentations(trial))
+                "data_augmentation": join_unique(
+                    augmentation for trial in stages for augmentation in describe_augmentations(trial)
+                )
                 or "none",
                 "training_data": join_unique(split for trial in stages for split in trial.train),
                 "loss_function": "NT-Xent",
@@ -137,15 +139,15 @@ def join_unique(words: Iterable[str]) -> str:
 
 def describe_augmentations(trial: Trial) -> list[str]:
     """Return descriptions of a trial's augmentations."""
-    told = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
+    augmentations = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
-        told.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
-    return told
+        augmentations.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
+    return augmentations
 
 
 def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
     """Return a member as listed in the metadata, with its validation metric from the ledger."""
-    told = {
+    entry = {
         "name": member.candidate.name,
         "weight": round(member.weight / sum(other.weight for other in system.members), 4),
         "audio_modelling": (
@@ -155,13 +157,13 @@ def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
         "parameters": member.parameters,
     }
     metrics = member.candidate.run.metrics if member.candidate.run else {}
-    return told | ({"validation_mAP@10": round(metrics["best_map10"], 4)} if "best_map10" in metrics else {})
+    return entry | ({"validation_mAP@10": round(metrics["best_map10"], 4)} if "best_map10" in metrics else {})
 
 
 def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
     """Return the corpora other than the challenge's own, and the published weights that training started from."""
     splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != CHALLENGE_CORPUS]
-    found = [
+    corpora = [
         {
             "name": corpus,
             "purpose": join_unique(
@@ -174,7 +176,7 @@ def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
     started_from = join_unique(
         encoders.format_label(config) for trial in stages for config in (trial.audio, trial.text) if config.is_published
     )
-    return found + [
+    return corpora + [
         {"name": name, "purpose": "initialisation (published weights)"}
         for name in filter(None, started_from.split(", "))
     ]
@@ -188,5 +190,5 @@ def is_of_corpus(split: str, corpus: str) -> bool:
 def list_results(ensemble: Ensemble) -> dict[str, float | None]:
     """Return the metrics on the development set's test split; if members were retrained, those from before."""
     test = ensemble.test_when_selected
-    figures = test.systems.get("ensemble", {}) if test else {}
-    return {title: round(figures[name].value, 4) if name in figures else None for name, title in RESULT_METRICS.items()}
+    metrics = test.systems.get("ensemble", {}) if test else {}
+    return {title: round(metrics[name].value, 4) if name in metrics else None for name, title in RESULT_METRICS.items()}

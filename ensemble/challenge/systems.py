@@ -109,16 +109,16 @@ def list_stages(trial: Trial) -> list[Trial]:
     return [*(list_stages(trial.pretraining) if trial.pretraining else []), trial]
 
 
-def refuse_training_on_evaluation(systems: Sequence[System], split: StoredSplit) -> None:
+def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> None:
     """Raise UserError if a member was trained on the evaluation set."""
-    asked = {split.name, str(split.clips_manifest.split_id)}
+    evaluation_splits = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
-            heard = asked & {name for stage in list_stages(member.trial) for name in stage.train}
-            if heard:
+            overlap = evaluation_splits & {name for stage in list_stages(member.trial) for name in stage.train}
+            if overlap:
                 raise UserError(
-                    f"{system.path}: member {member.candidate.name!r} was trained on {heard.pop()}: no member may have "
-                    "been trained on the evaluation set"
+                    f"{system.path}: member {member.candidate.name!r} was trained on {overlap.pop()}: "
+                    "no member may have been trained on the evaluation set"
                 )
 
 
@@ -159,9 +159,9 @@ def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
     """Return a member's cached embeddings; None if there are none, or their clips or queries are in another order."""
     if not path.exists():
         return None
-    found = read_embeddings(path)
-    is_same = (found.clip_ids, found.queries) == (split.clip_ids, split.queries["text"].to_pylist())
-    return found if is_same else None
+    embeddings = read_embeddings(path)
+    is_same = (embeddings.clip_ids, embeddings.queries) == (split.clip_ids, split.queries["text"].to_pylist())
+    return embeddings if is_same else None
 
 
 def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -> dict[str, Embeddings]:
@@ -171,29 +171,29 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -
         signature: runs.local_folder / EMBEDDINGS_FOLDER / f"{signature}-{split.fingerprint}.arrow"
         for signature in members
     }
-    found = {
+    by_signature = {
         signature: embeddings
         for signature, path in paths.items()
         if (embeddings := read_cached_embeddings(path, split))
     }
-    todo = [signature for signature in members if signature not in found]
-    logger.info("%d members, %d of them with cached embeddings of %s", len(members), len(found), split.name)
+    todo = [signature for signature in members if signature not in by_signature]
+    logger.info("%d members, %d of them with cached embeddings of %s", len(members), len(by_signature), split.name)
     if not todo:
-        return found
+        return by_signature
     from trainables.execution.nodes import list_nodes
 
     start_ray()
-    each = allocate(list_nodes(), ResourceRequest(), trials=len(todo))
-    work = [(runs, signature, split.store.location, split.name, each.threads) for signature in todo]
+    allocation = allocate(list_nodes(), ResourceRequest(), trials=len(todo))
+    work = [(runs, signature, split.store.location, split.name, allocation.threads) for signature in todo]
     with EmbeddingProgress(len(todo)) as progress:
-        for place, embeddings in run_on_ray(embed_member, work, each.cpus_per_worker, each.gpus_per_worker):
-            signature = todo[place]
+        for index, embeddings in run_on_ray(embed_member, work, allocation.cpus_per_worker, allocation.gpus_per_worker):
+            signature = todo[index]
             require_finite(embeddings, members[signature])
             write_embeddings(paths[signature], embeddings)
-            found[signature] = embeddings
+            by_signature[signature] = embeddings
             progress.done += 1
             progress.log_if_due()
-    return found
+    return by_signature
 
 
 def require_finite(embeddings: Embeddings, member: SystemMember) -> None:

@@ -35,7 +35,7 @@ DESCRIPTION = (
     "optimiser", "learning_rate", "metric_monitored", "ensemble_size", "ensemble_members",
 )  # fmt: skip
 
-FIGURES = ("mAP@10", "R@1", "R@5", "R@10")
+METRICS = ("mAP@10", "R@1", "R@5", "R@10")
 
 TASKS = {"dcase2023": "task6b", "dcase2025": "task6"}
 
@@ -54,14 +54,14 @@ FILE_NAMES = {
 def guess_challenge(path: Path) -> str:
     """Return the challenge that a zip is for, by its file names. Raises UserError unless exactly one matches."""
     names = " ".join(list_names(path))
-    found = [
+    matches = [
         name
         for name, task in TASKS.items()
         if re.search(compile_pattern(FILE_NAMES[name][OUTPUT], rf"\S+_{task}"), names)
     ]
-    if len(found) != 1:
+    if len(matches) != 1:
         raise UserError(f"{path}: its file names don't identify the challenge; give --format")
-    return found[0]
+    return matches[0]
 
 
 def compile_pattern(name: str, system: str = ".+") -> str:
@@ -86,8 +86,8 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
     Raises UserError if it isn't a zip file.
     """
     names, names_of = list_names(path), FILE_NAMES[challenge]
-    found = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
-    found += [
+    problems = [f"{name} is in the zip twice" for name, count in Counter(names).items() if count > 1]
+    problems += [
         f"{name} points outside the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"
     ]
     form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
@@ -95,23 +95,25 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
         try:
             contents = {name: archive.read(name) for name in names if not name.endswith("/")}
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-            return [*found, f"its contents can't be read: {error}"]
+            return [*problems, f"its contents can't be read: {error}"]
     systems, others = group_by_system(contents, challenge)
-    wanted = " and ".join(name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values())
-    found += [f"{name} belongs to no system: a system's files are named {wanted}" for name in others]
+    expected = " and ".join(
+        name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values()
+    )
+    problems += [f"{name} belongs to no system: a system's files are named {expected}" for name in others]
     if not 1 <= len(systems) <= 4:
-        found.append(f"it contains {len(systems)} systems: submit one to four")
-    for label, own in systems.items():
+        problems.append(f"it contains {len(systems)} systems: submit one to four")
+    for label, files in systems.items():
         if not form.fullmatch(label):
-            found.append(f"{label} isn't a label: use LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4")
+            problems.append(f"{label} isn't a label: use LASTNAME_INSTITUTE_{TASKS[challenge]}_NUMBER, from 1 to 4")
         system, _, number = label.rpartition("_")
-        for kind, look in ((OUTPUT, make_output_check(challenge)), (META, check_metadata)):
-            if kind not in own:
-                found.append(f"{names_of[kind].format(system=system, number=number)} is missing")
+        for kind, check in ((OUTPUT, make_output_check(challenge)), (META, check_metadata)):
+            if kind not in files:
+                problems.append(f"{names_of[kind].format(system=system, number=number)} is missing")
                 continue
-            name, data = own[kind]
-            found += [f"{name}: {problem}" for problem in check_text(data) or look(data, label, evaluation)]
-    return found
+            name, data = files[kind]
+            problems += [f"{name}: {problem}" for problem in check_text(data) or check(data, label, evaluation)]
+    return problems
 
 
 def group_by_system(
@@ -134,10 +136,10 @@ def group_by_system(
 
 def abbreviate(problems: Iterable[str]) -> Iterator[str]:
     """Yield the first problems, and the number of further ones."""
-    told = list(problems)
-    yield from told[:MAX_LISTED_PROBLEMS]
-    if len(told) > MAX_LISTED_PROBLEMS:
-        yield f"and {len(told) - MAX_LISTED_PROBLEMS} more problems"
+    all_problems = list(problems)
+    yield from all_problems[:MAX_LISTED_PROBLEMS]
+    if len(all_problems) > MAX_LISTED_PROBLEMS:
+        yield f"and {len(all_problems) - MAX_LISTED_PROBLEMS} more problems"
 
 
 def shorten_error(error: Exception) -> str:
@@ -162,7 +164,7 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
     reading = pa.csv.ReadOptions(block_size=len(data) + 1)
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
     names = pa.csv.open_csv(pa.py_buffer(data), reading, parsing).schema.names
-    types = {name: pa.float64() if numbers and place else pa.string() for place, name in enumerate(names)}
+    types = {name: pa.float64() if numbers and index else pa.string() for index, name in enumerate(names)}
     converting = pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False)
     return pa.csv.read_csv(pa.py_buffer(data), reading, parsing, converting)
 
@@ -181,7 +183,7 @@ def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterato
         return
     yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
     files = set(evaluation.files)
-    columns = [table.column(place).to_pylist() for place in range(1, len(header))]
+    columns = [table.column(index).to_pylist() for index in range(1, len(header))]
     for number, names in enumerate(zip(*columns, strict=True), start=1):
         for name in sorted({name for name in names if name not in files}):
             yield f"row {number}: {name!r} isn't a file of {evaluation.split}"
@@ -206,26 +208,27 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
     )
     yield from (f"file {name!r} has no column" for name in sorted(known - set(names)))
     yield from check_captions(table.column(0).to_pylist(), evaluation.queries)
-    for place, name in enumerate(names, start=1):
-        scores = table.column(place).to_numpy()
+    for index, name in enumerate(names, start=1):
+        scores = table.column(index).to_numpy()
         for row in np.flatnonzero(~np.isfinite(scores))[:1]:
             yield f"row {row + 1}, column {name!r}: {scores[row]} isn't a finite score"
 
 
-def check_captions(given: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
+def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
     """Yield the problems of a table's captions."""
-    if len(given) != len(expected):
-        yield f"it has {len(given)} rows for {len(expected)} captions"
-    there, asked = Counter(given), Counter(expected)
-    for caption in there | asked:
-        if there[caption] != asked[caption]:
-            yield f"caption {caption[:80]!r} occurs {there[caption]} times: it must occur {asked[caption]} times"
+    if len(captions) != len(expected):
+        yield f"it has {len(captions)} rows for {len(expected)} captions"
+    counts, expected_counts = Counter(captions), Counter(expected)
+    for caption in counts | expected_counts:
+        if counts[caption] != expected_counts[caption]:
+            expected = expected_counts[caption]
+            yield f"caption {caption[:80]!r} occurs {counts[caption]} times: it must occur {expected} times"
 
 
 def make_output_check(challenge: str) -> Check:
     """Return the check of a challenge's output, which lists the first few problems."""
-    look: Check = {"dcase2023": check_ranking, "dcase2025": check_matrix}[challenge]
-    return lambda data, label, evaluation: abbreviate(look(data, label, evaluation))
+    check: Check = {"dcase2023": check_ranking, "dcase2025": check_matrix}[challenge]
+    return lambda data, label, evaluation: abbreviate(check(data, label, evaluation))
 
 
 def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
@@ -241,8 +244,8 @@ def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterat
         yield "submission.label is a placeholder: give --label"
     if len(str(value_at(value, "submission.abbreviation") or "")) > 10:
         yield f"submission.abbreviation is {value_at(value, 'submission.abbreviation')!r}: at most 10 characters"
-    wanted = ["submission.name", "submission.abbreviation", *(f"system.description.{name}" for name in DESCRIPTION)]
-    for field in wanted:
+    required = ["submission.name", "submission.abbreviation", *(f"system.description.{name}" for name in DESCRIPTION)]
+    for field in required:
         if value_at(value, field) in (None, "", [], {}):
             yield f"{field} is missing"
     yield from check_authors(value_at(value, "submission.authors"))
@@ -267,13 +270,13 @@ def check_authors(authors: Any) -> Iterator[str]:
 
 def check_results(results: Any) -> Iterator[str]:
     """Yield the problems of the results on the development set's test split."""
-    for name in FIGURES:
-        figure = results.get(name) if isinstance(results, dict) else None
+    for name in METRICS:
+        value = results.get(name) if isinstance(results, dict) else None
         where = f"results.development_testing.{name}"
-        if figure is None:
+        if value is None:
             yield f"{where} is missing: select the ensemble without --no-test"
-        elif not isinstance(figure, int | float) or not 0 <= figure <= 1:
-            yield f"{where} is {figure!r}: it must be between 0 and 1"
+        elif not isinstance(value, int | float) or not 0 <= value <= 1:
+            yield f"{where} is {value!r}: it must be between 0 and 1"
 
 
 def value_at(value: Any, path: str) -> Any:

@@ -28,9 +28,9 @@ from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.records.ledger import Ledger, Sweep, TrialRun
 from trainables.retrieval import Relevance, build_relevance
 
-Which = Literal["validation", "test"]
+Role = Literal["validation", "test"]
 
-FILES = {"validation": VALIDATION_FILE, "test": TEST_FILE}
+EMBEDDINGS_FILES = {"validation": VALIDATION_FILE, "test": TEST_FILE}
 RELEVANCE, GROUPS = "relevance", "groups"
 
 
@@ -54,13 +54,13 @@ class Candidate:
         assert self.run is not None
         return self.run
 
-    def score_file(self, which: Which) -> Path:
+    def locate_scores(self, role: Role) -> Path:
         """Return the path of a file's scores on a split."""
         assert self.folder is not None
-        return self.folder / which / f"{self.name}.npy"
+        return self.folder / role / f"{self.name}.npy"
 
 
-def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[str] = ()) -> list[Candidate]:
+def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
     """Return the sweeps' finished trials, sorted by signature, whichever sweep ran them.
 
     Args:
@@ -73,26 +73,26 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], settings: Iterable[
     """
     signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
     runs = {signature: ledger.find_finished_trial(signature) for signature in signatures}
-    found = [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
+    matches = [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
     names = " and ".join(repr(sweep.name) for sweep in sweeps)
-    if not found:
+    if not matches:
         raise UserError(
             f"sweep {names} has no finished trial of {len(runs)}: "
             f"resume it with python sweeps/grid.py --name {sweeps[0].name}"
         )
-    for condition in settings:
+    for condition in conditions:
         name, equals, value = condition.partition("=")
-        known = sorted({name for candidate in found for name in flatten_parameters(candidate)})
+        known = sorted({name for candidate in matches for name in list_settings(candidate)})
         if not equals or name not in known:
             raise UserError(f"--filter {condition!r}: give NAME=VALUE, NAME being one of: {', '.join(known)}")
-        values = sorted({flatten_parameters(candidate).get(name, "") for candidate in found})
-        found = [candidate for candidate in found if flatten_parameters(candidate).get(name) == value]
-        if not found:
+        values = sorted({list_settings(candidate).get(name, "") for candidate in matches})
+        matches = [candidate for candidate in matches if list_settings(candidate).get(name) == value]
+        if not matches:
             raise UserError(f"--filter {condition!r}: no trial matches; its values are: {', '.join(values)}")
-    return found
+    return matches
 
 
-def flatten_parameters(candidate: Candidate) -> dict[str, str]:
+def list_settings(candidate: Candidate) -> dict[str, str]:
     """Return a trial's settings as shown in MLflow."""
     return dict(candidate.run.settings) if candidate.run else {}
 
@@ -102,13 +102,13 @@ def find_score_files(folders: Sequence[Path]) -> list[Candidate]:
 
     Raises UserError if a folder is empty, or if two folders contain the same name.
     """
-    found: dict[str, Candidate] = {}
+    candidates: dict[str, Candidate] = {}
     for folder in folders:
         for name in list_score_files(folder):
-            if name in found:
-                raise UserError(f"{folder} and {found[name].folder} both contain {name}.npy: rename one of them")
-            found[name] = Candidate(name, folder=folder)
-    return list(found.values())
+            if name in candidates:
+                raise UserError(f"{folder} and {candidates[name].folder} both contain {name}.npy: rename one of them")
+            candidates[name] = Candidate(name, folder=folder)
+    return list(candidates.values())
 
 
 def list_score_files(folder: Path) -> list[str]:
@@ -120,7 +120,7 @@ def list_score_files(folder: Path) -> list[str]:
 
 
 def load_pool(
-    ledger: Ledger | None, candidates: Sequence[Candidate], which: Which, artifacts: Mapping[str, str] | None = None
+    ledger: Ledger | None, candidates: Sequence[Candidate], role: Role, artifacts: Mapping[str, str] | None = None
 ) -> ScoreMatrices:
     """Return the candidates' scores on a split, in the order of the candidates.
 
@@ -134,28 +134,28 @@ def load_pool(
         UserError: if candidates are incompatible: trials evaluated on different splits, files of different shapes, or a
             folder whose relevant clips differ from the trials'.
     """
-    wanted = [
-        (candidate, (artifacts or {}).get(candidate.signature, FILES[which]))
+    trial_artifacts = [
+        (candidate, (artifacts or {}).get(candidate.signature, EMBEDDINGS_FILES[role]))
         for candidate in candidates
         if candidate.run
     ]
-    places = [place for place, candidate in enumerate(candidates) if candidate.run]
-    pools = [load_trial_scores(ledger, wanted)] if ledger and wanted else []
+    indices = [index for index, candidate in enumerate(candidates) if candidate.run]
+    pools = [load_trial_scores(ledger, trial_artifacts)] if ledger and trial_artifacts else []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):
-        own = [place for place, candidate in enumerate(candidates) if candidate.folder == folder]
-        pools.append(load_file_scores(folder, [candidates[place] for place in own], which))
-        places += own
+        members = [index for index, candidate in enumerate(candidates) if candidate.folder == folder]
+        pools.append(load_file_scores(folder, [candidates[index] for index in members], role))
+        indices += members
     first = pools[0]
     for pool in pools[1:]:
         if problem := explain_mismatch(first, pool):
             raise UserError(f"{pool.split} and {first.split} are incompatible: {problem}")
-    joined = ScoreMatrices(
+    combined = ScoreMatrices(
         tuple(name for pool in pools for name in pool.names), first.split, first.fingerprint, first.relevance,
         first.num_clips, tuple(read for pool in pools for read in pool.reads),
         tuple(read for pool in pools for read in pool.across),
         tuple(array for pool in pools for array in pool.arrays) if all(pool.arrays for pool in pools) else (),
     )  # fmt: skip
-    return joined.select(np.argsort(places).tolist())
+    return combined.select(np.argsort(indices).tolist())
 
 
 def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
@@ -183,10 +183,10 @@ def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]
 
     Rows and columns are in the order of the first trial's queries and clips.
     """
-    found = [ledger.load_embeddings(candidate.trial_run, file) for candidate, file in artifacts]
-    reference, first = found[0], artifacts[0][0]
+    all_embeddings = [ledger.load_embeddings(candidate.trial_run, file) for candidate, file in artifacts]
+    reference, first = all_embeddings[0], artifacts[0][0]
     reads, across = [], []
-    for embeddings, (candidate, _) in zip(found, artifacts, strict=True):
+    for embeddings, (candidate, _) in zip(all_embeddings, artifacts, strict=True):
         read, read_across = align_scores(embeddings, reference, candidate, first)
         reads.append(read)
         across.append(read_across)
@@ -230,38 +230,38 @@ def compute_cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32
 
 def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
     """Return a key for each query: its text, its relevant clips, and a counter that tells repetitions of both apart."""
-    seen: dict[tuple[str, tuple[str, ...]], int] = {}
+    repetitions: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
     for text, relevant in zip(embeddings.queries, embeddings.relevant_clip_ids, strict=True):
         key = (text, tuple(sorted(relevant)))
-        seen[key] = seen.get(key, 0) + 1
-        keys.append((*key, seen[key]))
+        repetitions[key] = repetitions.get(key, 0) + 1
+        keys.append((*key, repetitions[key]))
     return keys
 
 
-def find_order(keys: Sequence[object], wanted: Sequence[object]) -> list[int]:
+def find_order(keys: Sequence[object], target_keys: Sequence[object]) -> list[int]:
     """Return the index in `keys` of each key of `target_keys`.
 
     Raises UserError unless both contain the same keys, each once.
     """
-    place = {key: index for index, key in enumerate(keys)}
-    if place.keys() != set(wanted) or len(keys) != len(wanted):
+    index_of = {key: index for index, key in enumerate(keys)}
+    if index_of.keys() != set(target_keys) or len(keys) != len(target_keys):
         raise UserError("two trials have different queries or clips for the same split: prepare the corpus again")
-    return [place[key] for key in wanted]
+    return [index_of[key] for key in target_keys]
 
 
-def load_file_scores(folder: Path, candidates: Sequence[Candidate], which: Which) -> ScoreMatrices:
+def load_file_scores(folder: Path, candidates: Sequence[Candidate], role: Role) -> ScoreMatrices:
     """Return a folder's score matrices, memory-mapped. Raises UserError that names the file and the problem."""
-    arrays = [read_scores(candidate.score_file(which)) for candidate in candidates]
-    first = candidates[0].score_file(which)
+    arrays = [read_scores(candidate.locate_scores(role)) for candidate in candidates]
+    first = candidates[0].locate_scores(role)
     shape = arrays[0].shape
     for candidate, array in zip(candidates, arrays, strict=True):
         if array.shape != shape:
-            raise UserError(f"{candidate.score_file(which)} has shape {array.shape}, but {first.name} has {shape}")
-    relevant = read_relevance(folder / which, shape)
+            raise UserError(f"{candidate.locate_scores(role)} has shape {array.shape}, but {first.name} has {shape}")
+    relevant = read_relevance(folder / role, shape)
     digest = hashlib.sha256(repr(shape).encode() + relevant.query_P.tobytes() + relevant.clip_P.tobytes())
     names = [candidate.name for candidate in candidates]
-    return score_matrices.from_arrays(names, str(folder / which), digest.hexdigest()[:16], relevant, arrays)
+    return score_matrices.from_arrays(names, str(folder / role), digest.hexdigest()[:16], relevant, arrays)
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -304,12 +304,12 @@ def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
         query_P, clip_P = np.nonzero(array)
     else:
         raise UserError(f"{path} is {array.dtype} {array.shape}: it must be int ({num_queries},) or bool {shape}")
-    same: dict[tuple[int, ...], int] = {}
+    group_of: dict[tuple[int, ...], int] = {}
     clips_Q = np.split(clip_P, np.searchsorted(query_P, np.arange(1, num_queries)))
-    group_Q = np.array([same.setdefault(tuple(clips.tolist()), len(same)) for clips in clips_Q])
+    group_Q = np.array([group_of.setdefault(tuple(clips.tolist()), len(group_of)) for clips in clips_Q])
     if (groups := folder / f"{GROUPS}.npy").exists():
-        given = read_array(groups)
-        if given.shape != (num_queries,) or given.dtype.kind not in "iu":
-            raise UserError(f"{groups} is {given.dtype} {given.shape}: it must be int ({num_queries},)")
-        group_Q = np.unique(given, return_inverse=True)[1]
+        group_ids = read_array(groups)
+        if group_ids.shape != (num_queries,) or group_ids.dtype.kind not in "iu":
+            raise UserError(f"{groups} is {group_ids.dtype} {group_ids.shape}: it must be int ({num_queries},)")
+        group_Q = np.unique(group_ids, return_inverse=True)[1]
     return Relevance(query_P.astype(np.int64), clip_P, group_Q.astype(np.int64))

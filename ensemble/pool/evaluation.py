@@ -41,20 +41,20 @@ def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -
 def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.int64]:
     """Return the rank of each pair's clip in an ensemble [P]."""
     ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
-    for first, last, own_P, part in iter_blocks(pool):
-        ranks_P[own_P] = retrieval.compute_ranks(fuse_block(pool, weights, first, last), part)
+    for first, last, block_P, part in iter_blocks(pool):
+        ranks_P[block_P] = retrieval.compute_ranks(fuse_block(pool, weights, first, last), part)
     return ranks_P
 
 
 def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArray[np.int64]:
     """Return the rank of each pair's clip after each step of an ensemble that grows by a candidate per step [S, P]."""
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
-    for first, last, own_P, part in iter_blocks(pool):
+    for first, last, block_P, part in iter_blocks(pool):
         scores = {model: read_finite_scores(pool, model, first, last) for model in set(history)}
         fused_QA = np.zeros((last - first, pool.num_clips))
         for step, model in enumerate(history):
             fused_QA += scores[model]
-            ranks_SP[step, own_P] = retrieval.compute_ranks(fused_QA, part)
+            ranks_SP[step, block_P] = retrieval.compute_ranks(fused_QA, part)
     return ranks_SP
 
 
@@ -63,12 +63,12 @@ def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):
         last = min(first + BLOCK_QUERIES, pool.num_queries)
-        own_P = (relevant.query_P >= first) & (relevant.query_P < last)
+        block_P = (relevant.query_P >= first) & (relevant.query_P < last)
         yield (
             first,
             last,
-            own_P,
-            Relevance(relevant.query_P[own_P] - first, relevant.clip_P[own_P], relevant.group_Q[first:last]),
+            block_P,
+            Relevance(relevant.query_P[block_P] - first, relevant.clip_P[block_P], relevant.group_Q[first:last]),
         )
 
 
@@ -96,11 +96,11 @@ def compare_systems(pool: ScoreMatrices, systems: Mapping[str, Sequence[float]],
 
     The bootstrap resamples groups of queries, the same ones for all systems: the interval of the difference is paired.
     """
-    found = {system: compute_per_query(pool, weights, names) for system, weights in systems.items()}
+    values = {system: compute_per_query(pool, weights, names) for system, weights in systems.items()}
     first, second = list(systems)[:2]
-    found["difference"] = {name: found[first][name] - found[second][name] for name in names}
-    systems_found = {system: estimate_all(per_query, pool.relevance) for system, per_query in found.items()}
-    return SplitMetrics(pool.split, pool.fingerprint, systems_found)
+    values["difference"] = {name: values[first][name] - values[second][name] for name in names}
+    estimates = {system: estimate_all(per_query, pool.relevance) for system, per_query in values.items()}
+    return SplitMetrics(pool.split, pool.fingerprint, estimates)
 
 
 def estimate_all(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Estimate]:

@@ -107,15 +107,15 @@ def from_arrays(
         relevant: relevant clips of the queries.
         arrays: each candidate's scores, float16, float32 or float64.
     """
-    as_they_are = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
+    need_no_conversion = all(array.dtype == np.float32 and array.flags.c_contiguous for array in arrays)
 
-    def reading(name: str, array: NDArray[Any]) -> ReadScores:
+    def make_reader(name: str, array: NDArray[Any]) -> ReadScores:
         return lambda first, last: to_float32(array[first:last], name)
 
     return ScoreMatrices(
         tuple(names), split, fingerprint, relevant, arrays[0].shape[1] if arrays else 0,
-        tuple(map(reading, names, arrays)), tuple(map(reading, names, [array.T for array in arrays])),
-        tuple(arrays) if as_they_are else (),
+        tuple(map(make_reader, names, arrays)), tuple(map(make_reader, names, [array.T for array in arrays])),
+        tuple(arrays) if need_no_conversion else (),
     )  # fmt: skip
 
 
@@ -125,10 +125,10 @@ def to_float32(scores: NDArray[Any], name: str) -> Scores:
     Raises UserError if a value other than 0 would become 0.
     """
     with np.errstate(over="ignore", under="ignore"):
-        found = scores.astype(np.float32, copy=False)
-    if scores.dtype == np.float64 and np.any((found == 0) & (scores != 0)):
+        converted = scores.astype(np.float32, copy=False)
+    if scores.dtype == np.float64 and np.any((converted == 0) & (scores != 0)):
         raise UserError(f"{name} has scores too close to 0 for float32: rescale them, or use their logarithms")
-    return found
+    return converted
 
 
 def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
@@ -142,11 +142,11 @@ def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
     if transform is None:
         return pool
 
-    def reading(read: ReadScores) -> ReadScores:
+    def make_reader(read: ReadScores) -> ReadScores:
         return lambda first, last: transform(read(first, last))
 
     return ScoreMatrices(
-        pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(reading, pool.reads)),
+        pool.names, pool.split, pool.fingerprint, pool.relevance, pool.num_clips, tuple(map(make_reader, pool.reads)),
         block_bytes=pool.block_bytes,
     )  # fmt: skip
 
@@ -179,18 +179,18 @@ def transpose(pool: ScoreMatrices) -> ScoreMatrices:
     Clips without a caption are dropped.
     """
     clips = np.unique(pool.relevance.clip_P)
-    place = np.full(pool.num_clips, -1)
-    place[clips] = np.arange(len(clips))
-    relevant = Relevance(place[pool.relevance.clip_P], pool.relevance.query_P, np.arange(len(clips)))
+    index_of = np.full(pool.num_clips, -1)
+    index_of[clips] = np.arange(len(clips))
+    relevant = Relevance(index_of[pool.relevance.clip_P], pool.relevance.query_P, np.arange(len(clips)))
 
-    def reading(across: ReadScores) -> ReadScores:
+    def make_reader(across: ReadScores) -> ReadScores:
         def read(first: int, last: int) -> Scores:
-            own = clips[first:last]
-            return np.ascontiguousarray(across(own[0], own[-1] + 1)[own - own[0]])
+            block_clips = clips[first:last]
+            return np.ascontiguousarray(across(block_clips[0], block_clips[-1] + 1)[block_clips - block_clips[0]])
 
         return read
 
     return ScoreMatrices(
-        pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, tuple(map(reading, pool.across)),
+        pool.names, pool.split, pool.fingerprint, relevant, pool.num_queries, tuple(map(make_reader, pool.across)),
         block_bytes=BLOCK_BYTES_TRANSPOSED,
     )  # fmt: skip

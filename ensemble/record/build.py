@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.errors import UserError
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import Candidate, Which
+from ensemble.pool.candidates import Candidate, Role
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.selection import attribution
 from ensemble.selection.cross_validation import NestedCvResult
@@ -74,7 +74,7 @@ def build_members(
 
 def build_trajectory(candidates: Sequence[Candidate], selection: Selection) -> tuple[SelectionStep, ...]:
     """Return the steps of a selection, with the candidates' keys."""
-    keys = {None: None} | {place: candidate.key for place, candidate in enumerate(candidates)}
+    keys = {None: None} | {index: candidate.key for index, candidate in enumerate(candidates)}
     return tuple(SelectionStep(step.value, keys[step.added], keys[step.removed]) for step in selection.trajectory)
 
 
@@ -89,41 +89,43 @@ def list_additions(selection: Selection) -> list[int]:
 
 
 def build_nested_metrics(
-    found: NestedCvResult, live: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
+    result: NestedCvResult, pruned: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
 ) -> NestedMetrics:
     """Return the metrics of nested cross-validation with the selection optimism.
 
     `apparent` is the ensemble's metric on the validation split that it was selected on.
     """
-    relevant = retrieval.Relevance(live.query_P, live.query_P, live.group_Q)
-    ensemble, best_single = (evaluation.estimate(own_Q, relevant) for own_Q in (found.ensemble_Q, found.best_single_Q))
-    return NestedMetrics(folds, ensemble, best_single, apparent - found.ensemble, redoes_epochs)
+    relevant = retrieval.Relevance(pruned.query_P, pruned.query_P, pruned.group_Q)
+    ensemble, best_single = (
+        evaluation.estimate(values_Q, relevant) for values_Q in (result.ensemble_Q, result.best_single_Q)
+    )
+    return NestedMetrics(folds, ensemble, best_single, apparent - result.ensemble, redoes_epochs)
 
 
-def make_single_weights(place: int, number: int) -> list[int]:
+def make_single_weights(index: int, num_candidates: int) -> list[int]:
     """Return the weights of an ensemble of one of `number` candidates."""
-    return [int(other == place) for other in range(number)]
+    return [int(other == index) for other in range(num_candidates)]
 
 
 def compute_split_metrics(
     source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitMetrics, dict[str, Estimates]]:
     """Return the metrics on a split of the first two systems with their difference, and those of all other systems."""
-    found = evaluation.compare_systems(source, systems, metrics)
-    others = {name: found.systems[name] for name in list(systems)[2:]}
-    own = {name: estimates for name, estimates in found.systems.items() if name not in others}
-    return replace(found, systems=own), others
+    split_metrics = evaluation.compare_systems(source, systems, metrics)
+    others = {name: split_metrics.systems[name] for name in list(systems)[2:]}
+    compared = {name: estimates for name, estimates in split_metrics.systems.items() if name not in others}
+    return replace(split_metrics, systems=compared), others
 
 
 def find_member_candidates(
-    ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], which: Which
+    ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], role: Role
 ) -> list[Candidate]:
     """Return the candidates that are an ensemble's members. Raises UserError with the name of a missing one.
 
     Files of scores are searched in `folders`, starting with the folder that the ensemble names; without `folders`, only
     in that one.
     """
-    found = []
+    candidates = []
     for member in ensemble.members:
         if member.signature:
             run = ledger.find_finished_trial(member.signature)
@@ -132,13 +134,15 @@ def find_member_candidates(
                     f"{path}: member {member.name!r} ({member.signature}) isn't a finished trial "
                     f"in {ledger.tracking_uri}"
                 )
-            found.append(Candidate(member.name, member.signature, run))
+            candidates.append(Candidate(member.name, member.signature, run))
             continue
-        own = Path(member.folder)
-        places = sorted(folders, key=lambda folder: folder.resolve() != own.resolve()) or [own]
-        files = [Candidate(member.name, folder=place) for place in places]
-        file = next((file for file in files if file.score_file(which).exists()), None)
+        recorded_folder = Path(member.folder)
+        search_folders = sorted(folders, key=lambda folder: folder.resolve() != recorded_folder.resolve()) or [
+            recorded_folder
+        ]
+        files = [Candidate(member.name, folder=folder) for folder in search_folders]
+        file = next((file for file in files if file.locate_scores(role).exists()), None)
         if file is None:
-            raise UserError(f"{path}: no {which} scores of {member.name!r} exist: give its folder with --pool")
-        found.append(file)
-    return found
+            raise UserError(f"{path}: no {role} scores of {member.name!r} exist: give its folder with --pool")
+        candidates.append(file)
+    return candidates

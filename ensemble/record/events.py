@@ -37,9 +37,9 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
     """Yield the metrics of an ensemble as MLflow metrics: name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
-        if found := ensemble.metrics_on(split):
-            for system, estimates in found.systems.items():
-                yield from ((f"{split}_{system}_{name}", one.value, 0) for name, one in estimates.items())
+        if split_metrics := ensemble.metrics_on(split):
+            for system, estimates in split_metrics.systems.items():
+                yield from ((f"{split}_{system}_{name}", estimate.value, 0) for name, estimate in estimates.items())
         yield from iter_steps(f"size_{split}", [point.value for point in ensemble.sizes.get(split, ())])
     yield from iter_steps("trajectory", [step.value for step in ensemble.trajectory])
     for key in ("weight", "alone", "without", "shapley"):

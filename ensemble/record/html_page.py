@@ -42,14 +42,14 @@ def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> 
 
     The members are labelled with `numbers`, by default with 1, 2, ...
     """
-    called = [str(number) for number in numbers or range(1, len(ensemble.members) + 1)]
+    labels = [str(number) for number in numbers or range(1, len(ensemble.members) + 1)]
     plots = {}
     if any(ensemble.sizes.values()):
         plots["size"] = render_svg(lambda axes: draw_sizes(axes, ensemble.sizes, metric), WIDTH, HEIGHT)
-    if len(called) > 1 and ensemble.likeness:
-        side = max(4.0, 0.45 * len(called) + 2.5)
+    if len(labels) > 1 and ensemble.likeness:
+        side = max(4.0, 0.45 * len(labels) + 2.5)
         plots["likeness"] = render_svg(
-            lambda axes: draw_error_correlation(axes, ensemble.likeness, called), side, side - 0.6
+            lambda axes: draw_error_correlation(axes, ensemble.likeness, labels), side, side - 0.6
         )
     if ensemble.front:
         plots["front"] = render_svg(
@@ -85,11 +85,11 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
     axes.legend()
 
 
-def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], called: Sequence[str]) -> None:
+def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
     """Draw a heat map of the error correlation of the members."""
     image = axes.imshow(correlation, vmin=0, vmax=1, cmap="viridis")
-    axes.set_xticks(range(len(called)), called)
-    axes.set_yticks(range(len(called)), called)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels)
     axes.figure.colorbar(image, ax=axes, label="correlation")
 
 

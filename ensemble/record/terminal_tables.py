@@ -60,9 +60,9 @@ def build_metric_table(ensemble: Ensemble) -> TextTable:
     rows = [
         (f"{split}, {system.replace('_', ' ')}", *(estimates[name].percent for name in ensemble.metrics))
         for split in ("validation", "test")
-        if (found := ensemble.metrics_on(split))
+        if (split_metrics := ensemble.metrics_on(split))
         for system in ("best_single", "heaviest_member", "ensemble", "difference")
-        if (estimates := found.systems.get(system))
+        if (estimates := split_metrics.systems.get(system))
     ]
     return TextTable("Metrics in percent, with 95 % bootstrap intervals over clips", columns, rows)
 
@@ -70,14 +70,14 @@ def build_metric_table(ensemble: Ensemble) -> TextTable:
 def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
     """Return a sentence on the difference between the ensemble and the other system on test, and its interval."""
     metric = ensemble.metrics[0]
-    found = test.systems["difference"][metric]
+    difference = test.systems["difference"][metric]
     other = "best single candidate" if "best_single" in test.systems else "heaviest member"
-    low, high = found.interval
+    low, high = difference.interval
     verdict = (
         "the interval excludes zero" if low > 0 or high < 0 else "it may be due to chance: the interval includes zero"
     )
     name = METRIC_TITLES.get(metric, metric)
-    return f"On test, {name} of the ensemble minus that of the {other} is {found.percent}: {verdict}."
+    return f"On test, {name} of the ensemble minus that of the {other} is {difference.percent}: {verdict}."
 
 
 def build_method_table(ensemble: Ensemble) -> TextTable:

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import UserError
 from ensemble.pool import evaluation, score_matrices
-from ensemble.pool.candidates import Which
+from ensemble.pool.candidates import Role
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.reporting import paper_results
 from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow
@@ -23,7 +23,7 @@ class EnsembleRow:
     name: str  # name of its MLflow run
     ensemble: Ensemble
     members: list[TrialRow]
-    figures: Estimates  # metrics; empty if there are none
+    metrics: Estimates  # metrics; empty if there are none
     missing: str = ""  # reason why there are none, or why they are those logged at selection
 
     @property
@@ -41,14 +41,14 @@ class EnsembleRow:
 
 
 def load_ensemble_rows(
-    ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, which: Which
+    ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, role: Role
 ) -> tuple[list[EnsembleRow], list[str]]:
     """Return the text-to-audio ensembles selected from these trials, the newest first, each once.
 
     Also returned are the reasons why other ensembles can't be shown.
     """
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
-    found: dict[tuple[Any, ...], EnsembleRow] = {}
+    rows: dict[tuple[Any, ...], EnsembleRow] = {}
     problems = []
     for run in iter_ensemble_runs(ledger, sweeps):
         name = f"{run.name} ({run.run_id[:8]})"
@@ -62,17 +62,19 @@ def load_ensemble_rows(
             continue
         if ensemble.direction != "t2a":
             continue
-        strangers = [one.name for one in ensemble.members if one.signature not in by_signature]
-        if strangers:
-            problems.append(f"{name} isn't shown: its member {strangers[0]!r} isn't a trial in this report; --sweep "
-                            "takes several names")  # fmt: skip
+        unknown_members = [member.name for member in ensemble.members if member.signature not in by_signature]
+        if unknown_members:
+            problems.append(
+                f"{name} isn't shown: its member {unknown_members[0]!r} isn't a trial in this report; "
+                "--sweep takes several names"
+            )
             continue
-        weighted = sorted((one.signature, one.weight) for one in ensemble.members)
+        weighted = sorted((member.signature, member.weight) for member in ensemble.members)
         key = (ensemble.metric, ensemble.fusion, *weighted)
-        if key not in found:
-            members = [by_signature[one.signature] for one in ensemble.members]
-            found[key] = evaluate_ensemble(name, ensemble, members, evaluated, which)
-    return list(found.values()), problems
+        if key not in rows:
+            members = [by_signature[member.signature] for member in ensemble.members]
+            rows[key] = evaluate_ensemble(name, ensemble, members, evaluated, role)
+    return list(rows.values()), problems
 
 
 def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
@@ -82,27 +84,29 @@ def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Even
 
 
 def evaluate_ensemble(
-    name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, which: Which
+    name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, role: Role
 ) -> EnsembleRow:
     """Return an ensemble with its metrics: from its members' embeddings, otherwise as logged when it was selected."""
-    gone = [str(row.number) for row in members if row.candidate.signature not in evaluated.places]
-    if not gone:
+    missing_numbers = [str(row.number) for row in members if row.candidate.signature not in evaluated.indices]
+    if not missing_numbers:
         assert evaluated.source is not None
-        source = select_member_scores(evaluated.source, evaluated.places, members, ensemble)
+        source = select_member_scores(evaluated.source, evaluated.indices, members, ensemble)
         values = evaluation.compute_per_query(source, ensemble.weights, paper_results.METRICS)
         return EnsembleRow(name, ensemble, members, evaluation.estimate_all(values, source.relevance))
-    lacks = f"the embeddings of {', '.join(gone)} are missing"
-    recorded = ensemble.metrics_on(which)
+    problem = f"the embeddings of {', '.join(missing_numbers)} are missing"
+    recorded = ensemble.metrics_on(role)
     if recorded and (evaluated.source is None or recorded.fingerprint == evaluated.source.fingerprint):
-        figures = recorded.systems.get("ensemble", {})
-        if all(metric in figures for metric in paper_results.METRICS):
-            return EnsembleRow(name, ensemble, members, figures, f"{lacks}: its metrics are those logged at selection")
-    return EnsembleRow(name, ensemble, members, {}, f"{lacks}: it has no metrics")
+        metrics = recorded.systems.get("ensemble", {})
+        if all(metric in metrics for metric in paper_results.METRICS):
+            return EnsembleRow(
+                name, ensemble, members, metrics, f"{problem}: its metrics are those logged at selection"
+            )
+    return EnsembleRow(name, ensemble, members, {}, f"{problem}: it has no metrics")
 
 
 def select_member_scores(
-    source: ScoreMatrices, places: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
+    source: ScoreMatrices, indices: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
 ) -> ScoreMatrices:
     """Return the members' scores with the ensemble's fusion applied."""
-    own = source.select([places[row.candidate.signature] for row in members])
-    return score_matrices.apply_fusion(own, ensemble.fusion)
+    member_scores = source.select([indices[row.candidate.signature] for row in members])
+    return score_matrices.apply_fusion(member_scores, ensemble.fusion)

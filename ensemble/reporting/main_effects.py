@@ -30,37 +30,37 @@ def list_factors(trial: Trial) -> dict[str, str]:
 
     Learning rates are relative to a reference rate, since encoders differ in their rates.
     """
-    found = {
+    factors = {
         "audio": encoders.format_label(trial.audio),
         "text": encoders.format_label(trial.text),
         "stage": trial.stage,
     }
-    own = list_own_settings(trial, "")
-    before = list_own_settings(trial.pretraining, "pretraining's ") if trial.pretraining else {}
-    found |= {"paraphrases": f"p {trial.paraphrase_probability:g}", **own, **before}
-    for name in [name for name in found if name.endswith("seed")]:
-        found[name] = found.pop(name)
-    return found
+    settings = list_stage_settings(trial, "")
+    pretraining_settings = list_stage_settings(trial.pretraining, "pretraining's ") if trial.pretraining else {}
+    factors |= {"paraphrases": f"p {trial.paraphrase_probability:g}", **settings, **pretraining_settings}
+    for name in [name for name in factors if name.endswith("seed")]:
+        factors[name] = factors.pop(name)
+    return factors
 
 
-def list_own_settings(trial: Trial, prefix: str) -> dict[str, str]:
+def list_stage_settings(trial: Trial, prefix: str) -> dict[str, str]:
     """Return a trial's settings without those of its pretraining.
 
     The peak rate of a fine-tuning is relative to that of its pretraining, and the final rate to the peak rate.
     """
-    given: dict[str, Any] = dict(flatten_settings(trials.to_json(trial) | {"pretraining": None}))
+    settings: dict[str, Any] = dict(flatten_settings(trials.to_json(trial) | {"pretraining": None}))
     for name in (*NON_FACTORS, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
-        del given[name]
+        del settings[name]
     peak, final = trial.schedule.peak_rate, trial.schedule.final_rate
-    share = {"peak_rate": ("", peak), "final_rate": (" / peak rate", final / peak)}
+    rates = {"peak_rate": ("", peak), "final_rate": (" / peak rate", final / peak)}
     if trial.pretraining:
-        share["peak_rate"] = (" / pretraining's", peak / trial.pretraining.schedule.peak_rate)
-    found = {}
-    for key, value in given.items():
+        rates["peak_rate"] = (" / pretraining's", peak / trial.pretraining.schedule.peak_rate)
+    formatted = {}
+    for key, value in settings.items():
         stem = key.rpartition(".")[2] if key.startswith("schedule.") else key
-        ending, shown = share.get(stem, ("", value))
-        found[f"{prefix}{stem.replace('_', ' ')}{ending}"] = format_setting(shown)
-    return found
+        ending, shown = rates.get(stem, ("", value))
+        formatted[f"{prefix}{stem.replace('_', ' ')}{ending}"] = format_setting(shown)
+    return formatted
 
 
 def format_setting(value: Any) -> str:
@@ -70,19 +70,19 @@ def format_setting(value: Any) -> str:
     return " + ".join(map(format_setting, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def find_varying_factors(those: Sequence[Trial]) -> dict[str, list[str]]:
+def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
     """Return the factors in which the trials differ, each with its level in every trial.
 
     Settings that are the same in all trials are left out, and so are those determined by an earlier factor: the length
     of segments differs between PaSST-S15 and PaSST-N, but it follows from the audio encoder.
     """
-    every = [list_factors(trial) for trial in those]
-    found: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for one in every for name in one):
-        levels = [one.get(name, NO_LEVEL) for one in every]
-        if len(set(levels)) > 1 and not any(is_determined_by(levels, earlier) for earlier in found.values()):
-            found[name] = levels
-    return found
+    factors_of_trials = [list_factors(trial) for trial in configs]
+    varying: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for factors in factors_of_trials for name in factors):
+        levels = [factors.get(name, NO_LEVEL) for factors in factors_of_trials]
+        if len(set(levels)) > 1 and not any(is_determined_by(levels, earlier) for earlier in varying.values()):
+            varying[name] = levels
+    return varying
 
 
 def is_determined_by(levels: Sequence[str], earlier: Sequence[str]) -> bool:
@@ -110,7 +110,7 @@ class InteractionTable:
     means: NDArray[np.float64]  # [rows, columns]; NaN if no trial has both levels
 
 
-def estimate_main_effects(those: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
+def estimate_main_effects(configs: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
     """Return each factor's main effects on a metric: its mean at each level, adjusted for the other factors.
 
     The effects are those of an additive model fitted by ordinary least squares; for a full grid the means are plain
@@ -126,29 +126,31 @@ def estimate_main_effects(those: Sequence[Trial], values_N: Sequence[float]) -> 
         configs: the trials.
         values_N: the metric of each trial; trials with NaN are left out.
     """
-    known = [place for place, value in enumerate(values_N) if np.isfinite(value)]
-    found = find_varying_factors([those[place] for place in known])
-    if not found:
+    finite = [index for index, value in enumerate(values_N) if np.isfinite(value)]
+    varying = find_varying_factors([configs[index] for index in finite])
+    if not varying:
         return [], []
-    metric_N = np.array([values_N[place] for place in known])
-    names = {name: sorted(set(levels), key=level_sort_key) for name, levels in found.items()}
-    codes = {name: np.array([names[name].index(level) for level in levels]) for name, levels in found.items()}
+    metric_N = np.array([values_N[index] for index in finite])
+    names = {name: sorted(set(levels), key=make_level_sort_key) for name, levels in varying.items()}
+    codes = {name: np.array([names[name].index(level) for level in levels]) for name, levels in varying.items()}
     design_NK, columns = build_design(codes)
     fitted_K = np.linalg.lstsq(design_NK, metric_N, rcond=None)[0]
-    freedom = design_NK.shape[0] - design_NK.shape[1]
-    left_N = metric_N - design_NK @ fitted_K
-    variance = float(left_N @ left_N) / freedom if freedom else None
+    degrees_of_freedom = design_NK.shape[0] - design_NK.shape[1]
+    residual_N = metric_N - design_NK @ fitted_K
+    variance = float(residual_N @ residual_N) / degrees_of_freedom if degrees_of_freedom else None
     inverse_KK = np.linalg.pinv(design_NK.T @ design_NK)
     by_factor: dict[str, list[Level]] = {}
-    for name, own in columns.items():
+    for name, factor_columns in columns.items():
         by_factor[name] = []
         for code, level in enumerate(names[name]):
             row_K = np.zeros(design_NK.shape[1])
-            row_K[0], row_K[own] = 1, sum_contrasts(np.array([code]), len(names[name]))[0]
+            row_K[0], row_K[factor_columns] = 1, sum_contrasts(np.array([code]), len(names[name]))[0]
             mean, number = float(row_K @ fitted_K), int((codes[name] == code).sum())
-            spread = None if variance is None else variance * float(row_K @ inverse_KK @ row_K)
-            by_factor[name].append(Level(name, level, number, mean, compute_interval(mean, spread, freedom)))
-    return sort_by_range(by_factor), [name for name in found if name not in columns]
+            mean_variance = None if variance is None else variance * float(row_K @ inverse_KK @ row_K)
+            by_factor[name].append(
+                Level(name, level, number, mean, compute_interval(mean, mean_variance, degrees_of_freedom))
+            )
+    return sort_by_range(by_factor), [name for name in varying if name not in columns]
 
 
 def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
@@ -168,18 +170,18 @@ def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.flo
     return design_NK, columns
 
 
-def compute_interval(mean: float, variance: float | None, freedom: int) -> tuple[float, float] | None:
+def compute_interval(mean: float, variance: float | None, degrees_of_freedom: int) -> tuple[float, float] | None:
     """Return the t-interval of a mean; None if no degrees of freedom are left to estimate its variance."""
     if variance is None:
         return None
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
 
-    reach = float(stdtrit(freedom, (1 + CONFIDENCE_LEVEL) / 2)) * variance**0.5
-    return mean - reach, mean + reach
+    half_width = float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2)) * variance**0.5
+    return mean - half_width, mean + half_width
 
 
-def cross_factors(
-    those: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
+def compute_interaction(
+    configs: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
 ) -> InteractionTable | None:
     """Return the interaction of the first two factors of `levels`, seeds excluded; None if there are fewer than two.
 
@@ -188,20 +190,21 @@ def cross_factors(
     names = [name for name in dict.fromkeys(level.factor for level in levels) if not name.endswith("seed")][:2]
     if len(names) < 2:
         return None
-    own = {name: [level.level for level in levels if level.factor == name] for name in names}
-    down, across = sorted(names, key=lambda name: -len(own[name]))
-    found = [list_factors(trial) for trial in those]
-    means = np.full((len(own[down]), len(own[across])), np.nan)
+    levels_of = {name: [level.level for level in levels if level.factor == name] for name in names}
+    row_factor, column_factor = sorted(names, key=lambda name: -len(levels_of[name]))
+    factors_of_trials = [list_factors(trial) for trial in configs]
+    means = np.full((len(levels_of[row_factor]), len(levels_of[column_factor])), np.nan)
     for row, column in np.ndindex(*means.shape):
-        met = [
+        values = [
             value
-            for one, value in zip(found, values_N, strict=True)
+            for factors, value in zip(factors_of_trials, values_N, strict=True)
             if np.isfinite(value)
-            and (one.get(down, NO_LEVEL), one.get(across, NO_LEVEL)) == (own[down][row], own[across][column])
+            and (factors.get(row_factor, NO_LEVEL), factors.get(column_factor, NO_LEVEL))
+            == (levels_of[row_factor][row], levels_of[column_factor][column])
         ]
-        if met:
-            means[row, column] = np.mean(met)
-    return InteractionTable((down, across), (own[down], own[across]), means)
+        if values:
+            means[row, column] = np.mean(values)
+    return InteractionTable((row_factor, column_factor), (levels_of[row_factor], levels_of[column_factor]), means)
 
 
 def sum_contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64]:
@@ -211,7 +214,7 @@ def sum_contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64
     return columns
 
 
-def level_sort_key(level: str) -> tuple[float, str]:
+def make_level_sort_key(level: str) -> tuple[float, str]:
     """Return a sort key of levels: by the number in them if there is one, otherwise by name."""
     words = level.split()
     try:
@@ -223,8 +226,8 @@ def level_sort_key(level: str) -> tuple[float, str]:
 def sort_by_range(by_factor: Mapping[str, Sequence[Level]]) -> list[Level]:
     """Return all levels, those of the factor with the largest range first, and seeds last."""
 
-    def place(name: str) -> tuple[bool, float]:
+    def range_key(name: str) -> tuple[bool, float]:
         means = [level.mean for level in by_factor[name]]
         return name.endswith("seed"), min(means) - max(means)
 
-    return [level for name in sorted(by_factor, key=place) for level in by_factor[name]]
+    return [level for name in sorted(by_factor, key=range_key) for level in by_factor[name]]

@@ -25,7 +25,7 @@ def assign_colours(rows: Sequence[TrialRow]) -> dict[str, Any]:
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(pairs) <= 10 else "tab20"]
-    return {pair: palette(place % palette.N) for place, pair in enumerate(pairs)}
+    return {pair: palette(index % palette.N) for index, pair in enumerate(pairs)}
 
 
 def format_pair(row: TrialRow) -> str:
@@ -47,11 +47,11 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequen
     """
     for band in bands:
         epochs = list(band.points)
-        means, least, greatest = zip(*band.points.values(), strict=True)
+        means, lows, highs = zip(*band.points.values(), strict=True)
         colour = f"C{shares.index(band.share)}"
         label = f"p {band.share:g} ({band.seeds} seed{'s' if band.seeds > 1 else ''})"
         axes.plot(epochs, means, color=colour, marker="o", markersize=3, label=label)
-        axes.fill_between(epochs, least, greatest, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(epochs, lows, highs, color=colour, alpha=0.15, linewidth=0)
     axes.set_title(title, fontsize=9, wrap=True)
     axes.set_xlabel("epoch of fine-tuning")
     axes.set_ylabel("validation loss")
@@ -72,8 +72,8 @@ def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any]
     for pair in dict.fromkeys(map(format_pair, rows)):
         axes.plot([], [], color=colours[pair], label=pair)
     if len(shares) > 1:
-        for place, share in enumerate(shares):
-            axes.plot([], [], LINE_STYLES[place % len(LINE_STYLES)], color="0.3", label=f"p {share:g}")
+        for index, share in enumerate(shares):
+            axes.plot([], [], LINE_STYLES[index % len(LINE_STYLES)], color="0.3", label=f"p {share:g}")
     axes.set_xlabel(f"epoch of {rows[0].trial.stage}")
     axes.set_ylabel({"map10": "mAP@10 on validation (%)", "train_loss": "training loss"}[metric])
     set_integer_ticks(axes)
@@ -82,16 +82,16 @@ def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any]
 
 def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
     """Draw each factor's levels as points with intervals, one below the other, grouped by factor."""
-    at, previous = 0.0, levels[0].factor
-    places: list[float] = []
+    y, previous = 0.0, levels[0].factor
+    positions: list[float] = []
     for level in levels:
-        at -= 0.0 if not places else (1.0 if level.factor == previous else 1.8)
+        y -= 0.0 if not positions else (1.0 if level.factor == previous else 1.8)
         previous = level.factor
-        places.append(at)
+        positions.append(y)
         if level.interval:
-            axes.plot([100 * limit for limit in level.interval], [at, at], color="C0", linewidth=1.5)
-        axes.plot([100 * level.mean], [at], "o", color="C0", markersize=4)
-    axes.set_yticks(places, [format_level(level) for level in levels], fontsize=8)
+            axes.plot([100 * limit for limit in level.interval], [y, y], color="C0", linewidth=1.5)
+        axes.plot([100 * level.mean], [y], "o", color="C0", markersize=4)
+    axes.set_yticks(positions, [format_level(level) for level in levels], fontsize=8)
     axes.set_xlabel("mAP@10 on validation (%)")
     axes.grid(axis="x", linewidth=0.3)
 
@@ -118,12 +118,12 @@ def draw_interaction(axes: Axes, interaction: InteractionTable) -> None:
     axes.set_xlabel(interaction.factors[1])
 
 
-def interaction_height(interaction: InteractionTable) -> float:
+def compute_interaction_height(interaction: InteractionTable) -> float:
     """Return the height of the heat map in inches."""
     return 1.4 + 0.45 * len(interaction.levels[0])
 
 
-def effects_height(levels: Sequence[Level]) -> float:
+def compute_effects_height(levels: Sequence[Level]) -> float:
     """Return the height of the plot of main effects in inches."""
     return 1.0 + 0.36 * len(levels)
 
@@ -131,12 +131,14 @@ def effects_height(levels: Sequence[Level]) -> float:
 def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], None], float]]:
     """Return functions that draw mAP@10 and the training loss of each stage by epoch, with the heights of the plots."""
     colours = assign_colours(rows)
-    found: list[tuple[Callable[[Axes], None], float]] = []
+    panels: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         for metric in ("map10", "train_loss"):
-            own = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
-            if own:
-                names = len({format_pair(row) for row in own}) + len({row.trial.paraphrase_probability for row in own})
-                draw = partial(draw_curves, rows=own, colours=colours, metric=metric)
-                found.append((draw, HEIGHT + 0.1 * names))
-    return found
+            shown_rows = [row for row in rows if row.trial.stage == stage and row.curves[metric]]
+            if shown_rows:
+                names = len({format_pair(row) for row in shown_rows}) + len(
+                    {row.trial.paraphrase_probability for row in shown_rows}
+                )
+                draw = partial(draw_curves, rows=shown_rows, colours=colours, metric=metric)
+                panels.append((draw, HEIGHT + 0.1 * names))
+    return panels

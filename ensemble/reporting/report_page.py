@@ -12,11 +12,11 @@ from ensemble.record import html_page
 from ensemble.reporting import main_effects, trial_rows
 from ensemble.reporting.ensemble_rows import EnsembleRow
 from ensemble.reporting.plots import (
+    compute_effects_height,
+    compute_interaction_height,
     draw_bands,
     draw_effects,
     draw_interaction,
-    effects_height,
-    interaction_height,
     make_curve_panels,
 )
 from ensemble.reporting.retrieval_examples import PlayableClips, RetrievalExample
@@ -35,9 +35,9 @@ class ReportContent:
     tables: Sequence[ReportTable]
     notes: Sequence[str]  # notes on missing metrics
     rows: Sequence[TrialRow]
-    chosen: EnsembleRow | None  # ensemble that is shown in detail
-    answers: Sequence[RetrievalExample]
-    heard: PlayableClips
+    newest: EnsembleRow | None  # ensemble that is shown in detail
+    examples: Sequence[RetrievalExample]
+    clips: PlayableClips
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StageCost:
     """Cost of the trials of a stage; None where it is unknown."""
 
     stage: str
-    number: int
+    num_trials: int
     hours: float
     gpu_hours: float | None
     cpu_hours: float | None  # of trials without a GPU
@@ -55,56 +55,56 @@ def render_page(content: ReportContent) -> str:
     """Return the page as HTML."""
     fine_tunings = [row for row in content.rows if row.trial.pretraining]
     compared = fine_tunings or content.rows
-    trials, values = [row.trial for row in compared], [row.best for row in compared]
+    trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]
     levels, left_out = main_effects.estimate_main_effects(trials, values)
-    crossed = main_effects.cross_factors(trials, values, levels)
+    interaction = main_effects.compute_interaction(trials, values, levels)
     shares = sorted({row.trial.paraphrase_probability for row in fine_tunings})
     figure_2 = [
         html_page.render_svg(
-            partial(draw_bands, title=title, bands=own, shares=shares), html_page.WIDTH, html_page.HEIGHT
+            partial(draw_bands, title=title, bands=bands, shares=shares), html_page.WIDTH, html_page.HEIGHT
         )
-        for title, own in trial_rows.build_bands(content.rows).items()
+        for title, bands in trial_rows.build_bands(content.rows).items()
     ]
     curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(content.rows)]
     effects = (
-        html_page.render_svg(partial(draw_effects, levels=levels), html_page.WIDTH, effects_height(levels))
+        html_page.render_svg(partial(draw_effects, levels=levels), html_page.WIDTH, compute_effects_height(levels))
         if levels
         else None
     )
     heat_map = (
         html_page.render_svg(
-            partial(draw_interaction, interaction=crossed), html_page.WIDTH, interaction_height(crossed)
+            partial(draw_interaction, interaction=interaction), html_page.WIDTH, compute_interaction_height(interaction)
         )
-        if crossed
+        if interaction
         else None
     )
     environment = jinja2.Environment(autoescape=True)
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        leaf=content, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,
-        crossed=crossed, heat_map=heat_map, are_fine_tunings=bool(fine_tunings),
-        plots=draw_ensemble_plots(content.chosen), costs=summarise_costs(content.rows), titles=METRIC_TITLES,
+        content=content, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,
+        crossed=interaction, heat_map=heat_map, are_fine_tunings=bool(fine_tunings),
+        plots=draw_ensemble_plots(content.newest), costs=summarise_costs(content.rows), titles=METRIC_TITLES,
     )  # fmt: skip
     return text
 
 
-def draw_ensemble_plots(chosen: EnsembleRow | None) -> dict[str, Markup]:
+def draw_ensemble_plots(newest: EnsembleRow | None) -> dict[str, Markup]:
     """Return the plots of an ensemble, with members labelled by their numbers in the table."""
-    if chosen is None:
+    if newest is None:
         return {}
-    ensemble = chosen.ensemble
+    ensemble = newest.ensemble
     return html_page.draw_plots(
-        ensemble, METRIC_TITLES.get(ensemble.metric, ensemble.metric), [row.number for row in chosen.members]
+        ensemble, METRIC_TITLES.get(ensemble.metric, ensemble.metric), [row.number for row in newest.members]
     )
 
 
 def summarise_costs(rows: Sequence[TrialRow]) -> list[StageCost]:
     """Return the total cost of each stage's trials."""
-    found = []
+    costs = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
-        own = [row for row in rows if row.trial.stage == stage]
-        hours = sum(row.hours for row in own)
-        gpus = [row.hours * row.gpus for row in own if row.gpus is not None]
-        cpus = [0.0 if row.gpus else row.hours * row.cpus for row in own if row.cpus is not None]
-        known = [sum(part) if len(part) == len(own) else None for part in (gpus, cpus)]
-        found.append(StageCost(stage, len(own), hours, *known))
-    return found
+        stage_rows = [row for row in rows if row.trial.stage == stage]
+        hours = sum(row.hours for row in stage_rows)
+        gpus = [row.hours * row.gpus for row in stage_rows if row.gpus is not None]
+        cpus = [0.0 if row.gpus else row.hours * row.cpus for row in stage_rows if row.cpus is not None]
+        known = [sum(part) if len(part) == len(stage_rows) else None for part in (gpus, cpus)]
+        costs.append(StageCost(stage, len(stage_rows), hours, *known))
+    return costs

@@ -23,8 +23,8 @@ from ensemble.pool.score_matrices import ScoreMatrices
 from trainables.records.embeddings import Embeddings
 from trainables.records.ensemble_file import Ensemble
 
-MOST_QUERIES, TOP = 100, 5
-HEARD_S, HEARD_RATE_HZ, COMPRESSION = 10.0, 16_000, 0.95
+MAX_QUERIES, TOP = 100, 5
+EXCERPT_S, EXCERPT_RATE_HZ, COMPRESSION_LEVEL = 10.0, 16_000, 0.95
 """Length, sample rate and compression level of an excerpt.
 
 An excerpt is an MP3, which every browser plays, of about 25 kB; Opus takes six times as long to encode.
@@ -42,7 +42,7 @@ class RetrievedClip:
     caption: str  # the first of its captions
     score: float
     rank: int
-    is_true: bool
+    is_relevant: bool
 
     @property
     def name(self) -> str:
@@ -61,14 +61,14 @@ class RetrievalExample:
     @property
     def rank(self) -> int | None:
         """Rank of the first relevant clip."""
-        return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_true), default=None)
+        return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_relevant), default=None)
 
 
 @dataclass(frozen=True)
 class PlayableClips:
     """Excerpts of clips as data URIs, and the problems of clips without one."""
 
-    sounds: Mapping[str, str]
+    excerpts: Mapping[str, str]
     problems: Sequence[str] = ()
 
 
@@ -79,26 +79,26 @@ def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings)
     for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
         for clip_id in clip_ids:
             caption.setdefault(clip_id, text)
-    place = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
+    index_of = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
     number = len(split.queries)
-    answers = []
-    for query in sorted({int(at) for at in np.linspace(0, number - 1, min(MOST_QUERIES, number))}):
+    examples = []
+    for query in sorted({int(at) for at in np.linspace(0, number - 1, min(MAX_QUERIES, number))}):
         scores_A = evaluation.fuse_block(source, weights.tolist(), query, query + 1)[0] / weights.sum()
-        true = {place[clip_id] for clip_id in split.relevant_clip_ids[query]}
-        clips = rank_clips(scores_A, true, [(clip_id, caption.get(clip_id, "")) for clip_id in split.clip_ids])
-        answers.append(RetrievalExample(split.queries[query], clips[:TOP], clips[TOP:]))
-    return answers
+        relevant = {index_of[clip_id] for clip_id in split.relevant_clip_ids[query]}
+        clips = rank_clips(scores_A, relevant, [(clip_id, caption.get(clip_id, "")) for clip_id in split.clip_ids])
+        examples.append(RetrievalExample(split.queries[query], clips[:TOP], clips[TOP:]))
+    return examples
 
 
-def rank_clips(scores_A: NDArray[Any], true: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
+def rank_clips(scores_A: NDArray[Any], relevant: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
     """Return the first TOP clips and relevant clips of lower rank; among equal scores, relevant clips rank last."""
-    is_true_A = np.isin(np.arange(len(scores_A)), list(true))
-    order = np.lexsort((is_true_A, -scores_A))
+    is_relevant_A = np.isin(np.arange(len(scores_A)), list(relevant))
+    order = np.lexsort((is_relevant_A, -scores_A))
     return [
-        RetrievedClip(clip_id, caption, float(scores_A[clip]), rank, clip in true)
+        RetrievedClip(clip_id, caption, float(scores_A[clip]), rank, clip in relevant)
         for rank, clip in enumerate(order.tolist(), start=1)
         for clip_id, caption in named_A[clip : clip + 1]
-        if rank <= TOP or clip in true
+        if rank <= TOP or clip in relevant
     ]
 
 
@@ -112,27 +112,27 @@ def load_excerpts(
         if split.fingerprint != fingerprint
         else []
     )
-    place = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
-    named = dict.fromkeys(clip.clip_id for answer in examples for clip in (*answer.best, *answer.missed))
-    sounds: dict[str, str] = {}
+    index_of = {clip_id: index for index, clip_id in enumerate(split.clip_ids)}
+    named = dict.fromkeys(clip.clip_id for example in examples for clip in (*example.best, *example.missed))
+    excerpts: dict[str, str] = {}
     problems: list[str] = []
     num_bytes = 0
     for number, clip_id in enumerate(named):
         try:
-            if clip_id not in place:
+            if clip_id not in index_of:
                 raise UserError(f"{split.store}/{split_name} has no clip {clip_id}")
-            sounds[clip_id] = encode_excerpt(split, place[clip_id])
+            excerpts[clip_id] = encode_excerpt(split, index_of[clip_id])
         except (UserError, OSError) as error:
             problems.append(str(error))
             continue
-        num_bytes += len(sounds[clip_id])
+        num_bytes += len(excerpts[clip_id])
         if num_bytes > MAX_SOUND_BYTES:
-            del sounds[clip_id]
+            del excerpts[clip_id]
             problems.append(
                 f"{len(named) - number} of {len(named)} clips have no recording: the page would be too large"
             )
             break
-    return PlayableClips(sounds, [*changed, *abbreviate(problems)])
+    return PlayableClips(excerpts, [*changed, *abbreviate(problems)])
 
 
 def abbreviate(problems: Sequence[str]) -> list[str]:
@@ -142,11 +142,11 @@ def abbreviate(problems: Sequence[str]) -> list[str]:
 
 def encode_excerpt(split: StoredSplit, clip: int) -> str:
     """Return an excerpt of a clip as a data URI."""
-    samples = split.read_window(clip, 0, min(round(HEARD_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
+    samples = split.read_window(clip, 0, min(round(EXCERPT_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()
-    low = soxr.resample(samples, SAMPLE_RATE_HZ, HEARD_RATE_HZ)
+    resampled = soxr.resample(samples, SAMPLE_RATE_HZ, EXCERPT_RATE_HZ)
     soundfile.write(
-        file, low, HEARD_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE",
-        compression_level=COMPRESSION,
+        file, resampled, EXCERPT_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE",
+        compression_level=COMPRESSION_LEVEL,
     )  # fmt: skip
     return f"data:audio/mpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

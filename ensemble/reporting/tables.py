@@ -43,7 +43,7 @@ class TableLine:
     """Line of a table: a trial, an ensemble, or a summary over seeds."""
 
     labels: Sequence[str]  # one for each heading
-    figures: Mapping[str, Cell]  # by metric; empty if there are none
+    metrics: Mapping[str, Cell]  # by metric; empty if there are none
     published: Mapping[str, float] = field(default_factory=dict)  # the paper's values by metric
     is_ensemble: bool = False  # its second label is a name that spans all other labels
 
@@ -73,14 +73,14 @@ class ReportTable:
 
 def format_cells(table: ReportTable, line: TableLine) -> list[str]:
     """Return the cells of a line: each value with its limits in brackets."""
-    found = list(line.labels)
+    cells = list(line.labels)
     for name, is_papers in table.list_columns():
-        figure, theirs = line.figures.get(name), line.published.get(name)
+        cell, paper_value = line.metrics.get(name), line.published.get(name)
         if is_papers:
-            found.append("" if theirs is None else f"{theirs:.2f}")
+            cells.append("" if paper_value is None else f"{paper_value:.2f}")
         else:
-            found.append(f"{figure.text} ({figure.format_limits()})" if figure else "")
-    return found
+            cells.append(f"{cell.text} ({cell.format_limits()})" if cell else "")
+    return cells
 
 
 def to_markdown(table: ReportTable) -> str:
@@ -102,9 +102,9 @@ def to_csv(table: ReportTable) -> str:
     for line in table.lines:
         row = list(line.labels)
         for name in METRICS:
-            figure, theirs = line.figures.get(name), line.published.get(name)
-            row += [f"{value:.2f}" for value in (figure.value, figure.low, figure.high)] if figure else [""] * 3
-            row.append("" if theirs is None else f"{theirs:.2f}")
+            cell, paper_value = line.metrics.get(name), line.published.get(name)
+            row += [f"{value:.2f}" for value in (cell.value, cell.low, cell.high)] if cell else [""] * 3
+            row.append("" if paper_value is None else f"{paper_value:.2f}")
         rows.append(row)
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
@@ -121,14 +121,14 @@ def format_latex_cells(table: ReportTable, line: TableLine) -> list[str]:
     labels = [escape_latex(label) for label in line.labels]
     if line.is_ensemble:
         labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]
-    figures = []
+    cells = []
     for name, is_papers in table.list_columns():
-        figure, theirs = line.figures.get(name), line.published.get(name)
+        cell, paper_value = line.metrics.get(name), line.published.get(name)
         if is_papers:
-            figures.append("" if theirs is None else f"{theirs:.2f}")
+            cells.append("" if paper_value is None else f"{paper_value:.2f}")
         else:
-            figures.append(rf"{figure.text} {{\scriptsize {figure.format_limits('--')}}}" if figure else "")
-    return [*labels, *figures]
+            cells.append(rf"{cell.text} {{\scriptsize {cell.format_limits('--')}}}" if cell else "")
+    return [*labels, *cells]
 
 
 def to_latex(table: ReportTable) -> str:
@@ -147,15 +147,15 @@ def to_latex(table: ReportTable) -> str:
 def print_table(table: ReportTable) -> None:
     """Print the table on the terminal, with limits for the first metric only, to save width."""
     shown = Table(title=table.title, title_justify="left", box=None)
-    for place, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="left" if place else "right", no_wrap=True)
+    for index, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if index else "right", no_wrap=True)
     for name, is_papers in table.list_columns():
         shown.add_column("paper" if is_papers else METRIC_TITLES[name], justify="right", no_wrap=True)
     for line in table.lines:
         row = format_cells(table, line)
-        for place, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
+        for index, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
             if name != METRICS[0]:
-                row[place] = row[place].partition(" ")[0]
+                row[index] = row[index].partition(" ")[0]
         shown.add_row(*map(Text, row))  # brackets in a cell are not markup
     wide = Console(width=MAX_TERMINAL_WIDTH)
     width = Measurement.get(wide, wide.options, shown).maximum

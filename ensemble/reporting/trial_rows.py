@@ -11,7 +11,7 @@ import numpy as np
 
 from data.errors import UserError
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import FILES, Candidate, Which, load_trial_scores
+from ensemble.pool.candidates import EMBEDDINGS_FILES, Candidate, Role, load_trial_scores
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record.build import make_single_weights
 from ensemble.reporting import main_effects, paper_results
@@ -33,7 +33,7 @@ class TrialRow:
     hours: float  # from the first start of its run to the end
     gpus: float | None = None  # None if unknown
     cpus: float | None = None
-    figures: Estimates = field(default_factory=dict)  # metrics; empty if there are none
+    metrics: Estimates = field(default_factory=dict)  # metrics; empty if there are none
     missing: str = ""  # reason why there are none
 
     @property
@@ -50,14 +50,14 @@ class TrialRow:
         return " x ".join(map(str, shared)) if any(shared) else "none"
 
     @property
-    def best(self) -> float:
+    def best_map10(self) -> float:
         """Best mAP@10 on validation; NaN if nothing was validated."""
         return max(self.curves["map10"].values(), default=float("nan"))
 
 
-def with_seed_zero(trial: Trial) -> Trial:
+def reset_seeds(trial: Trial) -> Trial:
     """Return the trial and its pretrainings with seed 0, which are equal for trials that differ only in their seeds."""
-    return replace(trial, seed=0, pretraining=with_seed_zero(trial.pretraining) if trial.pretraining else None)
+    return replace(trial, seed=0, pretraining=reset_seeds(trial.pretraining) if trial.pretraining else None)
 
 
 def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[TrialRow], list[str]]:
@@ -65,7 +65,7 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
 
     Rows are grouped by pair of encoders, with pretrainings before fine-tunings and seeds next to each other.
     """
-    found, problems = [], []
+    readable, problems = [], []
     for candidate in candidates:
         try:
             trial = trials.from_json(ledger.load_config(candidate.trial_run))
@@ -74,23 +74,23 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
             reason = f"it no longer exists in {candidate.trial_run.artifacts}" if is_gone else str(error)
             problems.append(f"{candidate.name} is left out: its config can't be read: {reason}")
             continue
-        found.append((sort_key(trial), candidate, trial))
-    found.sort(key=lambda entry: (entry[0], entry[1].key))
+        readable.append((make_sort_key(trial), candidate, trial))
+    readable.sort(key=lambda entry: (entry[0], entry[1].key))
     rows = []
-    for number, (_, candidate, trial) in enumerate(found, start=1):
+    for number, (_, candidate, trial) in enumerate(readable, start=1):
         run = candidate.trial_run
         rows.append(TrialRow(number, candidate, trial, ledger.load_curves(run), run.hours, run.gpus, run.cpus))
     return rows, problems
 
 
-def sort_key(trial: Trial) -> tuple[Any, ...]:
+def make_sort_key(trial: Trial) -> tuple[Any, ...]:
     """Return the sort key of a trial in the table."""
     rate = trial.schedule.peak_rate
     return (
         paper_results.make_key(trial),
         trial.paraphrase_probability,
         rate,
-        repr(with_seed_zero(trial)),
+        repr(reset_seeds(trial)),
         list_seeds(trial),
     )
 
@@ -106,59 +106,65 @@ class EvaluatedTrials:
 
     rows: list[TrialRow]
     source: ScoreMatrices | None = None  # None if no row has metrics
-    places: dict[str, int] = field(default_factory=dict)  # indices in the source, by signature
+    indices: dict[str, int] = field(default_factory=dict)  # indices in the source, by signature
     split: Embeddings | None = None  # embeddings with queries and clips in the source's order
 
 
-def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], which: Which) -> EvaluatedTrials:
+def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], role: Role) -> EvaluatedTrials:
     """Return the rows with their metrics on a split; rows without metrics have the reason in `missing`."""
-    there, reasons = [], {}
+    embedded_rows, reasons = [], {}
     for row in rows:
         try:
-            split = ledger.load_embeddings(row.candidate.trial_run, FILES[which])
-            there.append((row, split))
+            split = ledger.load_embeddings(row.candidate.trial_run, EMBEDDINGS_FILES[role])
+            embedded_rows.append((row, split))
         except MissingArtifactError as error:
-            reasons[row.number] = f"its embeddings of {which} can't be found in {error.where}"
+            reasons[row.number] = f"its embeddings of {role} can't be found in {error.where}"
         except UserError as error:
             reasons[row.number] = str(error)
-    if not there:
+    if not embedded_rows:
         return EvaluatedTrials([replace(row, missing=reasons[row.number]) for row in rows])
-    source = load_trial_scores(ledger, [(row.candidate, FILES[which]) for row, _ in there])
-    found: dict[int, Estimates] = {}
-    for place, (row, _) in enumerate(there):
+    source = load_trial_scores(ledger, [(row.candidate, EMBEDDINGS_FILES[role]) for row, _ in embedded_rows])
+    estimates: dict[int, Estimates] = {}
+    for index, (row, _) in enumerate(embedded_rows):
         try:
             values = evaluation.compute_per_query(
-                source.select([place]), make_single_weights(0, 1), paper_results.METRICS
+                source.select([index]), make_single_weights(0, 1), paper_results.METRICS
             )
-            found[row.number] = evaluation.estimate_all(values, source.relevance)
+            estimates[row.number] = evaluation.estimate_all(values, source.relevance)
         except UserError as error:
             reasons[row.number] = str(error)
-    judged = [replace(row, figures=found.get(row.number, {}), missing=reasons.get(row.number, "")) for row in rows]
-    places = {row.candidate.signature: place for place, (row, _) in enumerate(there) if row.number in found}
-    return EvaluatedTrials(judged, source, places, there[0][1]) if places else EvaluatedTrials(judged)
+    evaluated = [
+        replace(row, metrics=estimates.get(row.number, {}), missing=reasons.get(row.number, "")) for row in rows
+    ]
+    indices = {
+        row.candidate.signature: index for index, (row, _) in enumerate(embedded_rows) if row.number in estimates
+    }
+    return EvaluatedTrials(evaluated, source, indices, embedded_rows[0][1]) if indices else EvaluatedTrials(evaluated)
 
 
 def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
     """Return rows that differ only in their seeds, by their common settings."""
-    found: dict[Trial, list[TrialRow]] = {}
+    groups: dict[Trial, list[TrialRow]] = {}
     for row in rows:
-        found.setdefault(with_seed_zero(row.trial), []).append(row)
-    return found
+        groups.setdefault(reset_seeds(row.trial), []).append(row)
+    return groups
 
 
 def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
     """Return for each row, by number, the settings that vary within its stage but have no column of their own."""
-    found = {}
+    descriptions = {}
     for stage in dict.fromkeys(row.trial.stage for row in rows):
-        own = [row for row in rows if row.trial.stage == stage]
-        varying = main_effects.find_varying_factors([row.trial for row in own])
-        shares = {row.trial.paraphrase_probability for row in own} - {0.0}
+        stage_rows = [row for row in rows if row.trial.stage == stage]
+        varying = main_effects.find_varying_factors([row.trial for row in stage_rows])
+        shares = {row.trial.paraphrase_probability for row in stage_rows} - {0.0}
         hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}
         names = [name for name in varying if name not in hidden and not name.endswith("seed")]
-        for place, row in enumerate(own):
-            told = [(name, varying[name][place]) for name in names]
-            found[row.number] = ", ".join(level if name == "paraphrases" else f"{name} {level}" for name, level in told)
-    return found
+        for index, row in enumerate(stage_rows):
+            levels = [(name, varying[name][index]) for name in names]
+            descriptions[row.number] = ", ".join(
+                level if name == "paraphrases" else f"{name} {level}" for name, level in levels
+            )
+    return descriptions
 
 
 @dataclass(frozen=True)
@@ -176,31 +182,34 @@ def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> di
     The keys are the titles of the plots.
     """
     settings = {
-        setting: drawn
-        for setting, own in group_by_settings(rows).items()
-        if setting.pretraining and (drawn := [row for row in own if row.curves[metric]])
+        setting: rows_with_curve
+        for setting, group in group_by_settings(rows).items()
+        if setting.pretraining and (rows_with_curve := [row for row in group if row.curves[metric]])
     }
     names = build_titles([replace(setting, paraphrase_probability=0.0) for setting in settings])
-    found: dict[str, list[SeedBand]] = {}
-    for (setting, own), title in zip(settings.items(), names, strict=True):
-        curve = average_curves([row.curves[metric] for row in own])
+    bands: dict[str, list[SeedBand]] = {}
+    for (setting, group), title in zip(settings.items(), names, strict=True):
+        curve = average_curves([row.curves[metric] for row in group])
         if curve:
-            found.setdefault(title, []).append(SeedBand(setting.paraphrase_probability, len(own), curve))
-    return found
+            bands.setdefault(title, []).append(SeedBand(setting.paraphrase_probability, len(group), curve))
+    return bands
 
 
 def build_titles(settings: Sequence[Trial]) -> list[str]:
     """Return a title for each trial: its encoders, and the other settings in which the trials differ."""
     varying = main_effects.find_varying_factors(settings)
-    found = []
-    for place, setting in enumerate(settings):
-        more = [f"{name} {levels[place]}" for name, levels in varying.items() if name not in ("audio", "text")]
-        found.append(", ".join([paper_results.make_key(setting).audio, paper_results.make_key(setting).text, *more]))
-    return found
+    titles = []
+    for index, setting in enumerate(settings):
+        more = [f"{name} {levels[index]}" for name, levels in varying.items() if name not in ("audio", "text")]
+        titles.append(", ".join([paper_results.make_key(setting).audio, paper_results.make_key(setting).text, *more]))
+    return titles
 
 
 def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
     """Return mean, minimum and maximum of the curves at each epoch that all of them have."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}
-    return {epoch: (float(np.mean(own)), min(own), max(own)) for epoch, own in values.items()}
+    return {
+        epoch: (float(np.mean(epoch_values)), min(epoch_values), max(epoch_values))
+        for epoch, epoch_values in values.items()
+    }

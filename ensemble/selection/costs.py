@@ -11,8 +11,8 @@ from data.errors import UserError
 from ensemble.pool.candidates import Candidate
 from trainables.records.run_storage import RunStorage
 
-SENTENCE = "a dog barks in the distance while rain falls on a tin roof"
-REPEATS = 7
+TIMED_SENTENCE = "a dog barks in the distance while rain falls on a tin roof"
+NUM_REPEATS = 7
 
 
 def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> list[float]:
@@ -29,7 +29,7 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
     """
     if kind not in ("parameters", "latency"):
         return read_cost_file(Path(kind), candidates)
-    found = []
+    costs = []
     for candidate in candidates:
         if not candidate.signature or not runs.has_model(candidate.signature):
             raise UserError(
@@ -37,23 +37,23 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
             )
         with tempfile.TemporaryDirectory() as scratch:
             folder = runs.fetch_model(candidate.signature, Path(scratch) / "model")
-            found.append(count_parameters(folder) if kind == "parameters" else measure_latency_ms(folder))
-    return found
+            costs.append(count_parameters(folder) if kind == "parameters" else measure_latency_ms(folder))
+    return costs
 
 
 def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
     """Return the candidates' costs from a JSON file {name: cost}. Raises UserError if one is missing or not above 0."""
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--cost: {path} isn't 'parameters', 'latency' or a JSON file of costs: {error}") from error
-    found = []
+    costs = []
     for candidate in candidates:
-        cost = given.get(candidate.name) if isinstance(given, dict) else None
+        cost = content.get(candidate.name) if isinstance(content, dict) else None
         if not isinstance(cost, int | float) or not cost > 0:
             raise UserError(f"--cost: {path} has no cost above 0 for {candidate.name!r}")
-        found.append(float(cost))
-    return found
+        costs.append(float(cost))
+    return costs
 
 
 def count_parameters(folder: Path) -> float:
@@ -75,10 +75,10 @@ def measure_latency_ms(folder: Path) -> float:
     from trainables.records.checkpoint import load_model
 
     model = load_model(folder).eval()
-    took = []
-    for _ in range(REPEATS):
+    durations_s = []
+    for _ in range(NUM_REPEATS):
         began = time.perf_counter()
         with torch.inference_mode():
-            model.embed_text(model.text.tokenize([SENTENCE]))
-        took.append(time.perf_counter() - began)
-    return 1000 * statistics.median(took[1:])
+            model.embed_text(model.text.tokenize([TIMED_SENTENCE]))
+        durations_s.append(time.perf_counter() - began)
+    return 1000 * statistics.median(durations_s[1:])

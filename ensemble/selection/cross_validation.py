@@ -13,9 +13,9 @@ from data.errors import UserError
 from ensemble.selection.greedy import SelectionConfig, select
 from ensemble.selection.pruned_pool import PrunedPool
 
-FOLDS = 5
+DEFAULT_FOLDS = 5
 
-PoolOf = Callable[[NDArray[np.bool_]], PrunedPool]
+PoolForQueries = Callable[[NDArray[np.bool_]], PrunedPool]
 """Function from a mask of queries [Q] to the pruned pool of all queries, with epochs chosen on the masked queries."""
 
 
@@ -37,20 +37,22 @@ class NestedCvResult:
         return float(self.best_single_Q.mean())
 
 
-def assign_folds(group_Q: NDArray[np.int64], folds: int, seed: int = 0) -> NDArray[np.int64]:
+def assign_folds(group_Q: NDArray[np.int64], num_folds: int, seed: int = 0) -> NDArray[np.int64]:
     """Return the fold of each query [Q], drawn at random; groups of queries stay together.
 
     Raises UserError if there are fewer groups than folds.
     """
     groups = np.unique(group_Q)
-    if len(groups) < folds:
-        raise UserError(f"{len(groups)} clips can't be split into {folds} folds: reduce --folds; --folds 0 skips them")
-    fold_G = np.random.default_rng(seed).permutation(np.arange(len(groups)) % folds)
-    found: NDArray[np.int64] = fold_G[np.searchsorted(groups, group_Q)]
-    return found
+    if len(groups) < num_folds:
+        raise UserError(
+            f"{len(groups)} clips can't be split into {num_folds} folds: reduce --folds; --folds 0 skips them"
+        )
+    fold_G = np.random.default_rng(seed).permutation(np.arange(len(groups)) % num_folds)
+    fold_Q: NDArray[np.int64] = fold_G[np.searchsorted(groups, group_Q)]
+    return fold_Q
 
 
-def cross_validate(live_of: PoolOf, rules: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
+def cross_validate(pool_for: PoolForQueries, config: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
     """For each fold, select on the other folds and evaluate on that fold.
 
     Args:
@@ -63,10 +65,10 @@ def cross_validate(live_of: PoolOf, rules: SelectionConfig, fold_Q: NDArray[np.i
     """
     ensemble_Q, best_single_Q = np.empty(len(fold_Q)), np.empty(len(fold_Q))
     for fold in np.unique(fold_Q):
-        seen_Q = fold_Q != fold
-        live = live_of(seen_Q)
-        selection = select(live, rules, seen_Q)
-        best = live.sort_candidates(live.score_singles[:, seen_Q].sum(axis=1))[0]
-        ensemble_Q[~seen_Q] = live.score_ensemble(selection.counts)[~seen_Q] / live.gains.one
-        best_single_Q[~seen_Q] = live.score_singles[best, ~seen_Q] / live.gains.one
+        include_Q = fold_Q != fold
+        pruned = pool_for(include_Q)
+        selection = select(pruned, config, include_Q)
+        best = pruned.sort_candidates(pruned.single_scores[:, include_Q].sum(axis=1))[0]
+        ensemble_Q[~include_Q] = pruned.score_ensemble(selection.counts)[~include_Q] / pruned.gains.perfect_score
+        best_single_Q[~include_Q] = pruned.single_scores[best, ~include_Q] / pruned.gains.perfect_score
     return NestedCvResult(ensemble_Q, best_single_Q)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import FILES, Candidate, load_trial_scores
+from ensemble.pool.candidates import EMBEDDINGS_FILES, Candidate, load_trial_scores
 from ensemble.pool.score_matrices import ScoreMatrices
 from trainables.records.ledger import Ledger
 
@@ -30,7 +30,7 @@ class EpochScores:
     files: tuple[str, ...]  # artifacts with their embeddings
     values_EQ: NDArray[np.float64]
 
-    def best_file(self, include_Q: NDArray[np.bool_]) -> str:
+    def find_best_file(self, include_Q: NDArray[np.bool_]) -> str:
         """Return the file of the epoch with the highest mean on the queries of a mask [Q]."""
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
@@ -38,28 +38,28 @@ class EpochScores:
 def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, EpochScores]:
     """Return the epochs' metric values by signature, for the trials whose epochs are all stored."""
     trials = [candidate for candidate in candidates if candidate.run]
-    found = {}
+    scores = {}
     for trial in trials:
         files = ledger.list_epochs(trial.trial_run)
         if not files:
             continue
-        reference = (trials[0], FILES["validation"])  # its order of queries is that of the pool
+        reference = (trials[0], EMBEDDINGS_FILES["validation"])  # its order of queries is that of the pool
         source = load_trial_scores(ledger, [reference, *[(trial, file) for file in files]])
         values = [
-            evaluation.compute_per_query(source.select([place]), [1], [EPOCH_METRIC])[EPOCH_METRIC]
-            for place in range(1, len(files) + 1)
+            evaluation.compute_per_query(source.select([index]), [1], [EPOCH_METRIC])[EPOCH_METRIC]
+            for index in range(1, len(files) + 1)
         ]
-        found[trial.signature] = EpochScores(tuple(files), np.stack(values))
-    return found
+        scores[trial.signature] = EpochScores(tuple(files), np.stack(values))
+    return scores
 
 
 def choose_epoch_files(epochs: Mapping[str, EpochScores], include_Q: NDArray[np.bool_]) -> dict[str, str]:
     """Return by signature the file of each trial's best epoch on the queries of a mask [Q]."""
-    return {signature: own.best_file(include_Q) for signature, own in epochs.items()}
+    return {signature: scores.find_best_file(include_Q) for signature, scores in epochs.items()}
 
 
-def select_captions(pool: ScoreMatrices, seen_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def select_captions(pool: ScoreMatrices, include_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return, in audio-to-text direction, the captions whose clips are all among the selected clips [A]."""
-    seen_Q = np.ones(pool.num_clips, bool)
-    seen_Q[pool.relevance.clip_P[~seen_A[pool.relevance.query_P]]] = False
-    return seen_Q
+    include_Q = np.ones(pool.num_clips, bool)
+    include_Q[pool.relevance.clip_P[~include_A[pool.relevance.query_P]]] = False
+    return include_Q

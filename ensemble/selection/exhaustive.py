@@ -33,7 +33,7 @@ MAX_BYTES_PER_THREAD = 2**29
 
 
 def score_subsets(
-    live: PrunedPool,
+    pruned: PrunedPool,
     models: Sequence[int],
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
@@ -54,74 +54,75 @@ def score_subsets(
             f"exact: {len(models)} candidates have 2**{len(models)} subsets; the maximum is {MAX_MODELS} candidates: "
             "select from the best single ones with --among, or use --method greedy"
         )
-    queries = np.flatnonzero(np.ones(live.num_queries, bool) if include_Q is None else include_Q)
-    rows = [select_columns(chunk.rows, models, counts) for chunk in live.chunks]
-    return search_subsets(live, rows, select_columns(live.target_PM, models, counts), queries)
+    queries = np.flatnonzero(np.ones(pruned.num_queries, bool) if include_Q is None else include_Q)
+    rows = [select_columns(chunk.rows, models, counts) for chunk in pruned.chunks]
+    return search_subsets(pruned, rows, select_columns(pruned.target_PM, models, counts), queries)
 
 
 def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
     """Return some of the columns, each multiplied by its count."""
-    found = scores[:, list(models)]
-    return np.ascontiguousarray(found if counts is None else found.astype(np.float64) * np.asarray(counts))
+    columns = scores[:, list(models)]
+    return np.ascontiguousarray(columns if counts is None else columns.astype(np.float64) * np.asarray(counts))
 
 
 def search_subsets(
-    live: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
+    pruned: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
     """Return the scores of all subsets over some queries, in the smallest integer type that holds them."""
-    from ensemble.selection.subset_kernels import count_low_models, walk
+    from ensemble.selection.subset_kernels import add_subset_scores, count_low_models
 
-    num_models, gains = target_PM.shape[1], live.gains
+    num_models, gains = target_PM.shape[1], pruned.gains
     low = int(count_low_models(num_models))
-    dtype = np.dtype(np.int32 if gains.one * live.num_queries < 2**31 else np.int64)
-    shares = live.threads if live.threads * dtype.itemsize << num_models <= MAX_BYTES_PER_THREAD else 1
-    prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, live.threads - 1).bit_length())
+    dtype = np.dtype(np.int32 if gains.perfect_score * pruned.num_queries < 2**31 else np.int64)
+    shares = pruned.threads if pruned.threads * dtype.itemsize << num_models <= MAX_BYTES_PER_THREAD else 1
+    prefix_bits = 0 if shares > 1 else min(num_models - low, max(0, pruned.threads - 1).bit_length())
     leaves = 1 << (num_models - low - prefix_bits)
-    worth_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), dtype)
+    scores_TPLS = np.zeros((shares, 1 << prefix_bits, leaves, 1 << low), dtype)
 
     def work(share: int, prefix: int) -> None:
         nodes = np.zeros(2 * leaves, dtype)
-        worth_LS = worth_TPLS[share, prefix]
-        for chunk, chunk_rows in zip(live.chunks, rows, strict=True):
-            own = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)][share::shares]
-            own = own[live.pair_first_Q[own + 1] > live.pair_first_Q[own]]
-            if len(own):
-                walk(own, live.pair_first_Q, live.first_P, live.last_P, live.always_P, chunk_rows, target_PM,
-                     gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits, nodes,
-                     worth_LS)  # fmt: skip
+        scores_LS = scores_TPLS[share, prefix]
+        for chunk, chunk_rows in zip(pruned.chunks, rows, strict=True):
+            share_queries = queries[(queries >= chunk.first_query) & (queries < chunk.last_query)][share::shares]
+            share_queries = share_queries[pruned.pair_first_Q[share_queries + 1] > pruned.pair_first_Q[share_queries]]
+            if len(share_queries):
+                add_subset_scores(
+                    share_queries, pruned.pair_first_Q, pruned.first_P, pruned.last_P, pruned.always_P, chunk_rows,
+                    target_PM, gains.table, gains.factor_Q, gains.by_hit, gains.first_only, prefix, prefix_bits,
+                    nodes, scores_LS)  # fmt: skip
         first = 1  # first node of a level of the heap; a node's score is added to all nodes below it
         while first < leaves:
             nodes[2 * first : 4 * first] += np.repeat(nodes[first : 2 * first], 2)
             first *= 2
-        worth_LS += nodes[leaves:, None]
+        scores_LS += nodes[leaves:, None]
 
-    with ThreadPoolExecutor(live.threads) as workers:
+    with ThreadPoolExecutor(pruned.threads) as workers:
         list(workers.map(work, *zip(*np.ndindex(shares, 1 << prefix_bits), strict=True)))
-    worth_S: NDArray[np.integer] = worth_TPLS.sum(axis=0, dtype=dtype) if shares > 1 else worth_TPLS
-    worth_S = worth_S.reshape(-1)
-    worth_S[0] = 0
-    return worth_S
+    scores_S: NDArray[np.integer] = scores_TPLS.sum(axis=0, dtype=dtype) if shares > 1 else scores_TPLS
+    scores_S = scores_S.reshape(-1)
+    scores_S[0] = 0
+    return scores_S
 
 
-def estimate_seconds(live: PrunedPool, models: Sequence[int]) -> float:
+def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
     """Return the estimated time of scoring all subsets in seconds, from a sample of the queries."""
-    queries = np.unique(np.linspace(0, live.num_queries - 1, min(NUM_TIMED_QUERIES, live.num_queries)).astype(int))
+    queries = np.unique(np.linspace(0, pruned.num_queries - 1, min(NUM_TIMED_QUERIES, pruned.num_queries)).astype(int))
     tried = models[:MAX_TIMED_MODELS]
     began = time.perf_counter()
-    rows = [select_columns(chunk.rows, tried, None) for chunk in live.chunks]
-    target_PM = select_columns(live.target_PM, tried, None)
+    rows = [select_columns(chunk.rows, tried, None) for chunk in pruned.chunks]
+    target_PM = select_columns(pruned.target_PM, tried, None)
     once_s = time.perf_counter() - began
 
-    def takes_s(some: NDArray[np.int64]) -> float:
+    def measure_s(some: NDArray[np.int64]) -> float:
         began = time.perf_counter()
-        search_subsets(live, rows, target_PM, some)
+        search_subsets(pruned, rows, target_PM, some)
         return time.perf_counter() - began
 
-    few = queries[::4]
-    takes_s(few[:1])  # compiles the loop, or loads it from the cache
-    few_s, all_s = takes_s(few), takes_s(queries)
-    each_s = (all_s - few_s) / max(1, len(queries) - len(few))
-    return once_s + few_s + max(0.0, each_s) * live.num_queries * 2.0 ** (len(models) - len(tried))
+    quarter = queries[::4]
+    measure_s(quarter[:1])  # compiles the loop, or loads it from the cache
+    few_s, all_s = measure_s(quarter), measure_s(queries)
+    each_s = (all_s - few_s) / max(1, len(queries) - len(quarter))
+    return once_s + few_s + max(0.0, each_s) * pruned.num_queries * 2.0 ** (len(models) - len(tried))
 
 
 def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:

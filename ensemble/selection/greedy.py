@@ -92,7 +92,7 @@ class Selection:
 class SelectionProblem:
     """Candidates and queries of a selection."""
 
-    live: PrunedPool
+    pruned: PrunedPool
     include_Q: NDArray[np.bool_]
     allowed: tuple[int, ...]  # candidates, in the order of their names
     by_name: tuple[int, ...]  # index of each candidate when all are sorted by name
@@ -101,28 +101,28 @@ class SelectionProblem:
 
     def to_metric(self, score: int) -> float:
         """Return the metric's mean over the queries for an integer score."""
-        return self.live.gains.to_metric(int(score), int(self.include_Q.sum()))
+        return self.pruned.gains.to_metric(int(score), int(self.include_Q.sum()))
 
     def score(self, counts: Counts) -> int:
         """Return the integer score of an ensemble; the empty ensemble scores 0."""
-        return int(self.live.score_ensemble(counts.tolist())[self.include_Q].sum())
+        return int(self.pruned.score_ensemble(counts.tolist())[self.include_Q].sum())
 
     def fits_budget(self, history: Sequence[int], model: int) -> bool:
         """Return whether a candidate can be added within the budget."""
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
-    def find_best(self, worth_M: NDArray[np.int64], among: Iterable[int]) -> int:
+    def find_best(self, scores_M: NDArray[np.int64], among: Iterable[int]) -> int:
         """Return the candidate with the highest score; ties go to the first by name."""
-        return max(among, key=lambda model: (worth_M[model], -self.by_name[model]))
+        return max(among, key=lambda model: (scores_M[model], -self.by_name[model]))
 
-    def prefer(self, first: Selection, second: Selection) -> Selection:
+    def choose_better(self, first: Selection, second: Selection) -> Selection:
         """Return the better of two ensembles; ties go to the smaller one, then to the first."""
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
 def select(
-    live: PrunedPool,
-    rules: SelectionConfig | None = None,
+    pruned: PrunedPool,
+    config: SelectionConfig | None = None,
     include_Q: NDArray[np.bool_] | None = None,
     allowed: Sequence[int] | None = None,
     costs: Sequence[float] = (),
@@ -144,21 +144,21 @@ def select(
     Raises:
         UserError: if there are too many candidates to score all subsets.
     """
-    rules = rules or SelectionConfig()
-    task = make_problem(live, rules, include_Q, allowed, costs, budget)
-    if rules.method == "all":
-        counts = np.bincount(task.allowed, minlength=live.num_models)
-        found = Selection(tuple(counts.tolist()), task.to_metric(task.score(counts)))
-    elif rules.method == "exact":
-        found = select_best_subset(task)
-    elif rules.bags:
-        return select_bagged(task, rules)
+    config = config or SelectionConfig()
+    problem = build_problem(pruned, config, include_Q, allowed, costs, budget)
+    if config.method == "all":
+        counts = np.bincount(problem.allowed, minlength=pruned.num_models)
+        selection = Selection(tuple(counts.tolist()), problem.to_metric(problem.score(counts)))
+    elif config.method == "exact":
+        selection = select_best_subset(problem)
+    elif config.bags:
+        return select_bagged(problem, config)
     else:
-        found = select_forward(task, rules)
-    return refine(task, rules, found) if rules.refine else found
+        selection = select_forward(problem, config)
+    return refine(problem, config, selection) if config.refine else selection
 
 
-def select_by(metric: str | Metric, pool: ScoreMatrices, rules: SelectionConfig | None = None) -> Selection:
+def select_by(metric: str | Metric, pool: ScoreMatrices, config: SelectionConfig | None = None) -> Selection:
     """Select from score matrices by the name of a metric, or by a function of an ensemble's mean scores.
 
     Named metrics use compiled kernels. A function uses `ensemble.selection.reference`, which is slow and keeps all
@@ -172,152 +172,158 @@ def select_by(metric: str | Metric, pool: ScoreMatrices, rules: SelectionConfig 
     Raises:
         UserError: for an unknown metric, or a setting that a function does not support.
     """
-    rules = rules or SelectionConfig()
+    config = config or SelectionConfig()
     if isinstance(metric, str):
-        return select(prune(pool, metric), rules)
-    if rules != SelectionConfig(max_size=rules.max_size, replacement=rules.replacement):
+        return select(prune(pool, metric), config)
+    if config != SelectionConfig(max_size=config.max_size, replacement=config.replacement):
         raise UserError("for a metric function only max_size and replacement can be set: leave out the other settings")
     scores_MQA = [pool.read_scores(model) for model in range(len(pool.names))]
-    found = select_greedily(scores_MQA, metric, pool.names, rules.max_size, rules.replacement)
-    steps = tuple(Step(value, added) for added, value in found.trajectory)
+    result = select_greedily(scores_MQA, metric, pool.names, config.max_size, config.replacement)
+    steps = tuple(Step(value, added) for added, value in result.trajectory)
     best = 1 + int(np.argmax([step.value for step in steps]))
-    counts = np.bincount([added for added, _ in found.trajectory[:best]], minlength=len(pool.names))
-    return Selection(tuple(counts.tolist()), found.value, steps)
+    counts = np.bincount([added for added, _ in result.trajectory[:best]], minlength=len(pool.names))
+    return Selection(tuple(counts.tolist()), result.value, steps)
 
 
-def make_problem(
-    live: PrunedPool,
-    rules: SelectionConfig,
+def build_problem(
+    pruned: PrunedPool,
+    config: SelectionConfig,
     include_Q: NDArray[np.bool_] | None = None,
     allowed: Sequence[int] | None = None,
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> SelectionProblem:
     """Return the candidates and queries that `select` works on."""
-    order = sorted(range(live.num_models), key=lambda model: live.names[model])
-    by_name = {model: place for place, model in enumerate(order)}
-    models = tuple(sorted(range(live.num_models) if allowed is None else allowed, key=by_name.__getitem__))
-    include_Q = np.ones(live.num_queries, bool) if include_Q is None else include_Q
-    if rules.among:
-        best_first = live.sort_candidates(live.score_singles[:, include_Q].sum(axis=1))
-        models = tuple(sorted([m for m in best_first if m in models][: rules.among], key=by_name.__getitem__))
-    names = tuple(by_name[model] for model in range(live.num_models))
-    return SelectionProblem(live, include_Q, models, names, tuple(costs), budget)
+    order = sorted(range(pruned.num_models), key=lambda model: pruned.names[model])
+    by_name = {model: index for index, model in enumerate(order)}
+    models = tuple(sorted(range(pruned.num_models) if allowed is None else allowed, key=by_name.__getitem__))
+    include_Q = np.ones(pruned.num_queries, bool) if include_Q is None else include_Q
+    if config.among:
+        best_first = pruned.sort_candidates(pruned.single_scores[:, include_Q].sum(axis=1))
+        models = tuple(sorted([m for m in best_first if m in models][: config.among], key=by_name.__getitem__))
+    names = tuple(by_name[model] for model in range(pruned.num_models))
+    return SelectionProblem(pruned, include_Q, models, names, tuple(costs), budget)
 
 
-def select_best_subset(task: SelectionProblem) -> Selection:
+def select_best_subset(problem: SelectionProblem) -> Selection:
     """Return the best ensemble of equal weights, by scoring all subsets."""
-    worth_S = exhaustive.score_subsets(task.live, task.allowed, task.include_Q)
-    best_worth = int(worth_S[1:].max())
-    subset = exhaustive.find_first_subset(1 + np.flatnonzero(worth_S[1:] == best_worth), len(task.allowed))
-    return to_selection(task, subset, best_worth)
+    scores_S = exhaustive.score_subsets(problem.pruned, problem.allowed, problem.include_Q)
+    best_score = int(scores_S[1:].max())
+    subset = exhaustive.find_first_subset(1 + np.flatnonzero(scores_S[1:] == best_score), len(problem.allowed))
+    return to_selection(problem, subset, best_score)
 
 
-def to_selection(task: SelectionProblem, subset: int, worth: int) -> Selection:
+def to_selection(problem: SelectionProblem, subset: int, score: int) -> Selection:
     """Return the ensemble of equal weights of a subset of the allowed candidates."""
-    counts = np.bincount([task.allowed[bit] for bit in exhaustive.list_bits(subset)], minlength=task.live.num_models)
-    return Selection(tuple(counts.tolist()), task.to_metric(worth))
+    counts = np.bincount(
+        [problem.allowed[bit] for bit in exhaustive.list_bits(subset)], minlength=problem.pruned.num_models
+    )
+    return Selection(tuple(counts.tolist()), problem.to_metric(score))
 
 
-def select_by_cost(live: PrunedPool, rules: SelectionConfig, costs: Sequence[float]) -> list[tuple[float, Selection]]:
+def select_by_cost(
+    pruned: PrunedPool, config: SelectionConfig, costs: Sequence[float]
+) -> list[tuple[float, Selection]]:
     """Return the ensembles of equal weights on the Pareto front with their total costs, the cheapest first."""
-    task = make_problem(live, rules)
-    worth_S = exhaustive.score_subsets(live, task.allowed)
+    problem = build_problem(pruned, config)
+    scores_S = exhaustive.score_subsets(pruned, problem.allowed)
     cost_S = np.zeros(1)
-    for model in task.allowed:
+    for model in problem.allowed:
         cost_S = np.concatenate([cost_S, cost_S + costs[model]])
-    by_cost = 1 + np.lexsort((-worth_S[1:], cost_S[1:]))
-    best = np.maximum.accumulate(worth_S[by_cost])
+    by_cost = 1 + np.lexsort((-scores_S[1:], cost_S[1:]))
+    best = np.maximum.accumulate(scores_S[by_cost])
     first = np.flatnonzero(np.concatenate([[True], best[1:] > best[:-1]]))
-    return [(float(cost_S[subset]), to_selection(task, int(subset), int(worth_S[subset]))) for subset in by_cost[first]]
+    return [
+        (float(cost_S[subset]), to_selection(problem, int(subset), int(scores_S[subset]))) for subset in by_cost[first]
+    ]
 
 
-def select_forward(task: SelectionProblem, rules: SelectionConfig) -> Selection:
+def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Selection:
     """Add the candidate with the best resulting metric, `max_size` times, and return the best size."""
-    live = task.live
-    growing = IncrementalEnsemble(live, task.include_Q)
-    single_M = live.score_singles[:, task.include_Q].sum(axis=1)
-    best_first = [model for model in live.sort_candidates(single_M) if model in task.allowed]
-    sorted_start = min(rules.sorted_start, len(best_first))
+    pruned = problem.pruned
+    ensemble = IncrementalEnsemble(pruned, problem.include_Q)
+    single_M = pruned.single_scores[:, problem.include_Q].sum(axis=1)
+    best_first = [model for model in pruned.sort_candidates(single_M) if model in problem.allowed]
+    sorted_start = min(config.sorted_start, len(best_first))
     steps: list[Step] = []
-    for size in range(rules.max_size):
-        free = [
+    for size in range(config.max_size):
+        addable = [
             model
-            for model in task.allowed
-            if (rules.replacement or model not in growing.history) and task.fits_budget(growing.history, model)
+            for model in problem.allowed
+            if (config.replacement or model not in ensemble.history) and problem.fits_budget(ensemble.history, model)
         ]
-        if not free:
+        if not addable:
             break
-        worth_M = growing.score_additions() if size else single_M
-        next_best = [model for model in best_first if model in free and model not in growing.history]
-        added = next_best[0] if size < sorted_start and next_best else task.find_best(worth_M, free)
-        growing.add(added)
-        steps.append(Step(task.to_metric(worth_M[added]), added))
+        scores_M = ensemble.score_additions() if size else single_M
+        next_best = [model for model in best_first if model in addable and model not in ensemble.history]
+        added = next_best[0] if size < sorted_start and next_best else problem.find_best(scores_M, addable)
+        ensemble.add(added)
+        steps.append(Step(problem.to_metric(scores_M[added]), added))
     best = 1 + int(np.argmax([step.value for step in steps]))
-    if rules.stop == "one-se":
-        best = find_smallest_within_one_error(task, growing.history, best)
-    counts = np.bincount(growing.history[:best], minlength=live.num_models)
+    if config.stop == "one-se":
+        best = find_smallest_within_one_error(problem, ensemble.history, best)
+    counts = np.bincount(ensemble.history[:best], minlength=pruned.num_models)
     return Selection(tuple(counts.tolist()), steps[best - 1].value, tuple(steps))
 
 
-def find_smallest_within_one_error(task: SelectionProblem, history: Sequence[int], best: int) -> int:
+def find_smallest_within_one_error(problem: SelectionProblem, history: Sequence[int], best: int) -> int:
     """Return the smallest size that is worse than the best one by at most one standard error of the difference.
 
     The standard error is that of the mean paired difference over groups of queries (the one-standard-error rule of
     Breiman et al. 1984).
     """
 
-    def worth_by_group(size: int) -> NDArray[np.float64]:
-        counts = np.bincount(history[:size], minlength=task.live.num_models)
-        worth_Q = task.live.score_ensemble(counts.tolist()) * task.include_Q
-        total_G = np.bincount(task.live.group_Q, weights=worth_Q).astype(np.float64)
-        return total_G[np.unique(task.live.group_Q[task.include_Q])]
+    def score_groups(size: int) -> NDArray[np.float64]:
+        counts = np.bincount(history[:size], minlength=problem.pruned.num_models)
+        scores_Q = problem.pruned.score_ensemble(counts.tolist()) * problem.include_Q
+        total_G = np.bincount(problem.pruned.group_Q, weights=scores_Q).astype(np.float64)
+        return total_G[np.unique(problem.pruned.group_Q[problem.include_Q])]
 
-    best_G = worth_by_group(best)
+    best_G = score_groups(best)
     for size in range(1, best):
-        short_G = best_G - worth_by_group(size)
-        if short_G.sum() <= math.sqrt(len(short_G)) * short_G.std(ddof=1 if len(short_G) > 1 else 0):
+        loss_G = best_G - score_groups(size)
+        if loss_G.sum() <= math.sqrt(len(loss_G)) * loss_G.std(ddof=1 if len(loss_G) > 1 else 0):
             return size
     return best
 
 
-def select_bagged(task: SelectionProblem, rules: SelectionConfig) -> Selection:
+def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selection:
     """Return the mean of ensembles that are selected (and refined) from random subsets of the candidates.
 
     Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
     WEIGHT_RESOLUTION if the least common multiple is larger.
     """
-    rng = np.random.default_rng(rules.seed)
-    number = max(1, round(rules.bag_share * len(task.allowed)))
-    chosen = []
-    for _ in range(rules.bags):
-        drawn = tuple(task.allowed[place] for place in sorted(rng.permutation(len(task.allowed))[:number]))
-        bag = replace(task, allowed=drawn)
-        found = select_forward(bag, rules)
-        chosen.append(refine(bag, rules, found) if rules.refine else found)
-    whole = min(math.lcm(*(sum(selection.counts) for selection in chosen)), WEIGHT_RESOLUTION)
-    weights = sum(np.array(selection.weights) for selection in chosen)
-    counts: Counts = np.rint(np.asarray(weights) * whole).astype(np.int64)
+    rng = np.random.default_rng(config.seed)
+    number = max(1, round(config.bag_share * len(problem.allowed)))
+    selections = []
+    for _ in range(config.bags):
+        bag_models = tuple(problem.allowed[index] for index in sorted(rng.permutation(len(problem.allowed))[:number]))
+        bag = replace(problem, allowed=bag_models)
+        selection = select_forward(bag, config)
+        selections.append(refine(bag, config, selection) if config.refine else selection)
+    resolution = min(math.lcm(*(sum(selection.counts) for selection in selections)), WEIGHT_RESOLUTION)
+    weights = sum(np.array(selection.weights) for selection in selections)
+    counts: Counts = np.rint(np.asarray(weights) * resolution).astype(np.int64)
     counts //= math.gcd(*counts.tolist())
-    return Selection(tuple(counts.tolist()), task.to_metric(task.score(counts)))
+    return Selection(tuple(counts.tolist()), problem.to_metric(problem.score(counts)))
 
 
-def refine(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
+def refine(problem: SelectionProblem, config: SelectionConfig, selection: Selection) -> Selection:
     """Remove members, then swap one, as long as that improves the ensemble."""
-    while (better := swap_one(task, rules, eliminate_one(task, selection))).value > selection.value:
+    while (better := swap_member(problem, config, eliminate_members(problem, selection))).value > selection.value:
         selection = better
-    return task.prefer(selection, better)
+    return problem.choose_better(selection, better)
 
 
-def eliminate_one(task: SelectionProblem, selection: Selection) -> Selection:
+def eliminate_members(problem: SelectionProblem, selection: Selection) -> Selection:
     """Remove, one by one, the member whose removal is best until that would lower the metric (backward elimination)."""
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
-        worth_M = np.full(len(counts), -1)
+        scores_M = np.full(len(counts), -1)
         for model in selection.members:
-            worth_M[model] = task.score(counts - (np.arange(len(counts)) == model))
-        removed = task.find_best(worth_M, selection.members)
-        if (value := task.to_metric(worth_M[removed])) < selection.value:
+            scores_M[model] = problem.score(counts - (np.arange(len(counts)) == model))
+        removed = problem.find_best(scores_M, selection.members)
+        if (value := problem.to_metric(scores_M[removed])) < selection.value:
             break
         counts[removed] -= 1
         step = Step(value, removed=removed)
@@ -325,21 +331,21 @@ def eliminate_one(task: SelectionProblem, selection: Selection) -> Selection:
     return selection
 
 
-def swap_one(task: SelectionProblem, rules: SelectionConfig, selection: Selection) -> Selection:
+def swap_member(problem: SelectionProblem, config: SelectionConfig, selection: Selection) -> Selection:
     """Return the best ensemble with one member replaced by another candidate, or the selection if none is better."""
     best = selection
-    for removed in sorted(selection.members, key=task.by_name.__getitem__):
+    for removed in sorted(selection.members, key=problem.by_name.__getitem__):
         counts = np.array(selection.counts)
         counts[removed] -= 1
         history = list(itertools.chain.from_iterable([model] * count for model, count in enumerate(counts.tolist())))
-        worth_M = IncrementalEnsemble(task.live, task.include_Q, history).score_additions()
-        free = [
+        scores_M = IncrementalEnsemble(problem.pruned, problem.include_Q, history).score_additions()
+        addable = [
             model
-            for model in task.allowed
-            if (rules.replacement or not counts[model]) and task.fits_budget(history, model)
+            for model in problem.allowed
+            if (config.replacement or not counts[model]) and problem.fits_budget(history, model)
         ]
-        added = task.find_best(worth_M, free)
-        if (value := task.to_metric(worth_M[added])) > best.value:
+        added = problem.find_best(scores_M, addable)
+        if (value := problem.to_metric(scores_M[added])) > best.value:
             counts[added] += 1
             step = Step(value, added, removed)
             best = Selection(tuple(counts.tolist()), value, (*selection.trajectory, step))

@@ -29,16 +29,16 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
     return pointer(types.int64, array), generate
 
 
-def scan(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
+def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
     """Call `prune_queries_at` for candidates' scores, each contiguous float32 [queries, A].
 
     It takes addresses because numba would compile it again for each number of arrays.
     """
-    return scan_addresses(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
+    return prune_queries_at(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
 
 
 @njit(nogil=True, cache=True)
-def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
+def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
                    rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
     """Write the entries that can affect the metric to `rows`, query by query, until `rows` is full.
 
@@ -47,7 +47,7 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
     """
     num_models = len(addresses)
     above_A = np.empty(num_clips, np.int32)
-    live_A = np.empty(num_clips, np.int32)
+    kept_A = np.empty(num_clips, np.int32)
     used = 0
     while query < last_query:
         if used + num_clips * (pair_first_Q[query + 1] - pair_first_Q[query]) > len(rows):
@@ -62,36 +62,40 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
                 target_PM[pair, model] = target
                 number = np.int32(0)
                 bad = np.int32(0)
-                for place in range(num_clips):
-                    is_above = np.int32(scores_A[place] >= target)
-                    above_A[place] += is_above
+                for index in range(num_clips):
+                    is_above = np.int32(scores_A[index] >= target)
+                    above_A[index] += is_above
                     number += is_above
-                    bad += np.int32(scores_A[place] - scores_A[place] != 0)
+                    bad += np.int32(scores_A[index] - scores_A[index] != 0)
                 if bad:
                     return query, used, model
                 single_PM[pair, model] = number
-            always, live = 0, 0
-            for place in range(num_clips):
-                if above_A[place] == num_models:
+            always, num_kept = 0, 0
+            for index in range(num_clips):
+                if above_A[index] == num_models:
                     always += 1
-                elif above_A[place]:
-                    live_A[live] = place
-                    live += 1
+                elif above_A[index]:
+                    kept_A[num_kept] = index
+                    num_kept += 1
             always_P[pair] = always
             first_P[pair] = used
             if always <= k:
-                rows_LM, lows, highs = rows[used : used + live], low_L[used : used + live], high_L[used : used + live]
+                rows_LM, lows, highs = (
+                    rows[used : used + num_kept],
+                    low_L[used : used + num_kept],
+                    high_L[used : used + num_kept],
+                )
                 lows[:], highs[:] = np.inf, -np.inf
                 for model in range(num_models):
                     scores_A = carray(pointer_like(addresses[model] + offset, rows), (num_clips,))
                     target = np.float64(scores_A[clip])
-                    for entry in range(live):
-                        score = scores_A[live_A[entry]]
+                    for entry in range(num_kept):
+                        score = scores_A[kept_A[entry]]
                         rows_LM[entry, model] = score
                         difference = np.float64(score) - target
                         lows[entry] = difference if difference < lows[entry] else lows[entry]
                         highs[entry] = difference if difference > highs[entry] else highs[entry]
-                used += live
+                used += num_kept
             last_P[pair] = used
         query += 1
     return query, used, -1
@@ -99,7 +103,7 @@ def scan_addresses(addresses, base_query, query, last_query, k, pair_first_Q, cl
 
 @njit(nogil=True, cache=True)
 def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L,
-                     target_PM, joined, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
+                     target_PM, added, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
     """Return the score, over some queries, of an ensemble with each candidate added [M].
 
     `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
@@ -107,12 +111,12 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
     """
     num_models, k = rows.shape[1], len(table) - 2
     total_M = np.zeros(num_models, np.int64)
-    most = 1
+    max_pairs = 1
     for query in range(first_query, last_query):
-        most = max(most, pair_first_Q[query + 1] - pair_first_Q[query])
-    count_M = np.zeros((most, num_models), np.int32)
+        max_pairs = max(max_pairs, pair_first_Q[query + 1] - pair_first_Q[query])
+    count_M = np.zeros((max_pairs, num_models), np.int32)
     open_L = np.empty(len(rows) + 1, np.int64)
-    ranks = np.empty(most, np.int32)
+    ranks = np.empty(max_pairs, np.int32)
     for query in range(first_query, last_query):
         if not include_Q[query]:
             continue
@@ -120,7 +124,7 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
         for number in range(pairs):
             pair = pair_first_Q[query] + number
             first, last = first_P[pair], last_P[pair]
-            for model in joined:
+            for model in added:
                 target = np.float64(target_PM[pair, model])
                 for row in range(first, last):
                     sum_L[row] += np.float64(rows[row, model]) - target
@@ -132,19 +136,19 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
                 number_open += np.int64((total + low_L[row] < 0) & (total + high_L[row] >= 0))
             count_M[number, :] = 0
             counts, targets = count_M[number], target_PM[pair]
-            for place in range(number_open):
-                row = open_L[place]
+            for index in range(number_open):
+                row = open_L[index]
                 # float32 is twice as fast; sums within its rounding error of 0 are decided in float64.
                 scores, total, near = rows[row], sum_L[row], np.int32(0)
-                single = np.float32(total)
-                unsure = np.float32(ROUNDING * (abs(total) + max(-low_L[row], high_L[row])))
+                rounded = np.float32(total)
+                margin = np.float32(ROUNDING * (abs(total) + max(-low_L[row], high_L[row])))
                 for model in range(num_models):
-                    about = (scores[model] - targets[model]) + single
+                    about = (scores[model] - targets[model]) + rounded
                     counts[model] += np.int32(about >= 0)
-                    near += np.int32(abs(about) <= unsure)
+                    near += np.int32(abs(about) <= margin)
                 if near:
                     for model in range(num_models):
-                        about = (scores[model] - targets[model]) + single
+                        about = (scores[model] - targets[model]) + rounded
                         difference = np.float64(scores[model]) - np.float64(targets[model])
                         counts[model] += np.int32(total + difference >= 0) - np.int32(about >= 0)
             fixed = always_P[pair] + up
@@ -166,17 +170,17 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
 def score_ranks(ranks, pairs, table, by_hit, first_only):
     """Return the score of a query's ranks, which are sorted in place."""
     k = len(table) - 2
-    for place in range(1, pairs):
-        rank, before = ranks[place], place - 1
+    for index in range(1, pairs):
+        rank, before = ranks[index], index - 1
         while before >= 0 and ranks[before] > rank:
             ranks[before + 1] = ranks[before]
             before -= 1
         ranks[before + 1] = rank
     total = np.int64(0)
-    for place in range(pairs):
-        if ranks[place] > k or (first_only and place):
+    for index in range(pairs):
+        if ranks[index] > k or (first_only and index):
             break
-        total += table[ranks[place]] * ((place + 1) if by_hit else 1)
+        total += table[ranks[index]] * ((index + 1) if by_hit else 1)
     return total
 
 
@@ -188,9 +192,9 @@ def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always
         up = always_P[pair]
         for row in range(first_P[pair], last_P[pair]):
             total = 0.0
-            for place in range(len(members)):
-                model = members[place]
-                total += weights[place] * (np.float64(rows[row, model]) - np.float64(target_PM[pair, model]))
+            for index in range(len(members)):
+                model = members[index]
+                total += weights[index] * (np.float64(rows[row, model]) - np.float64(target_PM[pair, model]))
             up += total >= 0
         rank_P[pair] = up
 
@@ -199,11 +203,11 @@ def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always
 def score_queries(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
     """Return the score of each query's ranks [Q]."""
     num_queries = len(pair_first_Q) - 1
-    worth_Q = np.zeros(num_queries, np.int64)
+    scores_Q = np.zeros(num_queries, np.int64)
     ranks = np.empty(len(rank_P), np.int32)
     for query in range(num_queries):
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
         for pair in range(first, last):
             ranks[pair - first] = rank_P[pair]
-        worth_Q[query] = factor_Q[query] * score_ranks(ranks, last - first, table, by_hit, first_only)
-    return worth_Q
+        scores_Q[query] = factor_Q[query] * score_ranks(ranks, last - first, table, by_hit, first_only)
+    return scores_Q

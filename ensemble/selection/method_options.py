@@ -38,7 +38,7 @@ class MethodOptions:
         "stop at the best size, or at the smallest within one standard error of it", "best", section=EXPERT
     )
 
-    def selection_config(self) -> SelectionConfig:
+    def build_config(self) -> SelectionConfig:
         """Return the config of the selection. Raises UserError for options that cannot be combined."""
         for name in ("sorted_start", "bags", "without_replacement", "max_size"):
             if self.method != "greedy" and getattr(self, name):

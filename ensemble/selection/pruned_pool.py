@@ -95,14 +95,14 @@ class PrunedPool:
         """Return the rank of each pair's clip in an ensemble, exact up to k [P]."""
         from ensemble.selection.kernels import compute_ranks
 
-        given = np.asarray(weights, np.float64)
-        members = np.flatnonzero(given)
+        weights_M = np.asarray(weights, np.float64)
+        members = np.flatnonzero(weights_M)
         rank_P = np.empty(len(self.query_P), np.int32)
 
         def work(chunk: Chunk) -> None:
             compute_ranks(
                 chunk.first_query, chunk.last_query, self.pair_first_Q, self.first_P, self.last_P, self.always_P,
-                chunk.rows, self.target_PM, members, given[members], rank_P,
+                chunk.rows, self.target_PM, members, weights_M[members], rank_P,
             )  # fmt: skip
 
         for _ in self.map_chunks(work):
@@ -113,10 +113,10 @@ class PrunedPool:
         """Return the score of each query [Q] from the ranks of its pairs."""
         from ensemble.selection.kernels import score_queries
 
-        worth_Q: NDArray[np.int64] = score_queries(
+        scores_Q: NDArray[np.int64] = score_queries(
             self.pair_first_Q, rank_P, self.gains.table, self.gains.factor_Q, self.gains.by_hit, self.gains.first_only
         )
-        return worth_Q
+        return scores_Q
 
     def score_ensemble(self, counts: Sequence[float]) -> NDArray[np.int64]:
         """Return an ensemble's score of each query [Q]; 0 for an empty ensemble."""
@@ -124,13 +124,13 @@ class PrunedPool:
             return np.zeros(self.num_queries, np.int64)
         return self.score_ranks(self.compute_ranks(counts))
 
-    def sort_candidates(self, worth_M: NDArray[np.int64] | None = None) -> list[int]:
+    def sort_candidates(self, scores_M: NDArray[np.int64] | None = None) -> list[int]:
         """Return the candidates by descending score (by default alone, on all queries); ties are sorted by name."""
-        order_M = self.score_singles.sum(axis=1) if worth_M is None else worth_M
+        order_M = self.single_scores.sum(axis=1) if scores_M is None else scores_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
 
     @cached_property
-    def score_singles(self) -> NDArray[np.int64]:
+    def single_scores(self) -> NDArray[np.int64]:
         """Score of each query by each candidate alone [M, Q]."""
         return np.stack([self.score_ranks(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
 
@@ -139,30 +139,30 @@ class PrunedPool:
 class IncrementalEnsemble:
     """Ensemble that grows by one candidate at a time, and scores all possible additions on some of the queries."""
 
-    live: PrunedPool
+    pruned: PrunedPool
     include_Q: NDArray[np.bool_]
     history: list[int] = field(default_factory=list)
     num_summed: int = 0
 
     def __post_init__(self) -> None:
-        self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.live.chunks}
+        self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.pruned.chunks}
 
     def score_additions(self) -> NDArray[np.int64]:
         """Return the score of the ensemble with each of the candidates added [M]."""
         from ensemble.selection.kernels import score_candidates
 
-        live, joined = self.live, np.array(self.history[self.num_summed :], np.int64)
-        gains = live.gains
+        pruned, added = self.pruned, np.array(self.history[self.num_summed :], np.int64)
+        gains = pruned.gains
 
         def work(chunk: Chunk) -> NDArray[np.int64]:
             total_M: NDArray[np.int64] = score_candidates(
-                chunk.first_query, chunk.last_query, live.pair_first_Q, self.include_Q, live.first_P, live.last_P,
-                live.always_P, chunk.rows, chunk.low_L, chunk.high_L, live.target_PM, joined, self.sums[id(chunk)],
+                chunk.first_query, chunk.last_query, pruned.pair_first_Q, self.include_Q, pruned.first_P, pruned.last_P,
+                pruned.always_P, chunk.rows, chunk.low_L, chunk.high_L, pruned.target_PM, added, self.sums[id(chunk)],
                 gains.table, gains.factor_Q, gains.by_hit, gains.first_only,
             )  # fmt: skip
             return total_M
 
-        total_M: NDArray[np.int64] = np.sum(list(live.map_chunks(work)), axis=0)
+        total_M: NDArray[np.int64] = np.sum(list(pruned.map_chunks(work)), axis=0)
         self.num_summed = len(self.history)
         return total_M
 
@@ -184,7 +184,7 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
     Raises:
         UserError: if the metric is unknown, or a score isn't finite.
     """
-    from ensemble.selection.kernels import scan
+    from ensemble.selection.kernels import prune_queries
 
     threads = threads or os.cpu_count() or 1
     relevant = pool.relevance
@@ -196,9 +196,9 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
     target_PM = np.empty((num_pairs, num_models), np.float32)
     always_P, single_PM = np.empty(num_pairs, np.int32), np.empty((num_pairs, num_models), np.int32)
     first_P, last_P = np.empty(num_pairs, np.int64), np.empty(num_pairs, np.int64)
-    most_pairs = int(np.max(np.diff(pair_first_Q)))
+    max_pairs = int(np.max(np.diff(pair_first_Q)))
     row_bytes = num_models * target_PM.itemsize
-    capacity = max(CHUNK_BYTES // row_bytes, most_pairs * pool.num_clips)
+    capacity = max(CHUNK_BYTES // row_bytes, max_pairs * pool.num_clips)
 
     def work(block: Block, first: int, last: int) -> list[Chunk]:
         chunks, query = [], first
@@ -206,7 +206,7 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
             rows = np.empty((capacity, num_models), np.float32)  # unused pages take no memory
             low_L, high_L = np.empty(capacity), np.empty(capacity)
             start = query
-            query, used, bad = scan(
+            query, used, bad = prune_queries(
                 block.scores, block.first_query, start, last, metric_gains.k, pair_first_Q, clip_P, pool.num_clips,
                 rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM,
             )  # fmt: skip

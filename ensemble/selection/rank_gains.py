@@ -34,11 +34,11 @@ class RankGains:
     factor_Q: NDArray[np.int64]
     by_hit: bool
     first_only: bool
-    one: int  # score of a perfect query
+    perfect_score: int  # score of a perfect query
 
     def to_metric(self, total: int, num_queries: int) -> float:
         """Return the metric's mean over queries whose scores add up to `total`."""
-        return total / (self.one * num_queries)
+        return total / (self.perfect_score * num_queries)
 
 
 def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
@@ -58,19 +58,19 @@ def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
         scale = math.lcm(*range(1, k + 1)) if kind == "map" else 1
         norm = math.lcm(*counts)
         if scale * norm * relevant.num_queries < 2**MAX_BITS:
-            whole = scale // ranks if kind == "map" else np.ones(k, np.int64)
+            exact_gains = scale // ranks if kind == "map" else np.ones(k, np.int64)
             factor_Q = norm // np.maximum(count_Q, 1)
-            return RankGains(name, k, build_table(whole), factor_Q, kind == "map", False, scale * norm)
+            return RankGains(name, k, build_table(exact_gains), factor_Q, kind == "map", False, scale * norm)
     bits = (MAX_BITS - 1 - max(1, relevant.num_queries).bit_length()) // 2
     ideal = {"map": count_Q, "r": count_Q, "mrr": np.ones(len(count_Q))}.get(kind)
     if ideal is None:
         ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(1 + ranks))])[np.minimum(count_Q, k)]
-    worth = {"map": 1 / ranks, "r": np.ones(k), "mrr": 1 / ranks, "ndcg": 1 / np.log2(1 + ranks)}[kind]
+    real_gains = {"map": 1 / ranks, "r": np.ones(k), "mrr": 1 / ranks, "ndcg": 1 / np.log2(1 + ranks)}[kind]
     factor_Q = np.round(2.0**bits / np.maximum(ideal, 1e-9)) * (count_Q > 0)
     return RankGains(
         name,
         k,
-        build_table(np.round(worth * 2.0**bits)),
+        build_table(np.round(real_gains * 2.0**bits)),
         factor_Q.astype(np.int64),
         kind == "map",
         kind == "mrr",
@@ -78,6 +78,6 @@ def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
     )
 
 
-def build_table(worth: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
+def build_table(gains: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the table of gains for ranks 0 (unused) to k + 1."""
-    return np.concatenate([[0], worth, [0]]).astype(np.int64)
+    return np.concatenate([[0], gains, [0]]).astype(np.int64)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ensemble.selection.kernels import ROUNDING, score_ranks
 
-LOW, MANY = 6, 20
+NUM_LOW, MANY_MODELS = 6, 20
 """Number of low candidates, and number of candidates from which on it is one more; 6 to 9 were measured."""
 
 
@@ -46,12 +46,12 @@ class Tree(NamedTuple):
 @njit(nogil=True, cache=True)
 def count_low_models(num_models):
     """Return the number of low candidates, whose subsets are counted at once."""
-    return min(LOW + (num_models >= MANY), num_models)
+    return min(NUM_LOW + (num_models >= MANY_MODELS), num_models)
 
 
 @njit(nogil=True, cache=True)
-def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit, first_only,
-         prefix, prefix_bits, node_worth, leaf_worth):  # fmt: skip
+def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit,
+                      first_only, prefix, prefix_bits, node_scores, leaf_scores):  # fmt: skip
     """Add the scores of some queries for all subsets with a prefix, which says which of the last candidates they have.
 
     Scores that all subsets below a node share are added to `node_scores`, a heap [2 * number of leaves]; the others to
@@ -60,16 +60,16 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
     num_models, k = rows.shape[1], len(table) - 2
     low = count_low_models(num_models)
     depth_end = num_models - low - prefix_bits
-    most_rows, most_pairs = count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P)
-    entries = allocate_entries(most_rows, num_models, low)
-    tree = allocate_tree(depth_end + 2, most_rows, most_pairs)
+    max_rows, max_pairs = count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P)
+    entries = allocate_entries(max_rows, num_models, low)
+    tree = allocate_tree(depth_end + 2, max_rows, max_pairs)
     up_DP, node_D, state_D = tree.up_DP, tree.node_D, tree.state_D
-    count_PS = np.empty((most_pairs, 1 << low), np.int32)
-    ranks = np.empty(most_pairs, np.int32)
-    own_table = np.empty(len(table), leaf_worth.dtype)
+    count_PS = np.empty((max_pairs, 1 << low), np.int32)
+    ranks = np.empty(max_pairs, np.int32)
+    query_table = np.empty(len(table), leaf_scores.dtype)
     for query in queries:
         first, pairs = pair_first_Q[query], pair_first_Q[query + 1] - pair_first_Q[query]
-        own_table[:] = factor_Q[query] * table
+        query_table[:] = factor_Q[query] * table
         used = list_entries(entries, up_DP[0], first, pairs, first_P, last_P, always_P, rows, target_PM, low)
         start_tree(tree, entries, used, prefix, prefix_bits)
         depth = 0
@@ -77,32 +77,32 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
             models_left = num_models - prefix_bits - depth
             if state_D[depth] == -1:  # the node is visited for the first time
                 kept = drop_decided(tree, entries, depth, models_left)
-                hopeless = True
+                all_beyond_k = True
                 for number in range(pairs):
-                    hopeless &= up_DP[depth, number] > k
-                if hopeless:
+                    all_beyond_k &= up_DP[depth, number] > k
+                if all_beyond_k:
                     depth -= 1
                     continue
                 if kept == 0:
                     for number in range(pairs):
                         ranks[number] = up_DP[depth, number]
-                    node_worth[node_D[depth]] += factor_Q[query] * score_ranks(ranks, pairs, table, by_hit, first_only)
+                    node_scores[node_D[depth]] += factor_Q[query] * score_ranks(ranks, pairs, table, by_hit, first_only)
                     depth -= 1
                     continue
                 if depth == depth_end:
                     leaf = node_D[depth] - (1 << depth_end)
                     if pairs == 1 and kept == 1:  # the most frequent case: two possible scores, and no ranks to look up
-                        add_two_scores(leaf_worth[leaf], tree, entries, depth, own_table, low)
+                        add_two_scores(leaf_scores[leaf], tree, entries, depth, query_table, low)
                         depth -= 1
                         continue
                     count_subsets(count_PS, tree, entries, depth, pairs, low)
                     for subset in range(1 << low):
                         if pairs == 1:
-                            leaf_worth[leaf, subset] += own_table[min(count_PS[0, subset], k + 1)]
+                            leaf_scores[leaf, subset] += query_table[min(count_PS[0, subset], k + 1)]
                         else:
                             for number in range(pairs):
                                 ranks[number] = count_PS[number, subset]
-                            leaf_worth[leaf, subset] += factor_Q[query] * score_ranks(
+                            leaf_scores[leaf, subset] += factor_Q[query] * score_ranks(
                                 ranks, pairs, table, by_hit, first_only
                             )
                     depth -= 1
@@ -118,35 +118,35 @@ def walk(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, tabl
 @njit(nogil=True, inline="always")
 def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
     """Return the maximum number of rows and of pairs of a query; at least one."""
-    most_rows, most_pairs = 1, 1
+    max_rows, max_pairs = 1, 1
     for query in queries:
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
-        most_pairs = max(most_pairs, last - first)
-        most_rows = max(most_rows, last_P[last - 1] - first_P[first])
-    return most_rows, most_pairs
+        max_pairs = max(max_pairs, last - first)
+        max_rows = max(max_rows, last_P[last - 1] - first_P[first])
+    return max_rows, max_pairs
 
 
 @njit(nogil=True, inline="always")
-def allocate_entries(most_rows, num_models, low):
+def allocate_entries(max_rows, num_models, low):
     """Allocate the arrays of a query's entries."""
     return Entries(
-        np.empty((most_rows, num_models)),
-        np.zeros((most_rows, num_models + 1)),
-        np.zeros((most_rows, num_models + 1)),
-        np.zeros((most_rows, 1 << low)),
-        np.empty((most_rows, 1 << low), np.float32),
-        np.empty(most_rows, np.int32),
+        np.empty((max_rows, num_models)),
+        np.zeros((max_rows, num_models + 1)),
+        np.zeros((max_rows, num_models + 1)),
+        np.zeros((max_rows, 1 << low)),
+        np.empty((max_rows, 1 << low), np.float32),
+        np.empty(max_rows, np.int32),
     )
 
 
 @njit(nogil=True, inline="always")
-def allocate_tree(depths, most_rows, most_pairs):
+def allocate_tree(depths, max_rows, max_pairs):
     """Allocate the arrays of a path."""
     return Tree(
-        np.empty((depths, most_rows), np.int32),
-        np.empty((depths, most_rows)),
+        np.empty((depths, max_rows), np.int32),
+        np.empty((depths, max_rows)),
         np.zeros(depths, np.int64),
-        np.zeros((depths, most_pairs), np.int32),
+        np.zeros((depths, max_pairs), np.int32),
         np.zeros(depths, np.int64),
         np.zeros(depths, np.int64),
     )
@@ -197,8 +197,8 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 def drop_decided(tree, entries, depth, models_left):
     """Count the decided entries of a node, keep the others, and return their number."""
     kept = 0
-    for place in range(tree.size_D[depth]):
-        entry, total = tree.entry_D[depth, place], tree.sum_D[depth, place]
+    for index in range(tree.size_D[depth]):
+        entry, total = tree.entry_D[depth, index], tree.sum_D[depth, index]
         if total + entries.least_LM[entry, models_left] >= 0:
             tree.up_DP[depth, entries.pair_L[entry]] += 1
         elif total + entries.greatest_LM[entry, models_left] >= 0:
@@ -213,10 +213,10 @@ def make_child(tree, entries, depth, model, pairs):
     """Initialise a node's next child: first the one without a candidate, then the one with it."""
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1
-    for place in range(tree.size_D[depth]):
-        entry = tree.entry_D[depth, place]
+    for index in range(tree.size_D[depth]):
+        entry = tree.entry_D[depth, index]
         added = entries.difference_LM[entry, model] if taken else 0.0
-        tree.entry_D[depth + 1, place], tree.sum_D[depth + 1, place] = entry, tree.sum_D[depth, place] + added
+        tree.entry_D[depth + 1, index], tree.sum_D[depth + 1, index] = entry, tree.sum_D[depth, index] + added
     tree.size_D[depth + 1] = tree.size_D[depth]
     for number in range(pairs):
         tree.up_DP[depth + 1, number] = tree.up_DP[depth, number]
@@ -225,22 +225,22 @@ def make_child(tree, entries, depth, model, pairs):
 
 
 @njit(nogil=True, inline="always")
-def add_two_scores(worths, tree, entries, depth, own_table, low):
+def add_two_scores(scores, tree, entries, depth, query_table, low):
     """Add the scores of the low candidates' subsets for one pair with one undecided entry: one of two scores each."""
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
-    last, sums = len(own_table) - 1, entries.rounded_LS[entry]
-    single, near = np.float32(total), np.int32(0)
-    unsure = np.float32(ROUNDING * (abs(total) + entries.greatest_LM[entry, low] - entries.least_LM[entry, low]))
-    higher, lower = own_table[min(up, last)], own_table[min(up + 1, last)]
+    last, sums = len(query_table) - 1, entries.rounded_LS[entry]
+    rounded, near = np.float32(total), np.int32(0)
+    margin = np.float32(ROUNDING * (abs(total) + entries.greatest_LM[entry, low] - entries.least_LM[entry, low]))
+    higher, lower = query_table[min(up, last)], query_table[min(up + 1, last)]
     for subset in range(1 << low):
-        about = single + sums[subset]
-        worths[subset] += lower if about >= 0 else higher
-        near += np.int32(abs(about) <= unsure)
+        about = rounded + sums[subset]
+        scores[subset] += lower if about >= 0 else higher
+        near += np.int32(abs(about) <= margin)
     if near:
         for subset in range(1 << low):
-            about = single + sums[subset]
+            about = rounded + sums[subset]
             decided = total + entries.low_LS[entry, subset]
-            worths[subset] += (lower if decided >= 0 else higher) - (lower if about >= 0 else higher)
+            scores[subset] += (lower if decided >= 0 else higher) - (lower if about >= 0 else higher)
 
 
 @njit(nogil=True, inline="always")
@@ -248,16 +248,16 @@ def count_subsets(count_PS, tree, entries, depth, pairs, low):
     """Count the entries above each pair for each subset of the low candidates."""
     for number in range(pairs):
         count_PS[number, :] = tree.up_DP[depth, number]
-    for place in range(tree.size_D[depth]):
-        entry, total = tree.entry_D[depth, place], tree.sum_D[depth, place]
-        single, near = np.float32(total), np.int32(0)
-        unsure = np.float32(ROUNDING * (abs(total) + entries.greatest_LM[entry, low] - entries.least_LM[entry, low]))
+    for index in range(tree.size_D[depth]):
+        entry, total = tree.entry_D[depth, index], tree.sum_D[depth, index]
+        rounded, near = np.float32(total), np.int32(0)
+        margin = np.float32(ROUNDING * (abs(total) + entries.greatest_LM[entry, low] - entries.least_LM[entry, low]))
         sums, counts = entries.rounded_LS[entry], count_PS[entries.pair_L[entry]]
         for subset in range(1 << low):
-            about = single + sums[subset]
+            about = rounded + sums[subset]
             counts[subset] += np.int32(about >= 0)
-            near += np.int32(abs(about) <= unsure)
+            near += np.int32(abs(about) <= margin)
         if near:
             for subset in range(1 << low):
-                about = single + sums[subset]
+                about = rounded + sums[subset]
                 counts[subset] += np.int32(total + entries.low_LS[entry, subset] >= 0) - np.int32(about >= 0)

@@ -51,10 +51,10 @@ def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
     path = folder / VECTORS_FILE
     if not path.exists():
         raise UserError(f"{folder} contains no index: create it with --add FOLDER")
-    found = read_embeddings(path)
-    if found.signature != models.signature:
-        raise UserError(f"{folder} is the index of another ensemble ({found.signature}, not {models.signature})")
-    return AudioIndex(found.clip_ids, found.audio_AD)
+    embeddings = read_embeddings(path)
+    if embeddings.signature != models.signature:
+        raise UserError(f"{folder} is the index of another ensemble ({embeddings.signature}, not {models.signature})")
+    return AudioIndex(embeddings.clip_ids, embeddings.audio_AD)
 
 
 def search_index(
@@ -77,12 +77,12 @@ def search_index(
     for sentence in sentences:
         if not normalise(sentence):
             raise UserError(f"{sentence!r} contains no word to search for")
-    found = []
+    hits = []
     for vector_D in models.embed_text(sentences):
         scores_A = index.vectors_AD @ vector_D
         best = np.argsort(-scores_A, kind="stable")[:top]
-        found.append([(float(scores_A[place]), index.paths[place]) for place in best])
-    return found
+        hits.append([(float(scores_A[row]), index.paths[row]) for row in best])
+    return hits
 
 
 def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path, str]:
@@ -111,16 +111,16 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path
         known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
     new = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
     kept = find_kept_rows(index, audio, stamps, {str(path) for path in new})
-    vectors_AD, embedded, refused = models.embed_files(new)
-    names = [index.paths[place] for place in kept] + [str(path) for path in embedded]
+    vectors_AD, embedded, skipped = models.embed_files(new)
+    names = [index.paths[row] for row in kept] + [str(path) for path in embedded]
     if not names:
         raise UserError(f"{audio}: none of its {len(paths)} audio files can be decoded")
     both_AD = np.concatenate([index.vectors_AD[kept], vectors_AD])
     order = sorted(range(len(names)), key=names.__getitem__)
-    write_index(folder, [names[place] for place in order], both_AD[order], {**known, **stamps}, models)
-    gone = len(set(index.paths) - set(names))
-    logger.info("%d files embedded, %d unchanged, %d removed", len(embedded), len(kept), gone)
-    return refused
+    write_index(folder, [names[row] for row in order], both_AD[order], {**known, **stamps}, models)
+    num_removed = len(set(index.paths) - set(names))
+    logger.info("%d files embedded, %d unchanged, %d removed", len(embedded), len(kept), num_removed)
+    return skipped
 
 
 def read_stamp(path: Path) -> list[int]:
@@ -129,12 +129,12 @@ def read_stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def find_kept_rows(index: AudioIndex, audio: Path, there: Mapping[str, object], again: set[str]) -> list[int]:
+def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object], changed: set[str]) -> list[int]:
     """Return the rows of the index to keep: recordings of other folders, and unchanged files of this one."""
     return [
-        place
-        for place, path in enumerate(index.paths)
-        if path not in again and (path in there or not Path(path).is_relative_to(audio))
+        row
+        for row, path in enumerate(index.paths)
+        if path not in changed and (path in current or not Path(path).is_relative_to(audio))
     ]
 
 

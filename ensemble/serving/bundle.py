@@ -66,7 +66,9 @@ class EnsembleModels:
         """Return the vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text
 
-        return concatenate_weighted([embed_text(own.model, own.trial, sentences) for own in self.members], self.members)
+        return concatenate_weighted(
+            [embed_text(member.model, member.trial, sentences) for member in self.members], self.members
+        )
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
         """Return the vectors of audio files [A, D], the paths of these files, and the reasons why others were skipped.
@@ -77,32 +79,39 @@ class EnsembleModels:
         from data.loading.clips import load_files
         from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
 
-        refused: dict[Path, str] = {}
-        found: list[list[ClipVectors]] = [[] for _ in self.members]
-        for (segment_s, longest_s), places in self.group_by_segmentation().items():
-            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, refused.__setitem__):
-                for place in places:
-                    found[place].append(embed_audio(self.members[place].model, self.members[place].trial, [batch]))
-        heard = [clip for clip, path in enumerate(paths) if path not in refused]
-        whole = []
-        for own, member in zip(found, self.members, strict=True):
+        skipped: dict[Path, str] = {}
+        batches_of_members: list[list[ClipVectors]] = [[] for _ in self.members]
+        for (segment_s, longest_s), indices in self.group_by_segmentation().items():
+            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, skipped.__setitem__):
+                for index in indices:
+                    batches_of_members[index].append(
+                        embed_audio(self.members[index].model, self.members[index].trial, [batch])
+                    )
+        embedded = [clip for clip, path in enumerate(paths) if path not in skipped]
+        complete = []
+        for batches, member in zip(batches_of_members, self.members, strict=True):
             nothing = np.zeros((0, member.trial.embedding_size), np.float32)
-            whole.append(np.concatenate([nothing, *(vectors[np.isin(clips, heard)] for vectors, clips in own)]))
-        return concatenate_weighted(whole, self.members), [paths[clip] for clip in heard], refused
+            complete.append(
+                np.concatenate([nothing, *(vectors[np.isin(clips, embedded)] for vectors, clips in batches)])
+            )
+        return concatenate_weighted(complete, self.members), [paths[clip] for clip in embedded], skipped
 
     def group_by_segmentation(self) -> dict[tuple[float, float], list[int]]:
         """Return the indices of the members by segment length and maximum length of a clip, both in seconds."""
-        places: dict[tuple[float, float], list[int]] = {}
-        for place, member in enumerate(self.members):
-            places.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(place)
-        return places
+        groups: dict[tuple[float, float], list[int]] = {}
+        for index, member in enumerate(self.members):
+            groups.setdefault((member.trial.audio.segment_s, member.trial.longest_audio_s), []).append(index)
+        return groups
 
 
 def concatenate_weighted(
     vectors: Sequence[NDArray[np.float32]], members: Sequence[LoadedMember]
 ) -> NDArray[np.float32]:
     """Return the concatenation of the members' vectors, each multiplied by the square root of the member's share."""
-    weighted = [np.float32(np.sqrt(member.weight)) * own for own, member in zip(vectors, members, strict=True)]
+    weighted = [
+        np.float32(np.sqrt(member.weight)) * member_vectors
+        for member_vectors, member in zip(vectors, members, strict=True)
+    ]
     return np.concatenate(weighted, axis=1)
 
 
@@ -122,14 +131,14 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
     path = path / ENSEMBLE_FILE if path.is_dir() else path
     ensemble = read_mean_ensemble(path)
     entries = [entry for entry in ensemble.members if entry.weight]
-    whole = sum(entry.weight for entry in entries)
+    total_weight = sum(entry.weight for entry in entries)
     members = []
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             folder = locate_member(entry, path, runs, Path(scratch))
             model = load_model(folder).to(fastest_device())
-            members.append(LoadedMember(model, trials.load_trial(folder), entry.weight / whole))
-    described = json.dumps([[entry.signature, entry.weight / whole] for entry in entries])
+            members.append(LoadedMember(model, trials.load_trial(folder), entry.weight / total_weight))
+    described = json.dumps([[entry.signature, entry.weight / total_weight] for entry in entries])
     return EnsembleModels(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 
 
@@ -157,6 +166,6 @@ def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | No
     if exported.is_dir():
         return exported
     if runs is None or not runs.has_model(signature):
-        place = "" if runs is None else f" or {runs.locate(f'models/{signature}')}"
-        raise UserError(f"{path}: the model of member {entry.name!r} no longer exists in {exported}{place}")
+        other_location = "" if runs is None else f" or {runs.locate(f'models/{signature}')}"
+        raise UserError(f"{path}: the model of member {entry.name!r} no longer exists in {exported}{other_location}")
     return runs.fetch_model(signature, scratch / signature)

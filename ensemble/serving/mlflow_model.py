@@ -31,8 +31,8 @@ class Retriever(PythonModel):  # type: ignore[misc]
         """Return each sentence's clips, the best first."""
         from ensemble.serving import audio_index
 
-        found = audio_index.search_index(self.models, self.index, model_input, NUM_CLIPS)
-        return [[ScoredClip(path=path, score=score) for score, path in answer] for answer in found]
+        hits = audio_index.search_index(self.models, self.index, model_input, NUM_CLIPS)
+        return [[ScoredClip(path=path, score=score) for score, path in sentence_hits] for sentence_hits in hits]
 
 
 mlflow.models.set_model(Retriever())

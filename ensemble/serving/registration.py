@@ -34,7 +34,7 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
     mlflow.set_tracking_uri(ledger.tracking_uri)
     run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
     with mlflow.start_run(run_id=run_id):
-        found = mlflow.pyfunc.log_model(
+        logged = mlflow.pyfunc.log_model(
             name="ensemble",
             python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
             artifacts={"ensemble": str(folder), "index": str(index)},
@@ -42,4 +42,4 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
             pip_requirements=list(REQUIREMENTS),
             registered_model_name=name,
         )
-    return f"models:/{name}/{found.registered_model_version}"
+    return f"models:/{name}/{logged.registered_model_version}"

@@ -10,27 +10,27 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.errors import UserError
-from ensemble.pool.candidates import FILES, Candidate, Which, build_query_keys, find_order, require_same_split
+from ensemble.pool.candidates import EMBEDDINGS_FILES, Candidate, Role, build_query_keys, find_order, require_same_split
 from trainables.records.embeddings import Embeddings
 from trainables.records.ledger import Ledger
 
 
 def concatenate_embeddings(
-    ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], which: Which
+    ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], role: Role
 ) -> Embeddings:
     """Return the concatenated embeddings of an ensemble's members, each multiplied by the square root of its weight.
 
     The weights must sum to 1: then vectors have length 1, and dot products are the weighted means of the members'.
     Raises UserError if a candidate is a file of scores, or the trials were evaluated on different splits.
     """
-    found = []
+    all_embeddings = []
     for candidate in candidates:
         if candidate.run is None:
             raise UserError(f"{candidate.name!r} is a file of scores: only trials have embeddings to export")
-        found.append(ledger.load_embeddings(candidate.run, FILES[which]))
-    first = found[0]
+        all_embeddings.append(ledger.load_embeddings(candidate.run, EMBEDDINGS_FILES[role]))
+    first = all_embeddings[0]
     audio, text = [], []
-    for embeddings, candidate, weight in zip(found, candidates, weights, strict=True):
+    for embeddings, candidate, weight in zip(all_embeddings, candidates, weights, strict=True):
         require_same_split(embeddings, first, candidate, candidates[0])
         factor = np.float32(np.sqrt(weight))
         audio.append(factor * embeddings.audio_AD[find_order(embeddings.clip_ids, first.clip_ids)])

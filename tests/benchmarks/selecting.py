@@ -202,7 +202,7 @@ def main() -> None:
 
 def intervals(live: PrunedPool, selection: greedy.Selection) -> tuple[float, float]:
     """The interval of an ensemble's metric."""
-    worth_Q = live.score_ensemble(selection.counts) / live.gains.one
+    worth_Q = live.score_ensemble(selection.counts) / live.gains.perfect_score
     relevant = Relevance(live.query_P, live.query_P, live.group_Q)
     return bootstrap.bootstrap_interval(worth_Q, relevant, draws=1000)
 

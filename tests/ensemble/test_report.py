@@ -377,7 +377,7 @@ def test_clips_that_the_store_lacks_are_named_and_the_others_are_heard(store):
     heard = retrieval_examples.load_excerpts(
         store, [retrieval_examples.RetrievalExample("a tone", clips, clips[:1])], "made/test", split.fingerprint
     )
-    assert list(heard.sounds) == split.clip_ids[:2]
+    assert list(heard.excerpts) == split.clip_ids[:2]
     assert len(heard.problems) == 1
     assert "has no clip made/test/gone.wav" in heard.problems[0]
     changed = retrieval_examples.load_excerpts(store, [], "made/test", "another")
@@ -388,17 +388,17 @@ def test_a_page_stays_small(store, monkeypatch):
     split = open_split(store, "made/test")
     clips = [retrieval_examples.RetrievedClip(clip_id, "", 0.5, 1, False) for clip_id in split.clip_ids]
     answers = [retrieval_examples.RetrievalExample("a tone", clips, [])]
-    whole = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint).sounds
+    whole = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint).excerpts
     monkeypatch.setattr(retrieval_examples, "MAX_SOUND_BYTES", sum(map(len, whole.values())) // 2)
     heard = retrieval_examples.load_excerpts(store, answers, "made/test", split.fingerprint)
-    assert 0 < len(heard.sounds) < len(whole)
-    assert f"{len(whole) - len(heard.sounds)} of {len(whole)} clips have no recording" in heard.problems[0]
+    assert 0 < len(heard.excerpts) < len(whole)
+    assert f"{len(whole) - len(heard.excerpts)} of {len(whole)} clips have no recording" in heard.problems[0]
 
 
 def test_the_truth_is_last_of_equally_good_clips_and_shown_wherever_it_is():
     named = [(str(clip), "") for clip in range(8)]
     clips = retrieval_examples.rank_clips(np.array([0.5, 0.9, 0.5, 0.1, 0.2, 0.3, 0.4, 0.05]), {0, 7}, named)
-    assert [(clip.clip_id, clip.rank) for clip in clips if clip.is_true] == [("0", 3), ("7", 8)]
+    assert [(clip.clip_id, clip.rank) for clip in clips if clip.is_relevant] == [("0", 3), ("7", 8)]
     assert [clip.clip_id for clip in clips[:5]] == ["1", "2", "0", "6", "5"]
 
 
@@ -411,8 +411,8 @@ def test_the_papers_figures_stand_beside_the_rows_of_its_table_on_test():
     assert paper_results.find_published(best) == (36.27, 24.38, 52.54, 66.22)
     assert paper_results.find_published(replace(own, paraphrase_probability=0.5)) is None
     assert paper_results.find_published(recipes.paper_fine_tuning(best, CLOTHO, peak_rate=4e-6)) is None
-    assert report.published_metrics(paper_results.find_published(own), "test")["map10"] == 38.56
-    assert report.published_metrics(paper_results.find_published(own), "validation") == {}
+    assert report.list_published_metrics(paper_results.find_published(own), "test")["map10"] == 38.56
+    assert report.list_published_metrics(paper_results.find_published(own), "validation") == {}
     every = [trial for trial in spaces.table2(CLOTHO, "float32") if paper_results.find_published(trial)]
     assert every == spaces.table2(CLOTHO, "float32")
     assert {paper_results.make_key(trial) for trial in every} == set(paper_results.TABLE_2)
@@ -558,13 +558,13 @@ def test_two_factors_are_crossed_with_gaps(factorial):
     those = [trial for trial in factorial if (trial.batch_size, trial.schedule.peak_rate) != (64, 4e-4)]
     values = [value_of(trial) for trial in those]
     levels, _ = main_effects.estimate_main_effects(those, values)
-    found = main_effects.cross_factors(those, values, levels)
+    found = main_effects.compute_interaction(those, values, levels)
     assert found.factors == ("batch size", "peak rate / pretraining's")
     assert found.levels == (["8", "16", "64"], ["0.2", "0.4"])
     np.testing.assert_allclose(found.means, [[0.301, 0.351], [0.311, 0.361], [0.301, np.nan]])
     few = [trial for trial in those if trial.batch_size == 8]
     assert (
-        main_effects.cross_factors(
+        main_effects.compute_interaction(
             few, values[: len(few)], main_effects.estimate_main_effects(few, values[: len(few)])[0]
         )
         is None

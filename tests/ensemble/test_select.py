@@ -189,9 +189,9 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
         told = ledger.client.get_metric_history(candidate.run.run_id, "map10")
         assert own.values_EQ.mean(axis=1) == pytest.approx([metric.value for metric in told])
         queries = own.values_EQ.shape[1]
-        assert own.best_file(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
+        assert own.find_best_file(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
         one = np.arange(queries) == 0
-        assert own.best_file(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
+        assert own.find_best_file(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
     assert ensemble.nested.redoes_epochs
     assert "or more (epochs" not in done.stdout
 

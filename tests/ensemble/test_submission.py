@@ -177,10 +177,10 @@ def rows_of(data):
 def test_what_is_evaluated_is_what_was_published(entered):
     evaluation = formats.read_evaluation_set(stored_split.open_split(entered / "store", "clotho/challenge"))
     assert evaluation.queries == CAPTIONS
-    assert sorted(evaluation.heard) == sorted(FILES)
-    assert list(evaluation.unheard) == [TORN, ABSENT]
-    assert "truncated" in evaluation.unheard[TORN]
-    assert evaluation.unheard[ABSENT].endswith("Zug: kommt.wav is absent")
+    assert sorted(evaluation.decoded) == sorted(FILES)
+    assert list(evaluation.undecodable) == [TORN, ABSENT]
+    assert "truncated" in evaluation.undecodable[TORN]
+    assert evaluation.undecodable[ABSENT].endswith("Zug: kommt.wav is absent")
 
 
 def test_a_submission_of_2023_ranks_ten_files_for_each_caption(entered, submit, tmp_path):

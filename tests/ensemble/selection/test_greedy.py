@@ -285,7 +285,7 @@ def test_a_growing_ensemble_is_scored_as_each_of_its_sizes():
 def test_only_the_best_candidates_are_looked_at_those_of_the_same_queries():
     live = prune(make_pool(13, 8), "map10")
     seen_Q = np.arange(QUERIES) < 20
-    best = live.sort_candidates(live.score_singles[:, seen_Q].sum(axis=1))[:3]
+    best = live.sort_candidates(live.single_scores[:, seen_Q].sum(axis=1))[:3]
     for method in ("greedy", "exact", "all"):
         found = greedy.select(live, SelectionConfig(method=method, among=3), seen_Q)
         assert set(found.members) <= set(best)
