@@ -319,7 +319,7 @@ def test_without_any_figures_of_test_validation_is_offered(ledger, store, grid, 
     assert all(line["mAP@10"] for line in read_csv(tmp_path / "report.csv"))
     for signature in sweep.signatures:
         sweep.file(signature, "embeddings/validation.arrow").unlink()
-    assert re.search("no trial of made has figures of test: [^;]*$", make(tmp_path, status=2))
+    assert re.search("no trial of made has test metrics: [^;]*$", make(tmp_path, status=2))
 
 
 def test_an_ensemble_that_another_version_wrote_is_named_and_the_rest_is_shown(ledger, store, grid, make, tmp_path):
