@@ -50,7 +50,7 @@ def select_greedily(
     Example:
         >>> good, bad = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
         >>> result = select_greedily([bad, good], lambda scores_QA: scores_QA[0, 0], ["bad", "good"], max_size=2)
-        >>> result.weights, result.value
+        >>> result.weights, float(result.value)
         ((0.0, 1.0), 1.0)
     """
     by_name = sorted(range(len(names)), key=lambda model: names[model])
