@@ -103,17 +103,11 @@ class AskOptions(CaptionOptions):
         "server other than OpenAI's, such as http://localhost:8000/v1", None, metavar="URL")  # fmt: skip
     variants: int = option("paraphrases per caption", DEFAULT_VARIANTS, type=parse_positive_int)
     concurrency: int | None = option(
-        f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=parse_positive_int
-    )
+        f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=parse_positive_int)  # fmt: skip
     timeout: float | None = option(
-        f"time limit for an answer (default: {DEFAULT_TIMEOUT_S:g})",
-        None,
-        type=parse_positive_number,
-        metavar="SECONDS",
-    )
+        f"seconds to wait for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=parse_positive_number)  # fmt: skip
     budget: float | None = option(
-        "maximum cost of this split and model, over all runs", None, type=parse_positive_number, metavar="USD"
-    )
+        "maximum cost of this split and model, over all runs, in USD", None, type=parse_positive_number)  # fmt: skip
     price: tuple[float, float] | None = option(
         "price of the model in USD per million tokens", None, type=parse_positive_number, nargs=2,
         metavar=("INPUT", "OUTPUT"))  # fmt: skip

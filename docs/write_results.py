@@ -81,8 +81,8 @@ def recordings() -> str:
 def method_rows(ensemble: dict[str, Any]) -> Iterator[list[str]]:
     """Yield a row for each selection method of an ensemble.json written with --compare."""
     for method in ensemble["methods"]:
-        cells = [method.get(split) and method[split]["map10"] for split in ("validation", "nested", "test")]
-        yield [method["name"], str(method["size"]), *(percent(cell) if cell else "" for cell in cells)]
+        cells = [method["validation"]["map10"], method["nested"], method["test"]["map10"]]
+        yield [method["name"], str(len(method["members"])), *map(percent, cells)]
 
 
 def paper_hours() -> str:

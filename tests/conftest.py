@@ -397,7 +397,7 @@ def twice(splits, precision):
 
 def unbuildable(splits, precision):
     one = tiny(splits, precision)[0].pretraining
-    return [replace(one, text=encoders.family("text", "huggingface").Config("/no/such/folder"))]
+    return [replace(one, text=encoders.load_family("text", "huggingface").Config("/no/such/folder"))]
 
 def broken(splits, precision):
     return [replace(tiny(splits, precision)[0], temperature=-1.0)]

@@ -19,12 +19,10 @@ COMMANDS = {
     "ensemble.export": [],
     "ensemble.submission": ["validate"],
 }
-CASES = [(module, words) for module, names in COMMANDS.items() for words in ([], *([name] for name in names))]
+CASES = [f"{module} {name}".strip() for module, names in COMMANDS.items() for name in ["", *names]]
 
 
-@pytest.mark.parametrize(
-    ("module", "words"), CASES, ids=lambda value: " ".join([value] if isinstance(value, str) else value)
-)
+@pytest.mark.parametrize("case", CASES)
 def test_help_fits_a_screen_and_shows_two_examples_and_a_page(case, capsys, monkeypatch):
     module, *words = case.split()
     monkeypatch.setenv("COLUMNS", "100")

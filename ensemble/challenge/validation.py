@@ -221,8 +221,8 @@ def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator
     counts, expected_counts = Counter(captions), Counter(expected)
     for caption in counts | expected_counts:
         if counts[caption] != expected_counts[caption]:
-            expected = expected_counts[caption]
-            yield f"caption {caption[:80]!r} occurs {counts[caption]} times: it must occur {expected} times"
+            number = expected_counts[caption]
+            yield f"caption {caption[:80]!r} occurs {counts[caption]} times: it must occur {number} times"
 
 
 def make_output_check(challenge: str) -> Check:

@@ -250,7 +250,7 @@ def test_figures_are_those_of_the_embeddings_in_every_format(ledger, store, grid
     assert {line["overlap"] for line in lines[:10]} == {"none"}
     found = sweep.embedded[sweep.signatures[1], "test"]
     relevant = retrieval.build_relevance(found.relevant_clip_ids, found.clip_ids)
-    per_query = retrieval.find_metric("map10")(retrieval.compute_ranks(found.scores(), relevant), relevant)
+    per_query = retrieval.find_metric("map10")(retrieval.compute_ranks(found.compute_scores(), relevant), relevant)
     low, high = bootstrap.bootstrap_interval(per_query, relevant, draws=1000)
     assert (lines[0]["mAP@10 low"], lines[0]["mAP@10 high"]) == (f"{100 * low:.2f}", f"{100 * high:.2f}")
     seeds = read_csv(tmp_path / "seeds.csv")

@@ -44,7 +44,7 @@ def test_ensemble_json_names_members_and_figures(selected):
     for split in ("validation", "test"):
         for system in ("ensemble", "best_single"):
             for metric in METRICS:
-                found = ensemble.figures(split).systems[system][metric]
+                found = ensemble.metrics_on(split).systems[system][metric]
                 assert 0 <= found.interval[0] <= found.value <= found.interval[1] <= 1
     systems = ensemble.validation.systems
     assert systems["ensemble"]["map10"].value >= systems["best_single"]["map10"].value
@@ -59,7 +59,7 @@ def test_the_figures_are_those_of_the_members_embeddings(selected):
         source = pool.load_pool(ledger, candidates, split)
         fused = sum(member.weight * source.read_scores(place) for place, member in enumerate(ensemble.members))
         for name, value in retrieval.compute_metrics(fused, source.relevance, METRICS).items():
-            assert value == pytest.approx(ensemble.figures(split).systems["ensemble"][name].value)
+            assert value == pytest.approx(ensemble.metrics_on(split).systems["ensemble"][name].value)
 
 
 def test_it_prints_members_and_both_systems_on_both_splits(selected):
@@ -68,7 +68,7 @@ def test_it_prints_members_and_both_systems_on_both_splits(selected):
         assert re.search(rf"{re.escape(member.name)}\t.*\t{member.weight:.3f}\t", done.stdout)
     for split in ("validation", "test"):
         for system in ("best_single", "ensemble"):
-            figure = ensemble.figures(split).systems[system]["map10"].percent.split()[0]
+            figure = ensemble.metrics_on(split).systems[system]["map10"].percent.split()[0]
             assert re.search(rf"{split}, {system.replace('_', ' ')}\t{figure}", done.stdout)
 
 

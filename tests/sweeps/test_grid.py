@@ -183,7 +183,7 @@ def test_a_dry_run_says_what_would_be_run_and_runs_nothing(call_command, tone_st
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if re.search(r"[0-9a-f]{16}\s*$", line)]
     assert len(rows) == 1 + 4  # seeds 0 and 1 of the space, each with three: 0 to 3
-    assert "GPU hours are still to be run" in done.stdout
+    assert "GPU hours remain" in done.stdout
     assert "Estimated on " in done.stdout
     assert not list(open_ledger(tmp_path).iter_trials())
 

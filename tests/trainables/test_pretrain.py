@@ -90,7 +90,7 @@ def test_mlflow_has_what_steps_took(pretrained):
 def test_asked_for_again_it_is_finished_already(pretrained, pretrain, tone_store):
     done = pretrain(tone_store, pretrained[0])
     assert done.returncode == 0
-    assert "is finished already" in done.stderr
+    assert "has already finished" in done.stderr
     assert done.stdout.splitlines()[-1] == pretrained[1].stdout.splitlines()[-1]
 
 

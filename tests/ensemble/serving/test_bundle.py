@@ -324,7 +324,7 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     vector = bundle.load_models(ensemble, RunStorage.of(runs)).embed_text([SENTENCE])
     script = (
         "import sys; from pathlib import Path; from ensemble.serving import bundle; "
-        f"print(bundle.load(Path({str(out)!r})).embed_text([{SENTENCE!r}]).tobytes().hex()); "
+        f"print(bundle.load_models(Path({str(out)!r})).embed_text([{SENTENCE!r}]).tobytes().hex()); "
         "assert not {'ray', 'mlflow'} & set(sys.modules), 'ray or mlflow was imported'"
     )
     alone = subprocess.run(

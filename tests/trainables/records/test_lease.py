@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[3]
 TAKE = """
 import sys, time
 from trainables.records import lease as leases
-from trainables.records.run_storage import Runs
-runs = Runs.of(sys.argv[1])
+from trainables.records.run_storage import RunStorage
+runs = RunStorage.of(sys.argv[1])
 lease = leases.acquire(runs, sys.argv[2])
 if isinstance(lease, leases.Holder):
     print("held by", lease, flush=True)
 else:
-    with leases.Heart(runs, lease, beat_s=0.1):
+    with leases.Heartbeat(runs, lease, beat_s=0.1):
         print("mine", lease.number, flush=True)
         sys.stdin.readline()
 """

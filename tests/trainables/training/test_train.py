@@ -308,7 +308,7 @@ def test_a_final_epoch_ends_a_training_on_its_schedule_without_validation(run, l
     assert [metrics["best_epoch"] for metrics in ended.epochs] == [1, 2]
     everything = (*long_trial.train, long_trial.validation, long_trial.test)
     on_all = replace(long_trial, train=everything, final_epoch=2, paraphrase_probability=0)
-    assert on_all.heard == set(everything)
+    assert on_all.training_splits == set(everything)
     whole = Run(on_all, store, tmp_path / "whole")
     assert sum(step.num_pairs for step in whole.steps) == 2 * 5 * (13 + 6 + 6)
     again = Run(on_all, store, tmp_path / "again", resume_from=whole.folder / "1")
