@@ -105,7 +105,7 @@ class AskOptions(CaptionOptions):
     concurrency: int | None = option(
         f"concurrent requests (default: {DEFAULT_CONCURRENCY})", None, type=parse_positive_int)  # fmt: skip
     timeout: float | None = option(
-        f"seconds to wait for an answer (default: {DEFAULT_TIMEOUT_S:g})", None, type=parse_positive_number)  # fmt: skip
+        f"seconds to wait for answers (default: {DEFAULT_TIMEOUT_S:g})", None, type=parse_positive_number)  # fmt: skip
     budget: float | None = option(
         "maximum cost of this split and model, over all runs, in USD", None, type=parse_positive_number)  # fmt: skip
     price: tuple[float, float] | None = option(
@@ -148,7 +148,7 @@ def paraphrase_command(options: AskOptions) -> int:
     if options.dry_run:
         print_estimate(captions, attempts, price, options.batch)
         return 0
-    own = require_same_model(captions.split, captions.model, captions.instruction, options.replace)
+    has_own_table = require_same_model(captions.split, captions.model, captions.instruction, options.replace)
     with Journal(captions.journal) as journal:
         answered = AnswerLog(captions)
         budget = Budget(price, options.budget, answered, options.batch)
@@ -164,7 +164,7 @@ def paraphrase_command(options: AskOptions) -> int:
                 run = ParaphraseRun(model, journal, answered, budget, attempts, progress)
                 run.ask_all(captions.distinct_requests(), options.concurrency or DEFAULT_CONCURRENCY)
             stopped = run.stopped
-        outcome = write_table(captions, answered, attempts, own)
+        outcome = write_table(captions, answered, attempts, has_own_table)
     for line in format_summary(outcome, captions, budget):
         logger.info(line)
     if stopped == INTERRUPTED:
@@ -242,10 +242,12 @@ def open_caption_split(options: CaptionOptions) -> StoredSplit:
     if store.is_remote:
         raise UserError(f"{store} is an object store: paraphrase the folder that it was uploaded from, and upload that")
     split = options.split or corpora.load(options.corpus).ROLES["train"]
-    found = open_split(store, f"{options.corpus}/{split}")
-    if found.manifest.clips_of or not found.manifest.queries_are_captions:
-        raise UserError(f"{found.name} has queries, not captions of clips: it isn't trained on; name another --split")
-    return found
+    caption_split = open_split(store, f"{options.corpus}/{split}")
+    if caption_split.manifest.clips_of or not caption_split.manifest.queries_are_captions:
+        raise UserError(
+            f"{caption_split.name} has queries, not captions of clips: it isn't trained on; name another --split"
+        )
+    return caption_split
 
 
 def find_price(options: AskOptions) -> Price | None:
@@ -334,10 +336,14 @@ def import_command(options: ImportOptions) -> int:
     split, entries = open_caption_split(options), read_variations(options.file)
     model = options.model or IMPORTED
     require_same_model(split, model, "", options.replace)
-    found = match_entries(split, entries)
-    rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in found.variants.items() if kept]
+    imported = match_entries(split, entries)
+    rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in imported.variants.items() if kept]
     if not rows:
-        why = f"its {len(found.unknown):,} entries are about other captions" if found.unknown else "all fail the checks"
+        why = (
+            f"its {len(imported.unknown):,} entries are about other captions"
+            if imported.unknown
+            else "all fail the checks"
+        )
         raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
     with lock_journal(journal_path(split)):
         split_writer.write_paraphrases(split.store.path / split.name, rows)
@@ -345,11 +351,11 @@ def import_command(options: ImportOptions) -> int:
     logger.info(
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
     )
-    for name, count in found.failed.items():
+    for name, count in imported.failed.items():
         logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (left out)"))
-    if found.unknown:
-        logger.info(f"{len(found.unknown):,} entries are about other captions:")
-        for line in found.unknown[:MAX_LOGGED_INCOMPLETE]:
+    if imported.unknown:
+        logger.info(f"{len(imported.unknown):,} entries are about other captions:")
+        for line in imported.unknown[:MAX_LOGGED_INCOMPLETE]:
             logger.info(f"  {options.file}, {line}")
     return 0
 
@@ -362,19 +368,19 @@ def review_command(options: ReviewOptions) -> int:
         python data/paraphrase.py review --store store --split clotho/development --out review.html
     """
     store = Store.of(options.store)
-    found: list[tuple[StoredSplit, str, str]] = []
+    reviewable: list[tuple[StoredSplit, str, str]] = []
     for name in store.list_splits():
         split = open_split(store, name)
         if split.manifest.clips_of or (options.split and options.split not in (name, split.manifest.split)):
             continue
         if by := find_author(split):
-            found.append((split, by[0], by[1] or ""))
-    if not found:
+            reviewable.append((split, by[0], by[1] or ""))
+    if not reviewable:
         raise UserError(f"{store} has no paraphrases" + (f" of {options.split}" if options.split else ""))
-    if options.out and len(found) > 1:
-        names = ", ".join(split.name for split, *_ in found)
+    if options.out and len(reviewable) > 1:
+        names = ", ".join(split.name for split, *_ in reviewable)
         raise UserError(f"--out {options.out}: one page for several splits ({names}); choose one with --split")
-    for split, model, instruction in found:
+    for split, model, instruction in reviewable:
         path = options.out or store.path / split.name / REVIEW_FILE
         write_review(split, model, instruction, path)
         logger.info(f"{split.name}: {path}")

@@ -196,7 +196,7 @@ def upload_command(options: UploadOptions) -> None:
 
     Examples:
         python data/prepare.py upload --store store --to s3://bucket/store
-        python data/prepare.py upload --to "s3://bucket/store?endpoint_override=localhost:9000&scheme=http"
+        python data/prepare.py upload --to "s3://bucket/store?endpoint_override=host:9000&scheme=http"
     """
     storage.upload_store(Store.of(options.store), options.to)
 

@@ -1,8 +1,8 @@
 """Report on a sweep: the paper's Table 2 and Figure 2 for its trials and ensembles.
 
 Writes report.md, report.csv, report.tex (booktabs) and report.html (self-contained, with learning
-curves, main effects, costs and retrieved recordings to play); and seeds.csv if settings were trained
-with several seeds. Unless --no-test is given, the report counts as one look at the test split.
+curves, main effects, costs and retrieved recordings to play); and seeds.csv if settings were
+trained with several seeds. Unless --no-test is given, the report counts as one look at the test split.
 
 Examples:
     python ensemble/report.py

@@ -1,6 +1,6 @@
 """Write a challenge submission: one validated zip with the systems' outputs and metadata.
 
-If the command is interrupted, re-run it to resume. The exit status is 1 if the zip needs corrections.
+If the command is interrupted, re-run it to resume. The exit status is 1 if the zip has problems.
 
 Examples:
     python ensemble/submission.py --ensemble ensemble.json --evaluation store --out submission
@@ -81,14 +81,14 @@ class Options(EvaluationOptions):
         f"ensemble.json of each system, at most {MAX_SYSTEMS}", metavar="FILE")  # fmt: skip
     out: Path = option("folder to write", metavar="DIR")
     ledger: LedgerOptions = group("members")
-    told: AuthorOptions = group("metadata")
+    author: AuthorOptions = group("metadata")
 
     def __post_init__(self) -> None:
         number = len(self.ensemble)
         if number > MAX_SYSTEMS:
             more = ", ".join(map(str, self.ensemble[MAX_SYSTEMS:]))
             raise UserError(f"{number} systems: at most {MAX_SYSTEMS} can be submitted; leave out {more}")
-        for name, values in (("name", self.told.name), ("abbreviation", self.told.abbreviation)):
+        for name, values in (("name", self.author.name), ("abbreviation", self.author.abbreviation)):
             if values and len(values) != number:
                 raise UserError(f"{flag(name)}: give one for each system, {number}, not {len(values)}")
 
@@ -99,7 +99,7 @@ def write_submission(
 ) -> Path:  # fmt: skip
     """Write each system's output and metadata, and one zip with all of them; return the path of the zip."""
     challenge = formats.find_challenge(format_name)
-    prefix = choose_label(options.told.label, authors)
+    prefix = choose_label(options.author.label, authors)
     out = options.out
     names = []
     for number, (system, scores_QA) in enumerate(zip(systems, scores, strict=True), start=1):
@@ -109,10 +109,10 @@ def write_submission(
         formats.write_csv(out / output, challenge.rows(scores_QF, evaluation))
         info = SubmissionInfo(
             label,
-            pick(options.told.name, number),
-            pick(options.told.abbreviation, number),
+            pick(options.author.name, number),
+            pick(options.author.abbreviation, number),
             authors,
-            options.told.source_code,
+            options.author.source_code,
         )
         formats.write_yaml(out / meta, build_metadata(system, info))
         names += [output, meta]
@@ -164,8 +164,8 @@ def submit(options: Options) -> int:
     split, evaluation = read_evaluation(options)
     format_name = options.format or "dcase2023"
     formats.require_min_files(format_name, evaluation)
-    authors = read_authors(options.told.authors) if options.told.authors else []
-    choose_label(options.told.label, authors)  # raises for an invalid label before any work is done
+    authors = read_authors(options.author.authors) if options.author.authors else []
+    choose_label(options.author.label, authors)  # raises for an invalid label before any work is done
     runs, ledger = options.ledger.location, options.ledger.open()
     systems = [read_system(path, ledger, runs) for path in options.ensemble]
     require_not_trained_on(systems, split)

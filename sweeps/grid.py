@@ -185,10 +185,10 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
 
     After a dry run there are none.
     """
-    runs, store, wanted, found = options.ledger.location, plan.store.location, plan.trials, plan.cluster
+    runs, store, trials, nodes = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
-    fingerprints = read_fingerprints(wanted, store, weights)
-    stages = group_by_stage(wanted, fingerprints)
+    fingerprints = read_fingerprints(trials, store, weights)
+    stages = group_by_stage(trials, fingerprints)
     every = {signature: trial for stage in stages for signature, trial in stage.items()}
     finished = {signature for signature in every if ledger.find_finished_trial(signature)}
     todo = {signature: trial for signature, trial in every.items() if signature not in finished}
@@ -200,12 +200,12 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
         return [], 0
 
     require_buildable_encoders(todo.values(), weights)
-    resources = options.allocate_by_stage(found, max((len(stage) for stage in stages), default=1))
+    resources = options.allocate_by_stage(nodes, max((len(stage) for stage in stages), default=1))
     print_line(f"Sweep {options.name}: {plan.title}")
     print_line(
         f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run"
     )
-    print_line(f"  {describe_allocation(resources, found, options.max_concurrent)}, in {wanted[0].precision}")
+    print_line(f"  {describe_allocation(resources, nodes, options.max_concurrent)}, in {trials[0].precision}")
     print_line(f"  corpus in {plan.store}, results in {runs}")
 
     from sweeps.scheduling import ray_tune
@@ -291,10 +291,10 @@ def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Se
 
 def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
     """Return the members' trials on all splits. Raises UserError if there are none."""
-    wanted = list(dict.fromkeys(one.trial for one in retrainings if one.is_retrained))
-    if not wanted:
+    trials = list(dict.fromkeys(one.trial for one in retrainings if one.is_retrained))
+    if not trials:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
-    return check_trials(wanted)
+    return check_trials(trials)
 
 
 def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
@@ -355,12 +355,12 @@ def show_status(options: StatusOptions) -> None:
 
 def format_resume_command(options: SweepOptions, *words: str) -> str:
     """Return the command that resumes this sweep."""
-    found = ["python", "sweeps/grid.py", *words]
+    command = ["python", "sweeps/grid.py", *words]
     for name, value in changed_options(options).items():
         if name != "ensemble":
             values = value if isinstance(value, tuple) else [] if value is True else [value]
-            found += [flag(name), *map(str, values)]
-    return shlex.join(found)
+            command += [flag(name), *map(str, values)]
+    return shlex.join(command)
 
 
 def format_mlflow_command(tracking_uri: str) -> str:

@@ -208,7 +208,7 @@ def check_trials(trials: object) -> list[Trial]:
                 f"entries {first} and {number} of the space are the same trial, {trial.name}: leave one out"
             )
     first_trial = trials[0]
-    for trial in (part for own in trials for part in iter_stages(own)):
+    for trial in (part for listed in trials for part in iter_stages(listed)):
         for role in ("validation", "test"):
             split, other = getattr(first_trial, role), getattr(trial, role)
             if split != other:
@@ -216,9 +216,11 @@ def check_trials(trials: object) -> list[Trial]:
                     f"the {role} split of {first_trial.name} is {split}, that of {trial.name} is {other}: a sweep's "
                     f"trials, and their pretrainings, are compared on the same ones"
                 )
-        heard = {*trial.train} & {trial.validation, trial.test}
-        if heard and trial.final_epoch is None:
-            raise UserError(f"{trial.name} would be trained on and judged by {', '.join(sorted(heard))}: leave it out")
+        overlap = {*trial.train} & {trial.validation, trial.test}
+        if overlap and trial.final_epoch is None:
+            raise UserError(
+                f"{trial.name} would be trained on and judged by {', '.join(sorted(overlap))}: leave it out"
+            )
     return list(trials)
 
 
@@ -262,15 +264,15 @@ def load_user_space(path: Path, function: str) -> Space:
     functions = {name: value for name, value in contents.items() if inspect.isfunction(value)}
     if function not in functions:
         raise unknown_name_error(f"function of {path}", function, sorted(functions))
-    own = cast(Space, functions[function])
+    user_space = cast(Space, functions[function])
     try:
-        inspect.signature(own).bind(None, None)
+        inspect.signature(user_space).bind(None, None)
     except TypeError as error:
         raise UserError(f"{path}:{function} must take the splits and the precision: {error}") from error
 
     def named_in_errors(splits: Splits, precision: Precision) -> list[Trial]:
         try:
-            return own(splits, precision)
+            return user_space(splits, precision)
         except Exception as error:
             raise UserError(f"{path}:{function} gave no trials: {format_reason(path, error)}") from error
 

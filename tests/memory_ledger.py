@@ -29,9 +29,9 @@ class MemoryLedger(Ledger):
         run = self.trials[run_id]
         self.trials[run_id] = replace(run, metrics=run.metrics | metrics)
 
-    def keep_embeddings(self, run_id, file, load_embeddings):
+    def keep_embeddings(self, run_id, file, embeddings):
         """Keep a trial's embeddings of a split."""
-        self.kept[run_id, file] = load_embeddings
+        self.kept[run_id, file] = embeddings
 
     def iter_trials(self):
         return reversed(list(self.trials.values()))
@@ -51,10 +51,10 @@ class MemoryLedger(Ledger):
         if run:
             self.trials[run.run_id] = replace(run, status="RUNNING")
             return run.run_id
-        run_id, load_config = next(self.ids), trials.to_json(trial)
-        settings = {name: str(value) for name, value in flatten_settings(load_config)}
+        run_id, config = next(self.ids), trials.to_json(trial)
+        settings = {name: str(value) for name, value in flatten_settings(config)}
         self.trials[run_id] = TrialRun(run_id, trial.name, signature, "RUNNING", settings, pretraining=parent)
-        self.configs[run_id] = load_config
+        self.configs[run_id] = config
         return run_id
 
     def finish(self, run_id):

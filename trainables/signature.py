@@ -104,9 +104,9 @@ def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
 
 def changed_settings(config: Any) -> dict[str, Any]:
     """Return the fields of a config that differ from their defaults, and the fields without a default."""
-    found = {}
+    changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
-            found[field.name] = changed_settings(value) if dataclasses.is_dataclass(value) else value
-    return found
+            changed[field.name] = changed_settings(value) if dataclasses.is_dataclass(value) else value
+    return changed

@@ -68,7 +68,7 @@ class ClipCaptionDataset(Dataset[Batch]):
         kept = [select_pairs(split, excluded) for split in splits]
         self.split_of_pair = np.repeat(np.arange(len(splits)), [len(clips) for clips, _ in kept])
         self.clip_of_pair = np.concatenate([clips for clips, _ in kept])
-        self.caption_of_pair = np.concatenate([iter_captions for _, iter_captions in kept])
+        self.caption_of_pair = np.concatenate([captions for _, captions in kept])
         self.first_clip = np.cumsum([0, *(len(split.index) for split in splits)])
         self.variants: list[pa.Array] = []  # by split; each is a list of paraphrases per row of the split's table
         self.variants_of_pair = np.full(len(self.clip_of_pair), -1)  # row in `variants` of its split, -1 if none
@@ -91,10 +91,10 @@ class ClipCaptionDataset(Dataset[Batch]):
         for number, split in enumerate(self.splits):
             table = split.require_paraphrases_table()
             columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
-            row_by_key = {key: place for place, key in enumerate(zip(*columns, strict=True))}  # freed after this lookup
+            row_by_key = {key: row for row, key in enumerate(zip(*columns, strict=True))}  # freed after this lookup
             pairs = np.flatnonzero(self.split_of_pair == number)
-            iter_captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
-            keys = zip(self.get_clip_ids(pairs), map(hash_caption, iter_captions), strict=True)
+            captions = self._flat_captions[number].take(pa.array(self.caption_of_pair[pairs])).to_pylist()
+            keys = zip(self.get_clip_ids(pairs), map(hash_caption, captions), strict=True)
             rows = np.array([row_by_key.get(key, -1) for key in keys], np.int64)
             if len(pairs) and (rows < 0).all():
                 raise UserError(
@@ -131,18 +131,18 @@ class ClipCaptionDataset(Dataset[Batch]):
         uniform = [rng.random(3) for rng in draws]
         pairs = np.array([pair for _, pair in keys])
         splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
-        get_num_samples = self.get_num_samples(pairs)
-        counts = [min(length, self.longest_samples) for length in get_num_samples]
+        lengths = self.get_num_samples(pairs)
+        counts = [min(length, self.longest_samples) for length in lengths]
         sizes = [count_segments(count, self.segment_samples) for count in counts]
         segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), self.segment_samples)
-        iter_captions, first = [], 0
+        captions, first = [], 0
         for row, pair in enumerate(pairs.tolist()):
             crop_draw, swap_draw, variant_draw = uniform[row]
-            start = compute_crop_start(get_num_samples[row], self.longest_samples, crop_draw)
+            start = compute_crop_start(lengths[row], self.longest_samples, crop_draw)
             pair_segments = segments[first : first + sizes[row]].numpy()
             fill_segments(self.splits[splits[row]], clips[row], start, counts[row], pair_segments)
             first += sizes[row]
-            iter_captions.append(normalise(self.choose_caption(pair, swap_draw, variant_draw)))
+            captions.append(normalise(self.choose_caption(pair, swap_draw, variant_draw)))
         mask_draws = [
             rng.random((size, NUM_MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)
         ]
@@ -150,7 +150,7 @@ class ClipCaptionDataset(Dataset[Batch]):
             segments=segments,
             segments_per_clip=torch.tensor(sizes),
             mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
-            captions=iter_captions,
+            captions=captions,
             clips=torch.from_numpy(self.first_clip[splits] + clips),
         )
 

@@ -19,7 +19,7 @@ def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world
     """Split a global batch into the pairs of each rank, with about the same number of segments for every rank."""
     if world_size == 1:
         return [batch]
-    return [batch[places] for places in balance_among_ranks(pairs.get_num_segments(batch), world_size)]
+    return [batch[indices] for indices in balance_among_ranks(pairs.get_num_segments(batch), world_size)]
 
 
 def balance_among_ranks(sizes: Sequence[int], world_size: int) -> list[list[int]]:
@@ -30,8 +30,8 @@ def balance_among_ranks(sizes: Sequence[int], world_size: int) -> list[list[int]
     """
     ranks = [(0, rank) for rank in range(world_size)]
     indices: list[list[int]] = [[] for _ in range(world_size)]
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         load, rank = ranks[0]
-        indices[rank].append(place)
-        heapq.heapreplace(ranks, (load + sizes[place], rank))
-    return [sorted(own) for own in indices]
+        indices[rank].append(index)
+        heapq.heapreplace(ranks, (load + sizes[index], rank))
+    return [sorted(of_rank) for of_rank in indices]

@@ -93,16 +93,16 @@ def parse_sentences(answer: str) -> list[str]:
     text = "\n".join(lines)
     parts = punctuate_indexes(join_index_lines([part.strip() for line in lines for part in INLINE_INDEX.split(line)]))
     if (listed := extract_json_strings(text)) is not None:
-        found = [clean_sentence(entry) for entry in listed]
+        sentences = [clean_sentence(entry) for entry in listed]
     elif any(INDEX.match(part) for part in parts):
-        found = join_numbered_lines(parts)
+        sentences = join_numbered_lines(parts)
     elif (embedded := EMBEDDED_JSON.search(text)) and (listed := extract_json_strings(embedded[0])) is not None:
-        found = [clean_sentence(entry) for entry in listed]
+        sentences = [clean_sentence(entry) for entry in listed]
     elif is_refusal(text):
         return []
     else:
-        found = [clean_sentence(part) for part in parts if not INTRODUCTION.search(part)]
-    return [sentence for sentence in found if sentence and not (CLOSING.match(sentence) or is_refusal(sentence))]
+        sentences = [clean_sentence(part) for part in parts if not INTRODUCTION.search(part)]
+    return [sentence for sentence in sentences if sentence and not (CLOSING.match(sentence) or is_refusal(sentence))]
 
 
 def is_refusal(text: str) -> bool:
@@ -117,17 +117,17 @@ def is_refused(answer: str) -> bool:
 
 def join_index_lines(lines: Sequence[str]) -> list[str]:
     """Return the lines with each line that holds only an index ('1.') joined to the next non-empty line."""
-    found: list[str] = []
+    joined: list[str] = []
     is_headed = False
     for line in lines:
         if INDEX_LINE.match(line):
             is_headed = True
         elif line and is_headed:
-            found.append(line if INDEX.match(line) else f"1. {line}")
+            joined.append(line if INDEX.match(line) else f"1. {line}")
             is_headed = False
         else:
-            found.append(line)
-    return found
+            joined.append(line)
+    return joined
 
 
 def punctuate_indexes(lines: Sequence[str]) -> list[str]:
@@ -161,18 +161,18 @@ def iter_strings(value: Any) -> Iterator[str]:
 
 def join_numbered_lines(lines: Sequence[str]) -> list[str]:
     """Return the sentences of numbered lines; a sentence continues in the next line if it has not ended."""
-    found: list[str] = []
+    sentences: list[str] = []
     open_ended = False
     for line in lines:
         if match := INDEX.match(line):
-            found.append(line[match.end() :])
+            sentences.append(line[match.end() :])
         elif line and open_ended and not CLOSING.match(line):
-            found[-1] = f"{found[-1]} {line}".lstrip()
+            sentences[-1] = f"{sentences[-1]} {line}".lstrip()
         else:
             open_ended = False
             continue
-        open_ended = not (SENTENCE_ENDED.search(found[-1]) or WORD_COUNT.search(found[-1]))
-    return [clean_sentence(text) for text in found]
+        open_ended = not (SENTENCE_ENDED.search(sentences[-1]) or WORD_COUNT.search(sentences[-1]))
+    return [clean_sentence(text) for text in sentences]
 
 
 def clean_sentence(text: str) -> str:
@@ -238,9 +238,9 @@ def choose_paraphrases(caption: str, answers: Sequence[str], number: int) -> lis
 
 def check_answers(caption: str, answers: Sequence[str]) -> list[CheckedSentence]:
     """Return every sentence of a caption's answers in order, with the checks that it fails."""
-    found: list[CheckedSentence] = []
+    checked: list[CheckedSentence] = []
     for answer in answers:
-        found += check_sentences(
-            caption, parse_sentences(answer), [variant.text for variant in found if variant.is_kept]
+        checked += check_sentences(
+            caption, parse_sentences(answer), [variant.text for variant in checked if variant.is_kept]
         )
-    return found
+    return checked

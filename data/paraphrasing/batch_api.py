@@ -208,7 +208,7 @@ class BatchRun:
         while request:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
                 for _ in range(self.batch_size):
-                    line = {"custom_id": request.compute_key, "method": "POST", "url": ENDPOINT, "body": request.body}
+                    line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
                     file.write(json.dumps(line) + "\n")
                     request = next(iter_requests, None)
                     if request is None or file.tell() > MAX_BYTES:
@@ -245,22 +245,22 @@ class BatchRun:
     async def write_answers(self, batch_id: str, content: bytes, there: set[str]) -> int:
         """Write the answers of a batch's file that are missing from the journal; return their number."""
         file = io.BytesIO(content)
-        places = find_offsets(file)
-        wanted = places.keys() - there
-        new = (request for request in self.captions.distinct_requests() if request.compute_key in wanted)
+        offsets = find_offsets(file)
+        missing = offsets.keys() - there
+        new = (request for request in self.captions.distinct_requests() if request.key in missing)
         number = 0
         while part := list(itertools.islice(new, ANSWERS_PER_WRITE)):
             lines_of_part = []
             for request in part:
-                file.seek(places[request.compute_key])
+                file.seek(offsets[request.key])
                 answer = parse_answer(parse_json_or_none(file.readline()))
                 assert answer
                 lines_of_part.append(to_line(request, answer) | {"batch": batch_id})
             written = await asyncio.gather(*map(self.journal.append, lines_of_part))
-            for place, line in zip(written, lines_of_part, strict=True):
-                self.answered.add_line(place, line)
+            for offset, line in zip(written, lines_of_part, strict=True):
+                self.answered.add_line(offset, line)
             number += len(part)
-        there |= wanted
+        there |= missing
         return number
 
     async def wait_for_end(self, batch_id: str) -> Batch:
@@ -302,14 +302,14 @@ class BatchRun:
 
 def find_offsets(file: BinaryIO) -> dict[str, int]:
     """Return the offset of each request's answer in a batch's output, by the request's key."""
-    places: dict[str, int] = {}
-    place = 0
+    offsets: dict[str, int] = {}
+    offset = 0
     for text in file:
         value = parse_json_or_none(text)
         if parse_answer(value) and isinstance(key := value.get("custom_id"), str):
-            places.setdefault(key, place)
-        place += len(text)
-    return places
+            offsets.setdefault(key, offset)
+        offset += len(text)
+    return offsets
 
 
 def parse_answer(value: Any) -> Answer | None:

@@ -100,19 +100,19 @@ def write_paraphrases(caption: str, number: int) -> list[str]:
     """Return up to `number` other wordings of a caption, long ones last; fewer if the rules find no more."""
     rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
     scene = parse_caption(caption)
-    found: list[str] = []
+    paraphrases: list[str] = []
     too_long: list[str] = []
     tried: set[str] = set()
     for text in draw_wordings(rng, scene):
         if text in tried:
             continue
         tried.add(text)
-        (variant,) = answer_parsing.check_sentences(caption, [text], found + too_long)
+        (variant,) = answer_parsing.check_sentences(caption, [text], paraphrases + too_long)
         if variant.is_kept:
-            (too_long if variant.failed else found).append(text)
-        if len(found) == number:
+            (too_long if variant.failed else paraphrases).append(text)
+        if len(paraphrases) == number:
             break
-    return (found + too_long)[:number]
+    return (paraphrases + too_long)[:number]
 
 
 def parse_caption(caption: str) -> CaptionContent:

@@ -49,7 +49,7 @@ class Request:
     tags: tuple[str, ...]
 
     @cached_property
-    def compute_key(self) -> str:
+    def key(self) -> str:
         """Return 32 hexadecimal digits that identify the request."""
         parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
@@ -119,7 +119,7 @@ class ParaphraseJob:
         """Return every request once."""
         seen = set()
         for _, request in self.iter_requests():
-            if (key := bytes.fromhex(request.compute_key)) not in seen:
+            if (key := bytes.fromhex(request.key)) not in seen:
                 seen.add(key)
                 yield request
 
@@ -147,33 +147,33 @@ class AnswerLog:
 
     def __init__(self, captions: ParaphraseJob) -> None:
         self.captions = captions
-        self.places: dict[bytes, tuple[int, ...]] = {}
+        self.offsets: dict[bytes, tuple[int, ...]] = {}
         self.tokens = TokenCounts()
         self.paid, self.paid_in_batches = TokenCounts(), TokenCounts()
-        for place, line in read_lines(captions.journal):
-            self.add_line(place, line)
+        for offset, line in read_lines(captions.journal):
+            self.add_line(offset, line)
 
-    def add_line(self, place: int, line: Line) -> None:
+    def add_line(self, offset: int, line: Line) -> None:
         """Add a line of the journal."""
         if line["model"] != self.captions.model:
             return
         (self.paid_in_batches if "batch" in line else self.paid).count_line(line)
         if line["instruction"] == self.captions.instruction:
             key = bytes.fromhex(line["key"])
-            self.places[key] = (*self.places.get(key, ()), place)
+            self.offsets[key] = (*self.offsets.get(key, ()), offset)
             self.tokens.count_line(line)
 
     def read_lines(self, request: Request) -> list[Line]:
         """Return a request's answers so far, as lines of the journal."""
-        places = self.places.get(bytes.fromhex(request.compute_key), ())
-        return [read_line(self.open_file, place) for place in places]
+        offsets = self.offsets.get(bytes.fromhex(request.key), ())
+        return [read_line(self.file, offset) for offset in offsets]
 
     @cached_property
-    def open_file(self) -> BinaryIO:
+    def file(self) -> BinaryIO:
         """Return the journal opened for reading; it is closed with this object."""
-        open_file = self.captions.journal.open("rb")
-        weakref.finalize(self, open_file.close)
-        return open_file
+        file = self.captions.journal.open("rb")
+        weakref.finalize(self, file.close)
+        return file
 
     def read_texts(self, request: Request) -> list[str]:
         """Return the texts of a request's answers so far."""
@@ -196,7 +196,7 @@ def to_line(request: Request, answer: Answer) -> Line:
     """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
     counted = answer.input_tokens, answer.output_tokens
     return {
-        "key": request.compute_key,
+        "key": request.key,
         "model": request.model,
         "instruction": request.instruction,
         "answer": answer.text,

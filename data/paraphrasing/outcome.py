@@ -45,14 +45,14 @@ def filter_paraphrases(
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
     """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
     for clip_id, request in captions.iter_requests():
-        found = answered.read_lines(request)
-        variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in found])
-        used = [place for place, variant in enumerate(variants) if variant.is_kept][: captions.variants]
-        good = [variants[place].text for place in used]
-        problem, left = "", len(good) < captions.variants and len(found) < attempts
+        lines = answered.read_lines(request)
+        variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in lines])
+        used = [index for index, variant in enumerate(variants) if variant.is_kept][: captions.variants]
+        good = [variants[index].text for index in used]
+        problem, left = "", len(good) < captions.variants and len(lines) < attempts
         if len(good) < captions.variants:
             whys = {
-                line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in found
+                line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in lines
             }
             why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
             problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
@@ -69,13 +69,13 @@ def filter_paraphrases(
         if not good:
             yield row, None
             continue
-        time = max(datetime.fromisoformat(line["time"]) for line in found)
+        time = max(datetime.fromisoformat(line["time"]) for line in lines)
         yield row, Paraphrase(clip_id, request.caption, tuple(good), captions.model, captions.instruction, time)
 
 
-def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, own: bool) -> ParaphraseOutcome:
+def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, has_own_table: bool) -> ParaphraseOutcome:
     """Write the split's table, unless it would be empty or would replace another one by an incomplete one."""
-    complete = own or all(answered.is_done(request, attempts) for request in captions.distinct_requests())
+    complete = has_own_table or all(answered.is_done(request, attempts) for request in captions.distinct_requests())
     outcome = ParaphraseOutcome()
     rows = (row for _, row in filter_paraphrases(captions, answered, attempts, outcome) if row)
     first = next(rows, None)
@@ -140,7 +140,7 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
 def iter_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
     """Yield each caption with its paraphrases in the table."""
     for clip_id, request in captions.iter_requests():
-        found = table.get((clip_id, hash_caption(request.caption)), [])
-        variants = tuple(answer_parsing.check_sentences(request.caption, found))
-        problem = "" if found else "no paraphrases"
+        paraphrases = table.get((clip_id, hash_caption(request.caption)), [])
+        variants = tuple(answer_parsing.check_sentences(request.caption, paraphrases))
+        problem = "" if paraphrases else "no paraphrases"
         yield ReviewRow(clip_id, request.caption, request.tags, variants, range(len(variants)), problem)

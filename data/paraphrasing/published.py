@@ -23,25 +23,25 @@ class ImportResult:
 
 def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> ImportResult:
     """Return the paraphrases of a split's captions, matched by the clips' file names and the normalised captions."""
-    places: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    captions_by_key: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
         name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
         for caption in captions:
-            places.setdefault((name, normalise(caption)), []).append((clip_id, caption))
-    found = ImportResult({}, [], Counter())
+            captions_by_key.setdefault((name, normalise(caption)), []).append((clip_id, caption))
+    result = ImportResult({}, [], Counter())
     for number, (path, caption, variations) in enumerate(entries, start=1):
         name = PureWindowsPath(path).name  # whatever way its strokes go
-        there = places.get((name, normalise(caption)), [])
+        there = captions_by_key.get((name, normalise(caption)), [])
         if not there:
-            found.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
+            result.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
             continue
         variants = answer_parsing.check_sentences(
             caption, [text for entry in variations if (text := answer_parsing.clean_sentence(entry))]
         )
-        found.failed.update(name for variant in variants for name in variant.failed)
+        result.failed.update(name for variant in variants for name in variant.failed)
         kept = tuple(variant.text for variant in variants if variant.is_kept)
-        found.variants |= dict.fromkeys(there, kept)
-    return found
+        result.variants |= dict.fromkeys(there, kept)
+    return result
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
@@ -49,15 +49,15 @@ def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
     entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
-    found: list[tuple[str, str, Sequence[str]]] = []
+    read: list[tuple[str, str, Sequence[str]]] = []
     for number, entry in enumerate(entries, start=1):
         match entry:
             case {"path": str(name), "caption": str(caption), "variations": list(variations)} if all(
                 isinstance(text, str) for text in variations
             ):
-                found.append((name, caption, variations))
+                read.append((name, caption, variations))
             case _:
                 raise UserError(
                     f'{path}, entry {number}: "path" and "caption" have to be texts, "variations" a list of texts'
                 )
-    return found
+    return read

@@ -142,13 +142,11 @@ class Store:
 
         try:
             with _store_errors_as_user_errors(self):
-                list_splits = sorted(split for corpus in folders(root) for split in folders(corpus))
-                manifests = filesystem.get_file_info([f"{split}/{MANIFEST}" for split in list_splits])
+                splits = sorted(split for corpus in folders(root) for split in folders(corpus))
+                manifests = filesystem.get_file_info([f"{split}/{MANIFEST}" for split in splits])
         except FileNotFoundError:
             return []
-        return [
-            split.removeprefix(f"{root}/") for split, info in zip(list_splits, manifests, strict=True) if info.is_file
-        ]
+        return [split.removeprefix(f"{root}/") for split, info in zip(splits, manifests, strict=True) if info.is_file]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,8 +77,8 @@ class StoredSplit:
         Raises UserError if the summary of a shard is absent.
         """
         reasons: dict[str, str] = {}
-        for read_shard in self.clips_manifest.shards:
-            name = self.clips_manifest.get_path(f"{Path(read_shard).with_suffix('.json')}")
+        for shard in self.clips_manifest.shards:
+            name = self.clips_manifest.get_path(f"{Path(shard).with_suffix('.json')}")
             try:
                 reasons |= json.loads(self.store.read(name))["set_aside"]
             except FileNotFoundError:
@@ -129,8 +129,8 @@ class StoredSplit:
 
     def open_clip(self, clip: int) -> BinaryIO:
         """Open the stored audio of a clip as a seekable file."""
-        read_shard, offset, num_bytes = (column[clip].item() for column in self._audio_positions)
-        return self.store.open(self.get_shard_path(read_shard), offset, num_bytes)
+        shard, offset, num_bytes = (column[clip].item() for column in self._audio_positions)
+        return self.store.open(self.get_shard_path(shard), offset, num_bytes)
 
     def decode_window(self, clip: int, start: int, out: Samples) -> None:
         """Fill `out` with a clip's samples from sample `start` on. Raises UserError if the audio is corrupt."""
@@ -153,14 +153,14 @@ class StoredSplit:
 
     def require_paraphrases_table(self) -> pa.Table:
         """Read the table of paraphrases. Raises UserError if the split has none."""
-        read_table = self.read_paraphrases_table()
-        if read_table is None or not len(read_table):
+        table = self.read_paraphrases_table()
+        if table is None or not len(table):
             raise UserError(
                 f"{self.name} has no paraphrases ({self.store}/{self.name}/{PARAPHRASES_FILE} is "
-                f"{'absent' if read_table is None else 'empty'}): set the paraphrase probability to 0, "
+                f"{'absent' if table is None else 'empty'}): set the paraphrase probability to 0, "
                 f"or generate them: python data/paraphrase.py {self.manifest.corpus} --store {self.store}"
             )
-        return read_table
+        return table
 
     def read_paraphrases_table(self) -> pa.Table | None:
         """Read the table of paraphrases (`data.schema.PARAPHRASES`); return None if the split has none."""

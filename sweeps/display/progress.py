@@ -177,11 +177,11 @@ class SweepDisplay:
 
     def show_epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
         """Show that a trial has finished an epoch."""
-        line, show_epoch = self.lines[signature], int(metrics["epoch"])
-        line.epoch = max(line.epoch, show_epoch)
+        line, epoch = self.lines[signature], int(metrics["epoch"])
+        line.epoch = max(line.epoch, epoch)
         line.update(metrics)
         self.print_line(
-            f"{line.name}: epoch {show_epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
+            f"{line.name}: epoch {epoch}/{line.epochs}, loss {metrics['train_loss']:.3f}"
             + (f", best validation mAP@10 {metrics['best_map10']:.3f}" if "best_map10" in metrics else "")
         )
 

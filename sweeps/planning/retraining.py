@@ -32,13 +32,13 @@ def plan_retrainings(ensemble: Ensemble, path: Path, begin: FirstStage) -> list[
     """Return the trials that replace the members. Raises UserError, with the path, for a member that cannot be
     retrained.
     """
-    found = []
+    retrainings = []
     for index, member in enumerate(ensemble.members):
         try:
-            found.append(plan_retraining(member, begin))
+            retrainings.append(plan_retraining(member, begin))
         except UserError as error:
             raise UserError(f"{path}: members[{index}], {member.name!r}: {error}") from error
-    return found
+    return retrainings
 
 
 def plan_retraining(member: Member, begin: FirstStage) -> Retraining:

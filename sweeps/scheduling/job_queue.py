@@ -48,24 +48,24 @@ class FreeResources:
         """Place all bundles, the largest first; return None and take nothing if one does not fit."""
         taken: list[Placement] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
-            place = self.find_placement(bundle)
-            if place is None:
+            placement = self.find_placement(bundle)
+            if placement is None:
                 self.release(taken)
                 return None
-            self._change(place, -1)
-            taken.append(place)
+            self._change(placement, -1)
+            taken.append(placement)
         return taken
 
-    def release(self, places: Sequence[Placement]) -> None:
+    def release(self, placements: Sequence[Placement]) -> None:
         """Release placements."""
-        for place in places:
-            self._change(place, 1)
+        for placement in placements:
+            self._change(placement, 1)
 
-    def _change(self, place: Placement, sign: int) -> None:
+    def _change(self, placement: Placement, sign: int) -> None:
         """Take (-1) or release (1) one placement."""
-        self.cpus[place.node] += sign * place.cpus
-        for gpu in place.gpus:
-            self.gpus[place.node][gpu] += sign * place.share
+        self.cpus[placement.node] += sign * placement.cpus
+        for gpu in placement.gpus:
+            self.gpus[placement.node][gpu] += sign * placement.share
 
     def find_placement(self, bundle: Bundle) -> Placement | None:
         """Return the tightest placement of a bundle: like Ray, it keeps whole GPUs and idle nodes free."""
@@ -96,7 +96,7 @@ class JobQueue:
         self.nodes = tuple(nodes)
         self.max_concurrent = max_concurrent
         self.dropped: dict[str, str] = {}  # jobs that can't run any more, each with the one whose failure is why
-        self.room = FreeResources(nodes)
+        self.free_resources = FreeResources(nodes)
         self.running: dict[str, list[Placement] | None] = {}  # None: nodes went, and it waits for room to go on
         self.children: defaultdict[str, list[str]] = defaultdict(list)
         for job in self.jobs.values():
@@ -109,11 +109,9 @@ class JobQueue:
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
         """Return the cost of the longest chain of jobs that starts with this one, and of all jobs that depend on it."""
-        find_dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
+        dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
         cost = self.jobs[key].cost
-        return cost + max((chain for chain, _ in find_dependents), default=0.0), cost + sum(
-            work for _, work in find_dependents
-        )
+        return cost + max((chain for chain, _ in dependents), default=0.0), cost + sum(work for _, work in dependents)
 
     @property
     def is_exhausted(self) -> bool:
@@ -124,20 +122,20 @@ class JobQueue:
         """Set the nodes of the cluster. Jobs that lost their placement get a new one before any other starts."""
         if tuple(nodes) == self.nodes:
             return
-        self.nodes, self.room = tuple(nodes), FreeResources(nodes)
+        self.nodes, self.free_resources = tuple(nodes), FreeResources(nodes)
         for key in self.running:
-            self.running[key] = self.room.take(self.jobs[key].bundles)
+            self.running[key] = self.free_resources.take(self.jobs[key].bundles)
 
     def pop(self) -> str | None:
         """Return the job to start now, which keeps its placement until it is `done`; None if none can start."""
-        for key in [key for key, places in self.running.items() if places is None] + self.ready:
+        for key in [key for key, placements in self.running.items() if placements is None] + self.ready:
             if key not in self.running and self.max_concurrent and len(self.running) >= self.max_concurrent:
                 return None
             bundles = self.jobs[key].bundles
-            places = self.room.take(bundles)
-            if places is not None:
+            placements = self.free_resources.take(bundles)
+            if placements is not None:
                 goes_on = key in self.running
-                self.running[key] = places
+                self.running[key] = placements
                 if not goes_on:
                     self.ready.remove(key)
                     return key
@@ -147,7 +145,7 @@ class JobQueue:
 
     def done(self, key: str, succeeded: bool) -> None:
         """Record the end of a job: jobs that depend on it become ready, or are dropped if it did not succeed."""
-        self.room.release(self.running.pop(key) or [])
+        self.free_resources.release(self.running.pop(key) or [])
         if succeeded:
             for child in self.children.get(key, []):
                 self.waiting.remove(child)

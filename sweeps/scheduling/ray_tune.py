@@ -260,10 +260,10 @@ def run_trials(
         ends[signature] = FAILED if result.error else find_outcome(result.metrics)
         if ends[signature] == FAILED:
             error = str(result.error or result.metrics[FAILED]).strip()
-            place = Path(result.path) / "error.txt"
-            place.write_text(error, encoding="utf-8")
+            error_file = Path(result.path) / "error.txt"
+            error_file.write_text(error, encoding="utf-8")
             display.console.print(
-                f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {place})",
+                f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {error_file})",
                 markup=False,
                 highlight=False,
             )

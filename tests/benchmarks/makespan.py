@@ -162,7 +162,7 @@ class Overtaking(JobQueue):
     def next(self) -> str | None:
         """The first job that has room."""
         for key in self.ready:
-            places = self.room.take(self.jobs[key].bundles)
+            places = self.free_resources.take(self.jobs[key].bundles)
             if places is not None:
                 self.running[key] = places
                 self.ready.remove(key)

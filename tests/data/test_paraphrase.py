@@ -794,7 +794,7 @@ def test_the_page_tells_what_is_good_but_not_used(make_clip, noise, write_split)
     asyncio.run(append_line(captions.journal, to_line(request, answer)))
     answered = AnswerLog(captions)
     ((row, _),) = filter_paraphrases(captions, answered, 1, ParaphraseOutcome())
-    answered.open_file.close()
+    answered.file.close()
     assert list(row.used) == [0, 2]
     write_page(split.store.path / "page.html", split.name, "parrot", captions.instruction, [row])
     page = (split.store.path / "page.html").read_text()

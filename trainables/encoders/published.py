@@ -94,19 +94,19 @@ def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()
 
     Raises UserError that says what differs if another name or shape than the network's is in the file, or one lacks.
     """
-    found = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
-    wanted = network.state_dict()
+    published = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
+    expected = network.state_dict()
     require_matching_weights(
         path,
-        missing=[name for name in wanted if name not in found],
-        unexpected=[name for name in found if name not in wanted],
+        missing=[name for name in expected if name not in published],
+        unexpected=[name for name in published if name not in expected],
         misshapen=[
-            f"{name} {list(found[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in found and found[name].shape != tensor.shape
+            f"{name} {list(published[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in published and published[name].shape != tensor.shape
         ],
     )
-    network.load_state_dict(found)
+    network.load_state_dict(published)
 
 
 def require_matching_weights(

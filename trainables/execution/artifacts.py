@@ -43,15 +43,15 @@ def log_artifacts(
 
     What it has been trained on isn't embedded: no figure on it would mean anything.
     """
-    wanted = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
+    files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for split, name in wanted:
+        for split, name in files:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
         embedding_s = time.monotonic() - began
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         log.log_files(folder, {"embedding_s": embedding_s})
-        for _, name in wanted:
+        for _, name in files:
             read_embeddings(log.download_artifact(f"{EMBEDDINGS_FOLDER}/{name}"))

@@ -56,8 +56,12 @@ def list_nodes() -> list[Bundle]:
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     there = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
     joined = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
-    found = nodes_of_autoscaler(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
-    return max(there, found, key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)))
+    possible_nodes = (
+        nodes_of_autoscaler(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
+    )
+    return max(
+        there, possible_nodes, key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes))
+    )
 
 
 def nodes_of_autoscaler(config: Mapping[str, Any]) -> list[Bundle]:

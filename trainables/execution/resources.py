@@ -82,13 +82,13 @@ def allocate(
     gpus = sum(node.gpus for node in nodes)
     each = float(gpus > 0) if request.gpus_per_worker is None else request.gpus_per_worker
     workers = request.workers or 1
-    wanted = workers * min(trials, concurrent or trials)
+    requested = workers * min(trials, concurrent or trials)
     if each:
         able = [node for node in nodes if node.gpus >= each]
         shares = [node.cpus / (node.gpus // each) for node in able]
     else:
         able = [node for node in nodes if node.cpus >= 1]
-        at_once = min(wanted, sum(int(node.cpus) for node in able))
+        at_once = min(requested, sum(int(node.cpus) for node in able))
         shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
     threads = max(1, int(request.cpus_per_worker or min(shares, default=1)))
     # What is left below a whole CPU makes room for the drivers.
@@ -115,14 +115,14 @@ def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
 
 def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
     """Raise UserError if a trial could never be placed, even on an idle cluster."""
-    room = count_placeable_workers(resources, nodes)
-    if room >= resources.workers:
+    placeable = count_placeable_workers(resources, nodes)
+    if placeable >= resources.workers:
         return
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
     raise UserError(
         f"{resources.workers} workers need {resources.cpus_per_worker:g} CPUs{gpu} each, on one node each: the cluster "
-        f"has room for {room} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes"
+        f"has room for {placeable} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes"
     )
 
 

@@ -229,13 +229,13 @@ class CheckpointWriter:
 
     def write_now(self, snapshot: Snapshot, name: str, log: RunLog) -> None:
         """Write a checkpoint, record it as the last complete one, and remove the earlier ones."""
-        place = f"trials/{self.lease.folder}"
-        with_retries(lambda: self.runs.write_folder(f"{place}/{name}", snapshot.write))
+        folder = f"trials/{self.lease.folder}"
+        with_retries(lambda: self.runs.write_folder(f"{folder}/{name}", snapshot.write))
         commit_checkpoint(self.runs, self.lease, name, log)
         if self.kept is None:
             remove_earlier_checkpoints(self.runs, self.lease)
         else:
-            self.runs.remove(f"{place}/{self.kept}")
+            self.runs.remove(f"{folder}/{self.kept}")
         self.kept = name
 
 

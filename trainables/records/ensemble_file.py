@@ -205,8 +205,8 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Ensemble:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        found = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
-        raise UserError(f"{path}: {where}: {first['msg']}{found}") from error
+        actual = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
+        raise UserError(f"{path}: {where}: {first['msg']}{actual}") from error
 
 
 def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
@@ -232,27 +232,27 @@ def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the content of a file of format 2 in format 3. Raises UserError that names an invalid field."""
     metric = content.get("metric", "map10")
 
-    def estimates(found: Mapping[str, Any]) -> dict[str, Any]:
-        names = [name for name in found if not name.endswith("_interval")]
-        return {name: {"value": found[name], "interval": found[f"{name}_interval"]} for name in names}
+    def estimates(values: Mapping[str, Any]) -> dict[str, Any]:
+        names = [name for name in values if not name.endswith("_interval")]
+        return {name: {"value": values[name], "interval": values[f"{name}_interval"]} for name in names}
 
-    def split_figures(found: Mapping[str, Any]) -> dict[str, Any]:
-        systems = {name: estimates(value) for name, value in found.items() if isinstance(value, dict)}
-        return {"split": found["split"], "fingerprint": found["fingerprint"], "systems": systems}
+    def split_figures(section: Mapping[str, Any]) -> dict[str, Any]:
+        systems = {name: estimates(value) for name, value in section.items() if isinstance(value, dict)}
+        return {"split": section["split"], "fingerprint": section["fingerprint"], "systems": systems}
 
-    def nested(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {**found, **{name: estimates(found[name])["value"] for name in ("ensemble", "best_single")}}
+    def nested(section: Mapping[str, Any]) -> dict[str, Any]:
+        return {**section, **{name: estimates(section[name])["value"] for name in ("ensemble", "best_single")}}
 
-    def methods(found: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        splits = [{split: estimates(one[split]) for split in ("validation", "test") if split in one} for one in found]
-        folds = [{"nested": estimates(one["nested"])["value"]} if "nested" in one else {} for one in found]
-        return [{**one, **split, **fold} for one, split, fold in zip(found, splits, folds, strict=True)]
+    def methods(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        splits = [{split: estimates(one[split]) for split in ("validation", "test") if split in one} for one in entries]
+        folds = [{"nested": estimates(one["nested"])["value"]} if "nested" in one else {} for one in entries]
+        return [{**one, **split, **fold} for one, split, fold in zip(entries, splits, folds, strict=True)]
 
-    def trajectory(found: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        return [{"added": step["added"], "removed": step["removed"], "value": step[metric]} for step in found]
+    def trajectory(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{"added": step["added"], "removed": step["removed"], "value": step[metric]} for step in entries]
 
-    def before_retraining(found: Mapping[str, Any]) -> dict[str, Any]:
-        return migrate_format_2({"metric": metric, "members": [], **found}, f"{where}: before_retraining")
+    def before_retraining(section: Mapping[str, Any]) -> dict[str, Any]:
+        return migrate_format_2({"metric": metric, "members": [], **section}, f"{where}: before_retraining")
 
     changes: dict[str, Callable[[Any], Any]] = {
         "validation": split_figures, "test": split_figures, "nested": nested, "methods": methods,

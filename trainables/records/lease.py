@@ -114,8 +114,8 @@ def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | No
     """
     number = find_newest_number(runs, signature)
     contents = runs.read(lease_file(signature, number)) if number else None
-    found = json.loads(contents) if contents else None
-    return number, Holder(**found) if found else None
+    fields = json.loads(contents) if contents else None
+    return number, Holder(**fields) if fields else None
 
 
 def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:

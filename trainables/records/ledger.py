@@ -144,9 +144,9 @@ class Ledger(Protocol):
         """Return what is needed to train a finished trial again: its config, its best epoch and its pretraining's best
         epoch.
         """
-        found = {"trial": self.load_config(run), "epoch": int(run.metrics["best_epoch"])}
+        recipe = {"trial": self.load_config(run), "epoch": int(run.metrics["best_epoch"])}
         parent = self.find_finished_trial(run.pretraining) if run.pretraining else None
-        return found | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
+        return recipe | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
         """Return the id of a sweep's run: the existing one of this name, whose list is replaced, or a new one."""

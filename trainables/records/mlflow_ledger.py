@@ -103,8 +103,8 @@ class MlflowLedger(Ledger):
         return map(to_trial_run, self._iter_runs("trial", "attributes.status = 'RUNNING'"))
 
     def find_trial(self, signature: str) -> TrialRun | None:
-        found = [to_trial_run(run) for run in self._iter_runs("trial", f"tags.signature = '{signature}'")]
-        return next((run for run in found if run.status == "FINISHED"), found[0] if found else None)
+        runs = [to_trial_run(run) for run in self._iter_runs("trial", f"tags.signature = '{signature}'")]
+        return next((run for run in runs if run.status == "FINISHED"), runs[0] if runs else None)
 
     def find_signature(self, run_id: str) -> str | None:
         from mlflow.exceptions import MlflowException
@@ -160,13 +160,13 @@ class MlflowLedger(Ledger):
         return [f"{EPOCHS_FOLDER}/{name}" for name in names] if kept >= set(names) else []
 
     def load_config(self, run: TrialRun) -> dict[str, Any]:
-        found: dict[str, Any] = read_json(self._load_artifact(run.run_id, run.artifacts, TRIAL_FILE))
-        return found
+        config: dict[str, Any] = read_json(self._load_artifact(run.run_id, run.artifacts, TRIAL_FILE))
+        return config
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        found = next((run for run in self._iter_runs("sweep") if run.info.run_name == name), None)
-        if found:
-            run_id = str(found.info.run_id)
+        existing = next((run for run in self._iter_runs("sweep") if run.info.run_name == name), None)
+        if existing:
+            run_id = str(existing.info.run_id)
             self.client.update_run(run_id, status="RUNNING")
         else:
             run_id = self.create_run(name, {"kind": "sweep"})
@@ -177,12 +177,12 @@ class MlflowLedger(Ledger):
         sweeps = list(self._iter_runs("sweep"))
         if not sweeps:
             raise UserError(f"{self.tracking_uri} holds no sweep: run python sweeps/grid.py first")
-        found = next((run for run in sweeps if name in (None, run.info.run_name)), None)
-        if found is None:
+        existing = next((run for run in sweeps if name in (None, run.info.run_name)), None)
+        if existing is None:
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
-        run_id = str(found.info.run_id)
-        description = read_json(self._load_artifact(run_id, found.info.artifact_uri, SWEEP_FILE))
-        return Sweep(run_id, found.info.run_name, description["signatures"], description)
+        run_id = str(existing.info.run_id)
+        description = read_json(self._load_artifact(run_id, existing.info.artifact_uri, SWEEP_FILE))
+        return Sweep(run_id, existing.info.run_name, description["signatures"], description)
 
     def list_sweep_names(self) -> list[str]:
         return [run.info.run_name for run in self._iter_runs("sweep")]

@@ -101,15 +101,15 @@ class RunLog:
             {name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"])
         )
 
-    def log_steps(self, log_steps: Sequence[TrainingStep], epochs: int) -> None:
+    def log_steps(self, steps: Sequence[TrainingStep], epochs: int) -> None:
         """Log the timings of some steps, and the estimated time that remains, under the number of the last step."""
-        last, found = log_steps[-1], summarise_steps(log_steps)
-        left_s = (epochs - last.epoch) * last.number / last.epoch * found["step_s"]
+        last, metrics = steps[-1], summarise_steps(steps)
+        left_s = (epochs - last.epoch) * last.number / last.epoch * metrics["step_s"]
         values = {
             "epoch": last.epoch,
-            "loss": sum(step.loss for step in log_steps) / len(log_steps),
+            "loss": sum(step.loss for step in steps) / len(steps),
             "left_s": left_s,
-        } | found
+        } | metrics
         self.log_metrics({f"{STEP}{name}": value for name, value in values.items()}, last.number)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -124,13 +124,13 @@ class RunLog:
 
         self.sent.append(self.sender.submit(with_retries, send))
 
-    def log_embeddings(self, log_epoch: int, log_embeddings: Embeddings) -> None:
+    def log_embeddings(self, epoch: int, embeddings: Embeddings) -> None:
         """Log an epoch's embeddings of the validation split."""
 
         def send() -> None:
             with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / epoch_file_name(log_epoch)
-                write_embeddings(path, log_embeddings)
+                path = Path(scratch) / epoch_file_name(epoch)
+                write_embeddings(path, embeddings)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 
         self.sent.append(self.sender.submit(with_retries, send))

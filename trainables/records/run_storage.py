@@ -144,18 +144,18 @@ class RunStorage:
         models.mkdir(parents=True, exist_ok=True)
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
-    def fetch_model(self, signature: str, make_scratch: Path) -> Path:
+    def fetch_model(self, signature: str, scratch: Path) -> Path:
         """Return the folder of a trained model; for an object store it is copied into `scratch` first."""
-        return self.fetch(f"models/{signature}", make_scratch)
+        return self.fetch(f"models/{signature}", scratch)
 
-    def fetch(self, name: str, make_scratch: Path) -> Path:
+    def fetch(self, name: str, scratch: Path) -> Path:
         """Return a folder by name; for an object store it is copied into `scratch` first."""
         if not self.is_remote:
             return self.folder / name
         filesystem, path = open_filesystem(self.locate(name))
-        make_scratch.mkdir(parents=True, exist_ok=True)
-        pyarrow.fs.copy_files(path, str(make_scratch), filesystem, pyarrow.fs.LocalFileSystem())
-        return make_scratch
+        scratch.mkdir(parents=True, exist_ok=True)
+        pyarrow.fs.copy_files(path, str(scratch), filesystem, pyarrow.fs.LocalFileSystem())
+        return scratch
 
     def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder, and store it under a name, replacing an existing one.
@@ -163,10 +163,10 @@ class RunStorage:
         In a folder of runs it is renamed once it is complete; in an object store it is copied file by file.
         """
         if self.is_remote:
-            with tempfile.TemporaryDirectory() as make_scratch:
-                write(Path(make_scratch))
+            with tempfile.TemporaryDirectory() as scratch:
+                write(Path(scratch))
                 filesystem, path = open_filesystem(self.locate(name))
-                pyarrow.fs.copy_files(make_scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
+                pyarrow.fs.copy_files(scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
             return
         target = self.folder / name
         part = target.with_name(f".{target.name}.part")

@@ -53,20 +53,18 @@ class StepTimer:
                 return
             yield batch
 
-    def record_step(self, number: int, summarise_epoch: float, loss: float, num_pairs: int) -> TrainingStep:
+    def record_step(self, number: int, epoch: float, loss: float, num_pairs: int) -> TrainingStep:
         """Record a finished step, and return its measurements."""
         duration_s = time.monotonic() - self.stepped
         self.steps.append(
-            TrainingStep(
-                number, summarise_epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device)
-            )
+            TrainingStep(number, epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device))
         )
         return self.steps[-1]
 
     def summarise_epoch(self) -> Metrics:
         """Return the steps since the last call as metrics, with the seconds that they took."""
         steps, self.steps = self.steps, []
-        return summarise_steps(steps) | {"training_s": sum(record_step.duration_s for record_step in steps)}
+        return summarise_steps(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_checkpoint_due(self) -> bool:
         """Return whether a checkpoint is due by rank 0's clock, on every rank."""

@@ -80,5 +80,5 @@ def embed_files(
     """
     refused: dict[Path, str] = {}
     batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, refused.__setitem__)
-    vectors, places = embed_audio(model, trial, batches)
-    return vectors, [paths[place] for place in places], refused
+    vectors, indices = embed_audio(model, trial, batches)
+    return vectors, [paths[index] for index in indices], refused

@@ -39,12 +39,12 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
     audio_LD, text_LD, of_temperature = (gradient_of(output) for output in outputs)
     sizes = [len(part.captions) for part in parts]
     gradients = zip(audio_LD.split(sizes), text_LD.split(sizes), strict=True)
-    for number, (part, own) in enumerate(zip(parts, gradients, strict=True)):
+    for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
         is_last = number == len(parts) - 1
         alone = network if isinstance(network, DistributedDataParallel) and not is_last else None
         with alone.no_sync() if alone else contextlib.nullcontext():
             # Only the last part tells the temperature its gradient, which is that of all.
-            received = (*own, of_temperature if is_last else torch.zeros_like(of_temperature))
+            received = (*gradient, of_temperature if is_last else torch.zeros_like(of_temperature))
             every = zip(forward(number, part), received, strict=True)
             tensors, gradients_of_part = zip(*[pair for pair in every if pair[0].requires_grad], strict=True)
             torch.autograd.backward(tensors, gradients_of_part)

@@ -106,16 +106,16 @@ def train(
         batches = order_epoch(pairs, epoch, trial.batch_size)
         remaining = batches[progress.batches_done :]
         loader = load_epoch(pairs, epoch, remaining, rank, world_size, execution.loader_workers)
-        for pair_numbers, own in zip(remaining, clock.time_waiting(loader), strict=True):
+        for pair_numbers, batch_of_rank in zip(remaining, clock.time_waiting(loader), strict=True):
             done = epoch + progress.batches_done / len(batches)
             set_learning_rate(optimizer, trial.schedule.rate(done, progress.validation_losses))
             counts = [len(share) for share in split_among_ranks(pairs, pair_numbers, world_size)]
-            clips_B = gather_rows(own.clips.to(device), counts)
+            clips_B = gather_rows(batch_of_rank.clips.to(device), counts)
             forward = partial(embed_part, distributed, trial, rank, progress.steps_done)
-            parts = own.split(execution.micro_batch or len(own.captions))
+            parts = batch_of_rank.split(execution.micro_batch or len(batch_of_rank.captions))
             optimizer.zero_grad(set_to_none=True)
             with explain_out_of_memory(progress.steps_done, parts):
-                outputs = forward(0, own) if len(parts) == 1 else embed_by_parts(forward, parts)
+                outputs = forward(0, batch_of_rank) if len(parts) == 1 else embed_by_parts(forward, parts)
                 audio_LD, text_LD, temperature = outputs
                 loss = nt_xent(gather_rows(audio_LD, counts), gather_rows(text_LD, counts), clips_B, temperature)
                 loss.backward()
@@ -264,11 +264,11 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
     """Return the generator for draws shared by a global batch, and seed the global generator for a part's own draws
     (dropout).
     """
-    shared, own = (
+    shared, own_seed = (
         int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for entropy in ([seed, step], [seed, step, rank, 1, part])
     )
-    torch.manual_seed(own)
+    torch.manual_seed(own_seed)
     return torch.Generator().manual_seed(shared)
 
 

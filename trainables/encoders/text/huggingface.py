@@ -117,11 +117,11 @@ def locate_model(config: Config, weights: Path | None) -> str:
     """
     if weights is None or Path(config.model).is_dir():
         return config.model
-    places = [weights / config.model, weights / Path(config.model).name]
-    found = next((place for place in places if place.is_dir()), None)
-    if found is None:
+    folders = [weights / config.model, weights / Path(config.model).name]
+    existing = next((folder for folder in folders if folder.is_dir()), None)
+    if existing is None:
         raise UserError(
             f"{weights} holds no directory {config.model!r}: put the model's files there, as the hub has them "
             f"(config.json, model.safetensors and its tokenizer's)"
         )
-    return str(found)
+    return str(existing)

@@ -18,9 +18,9 @@ from trainables.encoders.audio.cnn14 import (
     FMAX_HZ,
     FMIN_HZ,
     HOP_SAMPLES,
+    MIN_POWER,
     NUM_MELS,
     RELEASE,
-    SMALLEST_POWER,
     UNUSED_WEIGHTS,
     WINDOW_SAMPLES,
     Config,
@@ -105,7 +105,7 @@ class Cnn14Encoder(nn.Module):
             segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True
         )
         power = spectrum.real.square() + spectrum.imag.square()
-        return 10 * (self.bank @ power).clamp(min=SMALLEST_POWER).log10()
+        return 10 * (self.bank @ power).clamp(min=MIN_POWER).log10()
 
 
 class ConvBlock(nn.Module):

@@ -22,14 +22,14 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
     Raises UserError where the model is absent, torn, or has other weights than its config.json says.
     """
-    place = huggingface.locate_model(config, weights)
-    revision = None if Path(place).is_dir() else config.revision or huggingface.look_up_commit(config.model)
+    location = huggingface.locate_model(config, weights)
+    revision = None if Path(location).is_dir() else config.revision or huggingface.look_up_commit(config.model)
     try:
-        shape = AutoConfig.from_pretrained(place, revision=revision)
+        shape = AutoConfig.from_pretrained(location, revision=revision)
         set_dropout(shape, config.dropout)
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
         model, differences = AutoModel.from_pretrained(
-            place,
+            location,
             config=shape,
             revision=revision,
             dtype=torch.float32,
@@ -39,11 +39,12 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     except Exception as error:  # torn files raise what the parsers of JSON, safetensors and tokenizers happen to
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
     published.require_matching_weights(
-        place,
+        location,
         missing=filter_body_weights(model, differences["missing_keys"]),
         unexpected=filter_body_weights(model, differences["unexpected_keys"]),
         misshapen=[
-            f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in differences["mismatched_keys"]
+            f"{name} {list(actual)} instead of {list(expected)}"
+            for name, actual, expected in differences["mismatched_keys"]
         ],
     )
     return HuggingFaceEncoder(config, model, tokenizer)
