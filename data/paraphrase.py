@@ -144,7 +144,7 @@ def paraphrase_command(options: AskOptions) -> int:
     refuse_ignored_options(options, by_rules)
     captions = ParaphraseJob(open_caption_split(options), options.model, options.variants)
     price = find_price(options)
-    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules say the same again
+    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules give the same sentences again
     if options.dry_run:
         print_estimate(captions, attempts, price, options.batch)
         return 0
@@ -186,7 +186,7 @@ def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
         why, ignored = "that is for --batch", ["batch_size", "poll"]
     for name in ignored:
         if getattr(options, name):
-            raise UserError(f"{flag(name)}: {why}; leave it out")
+            raise UserError(f"{flag(name)}: {why}; remove it")
 
 
 def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
@@ -206,8 +206,8 @@ def refuse_open_batch(captions: ParaphraseJob) -> None:
     if files := find_open_batches(captions):
         batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
         raise UserError(
-            f"{captions.split.name} was handed in to {captions.model} and isn't collected ({batches}): the same "
-            "command with --batch collects it"
+            f"{captions.split.name} was submitted to {captions.model} and isn't collected ({batches}): "
+            "re-run the command with --batch to collect it"
         )
 
 
@@ -240,13 +240,11 @@ def open_caption_split(options: CaptionOptions) -> StoredSplit:
     """Return the split whose captions are meant. Raises UserError if it cannot have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:
-        raise UserError(f"{store} is an object store: paraphrase the folder that it was uploaded from, and upload that")
+        raise UserError(f"{store} is an object store: paraphrase the local store, and upload it again")
     split = options.split or corpora.load(options.corpus).ROLES["train"]
     caption_split = open_split(store, f"{options.corpus}/{split}")
     if caption_split.manifest.clips_of or not caption_split.manifest.queries_are_captions:
-        raise UserError(
-            f"{caption_split.name} has queries, not captions of clips: it isn't trained on; name another --split"
-        )
+        raise UserError(f"{caption_split.name} has queries, not captions of clips: choose another --split")
     return caption_split
 
 
@@ -258,7 +256,7 @@ def find_price(options: AskOptions) -> Price | None:
     if options.budget is not None and price is None:
         raise UserError(
             f"--budget {options.budget:g}: no price of {options.model!r} is known; "
-            "give it as --price INPUT OUTPUT, in USD for a million tokens, or leave --budget out"
+            "give it as --price INPUT OUTPUT, in USD per million tokens, or remove --budget"
         )
     return price
 
@@ -267,17 +265,16 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
     """Return whether a split has paraphrases by this model and instruction. Raises UserError if it has others and
     --replace isn't given.
 
-    Raises UserError where they are not, unless they are to be replaced.
     """
     there = find_author(split)
     if not there or there == (model, instruction) or there == (model, None):
         return True
     if not replace:
-        again = "for nothing, from the journal" if there[1] else "from where they came"
+        again = "rebuilt from the journal for free" if there[1] else "imported again"
         others, ours = " ".join(filter(None, there)), f"{model} {instruction}".rstrip()
         raise UserError(
-            f"{split.name} has paraphrases by {others!r} already: give --replace to have those by {ours!r} instead "
-            f"(the others can be had again {again})"
+            f"{split.name} already has paraphrases by {others!r}: pass --replace to overwrite them with those by {ours!r} "
+            f"(the others can be {again})"
         )
     return False
 
@@ -285,7 +282,7 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
     """Return the model and the instruction's version that wrote a split's paraphrases, or None.
 
-    The version is '' where there was no instruction that we know of, and None in a table from before it was kept.
+    The version is '' if the instruction is unknown, and None in tables written before it was recorded.
     """
     table = split.read_paraphrases_table()
     if not table:
@@ -321,7 +318,7 @@ def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, 
         source = f"prices of {prices.AS_OF} unless --price says otherwise; without what is asked again"
         lines.append(f"price: {dollars:,.2f} USD{way}; {source}")
     else:
-        lines.append(f"price: unknown for {captions.model!r} (--price INPUT OUTPUT, in USD for a million tokens)")
+        lines.append(f"price: unknown for {captions.model!r} (--price INPUT OUTPUT, in USD per million tokens)")
     for line in lines:
         logger.info(line)
 
@@ -399,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return run_command(argv, "paraphrase.py", __doc__, Command(AskOptions, paraphrase_command), COMMANDS)
     except OSError as error:
         problem = f"{error.filename or 'the store'} can't be used: {error.strerror or error}"
-        raise UserError(f"{problem}; what was answered is kept, and the same command goes on") from error
+        raise UserError(f"{problem}; answers so far are kept: re-run the same command to resume") from error
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class SweepPlan:
 
 def run_space(options: Options) -> int:
     """Run the sweep of a space; the exit status is 1 if a trial did not finish."""
-    named_space = find_space(options.space)  # an unknown one is refused before anything is started
+    named_space = find_space(options.space)  # refuse an unknown name before anything is started
     options = with_default_name(options)
     store, corpus = Store.of(options.splits.store), options.splits.corpus
     splits = None if is_built_on_demand(corpus, store) else options.splits.resolve_splits(store)
@@ -183,7 +183,7 @@ def with_default_name(options: OptionsT) -> OptionsT:
 def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> tuple[Stages, int]:
     """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
 
-    After a dry run there are none.
+    After a dry run the number is 0.
     """
     runs, store, trials, nodes = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
@@ -260,7 +260,7 @@ def describe_sweep(plan: SweepPlan, lines: Mapping[str, TrialProgress]) -> dict[
 def start_cluster(options: SweepOptions) -> list[Bundle]:
     """Start Ray, or join the cluster at RAY_ADDRESS, and return the resources of its nodes.
 
-    The processes of a cluster that is started here import what trains while this one prepares the sweep.
+    Processes of a cluster that is started here import the training modules while this process prepares the sweep.
     """
     from data.runtime.parallel import start_ray
     from sweeps.scheduling.ray_tune import QUIET_TUNE
@@ -300,7 +300,7 @@ def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
 def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
     """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
     if path.resolve() == options.ensemble.resolve():
-        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
+        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained: give another name")
     if (
         options.name in ledger.list_sweep_names()
         and ledger.find_sweep(options.name).description.get("retrain") != identity

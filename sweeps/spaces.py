@@ -1,7 +1,7 @@
 """Named spaces: functions that return the trials of a sweep.
 
-A space takes the corpus' splits and the precision to train in. A fine-tuning carries its pretraining, so the trials
-returned are those that are wanted; a pretraining that several of them share is trained once.
+A space takes the corpus' splits and the precision to train in. A fine-tuning carries its pretraining, so a space
+returns only the trials that become candidates; a pretraining that several of them share is trained once.
 """
 
 import inspect
@@ -41,9 +41,9 @@ PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
     """Return three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
 
-    The pairs are pretrained apart, so that an ensemble of them gains. Fine-tuning takes two epochs: after the first,
-    while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower, the
-    mean of 30 fine-tunings), and after the second one, with the rate down, 5.6 points above them.
+    The pairs have separate pretrainings, so that an ensemble of them gains. Fine-tuning takes two epochs: after the
+    first, while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower,
+    the mean of 30 fine-tunings), and after the second, at the low rate, 5.6 points above them.
     """
     pretrainings = [
         from_scratch(splits, precision, audio, rate, epochs=5, text=text)
@@ -63,8 +63,8 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
 def small(splits: Splits, precision: Precision) -> list[Trial]:
     """Return two audio times two text encoders on a small corpus of recordings, without paraphrases.
 
-    Pairs that were pretrained apart err apart, which is what an ensemble lives on: fine-tunings of one pretraining add
-    little to each other (measured on 240 clips of real recordings).
+    Models with separate pretrainings make different errors, which an ensemble benefits from; fine-tunings of one
+    pretraining add little to each other (measured on 240 clips of real recordings).
     """
     pretrainings = [
         from_scratch(splits, precision, audio, rate, epochs=12, text=text)
@@ -90,10 +90,10 @@ def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
 def table2(splits: Splits, precision: Precision) -> list[Trial]:
     """Return every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
 
-    The ten pairs, pretrained and fine-tuned with paraphrases; PaSST-N with roberta-large also without them, and as it
-    comes from pretraining; both of its fine-tunings with the three seeds of Figure 2; CNN14 with bert-base by the same
-    recipe without paraphrases, as the row says (its figures are of a system with a recipe of its own); and DCASE's own
-    baseline. The row of the ensemble is for `ensemble/select.py`.
+    The ten pairs, pretrained and fine-tuned with paraphrases; PaSST-N with roberta-large also fine-tuned without
+    paraphrases, and without fine-tuning; both of its fine-tunings with the three seeds of Figure 2; CNN14 with
+    bert-base by the same recipe without paraphrases, although the paper's row is of a system with its own recipe; and
+    DCASE's own baseline. `ensemble/select.py` gives the row of the ensemble.
     """
     pretrainings = {
         (audio, text): recipes.paper(audio, f"huggingface:{text}", splits, precision)
@@ -119,7 +119,7 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
 def full(splits: Splits, precision: Precision) -> list[Trial]:
     """Return every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
 
-    CNN14 is one of them; all-mpnet-base-v2, which only the baseline uses, isn't.
+    CNN14 is included; all-mpnet-base-v2, which only the baseline uses, is not.
     """
     pretrainings = [
         recipes.paper(audio, f"huggingface:{text}", splits, precision)
@@ -169,9 +169,9 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
     """Return the trials with further seeds, following their own; each trial once.
 
-    `seeds` is for fine-tunings, over one pretraining; a trial without a pretraining stays as it is. `pretraining_seeds`
-    is for pretrainings, and a fine-tuning's own seed goes along unless `seeds` gives it several: with both there are
-    `seeds` times `pretraining_seeds` fine-tunings of each.
+    `seeds` applies to fine-tunings over one pretraining; a trial without a pretraining is unchanged by it.
+    `pretraining_seeds` applies to pretrainings, whose fine-tunings shift their seeds as well unless `seeds` is given:
+    with both there are `seeds` times `pretraining_seeds` fine-tunings of each.
     """
     varied = []
     for trial in trials:
@@ -191,22 +191,20 @@ def shift_seeds(trial: Trial, shift: int) -> Trial:
 def check_trials(trials: object) -> list[Trial]:
     """Return the trials of a space. Raises UserError if they cannot be one sweep.
 
-    That is: anything but a list of trials, with at least one; a trial that is there twice; trials that don't validate
-    and test on the same splits, pretrainings included, as they couldn't be in one pool; and one that is trained on what
-    it is judged by, unless it ends at a given epoch and isn't judged.
+    Trials are refused if they are not a non-empty list of trials, if a trial occurs twice, if trials or their
+    pretrainings validate or test on different splits, which could not be in one pool, and if a trial is trained on a
+    split that evaluates it, unless it ends at a given epoch and is not evaluated.
     """
     if not isinstance(trials, list | tuple):
-        raise UserError(f"the space gave a {type(trials).__name__}: it must return a list of trials")
+        raise UserError(f"the space returned a {type(trials).__name__}: it must return a list of trials")
     if not trials:
-        raise UserError("the space gave no trial: it must return at least one")
+        raise UserError("the space returned no trial: it must return at least one")
     numbers: dict[Trial, int] = {}
     for number, trial in enumerate(trials, start=1):
         if not isinstance(trial, Trial):
             raise UserError(f"entry {number} of the space is a {type(trial).__name__}: each must be a Trial")
         if (first := numbers.setdefault(trial, number)) < number:
-            raise UserError(
-                f"entries {first} and {number} of the space are the same trial, {trial.name}: leave one out"
-            )
+            raise UserError(f"entries {first} and {number} of the space are the same trial, {trial.name}: remove one")
     first_trial = trials[0]
     for trial in (part for listed in trials for part in iter_stages(listed)):
         for role in ("validation", "test"):
@@ -219,7 +217,8 @@ def check_trials(trials: object) -> list[Trial]:
         overlap = {*trial.train} & {trial.validation, trial.test}
         if overlap and trial.final_epoch is None:
             raise UserError(
-                f"{trial.name} would be trained on and judged by {', '.join(sorted(overlap))}: leave it out"
+                f"{trial.name} would be trained on and evaluated on {', '.join(sorted(overlap))}: "
+                "remove it from one of them"
             )
     return list(trials)
 
@@ -256,7 +255,7 @@ def find_space(name: str) -> Space:
 def load_user_space(path: Path, function: str) -> Space:
     """Return a function of a Python file. Errors name the file and the line."""
     if not path.is_file():
-        raise UserError(f"{path} is absent: a space of your own is named as path/to/file.py:function")
+        raise UserError(f"{path} doesn't exist: name your own space as path/to/file.py:function")
     try:
         contents = runpy.run_path(str(path))
     except Exception as error:
@@ -274,7 +273,7 @@ def load_user_space(path: Path, function: str) -> Space:
         try:
             return user_space(splits, precision)
         except Exception as error:
-            raise UserError(f"{path}:{function} gave no trials: {format_reason(path, error)}") from error
+            raise UserError(f"{path}:{function} returned no trials: {format_reason(path, error)}") from error
 
     return named_in_errors
 

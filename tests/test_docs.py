@@ -58,7 +58,7 @@ def check(words):
     """Check a command line with the parser of its program. Raises Parsed, or fails."""
     program, *rest = words
     if program == "python" and rest[0] == "-m":
-        assert rest[1] in {"pytest", "sphinx"}
+        assert rest[1] in {"pytest", "sphinx", "cProfile"}
         assert all(
             (ROOT / word.partition("::")[0]).exists()
             for word in rest[2:]

@@ -37,7 +37,7 @@ METRIC_TITLES = {
 class Relevance:
     """Relevant clips of queries: pair p states that clip `clip_P[p]` is relevant to query `query_P[p]`.
 
-    `group_Q` says which queries belong together: captions of one clip aren't independent of each other.
+    `group_Q` gives the group of each query: captions of one clip form a group, since they aren't independent.
     """
 
     query_P: NDArray[np.int64]
@@ -62,7 +62,7 @@ def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequen
         unknown = [clip_id for clip_id in relevant if clip_id not in column]
         if unknown or not relevant:
             problem = f"names {unknown[0]!r}, which isn't among the clips" if unknown else "has no relevant clip"
-            raise UserError(f"query {query} {problem}: it can't be scored")
+            raise UserError(f"query {query} {problem}: it cannot be evaluated")
         pairs += [(query, column[clip_id]) for clip_id in relevant]
     group_Q = [groups.setdefault(tuple(sorted(relevant)), len(groups)) for relevant in relevant_clip_ids]
     pairs_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
@@ -89,7 +89,7 @@ def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
     if not np.isfinite(scores_QA).all():
         raise UserError("scores must be finite")
     ranks_P = np.empty(len(relevant.query_P), dtype=np.int64)
-    for start in range(0, len(ranks_P), 4096):  # bounds memory: a block of pairs x clips
+    for start in range(0, len(ranks_P), 4096):  # a block of pairs x clips at a time bounds memory
         block = slice(start, start + 4096)
         rows = scores_QA[relevant.query_P[block]]
         targets = rows[np.arange(len(rows)), relevant.clip_P[block]]

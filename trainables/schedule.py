@@ -54,8 +54,8 @@ class Plateau:
     """Schedule that reduces the peak rate each time the validation loss stops falling, and ends training once the loss
     has settled.
 
-    The rate is that of torch's ReduceLROnPlateau with `mode="min"` and `threshold_mode="abs"`, worked out from all
-    losses so far, so that an interrupted training needs nothing else to go on with the same one.
+    The rate is that of torch's ReduceLROnPlateau with `mode="min"` and `threshold_mode="abs"`, computed from all
+    losses so far, so that an interrupted training resumes with the same rate and needs no further state.
     """
 
     peak_rate: float

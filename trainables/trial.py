@@ -35,7 +35,7 @@ def fastest_precision() -> Precision:
 def fastest_cpu_precision() -> Precision:
     """Return bfloat16 if this machine's processor multiplies matrices in it, otherwise float32.
 
-    Linux lists what the processor has, which is quicker to read than torch is to import.
+    On Linux the processor's capabilities are read from /proc/cpuinfo, which is faster than importing torch.
     """
     if CPU_INFO.exists():
         flags = set(CPU_INFO.read_text(encoding="utf-8").split())
@@ -56,23 +56,23 @@ class Trial:
 
     audio: AudioConfig
     text: TextConfig
-    train: tuple[str, ...]  # splits, 'corpus/split'
+    train: tuple[str, ...]  # training splits, 'corpus/split'
     validation: str
     test: str  # embedded after training, never scored
     schedule: Schedule | Plateau
-    batch_size: int = 64  # pairs, all ranks together
+    batch_size: int = 64  # pairs per batch, over all ranks
     embedding_size: int = 1024
-    temperature: float = 0.01  # to start from; from the authors' published settings
-    fixed_temperature: bool = False  # it stays as it is, instead of being learned
+    temperature: float = 0.01  # initial value; from the authors' published settings
+    fixed_temperature: bool = False  # the temperature is not learned
     frozen_audio: bool = False  # the encoder isn't trained, only its projection
     frozen_text: bool = False
     paraphrase_probability: float = 0.0
     longest_audio_s: float = 30.0
     precision: Precision = "float32"
-    clip_norm: float | None = None  # of all gradients together; None: they aren't clipped, as in the paper
+    clip_norm: float | None = None  # maximum norm of all gradients together; None: no clipping, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
-    final_epoch: int | None = None  # it ends after that epoch, and nothing is validated: for training on all there is
+    final_epoch: int | None = None  # training ends after that epoch without validation: for training on all splits
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -86,7 +86,7 @@ class Trial:
         if self.precision not in get_args(Precision):
             raise UserError(f"precision is {self.precision!r}: it must be {' or '.join(get_args(Precision))}")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"clip_norm is {self.clip_norm}: it must be above 0, or left out")
+            raise UserError(f"clip_norm is {self.clip_norm}: it must be above 0, or None")
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
@@ -106,7 +106,9 @@ class Trial:
         if not 1 <= self.final_epoch <= self.schedule.epochs:
             raise UserError(f"final_epoch is {self.final_epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
         if not isinstance(self.schedule, Schedule):
-            raise UserError("final_epoch: a schedule that goes by validation losses needs validation; use another one")
+            raise UserError(
+                "final_epoch: a schedule that depends on validation losses needs validation: use another one"
+            )
 
     @property
     def stage(self) -> str:
@@ -176,4 +178,4 @@ def load_trial(folder: Path) -> Trial:
     try:
         return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is absent)") from None
+        raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is missing)") from None

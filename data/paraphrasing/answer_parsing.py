@@ -1,7 +1,7 @@
 """Parsing of a chat model's answers into paraphrases, and checks of each sentence.
 
-The instruction asks for numbered sentences and nothing else; what comes has other numbering, quotes, introductions,
-explanations, thoughts, or is a refusal.
+The instruction asks for numbered sentences only; real answers have other numbering, quotes, introductions, explanations
+or reasoning, or refuse.
 """
 
 import contextlib
@@ -86,8 +86,8 @@ NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 def parse_sentences(answer: str) -> list[str]:
     """Return the sentences of an answer in order, without numbering and quotes.
 
-    What stands before the first and after the last number isn't a sentence; where nothing is numbered, each string of
-    JSON is one, or each line that isn't an introduction. A refusal holds none.
+    Text before the first and after the last number is ignored. Without numbers, each string of JSON is a sentence, or
+    each line that isn't an introduction. A refusal contains no sentence.
     """
     lines = [line for line in REASONING.sub("", answer).strip().splitlines() if not FENCE.match(line)]
     text = "\n".join(lines)
@@ -195,7 +195,7 @@ class CheckedSentence:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it can replace the caption; a sentence that fails only checks in MARKED is kept and marked."""
+        """True if it can replace the caption; if it only fails checks in MARKING_CHECKS, it is kept and marked."""
         return MARKING_CHECKS.issuperset(self.failed)
 
 
@@ -218,7 +218,7 @@ MARKING_CHECKS = frozenset({"under 20 words", "no name"})
 def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
     """Return each sentence with the checks that it fails; `earlier` are sentences that have been kept.
 
-    Two sentences are the same where they are the same to the text encoder: in lower case, without punctuation.
+    Two sentences are equal if they are equal to the text encoder: in lower case, without punctuation.
     """
     original, seen = normalise(caption), {normalise(text) for text in earlier}
     variants = []

@@ -33,7 +33,7 @@ class ParaphraseRun:
     budget: Budget
     attempts: int
     progress: "ParaphraseProgress"
-    stopped: str = ""  # why nothing more is asked
+    stopped: str = ""  # reason why no further requests are sent
     interrupts: int = 0
     unanswered: int = 0
     in_a_row: int = 0
@@ -42,8 +42,8 @@ class ParaphraseRun:
     def ask_all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all captions that aren't done, `concurrency` of them at a time.
 
-        Whatever ends it early, what is being answered comes to its end and is kept; but at a second Ctrl-C, which
-        raises KeyboardInterrupt. An error that nobody thought of is raised after that.
+        If the run ends early, requests in progress are completed and their answers kept, except at a second Ctrl-C,
+        which raises KeyboardInterrupt. Unexpected errors are raised afterwards.
         """
         try:
             asyncio.run(self._all(requests, concurrency))
@@ -101,13 +101,15 @@ class ParaphraseRun:
     async def ask_until_done(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each answer is written to the journal before it is used."""
         texts = self.answered.read_texts(request)
-        done = False  # or it wouldn't be asked about
+        done = False  # otherwise the caption would not be in the queue
         while not done:
             if self.stopped:
                 return
             with self.budget.reserve(request) as granted:
                 if not granted:
-                    self.stopped = self.stopped or self.budget.exhausted_reason()  # the others' money is set aside
+                    self.stopped = (
+                        self.stopped or self.budget.exhausted_reason()
+                    )  # the other requests' cost is reserved
                     return
                 answer = await self.model.ask(request)
                 line = to_line(request, answer)

@@ -1,8 +1,8 @@
 """Requests through OpenAI's Batch API: half the price, answers within a day.
 
-Requests are handed in as files. Which batches are ours, and what they were about, is kept beside the journal, so that
-nobody asks at once what a batch is about; and in metadata that the server keeps, so that a run that was killed right as
-it handed one in finds it again.
+Requests are submitted as files. The ids and contents of our batches are recorded beside the journal, so that captions
+in a batch are not asked about interactively, and in metadata on the server, so that a run that was killed while
+submitting finds its batch again.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class BatchRun:
     attempts: int
     poll_s: float
     batch_size: int
-    stopped: str = ""  # why not all was asked
+    stopped: str = ""  # reason why not all was asked
 
     async def ask_all(self) -> None:
         """Collect earlier batches, then submit requests until every caption is done."""
@@ -167,7 +167,7 @@ class BatchRun:
             async for batch in self.fetch_uncollected():
                 if batch.input_file_id == file_id:
                     return batch.id
-            raise  # the next run finds it, should it appear yet
+            raise  # if the batch appears later, the next run finds it
         except (openai.APIStatusError, UserError):
             self.forget(file_id)
             raise
@@ -219,7 +219,7 @@ class BatchRun:
     async def submit(self, file: Path) -> tuple[str, str]:
         """Submit a file of requests; return the ids of the file and of its batch."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
-        self.record(uploaded.id, "", "open")  # the server may take it, and its word be lost
+        self.record(uploaded.id, "", "open")  # the server may accept it while its answer is lost
         batch_id = await self.submit_once(uploaded.id)
         self.record(uploaded.id, batch_id, "open")
         logger.info("handed in batch %s", batch_id)
@@ -272,8 +272,8 @@ class BatchRun:
                 lost = 0
             except openai.NotFoundError as error:
                 raise UserError(
-                    f"{self.client.base_url} knows no batch {batch_id} (404): give the --base-url and the key that it "
-                    f"was handed in with; or remove {batches_file(self.captions)}, and it is asked and paid for anew"
+                    f"{self.client.base_url} has no batch {batch_id} (404): pass the --base-url and the key that it was "
+                    f"submitted with; or remove {batches_file(self.captions)}, and pay for its requests again"
                 ) from error
             except (openai.APIConnectionError, openai.InternalServerError) as error:
                 lost += 1
@@ -296,7 +296,7 @@ class BatchRun:
         if batch.status not in FINAL_STATES:
             errors = batch.errors.data or [] if batch.errors else []
             why = "; ".join(str(error.message) for error in errors) or batch.status
-            raise BatchLostError(f"batch {batch_id} wasn't taken: {why}")
+            raise BatchLostError(f"batch {batch_id} was not accepted: {why}")
         return batch
 
 

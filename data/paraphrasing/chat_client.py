@@ -1,8 +1,8 @@
 """Client of chat models with OpenAI's protocol: OpenAI, vLLM, Ollama and llama.cpp.
 
-The official client retries what may pass (rate limits, errors of the server, timeouts, cut connections), and waits
-between tries as long as the server asks for. How many requests run at a time is ours: half as many after a rate limit,
-and slowly more while all goes well.
+OpenAI's client retries transient errors (rate limits, server errors, timeouts, cut connections), and waits as long as
+the server asks for. The number of concurrent requests is controlled here: it is halved after a rate limit, and grows
+slowly while requests succeed.
 """
 
 import asyncio
@@ -93,8 +93,8 @@ class RuleBasedParaphraser:
 class AdaptiveConcurrencyLimiter:
     """Limiter of concurrent requests, adapted between 1 and `most` to the server's rate limits.
 
-    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Of the requests that were already running when the
-    number was halved, further rate limits don't halve it again.
+    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Further rate limits of requests that were already
+    running when the limit was halved do not halve it again.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -130,7 +130,7 @@ class AdaptiveConcurrencyLimiter:
 class LimitedClient(openai.DefaultAioHttpClient):
     """HTTP client that sends requests, including retries, as the limiter allows.
 
-    Over aiohttp, whose pool of connections doesn't look at each of them for every request, as httpx's does.
+    It uses aiohttp, whose connection pool does not scan all connections for every request, as httpx's does.
     """
 
     def __init__(self, slots: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
@@ -149,7 +149,9 @@ class LimitedClient(openai.DefaultAioHttpClient):
             self.sending.add(task)
             try:
                 response = await super().send(request, **options)
-            except aiohttp.ClientError as error:  # what the transport doesn't translate, as headers that are broken
+            except (
+                aiohttp.ClientError
+            ) as error:  # errors that the transport doesn't translate, such as malformed headers
                 raise httpx2.RemoteProtocolError(str(error)) from error
             finally:
                 self.sending.discard(task)
@@ -186,7 +188,7 @@ class ChatModel:
         pauses = malformed = 0
         while True:
             try:
-                # Not chat.completions.create, whose models of requests and responses cost more than all the rest.
+                # chat.completions.create would cost more than everything else: it builds models of request and response.
                 response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
             except openai.OpenAIError as error:
                 if (answer := parse_filter_error(error)) is not None:
@@ -217,17 +219,13 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
     base_url = base_url or os.environ.get(BASE_URL) or None
     if not (key or base_url):
         raise UserError(
-            f"{KEY} isn't set: set it to your key, or name a server of your own with --base-url, "
-            f"or take --model {grammar.NAME}, which needs neither"
+            f"{KEY} isn't set: set it to your key, name a local server with --base-url, "
+            f"or use --model {grammar.NAME}, which needs neither"
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(
-            f"{KEY} holds a blank, a line break or a character beyond ASCII, which no key does: set it anew"
-        )
+        raise UserError(f"{KEY} holds a blank, a line break or a character beyond ASCII: set it to the key")
     if base_url is not None and re.match(r"(?:\w+://)?[^/?#]*@", base_url):
-        raise UserError(
-            f"--base-url (or {BASE_URL}) names a user before an @: leave that out, and set {KEY} to the key"
-        )
+        raise UserError(f"--base-url (or {BASE_URL}) contains a user before an @: remove it, and set {KEY} to the key")
     if base_url is not None and not is_address(base_url):
         raise UserError(f"--base-url (or {BASE_URL}) {base_url!r} isn't an address such as http://localhost:8000/v1")
     for name in ("httpx2", "openai"):
@@ -269,7 +267,7 @@ def parse_completion(body: Any) -> Answer | None:
     if message.get("refusal") or reason == "content_filter":
         return Answer("", "refused", *tokens)
     if reason == "length" and not re.search(r"[.!?][\"”]?\s*$", text):
-        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # half a sentence is none
+        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # a truncated sentence is useless
     return Answer(text, "" if text else "empty", *tokens)
 
 
@@ -292,14 +290,14 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
         return None
     if error.code == "insufficient_quota":
         raise UserError(
-            "the account's quota is used up; what was answered is kept, and the same command goes on"
+            "the account's quota is used up; answers so far are kept: re-run the same command to resume"
         ) from error
     if error.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and not isinstance(error, openai.RateLimitError):
         return None
     asked_s = parse_retry_after(error.response.headers)
     if asked_s is not None and asked_s > MAX_PAUSE_S:
         raise UserError(
-            f"the server asks to wait {asked_s:,.0f} s; what was answered is kept, and the same command goes on"
+            f"the server asks to wait {asked_s:,.0f} s; answers so far are kept: re-run the same command to resume"
         ) from error
     return asked_s
 

@@ -1,8 +1,8 @@
 """A small rule-based paraphraser of captions, for machines without a language model: `--model grammar`.
 
-It knows how clauses of a caption hang together in time, and says the same in another order; turns some active clauses
-into the passive voice; and replaces words by others that mean much the same. The same caption always gets the same
-sentences. It knows nothing of sound and adds nothing to a caption, so it is no match for a language model.
+It recognises how the clauses of a caption are related in time, and expresses the same in another order; changes some
+active clauses into the passive voice; and replaces words by others of similar meaning. The same caption always gets the
+same sentences. It knows nothing of sound and adds nothing to a caption, so it does not replace a language model.
 """
 
 import hashlib

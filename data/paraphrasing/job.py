@@ -50,7 +50,7 @@ class Request:
 
     @cached_property
     def key(self) -> str:
-        """Return 32 hexadecimal digits that identify the request."""
+        """32 hexadecimal digits that identify the request."""
         parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
@@ -142,7 +142,7 @@ class TokenCounts:
 class AnswerLog:
     """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
 
-    For the budget, the tokens of all the model's answers, whatever it was instructed to, are counted as well.
+    For the budget, the tokens of all answers by the model are counted as well, whatever the instruction was.
     """
 
     def __init__(self, captions: ParaphraseJob) -> None:
@@ -170,7 +170,7 @@ class AnswerLog:
 
     @cached_property
     def file(self) -> BinaryIO:
-        """Return the journal opened for reading; it is closed with this object."""
+        """Journal opened for reading; it is closed with this object."""
         file = self.captions.journal.open("rb")
         weakref.finalize(self, file.close)
         return file
@@ -215,7 +215,7 @@ class Budget:
     limit_usd: float | None
     answered: AnswerLog
     in_batches: bool = False  # how this run asks
-    running: float = 0.0  # USD, of requests that are being answered
+    running: float = 0.0  # USD of open requests
 
     def spent(self) -> float:
         """Return the USD spent so far."""

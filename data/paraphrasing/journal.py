@@ -31,7 +31,7 @@ FIELDS: dict[str, type] = {
 class Journal:
     """File of JSON objects, one per line, that one process at a time appends to.
 
-    Lines that come while others are being written and synced wait, and are then written and synced together.
+    Lines that arrive while others are being written and synced are written and synced together afterwards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,7 +44,9 @@ class Journal:
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_journal(self.path))
             self.file = stack.enter_context(self.path.open("ab", buffering=0))
-            sync_folder(self.path.parent)  # or the file may be gone after a power cut, whatever was synced
+            sync_folder(
+                self.path.parent
+            )  # otherwise the file may be lost in a power cut even though its contents were synced
             self.size = count_complete_bytes(self.path)
             self.file.truncate(self.size)
             self.stack = stack.pop_all()
@@ -97,7 +99,7 @@ def lock_journal(path: Path) -> Iterator[None]:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
             yield
     except filelock.Timeout:
-        raise UserError(f"another command is writing into {path}; wait until it has ended") from None
+        raise UserError(f"another command is writing to {path}: wait until it has ended") from None
 
 
 def sync_folder(path: Path) -> None:
@@ -140,7 +142,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number} isn't an answer ({error!r}): the file is damaged; remove that line, or "
-                    "restore the file, and run this again"
+                    "restore the file, and re-run the command"
                 ) from error
             yield offset, value
             offset += len(line)

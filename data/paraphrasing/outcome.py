@@ -37,7 +37,7 @@ class ParaphraseOutcome:
     paraphrases: int = 0
     sentences: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # sentences by check
-    incomplete: list[str] = field(default_factory=list)  # the first captions that a person should look at
+    incomplete: list[str] = field(default_factory=list)  # the first captions to review
 
 
 def filter_paraphrases(
@@ -85,9 +85,9 @@ def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, has
     for _ in rows:  # to count them
         pass
     if not complete:
-        logger.info("the table that was there stays until all captions are answered")
+        logger.info("the existing table is kept until all captions are answered")
     elif captions.split.read_paraphrases_table():
-        logger.info("the table that was there stays, as no caption has a paraphrase to put in its place")
+        logger.info("the existing table is kept, since no caption has a paraphrase")
     return outcome
 
 
@@ -102,9 +102,9 @@ def format_summary(outcome: ParaphraseOutcome, captions: ParaphraseJob, budget: 
     ]
     lines += compute_check_shares(outcome)
     if outcome.unanswered:
-        lines.append(f"not answered yet: {outcome.unanswered:,} captions; the same command asks about them")
+        lines.append(f"not answered yet: {outcome.unanswered:,} captions; re-run the same command to ask about them")
     if incomplete := outcome.captions - outcome.complete - outcome.unanswered:
-        lines.append(f"for a person to look at: {incomplete:,} captions with too few paraphrases")
+        lines.append(f"to review: {incomplete:,} captions with too few paraphrases")
         lines += [f"  {line}" for line in outcome.incomplete]
         if incomplete > len(outcome.incomplete):
             lines.append(f"  ... all of them: python data/paraphrase.py review --store {captions.split.store}")

@@ -58,6 +58,6 @@ def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
                 read.append((name, caption, variations))
             case _:
                 raise UserError(
-                    f'{path}, entry {number}: "path" and "caption" have to be texts, "variations" a list of texts'
+                    f'{path}, entry {number}: "path" and "caption" must be texts, "variations" a list of texts'
                 )
     return read

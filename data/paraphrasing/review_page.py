@@ -21,12 +21,12 @@ class ReviewRow:
     caption: str
     tags: tuple[str, ...]
     variants: tuple[CheckedSentence, ...]
-    used: Container[int]  # places in variants
-    problem: str = ""  # why it has too few
+    used: Container[int]  # indices in `variants`
+    problem: str = ""  # reason why it has too few paraphrases
 
     @property
     def has_failed(self) -> bool:
-        """Whether a person should look at it."""
+        """True if a person should look at the caption."""
         return bool(self.problem) or any(variant.failed for variant in self.variants)
 
 

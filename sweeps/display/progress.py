@@ -33,7 +33,7 @@ class TrialProgress:
     name: str
     stage: str
     epochs: int
-    cost: float = 1.0  # what it was expected to take, in any unit that a sweep's trials share
+    cost: float = 1.0  # expected duration, in a unit shared by the sweep's trials
     state: str = "waiting"
     epoch: float = 0.0
     loss: float | None = None
@@ -94,7 +94,7 @@ def format_duration(seconds: float | None) -> str:
 def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
     """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if unknown.
 
-    What waits takes as long as its cost says, by how long the trials that run take for theirs.
+    Waiting trials are assumed to take as long as their cost says, relative to the running trials' cost and duration.
     """
     running = [line for line in lines if line.state == "running"]
     timed = [line for line in running if line.left_s is not None and line.epoch]

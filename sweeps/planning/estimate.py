@@ -32,8 +32,8 @@ class Gpu:
     """GPU that the estimate assumes: one of the workers in cluster.yaml."""
 
     name: str = "NVIDIA A10G"
-    tflops: float = 70.0  # of dense matrices in bfloat16, from NVIDIA's data sheet; in float32 (TF32) half as many
-    used: float = 0.35  # the share of them that training makes use of: assumed
+    tflops: float = 70.0  # dense matrices in bfloat16, from NVIDIA's data sheet; half as many in float32 (TF32)
+    used: float = 0.35  # share of the peak that training reaches (assumed)
 
 
 A10G = Gpu()
@@ -44,8 +44,8 @@ class EpochWork:
     """Amount of computation in an epoch."""
 
     pairs: int
-    segments: int  # of all pairs' clips
-    tokens: float  # that a caption is padded to
+    segments: int  # segments of all pairs' clips
+    tokens: float  # length that captions are padded to
 
 
 def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
@@ -76,7 +76,7 @@ def count_epoch_work(
 ) -> EpochWork:
     """Return the amount of computation in an epoch over splits, without excluded clips.
 
-    A batch's captions are padded to its longest one: that is about as long as the longest of `batch_size` captions.
+    A batch's captions are padded to the longest one, whose length is estimated as the maximum of `batch_size` captions.
     """
     left_out = read_excluded_ids(store, train)
     pairs, segments, words = 0, 0, []
@@ -116,7 +116,7 @@ def build_estimate_table(
 ) -> TextTable:
     """Return a table of a sweep's trials: shared pretrainings, finished trials, and GPU hours.
 
-    `stages` holds the trials by signature, `finished` the signatures of those that needn't run.
+    `stages` holds the trials by signature, `finished` the signatures of finished trials.
     """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     tuned = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)

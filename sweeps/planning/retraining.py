@@ -1,7 +1,7 @@
 """Retraining: the members of a selected ensemble, trained again on all splits for a submission or for use.
 
-As the paper did: the splits that chose and judged the members are trained on, too, and each training ends after the
-epoch that validation had found best. What comes out can't be judged by those splits any more.
+As in the paper, the splits that selected and evaluated the members are trained on, too, and each training ends after
+the epoch that validation had found best. Retrained members cannot be evaluated on those splits any more.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,14 +44,14 @@ def plan_retrainings(ensemble: Ensemble, path: Path, begin: FirstStage) -> list[
 def plan_retraining(member: Member, begin: FirstStage) -> Retraining:
     """Return the trial that replaces a member. Raises UserError with the reason if it cannot be retrained."""
     if member.trial is None or member.epoch is None:
-        raise UserError("it doesn't say how it was trained (a file of scores?): it can't be trained again")
+        raise UserError("its config is missing (a file of scores?): it cannot be retrained")
     trial = trials.from_json(member.trial)
     if trial.final_epoch is not None:
-        raise UserError("it has been trained on all splits already")
+        raise UserError("it is already trained on all splits")
     if begin == "finetuning" and trial.pretraining is None:
         return Retraining(member, trial, is_retrained=False)
     if begin == "pretraining" and trial.pretraining and member.pretraining_epoch is None:
-        raise UserError("it doesn't say which epoch of its pretraining was best; use --retrain-from finetuning")
+        raise UserError("the best epoch of its pretraining is unknown: use --retrain-from finetuning")
     return Retraining(member, extend_to_all_splits(trial, member, begin), is_retrained=True)
 
 
@@ -72,10 +72,10 @@ def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:
     Raises UserError where the stage has no such epoch, or its learning rate depends on validation losses.
     """
     if not isinstance(stage.schedule, Schedule):
-        otherwise = ", or leave it as it is with --retrain-from finetuning" if stage.stage == "pretraining" else ""
+        otherwise = ", or keep the pretraining with --retrain-from finetuning" if stage.stage == "pretraining" else ""
         raise UserError(
-            f"the schedule of its {stage.stage} goes by validation losses, and with all splits trained on there are "
-            f"none: take the member out of the file{otherwise}"
+            f"the schedule of its {stage.stage} depends on validation losses, and there are none if all splits are "
+            f"trained on: remove the member from the file{otherwise}"
         )
     most = stage.schedule.epochs
     if epoch is None or not 1 <= epoch <= most:
@@ -93,8 +93,8 @@ def build_retrained_ensemble(
 ) -> Ensemble:
     """Return the ensemble of the retrained members, with the selected weights.
 
-    `runs` has each trial's signature and run id. The figures of the ensemble that was chosen are kept in
-    `before_retraining`: those of the retrained members aren't known.
+    `runs` has each trial's signature and run id. The metrics of the selected ensemble are kept in `before_retraining`;
+    the retrained members' metrics are unknown.
     """
     members = []
     for one in retrainings:

@@ -35,7 +35,7 @@ def find_parents(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict
 
 def require_buildable_encoders(trials: Collection[Trial], weights: Path | None) -> None:
     """Raise UserError for an encoder that cannot be built, before a GPU waits for it."""
-    captions = ["a dog barks", "rain falls on a roof"]  # for tokenizers that learn their vocabulary
+    captions = ["a dog barks", "rain falls on a roof"]  # captions for tokenizers that learn their vocabulary
     for audio in dict.fromkeys(trial.audio for trial in trials):
         with encoder_errors_as_user_errors(audio):
             load_network_module(audio).build(audio, weights)
@@ -51,5 +51,5 @@ def encoder_errors_as_user_errors(config: AudioConfig | TextConfig) -> Iterator[
         yield
     except UserError:
         raise
-    except Exception as error:  # of whatever an encoder of a user's own raises
+    except Exception as error:  # an encoder of the user's may raise anything
         raise UserError(f"the encoder {encoders.format_label(config)} can't be built: {error} ({config})") from error

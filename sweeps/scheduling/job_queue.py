@@ -1,8 +1,8 @@
 """Job queue: which trial starts next, given finished pretrainings and the cluster's free resources.
 
-There is no barrier between pretraining and fine-tuning: what a finished pretraining makes possible waits in the same
-line as all the rest, the longest chain of trials first. Only the first of the line may start. Whatever is behind it
-waits too, though there were room for it: small trials that overtook a large one would keep it out for ever.
+There is no barrier between pretraining and fine-tuning: jobs that a finished pretraining makes ready wait in the same
+queue as all others, the longest chain of trials first. Only the first job of the queue may start. Jobs behind it wait
+even if they would fit, since small trials that overtake a large one could keep it waiting for ever.
 """
 
 import math
@@ -22,9 +22,9 @@ class Job:
     """Entry of a trial in the queue: its parent, cost and resources."""
 
     key: str
-    bundles: tuple[Bundle, ...]  # one a process that Ray places; they may lie on different nodes
-    cost: float = 1.0  # how long it is expected to run, in any unit that all jobs share
-    parent: str | None = None  # the job that must have succeeded before; one that isn't in the queue has
+    bundles: tuple[Bundle, ...]  # one per process that Ray places, possibly on different nodes
+    cost: float = 1.0  # expected duration, in a unit shared by all jobs
+    parent: str | None = None  # job that must have succeeded before; if it isn't in the queue, it has
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Placement:
     node: int
     cpus: int
     gpus: tuple[int, ...]
-    share: int  # of each of the GPUs
+    share: int  # units of each GPU
 
 
 class FreeResources:
@@ -84,20 +84,21 @@ class FreeResources:
 class JobQueue:
     """Queue of the jobs to run on a cluster.
 
-    A job's chain is its own cost and that of the longest chain of jobs that wait for it; among equal chains, the one
-    that most work waits for goes first. So pretrainings come first, and fine-tunings fill what they leave free. Costs
-    need only be right in their order: nothing is put off because another job is expected to end.
-
-    A job that not even an empty cluster has room for waits for nodes, and holds up no other.
+    A job's chain is its own cost plus that of the longest chain of jobs that wait for it; of equal chains, the one with
+    the most waiting work goes first. So pretrainings come first, and fine-tunings fill the remaining resources. Only
+    the order of costs matters: no job is delayed because another one is expected to end. A job that does not fit on the
+    empty cluster waits for nodes, and does not block others.
     """
 
     def __init__(self, jobs: Iterable[Job], nodes: Sequence[Bundle], max_concurrent: int | None = None) -> None:
         self.jobs = {job.key: job for job in jobs}
         self.nodes = tuple(nodes)
         self.max_concurrent = max_concurrent
-        self.dropped: dict[str, str] = {}  # jobs that can't run any more, each with the one whose failure is why
+        self.dropped: dict[str, str] = {}  # jobs that cannot run any more, by the failed job that they depend on
         self.free_resources = FreeResources(nodes)
-        self.running: dict[str, list[Placement] | None] = {}  # None: nodes went, and it waits for room to go on
+        self.running: dict[
+            str, list[Placement] | None
+        ] = {}  # None: its nodes were lost, and it waits for a new placement
         self.children: defaultdict[str, list[str]] = defaultdict(list)
         for job in self.jobs.values():
             if job.parent in self.jobs:
@@ -115,7 +116,7 @@ class JobQueue:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether every job has started or been dropped."""
+        """True if every job has started or been dropped."""
         return not self.ready and not self.waiting
 
     def resize(self, nodes: Sequence[Bundle]) -> None:

@@ -1,6 +1,6 @@
 """Execution of a sweep's trials by Ray Tune.
 
-Each is claimed by its lease, trained, and finished once its artifacts have been read back.
+Each trial is claimed by its lease, trained, and marked as finished after its artifacts have been read back.
 """
 
 import functools
@@ -59,16 +59,16 @@ class SweepContext:
     run_id: str
     tracking_uri: str
     experiment_id: str
-    command: str  # that leases are held for
+    command: str  # identifier under which leases are held
     site: RunContext
-    resources: Mapping[str, Allocation]  # by stage
+    resources: Mapping[str, Allocation]  # by the name of the stage
     execution: Execution
 
 
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
 
-    What goes wrong is told, not raised: Tune tries again what ends with an error, which is for drivers that are lost.
+    Errors of a trial are reported as an outcome, not raised: Tune retries what raises, which is meant for lost drivers.
     """
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_TIMEOUT_S)
     work, runs = config["work"], sweep.site.runs
@@ -88,7 +88,7 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
             )
             lease.require(runs)
         except Exception:
-            if not lease.is_held(runs):  # whatever it is, the trial is another's by now
+            if not lease.is_held(runs):  # whatever the error is, another process has the trial
                 return {HELD: True}
             ledger.mark_ended(run_id, "FAILED")
             return {FAILED: traceback.format_exc()}
@@ -99,8 +99,8 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
 def trains_in_process(resources: Allocation) -> bool:
     """Return whether a trial trains in Tune's own process: one with a single worker does.
 
-    That process is used again for the next trial, which then costs no start-up and no imports. Several workers are
-    started by Ray Train, anew for each trial, while Tune's process waits for them.
+    That process is re-used for the next trial, which then needs no start-up and no imports. Several workers are started
+    by Ray Train for each trial, while Tune's process waits for them.
     """
     return resources.workers == 1
 
@@ -140,7 +140,7 @@ class TuneCallback(tune.Callback):
         self.display, self.sweep, self.ledger = display, sweep, ledger
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
+        return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial has started."""
@@ -216,9 +216,8 @@ def run_trials(
 ) -> dict[str, str]:
     """Run trials through Ray Tune, each after its pretraining has finished; return the outcome of each started trial.
 
-    That is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command.
-
-    A trial that fails doesn't stop the others. What another command holds, and what waits for that, isn't run.
+    The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
+    not stop the others. Trials held by another command, and those that depend on them, are not run.
     """
     jobs, configs = [], {}
     for signature, trial in trials.items():
@@ -226,8 +225,8 @@ def run_trials(
         jobs.append(make_job(signature, parent, costs[signature], sweep.resources[trial.stage]))
         work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trial_records.to_json(trial)}
         configs[signature] = {"work": work}
-    # Ray gives a process that it has started in advance only to what has no environment variables of its own; this one
-    # is for PyTorch Lightning.
+    # Ray re-uses pre-started processes only for tasks without environment variables of their own; this variable is for
+    # PyTorch Lightning.
     class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
     queue = JobQueue(jobs, list_nodes(), max_concurrent)
     epochs = {trial.stage: 1 for trial in trials.values()}
@@ -243,7 +242,7 @@ def run_trials(
             ),
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
-            # A stopped trial's process ends its training by itself, but not the workers that it may wait for.
+            # A stopped trial's process ends its own training, but not the workers that it waits for.
             reuse_actors=not with_asha or all(trains_in_process(each) for each in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(

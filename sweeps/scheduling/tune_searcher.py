@@ -19,13 +19,11 @@ How many run is the queue's to say, not that of TuneConfig(max_concurrent_trials
 class QueueSearcher(Searcher):
     """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
 
-    `configs` are the trials' configs by key. `succeeded` says whether a trial that came to its end without an error is
-    finished: one that a scheduler has stopped isn't, and Tune doesn't tell them apart. `nodes` says what the cluster
-    consists of, and is asked each time; where an autoscaler starts nodes only on demand, those that it may start belong
-    to it, as nothing is asked for that has no room.
-
-    Tune asks again whenever something has happened, at least ten times a second while trials run, and once a second
-    while none does.
+    `configs` are the trials' configs by key. `succeeded` tells whether a trial that ended without an error has
+    finished: Tune does not distinguish it from a trial that a scheduler has stopped. `nodes` returns the cluster's
+    nodes and is called each time; nodes that an autoscaler may start count as nodes, since no job is started that does
+    not fit. Tune asks again after every event, at least ten times a second while trials run, and once a second
+    otherwise.
     """
 
     def __init__(
@@ -40,10 +38,10 @@ class QueueSearcher(Searcher):
         self.configs = configs
         self.succeeded = succeeded
         self.nodes = nodes
-        self.keys: dict[str, str] = {}  # of the running trials, by Tune's ids
+        self.keys: dict[str, str] = {}  # keys of the running trials by Tune's ids
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles a sweep to restore it from; the ledger is what a sweep goes on from here
+        return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the config of the trial to start; None if none can start now; FINISHED if none will."""

@@ -1,9 +1,9 @@
 """Encoder families: one module per family, named by the file's stem.
 
 `audio/` and `text/` hold the families. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, and
-`weights_fingerprint(config, weights)`, which stands for the weights that training starts from; `weights` is a directory
-of published checkpoints, or None where they are to be downloaded. `trainables.networks` builds the networks. In a space
-and on a command line an encoder is 'family:variant'; in a trial it is the full Config.
+`weights_fingerprint(config, weights)`, which identifies the initial weights; `weights` is a directory of published
+checkpoints, or None to download them. `trainables.networks` builds the networks. In a space and on a command line an
+encoder is 'family:variant'; in a trial it is the full Config.
 """
 
 import dataclasses

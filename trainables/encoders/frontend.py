@@ -18,8 +18,8 @@ class Config:
     fmax_hz: float = 15_000.0
     fmin_jitter_hz: int = 10  # in training fmin lies in [fmin, fmin + jitter)
     fmax_jitter_hz: int = 2_000  # in training fmax lies in (fmax - jitter / 2, fmax + jitter / 2]
-    mask_mels: int = 48  # SpecAugment: one mask of up to so many bands a segment
-    mask_frames: int = 192  # and one of up to so many frames
+    mask_mels: int = 48  # SpecAugment: maximum width of a segment's mask in mel bands
+    mask_frames: int = 192  # and in frames
 
     def __post_init__(self) -> None:
         if not 0 < self.window_samples <= self.fft_samples:

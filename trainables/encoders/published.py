@@ -26,7 +26,7 @@ SAFE_NUMPY_TYPES: list[Any] = [
     *(type(np.dtype(code)) for code in "?bhilBHILefd"),  # numbers: an array of Python objects stays refused
     *(
         (value.__reduce__()[0], f"{module}.multiarray.{name}")
-        for module in ("numpy._core", "numpy.core")  # since NumPy 2, and before
+        for module in ("numpy._core", "numpy.core")  # names since NumPy 2, and before
         for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float64()))
     ),
 ]
@@ -53,7 +53,8 @@ def locate_checkpoint(url: str, weights: Path | None) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise UserError(
-                f"{url} can't be downloaded ({error}): fetch it elsewhere, and name its directory with --weights"
+                f"{url} can't be downloaded ({error}): download it on another machine, and name its "
+                "folder with --weights"
             ) from error
     return path
 
@@ -81,7 +82,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(SAFE_NUMPY_TYPES):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is torn, or no checkpoint ({error}): download it again") from error
+        raise UserError(f"{path} is truncated or not a checkpoint ({error}): download it again") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

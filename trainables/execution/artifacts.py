@@ -41,7 +41,7 @@ def log_artifacts(
 ) -> None:
     """Log the trial's config and its embeddings of both splits, and read them back. Test metrics are not computed.
 
-    What it has been trained on isn't embedded: no figure on it would mean anything.
+    Splits that the trial was trained on are not embedded: metrics on them would mean nothing.
     """
     files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip

@@ -40,7 +40,7 @@ def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle])
     """Return the precision in which the cluster's GPUs, or this machine if trainings use no GPU, multiply matrices
     fastest.
 
-    GPUs that can't be asked, as they are yet to come or are all in use, are taken to multiply in bfloat16.
+    GPUs that cannot be queried, because they have not started yet or are all in use, are assumed to support bfloat16.
     """
     if gpus_per_worker == 0 or not any(node.gpus for node in nodes):
         return fastest_cpu_precision()

@@ -39,8 +39,8 @@ from trainables.training.train import OnCheckpoint, OutOfMemoryError
 def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     """Train a trial with Ray Train, from its last checkpoint if there is one, and return the best epoch's metrics.
 
-    The caller renews the lease meanwhile. Raises UserError where a worker did and where the store has changed,
-    LeaseLostError where the trial has been taken over.
+    The caller renews the lease meanwhile. Raises UserError if a worker did or if the store has changed, and
+    LeaseLostError if another process has taken the trial over.
     """
     prepare_run(work)
     runs, lease, resources = work.site.runs, work.lease, work.resources
@@ -57,7 +57,7 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
         run_config=RunConfig(
             name=lease.folder,
             storage_path=runs.locate("trials"),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),  # it holds the best weights and the last ones
+            checkpoint_config=CheckpointConfig(num_to_keep=1),  # it holds the best and the last weights
             failure_config=FailureConfig(max_failures=resources.restarts),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else CPU_ALLOCATOR},
@@ -74,8 +74,8 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
 def train_worker(config: dict[str, Any]) -> None:
     """Train one rank in a Ray Train worker.
 
-    What the user has to correct is noted, and ends the training without an error, as Ray would retry it; so does a
-    trial that has been taken over.
+    An error that the user has to correct is recorded, and ends the training without an exception, since Ray would retry
+    it; so does the loss of the lease.
     """
     work: TrainingJob = config["work"]
     context = ray.train.get_context()
@@ -96,7 +96,7 @@ def train_worker(config: dict[str, Any]) -> None:
             )
         except UserError as error:
             if isinstance(error, OutOfMemoryError) and context.get_world_size() > 1:
-                raise  # of this rank alone, for which the others would wait
+                raise  # an error of this rank alone, for which the others would wait
 
 
 def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnCheckpoint:

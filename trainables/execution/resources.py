@@ -21,7 +21,7 @@ workers.
 class Bundle:
     """CPUs and GPUs of one node: the request of a worker, or the total of a node.
 
-    Below one, a worker's `gpus` are a share of a single GPU.
+    `gpus` below 1 is a share of a single GPU.
     """
 
     cpus: float
@@ -39,8 +39,8 @@ class Allocation:
     workers: int = 1
     cpus_per_worker: float = 1.0
     gpus_per_worker: float = 0.0
-    threads: int = 1  # of torch, in each worker
-    restarts: int = 3  # after lost workers, each time from the last checkpoint
+    threads: int = 1  # torch threads in each worker
+    restarts: int = 3  # maximum number of restarts after lost workers, each from the last checkpoint
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -49,7 +49,7 @@ class Allocation:
             raise UserError(f"cpus_per_worker is {self.cpus_per_worker}: it must be above 0")
         if self.gpus_per_worker < 0:
             raise UserError(f"gpus_per_worker is {self.gpus_per_worker}: it must be 0 or more")
-        _ = self.worker  # which refuses a GPU and a half
+        _ = self.worker  # raises for a GPU and a half
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise UserError(
                 f"{self.workers} workers with {self.gpus_per_worker:g} GPUs each: NCCL refuses two ranks on one GPU; "
@@ -76,8 +76,8 @@ def allocate(
 ) -> Allocation:
     """Return the resources of each trial's workers if `trials` are to run, `concurrent` of them at a time.
 
-    A worker gets a GPU where there are any, and its share of its node's CPUs; a sweep's trial gets one worker unless
-    more are wished for. Raises UserError for what can't be placed, and says what is missing.
+    A worker gets a GPU if there are any, and an equal share of its node's CPUs; a trial of a sweep gets one worker
+    unless more are requested. Raises UserError that names what is missing if the request cannot be placed.
     """
     gpus = sum(node.gpus for node in nodes)
     each = float(gpus > 0) if request.gpus_per_worker is None else request.gpus_per_worker
@@ -91,7 +91,7 @@ def allocate(
         at_once = min(requested, sum(int(node.cpus) for node in able))
         shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
     threads = max(1, int(request.cpus_per_worker or min(shares, default=1)))
-    # What is left below a whole CPU makes room for the drivers.
+    # The fraction of a CPU that remains is for the drivers.
     cpus = request.cpus_per_worker or threads - 2 * DRIVER_CPUS
     resources = Allocation(workers, cpus, each, threads)
     require_placeable(resources, nodes)
@@ -121,8 +121,9 @@ def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
     raise UserError(
-        f"{resources.workers} workers need {resources.cpus_per_worker:g} CPUs{gpu} each, on one node each: the cluster "
-        f"has room for {placeable} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, or add nodes"
+        f"{resources.workers} workers need {resources.cpus_per_worker:g} CPUs{gpu} each, each worker on one node: "
+        f"the cluster can place {placeable} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, "
+        "or add nodes"
     )
 
 

@@ -1,10 +1,8 @@
 """A training on one rank from start to final artifacts, in this process or in a Ray Train worker.
 
-`train_rank` is what Ray Train's workers (trainables.execution.ray_adapter) and `train_here` have in common.
-`train_here` trains on one rank in the calling process, which may train one trial after another.
-
-A training writes its checkpoints into a folder of its lease, and names there the last one that is complete. Whoever
-holds the next lease continues from it.
+`train_rank` is shared by Ray Train's workers (trainables.execution.ray_adapter) and `train_in_process`, which trains on
+one rank in the calling process, possibly one trial after another. A training writes its checkpoints into a folder of
+its lease, and records the last complete one there. The holder of the next lease resumes from it.
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class RunContext:
     runs: RunStorage
     tracking_uri: str
     weights: Path | None = None  # a folder of published checkpoints
-    keep_epochs: bool = False  # whether the validation split's embeddings of every epoch are kept in MLflow
+    keep_epochs: bool = False  # whether the validation embeddings of every epoch are logged to MLflow
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class TrainingJob:
 
     trial: Trial
     lease: Lease
-    parent: str | None  # the signature of its pretraining
+    parent: str | None  # signature of its pretraining
     run_id: str
     site: RunContext
     resources: Allocation
@@ -84,7 +82,7 @@ def prepare_run(work: TrainingJob) -> None:
     site, resources = work.site, work.resources
     if compute_signature(work.trial, site.store, site.weights) != work.lease.signature:
         raise UserError(
-            f"{site.store} or the weights have changed since {work.trial.name} was asked for: run the command again"
+            f"{site.store} or the weights have changed since {work.trial.name} was started: re-run the command"
         )
     log = RunLog(site.tracking_uri, work.run_id)
     log.refuse("")
@@ -103,9 +101,9 @@ def train_rank(
 ) -> None:
     """Train one rank; rank 0 stores the model and logs the final artifacts.
 
-    `report_of` makes what is called after each epoch and with each checkpoint, `resume_from` is the folder of a
-    checkpoint of this training, and `before_outcome` is called when training has ended. Raises UserError for what the
-    user has to correct, which is noted in MLflow, and LeaseLostError where the trial has been taken over.
+    `report_of` makes the callback for each epoch and checkpoint, `resume_from` is the folder of a checkpoint of this
+    training, and `before_outcome` is called when training has ended. Raises UserError for errors that the user has to
+    correct, which are recorded in MLflow, and LeaseLostError if another process has taken the trial over.
     """
     import torch
 
@@ -152,7 +150,7 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
         keep_freed_memory()
     site, lease = work.site, work.lease
     device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
-    release_memory(device)  # an error's traceback may have kept that of the trial before
+    release_memory(device)  # the traceback of an error may still hold the previous trial's objects
     try:
         with tempfile.TemporaryDirectory() as folder, CheckpointWriter(site.runs, lease) as writer:
             earlier = find_last_checkpoint(site.runs, lease)
@@ -187,7 +185,7 @@ def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> O
         writer.lease.require(writer.runs)
         if metrics:
             log.log_epoch(metrics)
-        assert snapshot is not None  # of the only rank
+        assert snapshot is not None  # metrics of the only rank
         writer.write(snapshot, log)
         if metrics:
             on_epoch(metrics)
@@ -198,8 +196,8 @@ def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> O
 class CheckpointWriter:
     """Writer of the checkpoints of a training under its lease, in a background thread; only the last one is kept.
 
-    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all that
-    was logged before, and only while the lease is held. An error is raised by the next call.
+    A checkpoint is written while training continues, but at most until the next one. It is valid once MLflow has
+    received all earlier metrics, and only while the lease is held. An error is raised by the next call.
     """
 
     def __init__(self, runs: RunStorage, lease: Lease) -> None:

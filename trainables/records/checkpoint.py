@@ -2,13 +2,13 @@
 
     FOLDER/trial.json              the config
     FOLDER/model.safetensors       the weights
-    FOLDER/tokenizer.json, ...     what the text encoder needs to read sentences
+    FOLDER/tokenizer.json, ...     tokenizer of the text encoder
 
-and besides, in a checkpoint of a training that is under way:
+and, in a checkpoint of an unfinished training:
 
     FOLDER/optimizer.safetensors   Adam's moments
-    FOLDER/best.safetensors        the weights of the best epoch so far, where these aren't model.safetensors
-    FOLDER/progress.json           how far it has come
+    FOLDER/best.safetensors        the weights of the best epoch so far, if they differ from model.safetensors
+    FOLDER/progress.json           steps, epochs and losses so far
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ class TrainingProgress:
     """Progress of a training: its steps, epochs, losses and best epoch."""
 
     epochs_done: int = 0
-    batches_done: int = 0  # of the epoch that is under way
-    loss_sum: float = 0.0  # over these
+    batches_done: int = 0  # batches done in the current epoch
+    loss_sum: float = 0.0  # sum of the losses of these batches
     steps_done: int = 0
     best_epoch: int = 0  # from 1; 0: none yet
     best_map10: float = -1.0
-    validation_losses: tuple[float, ...] = ()  # of each epoch
+    validation_losses: tuple[float, ...] = ()  # validation loss of each epoch
 
     def __post_init__(self) -> None:
         self.validation_losses = tuple(self.validation_losses)  # JSON has lists
@@ -109,7 +109,7 @@ def take_snapshot(
         for name, parameter in model.named_parameters()
         for key, tensor in optimizer.state.get(parameter, {}).items()
     }
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer that is in use can't be saved at the same time
+    with tempfile.TemporaryDirectory() as folder:  # a tokenizer cannot be saved while it is in use
         model.text.save_tokenizer(Path(folder))
         tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     return Snapshot(trial, tokenizer, copy_weights(model), moments, dataclasses.replace(progress), best)

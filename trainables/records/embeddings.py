@@ -28,9 +28,9 @@ TEST_FILE = "test.arrow"
 class Embeddings:
     """Embeddings of a split's clips and queries by one trial, on the unit sphere, so that scores are dot products."""
 
-    signature: str  # of the trial
+    signature: str  # signature of the trial
     split: str
-    fingerprint: str  # of the split's contents
+    fingerprint: str  # fingerprint of the split's contents
     clip_ids: list[str]
     queries: list[str]
     relevant_clip_ids: list[list[str]]

@@ -58,17 +58,17 @@ class Member:
 
     name: str
     weight: NotNegative
-    signature: str = ""  # of a trial; '' of a file of scores
+    signature: str = ""  # signature of a trial; '' for a file of scores
     run_id: str = ""
     folder: str = ""  # of a file of scores
-    count: Annotated[int, Ge(0)] | None = None  # how often the selection took it
-    alone: float | None = None  # the metric of the member by itself, on validation
-    without: float | None = None  # the metric of the ensemble without the member, minus that of the ensemble
+    count: Annotated[int, Ge(0)] | None = None  # number of times that it was added
+    alone: float | None = None  # metric of the member alone, on validation
+    without: float | None = None  # metric of the ensemble without the member, minus that of the ensemble
     shapley: float | None = None
-    trial: dict[str, Any] | None = None  # its config, to train it again
-    epoch: int | None = None  # its best one, from 1
+    trial: dict[str, Any] | None = None  # config of the trial, to retrain it
+    epoch: int | None = None  # best epoch, from 1
     pretraining_epoch: int | None = None
-    retrained: bool = False  # on all splits, after the selection
+    retrained: bool = False  # whether it was retrained on all splits after the selection
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class NestedMetrics:
     folds: int
     ensemble: Estimate
     best_single: Estimate
-    optimism: float  # the metric on the split that was used for selection, minus the nested one
+    optimism: float  # metric on the split used for selection, minus the nested metric
     redoes_epochs: bool  # whether each trial's epoch was chosen within the folds, too
 
 
@@ -127,10 +127,10 @@ class Ensemble:
     __pydantic_config__: ClassVar = {"strict": True, "allow_inf_nan": False}
 
     members: tuple[Member, ...]
-    pool: str = ""  # the sweeps and folders that the candidates are of
+    pool: str = ""  # sweeps and folders of the candidates
     metric: str = "map10"
-    metrics: tuple[str, ...] = ()  # those of the figures, `metric` first
-    method: str = ""  # in words
+    metrics: tuple[str, ...] = ()  # names of the reported metrics, `metric` first
+    method: str = ""  # description of the method
     fusion: Fusion = "mean"
     direction: Direction = "t2a"
     best_single: Member | None = None
@@ -139,13 +139,13 @@ class Ensemble:
     nested: NestedMetrics | None = None
     methods: tuple[Method, ...] = ()
     trajectory: tuple[SelectionStep, ...] = ()
-    sizes: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)  # by split: after each step
-    share_kept: float | None = None  # of the pool's scores, after pruning
+    sizes: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)  # metrics after each step, by split
+    share_kept: float | None = None  # share of the pool's scores that pruning kept
     likeness: tuple[tuple[float, ...], ...] = ()  # correlation of the members' values over queries [N, N]
     candidates: tuple[str, ...] = ()
-    cost: str | None = None  # what `front` counts
+    cost: str | None = None  # cost that `front` counts
     front: tuple[ParetoPoint, ...] = ()
-    before_retraining: "Ensemble | None" = None  # the figures above are not known of retrained members
+    before_retraining: "Ensemble | None" = None  # has the metrics, unknown of retrained members
 
     @property
     def weights(self) -> list[float]:

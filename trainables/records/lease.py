@@ -1,13 +1,12 @@
 """Leases: the right of one process at a time to train a trial, kept in the run storage.
 
-    leases/SIGNATURE/NUMBER.json    written anew every BEAT_S by its holder
-    leases/SIGNATURE/NUMBER.now     the storage's clock, for whoever asks how long ago that was
+    leases/SIGNATURE/NUMBER.json    rewritten every BEAT_S by its holder
+    leases/SIGNATURE/NUMBER.now     written by other processes, to read the storage's clock
 
-A lease is created exclusively: of several who try for a number, one has it. The one of the highest number is the
-trial's; it lives until it is given back, its process is seen to be gone, or its heart hasn't beaten for EXPIRES_S. Then
-the next number can be had. Numbers fence: a training under a lease writes its checkpoints into a folder of that number,
-so whoever hangs past his lease, wakes up and writes spoils nothing of his successor's, who has begun from what was
-committed before.
+A lease is created exclusively: of several processes that try for a number, one gets it. The lease with the highest number
+is valid until it is released, its process is known to have ended, or EXPIRES_S have passed without a heartbeat. Then the
+next number can be acquired. Numbers are fencing tokens: a training writes its checkpoints into a folder of its lease's
+number, so a stalled holder that wakes up cannot overwrite its successor's checkpoints.
 """
 
 import json
@@ -37,9 +36,9 @@ class LeaseLostError(Exception):
 class Holder:
     """Identity of a process that holds a lease, recognisable from other processes."""
 
-    command: str  # that it works for
+    command: str  # command that the process works for
     host: str
-    kernel: str  # and namespace in which the process number means something
+    kernel: str  # machine, boot and namespace of the process number
     process: int
     started: float
 
@@ -57,7 +56,7 @@ class Holder:
             started: float = psutil.Process(self.process).create_time()
         except psutil.NoSuchProcess:
             return True
-        return abs(started - self.started) > 1  # another process has the number by now
+        return abs(started - self.started) > 1  # another process has this number
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
@@ -94,7 +93,7 @@ class Lease:
     def require(self, runs: RunStorage) -> None:
         """Raise LeaseLostError if another process has taken the trial over."""
         if not self.is_held(runs):
-            raise LeaseLostError(f"{self.signature} is {find_holder(runs, self.signature) or 'no one'}'s by now")
+            raise LeaseLostError(f"{self.signature} is {find_holder(runs, self.signature) or 'no one'}'s")
 
 
 def lease_file(signature: str, number: int) -> str:
@@ -133,7 +132,7 @@ def acquire(
 ) -> "Lease | Holder":
     """Acquire the lease of a trial; return it, or the holder of the trial.
 
-    A command trains a trial once at a time, so it needn't wait for a process of its own, which is lost.
+    A command trains a trial once at a time, so it takes over at once from a lost process of its own.
     """
     while True:
         current = find_holder(runs, signature, expires_s)

@@ -1,6 +1,6 @@
 """The ledger: which trials are claimed, running or finished, by signature, and which ensembles have been selected.
 
-`Ledger` is all that other modules know of it. `trainables.records.mlflow_ledger` keeps one in MLflow.
+`Ledger` is the interface that other modules use. `trainables.records.mlflow_ledger` implements it with MLflow.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,17 +37,17 @@ class TrialRun:
     name: str
     signature: str
     status: Status
-    settings: Mapping[str, str] = field(default_factory=dict)  # the config, flattened: {'schedule.epochs': '5'}
-    metrics: Metrics = field(default_factory=dict)  # the last value of each
-    pretraining: str | None = None  # the signature of the trial that it starts from
-    gpus: float | None = None  # of all workers together
+    settings: Mapping[str, str] = field(default_factory=dict)  # flattened config: {'schedule.epochs': '5'}
+    metrics: Metrics = field(default_factory=dict)  # last value of each metric
+    pretraining: str | None = None  # signature of the trial that it starts from
+    gpus: float | None = None  # GPUs and CPUs of all workers together
     cpus: float | None = None
-    hours: float = 0.0  # from its first start to its end
-    artifacts: str = ""  # the URI of the folder that holds its files
+    hours: float = 0.0  # time from the first start to the end
+    artifacts: str = ""  # URI of the folder with its files
 
     @property
     def is_trained_on_all_splits(self) -> bool:
-        """Whether the trial ended after a fixed epoch without validation, so that it has no metrics."""
+        """True if the trial ended after a fixed epoch without validation, so that it has no metrics."""
         return "final_epoch" in self.settings
 
 
@@ -67,9 +67,9 @@ class Event:
 
     kind: EventKind
     name: str
-    members: str  # signatures or names, with commas between them
-    test_fingerprint: str  # '' without figures of test
-    sweep_run_id: str  # '' where there is no sweep
+    members: str  # signatures or names, separated by commas
+    test_fingerprint: str  # '' without test metrics
+    sweep_run_id: str  # '' without a sweep
     settings: Mapping[str, str]
     metrics: Sequence[tuple[str, float, int]]  # name, value, step
     files: Sequence[Path] = ()
@@ -81,8 +81,8 @@ class EventRun:
 
     run_id: str
     name: str
-    sweep_run_id: str  # '' where there is no sweep
-    test_fingerprint: str  # of the split whose figures it has; '' where it has none of test
+    sweep_run_id: str  # '' without a sweep
+    test_fingerprint: str  # fingerprint of the test split of its metrics; '' without test metrics
     metrics: Metrics
     settings: Mapping[str, str]
     artifacts: str
@@ -113,7 +113,8 @@ class Ledger(Protocol):
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
         """Return the id of the run that a trial is logged to: its existing one, or a new one.
 
-        `parent` is the signature of its pretraining. Only who holds the trial's lease may ask, or there would be two.
+        `parent` is the signature of the pretraining. Only the holder of the trial's lease may call it, otherwise two
+        runs could be created.
         """
 
     def finish(self, run_id: str) -> None:

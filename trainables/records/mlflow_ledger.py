@@ -1,6 +1,6 @@
 """The ledger in MLflow, and the options that locate it.
 
-One experiment holds three kinds of runs, told apart by the tag `kind`: a `sweep`, which lists the signatures of its
+One experiment holds three kinds of runs, distinguished by the tag `kind`: a `sweep`, which lists the signatures of its
 trials; a `trial`; an `ensemble`, or an `evaluation` of one.
 """
 
@@ -85,7 +85,8 @@ class MlflowLedger(Ledger):
     def _load_artifact(self, run_id: str, artifacts: str, name: str) -> Path:
         """Return the local path of one of a run's files, which is downloaded if it isn't on this machine.
 
-        `artifacts` is the URI of the run's files: MLflow's client would ask the tracking store once more for each.
+        `artifacts` is the URI of the run's files, since MLflow's client would otherwise query the tracking store once
+        more for each file.
         """
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -146,8 +147,8 @@ class MlflowLedger(Ledger):
     def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
         if run.is_trained_on_all_splits:
             raise UserError(
-                f"{run.name!r} was trained on all splits, those that it would be judged by included: there are no "
-                "figures of it; it is for submissions and search"
+                f"{run.name!r} was trained on all splits, including those that would evaluate it, so it has no "
+                "metrics: use it for submissions and search"
             )
         return read_embeddings(self._load_artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}"))
 
@@ -236,8 +237,8 @@ def to_trial_run(run: Run) -> TrialRun:
 def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
     """Return the ledger of a run storage, created if it doesn't exist; call it before any worker starts.
 
-    Without a tracking URI it is SQLite in the folder of runs, which one command at a time makes: those that race to do
-    it leave it unreadable. Raises UserError where no MLflow server answers at the URI.
+    Without a tracking URI it is SQLite in the run storage, which one command at a time creates, since a race would
+    leave it unreadable. Raises UserError if no MLflow server answers at the URI.
     """
     if tracking_uri:
         require_server(tracking_uri)
@@ -256,7 +257,7 @@ def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
         client = mlflow_log.connect(tracking_uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
-            with contextlib.suppress(MlflowException):  # another command may have made it since
+            with contextlib.suppress(MlflowException):  # another command may have created it meanwhile
                 return MlflowLedger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts))
             experiment = client.get_experiment_by_name(EXPERIMENT)
         return MlflowLedger(tracking_uri, experiment.experiment_id)

@@ -1,13 +1,13 @@
 """The run storage: a folder that every node sees, or a prefix in an object store.
 
-    models/SIGNATURE/           trained models, as fine-tunings start from them
-    trials/SIGNATURE-NUMBER/    checkpoints of a training under its lease of that number
-    leases/SIGNATURE/           who trains a trial (trainables.records.lease)
-    mlflow.db, artifacts/       the tracking store, where no server keeps it
-    embeddings/                 what members of a submission have embedded, on the machine that writes it
+    models/SIGNATURE/           trained models
+    trials/SIGNATURE-NUMBER/    checkpoints of a training under the lease of that number
+    leases/SIGNATURE/           holders of trials (trainables.records.lease)
+    mlflow.db, artifacts/       the tracking store, unless a server keeps it
+    embeddings/                 embeddings by members of a submission, on the machine that writes it
 
 An object store is named as s3://bucket/runs, with region, endpoint_override and scheme as in a store's URI; its keys
-come from the environment or from the machine's role, never from the URI.
+are read from the environment or from the machine's role, never from the URI.
 """
 
 import functools
@@ -61,14 +61,14 @@ class RunStorage:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the storage is in an object store."""
+        """True if the storage is in an object store."""
         return "://" in self.location
 
     @property
     def folder(self) -> Path:
         """Folder of the storage. Raises UserError for an object store."""
         if self.is_remote:
-            raise UserError(f"{self} is in an object store; this needs a folder of runs")
+            raise UserError(f"{self} is in an object store: this needs a local folder of runs")
         return Path(self.location)
 
     def locate(self, name: str) -> str:
@@ -160,7 +160,7 @@ class RunStorage:
     def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
         """Let `write` fill a folder, and store it under a name, replacing an existing one.
 
-        In a folder of runs it is renamed once it is complete; in an object store it is copied file by file.
+        A local folder is renamed once it is complete; in an object store it is copied file by file.
         """
         if self.is_remote:
             with tempfile.TemporaryDirectory() as scratch:

@@ -27,10 +27,10 @@ class TrainingStep:
     number: int  # from 1
     epoch: float
     loss: float
-    num_pairs: int  # all ranks together
+    num_pairs: int  # pairs of all ranks together
     duration_s: float
-    waited_s: float  # of it, for data
-    memory_bytes: int  # the most so far: of the GPU, or of the process
+    waited_s: float  # time spent waiting for data
+    memory_bytes: int  # peak so far, of the GPU or of the process
 
 
 class StepTimer:
@@ -97,7 +97,7 @@ def measure_peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if PROCESS_STATUS.exists():
         return int(PROCESS_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # elsewhere than on Linux: of the process' life
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # not on Linux: the peak since the process started
 
 
 def reset_peak_memory(device: torch.device) -> None:

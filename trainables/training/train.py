@@ -62,8 +62,8 @@ class TrainingStart:
     """Folders that a training starts from: a checkpoint, a pretrained model and published weights."""
 
     pretrained: Path | None = None  # the model that a fine-tuning starts from
-    resume_from: Path | None = None  # a checkpoint of this very training
-    weights: Path | None = None  # published checkpoints; None: from where they are published
+    resume_from: Path | None = None  # a checkpoint of the same training
+    weights: Path | None = None  # published checkpoints; None: download them
 
 
 NEW, CPU = TrainingStart(), torch.device("cpu")
@@ -190,7 +190,7 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
 def prepare_network(network: DualEncoder, device: torch.device, execution: Execution) -> None:
     """Move a model to the device and apply the execution settings."""
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32: what float32 means on tensor cores
+        torch.set_float32_matmul_precision("high")  # use TF32 on tensor cores
     if execution.checkpoint_activations:
         dual_encoder.checkpoint_activations(network)
     if execution.compile:
@@ -200,8 +200,9 @@ def prepare_network(network: DualEncoder, device: torch.device, execution: Execu
 def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
     """Return the model wrapped in DDP, which exchanges gradients between ranks in a fixed order.
 
-    DDP arranges its buckets by the order in which the first gradients come, and so adds three ranks' or more in another
-    order from its second step on. A first step on silence, thrown away, makes that the same in a training that goes on.
+    DDP orders its buckets by the arrival of the first gradients, and so sums the gradients of three or more ranks in
+    another order from its second step on. A discarded first step on silence makes the order the same in a resumed
+    training.
     """
     distributed = DistributedDataParallel(network, forward_sync_buffers=False)
     silence = torch.zeros(1, round(trial.audio.segment_s * SAMPLE_RATE_HZ))
@@ -299,7 +300,7 @@ def validate(
 ) -> Metrics:
     """Return retrieval metrics on the validation split, and the loss of the whole split as one batch.
 
-    There are none of a trial that ends at a given epoch: it may have been trained on that split.
+    A trial that ends at a given epoch is not validated: it may have been trained on that split.
     """
     if trial.final_epoch:
         return {}

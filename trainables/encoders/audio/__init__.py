@@ -1,10 +1,9 @@
 """Audio encoders: each maps segments of audio to one vector per segment.
 
 `trainables.networks.audio` has a module for each family: its `build(config, weights)` makes an encoder with its initial
-weights, published ones from the directory `weights` or downloaded; `restore(config)` makes one whose weights are loaded
-later. Both return an `nn.Module` that is an `AudioEncoder`. `Config.segment_s` says how long a segment is.
-`flops(config)` gives the floating-point operations of one segment's forward pass in training, for estimates; None where
-they aren't known.
+weights, which are read from the directory `weights` or downloaded if published; `restore(config)` makes one whose
+weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`. `flops(config)` returns the
+floating-point operations of one segment's forward pass in training, for estimates; None if unknown.
 """
 
 from __future__ import annotations
@@ -52,6 +51,6 @@ class AudioEncoder(Protocol):
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """Return the embeddings [S, width] of S segments of N samples.
 
-        `mask_draws` [S, data.loading.batch.MASK_DRAWS] are for SpecAugment; `generator` draws what one global batch
-        shares (jitter, dropped patches). Both matter in training only.
+        `mask_draws` [S, data.loading.batch.NUM_MASK_DRAWS] are uniform numbers for SpecAugment; `generator` draws what
+        a global batch shares (jitter, dropped patches). Both are used in training only.
         """

@@ -19,7 +19,7 @@ class Config:
     """Shape of the network: a strided stem, then stages of convolutions with one width per stage."""
 
     channels: tuple[int, ...]
-    convolutions: tuple[int, ...]  # in each stage
+    convolutions: tuple[int, ...]  # number of convolutions in each stage
     stem_channels: int
     stem_kernel: int
     stem_stride: int
@@ -33,7 +33,7 @@ class Config:
                 f"{len(self.channels)} stages of channels and {len(self.convolutions)} of convolutions: name as many"
             )
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
+            raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
 
     @property
     def final_bands(self) -> int:

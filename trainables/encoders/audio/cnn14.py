@@ -39,11 +39,11 @@ class Config:
     segment_s: float = 30.0
     pretrained: bool = True
     frozen_statistics: bool = True  # BatchNorm keeps its running statistics and normalises with them in training, too
-    channels: tuple[int, ...] = CHANNELS  # of the blocks
-    block_dropout: float = 0.2  # after each block
-    dropout: float = 0.5  # before the last layer
-    mask_mels: int = 8  # SpecAugment: one stripe of up to so many bands a segment (PANNs: two)
-    mask_frames: int = 64  # and one of up to so many frames (PANNs: two)
+    channels: tuple[int, ...] = CHANNELS  # dropout of the blocks
+    block_dropout: float = 0.2  # dropout after each block
+    dropout: float = 0.5  # dropout before the last layer
+    mask_mels: int = 8  # SpecAugment: maximum width of a segment's stripe in mel bands (PANNs: two stripes)
+    mask_frames: int = 64  # and in frames (PANNs: two stripes)
 
     def __post_init__(self) -> None:
         if self.pretrained and self.channels != CHANNELS:
@@ -52,7 +52,7 @@ class Config:
             raise UserError(f"CNN14 has {len(self.channels)} blocks: it must be from 1 to {len(CHANNELS)}")
         for name in ("block_dropout", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be from 0 up to, but not including, 1")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.mask_mels <= NUM_MELS:
             raise UserError(f"mask_mels is {self.mask_mels}: it must be from 0 to {NUM_MELS}")
         if self.mask_frames < 0:

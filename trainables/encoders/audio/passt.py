@@ -30,8 +30,8 @@ class Config:
     """
 
     arch: str | None
-    stride: tuple[int, int]  # of patches: mel bands, frames
-    num_frames: int  # that there are positions for
+    stride: tuple[int, int]  # stride of patches: mel bands, frames
+    num_frames: int  # number of frames with position embeddings
     patchout_frequency: int  # rows and columns of patches dropped in training
     patchout_time: int
     segment_s: float
@@ -46,7 +46,7 @@ class Config:
         if self.arch is None and self.pretrained:
             raise UserError("a PaSST without an arch has no published weights: set pretrained=False")
         if self.pretrained and self.arch not in RELEASES:
-            raise UserError(f"arch is {self.arch!r}: published weights are known of {', '.join(RELEASES)}")
+            raise UserError(f"arch is {self.arch!r}: published weights exist for {', '.join(RELEASES)}")
         rows, columns = self.grid
         if not (0 <= self.patchout_frequency < rows and 0 <= self.patchout_time < columns):
             raise UserError(
@@ -110,7 +110,7 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     """Return a string that identifies the initial weights: a release's name, or the SHA-256 of a file in the directory
     `weights`.
 
-    The name is as good as the hash, as releases don't change.
+    A release's name identifies its weights, since releases don't change.
     """
     if not config.pretrained:
         return "random"

@@ -1,10 +1,10 @@
 """Text encoders: each maps normalised captions to one vector per caption.
 
 `trainables.networks.text` has a module for each family: its `build(config, captions, weights)` makes an encoder with
-its initial weights, published ones from the directory `weights` or downloaded; `restore(config, folder)` makes one of
-the same shape from what `save_tokenizer(folder)` left there. Both return an `nn.Module` that is a `TextEncoder`.
-`flops(config, num_tokens)` gives the floating-point operations of a forward pass of one caption that is padded to so
-many tokens, for estimates; None where they aren't known.
+its initial weights, which are read from the directory `weights` or downloaded if published; `restore(config, folder)`
+makes one of the same shape from the files that `save_tokenizer(folder)` wrote. Both return an `nn.Module` that is a
+`TextEncoder`. `flops(config, num_tokens)` returns the floating-point operations of a caption's forward pass, for
+estimates; None if unknown.
 """
 
 from __future__ import annotations

@@ -21,14 +21,14 @@ class Config:
     """Configuration of a text model, given by hub id or local directory."""
 
     model: str
-    revision: str | None = None  # a commit of the hub; None: today's, looked up when a trial is signed
-    dropout: float = 0.2  # hidden and attention; from the authors' published settings, not in the paper
+    revision: str | None = None  # a commit of the hub; None: the newest, looked up when a trial's signature is computed
+    dropout: float = 0.2  # hidden and attention dropout; from the authors' published settings, not in the paper
     max_tokens: int = 32
     pooling: Pooling = "first"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
+            raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.max_tokens < 3:
             raise UserError(
                 f"max_tokens is {self.max_tokens}: at least 3 are needed, two of them mark a sentence's ends"
@@ -75,7 +75,7 @@ def flops(config: Config, num_tokens: float) -> float | None:
 
         try:
             shape = AutoConfig.from_pretrained(config.model)
-        except Exception as error:  # torn files raise what the parser of JSON happens to
+        except Exception as error:  # truncated files raise any error of the JSON parser
             raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
         size = shape.num_hidden_layers, shape.hidden_size
     return operations.count_transformer(min(num_tokens, config.max_tokens), *size) if size else None

@@ -18,14 +18,14 @@ class Config:
     layers: int
     heads: int
     dropout: float = 0.1
-    vocabulary: int = 4000  # at most: few captions have fewer pieces
+    vocabulary: int = 4000  # maximum size: few captions have fewer pieces
     max_tokens: int = 32
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"width is {self.width}: it must be a multiple of heads ({self.heads})")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}: it must be from 0 up to, but not including, 1")
+            raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
 
     @property
     def is_published(self) -> bool:

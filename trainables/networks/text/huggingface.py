@@ -34,9 +34,9 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
             revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, with what else differs
+            ignore_mismatched_sizes=True,  # refused below, together with other differences
         )
-    except Exception as error:  # torn files raise what the parsers of JSON, safetensors and tokenizers happen to
+    except Exception as error:  # truncated files raise any error of the parsers of JSON, safetensors and tokenizers
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
     published.require_matching_weights(
         location,

@@ -21,7 +21,7 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     """Return the encoder with random weights, and a vocabulary learned from normalised `captions`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # Left to itself, the trainer numbers the letters inside words in the order of a hash map, anew in each process, and
+    # By default the trainer numbers the letters inside words in the order of a hash map, which differs by process, and
     # breaks ties between pieces by these numbers. Special tokens are numbered as given.
     inner = sorted({f"##{letter}" for caption in captions for word in caption.split() for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
