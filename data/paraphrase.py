@@ -272,10 +272,8 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
     if not replace:
         again = "rebuilt from the journal for free" if there[1] else "imported again"
         others, ours = " ".join(filter(None, there)), f"{model} {instruction}".rstrip()
-        raise UserError(
-            f"{split.name} already has paraphrases by {others!r}: pass --replace to overwrite them with those by {ours!r} "
-            f"(the others can be {again})"
-        )
+        raise UserError(f"{split.name} already has paraphrases by {others!r}: pass --replace to overwrite them "
+                        f"with those by {ours!r} (the others can be {again})")  # fmt: skip
     return False
 
 
@@ -284,8 +282,7 @@ def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
 
     The version is '' if the instruction is unknown, and None in tables written before it was recorded.
     """
-    table = split.read_paraphrases_table()
-    if not table:
+    if not (table := split.read_paraphrases_table()):
         return None
     (row,) = table.slice(0, 1).to_pylist()
     return row["model"], row.get("instruction")

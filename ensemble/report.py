@@ -2,7 +2,7 @@
 
 Writes report.md, report.csv, report.tex (booktabs) and report.html (self-contained, with learning
 curves, main effects, costs and retrieved recordings to play); and seeds.csv if settings were
-trained with several seeds. Unless --no-test is given, the report counts as one look at the test split.
+trained with several seeds. Unless --no-test is given, the report counts as one look at test.
 
 Examples:
     python ensemble/report.py

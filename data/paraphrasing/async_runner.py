@@ -93,7 +93,8 @@ class ParaphraseRun:
             except UserError as error:
                 self.stop(str(error))
             except OSError as error:
-                self.stop(f"{self.journal.path} can't be written ({error.strerror or error}); the same command goes on")
+                problem = f"{self.journal.path} can't be written ({error.strerror or error})"
+                self.stop(f"{problem}; re-run the same command to resume")
             except Exception as error:
                 self.defect = self.defect or error
                 self.stop(repr(error))

@@ -272,8 +272,8 @@ class BatchRun:
                 lost = 0
             except openai.NotFoundError as error:
                 raise UserError(
-                    f"{self.client.base_url} has no batch {batch_id} (404): pass the --base-url and the key that it was "
-                    f"submitted with; or remove {batches_file(self.captions)}, and pay for its requests again"
+                    f"{self.client.base_url} has no batch {batch_id} (404): pass the --base-url and the key that "
+                    f"it was submitted with; or remove {batches_file(self.captions)}, and pay for its requests again"
                 ) from error
             except (openai.APIConnectionError, openai.InternalServerError) as error:
                 lost += 1

@@ -188,7 +188,7 @@ class ChatModel:
         pauses = malformed = 0
         while True:
             try:
-                # chat.completions.create would cost more than everything else: it builds models of request and response.
+                # chat.completions.create would cost more than the rest: it builds models of request and response.
                 response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
             except openai.OpenAIError as error:
                 if (answer := parse_filter_error(error)) is not None:

@@ -19,7 +19,7 @@ from data.store.stored_split import StoredSplit
 MAX_REQUESTS_PER_BATCH = 50_000
 """Maximum number of requests in a batch that OpenAI accepts."""
 
-INTERRUPTED = "interrupted; the same command goes on"
+INTERRUPTED = "interrupted; re-run the same command to resume"
 
 INSTRUCTION = (
     "I will give a description of an audio recording and tags associated with the audio recording. Generate {number} "

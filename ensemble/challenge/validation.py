@@ -161,9 +161,10 @@ def check_text(data: bytes) -> list[str]:
 
 def read_table(data: bytes, numbers: bool) -> pa.Table:
     """Return a CSV file's columns as text, or all but the first as numbers. Raises ArrowInvalid with the reason."""
-    reading = pa.csv.ReadOptions(block_size=len(data) + 1)
+    # Without threads: a reader's thread that outlives the command aborts its process.
+    reading = pa.csv.ReadOptions(block_size=len(data) + 1, use_threads=False)
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
-    names = pa.csv.open_csv(pa.py_buffer(data), reading, parsing).schema.names
+    names = pa.csv.read_csv(pa.py_buffer(data), reading, parsing).column_names
     types = {name: pa.float64() if numbers and index else pa.string() for index, name in enumerate(names)}
     converting = pa.csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False)
     return pa.csv.read_csv(pa.py_buffer(data), reading, parsing, converting)

@@ -170,7 +170,7 @@ def test_what_is_refused_for_good_is_listed(store_of, chat_server, fault, run):
         text for texts in open_split(store, "test/train").captions for text in texts if hash_caption(text) not in there
     ]
     assert 0 < len(refused) < 10
-    assert f"for a person to look at: {len(refused)} captions" in said
+    assert f"to review: {len(refused)} captions" in said
     for caption in refused:
         assert re.search(rf"test/train/\d+.wav: '{re.escape(caption)}': 0 of 5 paraphrases: refused", said)
         assert [tries for prompt, tries in server.log()["tries"].items() if f"{caption} [" in prompt] == [3]
@@ -274,7 +274,7 @@ def test_ctrl_c_keeps_what_is_being_answered(store_of, chat_server):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; re-run the same command to resume" in said
     assert sum(server.log()["answered"].values()) == len(journal_of(store)) > 0
 
 
@@ -356,12 +356,12 @@ def test_a_table_stays_until_all_of_its_successor_is_there(store_of, chat_server
     run(store, "--model", "grammar")
     expected = table_of(store)
     model = ("--model", "parrot", "--base-url", server.base_url, "--replace")
-    assert "the table that was there stays" in run(store, *model, status=1)
+    assert "the existing table is kept" in run(store, *model, status=1)
     assert table_of(store) == expected
     server.set_faults()
     run(store, *model)
     assert {row["model"] for row in table_of(store)} == {"parrot"}
-    assert "has paraphrases by 'parrot dcase2023/5' already" in run(store, *model[:-1], "--variants", 3, status=2)
+    assert "already has paraphrases by 'parrot dcase2023/5'" in run(store, *model[:-1], "--variants", 3, status=2)
 
 
 def test_an_empty_table_does_not_take_the_place_of_a_full_one(make_clip, noise, write_split, chat_server, run):
@@ -371,7 +371,7 @@ def test_an_empty_table_does_not_take_the_place_of_a_full_one(make_clip, noise, 
     expected = table_of(store)
     write_split([make_clip("a.wav", noise(0.01), ["A cat meows once."])])
     server.set_faults(share_refused=1.0, tries=99)
-    assert "the table that was there stays, as no caption has a paraphrase" in run(store, *model)
+    assert "the existing table is kept, since no caption has a paraphrase" in run(store, *model)
     assert table_of(store) == expected
     run(store, "--model", "crow", *model[2:], "--replace")
     assert table_of(store) == expected
@@ -453,8 +453,8 @@ def test_errors_do_not_raise_the_number_of_requests():
         ("", "localhost:8000", "isn't an address"),
         ("", "http://[::1/v1", "isn't an address"),
         ("", "ftp://localhost/v1", "isn't an address"),
-        ("", "http://me:sk-1@localhost:1/v1", "names a user before an @"),
-        ("", "me:sk-1@localhost:1", "names a user before an @"),
+        ("", "http://me:sk-1@localhost:1/v1", "contains a user before an @"),
+        ("", "me:sk-1@localhost:1", "contains a user before an @"),
     ],
 )
 def test_a_key_or_an_address_that_cannot_be_is_named(store_of, key, url, why, run):
@@ -520,7 +520,7 @@ def test_a_dry_run_asks_nothing(store_of, chat_server, run):
 def test_another_models_paraphrases_are_not_replaced_by_accident(store_of, run):
     store = store_of(5)
     run(store, "--model", "grammar")
-    assert f"has paraphrases by 'grammar {grammar.VERSION}/5' already" in run(
+    assert f"already has paraphrases by 'grammar {grammar.VERSION}/5'" in run(
         store, "--model", "x", "--base-url", "http://localhost:1", status=2
     )
 
@@ -604,7 +604,7 @@ class TestBatches:
 
     def test_a_batch_that_is_not_taken_is_named(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(batch_status="failed")
-        assert "wasn't taken: the model isn't there" in run(store, *self.arguments(server), status=2)
+        assert "was not accepted: the model isn't there" in run(store, *self.arguments(server), status=2)
 
     def test_the_budget(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server()
@@ -656,7 +656,9 @@ class TestBatches:
         server.set_faults()
         single = ("--model", "parrot", "--base-url", server.base_url)
         said = run(store, *single, status=2)
-        assert "test/train was handed in to parrot and isn't collected (batch-0): the same command with --batch" in said
+        assert (
+            "test/train was submitted to parrot and isn't collected (batch-0): re-run the command with --batch" in said
+        )
         run(store, *single, "--variants", 3)
         assert len(server.log()["tries"]) == 20, "another instruction is another request"
         run(store, *single, "--replace", "--batch")
@@ -672,7 +674,7 @@ class TestBatches:
             pass
         process.kill()
         process.communicate()
-        assert "knows no batch batch-0 (404)" in run(store, *self.arguments(other), status=2)
+        assert "has no batch batch-0 (404)" in run(store, *self.arguments(other), status=2)
         assert not other.log()["batches"]
         run(store, *self.arguments(server))
         assert len(server.log()["batches"]) == 1
@@ -767,7 +769,7 @@ class TestImport:
         store = store_of(10)
         give(store, self.entries(store))
         arguments = ("--model", "imported", "--base-url", "http://localhost:1")
-        assert "has paraphrases by 'imported' already" in run(store, *arguments, status=2)
+        assert "already has paraphrases by 'imported'" in run(store, *arguments, status=2)
         give(store, self.entries(store)[:5])
         assert len(table_of(store)) == 5
 
@@ -874,7 +876,7 @@ def test_a_table_of_before_has_neither_instruction_nor_time(store_of, run):
     assert len(split.read_paraphrases()) == 5
     run(store, first=("review",))
     model = ("--model", "x", "--base-url", "http://localhost:1")
-    assert "has paraphrases by 'grammar' already" in run(store, *model, status=2)
+    assert "already has paraphrases by 'grammar'" in run(store, *model, status=2)
     run(store, "--model", "grammar")
     assert len(table_of(store)) == 5
 

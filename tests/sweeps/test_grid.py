@@ -127,7 +127,7 @@ def epochs_until_interrupted(command, **environment):
         (["--space", "{space}:twice"], "entries 1 and 3 of the space are the same trial"),
         (["--space", "{space}:unbuildable"], r"unknown\.py|neither a directory nor found on the hub"),
         (["--max-concurrent", "0"], "isn't an integer of at least 1"),
-        (["--workers", "500", "--space", "{space}:tiny"], "500 workers need .* the cluster has room for"),
+        (["--workers", "500", "--space", "{space}:tiny"], "500 workers need .* the cluster can place"),
         (["--gpus-per-worker", "1", "--space", "{space}:tiny"], "1 workers need .* and 1 GPUs each"),
         (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow server answers at http://127.0.0.1:9"),
         (["--runs", "s3://KEY:HIDDEN@bucket/runs"], "s3://bucket/runs: remove the keys from the URI"),

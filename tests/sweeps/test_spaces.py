@@ -156,16 +156,16 @@ def test_a_pretraining_of_a_pretraining_is_varied_as_well(tuned):
 def bad_spaces(tuned):
     elsewhere = replace(tuned.pretraining, validation="d/validation")
     return {
-        "gave no trial": [],
-        "gave a Trial: it must return a list": tuned,
-        "gave a NoneType": None,
-        "gave a generator": (trial for trial in [tuned]),
+        "returned no trial": [],
+        "returned a Trial: it must return a list": tuned,
+        "returned a NoneType": None,
+        "returned a generator": (trial for trial in [tuned]),
         "entry 2 of the space is a str": [tuned, "tuned"],
         "entries 1 and 3 of the space are the same trial, cnn:small": [tuned, tuned.pretraining, replace(tuned)],
         "the validation split of .* is c/validation, that of .* is d/validation": [tuned, elsewhere],
         "is c/validation, that of .* pretraining seed 0 is d/validation": [replace(tuned, pretraining=elsewhere)],
         "the test split of .* is c/test, that of .* is d/test": [tuned, replace(tuned, test="d/test")],
-        "would be trained on and judged by c/test": [replace(tuned, train=("c/train", "c/test"))],
+        "would be trained on and evaluated on c/test": [replace(tuned, train=("c/train", "c/test"))],
     }
 
 
@@ -193,7 +193,7 @@ def test_the_names_are_those_of_the_functions():
     ("name", "expected"),
     [
         ("tiny", "known: demo, full, small, small_paraphrases, table2"),
-        ("absent.py:f", "is absent"),
+        ("absent.py:f", "doesn't exist"),
         ("{file}:nothing", "known: .*tiny"),
     ],
 )
@@ -211,11 +211,11 @@ def test_an_unknown_space_is_answered_with_the_known_ones(name, expected, space_
         ("def own(a, b, c):\n    return []", "own.py:own must take .* missing a required argument: 'c'"),
         (
             "def own(a, b):\n\n    return 1 / 0",
-            "own.py:own gave no trials: line 3: ZeroDivisionError: division by zero",
+            "own.py:own returned no trials: line 3: ZeroDivisionError: division by zero",
         ),
         (
             "from trainables import recipes\ndef own(a, b):\n    return [recipes.paper('passt:X', '', a, b)]",
-            "own.py:own gave no trials: line 3: unknown audio encoder 'passt:X'; known: passt:N",
+            "own.py:own returned no trials: line 3: unknown audio encoder 'passt:X'; known: passt:N",
         ),
     ],
 )

@@ -128,10 +128,10 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--workers", 500], "500 workers need 0.98 CPUs each, on one node each: the cluster has room for 2"),
+        (["--workers", 500], "500 workers need 0.98 CPUs each, each worker on one node: the cluster can place 2"),
         (
             ["--gpus-per-worker", 1, "--workers", 2],
-            "2 workers need 0.98 CPUs and 1 GPUs each, on one node each: the cluster has room for 0",
+            "2 workers need 0.98 CPUs and 1 GPUs each, each worker on one node: the cluster can place 0",
         ),
         (["--recipe", "papr"], "unknown recipe 'papr'; known: baseline, paper, small"),
         (["--audio", "cnn:huge"], "unknown audio encoder 'cnn:huge'; known: cnn:small"),

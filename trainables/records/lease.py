@@ -3,10 +3,10 @@
     leases/SIGNATURE/NUMBER.json    rewritten every BEAT_S by its holder
     leases/SIGNATURE/NUMBER.now     written by other processes, to read the storage's clock
 
-A lease is created exclusively: of several processes that try for a number, one gets it. The lease with the highest number
-is valid until it is released, its process is known to have ended, or EXPIRES_S have passed without a heartbeat. Then the
-next number can be acquired. Numbers are fencing tokens: a training writes its checkpoints into a folder of its lease's
-number, so a stalled holder that wakes up cannot overwrite its successor's checkpoints.
+A lease is created exclusively: of several processes that try for a number, one gets it. The lease with the highest
+number is valid until it is released, its process is known to have ended, or EXPIRES_S have passed without a
+heartbeat. Then the next number can be acquired. Numbers are fencing tokens: a training writes its checkpoints into a
+folder of its lease's number, so a stalled holder that wakes up cannot overwrite its successor's checkpoints.
 """
 
 import json

@@ -74,7 +74,7 @@ def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_co
         call_command("ensemble/select.py", "--runs", runs, "--export", path),
     ):
         assert refused.returncode == 2
-        assert re.search("was trained on all splits, those that it would be judged by included", refused.stderr)
+        assert re.search("was trained on all splits, including those that would evaluate it", refused.stderr)
     again = call_command(*words, "--retrain-from", "finetuning", "--name", "again")
     assert "0 of them are still to be run" in again.stdout
 
@@ -111,31 +111,31 @@ def changed(**settings):
     [
         (
             {"members": [{"name": "file", "weight": 1.0, "folder": "pool"}]},
-            r"members\[0\], 'file': it doesn't say how it was trained",
+            r"members\[0\], 'file': its config is missing",
         ),
-        (without("epoch"), r"members\[0\], 'one': it doesn't say how it was trained"),
+        (without("epoch"), r"members\[0\], 'one': its config is missing"),
         ({"members": [entry() | {"trial": {}}]}, r"members\[0\], 'one': not a trial"),
         ({"members": [entry() | {"trial": [1]}]}, r"members\[0\].trial: .*not \[1\]"),
-        ({"members": [entry() | {"trial": None}]}, r"members\[0\], 'one': it doesn't say how it was trained"),
+        ({"members": [entry() | {"trial": None}]}, r"members\[0\], 'one': its config is missing"),
         (changed(audio=[1]), r"members\[0\], 'one': audio encoder: it must be settings with a family, not \[1\]"),
         (changed(text={}), r"members\[0\], 'one': text encoder: it must be settings with a family"),
         (changed(pretraining="x"), r"members\[0\], 'one': not a trial: .*not 'x'"),
         (changed(batch_size="8"), r"members\[0\], 'one': not a trial: .*batch_size"),
         (changed(batch_size=1), r"members\[0\], 'one': batch_size is 1"),
         ({"members": [entry(), entry(epoch="3")]}, r"members\[1\].epoch: .*integer, not '3'"),
-        ({"members": [entry(epoch=None)]}, r"members\[0\], 'one': it doesn't say how it was trained"),
+        ({"members": [entry(epoch=None)]}, r"members\[0\], 'one': its config is missing"),
         ({"members": [entry(epoch=4)]}, r"members\[0\], 'one': its epoch is 4: .*from 1 to 3"),
         ({"members": [entry(epoch=True)]}, r"members\[0\].epoch: .*not True"),
         ({"members": [entry(pretraining_epoch="5")]}, r"members\[0\].pretraining_epoch: .*not '5'"),
-        ({"members": [entry(pretraining_epoch=None)]}, "it doesn't say which epoch of its pretraining was best"),
+        ({"members": [entry(pretraining_epoch=None)]}, "the best epoch of its pretraining is unknown"),
         (without("pretraining_epoch"), "use --retrain-from finetuning"),
-        ({"members": [entry(replace(FINE, final_epoch=2))]}, "has been trained on all splits already"),
+        ({"members": [entry(replace(FINE, final_epoch=2))]}, "is already trained on all splits"),
         ({"members": [entry(), entry(BASELINE)]},
-         r"members\[1\], 'one': the schedule of its pretraining goes by .*: take the member out of the file, or"),
+         r"members\[1\], 'one': the schedule of its pretraining depends on .*: remove the member from the file, or"),
         ({"members": [entry(replace(FINE, pretraining=replace(BASE, schedule=BASELINE.schedule)))]},
-         r"members\[0\], 'one': the schedule of its pretraining .*, or leave it as it is with --retrain-from"),
+         r"members\[0\], 'one': the schedule of its pretraining .*, or keep the pretraining with --retrain-from"),
         ({"members": [entry(replace(FINE, schedule=BASELINE.schedule))]},
-         r"members\[0\], 'one': the schedule of its fine-tuning .*: take the member out of the file$"),
+         r"members\[0\], 'one': the schedule of its fine-tuning .*: remove the member from the file$"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_trained_again_is_named(content, why, tmp_path):

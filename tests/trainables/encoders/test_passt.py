@@ -175,7 +175,7 @@ def test_published_weights_are_part_of_the_fingerprint():
     ("setting", "message"),
     [
         ({"arch": None}, "set pretrained=False"),
-        ({"arch": "passt_50sec"}, "known of passt_s_p16_s16_128_ap468, passt_s_kd"),
+        ({"arch": "passt_50sec"}, "exist for passt_s_p16_s16_128_ap468, passt_s_kd"),
         ({"patchout_frequency": 8}, "leaves nothing of 8 x 62"),
         ({"patchout_time": 62}, "leaves nothing of 8 x 62"),
         ({"patchout_time": -1}, "leaves nothing"),

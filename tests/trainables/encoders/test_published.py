@@ -222,7 +222,7 @@ def test_a_torn_checkpoint_is_named(is_zip, left, tmp_path):
     torch.save({str(name): torch.rand(100) for name in range(9)}, path, _use_new_zipfile_serialization=is_zip)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(left * len(whole))])
-    with pytest.raises(UserError, match=r"torn\.pt is torn, or no checkpoint"):
+    with pytest.raises(UserError, match=r"torn\.pt is truncated or not a checkpoint"):
         published.read_state_dict(path)
 
 
@@ -238,7 +238,7 @@ class Malicious:
 def test_a_checkpoint_that_would_run_code_is_refused(wrap, tmp_path):
     path = tmp_path / "malicious.pt"
     torch.save({"a": torch.ones(1), "b": wrap(Malicious(tmp_path / "made"))}, path)
-    with pytest.raises(UserError, match=r"malicious\.pt is torn, or no checkpoint"):
+    with pytest.raises(UserError, match=r"malicious\.pt is truncated or not a checkpoint"):
         published.read_state_dict(path)
     assert not (tmp_path / "made").exists()
 
@@ -255,7 +255,7 @@ def test_a_file_without_weights_is_refused(contents, tmp_path):
 )
 def test_a_file_that_is_no_checkpoint_is_refused(contents, tmp_path):
     (tmp_path / "a.pt").write_bytes(contents)
-    with pytest.raises(UserError, match=r"a\.pt (is torn, or no checkpoint|holds no weights)"):
+    with pytest.raises(UserError, match=r"a\.pt (is truncated or not a checkpoint|holds no weights)"):
         published.read_state_dict(tmp_path / "a.pt")
 
 

@@ -44,17 +44,17 @@ def test_two_trials_share_a_gpu_by_halves():
         (
             [Bundle(2)],
             ResourceRequest(workers=3),
-            r"3 workers need 0.98 CPUs each, on one node each: the cluster has room for 2",
+            r"3 workers need 0.98 CPUs each, each worker on one node: the cluster can place 2",
         ),
         (
             [Bundle(2)],
             ResourceRequest(gpus_per_worker=1),
-            r"1 workers need .* and 1 GPUs each.*room for 0 \(nodes: 2 CPUs and 0 GPUs",
+            r"1 workers need .* and 1 GPUs each.*can place 0 \(nodes: 2 CPUs and 0 GPUs",
         ),
         (
             [Bundle(8, 2), Bundle(8, 2)],
             ResourceRequest(gpus_per_worker=4),
-            "1 workers need .* and 4 GPUs each.*room for 0",
+            "1 workers need .* and 4 GPUs each.*can place 0",
         ),
         ([Bundle(8, 2)], ResourceRequest(workers=2, gpus_per_worker=0.5), "NCCL refuses two ranks on one GPU"),
         ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=1.5), "more than one GPU must be a whole number"),
@@ -69,7 +69,7 @@ def test_what_could_never_be_placed_is_refused(nodes, wish, said):
 
 def test_pretrainings_of_many_workers_are_checked_by_themselves():
     require_placeable(Allocation(workers=4, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
-    with pytest.raises(UserError, match="room for 4"):
+    with pytest.raises(UserError, match="can place 4"):
         require_placeable(Allocation(workers=5, cpus_per_worker=1, gpus_per_worker=1), [Bundle(4, 2), Bundle(4, 2)])
 
 
