@@ -45,7 +45,6 @@ from ensemble.serving import split_index
 from trainables import retrieval
 from trainables.records.embeddings import write_embeddings
 from trainables.records.ensemble_file import (
-    FUSION_LABELS,
     Direction,
     Ensemble,
     Fusion,
@@ -54,6 +53,7 @@ from trainables.records.ensemble_file import (
     NestedMetrics,
     ParetoPoint,
     read_ensemble,
+    require_mean_fusion,
     write_ensemble,
 )
 from trainables.records.ledger import Ledger, Sweep
@@ -362,9 +362,7 @@ def export(options: ExportOptions) -> None:
         python ensemble/select.py export ensemble.json --split validation --out index
     """
     ensemble, ledger, candidates = options.read()
-    if ensemble.fusion != "mean":
-        label = FUSION_LABELS[ensemble.fusion]
-        raise UserError(f"{options.ensemble}: an index needs the fusion by the mean of scores, not the {label}")
+    require_mean_fusion(ensemble, options.ensemble)
     weights = ensemble.weights
     shares = [weight / sum(weights) for weight in weights]
     target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"

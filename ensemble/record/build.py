@@ -103,7 +103,7 @@ def build_nested_metrics(
 
 
 def make_single_weights(index: int, num_candidates: int) -> list[int]:
-    """Return the weights of an ensemble of one of `number` candidates."""
+    """Return the weights of an ensemble with one member out of `num_candidates`."""
     return [int(other == index) for other in range(num_candidates)]
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from trainables import trial as trials
 from trainables.records import ensemble_file
-from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, read_ensemble
+from trainables.records.ensemble_file import Ensemble, read_ensemble, require_mean_fusion
 from trainables.records.run_storage import RunStorage
 from trainables.trial import Trial
 
@@ -148,8 +148,7 @@ def read_mean_ensemble(path: Path) -> Ensemble:
     Raises UserError if its fusion isn't the mean of scores, or a member is a file of scores.
     """
     ensemble = read_ensemble(path)
-    if ensemble.fusion != "mean":
-        raise UserError(f"{path}: only the mean of scores can be searched, not the {FUSION_LABELS[ensemble.fusion]}")
+    require_mean_fusion(ensemble, path)
     for member in ensemble.members:
         if not member.signature:
             raise UserError(f"{path}: member {member.name!r} is a file of scores: it has no model")

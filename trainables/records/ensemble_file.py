@@ -181,6 +181,13 @@ def read_ensemble(path: Path) -> Ensemble:
     return ensemble
 
 
+def require_mean_fusion(ensemble: Ensemble, path: Path) -> None:
+    """Raise UserError unless the scores of an ensemble are dot products: those of another fusion are not."""
+    if ensemble.fusion != "mean":
+        label = FUSION_LABELS[ensemble.fusion]
+        raise UserError(f"{path}: an index needs the fusion by the mean of scores, not the {label}")
+
+
 def write_ensemble(path: Path, ensemble: Ensemble) -> None:
     """Write the file of an ensemble atomically, without the fields that are not known."""
     always = {"metric": ensemble.metric, "fusion": ensemble.fusion, "direction": ensemble.direction}

@@ -67,7 +67,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
-    """Return the result of a function, which is retried for PATIENCE_S if storage or the tracking store fails."""
+    """Return the result of a function, which is retried for RETRY_FOR_S if storage or the tracking store fails."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(max=AT_MOST_S),

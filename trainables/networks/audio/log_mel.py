@@ -100,7 +100,7 @@ def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tenso
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor) -> Tensor:
-    """Apply SpecAugment (Park et al. 2019): set one stripe of up to `widest` entries along `dim` to zero in each
+    """Apply SpecAugment (Park et al. 2019): set one stripe of up to `max_width` entries along `dim` to zero in each
     segment.
 
     `draws_S2` holds the stripe's width and place as uniform numbers on [0, 1).
