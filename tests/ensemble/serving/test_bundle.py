@@ -306,7 +306,7 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
         audio_index.open_index(tmp_path, bundle.load_models(other, RunStorage.of(runs)))
     gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
     for change, why in (
-        ({"fusion": "rank"}, "only the mean"),
+        ({"fusion": "rank"}, "needs the fusion by the mean"),
         ({"members": [{"name": "file", "weight": 1.0}]}, "is a file of scores"),
         ({"members": [gone]}, "model of member 'gone' no longer exists"),
     ):
