@@ -53,7 +53,7 @@ class Relevance:
 def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str]) -> Relevance:
     """Return the relevance of clips given by ids; queries with the same relevant clips form a group.
 
-    Raises UserError where a query has no relevant clip, or one that isn't among `clip_ids`.
+    Raises UserError if a query has no relevant clip, or one that isn't among `clip_ids`.
     """
     column = {clip_id: index for index, clip_id in enumerate(clip_ids)}
     groups: dict[tuple[str, ...], int] = {}

@@ -60,7 +60,7 @@ class Journal:
     async def append(self, line: Line) -> int:
         """Write a line; return its offset in the file once it is on disk.
 
-        Raises OSError where it can't be written; then nothing of it is there.
+        Raises OSError if it can't be written; then nothing of it is there.
         """
         written = asyncio.get_running_loop().create_future()
         self.waiting.append((json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n", written))

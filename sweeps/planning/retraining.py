@@ -69,7 +69,7 @@ def extend_to_all_splits(trial: Trial, member: Member, begin: FirstStage) -> Tri
 def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:
     """Return the epoch after which a stage ends.
 
-    Raises UserError where the stage has no such epoch, or its learning rate depends on validation losses.
+    Raises UserError if the stage has no such epoch, or its learning rate depends on validation losses.
     """
     if not isinstance(stage.schedule, Schedule):
         otherwise = ", or keep the pretraining with --retrain-from finetuning" if stage.stage == "pretraining" else ""

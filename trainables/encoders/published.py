@@ -37,7 +37,7 @@ def locate_checkpoint(url: str, weights: Path | None) -> Path:
     """Return the path of a released file: in the directory `weights`, otherwise in torch hub's cache, to which it is
     downloaded if missing.
 
-    Raises UserError where the file isn't in `weights`, or can't be downloaded.
+    Raises UserError if the file isn't in `weights`, or can't be downloaded.
     """
     name = unquote(PurePosixPath(urlsplit(url).path).name)
     if weights is not None:

@@ -77,7 +77,7 @@ class TrainingJob:
 def prepare_run(work: TrainingJob) -> None:
     """Check that the trial still has the signature that its lease was acquired for, and log its resources to MLflow.
 
-    Raises UserError where the store or the weights have changed since.
+    Raises UserError if the store or the weights have changed since.
     """
     site, resources = work.site, work.resources
     if compute_signature(work.trial, site.store, site.weights) != work.lease.signature:
@@ -255,7 +255,7 @@ def commit_file(lease: Lease) -> str:
 def commit_checkpoint(runs: RunStorage, lease: Lease, name: str, log: RunLog) -> None:
     """Record a checkpoint as the last complete one, after MLflow has received all earlier metrics.
 
-    Raises LeaseLostError where the trial has been taken over.
+    Raises LeaseLostError if the trial has been taken over.
     """
     log.flush()
     lease.require(runs)

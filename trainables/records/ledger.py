@@ -132,7 +132,7 @@ class Ledger(Protocol):
     def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
         """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `list_epochs`.
 
-        Raises MissingArtifactError where they are gone, and UserError where the trial can't have any.
+        Raises MissingArtifactError if they are gone, and UserError where the trial can't have any.
         """
 
     def list_epochs(self, run: TrialRun) -> list[str]:

@@ -90,5 +90,5 @@ def test_a_store_that_has_changed_since_is_refused(cluster, without_dropout, ton
     ledger = create_ledger(place)
     run_id = ledger.claim(without_dropout, lease.signature, None)
     site = RunContext(tone_store, place, ledger.tracking_uri)
-    with pytest.raises(UserError, match=r"have changed since cnn:custom .* run the command again"):
+    with pytest.raises(UserError, match=r"have changed since cnn:custom .* re-run the command"):
         ray_adapter.fit(TrainingJob(without_dropout, lease, None, run_id, site, Allocation()))

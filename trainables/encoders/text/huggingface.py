@@ -98,7 +98,7 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 def look_up_commit(model: str) -> str:
     """Return the newest commit of a model on the hub. The answer is cached for the life of the process.
 
-    Raises UserError where it has none.
+    Raises UserError if it has none.
     """
     from huggingface_hub import HfApi
 

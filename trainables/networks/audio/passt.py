@@ -30,7 +30,7 @@ and backward, float32, one thread).
 def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
     """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
 
-    Raises UserError where they are absent, torn or another network's.
+    Raises UserError if they are absent, torn or another network's.
     """
     net = make_passt(config)
     if config.pretrained:

@@ -20,7 +20,7 @@ from trainables.encoders.text.huggingface import Config
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
     """Return the published model and its tokenizer, from the directory `weights` if given; `captions` are not used.
 
-    Raises UserError where the model is absent, torn, or has other weights than its config.json says.
+    Raises UserError if the model is absent, torn, or has other weights than its config.json says.
     """
     location = huggingface.locate_model(config, weights)
     revision = None if Path(location).is_dir() else config.revision or huggingface.look_up_commit(config.model)
