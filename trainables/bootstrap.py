@@ -10,7 +10,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval (low, high) of a metric's mean over queries (Efron 1979).
 
-    Groups of queries are drawn with replacement, so that captions of one clip stay together.
+    Groups of queries are drawn with replacement, so that captions of one clip stay together. `level` is the coverage of
+    the interval, `draws` the number of bootstrap samples.
     """
     sums = np.bincount(relevant.group_Q, weights=per_query)
     sizes = np.bincount(relevant.group_Q)

@@ -53,7 +53,7 @@ def read_sentences(path: Path) -> list[str]:
         if not normalise(sentence):
             raise UserError(f"{origin}: {sentence!r} contains no word: remove the line")
     if not sentences:
-        raise UserError(f"{path} holds no sentence")
+        raise UserError(f"{path} holds no sentence: give one per line, or the column caption of a CSV file")
     return [sentence for sentence, _ in sentences]
 
 
@@ -82,7 +82,7 @@ def run(options: Options) -> None:
     sentences = read_sentences(options.captions) if options.captions else []
     with tempfile.TemporaryDirectory() as scratch:
         folder = find_model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
-        from trainables.records.checkpoint import load_model  # torch: only once there is a model to load
+        from trainables.records.checkpoint import load_model  # imports torch: only once there is a model to load
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 
         trial, model = load_trial(folder), load_model(folder)

@@ -1,8 +1,9 @@
 """Named recipes: settings of a pretraining, and of the fine-tuning that starts from it.
 
 The paper is P. Primus, K. Koutini and G. Widmer, "CP-JKU's submission to task 6b of the DCASE2023 challenge". Values
-that it doesn't give are from the settings that its authors published with their code, or assumed; each says which. A
-recipe is a function from encoders and splits to a full Trial: variants derive from that with `dataclasses.replace`.
+that the paper doesn't give are from the settings that its authors published with their code, or are assumed; the
+docstrings say which. A recipe is a function from encoders and splits to a full Trial, from which spaces derive other
+trials with `dataclasses.replace`.
 """
 
 import inspect
@@ -23,7 +24,7 @@ PAPER_PARAPHRASES = 0.3
 """Probability of a paraphrase in fine-tuning (section 3.2 of the paper)."""
 
 SMALL_RATE = 1e-3
-"""Peak learning rate for the small audio encoders from random weights; few others were tried."""
+"""Peak learning rate for the small audio encoders from random weights; few other rates were tried."""
 
 
 def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
@@ -31,8 +32,8 @@ def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
 
     From the paper: batch size, rates, cosine decay, epochs (15, and one to warm up), 1024 dimensions, 30 s of audio.
     From the authors' settings: the temperature, learned from 0.01; text dropout of 0.2 and SpecAugment of up to 48
-    bands and 192 frames, which the encoders' own configs hold; the last epoch at the final rate. Theirs trained with
-    16-bit floats; here it is what the hardware multiplies fastest. Gradients aren't clipped.
+    bands and 192 frames, which are in the encoders' configs; the last epoch at the final rate. The authors trained with
+    16-bit floats; `precision` is usually the fastest one of the hardware. Gradients aren't clipped.
     """
     return Trial(
         audio=encoders.config_of_variant("audio", audio),
@@ -55,8 +56,8 @@ def paper_fine_tuning(
 ) -> Trial:
     """Return the paper's fine-tuning on Clotho: 5 epochs from 8e-6 to 1e-7, with captions replaced by paraphrases.
 
-    From the paper: epochs, rates, the probability. Assumed: that the schedule has the shape of pretraining's, its first
-    epoch warming up and its last one at the final rate.
+    From the paper: epochs, rates, the probability of a paraphrase. Assumed: the schedule has the shape of the one in
+    pretraining, with a first epoch of warm-up and a last epoch at the final rate.
     """
     return replace(
         pretraining,
@@ -72,14 +73,15 @@ def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Tri
     huggingface:all-mpnet-base-v2.
 
     From its published code (https://github.com/xieh97/dcase2023-audio-retrieval, conf.yaml and models/): Clotho alone,
-    clips of 30 s whole, frozen text, 300 dimensions, batches of 32, Adam at 1e-3, a temperature that stays at 0.07, at
-    most 80 epochs; the rate is cut to a tenth when the validation loss hasn't fallen by 0.005 for more than 5 epochs,
-    down to 1e-6, and from epoch 60 on training ends when the last 10 losses' standard deviation is below 0.001. Both
-    thresholds are halved here, as its loss is the sum over both directions and not their mean.
+    clips of 30 s as one segment, a frozen text encoder, 300 dimensions, batches of 32, Adam at 1e-3, a constant
+    temperature of 0.07, at most 80 epochs; the rate is cut to a tenth when the validation loss hasn't fallen by 0.005
+    for more than 5 epochs, down to 1e-6; from epoch 60, training ends when the standard deviation of the last 10 losses
+    is below 0.001. Both thresholds are halved here, since the baseline's loss is the sum over both directions, and the
+    loss here is their mean.
 
-    Otherwise than there: other captions of a clip are its positives, where that loss leaves them out; the validation
-    loss is that of the whole split as one batch, not of batches of 32 (assumed: the thresholds serve both); the best
-    epoch is that of the best mAP@10; CNN14's last layer isn't followed by dropout.
+    Differences from the baseline: all captions of a clip are positives of it, whereas the baseline's loss ignores the
+    other captions; the validation loss is computed over the split as one batch, not over batches of 32 (assumed: the
+    thresholds suit both); the best epoch is the one with the best mAP@10; CNN14's last layer isn't followed by dropout.
     """
     return replace(
         paper(audio, text, splits, precision),

@@ -19,7 +19,7 @@ Scores = NDArray[np.floating[Any]]
 PerQuery = NDArray[np.float64]
 
 METRICS = ("map10", "r1", "r5", "r10")
-"""Metrics reported wherever several are: mAP@10, R@1, R@5 and R@10."""
+"""Metrics that are reported together: mAP@10, R@1, R@5 and R@10."""
 
 METRIC_TITLES = {
     "map10": "mAP@10",
@@ -72,7 +72,8 @@ def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequen
 def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
     """Return the rank, from 1, of each pair's clip among all clips [P].
 
-    A clip with an equal score counts as better, so that a constant model ranks everything last.
+    Clips with an equal score are ranked before the relevant clip, so that a model with constant scores ranks every
+    relevant clip last.
 
     Args:
         scores_QA: scores of Q queries and A clips, higher is better.
@@ -101,7 +102,7 @@ def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -
     """Return AP@k of each query [Q]: the sum of the precision at each hit within k, divided by the number of relevant
     clips.
 
-    DCASE's definition (2025); with one relevant clip at rank r it is 1 / r within k and 0 beyond.
+    This is DCASE's definition (2025). With one relevant clip at rank r, AP@k is 1 / r within k and 0 beyond.
     """
     order = np.lexsort((ranks_P, relevant.query_P))
     query, rank = relevant.query_P[order], ranks_P[order]
@@ -129,7 +130,7 @@ def discounted_gain(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> 
     """Return nDCG@k of each query [Q] with gains of 0 or 1: the sum of 1 / log2(1 + rank) over its relevant clips
     within k.
 
-    It is normalised by the value of the best order (Järvelin and Kekäläinen 2002).
+    The sum is divided by its value for the best order (Järvelin and Kekäläinen 2002).
     """
     gain_P = np.where(ranks_P <= k, 1 / np.log2(1 + ranks_P), 0.0)
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
@@ -149,7 +150,7 @@ def find_metric(name: str) -> Metric:
         name: mapK, rK or ndcgK for any K (map10, r1, ndcg10), ndcg or mrr.
 
     Raises:
-        UserError: if the name is unknown; it lists the known ones.
+        UserError: if the name is unknown; the message lists the known names.
 
     Example:
         >>> relevant = Relevance(np.array([0]), np.array([1]), np.array([0]))

@@ -13,8 +13,8 @@ from data.errors import UserError
 class Schedule:
     """Schedule with linear warm-up, cosine decay, then a constant final rate.
 
-    The authors' pretraining runs 16 epochs: it warms up over [0, 1), decays over [1, 15) and ends with an epoch at the
-    final rate. Their fine-tuning is assumed to have the same shape over 5 epochs.
+    The pretraining of the paper's authors takes 16 epochs: the rate warms up over [0, 1) and decays over [1, 15); the
+    last epoch has the final rate. Their fine-tuning is assumed to have the same shape over 5 epochs.
     """
 
     peak_rate: float
@@ -31,7 +31,7 @@ class Schedule:
         if min(self.warmup_epochs, self.final_epochs) < 0 or self.warmup_epochs + self.final_epochs > self.epochs:
             raise UserError(
                 f"{self.warmup_epochs} warm-up and {self.final_epochs} final epochs don't fit into {self.epochs}: "
-                f"shorten them or train longer"
+                f"lower them or raise epochs"
             )
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
@@ -59,20 +59,20 @@ class Plateau:
     """
 
     peak_rate: float
-    final_rate: float  # it isn't cut any further
-    epochs: int  # at most
-    factor: float  # of a cut
-    patience: int  # epochs in a row that may pass without a better loss; the next one cuts the rate
-    threshold: float  # a loss is better if it is lower by more than that
-    settled_std: float  # training ends when the last losses' standard deviation is below that
-    settled_epochs: int  # how many losses these are
-    first_end: int  # epochs that are trained in any case
+    final_rate: float  # minimum rate
+    epochs: int  # maximum number of epochs
+    factor: float  # by which a cut multiplies the rate
+    patience: int  # maximum number of epochs in a row without a better loss; one more cuts the rate
+    threshold: float  # a loss is better if it is lower than the best one by more than this
+    settled_std: float  # training ends when the standard deviation of the last losses is below this
+    settled_epochs: int  # number of these losses
+    first_end: int  # epochs before a settled loss can end training
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_rate <= self.peak_rate:
             raise UserError(f"final_rate is {self.final_rate}: it must be from 0 to peak_rate ({self.peak_rate})")
         if not 0 < self.factor < 1:
-            raise UserError(f"factor is {self.factor}: it must lie between 0 and 1")
+            raise UserError(f"factor is {self.factor}: it must be above 0 and below 1")
         for name in ("patience", "threshold", "settled_std"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 0 or more")

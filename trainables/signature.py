@@ -1,12 +1,12 @@
 """Signatures of trials: 16 hexadecimal digits computed from everything that can change a trial's result.
 
-A signature is a function of the trial's config and of fingerprints: of the contents of the splits that it reads, of
-their exclusions, of the paraphrases if it uses them, and of the weights that it starts from. Settings that are at their
-defaults stay out of it, so that a setting that is added later leaves the signatures of earlier trials as they are.
-Where things lie, how many ranks and loader workers compute them and what is logged doesn't count.
+A signature is a function of the trial's config and of fingerprints: of the contents of the splits that the trial
+reads, of their exclusions, of the paraphrases if the trial uses them, and of the weights that it starts from.
+Settings with default values are not part of it, so that a setting that is added later doesn't change the signatures of
+earlier trials. Paths, the numbers of ranks and loader workers, and what is logged are not part of it either.
 
-A changed default, or a change of the code after which the same config trains to another result, has to raise
-`TRAINING_VERSION`; `tests/trainables/test_signature.py` has the defaults and some signatures as they are.
+Raise `TRAINING_VERSION` when a default changes, or when the same config trains to another result after a change of the
+code. `tests/trainables/test_signature.py` contains the current defaults and some signatures.
 """
 
 import dataclasses
@@ -36,17 +36,17 @@ PATH_SETTINGS = ("model", "revision")
 class Fingerprints:
     """Fingerprints of what trials read: short strings that change with the contents."""
 
-    splits: Mapping[str, str]  # by 'corpus/split'
-    exclusions: Mapping[tuple[str, ...], str]  # by the splits that are trained on
-    paraphrases: Mapping[str, str]  # by split, of those whose paraphrases are used
-    weights: Mapping[Any, str]  # by the encoder's Config
+    splits: Mapping[str, str]  # contents of splits, by 'corpus/split'
+    exclusions: Mapping[tuple[str, ...], str]  # by the training splits of a trial
+    paraphrases: Mapping[str, str]  # by split, if its paraphrases are used
+    weights: Mapping[Any, str]  # initial weights, by the encoder's Config
 
 
 def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
     """Read everything that the signatures of trials and of their pretrainings depend on, each item once.
 
-    Published weights are those of the directory `weights`, or without one those that would be downloaded. Raises
-    UserError for a split or paraphrases that the store lacks, and for weights that can't be found.
+    Published weights are those in the directory `weights`; without a directory, those that would be downloaded. Raises
+    UserError if the store lacks a split or its paraphrases, or if weights can't be found.
     """
     all_trials = list(dict.fromkeys(stage for trial in trials for stage in iter_stages(trial)))
     names = dict.fromkeys(name for trial in all_trials for name in (*trial.train, trial.validation, trial.test))
@@ -85,7 +85,7 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     }
     if trial.paraphrase_probability > 0:
         described["paraphrases"] = {name: fingerprints.paraphrases[name] for name in trial.train}
-    numbers_alike = json.loads(json.dumps(described), parse_int=float)  # 30 and 30.0 train the same
+    numbers_alike = json.loads(json.dumps(described), parse_int=float)  # 30 and 30.0 have the same signature
     return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
 
 

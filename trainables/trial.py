@@ -50,29 +50,29 @@ def fastest_cpu_precision() -> Precision:
 class Trial:
     """Config of one training. The defaults are the paper's, as far as they don't depend on the stage.
 
-    With `pretraining` the training starts from the best epoch of that trial; its encoders and embedding size must be
-    the same.
+    If `pretraining` is given, training starts from the best epoch of that trial, which must have the same encoders and
+    embedding size.
     """
 
     audio: AudioConfig
     text: TextConfig
     train: tuple[str, ...]  # training splits, 'corpus/split'
     validation: str
-    test: str  # embedded after training, never scored
+    test: str  # embedded after training; its metrics are not computed
     schedule: Schedule | Plateau
     batch_size: int = 64  # pairs per batch, over all ranks
     embedding_size: int = 1024
     temperature: float = 0.01  # initial value; from the authors' published settings
     fixed_temperature: bool = False  # the temperature is not learned
-    frozen_audio: bool = False  # the encoder isn't trained, only its projection
+    frozen_audio: bool = False  # the audio encoder isn't trained, only its projection
     frozen_text: bool = False
     paraphrase_probability: float = 0.0
     longest_audio_s: float = 30.0
     precision: Precision = "float32"
-    clip_norm: float | None = None  # maximum norm of all gradients together; None: no clipping, as in the paper
+    clip_norm: float | None = None  # maximum norm of all gradients; None: no clipping, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
-    final_epoch: int | None = None  # training ends after that epoch without validation: for training on all splits
+    final_epoch: int | None = None  # train on all splits to the end of this epoch, without validation
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -107,7 +107,7 @@ class Trial:
             raise UserError(f"final_epoch is {self.final_epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
         if not isinstance(self.schedule, Schedule):
             raise UserError(
-                "final_epoch: a schedule that depends on validation losses needs validation: use another one"
+                "final_epoch: training to a fixed epoch has no validation, but Plateau needs it: use Schedule"
             )
 
     @property
@@ -145,7 +145,7 @@ class Trial:
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
-    """Return the trial as JSON; `final_epoch` is left out if it is None."""
+    """Return the trial as JSON; `final_epoch` is omitted if it is None."""
     fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
     if trial.final_epoch is None:
         del fields["final_epoch"]
@@ -162,7 +162,7 @@ def to_json(trial: Trial) -> dict[str, Any]:
 def from_json(value: dict[str, Any]) -> Trial:
     """Return the trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
     if not isinstance(value, dict):
-        raise UserError(f"not a trial: it must be settings by name, not {value!r}")
+        raise UserError(f"not a trial: it must be an object with settings by name, not {value!r}")
     settings = dict(value)
     try:
         settings["audio"] = encoders.from_json("audio", settings["audio"])

@@ -54,7 +54,7 @@ def test_settings_that_a_trial_does_not_have_are_refused(trial, change, message)
         ({"final_epoch": 99}, "final_epoch is 99"),
         (
             {"final_epoch": 1, "schedule": Plateau(3e-3, 1e-4, 2, 0.1, 5, 0.0, 0.0, 10, 60)},
-            "depends on validation losses",
+            "has no validation, but Plateau needs it",
         ),
         ({"embedding_size": 8}, "pretraining's encoders and embedding size"),
         ({"audio": passt.VARIANTS["tiny"]}, "pretraining's encoders and embedding size"),

@@ -2,9 +2,9 @@
 
     FOLDER/trial.json              the config
     FOLDER/model.safetensors       the weights
-    FOLDER/tokenizer.json, ...     tokenizer of the text encoder
+    FOLDER/tokenizer.json etc.     tokenizer of the text encoder
 
-and, in a checkpoint of an unfinished training:
+A checkpoint of an unfinished training contains, in addition:
 
     FOLDER/optimizer.safetensors   Adam's moments
     FOLDER/best.safetensors        the weights of the best epoch so far, if they differ from model.safetensors
@@ -42,12 +42,12 @@ class TrainingProgress:
     batches_done: int = 0  # batches done in the current epoch
     loss_sum: float = 0.0  # sum of the losses of these batches
     steps_done: int = 0
-    best_epoch: int = 0  # from 1; 0: none yet
+    best_epoch: int = 0  # from 1; 0: no epoch is finished
     best_map10: float = -1.0
     validation_losses: tuple[float, ...] = ()  # validation loss of each epoch
 
     def __post_init__(self) -> None:
-        self.validation_losses = tuple(self.validation_losses)  # JSON has lists
+        self.validation_losses = tuple(self.validation_losses)  # JSON has lists instead of tuples
 
 
 def copy_weights(model: DualEncoder) -> Weights:
@@ -84,9 +84,9 @@ class Snapshot:
     trial: Trial
     tokenizer: dict[str, bytes]  # files by name
     weights: Weights
-    moments: Weights  # by parameter's name and key
+    moments: Weights  # Adam's state, by 'parameter/key'
     progress: TrainingProgress
-    best: Weights
+    best: Weights  # weights of the best epoch; empty before the first one
 
     def write(self, folder: Path) -> None:
         """Write a checkpoint that `load_training` reads."""

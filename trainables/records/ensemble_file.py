@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FORMAT_VERSION = 3
-"""Version of the format. Version 2, the first with a number, stored a metric's interval beside it as NAME_interval."""
+"""Version of the format. Version 2, the first with a number, stores the interval of a metric as NAME_interval."""
 
 Direction = Literal["t2a", "a2t"]
 """Text-to-audio or audio-to-text retrieval."""
@@ -60,8 +60,8 @@ class Member:
     weight: NotNegative
     signature: str = ""  # signature of a trial; '' for a file of scores
     run_id: str = ""
-    folder: str = ""  # of a file of scores
-    count: Annotated[int, Ge(0)] | None = None  # number of times that it was added
+    folder: str = ""  # folder of a file of scores
+    count: Annotated[int, Ge(0)] | None = None  # number of times that the selection added it
     alone: float | None = None  # metric of the member alone, on validation
     without: float | None = None  # metric of the ensemble without the member, minus that of the ensemble
     shapley: float | None = None
@@ -73,7 +73,7 @@ class Member:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """Metrics on a split by system: 'ensemble', the systems it is compared with, and their 'difference'."""
+    """Metrics on a split by system: 'ensemble', the systems that it is compared with, and 'difference'."""
 
     split: str
     fingerprint: str
@@ -143,13 +143,13 @@ class Ensemble:
     share_kept: float | None = None  # share of the pool's scores that pruning kept
     likeness: tuple[tuple[float, ...], ...] = ()  # correlation of the members' values over queries [N, N]
     candidates: tuple[str, ...] = ()
-    cost: str | None = None  # cost that `front` counts
+    cost: str | None = None  # kind of cost in `front`
     front: tuple[ParetoPoint, ...] = ()
-    before_retraining: "Ensemble | None" = None  # has the metrics, unknown of retrained members
+    before_retraining: "Ensemble | None" = None  # with the metrics, which retrained members lack
 
     @property
     def weights(self) -> list[float]:
-        """Weights of the members: their counts, where known, so that sums of scores stay exact."""
+        """Weights of the members: their counts, if known, so that sums of scores are exact."""
         return [member.weight if member.count is None else member.count for member in self.members]
 
     def metrics_on(self, split: str) -> SplitMetrics | None:
@@ -165,11 +165,11 @@ class Ensemble:
 def read_ensemble(path: Path) -> Ensemble:
     """Return the ensemble in a file of this format or an earlier one.
 
-    Raises UserError that names the file, and the field that is wrong.
+    Raises UserError, which names the file and the invalid field, if the content is invalid.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not an ensemble.json: it must hold an object")
+        raise UserError(f"{path}: not an ensemble.json: it must contain a JSON object")
     version = content.get("format_version", 2)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise UserError(
@@ -221,12 +221,15 @@ def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
     members = ensemble.members
     total = sum(member.weight for member in members)
     if not total:
-        raise UserError(f"{path}: members: {'all weights are 0' if members else 'there are none'}")
+        problem = "all weights are 0" if members else "there are none"
+        raise UserError(f"{path}: members: {problem}; select the ensemble again")
     counts = [member.count for member in members if member.count is not None]
     if not counts:
         return
     if len(counts) < len(members) or not sum(counts):
-        raise UserError(f"{path}: members: give a count above 0 for at least one of them, and one for each, or none")
+        raise UserError(
+            f"{path}: members: give a count to each of them, at least one above 0, or remove 'count' from all members"
+        )
     for index, (member, count) in enumerate(zip(members, counts, strict=True)):
         if not np.isclose(count / sum(counts), member.weight / total, atol=1e-6):
             raise UserError(
@@ -243,7 +246,7 @@ def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         names = [name for name in values if not name.endswith("_interval")]
         return {name: {"value": values[name], "interval": values[f"{name}_interval"]} for name in names}
 
-    def split_figures(section: Mapping[str, Any]) -> dict[str, Any]:
+    def split_metrics(section: Mapping[str, Any]) -> dict[str, Any]:
         systems = {name: estimates(value) for name, value in section.items() if isinstance(value, dict)}
         return {"split": section["split"], "fingerprint": section["fingerprint"], "systems": systems}
 
@@ -251,9 +254,10 @@ def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         return {**section, **{name: estimates(section[name])["value"] for name in ("ensemble", "best_single")}}
 
     def methods(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        splits = [{split: estimates(one[split]) for split in ("validation", "test") if split in one} for one in entries]
-        folds = [{"nested": estimates(one["nested"])["value"]} if "nested" in one else {} for one in entries]
-        return [{**one, **split, **fold} for one, split, fold in zip(entries, splits, folds, strict=True)]
+        names = ("validation", "test")
+        splits = [{name: estimates(entry[name]) for name in names if name in entry} for entry in entries]
+        folds = [{"nested": estimates(entry["nested"])["value"]} if "nested" in entry else {} for entry in entries]
+        return [{**entry, **split, **fold} for entry, split, fold in zip(entries, splits, folds, strict=True)]
 
     def trajectory(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return [{"added": step["added"], "removed": step["removed"], "value": step[metric]} for step in entries]
@@ -262,7 +266,7 @@ def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         return migrate_format_2({"metric": metric, "members": [], **section}, f"{where}: before_retraining")
 
     changes: dict[str, Callable[[Any], Any]] = {
-        "validation": split_figures, "test": split_figures, "nested": nested, "methods": methods,
+        "validation": split_metrics, "test": split_metrics, "nested": nested, "methods": methods,
         "trajectory": trajectory, "before_retraining": before_retraining,
     }  # fmt: skip
     migrated = {**content, "fusion": content.get("fusion_name", "mean")}
@@ -270,5 +274,5 @@ def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         try:
             migrated[name] = changes[name](content[name])
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: {name}: not what format 2 has there ({error!r})") from error
+            raise UserError(f"{where}: {name}: invalid in format 2 ({error!r}): select the ensemble again") from error
     return migrated

@@ -3,10 +3,11 @@
     leases/SIGNATURE/NUMBER.json    rewritten every BEAT_S by its holder
     leases/SIGNATURE/NUMBER.now     written by other processes, to read the storage's clock
 
-A lease is created exclusively: of several processes that try for a number, one gets it. The lease with the highest
-number is valid until it is released, its process is known to have ended, or EXPIRES_S have passed without a
+A lease is created exclusively: if several processes try to acquire a number, one succeeds. The lease with the highest
+number is valid until it is released, its process is known to have ended, or EXPIRES_S seconds have passed without a
 heartbeat. Then the next number can be acquired. Numbers are fencing tokens: a training writes its checkpoints into a
-folder of its lease's number, so a stalled holder that wakes up cannot overwrite its successor's checkpoints.
+folder named after the number of its lease, so a holder that stalls and resumes cannot overwrite its successor's
+checkpoints.
 """
 
 import json
@@ -36,11 +37,11 @@ class LeaseLostError(Exception):
 class Holder:
     """Identity of a process that holds a lease, recognisable from other processes."""
 
-    command: str  # command that the process works for
+    command: str  # identifier of the command that the process works for
     host: str
-    kernel: str  # machine, boot and namespace of the process number
+    kernel: str  # identifier of the machine's boot and of the namespace of process numbers
     process: int
-    started: float
+    started: float  # time at which the process was created, in seconds since 1970
 
     @classmethod
     def current(cls, command: str = COMMAND_ID) -> "Holder":
@@ -56,7 +57,7 @@ class Holder:
             started: float = psutil.Process(self.process).create_time()
         except psutil.NoSuchProcess:
             return True
-        return abs(started - self.started) > 1  # another process has this number
+        return abs(started - self.started) > 1  # the process ended, and another one has its number
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
@@ -93,7 +94,8 @@ class Lease:
     def require(self, runs: RunStorage) -> None:
         """Raise LeaseLostError if another process has taken the trial over."""
         if not self.is_held(runs):
-            raise LeaseLostError(f"{self.signature} is {find_holder(runs, self.signature) or 'no one'}'s")
+            holder = find_holder(runs, self.signature) or "another process"
+            raise LeaseLostError(f"the lease of trial {self.signature} was taken over by {holder}")
 
 
 def lease_file(signature: str, number: int) -> str:
@@ -132,7 +134,8 @@ def acquire(
 ) -> "Lease | Holder":
     """Acquire the lease of a trial; return it, or the holder of the trial.
 
-    A command trains a trial once at a time, so it takes over at once from a lost process of its own.
+    A command has at most one process per trial, so a lease that is held by the same command belongs to a lost process,
+    and is taken over immediately.
     """
     while True:
         current = find_holder(runs, signature, expires_s)
@@ -170,7 +173,7 @@ class Heartbeat:
         release(self.runs, self.lease)
 
     def renew(self) -> None:
-        """Renew the lease until it is lost. Full or unreachable storage is retried."""
+        """Renew the lease until it is lost. If storage is full or unreachable, try again at the next heartbeat."""
         while not self.stopped.wait(self.beat_s):
             try:
                 if not self.lease.is_held(self.runs):

@@ -39,11 +39,11 @@ class TrialRun:
     status: Status
     settings: Mapping[str, str] = field(default_factory=dict)  # flattened config: {'schedule.epochs': '5'}
     metrics: Metrics = field(default_factory=dict)  # last value of each metric
-    pretraining: str | None = None  # signature of the trial that it starts from
-    gpus: float | None = None  # GPUs and CPUs of all workers together
-    cpus: float | None = None
+    pretraining: str | None = None  # signature of the trial that this one starts from
+    gpus: float | None = None  # number of GPUs of all workers
+    cpus: float | None = None  # number of CPUs of all workers
     hours: float = 0.0  # time from the first start to the end
-    artifacts: str = ""  # URI of the folder with its files
+    artifacts: str = ""  # URI of the folder of its files
 
     @property
     def is_trained_on_all_splits(self) -> bool:
@@ -113,15 +113,15 @@ class Ledger(Protocol):
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
         """Return the id of the run that a trial is logged to: its existing one, or a new one.
 
-        `parent` is the signature of the pretraining. Only the holder of the trial's lease may call it, otherwise two
-        runs could be created.
+        `parent` is the signature of the pretraining. Only the holder of the trial's lease may call this method, since
+        otherwise two runs could be created.
         """
 
     def finish(self, run_id: str) -> None:
-        """Mark a run as finished. Its artifacts must have been read back before; the trial counts from then on."""
+        """Mark a run as finished, after its artifacts have been read back; it is a candidate from then on."""
 
     def mark_ended(self, run_id: str, status: Status) -> None:
-        """Mark a run as FAILED or KILLED; when its trial is requested again, it resumes from its last checkpoint."""
+        """Mark a run as FAILED or KILLED; if its trial is requested again, it resumes from its last checkpoint."""
 
     def load_best_metrics(self, run: TrialRun) -> Metrics:
         """Return the metrics of a trial's best epoch, and its number as `epoch`."""
@@ -132,7 +132,8 @@ class Ledger(Protocol):
     def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
         """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `list_epochs`.
 
-        Raises MissingArtifactError if they are gone, and UserError where the trial can't have any.
+        Raises MissingArtifactError if the file no longer exists, and UserError if the trial was trained on all splits,
+        so that it has no embeddings.
         """
 
     def list_epochs(self, run: TrialRun) -> list[str]:

@@ -1,7 +1,7 @@
 """The ledger in MLflow, and the options that locate it.
 
-One experiment holds three kinds of runs, distinguished by the tag `kind`: a `sweep`, which lists the signatures of its
-trials; a `trial`; an `ensemble`, or an `evaluation` of one.
+One experiment holds runs of four kinds, distinguished by the tag `kind`: a `sweep`, which lists the signatures of its
+trials; a `trial`; an `ensemble`; and an `evaluation` of an ensemble.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class MlflowLedger(Ledger):
     def _load_artifact(self, run_id: str, artifacts: str, name: str) -> Path:
         """Return the local path of one of a run's files, which is downloaded if it isn't on this machine.
 
-        `artifacts` is the URI of the run's files, since MLflow's client would otherwise query the tracking store once
-        more for each file.
+        `artifacts` is the URI of the folder of the run's files; without it, MLflow's client would query the tracking
+        store for each file.
         """
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
@@ -237,8 +237,8 @@ def to_trial_run(run: Run) -> TrialRun:
 def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
     """Return the ledger of a run storage, created if it doesn't exist; call it before any worker starts.
 
-    Without a tracking URI it is SQLite in the run storage, which one command at a time creates, since a race would
-    leave it unreadable. Raises UserError if no MLflow server answers at the URI.
+    Without a tracking URI, the ledger is an SQLite file in the run storage. A lock makes one command at a time create
+    the file, since two at once would leave it unreadable. Raises UserError if no MLflow server answers at the URI.
     """
     if tracking_uri:
         require_server(tracking_uri)
@@ -271,7 +271,7 @@ def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) 
         folder = sqlite_folder(RunStorage.of(runs))
         if not (folder / "mlflow.db").exists():
             raise UserError(
-                f"{folder} holds no runs ({folder / 'mlflow.db'} is absent): run python sweeps/grid.py first, or name "
+                f"{folder} holds no runs ({folder / 'mlflow.db'} is missing): run python sweeps/grid.py first, or name "
                 "the MLflow server with --tracking-uri"
             )
         tracking_uri = local_tracking_uri(folder)
@@ -298,11 +298,13 @@ def require_server(tracking_uri: str) -> None:
     try:
         answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
     except requests.RequestException as error:
-        raise UserError(f"no MLflow server answers at {tracking_uri}: {error}") from error
+        raise UserError(
+            f"no MLflow server answers at {tracking_uri}: start it, or correct --tracking-uri ({error})"
+        ) from error
     if not (answer.ok and answer.text.strip() == "OK"):
         raise UserError(
-            f"what answers at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (403: "
-            "start the server with --allowed-hosts)"
+            f"the server at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (if the "
+            "status is 403, start the MLflow server with --allowed-hosts)"
         )
 
 

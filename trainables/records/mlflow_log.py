@@ -33,9 +33,9 @@ STEP = "step/"
 """Prefix of the names of metrics that belong to steps instead of epochs."""
 
 HTTP = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # s; a hundred clients at once are answered in ten
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # seconds; the server answers a hundred simultaneous clients within 10 s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "8",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # retries after 0, 2, 4, ... 120 s: 4 minutes without the server
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",  # retries after 0 s, 2 s, 4 s and so on to 120 s: 4 minutes in all
 }
 
 RETRY_FOR_S, AT_MOST_S = 900.0, 10.0
@@ -61,7 +61,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient  # after the settings above, some of which it reads when it is imported
+    from mlflow import MlflowClient  # after the settings above, since MLflow reads some of them at import
 
     return MlflowClient(tracking_uri)
 
@@ -77,7 +77,7 @@ def with_retries(function: Callable[[], Result]) -> Result:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error may disappear by itself, or once somebody frees space."""
+    """Return whether an error may disappear by itself, or after space is freed."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -96,7 +96,7 @@ class RunLog:
         self.sent: list[Future[None]] = []
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Log an epoch's metrics with its number as the step, so that a repeated epoch overwrites itself."""
+        """Log an epoch's metrics with its number as the step, so that a repeated epoch replaces the metrics."""
         self.log_metrics(
             {name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"])
         )
@@ -180,8 +180,8 @@ def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:
     names = [name for name in run.data.metrics if not name.startswith(STEP)]
     history = {name: client.get_metric_history(run_id, name) for name in names}
     best = {
-        name: entries[-1].value
-        for name, all_ in history.items()
-        if (entries := [m for m in all_ if m.step == best_epoch])
+        name: of_best_epoch[-1].value
+        for name, entries in history.items()
+        if (of_best_epoch := [entry for entry in entries if entry.step == best_epoch])
     }
     return best | {"epoch": float(best_epoch)}

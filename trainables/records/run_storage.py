@@ -28,12 +28,12 @@ from data.errors import UserError
 from data.store.storage import open_filesystem
 
 LAST_FILE = "trial.json"
-"""File of a model that is copied last to an object store, so that a model with this file is complete."""
+"""File of a model that is copied last to an object store: if it exists, the model is complete."""
 
 
 @dataclass(frozen=True)
 class RunStorage:
-    """Location of results, made with `of`. It holds no open connection, so it can be sent to other processes."""
+    """Location of results, created with `of`. It holds no open connection, so it can be sent to other processes."""
 
     location: str
 
@@ -68,7 +68,7 @@ class RunStorage:
     def folder(self) -> Path:
         """Folder of the storage. Raises UserError for an object store."""
         if self.is_remote:
-            raise UserError(f"{self} is in an object store: this needs a local folder of runs")
+            raise UserError(f"{self} is in an object store: this command needs a local folder: name one with --runs")
         return Path(self.location)
 
     def locate(self, name: str) -> str:

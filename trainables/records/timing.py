@@ -28,13 +28,13 @@ class TrainingStep:
     epoch: float
     loss: float
     num_pairs: int  # pairs of all ranks together
-    duration_s: float
+    duration_s: float  # including the wait for data
     waited_s: float  # time spent waiting for data
-    memory_bytes: int  # peak so far, of the GPU or of the process
+    memory_bytes: int  # peak memory so far, of the GPU or of the process
 
 
 class StepTimer:
-    """Timer of steps, which also tells when a checkpoint is due."""
+    """Timer of steps and checkpoints."""
 
     def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
         self.checkpoint_every_s = checkpoint_every_s
@@ -107,7 +107,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
         torch.cuda.reset_peak_memory_stats(device)
     elif PROCESS_STATUS.exists():
-        with contextlib.suppress(OSError):  # not every container allows it
+        with contextlib.suppress(OSError):  # not every container allows writing this file
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): reset VmHWM
 
 

@@ -77,7 +77,7 @@ def member(**changes):
 @pytest.mark.parametrize(
     ("content", "where"),
     [
-        ([], "not an ensemble.json: it must hold an object"),
+        ([], "not an ensemble.json: it must contain a JSON object"),
         ({}, "members: Field required"),
         ({"members": 3}, "members: .*array, not 3"),
         ({"members": []}, "members: there are none"),

@@ -69,5 +69,5 @@ def test_a_uri_that_cannot_be_is_refused_without_its_keys(location, said):
 
 
 def test_an_object_store_has_no_folder():
-    with pytest.raises(UserError, match="this needs a local folder of runs"):
+    with pytest.raises(UserError, match="this command needs a local folder: name one with --runs"):
         _ = RunStorage.of("s3://bucket/runs?region=us-east-1").folder
