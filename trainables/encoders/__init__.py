@@ -1,9 +1,9 @@
 """Encoder families: one module per family, named by the file's stem.
 
-`audio/` and `text/` hold the families. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, and
+The families are in `audio/` and `text/`. Each has a frozen `Config`, `VARIANTS: dict[str, Config]`, and
 `weights_fingerprint(config, weights)`, which identifies the initial weights; `weights` is a directory of published
-checkpoints, or None to download them. `trainables.networks` builds the networks. In a space and on a command line an
-encoder is 'family:variant'; in a trial it is the full Config.
+checkpoints, or None to download them. `trainables.networks` builds the networks. In a space and on a command line, an
+encoder is given as 'family:variant'; a trial contains the full Config.
 """
 
 import dataclasses

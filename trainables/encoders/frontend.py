@@ -16,10 +16,10 @@ class Config:
     fft_samples: int = 1024
     fmin_hz: float = 0.0
     fmax_hz: float = 15_000.0
-    fmin_jitter_hz: int = 10  # in training fmin lies in [fmin, fmin + jitter)
-    fmax_jitter_hz: int = 2_000  # in training fmax lies in (fmax - jitter / 2, fmax + jitter / 2]
+    fmin_jitter_hz: int = 10  # in training, fmin is drawn from [fmin, fmin + jitter)
+    fmax_jitter_hz: int = 2_000  # in training, fmax is drawn from (fmax - jitter / 2, fmax + jitter / 2]
     mask_mels: int = 48  # SpecAugment: maximum width of a segment's mask in mel bands
-    mask_frames: int = 192  # and in frames
+    mask_frames: int = 192  # SpecAugment: maximum width in frames
 
     def __post_init__(self) -> None:
         if not 0 < self.window_samples <= self.fft_samples:
@@ -28,7 +28,7 @@ class Config:
             )
         if self.fmax_hz + self.fmax_jitter_hz / 2 > SAMPLE_RATE_HZ / 2:
             raise UserError(
-                f"fmax_hz + fmax_jitter_hz / 2 must not pass {SAMPLE_RATE_HZ // 2} Hz: lower fmax_hz or the jitter"
+                f"fmax_hz + fmax_jitter_hz / 2 must not exceed {SAMPLE_RATE_HZ // 2} Hz: lower fmax_hz or the jitter"
             )
         if not 0 <= self.mask_mels <= self.num_mels:
             raise UserError(f"mask_mels is {self.mask_mels}: it must be from 0 to num_mels ({self.num_mels})")

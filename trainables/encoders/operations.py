@@ -5,7 +5,8 @@ def count_transformer(num_tokens: float, layers: int, width: int) -> float:
     """Return the operations of a transformer of BERT's and ViT's shape on one sequence; its feed-forward layers are
     four times as wide.
 
-    A layer multiplies each token with matrices of 3 + 1 + 4 + 4 times width x width, and mixes all tokens twice.
+    A layer multiplies each token by matrices of (3 + 1 + 4 + 4) width x width entries (query, key and value; output;
+    two feed-forward layers), and computes two products between all tokens (attention scores and weighted values).
     """
     return layers * (24 * num_tokens * width**2 + 4 * num_tokens**2 * width)
 

@@ -1,4 +1,4 @@
-"""Published checkpoints: find or download them, read them without running code, and refuse weights that don't fit."""
+"""Published checkpoints: find or download them, read them without running code, and refuse other models' weights."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MAX_NAMES_IN_ERRORS = 3
 SAFE_NUMPY_TYPES: list[Any] = [
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(code)) for code in "?bhilBHILefd"),  # numbers: an array of Python objects stays refused
+    *(type(np.dtype(code)) for code in "?bhilBHILefd"),  # numbers only: arrays of Python objects are refused
     *(
         (value.__reduce__()[0], f"{module}.multiarray.{name}")
         for module in ("numpy._core", "numpy.core")  # names since NumPy 2, and before
         for name, value in (("_reconstruct", np.zeros(1)), ("scalar", np.float64()))
     ),
 ]
-"""NumPy types that torch may unpickle: checkpoints, PANNs' among them, contain NumPy scalars beside the weights."""
+"""NumPy types that torch may unpickle: some checkpoints, such as PANNs', contain NumPy scalars beside the weights."""
 
 
 def locate_checkpoint(url: str, weights: Path | None) -> Path:
@@ -53,7 +53,7 @@ def locate_checkpoint(url: str, weights: Path | None) -> Path:
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except OSError as error:
             raise UserError(
-                f"{url} can't be downloaded ({error}): download it on another machine, and name its "
+                f"{url} can't be downloaded ({error}): download it on another machine, and give its "
                 "folder with --weights"
             ) from error
     return path
@@ -93,7 +93,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
     """Load a published checkpoint into a network; weights whose names are in `unused` are ignored.
 
-    Raises UserError that says what differs if another name or shape than the network's is in the file, or one lacks.
+    Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's.
     """
     published = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
     expected = network.state_dict()

@@ -1,7 +1,7 @@
-"""Networks of the encoders, as torch modules. They are imported only where a network is built.
+"""Networks of the encoders, as torch modules. They are imported only to build a network, since torch imports slowly.
 
-The network of `encoders/audio/passt.py` is in `networks/audio/passt.py`, and so on; each module has `build` and
-`restore`, as `trainables.encoders.audio` and `trainables.encoders.text` describe them.
+Each family has a module of the same name: the network of `encoders/audio/passt.py` is in `networks/audio/passt.py`. The
+modules have functions `build` and `restore`, which `trainables.encoders.audio` and `trainables.encoders.text` describe.
 """
 
 import importlib

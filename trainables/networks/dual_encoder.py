@@ -22,7 +22,7 @@ from trainables.trial import Trial
 class DualEncoder(nn.Module):
     """Dual encoder: an audio and a text encoder, a linear projection for each, and the temperature of the loss.
 
-    A frozen encoder is not trained, and computes as in evaluation mode, without dropout and masks.
+    A frozen encoder is not trained and stays in evaluation mode, without dropout and masks.
     """
 
     audio: AudioEncoder
@@ -105,7 +105,7 @@ def with_checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
 def compile_blocks(model: DualEncoder) -> None:
     """Compile each encoder block with torch.compile, for any number of segments, captions and tokens."""
     blocks = [*model.audio.blocks, *model.text.blocks]
-    # Blocks of one class share their code, which is compiled for the shapes of each, in training and in evaluation.
+    # Blocks of one class share their code, which is compiled again for each block's shapes, in training and evaluation.
     torch._dynamo.config.recompile_limit = max(2 * len(blocks), torch._dynamo.config.recompile_limit)
     for block in blocks:
         block.compile(dynamic=True)
@@ -114,7 +114,7 @@ def compile_blocks(model: DualEncoder) -> None:
 def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) -> DualEncoder:
     """Return a trial's model with its initial weights; `captions` are the normalised training captions.
 
-    Published weights are read from the directory `weights`, or downloaded.
+    Published weights are read from the directory `weights` if it is given, and otherwise downloaded.
     """
     torch.manual_seed(trial.seed)
     audio = load_network_module(trial.audio).build(trial.audio, weights)

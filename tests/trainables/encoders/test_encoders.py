@@ -215,8 +215,8 @@ def test_a_missing_setting_is_refused():
 @pytest.mark.parametrize(
     ("config", "setting", "message"),
     [
-        (cnn.VARIANTS["small"], {"channels": (8, 8)}, "name as many"),
-        (cnn.VARIANTS["small"], {"channels": (), "convolutions": ()}, "name as many"),
+        (cnn.VARIANTS["small"], {"channels": (8, 8)}, "give the same number of both"),
+        (cnn.VARIANTS["small"], {"channels": (), "convolutions": ()}, "give the same number of both"),
         (cnn.VARIANTS["small"], {"dropout": 1.0}, "dropout is 1.0"),
         (transformer.VARIANTS["small"], {"heads": 5}, "multiple of heads"),
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),

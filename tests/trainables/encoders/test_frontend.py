@@ -161,8 +161,8 @@ def test_equal_draws_give_equal_masks():
     [
         ({"window_samples": 0}, "window_samples is 0"),
         ({"window_samples": 1025}, "window_samples is 1025"),
-        ({"fmax_hz": 15_001.0}, "must not pass 16000 Hz"),
-        ({"fmax_jitter_hz": 2_002}, "must not pass 16000 Hz"),
+        ({"fmax_hz": 15_001.0}, "must not exceed 16000 Hz"),
+        ({"fmax_jitter_hz": 2_002}, "must not exceed 16000 Hz"),
         ({"mask_mels": 129}, "mask_mels is 129"),
         ({"mask_mels": -1}, "mask_mels is -1"),
     ],

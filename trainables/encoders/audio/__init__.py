@@ -1,9 +1,10 @@
 """Audio encoders: each maps segments of audio to one vector per segment.
 
-`trainables.networks.audio` has a module for each family: its `build(config, weights)` makes an encoder with its initial
-weights, which are read from the directory `weights` or downloaded if published; `restore(config)` makes one whose
-weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`. `flops(config)` returns the
-floating-point operations of one segment's forward pass in training, for estimates; None if unknown.
+`trainables.networks.audio` has a module for each family. Its `build(config, weights)` returns an encoder with initial
+weights; published ones are read from the directory `weights`, or downloaded without a directory. `restore(config)`
+returns an encoder whose weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`. A family's
+`flops(config)` returns the floating-point operations of one segment's forward pass in training, for estimates, or None
+if they are unknown.
 """
 
 from __future__ import annotations
@@ -51,6 +52,6 @@ class AudioEncoder(Protocol):
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """Return the embeddings [S, width] of S segments of N samples.
 
-        `mask_draws` [S, data.loading.batch.NUM_MASK_DRAWS] are uniform numbers for SpecAugment; `generator` draws what
-        a global batch shares (jitter, dropped patches). Both are used in training only.
+        `mask_draws` [S, data.loading.batch.NUM_MASK_DRAWS] are uniform numbers for SpecAugment; `generator` draws
+        the jitter and the dropped patches that a global batch shares. Both are used in training only.
         """

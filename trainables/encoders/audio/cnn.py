@@ -1,9 +1,9 @@
 """Small convolutional encoders in the style of PANNs' CNN14 (Kong et al. 2020), trained from random weights.
 
 As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and maximum and mean over time are added.
-`small` is cheap enough for a CPU: it hears half the frames and mel bands, starts with strides of four, and keeps what
-is left of the frequency axis as features. It is normalised within each segment (GroupNorm with one group), so that
-nothing depends on the other segments of a batch, and ranks and micro-batches don't matter.
+`small` is cheap enough for a CPU: it has half of PaSST's frames and mel bands, starts with strides of four, and keeps
+the remaining frequency bands as features. It is normalised within each segment (GroupNorm with one group), so that an
+output doesn't depend on the other segments of a batch, nor on the number of ranks or the micro-batch.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +30,8 @@ class Config:
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.convolutions) or not self.channels:
             raise UserError(
-                f"{len(self.channels)} stages of channels and {len(self.convolutions)} of convolutions: name as many"
+                f"{len(self.channels)} stages of channels and {len(self.convolutions)} of convolutions: "
+                "give the same number of both"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")

@@ -1,8 +1,8 @@
 """CNN14 of PANNs (Kong et al. 2020, "PANNs: large-scale pretrained audio neural networks"), trained on AudioSet.
 
 The network and its front end are those of the released checkpoint, `Cnn14_mAP=0.431.pth` (Zenodo 3987831, Creative
-Commons Attribution 4.0), and so are the names of its weights; constants are from PANNs' code. A segment's vector is the
-input of the released classifier.
+Commons Attribution 4.0), and so are the names of its weights; the constants below are from PANNs' code. A segment's
+vector is the input of the released classifier.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ UNUSED_WEIGHTS = (
     "fc_audioset.weight",
     "fc_audioset.bias",
 )
-"""Prefixes of the released checkpoint's weights that are not loaded: its front end, which is computed here, and its
+"""Names of the released checkpoint's weights that are not loaded: its front end, which is computed instead, and its
 classifier.
 """
 
@@ -38,12 +38,12 @@ class Config:
 
     segment_s: float = 30.0
     pretrained: bool = True
-    frozen_statistics: bool = True  # BatchNorm keeps its running statistics and normalises with them in training, too
-    channels: tuple[int, ...] = CHANNELS  # dropout of the blocks
+    frozen_statistics: bool = True  # BatchNorm uses its running statistics in training, too, and keeps them
+    channels: tuple[int, ...] = CHANNELS  # number of channels of each block
     block_dropout: float = 0.2  # dropout after each block
     dropout: float = 0.5  # dropout before the last layer
     mask_mels: int = 8  # SpecAugment: maximum width of a segment's stripe in mel bands (PANNs: two stripes)
-    mask_frames: int = 64  # and in frames (PANNs: two stripes)
+    mask_frames: int = 64  # SpecAugment: maximum width in frames (PANNs: two stripes)
 
     def __post_init__(self) -> None:
         if self.pretrained and self.channels != CHANNELS:
@@ -76,7 +76,7 @@ class Config:
 
 VARIANTS = {
     "audioset": Config(),
-    # As DCASE 2023's baseline trains it: with each batch's statistics, and without masks.
+    # As in DCASE 2023's baseline: normalised with each batch's statistics, and without masks.
     "dcase2023": Config(frozen_statistics=False, mask_mels=0, mask_frames=0),
 }
 

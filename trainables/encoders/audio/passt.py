@@ -1,8 +1,8 @@
 """PaSST, the Patchout faSt Spectrogram Transformer (Koutini et al. 2022), through hear21passt.
 
-The variants N, S and S15 are those of the paper (section 2.1): architecture, stride and structured patchout as there.
-Their checkpoints are the PaSST project's releases (Apache-2.0), with the names and shapes of hear21passt's class.
-`tiny` is the same class with a few layers, trained from scratch on a CPU.
+The variants N, S and S15 have the architectures, strides and structured patchout of the paper (section 2.1). Their
+checkpoints are the PaSST project's releases (Apache-2.0), with the names and shapes of hear21passt's class. `tiny` is
+the same class with two layers and random weights, cheap enough for a CPU.
 """
 
 from dataclasses import dataclass, replace
@@ -32,11 +32,11 @@ class Config:
     arch: str | None
     stride: tuple[int, int]  # stride of patches: mel bands, frames
     num_frames: int  # number of frames with position embeddings
-    patchout_frequency: int  # rows and columns of patches dropped in training
-    patchout_time: int
+    patchout_frequency: int  # number of rows of patches dropped in training
+    patchout_time: int  # number of columns of patches dropped in training
     segment_s: float
     pretrained: bool = True
-    patch: tuple[int, int] = (16, 16)  # mel bands, frames; every arch was trained with 16 x 16
+    patch: tuple[int, int] = (16, 16)  # size of patches: mel bands, frames; every arch was trained with 16 x 16
     width: int = 768
     depth: int = 12
     heads: int = 12
@@ -51,7 +51,7 @@ class Config:
         if not (0 <= self.patchout_frequency < rows and 0 <= self.patchout_time < columns):
             raise UserError(
                 f"patchout of {self.patchout_frequency} rows and {self.patchout_time} columns leaves nothing of "
-                f"{rows} x {columns} patches: drop fewer"
+                f"{rows} x {columns} patches: lower patchout_frequency or patchout_time"
             )
 
     @property
@@ -87,7 +87,7 @@ VARIANTS = {
     "N": Config("passt_s_p16_s16_128_ap468", (16, 16), 1000, patchout_frequency=2, patchout_time=15, segment_s=10.0),
     "S": Config("passt_s_kd_p16_128_ap486", (10, 10), 998, patchout_frequency=4, patchout_time=50, segment_s=10.0),
     "S15": Config("passt_20sec", (10, 10), 2000, patchout_frequency=4, patchout_time=80, segment_s=15.0),
-    # Half the frames and mel bands, and patches as high as the spectrogram: a segment is 62 tokens.
+    # Half of the other variants' frames and mel bands; patches as high as the spectrogram: 62 tokens per segment.
     "tiny": Config(
         None,
         (64, 8),

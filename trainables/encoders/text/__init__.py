@@ -1,10 +1,10 @@
 """Text encoders: each maps normalised captions to one vector per caption.
 
-`trainables.networks.text` has a module for each family: its `build(config, captions, weights)` makes an encoder with
-its initial weights, which are read from the directory `weights` or downloaded if published; `restore(config, folder)`
-makes one of the same shape from the files that `save_tokenizer(folder)` wrote. Both return an `nn.Module` that is a
-`TextEncoder`. `flops(config, num_tokens)` returns the floating-point operations of a caption's forward pass, for
-estimates; None if unknown.
+`trainables.networks.text` has a module for each family. Its `build(config, captions, weights)` returns an encoder with
+initial weights; published ones are read from the directory `weights`, or downloaded without a directory.
+`restore(config, folder)` returns an encoder of the same shape from the files that `save_tokenizer(folder)` wrote. Both
+return an `nn.Module` that is a `TextEncoder`. A family's `flops(config, num_tokens)` returns the floating-point
+operations of a caption's forward pass, for estimates, or None if they are unknown.
 """
 
 from __future__ import annotations

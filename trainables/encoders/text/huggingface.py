@@ -21,7 +21,7 @@ class Config:
     """Configuration of a text model, given by hub id or local directory."""
 
     model: str
-    revision: str | None = None  # a commit of the hub; None: the newest, looked up when a trial's signature is computed
+    revision: str | None = None  # a commit of the hub; None: the newest commit when the trial's signature is computed
     dropout: float = 0.2  # hidden and attention dropout; from the authors' published settings, not in the paper
     max_tokens: int = 32
     pooling: Pooling = "first"
@@ -31,7 +31,7 @@ class Config:
             raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
         if self.max_tokens < 3:
             raise UserError(
-                f"max_tokens is {self.max_tokens}: at least 3 are needed, two of them mark a sentence's ends"
+                f"max_tokens is {self.max_tokens}: at least 3 are needed, since two mark the ends of a sentence"
             )
         if self.pooling not in get_args(Pooling):
             raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
@@ -67,7 +67,7 @@ SIZES = {
 def flops(config: Config, num_tokens: float) -> float | None:
     """Return the floating-point operations of a caption's forward pass; None for a model whose size isn't in `SIZES`.
 
-    Raises UserError for a directory that says nothing of its model.
+    Raises UserError for a directory whose config.json can't be read.
     """
     size = SIZES.get(config.model)
     if Path(config.model).is_dir():
@@ -96,15 +96,15 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 @functools.cache
 def look_up_commit(model: str) -> str:
-    """Return the newest commit of a model on the hub. The answer is cached for the life of the process.
+    """Return the newest commit of a model on the hub, which is looked up once per process.
 
-    Raises UserError if it has none.
+    Raises UserError if the hub can't be reached or has no such model.
     """
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().model_info(model).sha)
-    except Exception as error:  # which ones depends on the HTTP client of the installed huggingface_hub
+    except Exception as error:  # the types of errors depend on the HTTP client of the installed huggingface_hub
         raise UserError(
             f"text encoder {model!r} is neither a directory nor found on the hub ({type(error).__name__}): "
             f"check its name, or set `revision` to a commit that is in the local cache"
@@ -121,7 +121,7 @@ def locate_model(config: Config, weights: Path | None) -> str:
     existing = next((folder for folder in folders if folder.is_dir()), None)
     if existing is None:
         raise UserError(
-            f"{weights} holds no directory {config.model!r}: put the model's files there, as the hub has them "
-            f"(config.json, model.safetensors and its tokenizer's)"
+            f"{weights} holds no directory {config.model!r}: put the model's files there, named as on the hub "
+            f"(config.json, model.safetensors and the tokenizer's files)"
         )
     return str(existing)

@@ -1,6 +1,6 @@
 """A small transformer trained from random weights, with a WordPiece vocabulary learned from the training captions.
 
-It needs no download. A sentence's vector is the last layer's output for the first token.
+The family needs no download. A sentence's vector is the last layer's output for the first token.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Config:
     layers: int
     heads: int
     dropout: float = 0.1
-    vocabulary: int = 4000  # maximum size: few captions have fewer pieces
+    vocabulary: int = 4000  # maximum size; a small set of captions has fewer pieces
     max_tokens: int = 32
 
     def __post_init__(self) -> None:

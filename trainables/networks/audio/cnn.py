@@ -54,7 +54,7 @@ class CnnEncoder(nn.Module):
 
 
 def make_convolution(channels_in: int, channels_out: int) -> nn.Module:
-    """Return a 3 x 3 convolution with batch normalisation and ReLU."""
+    """Return a 3 x 3 convolution with group normalisation (one group) and ReLU."""
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())

@@ -31,7 +31,7 @@ from trainables.networks.audio import log_mel
 def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
     """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
 
-    Raises UserError if they are absent, torn or another network's.
+    Raises UserError if the file is missing, truncated, or of another network.
     """
     encoder = restore(config)
     if config.pretrained:

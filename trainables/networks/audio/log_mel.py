@@ -1,7 +1,7 @@
 """Log-mel spectrograms as PaSST computes them (hear21passt 0.0.26, `AugmentMelSTFT`), which other encoders share.
 
-Differences from hear21passt: the filter bank of evaluation is built once, what training draws comes from generators
-that are passed in, and nothing is printed.
+Differences from hear21passt: the filter bank of evaluation is built once, random numbers in training come from
+generators that are passed in, and nothing is printed.
 
 Shapes: S segments, N samples, M mel bands, T frames.
 """
@@ -21,7 +21,7 @@ NORMALISE_SHIFT, NORMALISE_SCALE = 4.5, 5.0
 """Approximate mean and standard deviation of AudioSet's log-mel spectrograms, from hear21passt."""
 
 CPU_BLOCK = 4
-"""Number of segments that a CPU transforms at a time: their spectra stay in its cache, which halves the time
+"""Number of segments that a CPU transforms at a time. Their spectra stay in its cache, which halves the time
 (measured).
 """
 
@@ -52,7 +52,7 @@ class LogMel(nn.Module):
             vtln_high=-500.0,
             vtln_warp_factor=1.0,
         )
-        return nn.functional.pad(bank, (0, 1))  # Kaldi leaves out the Nyquist bin
+        return nn.functional.pad(bank, (0, 1))  # Kaldi has no Nyquist bin
 
     def draw_filter_bank(self, generator: torch.Generator) -> Tensor:
         """Return a filter bank with randomly drawn frequency limits, one per global batch."""
@@ -103,7 +103,7 @@ def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor
     """Apply SpecAugment (Park et al. 2019): set one stripe of up to `max_width` entries along `dim` to zero in each
     segment.
 
-    `draws_S2` holds the stripe's width and place as uniform numbers on [0, 1).
+    `draws_S2` holds the stripe's width and position as uniform numbers on [0, 1).
     """
     size = log_mel_SMT.shape[dim]
     width_S = (draws_S2[:, 0] * min(max_width, size)).floor()

@@ -1,7 +1,7 @@
-"""Network of PaSST: hear21passt's parameters with a forward pass of our own.
+"""Network of PaSST: hear21passt's parameters with another forward pass.
 
 hear21passt's own forward pass prints, warns about shorter input and draws the dropped patches from the global
-generator; `PasstEncoder.forward` computes the same from the same parameters.
+generator. `PasstEncoder.forward` computes the same function of the same parameters without these side effects.
 
 Shapes: S segments, N samples, M mel bands, T frames, P patches, L tokens, D width, H heads, E entries of a head.
 """
@@ -20,7 +20,7 @@ from trainables.encoders.audio.passt import Config, release_url
 from trainables.networks.audio.log_mel import LogMel
 
 FUSED_DEVICES = ("cuda",)
-"""Device types that use torch's scaled_dot_product_attention.
+"""Device types that use torch's scaled_dot_product_attention; others use `attend`, the plain form.
 
 On a CPU it is as fast as the plain form: 0.96 of its time (measured: PaSST-N's layer, 8 segments of 284 tokens, forward
 and backward, float32, one thread).
@@ -30,7 +30,7 @@ and backward, float32, one thread).
 def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
     """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
 
-    Raises UserError if they are absent, torn or another network's.
+    Raises UserError if the file is missing, truncated, or of another network.
     """
     net = make_passt(config)
     if config.pretrained:
@@ -46,7 +46,7 @@ def restore(config: Config) -> "PasstEncoder":
 def make_passt(config: Config) -> Any:
     """Return hear21passt's model with random weights."""
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
-    with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints whole models
+    with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints its models
         if config.arch is None:
             return PaSST(
                 img_size=(config.front_end.num_mels, config.num_frames),
@@ -77,7 +77,7 @@ class PasstEncoder(nn.Module):
         self.config = config
         self.width: int = net.embed_dim
         self.front_end = LogMel(config.front_end)
-        net.head = net.head_dist = nn.Identity()  # the classifiers: no parameter without a gradient
+        net.head = net.head_dist = nn.Identity()  # unused classifiers: DDP needs a gradient for each parameter
         for block in net.blocks:
             block.attn = Attention(block.attn)
         self.net = net
@@ -105,7 +105,7 @@ class PasstEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with the parameters and weight names of hear21passt's; neither has attention dropout."""
+    """Self-attention with the parameters and weight names of hear21passt's layer; neither has attention dropout."""
 
     def __init__(self, theirs: Any) -> None:
         super().__init__()

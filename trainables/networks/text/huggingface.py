@@ -20,7 +20,7 @@ from trainables.encoders.text.huggingface import Config
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
     """Return the published model and its tokenizer, from the directory `weights` if given; `captions` are not used.
 
-    Raises UserError if the model is absent, torn, or has other weights than its config.json says.
+    Raises UserError if the model is missing or truncated, or if its weights don't match its config.json.
     """
     location = huggingface.locate_model(config, weights)
     revision = None if Path(location).is_dir() else config.revision or huggingface.look_up_commit(config.model)
@@ -34,7 +34,7 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
             revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, together with other differences
+            ignore_mismatched_sizes=True,  # reported below, together with other differences
         )
     except Exception as error:  # truncated files raise any error of the parsers of JSON, safetensors and tokenizers
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
@@ -79,14 +79,14 @@ class HuggingFaceEncoder(nn.Module):
         super().__init__()
         self.config = config
         if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # it isn't used, and would have no gradient
+            model.pooler = None  # it isn't used, and DDP needs a gradient for each parameter
         self.model = model
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time; each architecture has one list of them."""
+        """Layers that account for nearly all compute time; the longest ModuleList of the model."""
         layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
         return list(layers)
 

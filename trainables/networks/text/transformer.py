@@ -21,8 +21,9 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     """Return the encoder with random weights, and a vocabulary learned from normalised `captions`."""
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # By default the trainer numbers the letters inside words in the order of a hash map, which differs by process, and
-    # breaks ties between pieces by these numbers. Special tokens are numbered as given.
+    # The trainer numbers the letters inside words in the order of a hash map, which differs between processes, and
+    # breaks ties between pieces by these numbers. Special tokens keep the given order, so the letters are passed as
+    # special tokens.
     inner = sorted({f"##{letter}" for caption in captions for word in caption.split() for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.vocabulary, special_tokens=[PADDING, UNKNOWN, FIRST, LAST, *inner], show_progress=False
@@ -66,8 +67,9 @@ class TransformerEncoder(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Return captions as token ids, truncated to `max_tokens` and padded to the longest."""
-        encoded = self.tokenizer.encode_batch(list(captions))
-        return Tokens(torch.tensor([one.ids for one in encoded]), torch.tensor([one.attention_mask for one in encoded]))
+        encodings = self.tokenizer.encode_batch(list(captions))
+        masks = [encoding.attention_mask for encoding in encodings]
+        return Tokens(torch.tensor([encoding.ids for encoding in encodings]), torch.tensor(masks))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [B, width] of tokenized captions."""
