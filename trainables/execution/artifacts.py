@@ -41,7 +41,7 @@ def log_artifacts(
 ) -> None:
     """Log the trial's config and its embeddings of both splits, and read them back. Test metrics are not computed.
 
-    Splits that the trial was trained on are not embedded: metrics on them would mean nothing.
+    Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings.
     """
     files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip

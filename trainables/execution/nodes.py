@@ -15,8 +15,8 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-"""Environment of commands that use Ray Train: its own log lines stay off the console, and reports are collected within
-0.5 s instead of 2 s.
+"""Environment of commands that use Ray Train: Ray Train doesn't print log lines on the console, and collects reports
+within 0.5 s instead of 2 s.
 """
 
 TRAINING_MODULES = (

@@ -39,7 +39,7 @@ from trainables.training.train import OnCheckpoint, OutOfMemoryError
 def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
     """Train a trial with Ray Train, from its last checkpoint if there is one, and return the best epoch's metrics.
 
-    The caller renews the lease meanwhile. Raises UserError if a worker did or if the store has changed, and
+    The caller renews the lease meanwhile. Raises UserError if a worker raised one or if the store has changed, and
     LeaseLostError if another process has taken the trial over.
     """
     prepare_run(work)
@@ -57,7 +57,7 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
         run_config=RunConfig(
             name=lease.folder,
             storage_path=runs.locate("trials"),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),  # it holds the best and the last weights
+            checkpoint_config=CheckpointConfig(num_to_keep=1),  # a checkpoint contains the best and the last weights
             failure_config=FailureConfig(max_failures=resources.restarts),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": {} if resources.gpus_per_worker else CPU_ALLOCATOR},
@@ -74,8 +74,8 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
 def train_worker(config: dict[str, Any]) -> None:
     """Train one rank in a Ray Train worker.
 
-    An error that the user has to correct is recorded, and ends the training without an exception, since Ray would retry
-    it; so does the loss of the lease.
+    A UserError is recorded in MLflow, and the worker ends without an exception, since Ray would otherwise restart it.
+    If the lease is lost before training starts, the worker ends, too.
     """
     work: TrainingJob = config["work"]
     context = ray.train.get_context()
@@ -96,14 +96,14 @@ def train_worker(config: dict[str, Any]) -> None:
             )
         except UserError as error:
             if isinstance(error, OutOfMemoryError) and context.get_world_size() > 1:
-                raise  # an error of this rank alone, for which the others would wait
+                raise  # an error of this rank only: the other ranks would wait for this one
 
 
 def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnCheckpoint:
     """Return the callback that a rank calls after each epoch and with each checkpoint.
 
-    A checkpoint is written while training continues, but at most until the next one. It counts once MLflow has all that
-    was logged before, and only while the lease is held.
+    A checkpoint is written while training continues; the next checkpoint waits until it is written. It becomes the last
+    complete one after MLflow has received all earlier metrics, if the lease is still held.
     """
     storage = ray.train.get_context().get_storage()
     checkpoint_upload_mode = CheckpointUploadMode.ASYNC

@@ -1,4 +1,4 @@
-"""Resources of a cluster and their allocation: what each trial's workers get, and whether that can be placed."""
+"""Resources of a cluster, and their allocation to the workers of each trial."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ MAX_LOADERS = 4
 """Maximum number of loader processes per GPU: enough to decode 16-bit PCM for GPUs of 2023."""
 
 DRIVER_CPUS = 0.01
-"""CPUs reserved for a trial's driver, which only waits for its workers; with a whole CPU each, drivers would starve the
-workers.
+"""CPUs reserved for a trial's driver, which only waits for its workers; if each driver reserved a CPU, too few would be
+left for workers.
 """
 
 
@@ -21,7 +21,7 @@ workers.
 class Bundle:
     """CPUs and GPUs of one node: the request of a worker, or the total of a node.
 
-    `gpus` below 1 is a share of a single GPU.
+    `gpus` below 1 is a fraction of one GPU.
     """
 
     cpus: float
@@ -29,7 +29,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UserError(f"gpus is {self.gpus}: more than one GPU must be a whole number of them")
+            raise UserError(f"gpus is {self.gpus}: above 1, it must be a whole number")
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Allocation:
             raise UserError(f"cpus_per_worker is {self.cpus_per_worker}: it must be above 0")
         if self.gpus_per_worker < 0:
             raise UserError(f"gpus_per_worker is {self.gpus_per_worker}: it must be 0 or more")
-        _ = self.worker  # raises for a GPU and a half
+        _ = self.worker  # raises UserError for a fraction above 1
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise UserError(
                 f"{self.workers} workers with {self.gpus_per_worker:g} GPUs each: NCCL refuses two ranks on one GPU; "
-                "give each a whole one, or train with one worker"
+                "set --gpus-per-worker to 1, or train with one worker"
             )
 
     @property
@@ -91,7 +91,7 @@ def allocate(
         at_once = min(requested, sum(int(node.cpus) for node in able))
         shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
     threads = max(1, int(request.cpus_per_worker or min(shares, default=1)))
-    # The fraction of a CPU that remains is for the drivers.
+    # The remaining fraction of a CPU is for drivers.
     cpus = request.cpus_per_worker or threads - 2 * DRIVER_CPUS
     resources = Allocation(workers, cpus, each, threads)
     require_placeable(resources, nodes)

@@ -2,7 +2,7 @@
 
 `train_rank` is shared by Ray Train's workers (trainables.execution.ray_adapter) and `train_in_process`, which trains on
 one rank in the calling process, possibly one trial after another. A training writes its checkpoints into a folder of
-its lease, and records the last complete one there. The holder of the next lease resumes from it.
+its lease, and records the last complete checkpoint there. The holder of the next lease resumes from that checkpoint.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from trainables.training.train import OnCheckpoint, OnEmbeddings
 
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""Environment that makes glibc keep freed memory for large tensors instead of returning it to the kernel and faulting
-it in again.
+"""Environment that makes glibc keep freed memory for large tensors, instead of returning it to the kernel and causing
+page faults when it is allocated again.
 
-Measured on two Zen 3 cores: the front end takes a third of the time, a whole step of a small encoder 0.63 of it.
+Measured on two Zen 3 cores: the front end takes a third of the time, a step of a small encoder 0.63 of the time.
 """
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""The same two settings as numbers for glibc's mallopt (malloc.h); a threshold of -1 never trims."""
+"""Numbers of the same two settings for glibc's mallopt (malloc.h); a threshold of -1 never trims."""
 
 LOG_STEPS_EVERY_S = 5.0
 """Interval in seconds between two entries of step metrics in MLflow."""
@@ -57,17 +57,17 @@ class RunContext:
     store: str
     runs: RunStorage
     tracking_uri: str
-    weights: Path | None = None  # a folder of published checkpoints
+    weights: Path | None = None  # folder of published checkpoints; None: download them
     keep_epochs: bool = False  # whether the validation embeddings of every epoch are logged to MLflow
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A trial to be trained, with the lease, run and resources under which its results are kept."""
+    """A trial to be trained, with its lease, its MLflow run and its resources."""
 
     trial: Trial
     lease: Lease
-    parent: str | None  # signature of its pretraining
+    parent: str | None  # signature of the pretraining
     run_id: str
     site: RunContext
     resources: Allocation
@@ -77,7 +77,7 @@ class TrainingJob:
 def prepare_run(work: TrainingJob) -> None:
     """Check that the trial still has the signature that its lease was acquired for, and log its resources to MLflow.
 
-    Raises UserError if the store or the weights have changed since.
+    Raises UserError if the signature differs, because the store or the weights have changed.
     """
     site, resources = work.site, work.resources
     if compute_signature(work.trial, site.store, site.weights) != work.lease.signature:
@@ -102,8 +102,8 @@ def train_rank(
     """Train one rank; rank 0 stores the model and logs the final artifacts.
 
     `report_of` makes the callback for each epoch and checkpoint, `resume_from` is the folder of a checkpoint of this
-    training, and `before_outcome` is called when training has ended. Raises UserError for errors that the user has to
-    correct, which are recorded in MLflow, and LeaseLostError if another process has taken the trial over.
+    training, and `before_outcome` is called when training has ended. Raises UserError, whose message is recorded in
+    MLflow, if the user has to correct something, and LeaseLostError if another process has taken the trial over.
     """
     import torch
 
@@ -140,8 +140,8 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
     """Train a trial on one rank in this process, from its last checkpoint if there is one.
 
     Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
-    ends the training. Raises UserError for what the user has to correct, and LeaseLostError where the trial has been
-    taken over.
+    ends the training. Raises UserError if the user has to correct something, and LeaseLostError if another process has
+    taken the trial over.
     """
     import torch
 
@@ -185,7 +185,7 @@ def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> O
         writer.lease.require(writer.runs)
         if metrics:
             log.log_epoch(metrics)
-        assert snapshot is not None  # metrics of the only rank
+        assert snapshot is not None  # this is rank 0
         writer.write(snapshot, log)
         if metrics:
             on_epoch(metrics)
@@ -196,8 +196,9 @@ def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> O
 class CheckpointWriter:
     """Writer of the checkpoints of a training under its lease, in a background thread; only the last one is kept.
 
-    A checkpoint is written while training continues, but at most until the next one. It is valid once MLflow has
-    received all earlier metrics, and only while the lease is held. An error is raised by the next call.
+    A checkpoint is written while training continues; the next checkpoint waits until it is written. It becomes the last
+    complete one after MLflow has received all earlier metrics, if the lease is still held. An error in the thread is
+    raised by the next call of `write` or `wait`.
     """
 
     def __init__(self, runs: RunStorage, lease: Lease) -> None:
@@ -241,7 +242,7 @@ def keep_freed_memory() -> None:
     """Make glibc keep freed memory in this process, as `CPU_ALLOCATOR` does for processes started later."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
+    except (AttributeError, OSError):  # a C library other than glibc
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
@@ -272,7 +273,7 @@ def find_last_checkpoint(runs: RunStorage, lease: Lease) -> str | None:
 
 
 def remove_earlier_checkpoints(runs: RunStorage, lease: Lease) -> None:
-    """Remove the checkpoints written under earlier leases; nothing resumes from them any more."""
+    """Remove the checkpoints written under earlier leases; no training will resume from them."""
     for number in range(1, lease.number):
         runs.remove(f"trials/{Lease(lease.signature, number).folder}")
 
@@ -283,7 +284,7 @@ def make_embeddings_logger(log: RunLog, signature: str) -> OnEmbeddings:
 
 
 def make_step_logger(log: RunLog, epochs: int) -> Callable[[TrainingStep], None]:
-    """Return the callback that logs steps to MLflow, a few seconds' worth at a time."""
+    """Return the callback that logs steps to MLflow, those of several seconds in one entry."""
     steps: list[TrainingStep] = []
     logged = time.monotonic()
 

@@ -9,19 +9,19 @@ from data.errors import UserError
 class Execution:
     """Execution settings of a training; they are not part of a trial.
 
-    What is computed stays the same, but for the order in which numbers are added and, as with the number of ranks, for
-    which units dropout drops.
+    They don't change what is computed, except for the order in which numbers are added and for the units that dropout
+    drops, as with the number of ranks.
     """
 
     loader_workers: int = 0  # processes that load batches, for each rank; 0: the training process loads them
     micro_batch: int | None = None  # pairs of a rank whose activations are held at a time; None: all of them
-    checkpoint_activations: bool = False  # compute the activations of each block again in the backward pass
+    checkpoint_activations: bool = False  # recompute each block's activations in the backward pass
     compile: bool = False  # compile each block with torch.compile
-    checkpoint_every_s: float = 900.0  # between checkpoints in the midst of an epoch; one is written after each, too
+    checkpoint_every_s: float = 900.0  # between checkpoints within an epoch; each epoch ends with one, too
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.micro_batch < 1:
-            raise UserError(f"micro_batch is {self.micro_batch}: it must be at least 1, or left out")
+            raise UserError(f"micro_batch is {self.micro_batch}: it must be at least 1, or None for all pairs at once")
         if self.checkpoint_every_s < 0:
             raise UserError(f"checkpoint_every_s is {self.checkpoint_every_s}: it must be 0 or more")
 

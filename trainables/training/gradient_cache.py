@@ -1,8 +1,8 @@
-"""Gradient caching: gradients of a loss over a whole batch with the activations of one part of it in memory at a time.
+"""Gradient caching: gradients of a loss over a batch, with the activations of one part of it in memory at a time.
 
-The method of Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup": all parts are
-embedded without keeping activations, the loss gives the gradient of each embedding, and each part is embedded once more
-to send its own share of that gradient back. It costs a second forward pass.
+This is the method of Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup". All
+parts are embedded without keeping activations; the loss gives the gradient of each embedding; then each part is
+embedded again, and the gradients of its embeddings are backpropagated. The method costs a second forward pass.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
     """Backpropagate the gradients at `outputs` through the network and add them to its parameters' gradients, one part
     after the other.
 
-    A network that is wrapped for several ranks exchanges its gradients once, with the last part.
+    If the network is wrapped in DDP, ranks exchange gradients once, with the last part.
     """
     audio_LD, text_LD, of_temperature = (gradient_of(output) for output in outputs)
     sizes = [len(part.captions) for part in parts]
@@ -43,7 +43,7 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
         is_last = number == len(parts) - 1
         alone = network if isinstance(network, DistributedDataParallel) and not is_last else None
         with alone.no_sync() if alone else contextlib.nullcontext():
-            # Only the last part tells the temperature its gradient, which is that of all.
+            # The temperature's gradient is that of the batch, so it is added once, with the last part.
             received = (*gradient, of_temperature if is_last else torch.zeros_like(of_temperature))
             every = zip(forward(number, part), received, strict=True)
             tensors, gradients_of_part = zip(*[pair for pair in every if pair[0].requires_grad], strict=True)

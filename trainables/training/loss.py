@@ -14,9 +14,9 @@ from torch import Tensor
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
     """Return the normalised temperature-scaled cross entropy (Chen et al. 2020), in float32.
 
-    The mean of log-softmax over rows and that over columns of cosine / temperature, each taken over all positive
-    entries, halved and negated. Embeddings lie on the unit sphere. Two pairs of the same clip are positives of each
-    other, as in the paper's authors' code.
+    It is -(r + c) / 2, with r and c the means over all positive entries of the log-softmax of cosine / temperature
+    along rows and along columns. Embeddings must have norm 1. Two pairs of the same clip are positives of each other,
+    as in the code of the paper's authors. `clips_B` identifies the clip of each pair.
     """
     with torch.autocast(audio_BD.device.type, enabled=False):
         logits_BB = audio_BD.float() @ text_BD.float().T / temperature.float()
@@ -29,7 +29,7 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
     """Return every rank's rows in the order of ranks [B, X], with gradients.
 
-    `counts` says how many rows of each rank count, which may be one fewer than it holds.
+    `counts` gives the number of rows to use from each rank, which may be one fewer than the rank has.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local_LX[: counts[0]]
@@ -43,9 +43,9 @@ class AllGather(torch.autograd.Function):
     """All-gather of tensors of one shape. The gradient returned to a rank is its own part of the gradient, times the
     number of ranks.
 
-    Each rank computes the same loss over the same gathered batch, so all hold the same gradient and needn't exchange
-    it. DDP then takes the mean over ranks, and the factor makes that the sum: a step on several ranks equals a step on
-    one rank with the joined batch.
+    Each rank computes the same loss over the same gathered batch, so all ranks have the same gradient and needn't
+    exchange it. DDP then takes the mean of parameters' gradients over ranks, and the factor turns it into the sum: a
+    step on several ranks equals a step on one rank with the joined batch.
     """
 
     @staticmethod

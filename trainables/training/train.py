@@ -49,8 +49,8 @@ class Callbacks:
     """Callbacks of a training."""
 
     on_checkpoint: OnCheckpoint
-    """Called with an epoch's metrics, or None within an epoch, and the content of a checkpoint; ranks other than 0 pass
-    None for both.
+    """Called after each epoch, and within an epoch if a checkpoint is due, with the epoch's metrics and the content of
+    a checkpoint. Within an epoch the metrics are empty; on ranks other than 0 they are empty and the content is None.
     """
     on_step: Callable[[TrainingStep], None] = lambda step: None
     on_embeddings: OnEmbeddings = lambda epoch, embeddings: None
@@ -83,8 +83,8 @@ def train(
 ) -> DualEncoder:
     """Train a trial to its end; return the model of the best epoch by validation mAP@10, or of its final epoch.
 
-    With several ranks every rank calls this; each computes its share of every batch. Raises UserError for a loss that
-    isn't finite, and where memory runs out.
+    With several ranks, every rank calls this function, and computes its share of every batch. Raises UserError if the
+    loss isn't finite, and OutOfMemoryError if memory runs out.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pairs, validation = open_pairs(trial, store), open_split(store, trial.validation)
@@ -190,7 +190,7 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
 def prepare_network(network: DualEncoder, device: torch.device, execution: Execution) -> None:
     """Move a model to the device and apply the execution settings."""
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # use TF32 on tensor cores
+        torch.set_float32_matmul_precision("high")  # TF32 on tensor cores
     if execution.checkpoint_activations:
         dual_encoder.checkpoint_activations(network)
     if execution.compile:
@@ -200,9 +200,9 @@ def prepare_network(network: DualEncoder, device: torch.device, execution: Execu
 def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
     """Return the model wrapped in DDP, which exchanges gradients between ranks in a fixed order.
 
-    DDP orders its buckets by the arrival of the first gradients, and so sums the gradients of three or more ranks in
-    another order from its second step on. A discarded first step on silence makes the order the same in a resumed
-    training.
+    DDP orders its buckets by the arrival of the first step's gradients, so from the second step, gradients of three or
+    more ranks are summed in another order. A first step on silence, whose gradients are discarded, makes the order the
+    same in a resumed training.
     """
     distributed = DistributedDataParallel(network, forward_sync_buffers=False)
     silence = torch.zeros(1, round(trial.audio.segment_s * SAMPLE_RATE_HZ))
@@ -230,8 +230,8 @@ def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: E
     learned = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
     if learned and (world_size > 1 or execution.micro_batch):
         raise UserError(
-            "batch statistics are those of one rank's whole batch: freeze them (frozen_statistics=True), or train with "
-            "one worker and without a micro-batch"
+            "batch statistics need all pairs of a batch on one rank at a time: freeze them (frozen_statistics=True), "
+            "or train with one worker and without a micro-batch"
         )
 
 
@@ -276,8 +276,8 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
 def format_loss_error(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
     """Return the error message for a loss that is not finite."""
     return UserError(
-        f"the loss of step {step + 1} is {loss}: the training ends here, its last checkpoint stays. Lower the learning "
-        f"rate, or look at the batch's clips: {', '.join(sorted(set(clip_ids)))}"
+        f"the loss of step {step + 1} is {loss}: training has ended, and its last checkpoint is kept. Lower the "
+        f"learning rate, or check the clips of the batch: {', '.join(sorted(set(clip_ids)))}"
     )
 
 
@@ -298,9 +298,9 @@ def take_snapshot(
 def validate(
     network: DualEncoder, trial: Trial, split: StoredSplit, epoch: int, on_embeddings: OnEmbeddings
 ) -> Metrics:
-    """Return retrieval metrics on the validation split, and the loss of the whole split as one batch.
+    """Return retrieval metrics on the validation split, and the loss of the split as one batch.
 
-    A trial that ends at a given epoch is not validated: it may have been trained on that split.
+    A trial with a final epoch is not validated, since it may have been trained on the validation split.
     """
     if trial.final_epoch:
         return {}

@@ -243,7 +243,9 @@ def test_batch_statistics_that_would_differ_between_micro_batches_are_refused(tr
     Run(replace(trial, audio=audio, schedule=STILL), store, tmp_path / "frozen", **micro_batches)
     learned = replace(trial, audio=replace(audio, frozen_statistics=False), schedule=STILL)
     Run(learned, store, tmp_path / "whole")
-    with pytest.raises(UserError, match="batch statistics are those of one rank's whole batch: freeze them"):
+    with pytest.raises(
+        UserError, match="batch statistics need all pairs of a batch on one rank at a time: freeze them"
+    ):
         Run(learned, store, tmp_path / "parts", **micro_batches)
 
 
