@@ -15,7 +15,7 @@ def bootstrap_interval(
     """
     sums = np.bincount(relevant.group_Q, weights=per_query)
     sizes = np.bincount(relevant.group_Q)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
-    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    drawn_groups = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn_groups].sum(axis=1) / sizes[drawn_groups].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -86,8 +86,8 @@ def run(options: Options) -> None:
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 
         trial, model = load_trial(folder), load_model(folder)
-    audio, embedded, refused = embed_files(model.to(fastest_device()), trial, paths)
-    for path, reason in refused.items():
+    audio, embedded, skipped = embed_files(model.to(fastest_device()), trial, paths)
+    for path, reason in skipped.items():
         logger.warning("skipped: %s: %s", path, reason)
     if paths and not embedded:
         raise UserError(f"{options.audio}: none of its {len(paths)} audio files can be decoded")

@@ -145,9 +145,10 @@ def build_trial(options: TrialOptions, splits: Splits) -> Trial:
     """Return the recipe's trial with the settings of the command line."""
     precision = options.precision or fastest_precision()
     trial = recipes.find_recipe(options.recipe)(options.audio, options.text, splits, precision)
-    of_trial, of_schedule = ({name: value for name, value in changed_options(options).items() if name in names}
-                        for names in (TRIAL_OPTIONS, SCHEDULE_OPTIONS))  # fmt: skip
-    return replace(trial, schedule=replace(trial.schedule, **of_schedule), **of_trial)
+    changed = changed_options(options)
+    trial_settings = {name: value for name, value in changed.items() if name in TRIAL_OPTIONS}
+    schedule_settings = {name: value for name, value in changed.items() if name in SCHEDULE_OPTIONS}
+    return replace(trial, schedule=replace(trial.schedule, **schedule_settings), **trial_settings)
 
 
 def run(options: Options) -> int:
@@ -180,11 +181,17 @@ def run(options: Options) -> int:
     workers = compute.workers or sum(int(node.gpus // whole_gpus) for node in cluster) or 1
     resources = allocate(cluster, replace(compute.request, workers=workers))
     execution = compute.execution_on(resources)
-    each = f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
+    worker_resources = (
+        f"{resources.gpus_per_worker:g} GPU" if resources.gpus_per_worker else f"{resources.threads} CPU threads"
+    )
     logger.info("%s, trial %s", trial.name, signature)
     logger.info("  on %s", ", ".join(trial.train))
     logger.info(
-        "  %d workers with %s each, in %s, batches of %d", resources.workers, each, trial.precision, trial.batch_size
+        "  %d workers with %s each, in %s, batches of %d",
+        resources.workers,
+        worker_resources,
+        trial.precision,
+        trial.batch_size,
     )
     context = RunContext(store.location, runs, ledger.tracking_uri, weights, compute.keep_epochs)
     with Heartbeat(runs, lease):

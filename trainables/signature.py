@@ -74,7 +74,7 @@ def iter_stages(trial: Trial) -> Iterator[Trial]:
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     """Return the signature of a trial, 16 hexadecimal digits."""
-    described = changed_settings(trial) | {
+    settings = changed_settings(trial) | {
         "audio": describe_encoder(trial.audio, fingerprints),
         "text": describe_encoder(trial.text, fingerprints),
         "schedule": {"kind": type(trial.schedule).__name__} | changed_settings(trial.schedule),
@@ -84,9 +84,9 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
         "training_version": TRAINING_VERSION,
     }
     if trial.paraphrase_probability > 0:
-        described["paraphrases"] = {name: fingerprints.paraphrases[name] for name in trial.train}
-    numbers_alike = json.loads(json.dumps(described), parse_int=float)  # 30 and 30.0 have the same signature
-    return hashlib.sha256(json.dumps(numbers_alike, sort_keys=True).encode()).hexdigest()[:16]
+        settings["paraphrases"] = {name: fingerprints.paraphrases[name] for name in trial.train}
+    normalised = json.loads(json.dumps(settings), parse_int=float)  # 30 and 30.0 have the same signature
+    return hashlib.sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
@@ -98,8 +98,8 @@ def compute_signature(trial: Trial, store: Location, weights: Path | None = None
 
 def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
     """Return an encoder's family and settings, with the fingerprint of its weights in place of their location."""
-    described = {key: value for key, value in changed_settings(config).items() if key not in PATH_SETTINGS}
-    return described | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
+    settings = {key: value for key, value in changed_settings(config).items() if key not in PATH_SETTINGS}
+    return settings | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
 
 
 def changed_settings(config: Any) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def hash_file(path: Path) -> str:
 
 
 @functools.cache
-def hash_file_version(path: Path, num_bytes: int, changed_ns: int) -> str:
+def hash_file_version(path: Path, num_bytes: int, modified_ns: int) -> str:
     """Return the SHA-256 of a file with this size and modification time."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

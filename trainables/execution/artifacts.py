@@ -45,12 +45,12 @@ def log_artifacts(
     """
     files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip
-    began = time.monotonic()
+    started_at = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for split, name in files:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
-        embedding_s = time.monotonic() - began
+        embedding_s = time.monotonic() - started_at
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         log.log_files(folder, {"embedding_s": embedding_s})
         for _, name in files:

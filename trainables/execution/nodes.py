@@ -44,9 +44,9 @@ def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle])
     """
     if gpus_per_worker == 0 or not any(node.gpus for node in nodes):
         return fastest_cpu_precision()
-    ask = ray.remote(num_cpus=0, num_gpus=0.01)(fastest_precision)
+    query = ray.remote(num_cpus=0, num_gpus=0.01)(fastest_precision)
     try:
-        return cast(Precision, ray.get(ask.remote(), timeout=GPU_ANSWERS_WITHIN_S))
+        return cast(Precision, ray.get(query.remote(), timeout=GPU_ANSWERS_WITHIN_S))
     except ray.exceptions.GetTimeoutError:
         return "bfloat16"
 
@@ -54,13 +54,15 @@ def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle])
 def list_nodes() -> list[Bundle]:
     """Return the resources of the cluster's nodes; with an autoscaler, of all nodes that it may start."""
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
-    there = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
-    joined = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
+    current_nodes = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
+    has_autoscaler = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
     possible_nodes = (
-        nodes_of_autoscaler(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if joined else []
+        nodes_of_autoscaler(yaml.safe_load(AUTOSCALING_CONFIG.read_text(encoding="utf-8"))) if has_autoscaler else []
     )
     return max(
-        there, possible_nodes, key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes))
+        current_nodes,
+        possible_nodes,
+        key=lambda nodes: (sum(node.gpus for node in nodes), sum(node.cpus for node in nodes)),
     )
 
 
@@ -69,9 +71,9 @@ def nodes_of_autoscaler(config: Mapping[str, Any]) -> list[Bundle]:
     GPUs.
     """
     types, head = config["available_node_types"], config["head_node_type"]
-    each = {
+    bundles = {
         name: Bundle(kind["resources"].get("CPU", 0), kind["resources"].get("GPU", 0)) for name, kind in types.items()
     }
-    workers = [each[name] for name, kind in types.items() for _ in range(kind.get("max_workers", 0)) if name != head]
+    workers = [bundles[name] for name, kind in types.items() for _ in range(kind.get("max_workers", 0)) if name != head]
     workers.sort(key=lambda node: (-node.gpus, -node.cpus))
-    return [node for node in [*workers[: config["max_workers"]], each[head]] if node.cpus]
+    return [node for node in [*workers[: config["max_workers"]], bundles[head]] if node.cpus]

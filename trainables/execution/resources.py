@@ -80,20 +80,20 @@ def allocate(
     unless more are requested. Raises UserError that names what is missing if the request cannot be placed.
     """
     gpus = sum(node.gpus for node in nodes)
-    each = float(gpus > 0) if request.gpus_per_worker is None else request.gpus_per_worker
+    gpus_per_worker = float(gpus > 0) if request.gpus_per_worker is None else request.gpus_per_worker
     workers = request.workers or 1
-    requested = workers * min(trials, concurrent or trials)
-    if each:
-        able = [node for node in nodes if node.gpus >= each]
-        shares = [node.cpus / (node.gpus // each) for node in able]
+    requested_workers = workers * min(trials, concurrent or trials)
+    if gpus_per_worker:
+        eligible_nodes = [node for node in nodes if node.gpus >= gpus_per_worker]
+        shares = [node.cpus / (node.gpus // gpus_per_worker) for node in eligible_nodes]
     else:
-        able = [node for node in nodes if node.cpus >= 1]
-        at_once = min(requested, sum(int(node.cpus) for node in able))
-        shares = [node.cpus / math.ceil(at_once / len(able)) for node in able]
+        eligible_nodes = [node for node in nodes if node.cpus >= 1]
+        concurrent_workers = min(requested_workers, sum(int(node.cpus) for node in eligible_nodes))
+        shares = [node.cpus / math.ceil(concurrent_workers / len(eligible_nodes)) for node in eligible_nodes]
     threads = max(1, int(request.cpus_per_worker or min(shares, default=1)))
     # The remaining fraction of a CPU is for drivers.
     cpus = request.cpus_per_worker or threads - 2 * DRIVER_CPUS
-    resources = Allocation(workers, cpus, each, threads)
+    resources = Allocation(workers, cpus, gpus_per_worker, threads)
     require_placeable(resources, nodes)
     return resources
 
@@ -107,10 +107,10 @@ def count_placeable_workers(resources: Allocation, nodes: Sequence[Bundle]) -> i
 
 def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
     """Return the number of such workers that fit on a node's GPUs; infinite if they need no GPU."""
-    each = resources.gpus_per_worker
-    if not each:
+    gpus_per_worker = resources.gpus_per_worker
+    if not gpus_per_worker:
         return math.inf
-    return node.gpus // each if each >= 1 else int(node.gpus) * int(1 / each)
+    return node.gpus // gpus_per_worker if gpus_per_worker >= 1 else int(node.gpus) * int(1 / gpus_per_worker)
 
 
 def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
@@ -119,11 +119,11 @@ def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
     if placeable >= resources.workers:
         return
     gpu = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    has = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
+    node_resources = ", ".join(f"{node.cpus:g} CPUs and {node.gpus:g} GPUs" for node in nodes)
     raise UserError(
         f"{resources.workers} workers need {resources.cpus_per_worker:g} CPUs{gpu} each, each worker on one node: "
-        f"the cluster can place {placeable} (nodes: {has}); lower --workers, --cpus-per-worker or --gpus-per-worker, "
-        "or add nodes"
+        f"the cluster can place {placeable} (nodes: {node_resources}); lower --workers, --cpus-per-worker or "
+        "--gpus-per-worker, or add nodes"
     )
 
 

@@ -86,14 +86,14 @@ def prepare_run(work: TrainingJob) -> None:
         )
     log = RunLog(site.tracking_uri, work.run_id)
     log.refuse("")
-    for kind, of_each in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
-        log.set_tag(kind, f"{resources.workers * of_each:g}")
+    for kind, per_worker in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
+        log.set_tag(kind, f"{resources.workers * per_worker:g}")
 
 
 def train_rank(
     work: TrainingJob,
     device: torch.device,
-    report_of: Callable[[RunLog], OnCheckpoint],
+    make_report: Callable[[RunLog], OnCheckpoint],
     resume_from: Path | None,
     scratch: Path,
     before_outcome: Callable[[], None] = lambda: None,
@@ -101,7 +101,7 @@ def train_rank(
 ) -> None:
     """Train one rank; rank 0 stores the model and logs the final artifacts.
 
-    `report_of` makes the callback for each epoch and checkpoint, `resume_from` is the folder of a checkpoint of this
+    `make_report` returns the callback for epochs and checkpoints, `resume_from` is the folder of a checkpoint of the
     training, and `before_outcome` is called when training has ended. Raises UserError, whose message is recorded in
     MLflow, if the user has to correct something, and LeaseLostError if another process has taken the trial over.
     """
@@ -115,7 +115,7 @@ def train_rank(
     trial, site, lease = work.trial, work.site, work.lease
     log = RunLog(site.tracking_uri, work.run_id)
     try:
-        callbacks = Callbacks(report_of(log))
+        callbacks = Callbacks(make_report(log))
         if rank == 0:
             callbacks = replace(callbacks, on_step=make_step_logger(log, trial.epochs))
         if site.keep_epochs:
@@ -206,7 +206,7 @@ class CheckpointWriter:
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.pending: Future[None] | None = None
         self.number = 0
-        self.kept: str | None = None
+        self.last_checkpoint: str | None = None
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -231,11 +231,11 @@ class CheckpointWriter:
         folder = f"trials/{self.lease.folder}"
         with_retries(lambda: self.runs.write_folder(f"{folder}/{name}", snapshot.write))
         commit_checkpoint(self.runs, self.lease, name, log)
-        if self.kept is None:
+        if self.last_checkpoint is None:
             remove_earlier_checkpoints(self.runs, self.lease)
         else:
-            self.runs.remove(f"{folder}/{self.kept}")
-        self.kept = name
+            self.runs.remove(f"{folder}/{self.last_checkpoint}")
+        self.last_checkpoint = name
 
 
 def keep_freed_memory() -> None:
@@ -286,14 +286,14 @@ def make_embeddings_logger(log: RunLog, signature: str) -> OnEmbeddings:
 def make_step_logger(log: RunLog, epochs: int) -> Callable[[TrainingStep], None]:
     """Return the callback that logs steps to MLflow, those of several seconds in one entry."""
     steps: list[TrainingStep] = []
-    logged = time.monotonic()
+    logged_at = time.monotonic()
 
-    def watch(step: TrainingStep) -> None:
-        nonlocal logged
+    def log_step(step: TrainingStep) -> None:
+        nonlocal logged_at
         steps.append(step)
-        if time.monotonic() - logged >= LOG_STEPS_EVERY_S:
+        if time.monotonic() - logged_at >= LOG_STEPS_EVERY_S:
             log.log_steps(list(steps), epochs)
             steps.clear()
-            logged = time.monotonic()
+            logged_at = time.monotonic()
 
-    return watch
+    return log_step

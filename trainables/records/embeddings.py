@@ -54,21 +54,21 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
         }
     )
-    described = {name: getattr(embeddings, name) for name in ("signature", "split", "fingerprint")}
-    write_arrow_table(path, table.replace_schema_metadata(described))
+    metadata = {name: getattr(embeddings, name) for name in ("signature", "split", "fingerprint")}
+    write_arrow_table(path, table.replace_schema_metadata(metadata))
 
 
 def read_embeddings(path: Path) -> Embeddings:
     """Read a file that `write_embeddings` wrote. Raises UserError for any other file."""
     try:
         table = read_arrow_table(path)
-        described = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         vectors = table["vector"].combine_chunks()
         matrix = vectors.flatten().to_numpy().reshape(len(table), -1)
         num_clips = pc.sum(pc.equal(table["kind"], "clip")).as_py() or 0
         names, relevant = table["name"].to_pylist(), table["relevant_clip_ids"].slice(num_clips).to_pylist()
         return Embeddings(
-            **{key: described[key] for key in ("signature", "split", "fingerprint")},
+            **{key: metadata[key] for key in ("signature", "split", "fingerprint")},
             clip_ids=names[:num_clips],
             queries=names[num_clips:],
             relevant_clip_ids=relevant,

@@ -211,9 +211,9 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Ensemble:
         return type_adapter().validate_json(json.dumps(content))
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        field_path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         actual = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
-        raise UserError(f"{path}: {where}: {first['msg']}{actual}") from error
+        raise UserError(f"{path}: {field_path}: {first['msg']}{actual}") from error
 
 
 def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:

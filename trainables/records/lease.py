@@ -124,9 +124,11 @@ def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) 
     number, current = find_last_holder(runs, signature)
     if current is None or current.has_ended():
         return None
-    clock = f"leases/{signature}/{number}.now"
-    runs.write(clock, b"")
-    return current if runs.age_difference(lease_file(signature, number), clock).total_seconds() < expires_s else None
+    clock_file = f"leases/{signature}/{number}.now"
+    runs.write(clock_file, b"")
+    return (
+        current if runs.age_difference(lease_file(signature, number), clock_file).total_seconds() < expires_s else None
+    )
 
 
 def acquire(

@@ -156,9 +156,11 @@ class MlflowLedger(Ledger):
         from mlflow.artifacts import list_artifacts
 
         uri = f"{run.artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
-        kept = {Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)}
+        stored_names = {
+            Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
+        }
         names = [epoch_file_name(epoch) for epoch in sorted(self.load_curves(run, ["map10"])["map10"])]
-        return [f"{EPOCHS_FOLDER}/{name}" for name in names] if kept >= set(names) else []
+        return [f"{EPOCHS_FOLDER}/{name}" for name in names] if stored_names >= set(names) else []
 
     def load_config(self, run: TrialRun) -> dict[str, Any]:
         config: dict[str, Any] = read_json(self._load_artifact(run.run_id, run.artifacts, TRIAL_FILE))

@@ -101,10 +101,10 @@ class RunStorage:
         """Return the names of all files in a folder and below."""
         return [entry["path"] for entry in obstore.list(_open_objects(self.location), folder).collect()]
 
-    def age_difference(self, name: str, other: str) -> timedelta:
-        """Return how much later `other` was written than `name`, by the storage's own clock."""
+    def age_difference(self, name: str, later_name: str) -> timedelta:
+        """Return how much later `later_name` was written than `name`, by the storage's own clock."""
         objects = _open_objects(self.location)
-        return obstore.head(objects, other)["last_modified"] - obstore.head(objects, name)["last_modified"]
+        return obstore.head(objects, later_name)["last_modified"] - obstore.head(objects, name)["last_modified"]
 
     def remove(self, folder: str) -> None:
         """Remove a folder with all its contents."""

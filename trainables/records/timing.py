@@ -39,23 +39,23 @@ class StepTimer:
     def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
         self.checkpoint_every_s = checkpoint_every_s
         self.device = device
-        self.checkpointed = self.stepped = time.monotonic()
+        self.checkpointed_at = self.step_started_at = time.monotonic()
         self.waited_s = 0.0
         self.steps: list[TrainingStep] = []
 
     def time_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches, and measure how long each step waits for its batch."""
         while True:
-            asked = self.stepped = time.monotonic()
+            requested_at = self.step_started_at = time.monotonic()
             batch = next(batches, None)
-            self.waited_s = time.monotonic() - asked
+            self.waited_s = time.monotonic() - requested_at
             if batch is None:
                 return
             yield batch
 
     def record_step(self, number: int, epoch: float, loss: float, num_pairs: int) -> TrainingStep:
         """Record a finished step, and return its measurements."""
-        duration_s = time.monotonic() - self.stepped
+        duration_s = time.monotonic() - self.step_started_at
         self.steps.append(
             TrainingStep(number, epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device))
         )
@@ -68,12 +68,12 @@ class StepTimer:
 
     def is_checkpoint_due(self) -> bool:
         """Return whether a checkpoint is due by rank 0's clock, on every rank."""
-        is_time = bool(
-            broadcast_from_rank_0(time.monotonic() - self.checkpointed >= self.checkpoint_every_s, self.device)
+        is_due = bool(
+            broadcast_from_rank_0(time.monotonic() - self.checkpointed_at >= self.checkpoint_every_s, self.device)
         )
-        if is_time:
-            self.checkpointed = time.monotonic()
-        return is_time
+        if is_due:
+            self.checkpointed_at = time.monotonic()
+        return is_due
 
 
 def summarise_steps(steps: Sequence[TrainingStep]) -> Metrics:

@@ -78,7 +78,7 @@ def embed_files(
     """Return the embeddings [A, D] of audio files, the paths of these files, and the reasons by path why other files
     were skipped.
     """
-    refused: dict[Path, str] = {}
-    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, refused.__setitem__)
+    skipped: dict[Path, str] = {}
+    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, skipped.__setitem__)
     vectors, indices = embed_audio(model, trial, batches)
-    return vectors, [paths[index] for index in indices], refused
+    return vectors, [paths[index] for index in indices], skipped

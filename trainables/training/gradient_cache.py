@@ -36,17 +36,19 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
 
     If the network is wrapped in DDP, ranks exchange gradients once, with the last part.
     """
-    audio_LD, text_LD, of_temperature = (gradient_of(output) for output in outputs)
+    audio_LD, text_LD, temperature_gradient = (gradient_of(output) for output in outputs)
     sizes = [len(part.captions) for part in parts]
     gradients = zip(audio_LD.split(sizes), text_LD.split(sizes), strict=True)
     for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
         is_last = number == len(parts) - 1
-        alone = network if isinstance(network, DistributedDataParallel) and not is_last else None
-        with alone.no_sync() if alone else contextlib.nullcontext():
+        unsynchronised = network if isinstance(network, DistributedDataParallel) and not is_last else None
+        with unsynchronised.no_sync() if unsynchronised else contextlib.nullcontext():
             # The temperature's gradient is that of the batch, so it is added once, with the last part.
-            received = (*gradient, of_temperature if is_last else torch.zeros_like(of_temperature))
-            every = zip(forward(number, part), received, strict=True)
-            tensors, gradients_of_part = zip(*[pair for pair in every if pair[0].requires_grad], strict=True)
+            output_gradients = (*gradient, temperature_gradient if is_last else torch.zeros_like(temperature_gradient))
+            outputs_with_gradients = zip(forward(number, part), output_gradients, strict=True)
+            tensors, gradients_of_part = zip(
+                *[pair for pair in outputs_with_gradients if pair[0].requires_grad], strict=True
+            )
             torch.autograd.backward(tensors, gradients_of_part)
 
 

@@ -134,14 +134,14 @@ def train(
             if progress.batches_done < len(batches) and clock.is_checkpoint_due():
                 callbacks.on_checkpoint({}, take_snapshot(rank, trial, network, optimizer, progress, best))
 
-        took, metrics = clock.summarise_epoch(), Metrics()
+        timings, metrics = clock.summarise_epoch(), Metrics()
         if rank == 0:
-            began = time.monotonic()
+            validation_began = time.monotonic()
             metrics = validate(network, trial, validation, epoch, callbacks.on_embeddings)
             if trial.final_epoch or metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
                 best = checkpoint.copy_weights(network)
-            metrics |= took | {"validation_s": time.monotonic() - began}
+            metrics |= timings | {"validation_s": time.monotonic() - validation_began}
             metrics |= epoch_metrics(trial, progress, network, optimizer, len(batches))
             metrics["pairs_without_paraphrases"] = pairs.without_paraphrases
         progress.validation_losses += (broadcast_from_rank_0(metrics.get("validation_loss", 0.0), device),)
@@ -171,9 +171,9 @@ def epoch_metrics(
 def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     """Open the training pairs of a trial, without those that the store excludes."""
     splits = [open_split(store, name) for name in trial.train]
-    left_out = read_excluded_ids(store, trial.train)
+    excluded_ids = read_excluded_ids(store, trial.train)
     return ClipCaptionDataset(
-        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, left_out
+        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, excluded_ids
     )
 
 
@@ -242,9 +242,9 @@ def embed_part(
     included.
     """
     model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
-    device, shared = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
+    device, generator = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
     with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
-        outputs: Outputs = network(part.to(device), model.text.tokenize(part.captions).to(device), shared)
+        outputs: Outputs = network(part.to(device), model.text.tokenize(part.captions).to(device), generator)
     return outputs
 
 
@@ -254,9 +254,9 @@ def explain_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        held = f"{len(parts[0].captions)} pairs at a time ({max(len(part.segments) for part in parts)} segments)"
+        part_size = f"{len(parts[0].captions)} pairs at a time ({max(len(part.segments) for part in parts)} segments)"
         raise OutOfMemoryError(
-            f"out of memory in step {step + 1}, with the activations of {held}: lower micro_batch, or set "
+            f"out of memory in step {step + 1}, with the activations of {part_size}: lower micro_batch, or set "
             f"checkpoint_activations ({error})"
         ) from error
 
@@ -265,12 +265,12 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
     """Return the generator for draws shared by a global batch, and seed the global generator for a part's own draws
     (dropout).
     """
-    shared, own_seed = (
+    shared_seed, part_seed = (
         int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for entropy in ([seed, step], [seed, step, rank, 1, part])
     )
-    torch.manual_seed(own_seed)
-    return torch.Generator().manual_seed(shared)
+    torch.manual_seed(part_seed)
+    return torch.Generator().manual_seed(shared_seed)
 
 
 def format_loss_error(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:

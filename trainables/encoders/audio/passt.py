@@ -131,5 +131,5 @@ def flops(config: Config) -> float:
     """
     rows, columns = config.grid
     patches = operations.count_convolution(1, config.width, config.patch, rows * columns)
-    kept = (rows - config.patchout_frequency) * (columns - config.patchout_time)
-    return patches + operations.count_transformer(kept + 2, config.depth, config.width)
+    kept_patches = (rows - config.patchout_frequency) * (columns - config.patchout_time)
+    return patches + operations.count_transformer(kept_patches + 2, config.depth, config.width)

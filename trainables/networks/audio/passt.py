@@ -97,8 +97,8 @@ class PasstEncoder(nn.Module):
             patches_SDFT = drop_patches(patches_SDFT, 3, self.config.patchout_time, generator)
             patches_SDFT = drop_patches(patches_SDFT, 2, self.config.patchout_frequency, generator)
         patches_SPD = patches_SDFT.flatten(2).transpose(1, 2)
-        added = zip((net.cls_token, net.dist_token), net.new_pos_embed.split(1, dim=1), strict=True)
-        tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in added]
+        special_tokens = zip((net.cls_token, net.dist_token), net.new_pos_embed.split(1, dim=1), strict=True)
+        tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in special_tokens]
         tokens_SLD = torch.cat([*tokens_S1D, patches_SPD], dim=1)
         sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
         return sequence[:, :2].mean(dim=1)
@@ -107,10 +107,10 @@ class PasstEncoder(nn.Module):
 class Attention(nn.Module):
     """Self-attention with the parameters and weight names of hear21passt's layer; neither has attention dropout."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.heads: int = theirs.num_heads
-        self.qkv, self.proj = theirs.qkv, theirs.proj
+        self.heads: int = original.num_heads
+        self.qkv, self.proj = original.qkv, original.proj
 
     def forward(self, tokens_SLD: Tensor) -> Tensor:
         """Return the attended tokens [S, L, D] of tokens [S, L, D]."""
@@ -136,5 +136,5 @@ def drop_patches(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Ge
     if count == 0:
         return patches_SDFT
     size = patches_SDFT.shape[dim]
-    kept = torch.randperm(size, generator=generator)[: size - count].sort().values
-    return patches_SDFT.index_select(dim, kept.to(patches_SDFT.device))
+    kept_indices = torch.randperm(size, generator=generator)[: size - count].sort().values
+    return patches_SDFT.index_select(dim, kept_indices.to(patches_SDFT.device))
