@@ -116,7 +116,7 @@ class SweepPlan:
     """Trials of a sweep, their store, and the description that the ledger keeps."""
 
     title: str
-    command: str  # that continues it
+    command: str  # command that resumes the sweep
     trials: Sequence[Trial]
     store: Store
     cluster: Sequence[Bundle]
@@ -183,7 +183,7 @@ def with_default_name(options: OptionsT) -> OptionsT:
 def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> tuple[Stages, int]:
     """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
 
-    After a dry run the number is 0.
+    A dry run prints the trials and their cost, and returns no stages and 0.
     """
     runs, store, trials, nodes = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
@@ -233,7 +233,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     except KeyboardInterrupt:
         ray_tune.release_trials(ledger, sweep, list(todo))
         ledger.mark_ended(run_id, "KILLED")
-        print_line(f"\nInterrupted. To go on, from the last checkpoint of each trial: {plan.command}")
+        print_line(f"\nInterrupted. To resume from the last checkpoint of each trial: {plan.command}")
         raise
     num_unfinished = show_results(ledger, stages)
     if num_unfinished:
@@ -260,7 +260,7 @@ def describe_sweep(plan: SweepPlan, lines: Mapping[str, TrialProgress]) -> dict[
 def start_cluster(options: SweepOptions) -> list[Bundle]:
     """Start Ray, or join the cluster at RAY_ADDRESS, and return the resources of its nodes.
 
-    Processes of a cluster that is started here import the training modules while this process prepares the sweep.
+    If Ray is started here, its processes import the training modules while this process prepares the sweep.
     """
     from data.runtime.parallel import start_ray
     from sweeps.scheduling.ray_tune import QUIET_TUNE
@@ -300,13 +300,13 @@ def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
 def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
     """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
     if path.resolve() == options.ensemble.resolve():
-        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained: give another name")
+        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
     if (
         options.name in ledger.list_sweep_names()
         and ledger.find_sweep(options.name).description.get("retrain") != identity
     ):
         raise UserError(
-            f"--name {options.name}: a sweep has that name, and isn't this retraining of {options.ensemble}; "
+            f"--name {options.name}: a sweep of that name exists and isn't this retraining of {options.ensemble}; "
             "give another name"
         )
 

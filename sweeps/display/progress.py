@@ -19,11 +19,13 @@ from trainables.records.ledger import Ledger, TrialRun
 from trainables.records.mlflow_log import STEP
 
 ASK_EVERY_S = 3.0
+"""Interval in seconds between reads of the running trials' metrics."""
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
 """States of a trial by the status of its MLflow run."""
 
 SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command")
+"""States of the trials that have a row in the table."""
 
 
 @dataclass
@@ -113,7 +115,7 @@ def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
 def load_progress(
     ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
 ) -> list[TrialProgress]:
-    """Return the progress of a sweep's trials as logged in MLflow; `held` tells which trials a process is training."""
+    """Return the progress of a sweep's trials as logged in MLflow; `held` is true for trials in training."""
     lines = []
     for signature, description in trials.items():
         line = TrialProgress(**description)

@@ -51,7 +51,7 @@ class EpochWork:
 def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
     """Return the GPU seconds of a training that runs to its last epoch, without its pretraining, validation and start.
 
-    The tables of a split are read once per process.
+    A process reads the tables of each split once.
     """
     epoch = count_epoch_work(
         Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size
@@ -150,7 +150,7 @@ def describe_estimate(
         f"{format_hours(left)} GPU hours remain, of {format_hours(sum(cost.values()))} in total. Estimated on one "
         f"{gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in float32: "
         f"each pair costs three times the floating-point operations of a forward pass, once in frozen encoders. "
-        f"Trainings are assumed to run to their last epoch; validation, starting up and waiting for data aren't "
+        f"Trainings are assumed to run to their last epoch; validation, start-up and waiting for data aren't "
         f"counted.{stand_ins}"
     )
 

@@ -1,7 +1,7 @@
 """Retraining: the members of a selected ensemble, trained again on all splits for a submission or for use.
 
-As in the paper, the splits that selected and evaluated the members are trained on, too, and each training ends after
-the epoch that validation had found best. Retrained members cannot be evaluated on those splits any more.
+As in the paper, members are also trained on the validation and the test split, and each training ends after the epoch
+that was best on the validation split. Retrained members can no longer be evaluated on these splits.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +29,9 @@ class Retraining:
 
 
 def plan_retrainings(ensemble: Ensemble, path: Path, begin: FirstStage) -> list[Retraining]:
-    """Return the trials that replace the members. Raises UserError, with the path, for a member that cannot be
-    retrained.
+    """Return the trials that replace the members.
+
+    Raises UserError, with the path of the ensemble, if a member cannot be retrained.
     """
     retrainings = []
     for index, member in enumerate(ensemble.members):
@@ -93,8 +94,8 @@ def build_retrained_ensemble(
 ) -> Ensemble:
     """Return the ensemble of the retrained members, with the selected weights.
 
-    `runs` has each trial's signature and run id. The metrics of the selected ensemble are kept in `before_retraining`;
-    the retrained members' metrics are unknown.
+    `runs` maps each trial to its signature and run id. The selected ensemble, with its metrics, is stored in
+    `before_retraining`; the metrics of retrained members are unknown.
     """
     members = []
     for one in retrainings:

@@ -51,5 +51,5 @@ def encoder_errors_as_user_errors(config: AudioConfig | TextConfig) -> Iterator[
         yield
     except UserError:
         raise
-    except Exception as error:  # an encoder of the user's may raise anything
+    except Exception as error:  # a user's encoder may raise any exception
         raise UserError(f"the encoder {encoders.format_label(config)} can't be built: {error} ({config})") from error

@@ -1,8 +1,8 @@
 """Job queue: which trial starts next, given finished pretrainings and the cluster's free resources.
 
-There is no barrier between pretraining and fine-tuning: jobs that a finished pretraining makes ready wait in the same
-queue as all others, the longest chain of trials first. Only the first job of the queue may start. Jobs behind it wait
-even if they would fit, since small trials that overtake a large one could keep it waiting for ever.
+Fine-tunings do not wait for all pretrainings: when a pretraining has finished, its fine-tunings join the same queue as
+all other jobs, the longest chain of trials first. Only the first job of the queue may start. Jobs behind it wait even
+if they would fit, since small trials that overtake a large one could keep the large one waiting for ever.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from trainables.execution.resources import Bundle
 
 UNIT = 10_000
-"""Ray counts resources in ten-thousandths; integers don't drift when resources are taken and released."""
+"""Units per CPU or GPU: Ray counts resources in ten-thousandths. Sums of integers have no rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Job:
     """Entry of a trial in the queue: its parent, cost and resources."""
 
     key: str
-    bundles: tuple[Bundle, ...]  # one per process that Ray places, possibly on different nodes
+    bundles: tuple[Bundle, ...]  # resources of each process; Ray may place processes on different nodes
     cost: float = 1.0  # expected duration, in a unit shared by all jobs
-    parent: str | None = None  # job that must have succeeded before; if it isn't in the queue, it has
+    parent: str | None = None  # job that must succeed first; a parent that isn't in the queue has succeeded already
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,20 @@ class FreeResources:
 class JobQueue:
     """Queue of the jobs to run on a cluster.
 
-    A job's chain is its own cost plus that of the longest chain of jobs that wait for it; of equal chains, the one with
-    the most waiting work goes first. So pretrainings come first, and fine-tunings fill the remaining resources. Only
-    the order of costs matters: no job is delayed because another one is expected to end. A job that does not fit on the
-    empty cluster waits for nodes, and does not block others.
+    A job's chain is its own cost plus that of the longest chain of jobs that depend on it. Of equal chains, the one
+    with the larger total cost of dependent jobs goes first. So pretrainings start first, and fine-tunings use the
+    remaining resources. Only the order of costs matters: no job is delayed because another job is expected to end. A
+    job that does not fit on the empty cluster waits for nodes, and does not block others.
     """
 
     def __init__(self, jobs: Iterable[Job], nodes: Sequence[Bundle], max_concurrent: int | None = None) -> None:
         self.jobs = {job.key: job for job in jobs}
         self.nodes = tuple(nodes)
         self.max_concurrent = max_concurrent
-        self.dropped: dict[str, str] = {}  # jobs that cannot run any more, by the failed job that they depend on
+        self.dropped: dict[str, str] = {}  # failed job that each dropped job depends on; a dropped job never runs
         self.free_resources = FreeResources(nodes)
-        self.running: dict[
-            str, list[Placement] | None
-        ] = {}  # None: its nodes were lost, and it waits for a new placement
+        # The placements of a job are None if its nodes were lost and it waits for new placements.
+        self.running: dict[str, list[Placement] | None] = {}
         self.children: defaultdict[str, list[str]] = defaultdict(list)
         for job in self.jobs.values():
             if job.parent in self.jobs:
@@ -120,7 +119,7 @@ class JobQueue:
         return not self.ready and not self.waiting
 
     def resize(self, nodes: Sequence[Bundle]) -> None:
-        """Set the nodes of the cluster. Jobs that lost their placement get a new one before any other starts."""
+        """Set the nodes of the cluster. Jobs that lost their placements get new ones before any other job starts."""
         if tuple(nodes) == self.nodes:
             return
         self.nodes, self.free_resources = tuple(nodes), FreeResources(nodes)

@@ -41,8 +41,8 @@ THREAD_TIMEOUT_S = "600"
 """Time in seconds that Tune waits for the thread of a stopped trial, which may be writing a checkpoint."""
 
 FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
-"""Outcomes of a trial. The first three are keys of the metrics reported to Tune; a trial that reported none was stopped
-by the scheduler.
+"""Outcomes of a trial. The first three are keys of the metrics reported to Tune; a trial that reported none of them was
+stopped by the scheduler.
 """
 
 MAX_RESTARTS = 3
@@ -68,7 +68,8 @@ class SweepContext:
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
 
-    Errors of a trial are reported as an outcome, not raised: Tune retries what raises, which is meant for lost drivers.
+    Errors of a trial are reported as an outcome, not raised: Tune retries a function that raises, which is meant for
+    lost drivers.
     """
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_TIMEOUT_S)
     work, runs = config["work"], sweep.site.runs
@@ -88,7 +89,7 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
             )
             lease.require(runs)
         except Exception:
-            if not lease.is_held(runs):  # whatever the error is, another process has the trial
+            if not lease.is_held(runs):  # another process trains this trial, so the error does not matter
                 return {HELD: True}
             ledger.mark_ended(run_id, "FAILED")
             return {FAILED: traceback.format_exc()}
@@ -99,8 +100,8 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
 def trains_in_process(resources: Allocation) -> bool:
     """Return whether a trial trains in Tune's own process: one with a single worker does.
 
-    That process is re-used for the next trial, which then needs no start-up and no imports. Several workers are started
-    by Ray Train for each trial, while Tune's process waits for them.
+    Tune's process is re-used for the next trial, which saves the start-up and the imports. If a trial has several
+    workers, Ray Train starts them for this trial, while Tune's process waits for them.
     """
     return resources.workers == 1
 
@@ -117,7 +118,7 @@ def train_and_report(work: TrainingJob) -> Metrics:
 
 
 def bundle_of_process(resources: Allocation) -> Bundle:
-    """Return the resources of Tune's process of a trial: a worker's, or next to nothing if it only waits."""
+    """Return the resources of Tune's process of a trial: a worker's, or a small share of a CPU if it only waits."""
     return resources.worker if trains_in_process(resources) else Bundle(DRIVER_CPUS)
 
 
@@ -173,7 +174,7 @@ def find_outcome(result: Mapping[str, Any]) -> str:
 
 
 def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str]) -> None:
-    """Release the leases that this command holds of these trials, and mark the trials that nobody trains as KILLED."""
+    """Release this command's leases of these trials, and mark the trials that no process trains as KILLED."""
     for signature in signatures:
         leases.release_own(sweep.site.runs, signature, sweep.command)
         run = ledger.find_trial(signature)
@@ -225,8 +226,8 @@ def run_trials(
         jobs.append(make_job(signature, parent, costs[signature], sweep.resources[trial.stage]))
         work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trial_records.to_json(trial)}
         configs[signature] = {"work": work}
-    # Ray re-uses pre-started processes only for tasks without environment variables of their own; this variable is for
-    # PyTorch Lightning.
+    # Ray re-uses pre-started processes only for tasks that set no environment variables. Tune sets this variable for
+    # PyTorch Lightning, which isn't used here.
     class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
     queue = JobQueue(jobs, list_nodes(), max_concurrent)
     epochs = {trial.stage: 1 for trial in trials.values()}
@@ -242,7 +243,7 @@ def run_trials(
             ),
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
-            # A stopped trial's process ends its own training, but not the workers that it waits for.
+            # Stopping a trial ends a training in its own process, but not one in the workers of Ray Train.
             reuse_actors=not with_asha or all(trains_in_process(each) for each in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(

@@ -1,4 +1,4 @@
-"""Rounds of trials, run until each has finished or failed; other commands may train some of them."""
+"""Rounds of trials, run until each trial has finished or failed; other commands may train some of the trials."""
 
 import time
 from collections.abc import Mapping
@@ -24,7 +24,10 @@ def run_until_done(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> None:
-    """Run trials until each has finished or failed; a trial of another command is waited for, or taken over."""
+    """Run trials until each has finished or failed.
+
+    A trial that another command trains is waited for, and trained here if that command releases or loses its lease.
+    """
     left, lost = dict(todo), set[str]()
     while left:
         held = {signature for signature in left if leases.find_holder(sweep.site.runs, signature)}
