@@ -1,6 +1,6 @@
 """Write paraphrases of a split's captions with a chat model, for data augmentation in fine-tuning.
 
-The key is read from OPENAI_API_KEY. Every answer is kept in a journal: if the
+The API key is read from OPENAI_API_KEY. Every answer is kept in a journal: if the
 command is interrupted, re-run it to resume.
 
 Examples:
@@ -144,7 +144,7 @@ def paraphrase_command(options: AskOptions) -> int:
     refuse_ignored_options(options, by_rules)
     captions = ParaphraseJob(open_caption_split(options), options.model, options.variants)
     price = find_price(options)
-    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules give the same sentences again
+    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules always write the same sentences
     if options.dry_run:
         print_estimate(captions, attempts, price, options.batch)
         return 0
@@ -176,14 +176,14 @@ def paraphrase_command(options: AskOptions) -> int:
 
 
 def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
-    """Raise UserError for options that the chosen way of asking would ignore."""
+    """Raise UserError if an option is given that the model or mode would ignore."""
     if by_rules:
-        why = f"{grammar.NAME} is asked without a server, for nothing"
+        why = f"{grammar.NAME} needs no server and costs nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
     elif options.batch:
-        why, ignored = "with --batch the server decides", ["concurrency"]
+        why, ignored = "with --batch the server sets it", ["concurrency"]
     else:
-        why, ignored = "that is for --batch", ["batch_size", "poll"]
+        why, ignored = "it has no effect without --batch", ["batch_size", "poll"]
     for name in ignored:
         if getattr(options, name):
             raise UserError(f"{flag(name)}: {why}; remove it")
@@ -214,7 +214,7 @@ def refuse_open_batch(captions: ParaphraseJob) -> None:
 def ask_in_batches(
     options: AskOptions, captions: ParaphraseJob, journal: Journal, answered: AnswerLog, budget: Budget
 ) -> str:
-    """Ask through the Batch API; return the reason why not all was asked, or ''."""
+    """Ask through the Batch API; return the reason for not asking about all captions, or ''."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
@@ -237,10 +237,10 @@ def ask_in_batches(
 
 
 def open_caption_split(options: CaptionOptions) -> StoredSplit:
-    """Return the split whose captions are meant. Raises UserError if it cannot have paraphrases."""
+    """Return the split that the options name. Raises UserError if it cannot have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:
-        raise UserError(f"{store} is an object store: paraphrase the local store, and upload it again")
+        raise UserError(f"{store} is an object store: paraphrase a local copy, and upload it again")
     split = options.split or corpora.load(options.corpus).ROLES["train"]
     caption_split = open_split(store, f"{options.corpus}/{split}")
     if caption_split.manifest.clips_of or not caption_split.manifest.queries_are_captions:
@@ -249,9 +249,7 @@ def open_caption_split(options: CaptionOptions) -> StoredSplit:
 
 
 def find_price(options: AskOptions) -> Price | None:
-    """Return the price of the model, or None if unknown. Raises UserError if a budget is given and the price is
-    unknown.
-    """
+    """Return the price of the model, or None if unknown. Raises UserError if it is unknown and a budget is given."""
     price = Price(*options.price) if options.price else prices.find_price(options.model)
     if options.budget is not None and price is None:
         raise UserError(
@@ -262,9 +260,9 @@ def find_price(options: AskOptions) -> Price | None:
 
 
 def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Return whether a split has paraphrases by this model and instruction. Raises UserError if it has others and
-    --replace isn't given.
+    """Return whether all paraphrases of a split, if any, are by this model and instruction.
 
+    Raises UserError if it has other paraphrases and --replace isn't given.
     """
     there = find_author(split)
     if not there or there == (model, instruction) or there == (model, None):
@@ -280,7 +278,7 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
     """Return the model and the instruction's version that wrote a split's paraphrases, or None.
 
-    The version is '' if the instruction is unknown, and None in tables written before it was recorded.
+    The version is '' if the instruction is unknown, and None in tables written before versions were recorded.
     """
     if not (table := split.read_paraphrases_table()):
         return None
@@ -300,10 +298,10 @@ def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, 
             asked, answer = estimate_tokens(request, answered)
             input_tokens, output_tokens = input_tokens + asked, output_tokens + answer
     num_captions = sum(1 for _ in captions.iter_requests())
-    basis = "as they were on average so far" if answered.tokens.answers else "estimated: four characters each"
+    basis = "average of the answers so far" if answered.tokens.answers else "estimated: four characters each"
     lines = [
-        f"{captions.split.name}: {num_captions:,} captions, {requests:,} different requests to {captions.model}",
-        f"answered already: {requests - todo:,}; to be asked: {todo:,}",
+        f"{captions.split.name}: {num_captions:,} captions, {requests:,} distinct requests to {captions.model}",
+        f"already answered: {requests - todo:,}; to be sent: {todo:,}",
         f"tokens ({basis}): {input_tokens:,.0f} of requests, {output_tokens:,.0f} of answers",
     ]
     if price:
@@ -312,7 +310,7 @@ def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, 
         way = f" ({cheaper:,.2f} with --batch)"
         if batch:
             dollars, way = cheaper, ", through the Batch API"
-        source = f"prices of {prices.AS_OF} unless --price says otherwise; without what is asked again"
+        source = f"prices of {prices.AS_OF} unless --price is given; without repeated requests"
         lines.append(f"price: {dollars:,.2f} USD{way}; {source}")
     else:
         lines.append(f"price: unknown for {captions.model!r} (--price INPUT OUTPUT, in USD per million tokens)")
@@ -336,7 +334,7 @@ def import_command(options: ImportOptions) -> int:
         why = (
             f"its {len(imported.unknown):,} entries are about other captions"
             if imported.unknown
-            else "all fail the checks"
+            else "all of them fail the checks"
         )
         raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
     with lock_journal(journal_path(split)):
@@ -346,7 +344,7 @@ def import_command(options: ImportOptions) -> int:
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
     )
     for name, count in imported.failed.items():
-        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (left out)"))
+        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (not kept)"))
     if imported.unknown:
         logger.info(f"{len(imported.unknown):,} entries are about other captions:")
         for line in imported.unknown[:MAX_LOGGED_INCOMPLETE]:
@@ -373,7 +371,7 @@ def review_command(options: ReviewOptions) -> int:
         raise UserError(f"{store} has no paraphrases" + (f" of {options.split}" if options.split else ""))
     if options.out and len(reviewable) > 1:
         names = ", ".join(split.name for split, *_ in reviewable)
-        raise UserError(f"--out {options.out}: one page for several splits ({names}); choose one with --split")
+        raise UserError(f"--out {options.out}: one page can't show several splits ({names}): choose one with --split")
     for split, model, instruction in reviewable:
         path = options.out or store.path / split.name / REVIEW_FILE
         write_review(split, model, instruction, path)

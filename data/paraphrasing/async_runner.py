@@ -23,9 +23,7 @@ MAX_LOGGED_FAILURES = 20
 
 @dataclass
 class ParaphraseRun:
-    """A run that asks about every caption until it has enough paraphrases, or the maximum number of attempts is
-    reached.
-    """
+    """A run that asks about each caption until it has enough paraphrases, or `attempts` answers."""
 
     model: ParaphraseModel
     journal: Journal
@@ -36,14 +34,14 @@ class ParaphraseRun:
     stopped: str = ""  # reason why no further requests are sent
     interrupts: int = 0
     unanswered: int = 0
-    in_a_row: int = 0
-    defect: Exception | None = None
+    in_a_row: int = 0  # consecutive unanswered requests
+    defect: Exception | None = None  # first unexpected error
 
     def ask_all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all captions that aren't done, `concurrency` of them at a time.
 
-        If the run ends early, requests in progress are completed and their answers kept, except at a second Ctrl-C,
-        which raises KeyboardInterrupt. Unexpected errors are raised afterwards.
+        If the run ends early, requests in progress are completed and their answers kept. A second Ctrl-C cancels these
+        requests and raises KeyboardInterrupt. Unexpected errors are raised at the end of the run.
         """
         try:
             asyncio.run(self._all(requests, concurrency))
@@ -108,9 +106,8 @@ class ParaphraseRun:
                 return
             with self.budget.reserve(request) as granted:
                 if not granted:
-                    self.stopped = (
-                        self.stopped or self.budget.exhausted_reason()
-                    )  # the other requests' cost is reserved
+                    # Requests in progress continue: their cost is reserved.
+                    self.stopped = self.stopped or self.budget.exhausted_reason()
                     return
                 answer = await self.model.ask(request)
                 line = to_line(request, answer)

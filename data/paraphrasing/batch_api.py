@@ -1,8 +1,8 @@
 """Requests through OpenAI's Batch API: half the price, answers within a day.
 
-Requests are submitted as files. The ids and contents of our batches are recorded beside the journal, so that captions
-in a batch are not asked about interactively, and in metadata on the server, so that a run that was killed while
-submitting finds its batch again.
+Requests are submitted as files. Each batch is recorded beside the journal, with its model and instruction, so that its
+captions are not asked about interactively as well. The metadata of a batch on the server identify the split, model and
+instruction, so that the next run finds the batch if a run is killed while it submits.
 """
 
 import asyncio
@@ -39,7 +39,9 @@ BATCHES_FILE = "paraphrases-batches.json"
 """File with the submitted batches of a split: an Entry by the id of the file of requests."""
 
 Entry = dict[str, str]
-"""'model' and 'instruction'; 'batch', its id, '' until the server has returned it; 'state', 'open' or 'collected'."""
+"""Record of a batch: 'model'; 'instruction'; 'batch', the id, '' until the server has returned it; 'state', 'open' or
+'collected'.
+"""
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MAX_BYTES = 190 * 2**20
@@ -49,7 +51,7 @@ ANSWERS_PER_WRITE = 1000
 """Number of answers that are written and synced together."""
 
 SETTLE_S = 5.0
-"""Time in seconds before a batch that may have been accepted is searched for."""
+"""Seconds to wait, after a lost answer, before the server's list is searched for the batch."""
 
 MAX_FAILED_POLLS = 16
 """Maximum number of consecutive unanswered status requests before the run ends."""
@@ -95,7 +97,7 @@ class BatchRun:
     attempts: int
     poll_s: float
     batch_size: int
-    stopped: str = ""  # reason why not all was asked
+    stopped: str = ""  # reason for not asking about all captions
 
     async def ask_all(self) -> None:
         """Collect earlier batches, then submit requests until every caption is done."""
@@ -122,7 +124,7 @@ class BatchRun:
 
     @property
     def tag(self) -> dict[str, str]:
-        """Tag that distinguishes our batches from others."""
+        """Metadata that identify the batches of this split, model and instruction."""
         what = json.dumps([self.captions.split.name, self.captions.model, self.captions.instruction])
         return {"chorale": hashlib.sha256(what.encode()).hexdigest()[:32]}
 
@@ -148,7 +150,7 @@ class BatchRun:
         return list((noted | listed).items())
 
     async def fetch_uncollected(self) -> AsyncIterator[Batch]:
-        """Return the batches on the server that carry our tag and have not been collected."""
+        """Yield the batches on the server that have the tag and have not been collected."""
         collected = {file_id for file_id, entry in read_batches(self.captions).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
             if (
@@ -159,7 +161,10 @@ class BatchRun:
                 yield batch
 
     async def submit_once(self, file_id: str) -> str:
-        """Submit an uploaded file once: if the answer is lost, the server's list tells whether it was accepted."""
+        """Submit an uploaded file once; if the answer is lost, look in the server's list for the batch.
+
+        Returns the id of the batch.
+        """
         try:
             return await self.create_batch(file_id)
         except (openai.APIConnectionError, openai.InternalServerError):
@@ -167,13 +172,13 @@ class BatchRun:
             async for batch in self.fetch_uncollected():
                 if batch.input_file_id == file_id:
                     return batch.id
-            raise  # if the batch appears later, the next run finds it
+            raise  # the next run finds the batch if it appears later
         except (openai.APIStatusError, UserError):
             self.forget(file_id)
             raise
 
     async def create_batch(self, file_id: str) -> str:
-        """Create a batch and return its id; retried after a rate limit, since the batch was not created then."""
+        """Create a batch and return its id; retry only after a rate limit, since no batch was created then."""
         once = self.client.with_options(max_retries=0)
         pauses = 0
         while True:
@@ -219,10 +224,10 @@ class BatchRun:
     async def submit(self, file: Path) -> tuple[str, str]:
         """Submit a file of requests; return the ids of the file and of its batch."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
-        self.record(uploaded.id, "", "open")  # the server may accept it while its answer is lost
+        self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
         self.record(uploaded.id, batch_id, "open")
-        logger.info("handed in batch %s", batch_id)
+        logger.info("submitted batch %s", batch_id)
         return uploaded.id, batch_id
 
     async def collect(self, file_id: str, batch_id: str) -> int:
@@ -236,7 +241,9 @@ class BatchRun:
                 content = await self.client.files.content(answers_id)
                 number += await self.write_answers(batch_id, content.content, there)
         except (BatchLostError, openai.NotFoundError) as error:
-            why = str(error) if isinstance(error, BatchLostError) else f"the answers of batch {batch_id} are gone (404)"
+            why = f"the answers of batch {batch_id} no longer exist (404)"
+            if isinstance(error, BatchLostError):
+                why = str(error)
             logger.warning(why)
             self.stopped = why
         self.record(file_id, batch_id, "collected")
@@ -280,7 +287,7 @@ class BatchRun:
                 if lost == MAX_FAILED_POLLS:
                     raise
                 logger.warning(
-                    "batch %s: %s; looking again", batch_id, describe_error(error, self.client, self.captions.model)
+                    "batch %s: %s; trying again", batch_id, describe_error(error, self.client, self.captions.model)
                 )
                 await asyncio.sleep(self.poll_s)
                 continue

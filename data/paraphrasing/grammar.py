@@ -1,8 +1,9 @@
 """A small rule-based paraphraser of captions, for machines without a language model: `--model grammar`.
 
-It recognises how the clauses of a caption are related in time, and expresses the same in another order; changes some
-active clauses into the passive voice; and replaces words by others of similar meaning. The same caption always gets the
-same sentences. It knows nothing of sound and adds nothing to a caption, so it does not replace a language model.
+The paraphraser recognises how the clauses of a caption are related in time, and expresses the same relation in another
+order. It changes some active clauses into the passive voice, and replaces words by others of similar meaning. The same
+caption always gets the same sentences. The paraphraser has no knowledge of sounds and adds no detail to a caption, so
+it does not replace a language model.
 """
 
 import hashlib
@@ -45,13 +46,13 @@ PASSIVE = (
     "moves/moved, pushes/pushed, pulls/pulled, throws/thrown, breaks/broken, turns/turned, washes/washed, "
     "sweeps/swept, drives/driven, rides/ridden, fires/fired, blows/blown, stirs/stirred, crumples/crumpled"
 )
-"""Verbs that can take an object: third person and participle."""
+"""Verbs that can take an object: third person singular and participle."""
 
 NAME = "grammar"
 """Name of the model."""
 
 VERSION = "rules2"
-"""Version of the rules; change it whenever they write other sentences."""
+"""Version of the rules; change it whenever the rules write other sentences."""
 
 DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
 ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
@@ -85,12 +86,12 @@ CLAUSE = re.compile(
         |^\w+\s\w+\s(?:.*\s)?\w+(?:s|ing|ed)\b                   # a big dog barks""",
     re.VERBOSE,
 )
-"""Pattern of a clause that describes an event, and not only a thing such as 'the door'."""
+"""Pattern of a clause that describes an event; a thing such as 'the door' is no clause."""
 
 
 @dataclass(frozen=True)
 class CaptionContent:
-    """Content of a caption: events in sequence, and what happens at the same time."""
+    """Content of a caption: events in sequence, and clauses about the same time."""
 
     events: tuple[str, ...]
     meanwhile: tuple[str, ...]
@@ -192,8 +193,9 @@ def find_replacements(match: re.Match[str]) -> list[str]:
 
 
 def make_passive(clause: str) -> str:
-    """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; unchanged if no rule
-    applies.
+    """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man".
+
+    If no rule applies, the clause is unchanged.
     """
     if not (match := ACTIVE.match(clause)):
         return clause

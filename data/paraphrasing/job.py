@@ -36,7 +36,7 @@ INSTRUCTION_VERSION = "dcase2023"
 JOURNAL_FILE = "paraphrases.jsonl"
 
 TOKENS_PER_SENTENCE = 18
-"""Tokens of a sentence with its index: assumed until a journal has the model's own counts."""
+"""Assumed number of tokens of a sentence with its index, until the journal contains counts by the model."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Request:
     """Request about one caption. Clips with the same caption and tags share a request."""
 
     model: str
-    instruction: str  # its version and the number of sentences, 'dcase2023/5'
+    instruction: str  # version of the instruction and number of sentences, 'dcase2023/5'
     caption: str
     tags: tuple[str, ...]
 
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that identify the request."""
-        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
+        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: captions may have no UTF-8
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer to a request. An answer that is malformed or refuses has no text and states the problem."""
+    """Answer to a request; `problem` is the reason if the text is missing or cut short."""
 
     text: str
     problem: str = ""
@@ -95,7 +95,7 @@ class ParaphraseJob:
 
     @property
     def instruction(self) -> str:
-        """Version of the instruction, or of the rules for the rule-based paraphraser; and the number of sentences."""
+        """Version of the instruction, or of the rules of the rule-based paraphraser, and number of sentences."""
         version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
         return f"{version}/{self.variants}"
 
@@ -142,7 +142,7 @@ class TokenCounts:
 class AnswerLog:
     """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
 
-    For the budget, the tokens of all answers by the model are counted as well, whatever the instruction was.
+    For the budget, the tokens of all answers by the model are counted as well, including those to other instructions.
     """
 
     def __init__(self, captions: ParaphraseJob) -> None:
@@ -180,7 +180,7 @@ class AnswerLog:
         return [line["answer"] for line in self.read_lines(request)]
 
     def is_done(self, request: Request, attempts: int) -> bool:
-        """Return whether nothing more is to be asked about a caption."""
+        """Return whether a caption needs no further request."""
         return is_done(request, self.read_texts(request), attempts)
 
 
@@ -214,8 +214,8 @@ class Budget:
     price: Price | None
     limit_usd: float | None
     answered: AnswerLog
-    in_batches: bool = False  # how this run asks
-    running: float = 0.0  # USD of open requests
+    in_batches: bool = False  # True if this run asks through the Batch API
+    running: float = 0.0  # USD reserved for requests in progress
 
     def spent(self) -> float:
         """Return the USD spent so far."""
@@ -231,11 +231,11 @@ class Budget:
         return f", {self.spent():.2f} USD" if self.price else ""
 
     def exhausted_reason(self) -> str:
-        """Return the reason why nothing more is asked, or ''."""
+        """Return the reason why no further requests are sent."""
         return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
 
     def allows(self, usd: float) -> bool:
-        """Return whether so much can still be spent."""
+        """Return whether an amount in USD can still be spent."""
         return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
 
     def estimate(self, request: Request) -> float:
@@ -248,7 +248,7 @@ class Budget:
 
     @contextlib.contextmanager
     def reserve(self, request: Request) -> Iterator[bool]:
-        """Reserve money for a request within the context; yields whether there is enough."""
+        """Reserve the cost of a request within the context; yield whether the budget allows it."""
         cost = self.estimate(request)
         if not self.allows(cost):
             yield False
@@ -261,12 +261,12 @@ class Budget:
 
 
 def estimate_tokens(request: Request, answered: AnswerLog) -> tuple[float, float]:
-    """Return the tokens of a request and of its answer: the average so far, or as assumed."""
+    """Return the tokens of a request and of its answer: the averages so far, or an estimate before the first answer."""
     if number := answered.tokens.answers:
         return answered.tokens.input / number, answered.tokens.output / number
     return count_tokens([request.prompt]), TOKENS_PER_SENTENCE * request.number
 
 
 def count_tokens(texts: Sequence[str]) -> int:
-    """Return about how many tokens some texts have: one per four characters, as OpenAI says of English."""
+    """Return the approximate number of tokens of texts: one per four characters, OpenAI's figure for English."""
     return sum(-(-len(text) // 4) for text in texts)

@@ -32,12 +32,12 @@ class ParaphraseOutcome:
 
     captions: int = 0
     complete: int = 0
-    without: int = 0
+    without: int = 0  # captions without any paraphrase
     unanswered: int = 0
     paraphrases: int = 0
     sentences: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # sentences by check
-    incomplete: list[str] = field(default_factory=list)  # the first captions to review
+    failed: Counter[str] = field(default_factory=Counter)  # failed sentences by check
+    incomplete: list[str] = field(default_factory=list)  # the first captions with too few paraphrases
 
 
 def filter_paraphrases(
@@ -74,7 +74,7 @@ def filter_paraphrases(
 
 
 def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, has_own_table: bool) -> ParaphraseOutcome:
-    """Write the split's table, unless it would be empty or would replace another one by an incomplete one."""
+    """Write the split's table, unless it would be empty, or would replace another author's table while incomplete."""
     complete = has_own_table or all(answered.is_done(request, attempts) for request in captions.distinct_requests())
     outcome = ParaphraseOutcome()
     rows = (row for _, row in filter_paraphrases(captions, answered, attempts, outcome) if row)
@@ -82,7 +82,7 @@ def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, has
     if first and complete:
         split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
         return outcome
-    for _ in rows:  # to count them
+    for _ in rows:  # count the captions in the outcome
         pass
     if not complete:
         logger.info("the existing table is kept until all captions are answered")
@@ -107,7 +107,7 @@ def format_summary(outcome: ParaphraseOutcome, captions: ParaphraseJob, budget: 
         lines.append(f"to review: {incomplete:,} captions with too few paraphrases")
         lines += [f"  {line}" for line in outcome.incomplete]
         if incomplete > len(outcome.incomplete):
-            lines.append(f"  ... all of them: python data/paraphrase.py review --store {captions.split.store}")
+            lines.append(f"  to see all of them: python data/paraphrase.py review --store {captions.split.store}")
     return lines
 
 

@@ -17,8 +17,8 @@ class ImportResult:
     """Paraphrases of a file that match a split's captions."""
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
-    unknown: list[str]  # entries about other captions
-    failed: Counter[str]  # sentences by check
+    unknown: list[str]  # descriptions of entries whose caption isn't in the split
+    failed: Counter[str]  # failed sentences by check
 
 
 def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> ImportResult:
@@ -30,7 +30,7 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
             captions_by_key.setdefault((name, normalise(caption)), []).append((clip_id, caption))
     result = ImportResult({}, [], Counter())
     for number, (path, caption, variations) in enumerate(entries, start=1):
-        name = PureWindowsPath(path).name  # whatever way its strokes go
+        name = PureWindowsPath(path).name  # separated by / or \
         there = captions_by_key.get((name, normalise(caption)), [])
         if not there:
             result.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
@@ -45,7 +45,7 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
-    """Return the entries of a file of paraphrases. Raises UserError with the problem if it is invalid."""
+    """Return the entries of a file of paraphrases. Raises UserError, with the problem, if the file is invalid."""
     entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
