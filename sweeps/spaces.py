@@ -174,13 +174,13 @@ def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_se
     shifted as well, unless `seeds` is given: with both, each fine-tuning becomes `seeds` times `pretraining_seeds`
     trials.
     """
-    varied = []
+    with_further_seeds = []
     for trial in trials:
         for shift in range(pretraining_seeds or 1):
             shifts = range(seeds) if seeds and trial.pretraining else (shift,)
             parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
-            varied += [replace(trial, seed=trial.seed + tuned, pretraining=parent) for tuned in shifts]
-    return deduplicate(*varied)
+            with_further_seeds += [replace(trial, seed=trial.seed + tuned, pretraining=parent) for tuned in shifts]
+    return deduplicate(*with_further_seeds)
 
 
 def shift_seeds(trial: Trial, shift: int) -> Trial:
@@ -200,11 +200,11 @@ def check_trials(trials: object) -> list[Trial]:
         raise UserError(f"the space returned a {type(trials).__name__}: it must return a list of trials")
     if not trials:
         raise UserError("the space returned no trial: it must return at least one")
-    numbers: dict[Trial, int] = {}
+    number_of_trial: dict[Trial, int] = {}
     for number, trial in enumerate(trials, start=1):
         if not isinstance(trial, Trial):
             raise UserError(f"entry {number} of the space is a {type(trial).__name__}: each must be a Trial")
-        if (first := numbers.setdefault(trial, number)) < number:
+        if (first := number_of_trial.setdefault(trial, number)) < number:
             raise UserError(f"entries {first} and {number} of the space are the same trial, {trial.name}: remove one")
     first_trial = trials[0]
     for trial in (part for listed in trials for part in iter_stages(listed)):

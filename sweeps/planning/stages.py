@@ -25,11 +25,11 @@ def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stage
     return stages
 
 
-def find_parents(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
+def find_parents(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
     """Return the signature of each trial's pretraining by the trial's own signature; None if it has none."""
     return {
         signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
-        for signature, trial in every.items()
+        for signature, trial in trials.items()
     }
 
 

@@ -46,15 +46,15 @@ class FreeResources:
 
     def take(self, bundles: Sequence[Bundle]) -> list[Placement] | None:
         """Place all bundles, the largest first; return None and take nothing if one does not fit."""
-        taken: list[Placement] = []
+        placements: list[Placement] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
             placement = self.find_placement(bundle)
             if placement is None:
-                self.release(taken)
+                self.release(placements)
                 return None
             self._change(placement, -1)
-            taken.append(placement)
-        return taken
+            placements.append(placement)
+        return placements
 
     def release(self, placements: Sequence[Placement]) -> None:
         """Release placements."""
@@ -75,9 +75,9 @@ class FreeResources:
             fitting = sorted((free, gpu) for gpu, free in enumerate(free_gpus) if free >= share)[:count]
             if free_cpus < cpus or len(fitting) < count:
                 continue
-            left = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
-            if best is None or left < best[0]:
-                best = left, Placement(node, cpus, tuple(gpu for _, gpu in fitting), share)
+            free_units = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
+            if best is None or free_units < best[0]:
+                best = free_units, Placement(node, cpus, tuple(gpu for _, gpu in fitting), share)
         return best[1] if best else None
 
 
@@ -102,9 +102,9 @@ class JobQueue:
         for job in self.jobs.values():
             if job.parent in self.jobs:
                 self.children[job.parent].append(job.key)
-        line = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
-        self.turn = {key: turn for turn, key in enumerate(line)}
-        self.ready = [key for key in line if self.jobs[key].parent not in self.jobs]
+        order = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
+        self.positions = {key: position for position, key in enumerate(order)}
+        self.ready = [key for key in order if self.jobs[key].parent not in self.jobs]
         self.waiting = set(self.jobs) - set(self.ready)
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
@@ -134,9 +134,9 @@ class JobQueue:
             bundles = self.jobs[key].bundles
             placements = self.free_resources.take(bundles)
             if placements is not None:
-                goes_on = key in self.running
+                is_running = key in self.running
                 self.running[key] = placements
-                if not goes_on:
+                if not is_running:
                     self.ready.remove(key)
                     return key
             elif FreeResources(self.nodes).take(bundles) is not None:
@@ -149,7 +149,7 @@ class JobQueue:
         if succeeded:
             for child in self.children.get(key, []):
                 self.waiting.remove(child)
-                insort(self.ready, child, key=self.turn.__getitem__)
+                insort(self.ready, child, key=self.positions.__getitem__)
         else:
             self.dropped |= dict.fromkeys(self.find_dependents(key), key)
             self.waiting -= self.dropped.keys()

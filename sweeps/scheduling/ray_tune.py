@@ -106,15 +106,15 @@ def trains_in_process(resources: Allocation) -> bool:
     return resources.workers == 1
 
 
-def train_and_report(work: TrainingJob) -> Metrics:
+def train_and_report(job: TrainingJob) -> Metrics:
     """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
-    if trains_in_process(work.resources):
-        return train_in_process(work, tune.report)
+    if trains_in_process(job.resources):
+        return train_in_process(job, tune.report)
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from trainables.execution.ray_adapter import fit
 
-    return fit(work, [TuneReportCallback()])
+    return fit(job, [TuneReportCallback()])
 
 
 def bundle_of_process(resources: Allocation) -> Bundle:
@@ -157,10 +157,10 @@ class TuneCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show the outcome of a trial that ended without an error."""
         signature = trial.config["work"]["signature"]
-        end = find_outcome(trial.last_result)
-        if end == STOPPED:
+        outcome = find_outcome(trial.last_result)
+        if outcome == STOPPED:
             release_trials(self.ledger, self.sweep, [signature])
-        self.display.show_end(signature, "held by another command" if end == HELD else end)
+        self.display.show_end(signature, "held by another command" if outcome == HELD else outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial's driver has been lost too often."""
@@ -170,7 +170,7 @@ class TuneCallback(tune.Callback):
 
 def find_outcome(result: Mapping[str, Any]) -> str:
     """Return the outcome of a trial from the last result that it reported."""
-    return next((end for end in (FINISHED, HELD, FAILED) if end in result), STOPPED)
+    return next((outcome for outcome in (FINISHED, HELD, FAILED) if outcome in result), STOPPED)
 
 
 def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str]) -> None:
@@ -187,22 +187,22 @@ class AshaByStage(FIFOScheduler):
 
     def __init__(self, epochs: Mapping[str, int]) -> None:
         super().__init__()
-        self.of_stage = {
+        self.schedulers = {
             stage: ASHAScheduler(
-                "epoch", "best_map10", "max", most, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
+                "epoch", "best_map10", "max", max_epochs, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
             )
-            for stage, most in epochs.items()
+            for stage, max_epochs in epochs.items()
         }
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial to the bracket of its stage."""
-        self.of_stage[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
+        self.schedulers[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return whether a trial continues after the result that it reported."""
         if FINISHED in result:
             return str(TrialScheduler.CONTINUE)
-        return str(self.of_stage[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
+        return str(self.schedulers[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
 
 
 def run_trials(
@@ -244,7 +244,7 @@ def run_trials(
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
             # Stopping a trial ends a training in its own process, but not one in the workers of Ray Train.
-            reuse_actors=not with_asha or all(trains_in_process(each) for each in sweep.resources.values()),
+            reuse_actors=not with_asha or all(trains_in_process(allocation) for allocation in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(
             name=sweep.run_id,
@@ -254,11 +254,11 @@ def run_trials(
             verbose=0,
         ),
     )
-    ends = {}
+    outcomes = {}
     for result in tuner.fit():
         signature = result.config["work"]["signature"]
-        ends[signature] = FAILED if result.error else find_outcome(result.metrics)
-        if ends[signature] == FAILED:
+        outcomes[signature] = FAILED if result.error else find_outcome(result.metrics)
+        if outcomes[signature] == FAILED:
             error = str(result.error or result.metrics[FAILED]).strip()
             error_file = Path(result.path) / "error.txt"
             error_file.write_text(error, encoding="utf-8")
@@ -267,4 +267,4 @@ def run_trials(
                 markup=False,
                 highlight=False,
             )
-    return ends
+    return outcomes
