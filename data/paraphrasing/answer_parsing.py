@@ -92,12 +92,12 @@ def parse_sentences(answer: str) -> list[str]:
     lines = [line for line in REASONING.sub("", answer).strip().splitlines() if not FENCE.match(line)]
     text = "\n".join(lines)
     parts = punctuate_indexes(join_index_lines([part.strip() for line in lines for part in INLINE_INDEX.split(line)]))
-    if (listed := extract_json_strings(text)) is not None:
-        sentences = [clean_sentence(entry) for entry in listed]
+    if (json_strings := extract_json_strings(text)) is not None:
+        sentences = [clean_sentence(entry) for entry in json_strings]
     elif any(INDEX.match(part) for part in parts):
         sentences = join_numbered_lines(parts)
-    elif (embedded := EMBEDDED_JSON.search(text)) and (listed := extract_json_strings(embedded[0])) is not None:
-        sentences = [clean_sentence(entry) for entry in listed]
+    elif (embedded := EMBEDDED_JSON.search(text)) and (json_strings := extract_json_strings(embedded[0])) is not None:
+        sentences = [clean_sentence(entry) for entry in json_strings]
     elif is_refusal(text):
         return []
     else:

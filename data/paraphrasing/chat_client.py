@@ -97,7 +97,7 @@ class AdaptiveConcurrencyLimiter:
     """
 
     def __init__(self, maximum: int) -> None:
-        self.most = maximum
+        self.maximum = maximum
         self.limit = float(maximum)
         self.running = 0
         self.to_ignore = 0  # responses to requests that were running when the limit was halved
@@ -120,7 +120,7 @@ class AdaptiveConcurrencyLimiter:
         """Adapt the limit to the status of a response; only rate limits lower it."""
         self.to_ignore = max(0, self.to_ignore - 1)
         if status < httpx2.codes.BAD_REQUEST:
-            self.limit = min(self.most, self.limit + 1 / self.limit)
+            self.limit = min(self.maximum, self.limit + 1 / self.limit)
         elif status == httpx2.codes.TOO_MANY_REQUESTS and not self.to_ignore:
             self.limit = max(1.0, self.limit / 2)
             self.to_ignore = self.running
@@ -132,16 +132,16 @@ class LimitedClient(openai.DefaultAioHttpClient):
     The client uses aiohttp, since httpx's connection pool scans all connections for every request.
     """
 
-    def __init__(self, slots: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
-        limits = httpx2.Limits(max_connections=slots.most, max_keepalive_connections=slots.most)
+    def __init__(self, limiter: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
+        limits = httpx2.Limits(max_connections=limiter.maximum, max_keepalive_connections=limiter.maximum)
         super().__init__(timeout=timeout_s, limits=limits)
-        self.slots = slots
+        self.limiter = limiter
         self.sending: set[asyncio.Task[Any] | None] = set()
         self.is_stopping = False
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request when the limiter allows it, and return the response."""
-        async with self.slots.acquire():
+        async with self.limiter.acquire():
             if self.is_stopping:
                 raise StoppedError("not sent")
             task = asyncio.current_task()
@@ -152,7 +152,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
                 raise httpx2.RemoteProtocolError(str(error)) from error
             finally:
                 self.sending.discard(task)
-        self.slots.record_status(response.status_code)
+        self.limiter.record_status(response.status_code)
         if self.is_stopping and response.is_error:
             raise StoppedError("not sent again")
         return response
@@ -294,12 +294,12 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
         ) from error
     if error.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and not isinstance(error, openai.RateLimitError):
         return None
-    asked_s = parse_retry_after(error.response.headers)
-    if asked_s is not None and asked_s > MAX_PAUSE_S:
+    requested_s = parse_retry_after(error.response.headers)
+    if requested_s is not None and requested_s > MAX_PAUSE_S:
         raise UserError(
-            f"the server asks to wait {asked_s:,.0f} s; answers so far are kept: re-run the same command to resume"
+            f"the server asks to wait {requested_s:,.0f} s; answers so far are kept: re-run the same command to resume"
         ) from error
-    return asked_s
+    return requested_s
 
 
 def parse_retry_after(headers: httpx2.Headers) -> float | None:
@@ -326,8 +326,8 @@ def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model:
             return UserError(f"{client.base_url} has no model {model!r} (404): check --model and --base-url")
         case openai.APIStatusError():
             return UnansweredError(redact_key(f"{error.status_code}: {error.message}", client))
-    why = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
-    return UnansweredError(redact_key(why, client))
+    reason = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
+    return UnansweredError(redact_key(reason, client))
 
 
 def redact_key(text: str, client: openai.AsyncOpenAI) -> str:

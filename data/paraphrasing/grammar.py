@@ -100,11 +100,11 @@ class CaptionContent:
 def write_paraphrases(caption: str, number: int) -> list[str]:
     """Return up to `number` other wordings of a caption, long ones last; fewer if the rules find no more."""
     rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
-    scene = parse_caption(caption)
+    content = parse_caption(caption)
     paraphrases: list[str] = []
     too_long: list[str] = []
     tried: set[str] = set()
-    for text in draw_wordings(rng, scene):
+    for text in draw_wordings(rng, content):
         if text in tried:
             continue
         tried.add(text)
@@ -143,18 +143,18 @@ def split_sequence(text: str) -> tuple[str, ...]:
     return (text,)
 
 
-def draw_wordings(rng: Generator, scene: CaptionContent) -> Iterator[str]:
+def draw_wordings(rng: Generator, content: CaptionContent) -> Iterator[str]:
     """Yield random sentences with the same content."""
     for _ in range(MAX_DRAWS):
-        events = [reword_clause(rng, clause) for clause in scene.events]
+        events = [reword_clause(rng, clause) for clause in content.events]
         text = draw_one(rng, list_sequences(events))
-        for clause in scene.meanwhile:
-            other = reword_clause(rng, clause)
-            frames = [f"{text} while {other}", f"{text} as {other}", f"{text}, and meanwhile {other}"]
+        for clause in content.meanwhile:
+            reworded = reword_clause(rng, clause)
+            frames = [f"{text} while {reworded}", f"{text} as {reworded}", f"{text}, and meanwhile {reworded}"]
             if not re.match(r"(?:while|as|after|first|before)\b", text):
-                frames += [f"while {other}, {text}", f"as {other}, {text}"]
-            if len(scene.events) == 1:
-                frames += [f"{other} while {text}", f"{other} as {text}"]
+                frames += [f"while {reworded}, {text}", f"as {reworded}, {text}"]
+            if len(content.events) == 1:
+                frames += [f"{reworded} while {text}", f"{reworded} as {text}"]
             text = draw_one(rng, frames)
         yield text[:1].upper() + text[1:] + "."
 
@@ -167,11 +167,11 @@ def list_sequences(events: Sequence[str]) -> list[str]:
         first, second = events
         ways = [f"{first}, then {second}", f"{first} before {second}", f"{first}, and afterwards {second}"]
         return [*ways, f"after {first}, {second}", f"{second} after {first}", f"first {first}, then {second}"]
-    *most, last = events
+    *earlier, last = events
     return [
         ", then ".join(events),
-        f"{', then '.join(most)}, and finally {last}",
-        f"first {', then '.join(most)}, and then {last}",
+        f"{', then '.join(earlier)}, and finally {last}",
+        f"first {', then '.join(earlier)}, and then {last}",
         f"{events[0]} before {', then '.join(events[1:])}",
     ]
 

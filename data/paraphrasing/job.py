@@ -145,20 +145,20 @@ class AnswerLog:
     For the budget, the tokens of all answers by the model are counted as well, including those to other instructions.
     """
 
-    def __init__(self, captions: ParaphraseJob) -> None:
-        self.captions = captions
+    def __init__(self, job: ParaphraseJob) -> None:
+        self.job = job
         self.offsets: dict[bytes, tuple[int, ...]] = {}
         self.tokens = TokenCounts()
         self.paid, self.paid_in_batches = TokenCounts(), TokenCounts()
-        for offset, line in read_lines(captions.journal):
+        for offset, line in read_lines(job.journal):
             self.add_line(offset, line)
 
     def add_line(self, offset: int, line: Line) -> None:
         """Add a line of the journal."""
-        if line["model"] != self.captions.model:
+        if line["model"] != self.job.model:
             return
         (self.paid_in_batches if "batch" in line else self.paid).count_line(line)
-        if line["instruction"] == self.captions.instruction:
+        if line["instruction"] == self.job.instruction:
             key = bytes.fromhex(line["key"])
             self.offsets[key] = (*self.offsets.get(key, ()), offset)
             self.tokens.count_line(line)
@@ -171,7 +171,7 @@ class AnswerLog:
     @cached_property
     def file(self) -> BinaryIO:
         """Journal opened for reading; it is closed with this object."""
-        file = self.captions.journal.open("rb")
+        file = self.job.journal.open("rb")
         weakref.finalize(self, file.close)
         return file
 
@@ -194,15 +194,15 @@ def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
 
 def to_line(request: Request, answer: Answer) -> Line:
     """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
-    counted = answer.input_tokens, answer.output_tokens
+    reported = answer.input_tokens, answer.output_tokens
     return {
         "key": request.key,
         "model": request.model,
         "instruction": request.instruction,
         "answer": answer.text,
         "problem": answer.problem,
-        "input_tokens": count_tokens([request.prompt]) if counted[0] is None else counted[0],
-        "output_tokens": count_tokens([answer.text]) if counted[1] is None else counted[1],
+        "input_tokens": count_tokens([request.prompt]) if reported[0] is None else reported[0],
+        "output_tokens": count_tokens([answer.text]) if reported[1] is None else reported[1],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -213,7 +213,7 @@ class Budget:
 
     price: Price | None
     limit_usd: float | None
-    answered: AnswerLog
+    answer_log: AnswerLog
     in_batches: bool = False  # True if this run asks through the Batch API
     running: float = 0.0  # USD reserved for requests in progress
 
@@ -221,7 +221,7 @@ class Budget:
         """Return the USD spent so far."""
         if not self.price:
             return 0.0
-        single, batched = self.answered.paid, self.answered.paid_in_batches
+        single, batched = self.answer_log.paid, self.answer_log.paid_in_batches
         return self.price.compute_cost(single.input, single.output) + BATCH_PRICE_SHARE * self.price.compute_cost(
             batched.input, batched.output
         )
@@ -242,7 +242,7 @@ class Budget:
         """Return the estimated USD of one request."""
         if not self.price:
             return 0.0
-        return self.price.compute_cost(*estimate_tokens(request, self.answered)) * (
+        return self.price.compute_cost(*estimate_tokens(request, self.answer_log)) * (
             BATCH_PRICE_SHARE if self.in_batches else 1
         )
 
@@ -260,10 +260,10 @@ class Budget:
             self.running -= cost
 
 
-def estimate_tokens(request: Request, answered: AnswerLog) -> tuple[float, float]:
+def estimate_tokens(request: Request, answer_log: AnswerLog) -> tuple[float, float]:
     """Return the tokens of a request and of its answer: the averages so far, or an estimate before the first answer."""
-    if number := answered.tokens.answers:
-        return answered.tokens.input / number, answered.tokens.output / number
+    if number := answer_log.tokens.answers:
+        return answer_log.tokens.input / number, answer_log.tokens.output / number
     return count_tokens([request.prompt]), TOKENS_PER_SENTENCE * request.number
 
 

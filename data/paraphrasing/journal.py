@@ -52,7 +52,7 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stack.close()
 
@@ -69,14 +69,14 @@ class Journal:
 
     async def _write_waiting(self) -> None:
         while self.waiting:
-            taken, self.waiting = self.waiting, []
+            batch, self.waiting = self.waiting, []
             try:
-                await asyncio.to_thread(self._write, b"".join(line for line, _ in taken))
+                await asyncio.to_thread(self._write, b"".join(line for line, _ in batch))
             except OSError as error:
-                for _, written in taken:
+                for _, written in batch:
                     written.set_exception(error)
                 continue
-            for line, written in taken:
+            for line, written in batch:
                 written.set_result(self.size)
                 self.size += len(line)
 
