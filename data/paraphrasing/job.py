@@ -51,7 +51,8 @@ class Request:
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that identify the request."""
-        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: captions may have no UTF-8
+        # json.dumps escapes lone surrogates, which a caption may contain and UTF-8 can't encode.
+        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
