@@ -1,6 +1,6 @@
 """Write paraphrases of a split's captions with a chat model, for data augmentation in fine-tuning.
 
-The key is read from OPENAI_API_KEY. Every answer is kept in a journal: if the
+The API key is read from OPENAI_API_KEY. Every answer is kept in a journal: if the
 command is interrupted, re-run it to resume.
 
 Examples:
@@ -142,51 +142,51 @@ def paraphrase_command(options: AskOptions) -> int:
     """Paraphrase the captions of a split."""
     by_rules = options.model == grammar.NAME
     refuse_ignored_options(options, by_rules)
-    captions = ParaphraseJob(open_caption_split(options), options.model, options.variants)
+    job = ParaphraseJob(open_caption_split(options), options.model, options.variants)
     price = find_price(options)
-    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules give the same sentences again
+    attempts = 1 if by_rules else MAX_ATTEMPTS  # rules always write the same sentences
     if options.dry_run:
-        print_estimate(captions, attempts, price, options.batch)
+        print_estimate(job, attempts, price, options.batch)
         return 0
-    has_own_table = require_same_model(captions.split, captions.model, captions.instruction, options.replace)
-    with Journal(captions.journal) as journal:
-        answered = AnswerLog(captions)
-        budget = Budget(price, options.budget, answered, options.batch)
+    may_be_incomplete = require_same_model(job.split, job.model, job.instruction, options.replace)
+    with Journal(job.journal) as journal:
+        answer_log = AnswerLog(job)
+        budget = Budget(price, options.budget, answer_log, options.batch)
         if options.batch:
-            stopped = ask_in_batches(options, captions, journal, answered, budget)
+            stop_reason = ask_in_batches(options, job, journal, answer_log, budget)
         else:
             from data.paraphrasing.async_runner import ParaphraseProgress, ParaphraseRun
 
-            refuse_open_batch(captions)
+            refuse_open_batch(job)
             model = make_model(options, by_rules)
-            total = sum(1 for _ in captions.distinct_requests())
-            with ParaphraseProgress(captions.split.name, total, budget.format_spent) as progress:
-                run = ParaphraseRun(model, journal, answered, budget, attempts, progress)
-                run.ask_all(captions.distinct_requests(), options.concurrency or DEFAULT_CONCURRENCY)
-            stopped = run.stopped
-        outcome = write_table(captions, answered, attempts, has_own_table)
-    for line in format_summary(outcome, captions, budget):
+            total = sum(1 for _ in job.distinct_requests())
+            with ParaphraseProgress(job.split.name, total, budget.format_spent) as progress:
+                run = ParaphraseRun(model, journal, answer_log, budget, attempts, progress)
+                run.ask_all(job.distinct_requests(), options.concurrency or DEFAULT_CONCURRENCY)
+            stop_reason = run.stopped
+        outcome = write_table(job, answer_log, attempts, may_be_incomplete)
+    for line in format_summary(outcome, job, budget):
         logger.info(line)
-    if stopped == INTERRUPTED:
-        logger.info(stopped)
+    if stop_reason == INTERRUPTED:
+        logger.info(stop_reason)
         return 130
-    if stopped:
-        raise UserError(stopped)
+    if stop_reason:
+        raise UserError(stop_reason)
     return 1 if outcome.unanswered else 0
 
 
 def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
-    """Raise UserError for options that the chosen way of asking would ignore."""
+    """Raise UserError if an option is given that the model or mode would ignore."""
     if by_rules:
-        why = f"{grammar.NAME} is asked without a server, for nothing"
+        reason = f"{grammar.NAME} needs no server and costs nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
     elif options.batch:
-        why, ignored = "with --batch the server decides", ["concurrency"]
+        reason, ignored = "with --batch the server sets it", ["concurrency"]
     else:
-        why, ignored = "that is for --batch", ["batch_size", "poll"]
+        reason, ignored = "it has no effect without --batch", ["batch_size", "poll"]
     for name in ignored:
         if getattr(options, name):
-            raise UserError(f"{flag(name)}: {why}; remove it")
+            raise UserError(f"{flag(name)}: {reason}; remove it")
 
 
 def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
@@ -199,22 +199,22 @@ def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
     return chat_client.ChatModel(options.base_url, options.timeout or DEFAULT_TIMEOUT_S, concurrency)
 
 
-def refuse_open_batch(captions: ParaphraseJob) -> None:
+def refuse_open_batch(job: ParaphraseJob) -> None:
     """Raise UserError while an open batch contains the same captions, since each would be paid for twice."""
     from data.paraphrasing.batch_api import find_open_batches
 
-    if files := find_open_batches(captions):
-        batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in files.items())
+    if open_batches := find_open_batches(job):
+        batches = ", ".join(batch_id or f"a batch of {file_id}" for file_id, batch_id in open_batches.items())
         raise UserError(
-            f"{captions.split.name} was submitted to {captions.model} and isn't collected ({batches}): "
+            f"{job.split.name} was submitted to {job.model} and isn't collected ({batches}): "
             "re-run the command with --batch to collect it"
         )
 
 
 def ask_in_batches(
-    options: AskOptions, captions: ParaphraseJob, journal: Journal, answered: AnswerLog, budget: Budget
+    options: AskOptions, job: ParaphraseJob, journal: Journal, answer_log: AnswerLog, budget: Budget
 ) -> str:
-    """Ask through the Batch API; return the reason why not all was asked, or ''."""
+    """Ask through the Batch API; return the reason for not asking about all captions, or ''."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
@@ -224,9 +224,9 @@ def ask_in_batches(
     )
     run = BatchRun(
         client,
-        captions,
+        job,
         journal,
-        answered,
+        answer_log,
         budget,
         MAX_ATTEMPTS,
         poll_s=options.poll or DEFAULT_POLL_S,
@@ -237,10 +237,10 @@ def ask_in_batches(
 
 
 def open_caption_split(options: CaptionOptions) -> StoredSplit:
-    """Return the split whose captions are meant. Raises UserError if it cannot have paraphrases."""
+    """Return the split that the options name. Raises UserError if it cannot have paraphrases."""
     store = Store.of(options.store)
     if store.is_remote:
-        raise UserError(f"{store} is an object store: paraphrase the local store, and upload it again")
+        raise UserError(f"{store} is an object store: paraphrase a local copy, and upload it again")
     split = options.split or corpora.load(options.corpus).ROLES["train"]
     caption_split = open_split(store, f"{options.corpus}/{split}")
     if caption_split.manifest.clips_of or not caption_split.manifest.queries_are_captions:
@@ -249,9 +249,7 @@ def open_caption_split(options: CaptionOptions) -> StoredSplit:
 
 
 def find_price(options: AskOptions) -> Price | None:
-    """Return the price of the model, or None if unknown. Raises UserError if a budget is given and the price is
-    unknown.
-    """
+    """Return the price of the model, or None if unknown. Raises UserError if it is unknown and a budget is given."""
     price = Price(*options.price) if options.price else prices.find_price(options.model)
     if options.budget is not None and price is None:
         raise UserError(
@@ -262,25 +260,25 @@ def find_price(options: AskOptions) -> Price | None:
 
 
 def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Return whether a split has paraphrases by this model and instruction. Raises UserError if it has others and
-    --replace isn't given.
+    """Return whether all paraphrases of a split, if any, are by this model and instruction.
 
+    Raises UserError if it has other paraphrases and --replace isn't given.
     """
-    there = find_author(split)
-    if not there or there == (model, instruction) or there == (model, None):
+    author = find_author(split)
+    if not author or author == (model, instruction) or author == (model, None):
         return True
     if not replace:
-        again = "rebuilt from the journal for free" if there[1] else "imported again"
-        others, ours = " ".join(filter(None, there)), f"{model} {instruction}".rstrip()
-        raise UserError(f"{split.name} already has paraphrases by {others!r}: pass --replace to overwrite them "
-                        f"with those by {ours!r} (the others can be {again})")  # fmt: skip
+        restored = "rebuilt from the journal for free" if author[1] else "imported again"
+        present, requested = " ".join(filter(None, author)), f"{model} {instruction}".rstrip()
+        raise UserError(f"{split.name} already has paraphrases by {present!r}: pass --replace to overwrite them "
+                        f"with those by {requested!r} (the others can be {restored})")  # fmt: skip
     return False
 
 
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
     """Return the model and the instruction's version that wrote a split's paraphrases, or None.
 
-    The version is '' if the instruction is unknown, and None in tables written before it was recorded.
+    The version is '' if the instruction is unknown, and None in tables written before versions were recorded.
     """
     if not (table := split.read_paraphrases_table()):
         return None
@@ -288,34 +286,34 @@ def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
     return row["model"], row.get("instruction")
 
 
-def print_estimate(captions: ParaphraseJob, attempts: int, price: Price | None, batch: bool) -> None:
+def print_estimate(job: ParaphraseJob, attempts: int, price: Price | None, batch: bool) -> None:
     """Print the number of requests and tokens and the cost of a run."""
-    answered = AnswerLog(captions)
-    requests = todo = 0
+    answer_log = AnswerLog(job)
+    num_requests = num_remaining = 0
     input_tokens = output_tokens = 0.0
-    for request in captions.distinct_requests():
-        requests += 1
-        if not is_done(request, answered.read_texts(request), attempts):
-            todo += 1
-            asked, answer = estimate_tokens(request, answered)
-            input_tokens, output_tokens = input_tokens + asked, output_tokens + answer
-    num_captions = sum(1 for _ in captions.iter_requests())
-    basis = "as they were on average so far" if answered.tokens.answers else "estimated: four characters each"
+    for request in job.distinct_requests():
+        num_requests += 1
+        if not is_done(request, answer_log.read_texts(request), attempts):
+            num_remaining += 1
+            request_tokens, answer_tokens = estimate_tokens(request, answer_log)
+            input_tokens, output_tokens = input_tokens + request_tokens, output_tokens + answer_tokens
+    num_captions = sum(1 for _ in job.iter_requests())
+    basis = "average of the answers so far" if answer_log.tokens.answers else "estimated: four characters each"
     lines = [
-        f"{captions.split.name}: {num_captions:,} captions, {requests:,} different requests to {captions.model}",
-        f"answered already: {requests - todo:,}; to be asked: {todo:,}",
+        f"{job.split.name}: {num_captions:,} captions, {num_requests:,} distinct requests to {job.model}",
+        f"already answered: {num_requests - num_remaining:,}; to be sent: {num_remaining:,}",
         f"tokens ({basis}): {input_tokens:,.0f} of requests, {output_tokens:,.0f} of answers",
     ]
     if price:
         dollars = price.compute_cost(input_tokens, output_tokens)
-        cheaper = dollars * prices.BATCH_PRICE_SHARE
-        way = f" ({cheaper:,.2f} with --batch)"
+        batch_dollars = dollars * prices.BATCH_PRICE_SHARE
+        mode = f" ({batch_dollars:,.2f} with --batch)"
         if batch:
-            dollars, way = cheaper, ", through the Batch API"
-        source = f"prices of {prices.AS_OF} unless --price says otherwise; without what is asked again"
-        lines.append(f"price: {dollars:,.2f} USD{way}; {source}")
+            dollars, mode = batch_dollars, ", through the Batch API"
+        source = f"prices of {prices.AS_OF} unless --price is given; without repeated requests"
+        lines.append(f"price: {dollars:,.2f} USD{mode}; {source}")
     else:
-        lines.append(f"price: unknown for {captions.model!r} (--price INPUT OUTPUT, in USD per million tokens)")
+        lines.append(f"price: unknown for {job.model!r} (--price INPUT OUTPUT, in USD per million tokens)")
     for line in lines:
         logger.info(line)
 
@@ -331,14 +329,16 @@ def import_command(options: ImportOptions) -> int:
     model = options.model or IMPORTED
     require_same_model(split, model, "", options.replace)
     imported = match_entries(split, entries)
-    rows = [Paraphrase(clip_id, caption, kept, model) for (clip_id, caption), kept in imported.variants.items() if kept]
+    rows = [
+        Paraphrase(*clip_and_caption, texts, model) for clip_and_caption, texts in imported.variants.items() if texts
+    ]
     if not rows:
-        why = (
+        reason = (
             f"its {len(imported.unknown):,} entries are about other captions"
             if imported.unknown
-            else "all fail the checks"
+            else "all of them fail the checks"
         )
-        raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {why if entries else 'empty'}")
+        raise UserError(f"{options.file}: no paraphrase of a caption of {split.name}: {reason if entries else 'empty'}")
     with lock_journal(journal_path(split)):
         split_writer.write_paraphrases(split.store.path / split.name, rows)
     total = sum(len(captions) for captions in split.captions)
@@ -346,7 +346,7 @@ def import_command(options: ImportOptions) -> int:
         f"{split.name}: {sum(len(row.variants) for row in rows):,} paraphrases of {len(rows):,} of {total:,} captions"
     )
     for name, count in imported.failed.items():
-        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (left out)"))
+        logger.info(f"  {count:,} fail: {name}" + (" (kept, and marked)" if name in MARKING_CHECKS else " (not kept)"))
     if imported.unknown:
         logger.info(f"{len(imported.unknown):,} entries are about other captions:")
         for line in imported.unknown[:MAX_LOGGED_INCOMPLETE]:
@@ -367,13 +367,13 @@ def review_command(options: ReviewOptions) -> int:
         split = open_split(store, name)
         if split.manifest.clips_of or (options.split and options.split not in (name, split.manifest.split)):
             continue
-        if by := find_author(split):
-            reviewable.append((split, by[0], by[1] or ""))
+        if author := find_author(split):
+            reviewable.append((split, author[0], author[1] or ""))
     if not reviewable:
         raise UserError(f"{store} has no paraphrases" + (f" of {options.split}" if options.split else ""))
     if options.out and len(reviewable) > 1:
         names = ", ".join(split.name for split, *_ in reviewable)
-        raise UserError(f"--out {options.out}: one page for several splits ({names}); choose one with --split")
+        raise UserError(f"--out {options.out}: one page can't show several splits ({names}): choose one with --split")
     for split, model, instruction in reviewable:
         path = options.out or store.path / split.name / REVIEW_FILE
         write_review(split, model, instruction, path)

@@ -116,7 +116,7 @@ class SweepPlan:
     """Trials of a sweep, their store, and the description that the ledger keeps."""
 
     title: str
-    command: str  # that continues it
+    command: str  # command that resumes the sweep
     trials: Sequence[Trial]
     store: Store
     cluster: Sequence[Bundle]
@@ -183,15 +183,15 @@ def with_default_name(options: OptionsT) -> OptionsT:
 def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> tuple[Stages, int]:
     """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
 
-    After a dry run the number is 0.
+    A dry run prints the trials and their cost, and returns no stages and 0.
     """
     runs, store, trials, nodes = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
     fingerprints = read_fingerprints(trials, store, weights)
     stages = group_by_stage(trials, fingerprints)
-    every = {signature: trial for stage in stages for signature, trial in stage.items()}
-    finished = {signature for signature in every if ledger.find_finished_trial(signature)}
-    todo = {signature: trial for signature, trial in every.items() if signature not in finished}
+    trials_by_signature = {signature: trial for stage in stages for signature, trial in stage.items()}
+    finished = {signature for signature in trials_by_signature if ledger.find_finished_trial(signature)}
+    unfinished = {signature: trial for signature, trial in trials_by_signature.items() if signature not in finished}
     from sweeps.planning import estimate
 
     if options.dry_run:
@@ -199,11 +199,12 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
         print_line(estimate.describe_estimate(stages, finished, store))
         return [], 0
 
-    require_buildable_encoders(todo.values(), weights)
+    require_buildable_encoders(unfinished.values(), weights)
     resources = options.allocate_by_stage(nodes, max((len(stage) for stage in stages), default=1))
     print_line(f"Sweep {options.name}: {plan.title}")
     print_line(
-        f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; {len(todo)} of them are still to be run"
+        f"  {len(stages[0])} pretrainings, then {len(stages[1])} fine-tunings; "
+        f"{len(unfinished)} of them are still to be run"
     )
     print_line(f"  {describe_allocation(resources, nodes, options.max_concurrent)}, in {trials[0].precision}")
     print_line(f"  corpus in {plan.store}, results in {runs}")
@@ -213,27 +214,27 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     from sweeps.scheduling.rounds import run_until_done
     from trainables.execution.session import RunContext
 
-    costs = {signature: estimate.estimate_seconds(trial, store) for signature, trial in every.items()}
-    lines = {
+    costs = {signature: estimate.estimate_seconds(trial, store) for signature, trial in trials_by_signature.items()}
+    progress = {
         signature: TrialProgress(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
-        for signature, trial in every.items()
+        for signature, trial in trials_by_signature.items()
     }
-    run_id = ledger.start_sweep(options.name, list(every), describe_sweep(plan, lines))
-    site = RunContext(store, runs, ledger.tracking_uri, weights, options.compute.keep_epochs)
+    run_id = ledger.start_sweep(options.name, list(trials_by_signature), describe_sweep(plan, progress))
+    run_context = RunContext(store, runs, ledger.tracking_uri, weights, options.compute.keep_epochs)
     execution = options.compute.execution_on(resources["fine-tuning"])
     sweep = SweepContext(
-        run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND_ID, site, resources, execution
+        run_id, ledger.tracking_uri, ledger.experiment_id, leases.COMMAND_ID, run_context, resources, execution
     )
     for signature in finished:
-        lines[signature].state = "finished"
+        progress[signature].state = "finished"
     try:
-        with SweepDisplay(lines, Console(soft_wrap=True), ledger) as display:
-            parents, with_asha = find_parents(every, fingerprints), plan.scheduler == "asha"
-            run_until_done(todo, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
+        with SweepDisplay(progress, Console(soft_wrap=True), ledger) as display:
+            parents, with_asha = find_parents(trials_by_signature, fingerprints), plan.scheduler == "asha"
+            run_until_done(unfinished, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
     except KeyboardInterrupt:
-        ray_tune.release_trials(ledger, sweep, list(todo))
+        ray_tune.release_trials(ledger, sweep, list(unfinished))
         ledger.mark_ended(run_id, "KILLED")
-        print_line(f"\nInterrupted. To go on, from the last checkpoint of each trial: {plan.command}")
+        print_line(f"\nInterrupted. To resume from the last checkpoint of each trial: {plan.command}")
         raise
     num_unfinished = show_results(ledger, stages)
     if num_unfinished:
@@ -245,14 +246,14 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     return stages, num_unfinished
 
 
-def describe_sweep(plan: SweepPlan, lines: Mapping[str, TrialProgress]) -> dict[str, Any]:
+def describe_sweep(plan: SweepPlan, progress: Mapping[str, TrialProgress]) -> dict[str, Any]:
     """Return the description that the ledger keeps of a sweep, besides its trials' signatures."""
     return {
         **plan.description,
         "store": str(plan.store),
         "trials": {
-            signature: {"name": line.name, "stage": line.stage, "epochs": line.epochs, "cost": line.cost}
-            for signature, line in lines.items()
+            signature: {"name": trial.name, "stage": trial.stage, "epochs": trial.epochs, "cost": trial.cost}
+            for signature, trial in progress.items()
         },
     }
 
@@ -260,7 +261,7 @@ def describe_sweep(plan: SweepPlan, lines: Mapping[str, TrialProgress]) -> dict[
 def start_cluster(options: SweepOptions) -> list[Bundle]:
     """Start Ray, or join the cluster at RAY_ADDRESS, and return the resources of its nodes.
 
-    Processes of a cluster that is started here import the training modules while this process prepares the sweep.
+    If Ray is started here, its processes import the training modules while this process prepares the sweep.
     """
     from data.runtime.parallel import start_ray
     from sweeps.scheduling.ray_tune import QUIET_TUNE
@@ -291,7 +292,7 @@ def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Se
 
 def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
     """Return the members' trials on all splits. Raises UserError if there are none."""
-    trials = list(dict.fromkeys(one.trial for one in retrainings if one.is_retrained))
+    trials = list(dict.fromkeys(retraining.trial for retraining in retrainings if retraining.is_retrained))
     if not trials:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
     return check_trials(trials)
@@ -300,13 +301,13 @@ def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
 def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
     """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
     if path.resolve() == options.ensemble.resolve():
-        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained: give another name")
+        raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
     if (
         options.name in ledger.list_sweep_names()
         and ledger.find_sweep(options.name).description.get("retrain") != identity
     ):
         raise UserError(
-            f"--name {options.name}: a sweep has that name, and isn't this retraining of {options.ensemble}; "
+            f"--name {options.name}: a sweep of that name exists and isn't this retraining of {options.ensemble}; "
             "give another name"
         )
 
@@ -315,12 +316,12 @@ def write_retrained_ensemble(
     path: Path, ensemble: Ensemble, retrainings: Sequence[Retraining], stages: Stages, ledger: Ledger
 ) -> None:
     """Write the ensemble.json of the retrained members."""
-    done = {}
+    finished_runs = {}
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.find_finished_trial(signature)
         if run is not None:
-            done[trial] = (signature, run.run_id)
-    write_ensemble(path, build_retrained_ensemble(ensemble, retrainings, done))
+            finished_runs[trial] = (signature, run.run_id)
+    write_ensemble(path, build_retrained_ensemble(ensemble, retrainings, finished_runs))
     print_line(f"Wrote {path}")
 
 
@@ -328,12 +329,16 @@ def describe_allocation(
     resources: Mapping[str, Allocation], nodes: Sequence[Bundle], max_concurrent: int | None
 ) -> str:
     """Return in words how many trials run at a time, and on which resources."""
-    one = resources["fine-tuning"]
-    at_once = count_placeable_workers(one, nodes) // one.workers
-    each = f"{one.gpus_per_worker:g} GPU" if one.gpus_per_worker else "CPU"
-    more = "".join(f", {stage}s on {which.workers} workers" for stage, which in resources.items() if which.workers > 1)
-    concurrent = min(at_once, max_concurrent or at_once)
-    return f"up to {concurrent} at a time, each worker on {each} with {one.threads} threads{more}"
+    fine_tuning = resources["fine-tuning"]
+    num_placeable = count_placeable_workers(fine_tuning, nodes) // fine_tuning.workers
+    device = f"{fine_tuning.gpus_per_worker:g} GPU" if fine_tuning.gpus_per_worker else "CPU"
+    several_workers = "".join(
+        f", {stage}s on {allocation.workers} workers"
+        for stage, allocation in resources.items()
+        if allocation.workers > 1
+    )
+    concurrent = min(num_placeable, max_concurrent or num_placeable)
+    return f"up to {concurrent} at a time, each worker on {device} with {fine_tuning.threads} threads{several_workers}"
 
 
 def show_status(options: StatusOptions) -> None:

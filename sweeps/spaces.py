@@ -1,7 +1,7 @@
 """Named spaces: functions that return the trials of a sweep.
 
-A space takes the corpus' splits and the precision to train in. A fine-tuning carries its pretraining, so a space
-returns only the trials that become candidates; a pretraining that several of them share is trained once.
+A space takes the splits of the corpus and the training precision. A fine-tuning contains its pretraining, so a space
+returns only the trials that become candidates. A pretraining that several fine-tunings share is trained once.
 """
 
 import inspect
@@ -90,10 +90,10 @@ def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
 def table2(splits: Splits, precision: Precision) -> list[Trial]:
     """Return every trained row of the paper's Table 2, with the paper's corpora and paraphrases.
 
-    The ten pairs, pretrained and fine-tuned with paraphrases; PaSST-N with roberta-large also fine-tuned without
-    paraphrases, and without fine-tuning; both of its fine-tunings with the three seeds of Figure 2; CNN14 with
-    bert-base by the same recipe without paraphrases, although the paper's row is of a system with its own recipe; and
-    DCASE's own baseline. `ensemble/select.py` gives the row of the ensemble.
+    The ten pairs are pretrained, and fine-tuned with paraphrases. PaSST-N with roberta-large is also fine-tuned without
+    paraphrases, and evaluated without fine-tuning; both of its fine-tunings have the three seeds of Figure 2. CNN14
+    with bert-base is trained by the same recipe without paraphrases, although the paper's row is a system with another
+    recipe. DCASE's baseline is the last trial. `ensemble/select.py` computes the row of the ensemble.
     """
     pretrainings = {
         (audio, text): recipes.paper(audio, f"huggingface:{text}", splits, precision)
@@ -167,19 +167,20 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 
 
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
-    """Return the trials with further seeds, following their own; each trial once.
+    """Return the trials with further seeds that follow the given ones; each trial once.
 
-    `seeds` applies to fine-tunings over one pretraining; a trial without a pretraining is unchanged by it.
-    `pretraining_seeds` applies to pretrainings, whose fine-tunings shift their seeds as well unless `seeds` is given:
-    with both there are `seeds` times `pretraining_seeds` fine-tunings of each.
+    `seeds` is the number of seeds of each fine-tuning of one pretraining; trials without a pretraining are unchanged.
+    `pretraining_seeds` is the number of seeds of each pretraining. The seeds of the pretraining's fine-tunings are
+    shifted as well, unless `seeds` is given: with both, each fine-tuning becomes `seeds` times `pretraining_seeds`
+    trials.
     """
-    varied = []
+    with_further_seeds = []
     for trial in trials:
         for shift in range(pretraining_seeds or 1):
             shifts = range(seeds) if seeds and trial.pretraining else (shift,)
             parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
-            varied += [replace(trial, seed=trial.seed + tuned, pretraining=parent) for tuned in shifts]
-    return deduplicate(*varied)
+            with_further_seeds += [replace(trial, seed=trial.seed + tuned, pretraining=parent) for tuned in shifts]
+    return deduplicate(*with_further_seeds)
 
 
 def shift_seeds(trial: Trial, shift: int) -> Trial:
@@ -191,19 +192,19 @@ def shift_seeds(trial: Trial, shift: int) -> Trial:
 def check_trials(trials: object) -> list[Trial]:
     """Return the trials of a space. Raises UserError if they cannot be one sweep.
 
-    Trials are refused if they are not a non-empty list of trials, if a trial occurs twice, if trials or their
-    pretrainings validate or test on different splits, which could not be in one pool, and if a trial is trained on a
-    split that evaluates it, unless it ends at a given epoch and is not evaluated.
+    A space must return a non-empty list of trials, without repetitions. All trials and pretrainings must have the same
+    validation and test splits, since the candidates of a pool do. A trial must not be trained on these splits, unless
+    it ends at a given epoch and is not evaluated.
     """
     if not isinstance(trials, list | tuple):
         raise UserError(f"the space returned a {type(trials).__name__}: it must return a list of trials")
     if not trials:
         raise UserError("the space returned no trial: it must return at least one")
-    numbers: dict[Trial, int] = {}
+    number_of_trial: dict[Trial, int] = {}
     for number, trial in enumerate(trials, start=1):
         if not isinstance(trial, Trial):
             raise UserError(f"entry {number} of the space is a {type(trial).__name__}: each must be a Trial")
-        if (first := numbers.setdefault(trial, number)) < number:
+        if (first := number_of_trial.setdefault(trial, number)) < number:
             raise UserError(f"entries {first} and {number} of the space are the same trial, {trial.name}: remove one")
     first_trial = trials[0]
     for trial in (part for listed in trials for part in iter_stages(listed)):
@@ -212,19 +213,19 @@ def check_trials(trials: object) -> list[Trial]:
             if split != other:
                 raise UserError(
                     f"the {role} split of {first_trial.name} is {split}, that of {trial.name} is {other}: a sweep's "
-                    f"trials, and their pretrainings, are compared on the same ones"
+                    f"trials, and their pretrainings, are compared on the same splits"
                 )
         overlap = {*trial.train} & {trial.validation, trial.test}
         if overlap and trial.final_epoch is None:
             raise UserError(
                 f"{trial.name} would be trained on and evaluated on {', '.join(sorted(overlap))}: "
-                "remove it from one of them"
+                "remove it from the training splits, or evaluate on another one"
             )
     return list(trials)
 
 
 def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield a trial, its pretraining, and so on."""
+    """Yield a trial and its pretraining, if any, recursively."""
     yield trial
     if trial.pretraining:
         yield from iter_stages(trial.pretraining)
@@ -241,8 +242,9 @@ def list_spaces() -> dict[str, Space]:
 
 
 def find_space(name: str) -> Space:
-    """Return a space by name, or a user's as 'path/to/file.py:function'. Raises UserError that lists the known ones for
-    an unknown name.
+    """Return a space by name, or a user's space as 'path/to/file.py:function'.
+
+    Raises UserError if the name is unknown; the message lists the known names.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
@@ -253,7 +255,7 @@ def find_space(name: str) -> Space:
 
 
 def load_user_space(path: Path, function: str) -> Space:
-    """Return a function of a Python file. Errors name the file and the line."""
+    """Return a function of a Python file. Raises UserError, with the file and the line, if it cannot be used."""
     if not path.is_file():
         raise UserError(f"{path} doesn't exist: name your own space as path/to/file.py:function")
     try:

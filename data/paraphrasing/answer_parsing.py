@@ -1,7 +1,7 @@
 """Parsing of a chat model's answers into paraphrases, and checks of each sentence.
 
-The instruction asks for numbered sentences only; real answers have other numbering, quotes, introductions, explanations
-or reasoning, or refuse.
+The instruction asks for numbered sentences only. In practice, answers have other numbering, quotes, introductions,
+explanations or reasoning, or they are refusals.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ INDEX_LINE = re.compile(rf"{BEFORE_INDEX}[(\[]?\d{{1,2}}[\s.:)\]*_-]*$", re.VERB
 """Pattern of a line that is only an index; the sentence is in the next line."""
 
 BARE_INDEX = re.compile(r"^(\d{1,2})\s+(?=[\"“]?[A-Z])")
-"""Pattern of a number without punctuation: an index if the lines count up from 1, otherwise part of the sentence ("2
-Dogs bark.").
+"""Pattern of a number without punctuation: an index if the lines count up from 1, otherwise a part of the sentence, as
+in "2 Dogs bark.".
 """
 
 INLINE_INDEX = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+(?=\(?1[.)]\s)")
@@ -86,18 +86,18 @@ NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 def parse_sentences(answer: str) -> list[str]:
     """Return the sentences of an answer in order, without numbering and quotes.
 
-    Text before the first and after the last number is ignored. Without numbers, each string of JSON is a sentence, or
-    each line that isn't an introduction. A refusal contains no sentence.
+    If lines are numbered, text before the first and after the last numbered sentence is ignored. Otherwise, each string
+    of JSON is a sentence, or, without JSON, each line that isn't an introduction. A refusal contains no sentence.
     """
     lines = [line for line in REASONING.sub("", answer).strip().splitlines() if not FENCE.match(line)]
     text = "\n".join(lines)
     parts = punctuate_indexes(join_index_lines([part.strip() for line in lines for part in INLINE_INDEX.split(line)]))
-    if (listed := extract_json_strings(text)) is not None:
-        sentences = [clean_sentence(entry) for entry in listed]
+    if (json_strings := extract_json_strings(text)) is not None:
+        sentences = [clean_sentence(entry) for entry in json_strings]
     elif any(INDEX.match(part) for part in parts):
         sentences = join_numbered_lines(parts)
-    elif (embedded := EMBEDDED_JSON.search(text)) and (listed := extract_json_strings(embedded[0])) is not None:
-        sentences = [clean_sentence(entry) for entry in listed]
+    elif (embedded := EMBEDDED_JSON.search(text)) and (json_strings := extract_json_strings(embedded[0])) is not None:
+        sentences = [clean_sentence(entry) for entry in json_strings]
     elif is_refusal(text):
         return []
     else:
@@ -195,7 +195,7 @@ class CheckedSentence:
 
     @property
     def is_kept(self) -> bool:
-        """True if it can replace the caption; if it only fails checks in MARKING_CHECKS, it is kept and marked."""
+        """True if the sentence can replace the caption: it fails no check, or only checks in MARKING_CHECKS."""
         return MARKING_CHECKS.issuperset(self.failed)
 
 
@@ -207,18 +207,18 @@ SENTENCE_CHECKS: dict[str, Callable[[str], bool]] = {
     "plain text": lambda text: not MARKUP.search(text),
     "no name": lambda text: not NAME.search(text),
 }
-"""Checks of a sentence by itself. A capital letter within a sentence may begin a name."""
+"""Checks of a sentence without its caption. A capital letter within a sentence may begin a name."""
 
 NOT_THE_ORIGINAL, NOT_A_DUPLICATE = "not the original", "not a duplicate"
 CHECKS = (*SENTENCE_CHECKS, NOT_THE_ORIGINAL, NOT_A_DUPLICATE)
 MARKING_CHECKS = frozenset({"under 20 words", "no name"})
-"""Checks whose failures are shown for review while the sentence is kept."""
+"""Checks that mark a sentence for review if they fail; the sentence is kept."""
 
 
 def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
     """Return each sentence with the checks that it fails; `earlier` are sentences that have been kept.
 
-    Two sentences are equal if they are equal to the text encoder: in lower case, without punctuation.
+    Sentences are compared as a text encoder gets them: in lower case, without punctuation.
     """
     original, seen = normalise(caption), {normalise(text) for text in earlier}
     variants = []

@@ -23,34 +23,32 @@ MAX_LOGGED_FAILURES = 20
 
 @dataclass
 class ParaphraseRun:
-    """A run that asks about every caption until it has enough paraphrases, or the maximum number of attempts is
-    reached.
-    """
+    """A run that asks about each caption until it has enough paraphrases, or `attempts` answers."""
 
     model: ParaphraseModel
     journal: Journal
-    answered: AnswerLog
+    answer_log: AnswerLog
     budget: Budget
     attempts: int
     progress: "ParaphraseProgress"
     stopped: str = ""  # reason why no further requests are sent
     interrupts: int = 0
     unanswered: int = 0
-    in_a_row: int = 0
-    defect: Exception | None = None
+    consecutive_failures: int = 0
+    defect: Exception | None = None  # first unexpected error
 
     def ask_all(self, requests: Iterator[Request], concurrency: int) -> None:
         """Ask about all captions that aren't done, `concurrency` of them at a time.
 
-        If the run ends early, requests in progress are completed and their answers kept, except at a second Ctrl-C,
-        which raises KeyboardInterrupt. Unexpected errors are raised afterwards.
+        If the run ends early, requests in progress are completed and their answers kept. A second Ctrl-C cancels these
+        requests and raises KeyboardInterrupt. Unexpected errors are raised at the end of the run.
         """
         try:
-            asyncio.run(self._all(requests, concurrency))
+            asyncio.run(self._ask_remaining(requests, concurrency))
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
-    async def _all(self, requests: Iterator[Request], concurrency: int) -> None:
+    async def _ask_remaining(self, requests: Iterator[Request], concurrency: int) -> None:
         todo = (request for request in requests if not self.is_done(request))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task
@@ -69,16 +67,16 @@ class ParaphraseRun:
         if self.defect:
             raise self.defect
 
-    def stop(self, why: str) -> None:
+    def stop(self, reason: str) -> None:
         """Send no further requests; the first reason is reported."""
-        self.stopped = self.stopped or why
+        self.stopped = self.stopped or reason
         self.model.stop()
 
     def is_done(self, request: Request) -> bool:
         """Return whether earlier runs completed this caption, and count it if so."""
-        done = self.answered.is_done(request, self.attempts)
+        done = self.answer_log.is_done(request, self.attempts)
         if done:
-            self.progress.count_request(before=True)
+            self.progress.count_request(done_before=True)
         return done
 
     async def ask_from_queue(self, todo: Iterator[Request]) -> None:
@@ -101,21 +99,20 @@ class ParaphraseRun:
 
     async def ask_until_done(self, request: Request) -> None:
         """Ask about a caption until its answers are enough; each answer is written to the journal before it is used."""
-        texts = self.answered.read_texts(request)
+        texts = self.answer_log.read_texts(request)
         done = False  # otherwise the caption would not be in the queue
         while not done:
             if self.stopped:
                 return
             with self.budget.reserve(request) as granted:
                 if not granted:
-                    self.stopped = (
-                        self.stopped or self.budget.exhausted_reason()
-                    )  # the other requests' cost is reserved
+                    # Requests in progress continue: their cost is reserved.
+                    self.stopped = self.stopped or self.budget.exhausted_reason()
                     return
                 answer = await self.model.ask(request)
                 line = to_line(request, answer)
-                self.answered.add_line(await self.journal.append(line), line)
-            self.in_a_row = 0
+                self.answer_log.add_line(await self.journal.append(line), line)
+            self.consecutive_failures = 0
             texts.append(answer.text)
             done = is_done(request, texts, self.attempts)
         self.progress.count_request()
@@ -125,28 +122,28 @@ class ParaphraseRun:
         if self.stopped:
             return
         self.unanswered += 1
-        self.in_a_row += 1
+        self.consecutive_failures += 1
         if self.unanswered <= MAX_LOGGED_FAILURES:
             logger.warning("not answered: %r: %s", request.caption, error)
-        if self.in_a_row >= MAX_FAILURES_IN_A_ROW:
+        if self.consecutive_failures >= MAX_FAILURES_IN_A_ROW:
             self.stop(f"the server doesn't answer: {error}")
 
 
 class ParaphraseProgress(ProgressLine):
     """Progress of the requests, their rate and their cost."""
 
-    def __init__(self, name: str, total: int, spent: Callable[[], str]) -> None:
-        self.name, self.total, self.spent = name, total, spent
-        self.done = self.before = 0
+    def __init__(self, name: str, total: int, format_spent: Callable[[], str]) -> None:
+        self.name, self.total, self.format_spent = name, total, format_spent
+        self.done = self.done_before = 0
         super().__init__(logger)
 
-    def count_request(self, before: bool = False) -> None:
+    def count_request(self, done_before: bool = False) -> None:
         """Count a request that is done, now or in an earlier run."""
         self.done += 1
-        self.before += before
+        self.done_before += done_before
         self.log_if_due()
 
     def line(self) -> str:
         """Return the progress as one line."""
-        rate = (self.done - self.before) / self.elapsed_s()
-        return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.spent()}"
+        rate = (self.done - self.done_before) / self.elapsed_s()
+        return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.format_spent()}"

@@ -1,8 +1,8 @@
 """Requests through OpenAI's Batch API: half the price, answers within a day.
 
-Requests are submitted as files. The ids and contents of our batches are recorded beside the journal, so that captions
-in a batch are not asked about interactively, and in metadata on the server, so that a run that was killed while
-submitting finds its batch again.
+Requests are submitted as files. Each batch is recorded beside the journal, with its model and instruction, so that its
+captions are not asked about interactively as well. The metadata of a batch on the server identify the split, model and
+instruction, so that the next run finds the batch if a run is killed while it submits.
 """
 
 import asyncio
@@ -39,7 +39,9 @@ BATCHES_FILE = "paraphrases-batches.json"
 """File with the submitted batches of a split: an Entry by the id of the file of requests."""
 
 Entry = dict[str, str]
-"""'model' and 'instruction'; 'batch', its id, '' until the server has returned it; 'state', 'open' or 'collected'."""
+"""Record of a batch: 'model'; 'instruction'; 'batch', the id, '' until the server has returned it; 'state', 'open' or
+'collected'.
+"""
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MAX_BYTES = 190 * 2**20
@@ -49,7 +51,7 @@ ANSWERS_PER_WRITE = 1000
 """Number of answers that are written and synced together."""
 
 SETTLE_S = 5.0
-"""Time in seconds before a batch that may have been accepted is searched for."""
+"""Seconds to wait, after a lost answer, before the server's list is searched for the batch."""
 
 MAX_FAILED_POLLS = 16
 """Maximum number of consecutive unanswered status requests before the run ends."""
@@ -63,23 +65,23 @@ class BatchLostError(Exception):
     """Error of a batch without answers: it was not accepted, or no longer exists on the server."""
 
 
-def batches_file(captions: ParaphraseJob) -> Path:
+def batches_file(job: ParaphraseJob) -> Path:
     """Return the path of the file of batches beside the journal; the holder of the journal's lock writes it."""
-    return captions.journal.with_name(BATCHES_FILE)
+    return job.journal.with_name(BATCHES_FILE)
 
 
-def read_batches(captions: ParaphraseJob) -> dict[str, Entry]:
+def read_batches(job: ParaphraseJob) -> dict[str, Entry]:
     """Return all batches submitted for a split, by any model and instruction."""
-    path = batches_file(captions)
+    path = batches_file(job)
     return read_json(path) if path.exists() else {}
 
 
-def find_open_batches(captions: ParaphraseJob) -> dict[str, str]:
+def find_open_batches(job: ParaphraseJob) -> dict[str, str]:
     """Return the uncollected batches about the same captions, model and instruction, by their files."""
     return {
         file_id: entry["batch"]
-        for file_id, entry in read_batches(captions).items()
-        if (entry["state"], entry["model"], entry["instruction"]) == ("open", captions.model, captions.instruction)
+        for file_id, entry in read_batches(job).items()
+        if (entry["state"], entry["model"], entry["instruction"]) == ("open", job.model, job.instruction)
     }
 
 
@@ -88,68 +90,72 @@ class BatchRun:
     """A run through the batches of one split, model and instruction."""
 
     client: openai.AsyncOpenAI
-    captions: ParaphraseJob
+    job: ParaphraseJob
     journal: Journal
-    answered: AnswerLog
+    answer_log: AnswerLog
     budget: Budget
     attempts: int
     poll_s: float
     batch_size: int
-    stopped: str = ""  # reason why not all was asked
+    stopped: str = ""  # reason for not asking about all captions
 
     async def ask_all(self) -> None:
         """Collect earlier batches, then submit requests until every caption is done."""
         try:
-            await self._all()
+            await self._collect_and_submit()
         except UserError as error:
             self.stopped = str(error)
         except openai.OpenAIError as error:
-            why = describe_error(error, self.client, self.captions.model)
-            self.stopped = str(why) if isinstance(why, UserError) else f"the server doesn't answer: {why}"
+            described = describe_error(error, self.client, self.job.model)
+            self.stopped = (
+                str(described) if isinstance(described, UserError) else f"the server doesn't answer: {described}"
+            )
         except OSError as error:
             self.stopped = f"{error.filename or self.journal.path} can't be used: {error.strerror or error}"
         finally:
             await self.client.close()
 
-    async def _all(self) -> None:
-        iter_files = await self.list_uncollected()
-        while not iter_files or any([await self.collect(*ids) for ids in iter_files]):
+    async def _collect_and_submit(self) -> None:
+        uncollected = await self.list_uncollected()
+        while not uncollected or any([await self.collect(*ids) for ids in uncollected]):
             self.stopped = ""
-            iter_files = [await self.submit(Path(file)) for file in self.iter_files()]
-            if not iter_files:
+            uncollected = [await self.submit(Path(file)) for file in self.iter_files()]
+            if not uncollected:
                 return
         self.stopped = self.stopped or "no request of the last batch was answered"
 
     @property
     def tag(self) -> dict[str, str]:
-        """Tag that distinguishes our batches from others."""
-        what = json.dumps([self.captions.split.name, self.captions.model, self.captions.instruction])
-        return {"chorale": hashlib.sha256(what.encode()).hexdigest()[:32]}
+        """Metadata that identify the batches of this split, model and instruction."""
+        identity = json.dumps([self.job.split.name, self.job.model, self.job.instruction])
+        return {"chorale": hashlib.sha256(identity.encode()).hexdigest()[:32]}
 
     def record(self, file_id: str, batch_id: str, state: str) -> None:
         """Record the state of a file of requests."""
-        what = {"model": self.captions.model, "instruction": self.captions.instruction}
-        entry = what | {"batch": batch_id, "state": state}
-        write_json(batches_file(self.captions), read_batches(self.captions) | {file_id: entry})
+        author = {"model": self.job.model, "instruction": self.job.instruction}
+        entry = author | {"batch": batch_id, "state": state}
+        write_json(batches_file(self.job), read_batches(self.job) | {file_id: entry})
 
     def forget(self, file_id: str) -> None:
         """Forget a file of requests that the server has not accepted."""
-        entries = read_batches(self.captions)
+        entries = read_batches(self.job)
         del entries[file_id]
-        write_json(batches_file(self.captions), entries)
+        write_json(batches_file(self.job), entries)
 
     async def list_uncollected(self) -> list[tuple[str, str]]:
         """Return the submitted files that have not been collected, with their batches."""
-        noted = find_open_batches(self.captions)
-        listed = {batch.input_file_id: batch.id async for batch in self.fetch_uncollected()}
-        for file_id in [file_id for file_id, batch_id in noted.items() if not batch_id and file_id not in listed]:
+        open_batches = find_open_batches(self.job)
+        on_server = {batch.input_file_id: batch.id async for batch in self.fetch_uncollected()}
+        for file_id in [
+            file_id for file_id, batch_id in open_batches.items() if not batch_id and file_id not in on_server
+        ]:
             self.forget(file_id)
-            del noted[file_id]
-        return list((noted | listed).items())
+            del open_batches[file_id]
+        return list((open_batches | on_server).items())
 
     async def fetch_uncollected(self) -> AsyncIterator[Batch]:
-        """Return the batches on the server that carry our tag and have not been collected."""
-        collected = {file_id for file_id, entry in read_batches(self.captions).items() if entry["state"] == "collected"}
+        """Yield the batches on the server that have the tag and have not been collected."""
+        collected = {file_id for file_id, entry in read_batches(self.job).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
             if (
                 batch.metadata == self.tag
@@ -159,7 +165,10 @@ class BatchRun:
                 yield batch
 
     async def submit_once(self, file_id: str) -> str:
-        """Submit an uploaded file once: if the answer is lost, the server's list tells whether it was accepted."""
+        """Submit an uploaded file once; if the answer is lost, look in the server's list for the batch.
+
+        Returns the id of the batch.
+        """
         try:
             return await self.create_batch(file_id)
         except (openai.APIConnectionError, openai.InternalServerError):
@@ -167,18 +176,18 @@ class BatchRun:
             async for batch in self.fetch_uncollected():
                 if batch.input_file_id == file_id:
                     return batch.id
-            raise  # if the batch appears later, the next run finds it
+            raise  # the next run finds the batch if it appears later
         except (openai.APIStatusError, UserError):
             self.forget(file_id)
             raise
 
     async def create_batch(self, file_id: str) -> str:
-        """Create a batch and return its id; retried after a rate limit, since the batch was not created then."""
-        once = self.client.with_options(max_retries=0)
+        """Create a batch and return its id; retry only after a rate limit, since no batch was created then."""
+        client = self.client.with_options(max_retries=0)
         pauses = 0
         while True:
             try:
-                batch = await once.batches.create(
+                batch = await client.batches.create(
                     input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.tag
                 )
                 return batch.id
@@ -192,8 +201,8 @@ class BatchRun:
     def iter_requests(self) -> Iterator[Request]:
         """Yield the requests that aren't done, as far as the budget allows."""
         planned = 0.0
-        for request in self.captions.distinct_requests():
-            if self.answered.is_done(request, self.attempts):
+        for request in self.job.distinct_requests():
+            if self.answer_log.is_done(request, self.attempts):
                 continue
             planned += self.budget.estimate(request)
             if not self.budget.allows(planned):
@@ -203,14 +212,14 @@ class BatchRun:
 
     def iter_files(self) -> Iterator[str]:
         """Yield files of requests, one per batch; each is removed when the next is requested."""
-        iter_requests = self.iter_requests()
-        request = next(iter_requests, None)
+        requests = self.iter_requests()
+        request = next(requests, None)
         while request:
             with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
                 for _ in range(self.batch_size):
                     line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
                     file.write(json.dumps(line) + "\n")
-                    request = next(iter_requests, None)
+                    request = next(requests, None)
                     if request is None or file.tell() > MAX_BYTES:
                         break
                 file.flush()
@@ -219,68 +228,70 @@ class BatchRun:
     async def submit(self, file: Path) -> tuple[str, str]:
         """Submit a file of requests; return the ids of the file and of its batch."""
         uploaded = await self.client.files.create(file=file, purpose="batch")
-        self.record(uploaded.id, "", "open")  # the server may accept it while its answer is lost
+        self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
         self.record(uploaded.id, batch_id, "open")
-        logger.info("handed in batch %s", batch_id)
+        logger.info("submitted batch %s", batch_id)
         return uploaded.id, batch_id
 
     async def collect(self, file_id: str, batch_id: str) -> int:
         """Wait for a batch to end, write its answers to the journal, and return their number."""
-        number = 0
+        num_answers = 0
         try:
             batch = await self.wait_for_end(batch_id)
-            there = {line["key"] for _, line in read_lines(self.captions.journal) if line.get("batch") == batch_id}
-            number += len(there)
+            recorded = {line["key"] for _, line in read_lines(self.job.journal) if line.get("batch") == batch_id}
+            num_answers += len(recorded)
             for answers_id in filter(None, (batch.output_file_id, batch.error_file_id)):
                 content = await self.client.files.content(answers_id)
-                number += await self.write_answers(batch_id, content.content, there)
+                num_answers += await self.write_answers(batch_id, content.content, recorded)
         except (BatchLostError, openai.NotFoundError) as error:
-            why = str(error) if isinstance(error, BatchLostError) else f"the answers of batch {batch_id} are gone (404)"
-            logger.warning(why)
-            self.stopped = why
+            reason = f"the answers of batch {batch_id} no longer exist (404)"
+            if isinstance(error, BatchLostError):
+                reason = str(error)
+            logger.warning(reason)
+            self.stopped = reason
         self.record(file_id, batch_id, "collected")
-        return number
+        return num_answers
 
-    async def write_answers(self, batch_id: str, content: bytes, there: set[str]) -> int:
+    async def write_answers(self, batch_id: str, content: bytes, recorded: set[str]) -> int:
         """Write the answers of a batch's file that are missing from the journal; return their number."""
         file = io.BytesIO(content)
         offsets = find_offsets(file)
-        missing = offsets.keys() - there
-        new = (request for request in self.captions.distinct_requests() if request.key in missing)
-        number = 0
-        while part := list(itertools.islice(new, ANSWERS_PER_WRITE)):
-            lines_of_part = []
-            for request in part:
+        missing = offsets.keys() - recorded
+        requests = (request for request in self.job.distinct_requests() if request.key in missing)
+        num_answers = 0
+        while chunk := list(itertools.islice(requests, ANSWERS_PER_WRITE)):
+            lines = []
+            for request in chunk:
                 file.seek(offsets[request.key])
                 answer = parse_answer(parse_json_or_none(file.readline()))
                 assert answer
-                lines_of_part.append(to_line(request, answer) | {"batch": batch_id})
-            written = await asyncio.gather(*map(self.journal.append, lines_of_part))
-            for offset, line in zip(written, lines_of_part, strict=True):
-                self.answered.add_line(offset, line)
-            number += len(part)
-        there |= missing
-        return number
+                lines.append(to_line(request, answer) | {"batch": batch_id})
+            journal_offsets = await asyncio.gather(*map(self.journal.append, lines))
+            for offset, line in zip(journal_offsets, lines, strict=True):
+                self.answer_log.add_line(offset, line)
+            num_answers += len(chunk)
+        recorded |= missing
+        return num_answers
 
     async def wait_for_end(self, batch_id: str) -> Batch:
         """Return a batch that has ended. Raises BatchLostError if the server could not process it."""
-        said, lost = "", 0
+        last_line, failed_polls = "", 0
         while True:
             try:
                 batch = await self.client.batches.retrieve(batch_id)
-                lost = 0
+                failed_polls = 0
             except openai.NotFoundError as error:
                 raise UserError(
                     f"{self.client.base_url} has no batch {batch_id} (404): pass the --base-url and the key that "
-                    f"it was submitted with; or remove {batches_file(self.captions)}, and pay for its requests again"
+                    f"it was submitted with; or remove {batches_file(self.job)}, and pay for its requests again"
                 ) from error
             except (openai.APIConnectionError, openai.InternalServerError) as error:
-                lost += 1
-                if lost == MAX_FAILED_POLLS:
+                failed_polls += 1
+                if failed_polls == MAX_FAILED_POLLS:
                     raise
                 logger.warning(
-                    "batch %s: %s; looking again", batch_id, describe_error(error, self.client, self.captions.model)
+                    "batch %s: %s; trying again", batch_id, describe_error(error, self.client, self.job.model)
                 )
                 await asyncio.sleep(self.poll_s)
                 continue
@@ -289,14 +300,14 @@ class BatchRun:
             counts = batch.request_counts
             line = f"batch {batch_id}: {batch.status}"
             line += f", {counts.completed:,} of {counts.total:,}" if counts else ""
-            if line != said:
+            if line != last_line:
                 logger.info(line)
-            said = line
+            last_line = line
             await asyncio.sleep(self.poll_s)
         if batch.status not in FINAL_STATES:
             errors = batch.errors.data or [] if batch.errors else []
-            why = "; ".join(str(error.message) for error in errors) or batch.status
-            raise BatchLostError(f"batch {batch_id} was not accepted: {why}")
+            reason = "; ".join(str(error.message) for error in errors) or batch.status
+            raise BatchLostError(f"batch {batch_id} was not accepted: {reason}")
         return batch
 
 

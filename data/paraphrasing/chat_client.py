@@ -1,7 +1,7 @@
 """Client of chat models with OpenAI's protocol: OpenAI, vLLM, Ollama and llama.cpp.
 
-OpenAI's client retries transient errors (rate limits, server errors, timeouts, cut connections), and waits as long as
-the server asks for. The number of concurrent requests is controlled here: it is halved after a rate limit, and grows
+OpenAI's client retries transient errors (rate limits, server errors, timeouts, lost connections), and waits as long as
+the server asks for. This module controls the number of concurrent requests: it is halved after a rate limit, and grows
 slowly while requests succeed.
 """
 
@@ -28,20 +28,18 @@ from data.sources.json_text import parse_json
 KEY = "OPENAI_API_KEY"
 BASE_URL = "OPENAI_BASE_URL"
 MAX_RETRIES = 8
-"""Maximum number of retries of a request by the client; its pauses grow from 0.5 to 8 s, or are those that the server
-asks for.
+"""Maximum number of retries of a request by OpenAI's client. The pauses before them grow from 0.5 to 8 s, unless the
+server asks for others.
 """
 
 MAX_PAUSES = 5
-"""Maximum number of pauses after the client has given up on a busy server, each as long as the server asks for."""
+"""Maximum number of pauses for a busy server after the client's retries, each as long as the server asks for."""
 
 MAX_PAUSE_S = 3600.0
 """Maximum pause in seconds that a server may ask for."""
 
-
 MAX_MALFORMED = 3
 """Maximum number of malformed responses before a request counts as unanswered."""
-
 
 FILTER_CODES = ("content_filter", "content_policy_violation")
 """Error codes of servers' content filters."""
@@ -52,7 +50,7 @@ class UnansweredError(Exception):
 
 
 class StoppedError(openai.OpenAIError):
-    """Error of a request that isn't sent, or isn't retried, since the run ends. The client doesn't retry it."""
+    """Error of a request that isn't sent (again), since the run ends. OpenAI's client does not retry after it."""
 
 
 class ParaphraseModel(Protocol):
@@ -63,8 +61,9 @@ class ParaphraseModel(Protocol):
     async def __aexit__(self, *error: object) -> None: ...
 
     async def ask(self, request: Request) -> Answer:
-        """Return the answer to a request. Raises UnansweredError for this request, and UserError if no other request
-        would succeed either.
+        """Return the answer to a request.
+
+        Raises UnansweredError if this request fails, and UserError if no other request would succeed either.
         """
         ...
 
@@ -91,22 +90,22 @@ class RuleBasedParaphraser:
 
 
 class AdaptiveConcurrencyLimiter:
-    """Limiter of concurrent requests, adapted between 1 and `most` to the server's rate limits.
+    """Limiter of concurrent requests, adapted between 1 and `maximum` to the server's rate limits.
 
-    Additive increase, multiplicative decrease (Chiu and Jain, 1989). Further rate limits of requests that were already
-    running when the limit was halved do not halve it again.
+    The limit is increased additively and decreased multiplicatively (Chiu and Jain, 1989). After it was halved, rate
+    limits of the requests that were already running do not halve it again.
     """
 
     def __init__(self, maximum: int) -> None:
-        self.most = maximum
+        self.maximum = maximum
         self.limit = float(maximum)
         self.running = 0
-        self.to_ignore = 0
+        self.to_ignore = 0  # responses to requests that were running when the limit was halved
         self.changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[None]:
-        """Wait until a request may run, and hold that right within the context."""
+        """Wait until a request may run, and count it as running within the context."""
         async with self.changed:
             await self.changed.wait_for(lambda: self.running < int(self.limit))
             self.running += 1
@@ -121,7 +120,7 @@ class AdaptiveConcurrencyLimiter:
         """Adapt the limit to the status of a response; only rate limits lower it."""
         self.to_ignore = max(0, self.to_ignore - 1)
         if status < httpx2.codes.BAD_REQUEST:
-            self.limit = min(self.most, self.limit + 1 / self.limit)
+            self.limit = min(self.maximum, self.limit + 1 / self.limit)
         elif status == httpx2.codes.TOO_MANY_REQUESTS and not self.to_ignore:
             self.limit = max(1.0, self.limit / 2)
             self.to_ignore = self.running
@@ -130,32 +129,30 @@ class AdaptiveConcurrencyLimiter:
 class LimitedClient(openai.DefaultAioHttpClient):
     """HTTP client that sends requests, including retries, as the limiter allows.
 
-    It uses aiohttp, whose connection pool does not scan all connections for every request, as httpx's does.
+    The client uses aiohttp, since httpx's connection pool scans all connections for every request.
     """
 
-    def __init__(self, slots: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
-        limits = httpx2.Limits(max_connections=slots.most, max_keepalive_connections=slots.most)
+    def __init__(self, limiter: AdaptiveConcurrencyLimiter, timeout_s: float) -> None:
+        limits = httpx2.Limits(max_connections=limiter.maximum, max_keepalive_connections=limiter.maximum)
         super().__init__(timeout=timeout_s, limits=limits)
-        self.slots = slots
+        self.limiter = limiter
         self.sending: set[asyncio.Task[Any] | None] = set()
         self.is_stopping = False
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request when the limiter allows it, and return the response."""
-        async with self.slots.acquire():
+        async with self.limiter.acquire():
             if self.is_stopping:
                 raise StoppedError("not sent")
             task = asyncio.current_task()
             self.sending.add(task)
             try:
                 response = await super().send(request, **options)
-            except (
-                aiohttp.ClientError
-            ) as error:  # errors that the transport doesn't translate, such as malformed headers
+            except aiohttp.ClientError as error:  # the transport doesn't translate all, such as malformed headers
                 raise httpx2.RemoteProtocolError(str(error)) from error
             finally:
                 self.sending.discard(task)
-        self.slots.record_status(response.status_code)
+        self.limiter.record_status(response.status_code)
         if self.is_stopping and response.is_error:
             raise StoppedError("not sent again")
         return response
@@ -188,7 +185,7 @@ class ChatModel:
         pauses = malformed = 0
         while True:
             try:
-                # chat.completions.create would cost more than the rest: it builds models of request and response.
+                # chat.completions.create takes longer than all else here: it builds models of request and response.
                 response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=request.body)
             except openai.OpenAIError as error:
                 if (answer := parse_filter_error(error)) is not None:
@@ -197,7 +194,7 @@ class ChatModel:
                 if wait_s is None or pauses == MAX_PAUSES:
                     raise describe_error(error, self.client, request.model) from error
                 pauses += 1
-                await asyncio.sleep(wait_s)  # the client has given up
+                await asyncio.sleep(wait_s)  # the client has used up its retries
                 continue
             if (completion := parse_completion(parse_json_or_none(response.content))) is not None:
                 return completion
@@ -223,13 +220,13 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
             f"or use --model {grammar.NAME}, which needs neither"
         )
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(f"{KEY} holds a blank, a line break or a character beyond ASCII: set it to the key")
+        raise UserError(f"{KEY} contains a blank, a line break or a character beyond ASCII: set it to the key")
     if base_url is not None and re.match(r"(?:\w+://)?[^/?#]*@", base_url):
         raise UserError(f"--base-url (or {BASE_URL}) contains a user before an @: remove it, and set {KEY} to the key")
     if base_url is not None and not is_address(base_url):
         raise UserError(f"--base-url (or {BASE_URL}) {base_url!r} isn't an address such as http://localhost:8000/v1")
     for name in ("httpx2", "openai"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # a line a request, and one a retry
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log each request and each retry
     return openai.AsyncOpenAI(
         api_key=key or "none", base_url=base_url, timeout=timeout_s, max_retries=MAX_RETRIES, http_client=http
     )
@@ -267,7 +264,7 @@ def parse_completion(body: Any) -> Answer | None:
     if message.get("refusal") or reason == "content_filter":
         return Answer("", "refused", *tokens)
     if reason == "length" and not re.search(r"[.!?][\"”]?\s*$", text):
-        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # a truncated sentence is useless
+        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # the last line is an incomplete sentence
     return Answer(text, "" if text else "empty", *tokens)
 
 
@@ -285,7 +282,10 @@ def parse_filter_error(error: openai.OpenAIError) -> Answer | None:
 
 
 def find_pause_s(error: openai.OpenAIError) -> float | None:
-    """Return the seconds to wait for a busy server, or None if the server doesn't say."""
+    """Return the seconds that a busy server asks to wait, or None if the error has no such request.
+
+    Raises UserError if the account's quota is used up, or the pause exceeds MAX_PAUSE_S.
+    """
     if not isinstance(error, openai.APIStatusError):
         return None
     if error.code == "insufficient_quota":
@@ -294,12 +294,12 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
         ) from error
     if error.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and not isinstance(error, openai.RateLimitError):
         return None
-    asked_s = parse_retry_after(error.response.headers)
-    if asked_s is not None and asked_s > MAX_PAUSE_S:
+    requested_s = parse_retry_after(error.response.headers)
+    if requested_s is not None and requested_s > MAX_PAUSE_S:
         raise UserError(
-            f"the server asks to wait {asked_s:,.0f} s; answers so far are kept: re-run the same command to resume"
+            f"the server asks to wait {requested_s:,.0f} s; answers so far are kept: re-run the same command to resume"
         ) from error
-    return asked_s
+    return requested_s
 
 
 def parse_retry_after(headers: httpx2.Headers) -> float | None:
@@ -315,18 +315,19 @@ def parse_retry_after(headers: httpx2.Headers) -> float | None:
 
 
 def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
-    """Return an error of this request without the key in its text. Raises UserError if other requests would fail as
-    well.
+    """Return an error to raise, without the key in its text.
+
+    It is a UserError if other requests would fail as well, and an UnansweredError otherwise.
     """
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():
             return UserError(f"{client.base_url} refused the key ({error.status_code}): set {KEY} to a valid one")
         case openai.NotFoundError():
-            return UserError(f"{client.base_url} knows no model {model!r} (404): see --model and --base-url")
+            return UserError(f"{client.base_url} has no model {model!r} (404): check --model and --base-url")
         case openai.APIStatusError():
             return UnansweredError(redact_key(f"{error.status_code}: {error.message}", client))
-    why = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
-    return UnansweredError(redact_key(why, client))
+    reason = f"{error} {error.__cause__ or ''}".strip()  # the client calls a refused connection a timeout
+    return UnansweredError(redact_key(reason, client))
 
 
 def redact_key(text: str, client: openai.AsyncOpenAI) -> str:

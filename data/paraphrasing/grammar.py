@@ -1,8 +1,9 @@
 """A small rule-based paraphraser of captions, for machines without a language model: `--model grammar`.
 
-It recognises how the clauses of a caption are related in time, and expresses the same in another order; changes some
-active clauses into the passive voice; and replaces words by others of similar meaning. The same caption always gets the
-same sentences. It knows nothing of sound and adds nothing to a caption, so it does not replace a language model.
+The paraphraser recognises how the clauses of a caption are related in time, and expresses the same relation in another
+order. It changes some active clauses into the passive voice, and replaces words by others of similar meaning. The same
+caption always gets the same sentences. The paraphraser has no knowledge of sounds and adds no detail to a caption, so
+it does not replace a language model.
 """
 
 import hashlib
@@ -45,13 +46,13 @@ PASSIVE = (
     "moves/moved, pushes/pushed, pulls/pulled, throws/thrown, breaks/broken, turns/turned, washes/washed, "
     "sweeps/swept, drives/driven, rides/ridden, fires/fired, blows/blown, stirs/stirred, crumples/crumpled"
 )
-"""Verbs that can take an object: third person and participle."""
+"""Verbs that can take an object: third person singular and participle."""
 
 NAME = "grammar"
 """Name of the model."""
 
 VERSION = "rules2"
-"""Version of the rules; change it whenever they write other sentences."""
+"""Version of the rules; change it whenever the rules write other sentences."""
 
 DETERMINER = r"(?:a|an|the|some|several|two|three|their|his|her)"
 ADVERB = r"(?:\w+ly|again|once|twice|thrice|one|two|three|over|on|in|at|with|from|into|to|and|outside|away|together)\b"
@@ -85,12 +86,12 @@ CLAUSE = re.compile(
         |^\w+\s\w+\s(?:.*\s)?\w+(?:s|ing|ed)\b                   # a big dog barks""",
     re.VERBOSE,
 )
-"""Pattern of a clause that describes an event, and not only a thing such as 'the door'."""
+"""Pattern of a clause that describes an event; a thing such as 'the door' is no clause."""
 
 
 @dataclass(frozen=True)
 class CaptionContent:
-    """Content of a caption: events in sequence, and what happens at the same time."""
+    """Content of a caption: events in sequence, and clauses about the same time."""
 
     events: tuple[str, ...]
     meanwhile: tuple[str, ...]
@@ -99,11 +100,11 @@ class CaptionContent:
 def write_paraphrases(caption: str, number: int) -> list[str]:
     """Return up to `number` other wordings of a caption, long ones last; fewer if the rules find no more."""
     rng = np.random.default_rng(list(hashlib.sha256(caption.encode()).digest()))
-    scene = parse_caption(caption)
+    content = parse_caption(caption)
     paraphrases: list[str] = []
     too_long: list[str] = []
     tried: set[str] = set()
-    for text in draw_wordings(rng, scene):
+    for text in draw_wordings(rng, content):
         if text in tried:
             continue
         tried.add(text)
@@ -142,18 +143,18 @@ def split_sequence(text: str) -> tuple[str, ...]:
     return (text,)
 
 
-def draw_wordings(rng: Generator, scene: CaptionContent) -> Iterator[str]:
+def draw_wordings(rng: Generator, content: CaptionContent) -> Iterator[str]:
     """Yield random sentences with the same content."""
     for _ in range(MAX_DRAWS):
-        events = [reword_clause(rng, clause) for clause in scene.events]
+        events = [reword_clause(rng, clause) for clause in content.events]
         text = draw_one(rng, list_sequences(events))
-        for clause in scene.meanwhile:
-            other = reword_clause(rng, clause)
-            frames = [f"{text} while {other}", f"{text} as {other}", f"{text}, and meanwhile {other}"]
+        for clause in content.meanwhile:
+            reworded = reword_clause(rng, clause)
+            frames = [f"{text} while {reworded}", f"{text} as {reworded}", f"{text}, and meanwhile {reworded}"]
             if not re.match(r"(?:while|as|after|first|before)\b", text):
-                frames += [f"while {other}, {text}", f"as {other}, {text}"]
-            if len(scene.events) == 1:
-                frames += [f"{other} while {text}", f"{other} as {text}"]
+                frames += [f"while {reworded}, {text}", f"as {reworded}, {text}"]
+            if len(content.events) == 1:
+                frames += [f"{reworded} while {text}", f"{reworded} as {text}"]
             text = draw_one(rng, frames)
         yield text[:1].upper() + text[1:] + "."
 
@@ -166,11 +167,11 @@ def list_sequences(events: Sequence[str]) -> list[str]:
         first, second = events
         ways = [f"{first}, then {second}", f"{first} before {second}", f"{first}, and afterwards {second}"]
         return [*ways, f"after {first}, {second}", f"{second} after {first}", f"first {first}, then {second}"]
-    *most, last = events
+    *earlier, last = events
     return [
         ", then ".join(events),
-        f"{', then '.join(most)}, and finally {last}",
-        f"first {', then '.join(most)}, and then {last}",
+        f"{', then '.join(earlier)}, and finally {last}",
+        f"first {', then '.join(earlier)}, and then {last}",
         f"{events[0]} before {', then '.join(events[1:])}",
     ]
 
@@ -192,8 +193,9 @@ def find_replacements(match: re.Match[str]) -> list[str]:
 
 
 def make_passive(clause: str) -> str:
-    """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man"; unchanged if no rule
-    applies.
+    """Return a clause in the passive voice: "a man hits a drum" -> "a drum is hit by a man".
+
+    If no rule applies, the clause is unchanged.
     """
     if not (match := ACTIVE.match(clause)):
         return clause

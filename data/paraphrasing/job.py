@@ -36,7 +36,7 @@ INSTRUCTION_VERSION = "dcase2023"
 JOURNAL_FILE = "paraphrases.jsonl"
 
 TOKENS_PER_SENTENCE = 18
-"""Tokens of a sentence with its index: assumed until a journal has the model's own counts."""
+"""Assumed number of tokens of a sentence with its index, until the journal contains counts by the model."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ class Request:
     """Request about one caption. Clips with the same caption and tags share a request."""
 
     model: str
-    instruction: str  # its version and the number of sentences, 'dcase2023/5'
+    instruction: str  # version of the instruction and number of sentences, 'dcase2023/5'
     caption: str
     tags: tuple[str, ...]
 
     @cached_property
     def key(self) -> str:
         """32 hexadecimal digits that identify the request."""
-        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])  # ASCII: any text has bytes
+        # json.dumps escapes lone surrogates, which a caption may contain and UTF-8 can't encode.
+        parts = json.dumps([self.model, self.instruction, self.caption, self.tags])
         return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
     @property
@@ -72,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer to a request. An answer that is malformed or refuses has no text and states the problem."""
+    """Answer to a request; `problem` is the reason if the text is missing or cut short."""
 
     text: str
     problem: str = ""
@@ -95,7 +96,7 @@ class ParaphraseJob:
 
     @property
     def instruction(self) -> str:
-        """Version of the instruction, or of the rules for the rule-based paraphraser; and the number of sentences."""
+        """Version of the instruction, or of the rules of the rule-based paraphraser, and number of sentences."""
         version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
         return f"{version}/{self.variants}"
 
@@ -142,23 +143,23 @@ class TokenCounts:
 class AnswerLog:
     """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
 
-    For the budget, the tokens of all answers by the model are counted as well, whatever the instruction was.
+    For the budget, the tokens of all answers by the model are counted as well, including those to other instructions.
     """
 
-    def __init__(self, captions: ParaphraseJob) -> None:
-        self.captions = captions
+    def __init__(self, job: ParaphraseJob) -> None:
+        self.job = job
         self.offsets: dict[bytes, tuple[int, ...]] = {}
         self.tokens = TokenCounts()
         self.paid, self.paid_in_batches = TokenCounts(), TokenCounts()
-        for offset, line in read_lines(captions.journal):
+        for offset, line in read_lines(job.journal):
             self.add_line(offset, line)
 
     def add_line(self, offset: int, line: Line) -> None:
         """Add a line of the journal."""
-        if line["model"] != self.captions.model:
+        if line["model"] != self.job.model:
             return
         (self.paid_in_batches if "batch" in line else self.paid).count_line(line)
-        if line["instruction"] == self.captions.instruction:
+        if line["instruction"] == self.job.instruction:
             key = bytes.fromhex(line["key"])
             self.offsets[key] = (*self.offsets.get(key, ()), offset)
             self.tokens.count_line(line)
@@ -171,7 +172,7 @@ class AnswerLog:
     @cached_property
     def file(self) -> BinaryIO:
         """Journal opened for reading; it is closed with this object."""
-        file = self.captions.journal.open("rb")
+        file = self.job.journal.open("rb")
         weakref.finalize(self, file.close)
         return file
 
@@ -180,7 +181,7 @@ class AnswerLog:
         return [line["answer"] for line in self.read_lines(request)]
 
     def is_done(self, request: Request, attempts: int) -> bool:
-        """Return whether nothing more is to be asked about a caption."""
+        """Return whether a caption needs no further request."""
         return is_done(request, self.read_texts(request), attempts)
 
 
@@ -194,15 +195,15 @@ def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
 
 def to_line(request: Request, answer: Answer) -> Line:
     """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
-    counted = answer.input_tokens, answer.output_tokens
+    reported = answer.input_tokens, answer.output_tokens
     return {
         "key": request.key,
         "model": request.model,
         "instruction": request.instruction,
         "answer": answer.text,
         "problem": answer.problem,
-        "input_tokens": count_tokens([request.prompt]) if counted[0] is None else counted[0],
-        "output_tokens": count_tokens([answer.text]) if counted[1] is None else counted[1],
+        "input_tokens": count_tokens([request.prompt]) if reported[0] is None else reported[0],
+        "output_tokens": count_tokens([answer.text]) if reported[1] is None else reported[1],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -213,15 +214,15 @@ class Budget:
 
     price: Price | None
     limit_usd: float | None
-    answered: AnswerLog
-    in_batches: bool = False  # how this run asks
-    running: float = 0.0  # USD of open requests
+    answer_log: AnswerLog
+    in_batches: bool = False  # True if this run asks through the Batch API
+    running: float = 0.0  # USD reserved for requests in progress
 
     def spent(self) -> float:
         """Return the USD spent so far."""
         if not self.price:
             return 0.0
-        single, batched = self.answered.paid, self.answered.paid_in_batches
+        single, batched = self.answer_log.paid, self.answer_log.paid_in_batches
         return self.price.compute_cost(single.input, single.output) + BATCH_PRICE_SHARE * self.price.compute_cost(
             batched.input, batched.output
         )
@@ -231,24 +232,24 @@ class Budget:
         return f", {self.spent():.2f} USD" if self.price else ""
 
     def exhausted_reason(self) -> str:
-        """Return the reason why nothing more is asked, or ''."""
+        """Return the reason why no further requests are sent."""
         return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
 
     def allows(self, usd: float) -> bool:
-        """Return whether so much can still be spent."""
+        """Return whether an amount in USD can still be spent."""
         return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
 
     def estimate(self, request: Request) -> float:
         """Return the estimated USD of one request."""
         if not self.price:
             return 0.0
-        return self.price.compute_cost(*estimate_tokens(request, self.answered)) * (
+        return self.price.compute_cost(*estimate_tokens(request, self.answer_log)) * (
             BATCH_PRICE_SHARE if self.in_batches else 1
         )
 
     @contextlib.contextmanager
     def reserve(self, request: Request) -> Iterator[bool]:
-        """Reserve money for a request within the context; yields whether there is enough."""
+        """Reserve the cost of a request within the context; yield whether the budget allows it."""
         cost = self.estimate(request)
         if not self.allows(cost):
             yield False
@@ -260,13 +261,13 @@ class Budget:
             self.running -= cost
 
 
-def estimate_tokens(request: Request, answered: AnswerLog) -> tuple[float, float]:
-    """Return the tokens of a request and of its answer: the average so far, or as assumed."""
-    if number := answered.tokens.answers:
-        return answered.tokens.input / number, answered.tokens.output / number
+def estimate_tokens(request: Request, answer_log: AnswerLog) -> tuple[float, float]:
+    """Return the tokens of a request and of its answer: the averages so far, or an estimate before the first answer."""
+    if number := answer_log.tokens.answers:
+        return answer_log.tokens.input / number, answer_log.tokens.output / number
     return count_tokens([request.prompt]), TOKENS_PER_SENTENCE * request.number
 
 
 def count_tokens(texts: Sequence[str]) -> int:
-    """Return about how many tokens some texts have: one per four characters, as OpenAI says of English."""
+    """Return the approximate number of tokens of texts: one per four characters, OpenAI's figure for English."""
     return sum(-(-len(text) // 4) for text in texts)

@@ -2,7 +2,7 @@
 
     STORE/CORPUS/SPLIT/paraphrases.jsonl
 
-A line that was cut short, as its writer was killed, is the last one, and is removed when the journal is opened again.
+If a process is killed while it writes, the last line is incomplete; it is removed when the journal is opened again.
 """
 
 import asyncio
@@ -44,23 +44,22 @@ class Journal:
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_journal(self.path))
             self.file = stack.enter_context(self.path.open("ab", buffering=0))
-            sync_folder(
-                self.path.parent
-            )  # otherwise the file may be lost in a power cut even though its contents were synced
+            # Without this, a power cut may remove the file even though its contents were synced.
+            sync_folder(self.path.parent)
             self.size = count_complete_bytes(self.path)
             self.file.truncate(self.size)
             self.stack = stack.pop_all()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stack.close()
 
     async def append(self, line: Line) -> int:
         """Write a line; return its offset in the file once it is on disk.
 
-        Raises OSError if it can't be written; then nothing of it is there.
+        Raises OSError if the line can't be written; the file then contains no part of it.
         """
         written = asyncio.get_running_loop().create_future()
         self.waiting.append((json.dumps(line, ensure_ascii=False).encode(errors="replace") + b"\n", written))
@@ -70,14 +69,14 @@ class Journal:
 
     async def _write_waiting(self) -> None:
         while self.waiting:
-            taken, self.waiting = self.waiting, []
+            batch, self.waiting = self.waiting, []
             try:
-                await asyncio.to_thread(self._write, b"".join(line for line, _ in taken))
+                await asyncio.to_thread(self._write, b"".join(line for line, _ in batch))
             except OSError as error:
-                for _, written in taken:
+                for _, written in batch:
                     written.set_exception(error)
                 continue
-            for line, written in taken:
+            for line, written in batch:
                 written.set_result(self.size)
                 self.size += len(line)
 
@@ -126,14 +125,17 @@ def count_complete_bytes(path: Path) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
-    """Return a journal's lines with their offsets; empty if there is no journal. Raises UserError for a damaged one."""
+    """Yield a journal's lines with their offsets, or none if the file doesn't exist.
+
+    Raises UserError if a complete line is not an answer.
+    """
     if not path.exists():
         return
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
-                return  # cut short
+                return  # the writer was killed within this line
             try:
                 value = parse_json(line)
                 bytes.fromhex(value["key"])

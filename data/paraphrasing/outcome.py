@@ -32,72 +32,72 @@ class ParaphraseOutcome:
 
     captions: int = 0
     complete: int = 0
-    without: int = 0
+    without: int = 0  # captions without any paraphrase
     unanswered: int = 0
     paraphrases: int = 0
     sentences: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # sentences by check
-    incomplete: list[str] = field(default_factory=list)  # the first captions to review
+    failed: Counter[str] = field(default_factory=Counter)  # failed sentences by check
+    incomplete: list[str] = field(default_factory=list)  # the first captions with too few paraphrases
 
 
 def filter_paraphrases(
-    captions: ParaphraseJob, answered: AnswerLog, attempts: int, outcome: ParaphraseOutcome
+    job: ParaphraseJob, answer_log: AnswerLog, attempts: int, outcome: ParaphraseOutcome
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
     """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
-    for clip_id, request in captions.iter_requests():
-        lines = answered.read_lines(request)
+    for clip_id, request in job.iter_requests():
+        lines = answer_log.read_lines(request)
         variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in lines])
-        used = [index for index, variant in enumerate(variants) if variant.is_kept][: captions.variants]
-        good = [variants[index].text for index in used]
-        problem, left = "", len(good) < captions.variants and len(lines) < attempts
-        if len(good) < captions.variants:
-            whys = {
+        used = [index for index, variant in enumerate(variants) if variant.is_kept][: job.variants]
+        paraphrases = [variants[index].text for index in used]
+        problem, is_unanswered = "", len(paraphrases) < job.variants and len(lines) < attempts
+        if len(paraphrases) < job.variants:
+            reasons = {
                 line["problem"] or ("refused" if answer_parsing.is_refused(line["answer"]) else "") for line in lines
             }
-            why = ", ".join(sorted(whys - {""})) or ("not answered yet" if left else "")
-            problem = f"{len(good)} of {captions.variants} paraphrases" + (f": {why}" if why else "")
+            reason = ", ".join(sorted(reasons - {""})) or ("not answered yet" if is_unanswered else "")
+            problem = f"{len(paraphrases)} of {job.variants} paraphrases" + (f": {reason}" if reason else "")
         outcome.captions += 1
         outcome.complete += not problem
-        outcome.without += not good
-        outcome.unanswered += left
-        outcome.paraphrases += len(good)
+        outcome.without += not paraphrases
+        outcome.unanswered += is_unanswered
+        outcome.paraphrases += len(paraphrases)
         outcome.sentences += len(variants)
         outcome.failed.update(name for variant in variants for name in variant.failed)
-        if problem and not left and len(outcome.incomplete) < MAX_LOGGED_INCOMPLETE:
+        if problem and not is_unanswered and len(outcome.incomplete) < MAX_LOGGED_INCOMPLETE:
             outcome.incomplete.append(f"{clip_id}: {request.caption!r}: {problem}")
         row = ReviewRow(clip_id, request.caption, request.tags, tuple(variants), used, problem)
-        if not good:
+        if not paraphrases:
             yield row, None
             continue
         time = max(datetime.fromisoformat(line["time"]) for line in lines)
-        yield row, Paraphrase(clip_id, request.caption, tuple(good), captions.model, captions.instruction, time)
+        yield row, Paraphrase(clip_id, request.caption, tuple(paraphrases), job.model, job.instruction, time)
 
 
-def write_table(captions: ParaphraseJob, answered: AnswerLog, attempts: int, has_own_table: bool) -> ParaphraseOutcome:
-    """Write the split's table, unless it would be empty or would replace another one by an incomplete one."""
-    complete = has_own_table or all(answered.is_done(request, attempts) for request in captions.distinct_requests())
+def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be_incomplete: bool) -> ParaphraseOutcome:
+    """Write the split's table, unless it would be empty, or would replace another author's table while incomplete."""
+    complete = may_be_incomplete or all(answer_log.is_done(request, attempts) for request in job.distinct_requests())
     outcome = ParaphraseOutcome()
-    rows = (row for _, row in filter_paraphrases(captions, answered, attempts, outcome) if row)
+    rows = (row for _, row in filter_paraphrases(job, answer_log, attempts, outcome) if row)
     first = next(rows, None)
     if first and complete:
-        split_writer.write_paraphrases(captions.journal.parent, itertools.chain([first], rows))
+        split_writer.write_paraphrases(job.journal.parent, itertools.chain([first], rows))
         return outcome
-    for _ in rows:  # to count them
+    for _ in rows:  # count the captions in the outcome
         pass
     if not complete:
         logger.info("the existing table is kept until all captions are answered")
-    elif captions.split.read_paraphrases_table():
+    elif job.split.read_paraphrases_table():
         logger.info("the existing table is kept, since no caption has a paraphrase")
     return outcome
 
 
-def format_summary(outcome: ParaphraseOutcome, captions: ParaphraseJob, budget: Budget) -> list[str]:
+def format_summary(outcome: ParaphraseOutcome, job: ParaphraseJob, budget: Budget) -> list[str]:
     """Return the outcome of a run as lines."""
     lines = [
         (
-            f"{captions.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
-            f"{outcome.captions:,} captions, {outcome.complete:,} with all {captions.variants}; "
-            f"{budget.answered.tokens.answers:,} answers{budget.format_spent()}"
+            f"{job.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
+            f"{outcome.captions:,} captions, {outcome.complete:,} with all {job.variants}; "
+            f"{budget.answer_log.tokens.answers:,} answers{budget.format_spent()}"
         )
     ]
     lines += compute_check_shares(outcome)
@@ -107,7 +107,7 @@ def format_summary(outcome: ParaphraseOutcome, captions: ParaphraseJob, budget: 
         lines.append(f"to review: {incomplete:,} captions with too few paraphrases")
         lines += [f"  {line}" for line in outcome.incomplete]
         if incomplete > len(outcome.incomplete):
-            lines.append(f"  ... all of them: python data/paraphrase.py review --store {captions.split.store}")
+            lines.append(f"  to see all of them: python data/paraphrase.py review --store {job.split.store}")
     return lines
 
 
@@ -128,18 +128,18 @@ def compute_check_shares(outcome: ParaphraseOutcome) -> list[str]:
 def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
     """Write a split's review page: with rejected sentences if the journal has them, otherwise from the table."""
     number = instruction.rpartition("/")[2]
-    captions = ParaphraseJob(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
-    answered = AnswerLog(captions)
-    if answered.tokens.answers and captions.instruction == instruction:
-        rows: Iterator[ReviewRow] = (row for row, _ in filter_paraphrases(captions, answered, 1, ParaphraseOutcome()))
+    job = ParaphraseJob(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
+    answer_log = AnswerLog(job)
+    if answer_log.tokens.answers and job.instruction == instruction:
+        rows: Iterator[ReviewRow] = (row for row, _ in filter_paraphrases(job, answer_log, 1, ParaphraseOutcome()))
     else:
-        rows = iter_table_rows(captions, split.read_paraphrases())
+        rows = iter_table_rows(job, split.read_paraphrases())
     write_page(path, split.name, model, instruction, rows)
 
 
-def iter_table_rows(captions: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
+def iter_table_rows(job: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
     """Yield each caption with its paraphrases in the table."""
-    for clip_id, request in captions.iter_requests():
+    for clip_id, request in job.iter_requests():
         paraphrases = table.get((clip_id, hash_caption(request.caption)), [])
         variants = tuple(answer_parsing.check_sentences(request.caption, paraphrases))
         problem = "" if paraphrases else "no paraphrases"

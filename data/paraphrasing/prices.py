@@ -31,7 +31,7 @@ class Price:
     output: float
 
     def compute_cost(self, input_tokens: float, output_tokens: float) -> float:
-        """Return the USD for so many tokens."""
+        """Return the cost in USD of numbers of tokens."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 

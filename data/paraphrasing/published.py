@@ -17,8 +17,8 @@ class ImportResult:
     """Paraphrases of a file that match a split's captions."""
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
-    unknown: list[str]  # entries about other captions
-    failed: Counter[str]  # sentences by check
+    unknown: list[str]  # descriptions of entries whose caption isn't in the split
+    failed: Counter[str]  # failed sentences by check
 
 
 def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> ImportResult:
@@ -30,9 +30,9 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
             captions_by_key.setdefault((name, normalise(caption)), []).append((clip_id, caption))
     result = ImportResult({}, [], Counter())
     for number, (path, caption, variations) in enumerate(entries, start=1):
-        name = PureWindowsPath(path).name  # whatever way its strokes go
-        there = captions_by_key.get((name, normalise(caption)), [])
-        if not there:
+        name = PureWindowsPath(path).name  # separated by / or \
+        matches = captions_by_key.get((name, normalise(caption)), [])
+        if not matches:
             result.unknown.append(f"entry {number}: {split.name} has no clip {name!r} with caption {caption!r}")
             continue
         variants = answer_parsing.check_sentences(
@@ -40,24 +40,24 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
         )
         result.failed.update(name for variant in variants for name in variant.failed)
         kept = tuple(variant.text for variant in variants if variant.is_kept)
-        result.variants |= dict.fromkeys(there, kept)
+        result.variants |= dict.fromkeys(matches, kept)
     return result
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
-    """Return the entries of a file of paraphrases. Raises UserError with the problem if it is invalid."""
+    """Return the entries of a file of paraphrases. Raises UserError, with the problem, if the file is invalid."""
     entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')
-    read: list[tuple[str, str, Sequence[str]]] = []
+    parsed: list[tuple[str, str, Sequence[str]]] = []
     for number, entry in enumerate(entries, start=1):
         match entry:
             case {"path": str(name), "caption": str(caption), "variations": list(variations)} if all(
                 isinstance(text, str) for text in variations
             ):
-                read.append((name, caption, variations))
+                parsed.append((name, caption, variations))
             case _:
                 raise UserError(
                     f'{path}, entry {number}: "path" and "caption" must be texts, "variations" a list of texts'
                 )
-    return read
+    return parsed

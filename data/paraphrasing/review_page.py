@@ -22,7 +22,7 @@ class ReviewRow:
     tags: tuple[str, ...]
     variants: tuple[CheckedSentence, ...]
     used: Container[int]  # indices in `variants`
-    problem: str = ""  # reason why it has too few paraphrases
+    problem: str = ""  # reason for too few paraphrases
 
     @property
     def has_failed(self) -> bool:
@@ -31,7 +31,7 @@ class ReviewRow:
 
 
 def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[ReviewRow]) -> None:
-    """Write the page of a split, 'corpus/split', without holding it in memory."""
+    """Write the page of a split, 'corpus/split', without holding the whole page in memory."""
     environment = jinja2.Environment(autoescape=True)
     stream = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).stream(
         name=name, model=model, instruction=instruction, rows=rows

@@ -19,11 +19,13 @@ from trainables.records.ledger import Ledger, TrialRun
 from trainables.records.mlflow_log import STEP
 
 ASK_EVERY_S = 3.0
+"""Interval in seconds between reads of the running trials' metrics."""
 
 STATES = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "running"}
 """States of a trial by the status of its MLflow run."""
 
 SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command")
+"""States of the trials that have a row in the table."""
 
 
 @dataclass
@@ -106,14 +108,14 @@ def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
     seconds_per_cost = statistics.median(
         line.left_s / (1 - min(line.epoch / line.epochs, 0.99)) / line.cost for line in timed if line.left_s is not None
     )
-    left = [line.cost * seconds_per_cost if line.left_s is None else line.left_s for line in running]
-    return max(max(left), (sum(left) + waiting * seconds_per_cost) / len(running))
+    times_left_s = [line.cost * seconds_per_cost if line.left_s is None else line.left_s for line in running]
+    return max(max(times_left_s), (sum(times_left_s) + waiting * seconds_per_cost) / len(running))
 
 
 def load_progress(
     ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
 ) -> list[TrialProgress]:
-    """Return the progress of a sweep's trials as logged in MLflow; `held` tells which trials a process is training."""
+    """Return the progress of a sweep's trials as logged in MLflow; `held` is true for trials in training."""
     lines = []
     for signature, description in trials.items():
         line = TrialProgress(**description)
@@ -139,27 +141,27 @@ class SweepDisplay:
         self.console = console
         self.ledger = ledger
         self.started = time.monotonic()
-        self.ended = threading.Event()
-        self.asking = threading.Thread(target=self.poll, daemon=True)
+        self.has_ended = threading.Event()
+        self.polling_thread = threading.Thread(target=self.poll, daemon=True)
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SweepDisplay:
         if self.console.is_terminal:
             self.live.start()
-            self.asking.start()
+            self.polling_thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.ended.set()
+        self.has_ended.set()
         if self.console.is_terminal:
-            self.asking.join()
+            self.polling_thread.join()
             self.live.stop()
 
     def poll(self) -> None:
         """Read the metrics of running trials from MLflow every few seconds."""
-        while not self.ended.wait(ASK_EVERY_S):
+        while not self.has_ended.wait(ASK_EVERY_S):
             for run in self.ledger.iter_running_trials():
                 line = self.lines.get(run.signature)
                 if line and line.state == "running":

@@ -29,11 +29,11 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
         *(Column(heading) for heading in ("best epoch", *(METRIC_TITLES[name] for name in METRICS))),
         Column("signature", is_numeric=False),
     ]
-    shown = []
+    formatted_rows = []
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in METRICS]
-        shown.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
-    print_table(Console(), TextTable("Finished trials, on the validation split", columns, shown))
+        formatted_rows.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
+    print_table(Console(), TextTable("Finished trials, on the validation split", columns, formatted_rows))
     for name in unfinished:
         print_line(f"not finished: {name}")
     return len(unfinished)

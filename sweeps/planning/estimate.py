@@ -51,7 +51,7 @@ class EpochWork:
 def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
     """Return the GPU seconds of a training that runs to its last epoch, without its pretraining, validation and start.
 
-    The tables of a split are read once per process.
+    A process reads the tables of each split once.
     """
     epoch = count_epoch_work(
         Store.of(store), trial.train, trial.audio.segment_s, trial.longest_audio_s, trial.batch_size
@@ -78,11 +78,11 @@ def count_epoch_work(
 
     A batch's captions are padded to the longest one, whose length is estimated as the maximum of `batch_size` captions.
     """
-    left_out = read_excluded_ids(store, train)
+    excluded_ids = read_excluded_ids(store, train)
     pairs, segments, words = 0, 0, []
     for name in train:
         split = open_split(store, name)
-        clips, captions = select_pairs(split, left_out)
+        clips, captions = select_pairs(split, excluded_ids)
         lengths = np.minimum(split.num_samples, round(longest_s * SAMPLE_RATE_HZ))[clips]
         for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
             segments += int(count) * count_segments(int(length), round(segment_s * SAMPLE_RATE_HZ))
@@ -98,17 +98,17 @@ def count_flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
     """Return the floating-point operations of an encoder's forward pass, for a segment or for a caption of so many
     tokens.
     """
-    known = encoders.module_of_config(config).flops(config, *num_tokens)
-    return float(encoders.module_of_config(stand_in).flops(stand_in, *num_tokens) if known is None else known)
+    num_flops = encoders.module_of_config(config).flops(config, *num_tokens)
+    return float(encoders.module_of_config(stand_in).flops(stand_in, *num_tokens) if num_flops is None else num_flops)
 
 
 def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
     """Return the encoders of a trial whose size isn't known, by kind."""
-    known = {
+    flops_by_kind = {
         "audio": encoders.module_of_config(trial.audio).flops(trial.audio),
         "text": encoders.module_of_config(trial.text).flops(trial.text, END_TOKENS),
     }
-    return {kind: getattr(trial, kind) for kind, count in known.items() if count is None}
+    return {kind: getattr(trial, kind) for kind, count in flops_by_kind.items() if count is None}
 
 
 def build_estimate_table(
@@ -119,13 +119,14 @@ def build_estimate_table(
     `stages` holds the trials by signature, `finished` the signatures of finished trials.
     """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
-    tuned = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
+    num_fine_tunings = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
     headings = ("trial", "stage", "pretraining", "state", "GPU hours", "signature")
     columns = [Column(heading, is_numeric=heading == "GPU hours") for heading in headings]
     rows = []
     for signature, trial in trials.items():
-        others = tuned[trial.pretraining] - 1 if trial.pretraining else 0
-        shared = f"shared with {others}" if others else f"for {tuned[trial]}" if tuned[trial] else ""
+        num_others = num_fine_tunings[trial.pretraining] - 1 if trial.pretraining else 0
+        num_children = num_fine_tunings[trial]
+        shared = f"shared with {num_others}" if num_others else f"for {num_children}" if num_children else ""
         state = "finished" if signature in finished else "to run"
         rows.append(
             (trial.name, trial.stage, shared, state, format_hours(estimate_seconds(trial, store, gpu)), signature)
@@ -138,8 +139,8 @@ def describe_estimate(
 ) -> str:
     """Return the total GPU hours and the assumptions of the estimate as text."""
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
-    cost = {signature: estimate_seconds(trial, store, gpu) for signature, trial in trials.items()}
-    left = sum(value for signature, value in cost.items() if signature not in finished)
+    seconds = {signature: estimate_seconds(trial, store, gpu) for signature, trial in trials.items()}
+    remaining_s = sum(value for signature, value in seconds.items() if signature not in finished)
     unknown = {kind: config for trial in trials.values() for kind, config in find_unknown_encoders(trial).items()}
     stand_ins = "".join(
         f" The size of {encoders.format_label(config)} is unknown: "
@@ -147,10 +148,10 @@ def describe_estimate(
         for kind, config in unknown.items()
     )
     return (
-        f"{format_hours(left)} GPU hours remain, of {format_hours(sum(cost.values()))} in total. Estimated on one "
-        f"{gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in float32: "
-        f"each pair costs three times the floating-point operations of a forward pass, once in frozen encoders. "
-        f"Trainings are assumed to run to their last epoch; validation, starting up and waiting for data aren't "
+        f"{format_hours(remaining_s)} GPU hours remain, of {format_hours(sum(seconds.values()))} in total. "
+        f"Estimated on one {gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in "
+        f"float32: each pair costs three times the floating-point operations of a forward pass, once in frozen "
+        f"encoders. Trainings are assumed to run to their last epoch; validation, start-up and waiting for data aren't "
         f"counted.{stand_ins}"
     )
 

@@ -25,11 +25,11 @@ def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stage
     return stages
 
 
-def find_parents(every: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
+def find_parents(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
     """Return the signature of each trial's pretraining by the trial's own signature; None if it has none."""
     return {
         signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
-        for signature, trial in every.items()
+        for signature, trial in trials.items()
     }
 
 
@@ -51,5 +51,5 @@ def encoder_errors_as_user_errors(config: AudioConfig | TextConfig) -> Iterator[
         yield
     except UserError:
         raise
-    except Exception as error:  # an encoder of the user's may raise anything
+    except Exception as error:  # a user's encoder may raise any exception
         raise UserError(f"the encoder {encoders.format_label(config)} can't be built: {error} ({config})") from error

@@ -1,8 +1,8 @@
 """Job queue: which trial starts next, given finished pretrainings and the cluster's free resources.
 
-There is no barrier between pretraining and fine-tuning: jobs that a finished pretraining makes ready wait in the same
-queue as all others, the longest chain of trials first. Only the first job of the queue may start. Jobs behind it wait
-even if they would fit, since small trials that overtake a large one could keep it waiting for ever.
+Fine-tunings do not wait for all pretrainings: when a pretraining has finished, its fine-tunings join the same queue as
+all other jobs, the longest chain of trials first. Only the first job of the queue may start. Jobs behind it wait even
+if they would fit, since small trials that overtake a large one could keep the large one waiting for ever.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from trainables.execution.resources import Bundle
 
 UNIT = 10_000
-"""Ray counts resources in ten-thousandths; integers don't drift when resources are taken and released."""
+"""Units per CPU or GPU: Ray counts resources in ten-thousandths. Sums of integers have no rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Job:
     """Entry of a trial in the queue: its parent, cost and resources."""
 
     key: str
-    bundles: tuple[Bundle, ...]  # one per process that Ray places, possibly on different nodes
+    bundles: tuple[Bundle, ...]  # resources of each process; Ray may place processes on different nodes
     cost: float = 1.0  # expected duration, in a unit shared by all jobs
-    parent: str | None = None  # job that must have succeeded before; if it isn't in the queue, it has
+    parent: str | None = None  # job that must succeed first; a parent that isn't in the queue has succeeded already
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class FreeResources:
 
     def take(self, bundles: Sequence[Bundle]) -> list[Placement] | None:
         """Place all bundles, the largest first; return None and take nothing if one does not fit."""
-        taken: list[Placement] = []
+        placements: list[Placement] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
             placement = self.find_placement(bundle)
             if placement is None:
-                self.release(taken)
+                self.release(placements)
                 return None
             self._change(placement, -1)
-            taken.append(placement)
-        return taken
+            placements.append(placement)
+        return placements
 
     def release(self, placements: Sequence[Placement]) -> None:
         """Release placements."""
@@ -75,37 +75,36 @@ class FreeResources:
             fitting = sorted((free, gpu) for gpu, free in enumerate(free_gpus) if free >= share)[:count]
             if free_cpus < cpus or len(fitting) < count:
                 continue
-            left = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
-            if best is None or left < best[0]:
-                best = left, Placement(node, cpus, tuple(gpu for _, gpu in fitting), share)
+            free_units = (sum(free for free, _ in fitting), sum(free_gpus), free_cpus)
+            if best is None or free_units < best[0]:
+                best = free_units, Placement(node, cpus, tuple(gpu for _, gpu in fitting), share)
         return best[1] if best else None
 
 
 class JobQueue:
     """Queue of the jobs to run on a cluster.
 
-    A job's chain is its own cost plus that of the longest chain of jobs that wait for it; of equal chains, the one with
-    the most waiting work goes first. So pretrainings come first, and fine-tunings fill the remaining resources. Only
-    the order of costs matters: no job is delayed because another one is expected to end. A job that does not fit on the
-    empty cluster waits for nodes, and does not block others.
+    A job's chain is its own cost plus that of the longest chain of jobs that depend on it. Of equal chains, the one
+    with the larger total cost of dependent jobs goes first. So pretrainings start first, and fine-tunings use the
+    remaining resources. Only the order of costs matters: no job is delayed because another job is expected to end. A
+    job that does not fit on the empty cluster waits for nodes, and does not block others.
     """
 
     def __init__(self, jobs: Iterable[Job], nodes: Sequence[Bundle], max_concurrent: int | None = None) -> None:
         self.jobs = {job.key: job for job in jobs}
         self.nodes = tuple(nodes)
         self.max_concurrent = max_concurrent
-        self.dropped: dict[str, str] = {}  # jobs that cannot run any more, by the failed job that they depend on
+        self.dropped: dict[str, str] = {}  # failed job that each dropped job depends on; a dropped job never runs
         self.free_resources = FreeResources(nodes)
-        self.running: dict[
-            str, list[Placement] | None
-        ] = {}  # None: its nodes were lost, and it waits for a new placement
+        # The placements of a job are None if its nodes were lost and it waits for new placements.
+        self.running: dict[str, list[Placement] | None] = {}
         self.children: defaultdict[str, list[str]] = defaultdict(list)
         for job in self.jobs.values():
             if job.parent in self.jobs:
                 self.children[job.parent].append(job.key)
-        line = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
-        self.turn = {key: turn for turn, key in enumerate(line)}
-        self.ready = [key for key in line if self.jobs[key].parent not in self.jobs]
+        order = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
+        self.positions = {key: position for position, key in enumerate(order)}
+        self.ready = [key for key in order if self.jobs[key].parent not in self.jobs]
         self.waiting = set(self.jobs) - set(self.ready)
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
@@ -120,7 +119,7 @@ class JobQueue:
         return not self.ready and not self.waiting
 
     def resize(self, nodes: Sequence[Bundle]) -> None:
-        """Set the nodes of the cluster. Jobs that lost their placement get a new one before any other starts."""
+        """Set the nodes of the cluster. Jobs that lost their placements get new ones before any other job starts."""
         if tuple(nodes) == self.nodes:
             return
         self.nodes, self.free_resources = tuple(nodes), FreeResources(nodes)
@@ -135,9 +134,9 @@ class JobQueue:
             bundles = self.jobs[key].bundles
             placements = self.free_resources.take(bundles)
             if placements is not None:
-                goes_on = key in self.running
+                is_running = key in self.running
                 self.running[key] = placements
-                if not goes_on:
+                if not is_running:
                     self.ready.remove(key)
                     return key
             elif FreeResources(self.nodes).take(bundles) is not None:
@@ -150,7 +149,7 @@ class JobQueue:
         if succeeded:
             for child in self.children.get(key, []):
                 self.waiting.remove(child)
-                insort(self.ready, child, key=self.turn.__getitem__)
+                insort(self.ready, child, key=self.positions.__getitem__)
         else:
             self.dropped |= dict.fromkeys(self.find_dependents(key), key)
             self.waiting -= self.dropped.keys()

@@ -41,8 +41,8 @@ THREAD_TIMEOUT_S = "600"
 """Time in seconds that Tune waits for the thread of a stopped trial, which may be writing a checkpoint."""
 
 FINISHED, HELD, FAILED, STOPPED = "finished", "held", "failed", "stopped"
-"""Outcomes of a trial. The first three are keys of the metrics reported to Tune; a trial that reported none was stopped
-by the scheduler.
+"""Outcomes of a trial. The first three are keys of the metrics reported to Tune; a trial that reported none of them was
+stopped by the scheduler.
 """
 
 MAX_RESTARTS = 3
@@ -68,7 +68,8 @@ class SweepContext:
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
 
-    Errors of a trial are reported as an outcome, not raised: Tune retries what raises, which is meant for lost drivers.
+    Errors of a trial are reported as an outcome, not raised: Tune retries a function that raises, which is meant for
+    lost drivers.
     """
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", THREAD_TIMEOUT_S)
     work, runs = config["work"], sweep.site.runs
@@ -88,7 +89,7 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
             )
             lease.require(runs)
         except Exception:
-            if not lease.is_held(runs):  # whatever the error is, another process has the trial
+            if not lease.is_held(runs):  # another process trains this trial, so the error does not matter
                 return {HELD: True}
             ledger.mark_ended(run_id, "FAILED")
             return {FAILED: traceback.format_exc()}
@@ -99,25 +100,25 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
 def trains_in_process(resources: Allocation) -> bool:
     """Return whether a trial trains in Tune's own process: one with a single worker does.
 
-    That process is re-used for the next trial, which then needs no start-up and no imports. Several workers are started
-    by Ray Train for each trial, while Tune's process waits for them.
+    Tune's process is re-used for the next trial, which saves the start-up and the imports. If a trial has several
+    workers, Ray Train starts them for this trial, while Tune's process waits for them.
     """
     return resources.workers == 1
 
 
-def train_and_report(work: TrainingJob) -> Metrics:
+def train_and_report(job: TrainingJob) -> Metrics:
     """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
-    if trains_in_process(work.resources):
-        return train_in_process(work, tune.report)
+    if trains_in_process(job.resources):
+        return train_in_process(job, tune.report)
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from trainables.execution.ray_adapter import fit
 
-    return fit(work, [TuneReportCallback()])
+    return fit(job, [TuneReportCallback()])
 
 
 def bundle_of_process(resources: Allocation) -> Bundle:
-    """Return the resources of Tune's process of a trial: a worker's, or next to nothing if it only waits."""
+    """Return the resources of Tune's process of a trial: a worker's, or a small share of a CPU if it only waits."""
     return resources.worker if trains_in_process(resources) else Bundle(DRIVER_CPUS)
 
 
@@ -156,10 +157,10 @@ class TuneCallback(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show the outcome of a trial that ended without an error."""
         signature = trial.config["work"]["signature"]
-        end = find_outcome(trial.last_result)
-        if end == STOPPED:
+        outcome = find_outcome(trial.last_result)
+        if outcome == STOPPED:
             release_trials(self.ledger, self.sweep, [signature])
-        self.display.show_end(signature, "held by another command" if end == HELD else end)
+        self.display.show_end(signature, "held by another command" if outcome == HELD else outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Show that a trial's driver has been lost too often."""
@@ -169,11 +170,11 @@ class TuneCallback(tune.Callback):
 
 def find_outcome(result: Mapping[str, Any]) -> str:
     """Return the outcome of a trial from the last result that it reported."""
-    return next((end for end in (FINISHED, HELD, FAILED) if end in result), STOPPED)
+    return next((outcome for outcome in (FINISHED, HELD, FAILED) if outcome in result), STOPPED)
 
 
 def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str]) -> None:
-    """Release the leases that this command holds of these trials, and mark the trials that nobody trains as KILLED."""
+    """Release this command's leases of these trials, and mark the trials that no process trains as KILLED."""
     for signature in signatures:
         leases.release_own(sweep.site.runs, signature, sweep.command)
         run = ledger.find_trial(signature)
@@ -186,22 +187,22 @@ class AshaByStage(FIFOScheduler):
 
     def __init__(self, epochs: Mapping[str, int]) -> None:
         super().__init__()
-        self.of_stage = {
+        self.schedulers = {
             stage: ASHAScheduler(
-                "epoch", "best_map10", "max", most, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
+                "epoch", "best_map10", "max", max_epochs, reduction_factor=REDUCTION_FACTOR, stop_last_trials=False
             )
-            for stage, most in epochs.items()
+            for stage, max_epochs in epochs.items()
         }
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial to the bracket of its stage."""
-        self.of_stage[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
+        self.schedulers[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return whether a trial continues after the result that it reported."""
         if FINISHED in result:
             return str(TrialScheduler.CONTINUE)
-        return str(self.of_stage[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
+        return str(self.schedulers[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
 
 
 def run_trials(
@@ -225,8 +226,8 @@ def run_trials(
         jobs.append(make_job(signature, parent, costs[signature], sweep.resources[trial.stage]))
         work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trial_records.to_json(trial)}
         configs[signature] = {"work": work}
-    # Ray re-uses pre-started processes only for tasks without environment variables of their own; this variable is for
-    # PyTorch Lightning.
+    # Ray re-uses pre-started processes only for tasks that set no environment variables. Tune sets this variable for
+    # PyTorch Lightning, which isn't used here.
     class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)
     queue = JobQueue(jobs, list_nodes(), max_concurrent)
     epochs = {trial.stage: 1 for trial in trials.values()}
@@ -242,8 +243,8 @@ def run_trials(
             ),
             num_samples=-1,
             scheduler=AshaByStage(epochs) if with_asha else None,
-            # A stopped trial's process ends its own training, but not the workers that it waits for.
-            reuse_actors=not with_asha or all(trains_in_process(each) for each in sweep.resources.values()),
+            # Stopping a trial ends a training in its own process, but not one in the workers of Ray Train.
+            reuse_actors=not with_asha or all(trains_in_process(allocation) for allocation in sweep.resources.values()),
         ),
         run_config=tune.RunConfig(
             name=sweep.run_id,
@@ -253,11 +254,11 @@ def run_trials(
             verbose=0,
         ),
     )
-    ends = {}
+    outcomes = {}
     for result in tuner.fit():
         signature = result.config["work"]["signature"]
-        ends[signature] = FAILED if result.error else find_outcome(result.metrics)
-        if ends[signature] == FAILED:
+        outcomes[signature] = FAILED if result.error else find_outcome(result.metrics)
+        if outcomes[signature] == FAILED:
             error = str(result.error or result.metrics[FAILED]).strip()
             error_file = Path(result.path) / "error.txt"
             error_file.write_text(error, encoding="utf-8")
@@ -266,4 +267,4 @@ def run_trials(
                 markup=False,
                 highlight=False,
             )
-    return ends
+    return outcomes

@@ -1,4 +1,4 @@
-"""Rounds of trials, run until each has finished or failed; other commands may train some of them."""
+"""Rounds of trials, run until each trial has finished or failed; other commands may train some of the trials."""
 
 import time
 from collections.abc import Mapping
@@ -24,17 +24,22 @@ def run_until_done(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> None:
-    """Run trials until each has finished or failed; a trial of another command is waited for, or taken over."""
-    left, lost = dict(todo), set[str]()
-    while left:
-        held = {signature for signature in left if leases.find_holder(sweep.site.runs, signature)}
-        free = {key: trial for key, trial in left.items() if not held & {key, parents[key]}}
-        if free:
-            ends = ray_tune.run_trials(free, parents, costs, sweep, ledger, display, max_concurrent, with_asha)
-            lost |= {signature for signature, end in ends.items() if end in (ray_tune.FAILED, ray_tune.STOPPED)}
+    """Run trials until each has finished or failed.
+
+    A trial that another command trains is waited for, and trained here if that command releases or loses its lease.
+    """
+    remaining, unsuccessful = dict(todo), set[str]()
+    while remaining:
+        held = {signature for signature in remaining if leases.find_holder(sweep.site.runs, signature)}
+        runnable = {key: trial for key, trial in remaining.items() if not held & {key, parents[key]}}
+        if runnable:
+            outcomes = ray_tune.run_trials(runnable, parents, costs, sweep, ledger, display, max_concurrent, with_asha)
+            unsuccessful |= {
+                signature for signature, outcome in outcomes.items() if outcome in (ray_tune.FAILED, ray_tune.STOPPED)
+            }
         else:
             time.sleep(POLL_EVERY_S)
-        for signature in [key for key in left if ledger.find_finished_trial(key)]:
+        for signature in [key for key in remaining if ledger.find_finished_trial(key)]:
             display.show_finished(signature)
-            del left[signature]
-        left = {key: trial for key, trial in left.items() if not lost & {key, parents[key]}}
+            del remaining[signature]
+        remaining = {key: trial for key, trial in remaining.items() if not unsuccessful & {key, parents[key]}}

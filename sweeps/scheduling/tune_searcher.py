@@ -9,21 +9,21 @@ from sweeps.scheduling.job_queue import JobQueue
 from trainables.execution.resources import Bundle
 
 SEARCHER_ENVIRONMENT = {"TUNE_MAX_PENDING_TRIALS_PG": "100"}
-"""Environment that lets several trial drivers start at the same time; with a searcher, Tune starts them one by one
-otherwise.
+"""Environment that lets several trial drivers start at the same time; otherwise, with a searcher, Tune starts them one
+by one.
 
-How many run is the queue's to say, not that of TuneConfig(max_concurrent_trials=...).
+The job queue limits the number of running trials; TuneConfig(max_concurrent_trials=...) isn't used.
 """
 
 
 class QueueSearcher(Searcher):
     """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
 
-    `configs` are the trials' configs by key. `succeeded` tells whether a trial that ended without an error has
-    finished: Tune does not distinguish it from a trial that a scheduler has stopped. `nodes` returns the cluster's
-    nodes and is called each time; nodes that an autoscaler may start count as nodes, since no job is started that does
-    not fit. Tune asks again after every event, at least ten times a second while trials run, and once a second
-    otherwise.
+    `configs` are the trials' configs by key. `succeeded` returns whether a trial that ended without an error has
+    finished: Tune does not distinguish finished trials from those that a scheduler has stopped. `nodes` returns the
+    cluster's nodes, including those that an autoscaler may start, since a job that does not fit is never started; it is
+    called for each suggestion. Tune asks for a suggestion after every event: at least ten times a second while trials
+    run, and once a second otherwise.
     """
 
     def __init__(

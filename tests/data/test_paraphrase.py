@@ -448,7 +448,7 @@ def test_errors_do_not_raise_the_number_of_requests():
 @pytest.mark.parametrize(
     ("key", "url", "why"),
     [
-        ("sk-1\nsk-2", "http://localhost:1/v1", "OPENAI_API_KEY holds a blank"),
+        ("sk-1\nsk-2", "http://localhost:1/v1", "OPENAI_API_KEY contains a blank"),
         ("sk-é", "http://localhost:1/v1", "beyond ASCII"),
         ("", "localhost:8000", "isn't an address"),
         ("", "http://[::1/v1", "isn't an address"),
@@ -467,7 +467,7 @@ def test_the_key_is_never_told(store_of, chat_server, run):
     store, server = store_of(10), chat_server(paid_key=KEY)
     said = run(store, "--model", "parrot", "--base-url", server.base_url, key=KEY)
     said += run(store, "--model", "absent", "--base-url", server.base_url, "--replace", key=KEY, status=2)
-    assert "knows no model 'absent'" in said
+    assert "has no model 'absent'" in said
     wrong = KEY.replace("very", "not")
     said += run(store, "--model", "crow", "--base-url", server.base_url, "--replace", key=wrong, status=2)
     assert "refused the key (401)" in said
@@ -507,13 +507,13 @@ def test_the_budget_ends_a_run_and_counts_earlier_ones(store_of, chat_server, ru
 def test_a_dry_run_asks_nothing(store_of, chat_server, run):
     store, server = store_of(40), chat_server()
     said = run(store, "--dry-run")
-    assert "40 captions, 40 different requests to gpt-3.5-turbo" in said
+    assert "40 captions, 40 distinct requests to gpt-3.5-turbo" in said
     assert re.search(r"price: 0\.0\d USD \(0\.0\d with --batch\)", said)
     assert not (store / "test/train/paraphrases.jsonl").exists()
     model = ("--model", "gpt-4o-mini-2024-07-18", "--base-url", server.base_url)
     run(store, *model)
     said = run(store, *model, "--dry-run")
-    assert "answered already: 40; to be asked: 0" in said
+    assert "already answered: 40; to be sent: 0" in said
     assert len(server.log()["tries"]) == 40
 
 
@@ -563,7 +563,7 @@ class TestBatches:
         run(store, *self.arguments(server))
         found = table_of(store)
         batches = list(server.log()["batches"].values())
-        assert len(batches) == 2, "what was refused is handed in again"
+        assert len(batches) == 2, "the refused requests are submitted again"
         assert len(batches[0]["requests"].splitlines()) == 60
         run(store, *self.arguments(server))
         assert len(server.log()["batches"]) == 2
@@ -670,7 +670,7 @@ class TestBatches:
         process = subprocess.Popen(
             command(store, *self.arguments(server)[:-1], 3600), cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
-        while "handed in batch" not in process.stderr.readline():
+        while "submitted batch" not in process.stderr.readline():
             pass
         process.kill()
         process.communicate()
@@ -718,7 +718,7 @@ class TestBatches:
 
     def test_a_batch_whose_answers_are_gone_is_asked_again(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(batch_lost=True)
-        assert "the answers of batch batch-0 are gone (404)" in run(store, *self.arguments(server), status=2)
+        assert "the answers of batch batch-0 no longer exist (404)" in run(store, *self.arguments(server), status=2)
         server.set_faults()
         run(store, *self.arguments(server))
         assert len(table_of(store)) == 10
@@ -755,7 +755,7 @@ class TestImport:
         assert [len(row["variants"]) for row in rows] == [4] + [5] * 19
         assert rows[1]["variants"] == grammar.write_paraphrases(open_split(store, "test/train").captions[0][1], 5)
         assert {row["model"] for row in rows} == {"imported"}
-        assert "1 fail: not the original (left out)" in said
+        assert "1 fail: not the original (not kept)" in said
         assert "variations.json, entry 21: test/train has no clip 'else.wav'" in said
 
     def test_clips_of_the_same_name_share_what_was_written(self, make_clip, noise, write_split, give):
@@ -828,7 +828,7 @@ def test_the_page_shows_everything(make_clip, noise, write_split, chat_server, r
         Paraphrase("test/other/b.wav", "A bell rings twice.", ("Twice a bell rings.",), "imported")
     ])  # fmt: skip
     said = run(store, "--out", store / "page.html", first=("review",), status=2)
-    assert "one page for several splits (test/other, test/train)" in said
+    assert "one page can't show several splits (test/other, test/train)" in said
 
 
 @pytest.mark.parametrize(
@@ -837,11 +837,11 @@ def test_the_page_shows_everything(make_clip, noise, write_split, chat_server, r
         (("--variants", "0"), "isn't an integer of at least 1"),
         (("--timeout", "-1"), "isn't a number above 0"),
         (("--budget", "nan"), "isn't a number above 0"),
-        (("--model", "grammar", "--batch"), "--batch: grammar is asked without a server"),
-        (("--model", "grammar", "--concurrency", "2"), "--concurrency: grammar is asked without a server"),
-        (("--model", "grammar", "--base-url", "http://localhost:1"), "--base-url: grammar is asked without a server"),
-        (("--batch", "--concurrency", "2"), "--concurrency: with --batch the server decides"),
-        (("--poll", "2"), "--poll: that is for --batch"),
+        (("--model", "grammar", "--batch"), "--batch: grammar needs no server"),
+        (("--model", "grammar", "--concurrency", "2"), "--concurrency: grammar needs no server"),
+        (("--model", "grammar", "--base-url", "http://localhost:1"), "--base-url: grammar needs no server"),
+        (("--batch", "--concurrency", "2"), "--concurrency: with --batch the server sets it"),
+        (("--poll", "2"), "--poll: it has no effect without --batch"),
         (("--batch", "--batch-size", "60000"), "the API takes 50,000 at most"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
     ledger.start_sweep("first", ["0" * 16], {"retrain": None})
     refused = run("--retrain", moved, "--name", "first")
     assert refused.returncode == 2
-    assert re.search("--name first: a sweep has that name, and isn't this retraining of .*ensem", refused.stderr)
+    assert re.search("--name first: a sweep of that name exists and isn't this retraining of .*ensem", refused.stderr)
     assert ledger.find_sweep("first").signatures == ["0" * 16]
     with pytest.raises(InterruptedError):
         run("--retrain", moved, "--name", "final")
@@ -185,7 +185,7 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
         run("--retrain", moved, "--name", "final")
     refused = run("--retrain", moved, "--name", "final", "--retrain-from", "finetuning")
     assert refused.returncode == 2
-    assert "--name final: a sweep has that name" in refused.stderr
+    assert "--name final: a sweep of that name exists" in refused.stderr
 
 
 def test_what_is_written_is_of_what_was_read(retrain, tmp_path):
