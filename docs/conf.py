@@ -1,11 +1,5 @@
 """Configuration of the documentation site: python -m sphinx -W docs docs/_build."""
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
 project = "Chorale"
 author = "the Chorale developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]

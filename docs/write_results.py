@@ -47,7 +47,7 @@ def read(name: str) -> Any:
 
 def demo() -> str:
     """Return the demo's metrics on five synthetic corpora."""
-    headings = ["seed", "best pretraining", "mean of fine-tunings", "best single", "ensemble", "best single, test",
+    headings = ["seed", "best pretraining", "mean fine-tuning", "best single", "ensemble", "single, test",
                 "ensemble, test", "gain on test"]  # fmt: skip
     return table(headings, list(demo_rows()))
 

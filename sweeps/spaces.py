@@ -8,7 +8,7 @@ import inspect
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,7 +17,7 @@ from data.errors import UserError, unknown_name_error
 from data.splits import Splits
 from trainables import recipes
 from trainables.schedule import Schedule
-from trainables.trial import Precision, Trial
+from trainables.trial import Precision, Trial, iter_stages
 
 Space = Callable[[Splits, Precision], list[Trial]]
 
@@ -222,13 +222,6 @@ def check_trials(trials: object) -> list[Trial]:
                 "remove it from the training splits, or evaluate on another one"
             )
     return list(trials)
-
-
-def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield a trial and its pretraining, if any, recursively."""
-    yield trial
-    if trial.pretraining:
-        yield from iter_stages(trial.pretraining)
 
 
 def list_spaces() -> dict[str, Space]:

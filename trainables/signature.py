@@ -12,7 +12,7 @@ code. `tests/trainables/test_signature.py` contains the current defaults and som
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from data.leakage.exclusions import compute_exclusions_fingerprint
 from data.store.storage import Location
 from data.store.stored_split import open_split
 from trainables import encoders
-from trainables.trial import Trial
+from trainables.trial import Trial, iter_stages
 
 TRAINING_VERSION = 3
 """Version of the training code, part of every signature. Raise it with a change that makes the same config train to
@@ -63,13 +63,6 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
         paraphrases={name: splits[name].compute_paraphrases_fingerprint() for name in paraphrased},
         weights={config: encoders.module_of_config(config).weights_fingerprint(config, weights) for config in configs},
     )
-
-
-def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield a trial, its pretraining, and so on."""
-    yield trial
-    if trial.pretraining:
-        yield from iter_stages(trial.pretraining)
 
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -127,7 +127,7 @@ class Trial:
     @property
     def training_splits(self) -> set[str]:
         """Splits that the trial or its pretraining is trained on."""
-        return {*self.train, *(self.pretraining.training_splits if self.pretraining else ())}
+        return {name for stage in iter_stages(self) for name in stage.train}
 
     @property
     def name(self) -> str:
@@ -142,6 +142,13 @@ class Trial:
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
         parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []
         return " ".join([*parts, f"seed {self.seed}"])
+
+
+def iter_stages(trial: Trial) -> Iterator[Trial]:
+    """Yield a trial, its pretraining, and so on."""
+    yield trial
+    if trial.pretraining:
+        yield from iter_stages(trial.pretraining)
 
 
 def to_json(trial: Trial) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _filtered(wave: Wave, low_hz: float, high_hz: float) -> Wave:
 
 
 def _fast_length(num_samples: int) -> int:
-    """Return the next of 8, 9, 10, 12 and 15 times a power of two, from `num_samples` on.
+    """Return the smallest FFT-friendly length of at least `num_samples`: 8, 9, 10, 12 or 15 times a power of two.
 
     A Fourier transform of a length with large prime factors takes several times as long.
     """

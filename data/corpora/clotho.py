@@ -220,7 +220,7 @@ def get_source(metadata: CsvRow) -> str:
 
 
 def collect_sources(metadata: Iterable[CsvRow]) -> frozenset[str]:
-    """Return the sources in a table of metadata, including those of clips without a file."""
+    """Return the sources ('freesound:ID' of the original recordings) in a table of metadata, also for absent clips."""
     return frozenset(filter(None, map(get_source, metadata)))
 
 

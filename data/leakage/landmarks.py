@@ -74,7 +74,7 @@ CONTAINED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Landmarks of a recording, in order of time."""
+    """Landmarks of a recording, in order of time: pairs of nearby spectrogram peaks, each hashed, with their times."""
 
     hashes: NDArray[np.uint32]  # [num_landmarks]
     ticks: NDArray[np.int32]  # [num_landmarks], time of the first peak

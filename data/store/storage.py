@@ -275,7 +275,7 @@ class _RemoteFile:
         return parts[0] if len(parts) == 1 else pa.py_buffer(b"".join(parts))
 
     def map(self) -> pa.Buffer:
-        """Return the complete file."""
+        """Copy the whole remote file into the cache if it is missing there, and return it memory-mapped."""
         cache = BlockCache.from_environment()
         if (cached := cache.get(self.key)) is not None:
             return cached

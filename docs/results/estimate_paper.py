@@ -7,16 +7,13 @@ Clotho clip, 1 for AudioCaps and AudioSet, 2.2 for FreeSound, and 2.8 for BBC an
 """
 
 import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from data.splits import Splits  # noqa: E402
-from sweeps import spaces  # noqa: E402
-from sweeps.planning.estimate import A10G, EpochWork, estimate_epoch_seconds  # noqa: E402
-from trainables import encoders  # noqa: E402
+from data.splits import Splits
+from sweeps import spaces
+from sweeps.planning.estimate import A10G, EpochWork, estimate_epoch_seconds
+from trainables import encoders
+from trainables.trial import iter_stages
 
 TOKENS = 32
 """Length that captions are padded to: the encoders' maximum."""
@@ -27,8 +24,8 @@ WAVCAPS = (108_317 + 31_201 + 262_300 + 1_232, 108_317 + 262_300 * 2.2 + (31_201
 """Pairs and 10-s segments in an epoch."""
 
 
-def epoch_of(segment_s: float, corpora: list[tuple[float, float]]) -> EpochWork:
-    """Return an epoch over some corpora, with longer segments counted in proportion."""
+def count_published(segment_s: float, corpora: list[tuple[float, float]]) -> EpochWork:
+    """Return the amount of computation in an epoch over some corpora; longer segments are counted in proportion."""
     return EpochWork(
         pairs=round(sum(pairs for pairs, _ in corpora)),
         segments=round(sum(max(pairs, segments * 10 / segment_s) for pairs, segments in corpora)),
@@ -49,13 +46,13 @@ def main() -> None:
     for trial in spaces.table2(splits, "bfloat16"):
         if trial.seed:
             continue
-        of_clotho = epoch_of(trial.audio.segment_s, [CLOTHO])
-        of_all = epoch_of(trial.audio.segment_s, [CLOTHO, AUDIOCAPS, WAVCAPS])
-        stages = [stage for stage in (trial.pretraining, trial) if stage]
-        hours = [estimate_epoch_seconds(s, of_clotho if s.train == (train,) else of_all) / 3600 for s in stages]
+        hours = {}
+        for stage in reversed(list(iter_stages(trial))):
+            corpora = [CLOTHO] if stage.train == (train,) else [CLOTHO, AUDIOCAPS, WAVCAPS]
+            epoch = count_published(trial.audio.segment_s, corpora)
+            hours[stage.stage] = round(estimate_epoch_seconds(stage, epoch) / 3600, 1)
         names = [encoders.format_label(config) for config in (trial.audio, trial.text)]
-        stages = {stage.stage: round(value, 1) for stage, value in zip(stages, hours, strict=True)}
-        rows.append({"encoders": names, "paraphrases": trial.paraphrase_probability > 0, "hours": stages})
+        rows.append({"encoders": names, "paraphrases": trial.paraphrase_probability > 0, "hours": hours})
     result = {"gpu": A10G.name, "tflops": A10G.tflops, "used": A10G.used, "rows": rows}
     Path(__file__).with_name("paper_hours.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -32,7 +32,7 @@ from trainables.records.ensemble_file import Ensemble, read_ensemble
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import RunStorage
 from trainables.retrieval import Relevance
-from trainables.trial import Trial
+from trainables.trial import Trial, iter_stages
 
 logger = logging.getLogger("chorale.systems")
 
@@ -106,7 +106,7 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
 
 def list_stages(trial: Trial) -> list[Trial]:
     """Return the stages of a trial, from the first pretraining to the trial itself."""
-    return [*(list_stages(trial.pretraining) if trial.pretraining else []), trial]
+    return list(iter_stages(trial))[::-1]
 
 
 def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> None:
@@ -114,7 +114,7 @@ def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> Non
     evaluation_splits = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
-            overlap = evaluation_splits & {name for stage in list_stages(member.trial) for name in stage.train}
+            overlap = evaluation_splits & member.trial.training_splits
             if overlap:
                 raise UserError(
                     f"{system.path}: member {member.candidate.name!r} was trained on {overlap.pop()}: "

@@ -57,14 +57,14 @@ def guess_challenge(path: Path) -> str:
     matches = [
         name
         for name, task in TASKS.items()
-        if re.search(compile_pattern(FILE_NAMES[name][OUTPUT], rf"\S+_{task}"), names)
+        if re.search(build_pattern(FILE_NAMES[name][OUTPUT], rf"\S+_{task}"), names)
     ]
     if len(matches) != 1:
         raise UserError(f"{path}: its file names don't identify the challenge; give --format")
     return matches[0]
 
 
-def compile_pattern(name: str, system: str = ".+") -> str:
+def build_pattern(name: str, system: str = ".+") -> str:
     """Return the regular expression of a system's file name, with the groups `system` and `number`."""
     return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
@@ -124,7 +124,7 @@ def group_by_system(
     others = []
     for name, data in contents.items():
         file = PurePosixPath(name).name
-        matches = {kind: re.fullmatch(compile_pattern(named), file) for kind, named in FILE_NAMES[challenge].items()}
+        matches = {kind: re.fullmatch(build_pattern(named), file) for kind, named in FILE_NAMES[challenge].items()}
         kind, match = next(((kind, match) for kind, match in matches.items() if match), ("", None))
         label = f"{match['system']}_{match['number']}" if match else ""
         if match and kind not in systems.get(label, {}):

@@ -55,7 +55,7 @@ class Candidate:
         return self.run
 
     def locate_scores(self, role: Role) -> Path:
-        """Return the path of a file's scores on a split."""
+        """Return the path of the score matrix of a candidate from files, for the validation or the test split."""
         assert self.folder is not None
         return self.folder / role / f"{self.name}.npy"
 

@@ -195,7 +195,10 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 
 @njit(nogil=True, inline="always")
 def drop_decided(tree, entries, depth, models_left):
-    """Count the decided entries of a node, keep the others, and return their number."""
+    """Drop the entries of a node whose sign no further candidate can change, and return how many entries remain.
+
+    An entry that is certain to be positive is counted as above its pair; one that is certain to be negative is not.
+    """
     kept = 0
     for index in range(tree.size_D[depth]):
         entry, total = tree.entry_D[depth, index], tree.sum_D[depth, index]

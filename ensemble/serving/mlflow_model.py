@@ -28,7 +28,7 @@ class Retriever(PythonModel):  # type: ignore[misc]
         self.index = audio_index.open_index(Path(context.artifacts["index"]), self.models)
 
     def predict(self, model_input: list[str]) -> list[list[ScoredClip]]:
-        """Return each sentence's clips, the best first."""
+        """Return the NUM_CLIPS best recordings for each sentence, as paths with scores, the best first."""
         from ensemble.serving import audio_index
 
         hits = audio_index.search_index(self.models, self.index, model_input, NUM_CLIPS)

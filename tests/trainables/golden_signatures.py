@@ -14,8 +14,8 @@ from data.splits import Splits
 from sweeps import spaces
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
-from trainables.signature import TRAINING_VERSION, Fingerprints, iter_stages, sign
-from trainables.trial import Trial
+from trainables.signature import TRAINING_VERSION, Fingerprints, sign
+from trainables.trial import Trial, iter_stages
 
 FILE = Path(__file__).with_suffix(".json")
 SPLITS = Splits("c/train", "c/validation", "c/test", ("c/train", "d/train"))

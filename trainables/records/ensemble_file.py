@@ -158,7 +158,7 @@ class Ensemble:
 
     @property
     def test_when_selected(self) -> SplitMetrics | None:
-        """Metrics on the test split; for retrained members, those of the ensemble that they replace."""
+        """Test metrics computed at the selection; for a retrained ensemble, those from before retraining, or None."""
         return self.test or (self.before_retraining.test if self.before_retraining else None)
 
 

@@ -186,7 +186,7 @@ class Heartbeat:
 
 
 def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> None:
-    """End a lease that a process of this command may have left behind."""
+    """End the lease of a trial if a process of the given invocation of a command holds it, dead or alive."""
     number, current = find_last_holder(runs, signature)
     if current and current.command == command:
         runs.write(lease_file(signature, number), b"null")

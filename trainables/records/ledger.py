@@ -77,7 +77,7 @@ class Event:
 
 @dataclass(frozen=True)
 class EventRun:
-    """A selection or an evaluation in the ledger."""
+    """A logged event: the selection of an ensemble, or a later evaluation, as read from the ledger."""
 
     run_id: str
     name: str
