@@ -29,7 +29,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise UserError(f"gpus is {self.gpus}: above 1, it must be a whole number")
+            raise UserError(f"gpus is {self.gpus}: more than one GPU must be a whole number of them")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_two_trials_share_a_gpu_by_halves():
             "1 workers need .* and 4 GPUs each.*can place 0",
         ),
         ([Bundle(8, 2)], ResourceRequest(workers=2, gpus_per_worker=0.5), "NCCL refuses two ranks on one GPU"),
-        ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=1.5), "gpus is 1.5: above 1, it must be a whole number"),
+        ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=1.5), "more than one GPU must be a whole number"),
         ([Bundle(8, 2)], ResourceRequest(gpus_per_worker=-1), "gpus_per_worker is -1"),
         ([Bundle(2)], ResourceRequest(cpus_per_worker=4), "1 workers need 4 CPUs each"),
     ],
