@@ -1,21 +1,17 @@
-"""Audio as samples: decode files and stored clips, mix down to mono, resample, and cut into segments.
+"""Audio as samples: encode and decode stored clips, and cut recordings into segments.
 
 Everything here is a pure function. Samples are float32 [num_samples], mono, at SAMPLE_RATE_HZ, unless stated otherwise.
 """
 
 import contextlib
 import hashlib
-import io
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Literal
 
 import numpy as np
 import soundfile
-import soxr
 from numpy.typing import NDArray
 
-from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Samples
 
 Codec = Literal["flac", "pcm16"]
@@ -30,135 +26,24 @@ MIN_LAST_SEGMENT_S = 0.5
 BLOCK_FRAMES = 2**16
 """Number of frames decoded and resampled at a time: the fastest of the sizes tried with soxr."""
 
-MIN_RATE_HZ = 1_000
-"""Minimum sample rate (assumed): a lower one comes from a broken header, and would make a clip over 32 times longer."""
-
-MAX_AMPLITUDE = 1e12
-"""Bound on samples (assumed).
-
-Full scale is 1, or 2**31 if integers were written as floats; near 1e38, resampling produces NaN.
-"""
-
-UNKNOWN_LENGTH = 2**63 - 1
-"""Number of samples that libsndfile reports if the header doesn't state it."""
-
-SIZE_FIELDS: dict[bytes, tuple[slice, Literal["little", "big"], int, int]] = {
-    b"RIFF": (slice(4, 8), "little", 8, 0x7FFFF000),
-    b"FORM": (slice(4, 8), "big", 8, 0x7F000000),
-    b".snd": (slice(8, 12), "big", 24, 0x7F000000),
-    b"RF64": (slice(20, 28), "little", 8, 2**62),
-    b"riff": (slice(16, 24), "little", 0, 2**62),
-}
-"""Size fields in the headers of WAV, AIFF, AU, RF64 and W64, by the first bytes of the file.
-
-For each: the position of the field, its byte order, the number of bytes that it doesn't count, and the value from which
-on the size is unknown, as written by programs that stream to a pipe (sox, ffmpeg).
-"""
-SIZE_SLACK = 8
-"""Tolerance in bytes: some writers count the first 8 bytes of a file in the size field, some don't."""
-
-MAX_OGG_PAGE_BYTES = 65_307
-"""Maximum size of an Ogg page (https://www.rfc-editor.org/rfc/rfc3533, section 6)."""
-OGG_LAST_PAGE_FLAG = 4
-"""Flag bit of the last page of a stream."""
-
 
 class AudioError(Exception):
     """Recording that can't be used; the message is the reason."""
 
 
-def decode_file(path: Path) -> Iterator[Samples]:
-    """Decode an audio file in any format that libsndfile reads, and yield blocks of samples.
+class AudioBlocks(Iterator[Samples]):
+    """Consecutive blocks of a recording's samples, and warnings about changes made to the recording.
 
-    Raises AudioError as `decode` does, and UserError if the file can't be opened: it existed when the corpus was read,
-    so the recording itself isn't at fault.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be opened: {error.strerror}; every machine that decodes needs it under this path"
-        ) from error
-    with file:
-        yield from decode(file)
-
-
-def decode(file: BinaryIO) -> Iterator[Samples]:
-    """Decode a seekable audio file, and yield blocks of mono samples at SAMPLE_RATE_HZ, one block in memory at a time.
-
-    Raises AudioError if the audio is truncated, empty, not finite or too loud, possibly after some blocks.
-    """
-    try:
-        with soundfile.SoundFile(_LibsndfileAdapter(file)) as audio:
-            rate_hz, num_announced = audio.samplerate, audio.frames
-            if rate_hz < MIN_RATE_HZ:
-                raise AudioError(f"its header states a sample rate of {rate_hz} Hz; the minimum is {MIN_RATE_HZ}")
-            if num_announced == UNKNOWN_LENGTH:
-                raise AudioError("its header doesn't state its length: encode it again, to a file and not to a pipe")
-            resampler = soxr.ResampleStream(rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32")
-            num_decoded = num_resampled = 0
-            while len(block := audio.read(BLOCK_FRAMES, dtype="float32")):
-                num_decoded += len(block)
-                with np.errstate(over="ignore", invalid="ignore"):  # refused below
-                    mono = block if block.ndim == 1 else block.mean(axis=1)
-                if not np.abs(mono).max() < MAX_AMPLITUDE:  # written so that NaN is refused too
-                    raise AudioError(f"holds samples that aren't finite or exceed {MAX_AMPLITUDE:.0e} times full scale")
-                resampled = mono if rate_hz == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
-                num_resampled += len(resampled)
-                yield resampled
-            rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
-            num_resampled += len(rest)
-            yield rest
-        is_cut_off = is_truncated(file)
-    except (soundfile.SoundFileError, OSError) as error:
-        reason = getattr(error, "error_string", error)  # without the file object's address, which varies
-        raise AudioError(f"can't be decoded: {reason}") from error
-    if num_decoded < num_announced:
-        raise AudioError(f"truncated: {num_decoded} of {num_announced} samples decoded")
-    if is_cut_off:
-        raise AudioError("truncated: its end is missing")
-    if not num_decoded:
-        raise AudioError("holds no samples")
-    if not num_resampled:
-        raise AudioError(f"too short: {num_decoded} samples at {rate_hz} Hz")
-
-
-class _LibsndfileAdapter:
-    """Open file as libsndfile calls it: seeks before the start of the file, caused by a broken header, are ignored.
-
-    Errors raised in a callback from C can't be caught; they would be printed.
+    Args:
+        decode: Function that yields the blocks; it is given a function to call with each warning.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.tell, self.read = file, file.tell, file.read
+    def __init__(self, decode: Callable[[Callable[[str], None]], Iterator[Samples]]) -> None:
+        self.warnings: list[str] = []  # complete when all blocks have been read
+        self._blocks = decode(self.warnings.append)
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
-        """Seek like a file; ignore a position that can't be reached."""
-        with contextlib.suppress(OSError, ValueError):
-            self.file.seek(offset, whence)
-
-
-def is_truncated(file: BinaryIO) -> bool:
-    """Return True if a file was cut off in a way that libsndfile takes for a shorter file.
-
-    WAV, AIFF, AU, RF64 and W64 state their size in the header; in Ogg the last page is marked. Returns False for other
-    formats, which libsndfile checks itself.
-    """
-    file.seek(0)
-    head, size = file.read(32), file.seek(0, io.SEEK_END)
-    if head.startswith(b"OggS"):
-        file.seek(max(0, size - MAX_OGG_PAGE_BYTES))
-        _, _, page = file.read().rpartition(b"OggS")  # its flags are at 1, the number of its segments is at 22
-        return (
-            len(page) < 23
-            or not page[1] & OGG_LAST_PAGE_FLAG
-            or len(page) < 23 + page[22] + sum(page[23 : 23 + page[22]])
-        )
-    if head[:4] not in SIZE_FIELDS:
-        return False
-    size_field, order, num_uncounted, min_unknown = SIZE_FIELDS[head[:4]]
-    stated_size = int.from_bytes(head[size_field], order)
-    return stated_size < min_unknown and size + SIZE_SLACK < stated_size + num_uncounted
+    def __next__(self) -> Samples:
+        return next(self._blocks)
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:

@@ -12,15 +12,19 @@ Guide: docs/searching.md
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
+import codecs
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 
+from data.captions import normalise
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
@@ -43,10 +47,47 @@ class Options:
 
 
 def read_sentences(options: Options) -> Iterable[str]:
-    """Return the sentences to search for: the argument, or the lines of standard input; none if only --add is given."""
+    """Yield the sentences to search for: the argument, or the lines of standard input; none if only --add is given.
+
+    Lines that aren't text or contain no word are logged and skipped.
+    """
     if options.sentence is not None:
         return [options.sentence]
-    return () if options.add else (line.strip() for line in sys.stdin if line.strip())
+    return () if options.add else iter_lines(sys.stdin.buffer)
+
+
+def iter_lines(file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of a file with sentences, in UTF-8 or, if a byte order mark says so, in UTF-16."""
+    start = file.readline()
+    lines: Iterable[bytes] = itertools.chain([start], file)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        lines = (start + file.read()).decode("utf-16", "replace").encode().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            sentence = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode().strip()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            logger.error("standard input, line %d: byte 0x%02x isn't UTF-8; save the sentences as UTF-8", number, byte)
+            continue
+        if sentence and not normalise(sentence):
+            logger.error("standard input, line %d: %r contains no word to search for", number, sentence)
+        elif sentence:
+            yield sentence
+
+
+def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int) -> None:
+    """Print the best recordings whose files exist, and log the better ones whose files don't."""
+    num_printed, gone = 0, []
+    for score, path in hits:
+        if num_printed == top:
+            break
+        if Path(path).exists():
+            console.print(f"{score:.4f}  {path}", markup=False)
+            num_printed += 1
+        else:
+            gone.append(path)
+    for path in gone:
+        logger.warning("gone: %s no longer exists; if it was moved, update the index: --add FOLDER", path)
 
 
 def run(options: Options) -> None:
@@ -56,18 +97,16 @@ def run(options: Options) -> None:
     began = time.perf_counter()
     models = bundle.load_models(options.ensemble, RunStorage.of(options.runs))
     if options.add:
-        for file, reason in audio_index.update_index(options.index, options.add, models).items():
-            logger.warning("skipped: %s: %s", file, reason)
+        audio_index.update_index(options.index, options.add, models).log(logger)
     index = audio_index.open_index(options.index, models)
     took_s = time.perf_counter() - began
     logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
     console = Console(soft_wrap=True, highlight=False)
     for sentence in read_sentences(options):
         began = time.perf_counter()
-        hits = audio_index.search_index(models, index, [sentence], options.top)[0]
+        hits = audio_index.search_index(models, index, [sentence], len(index.paths))[0]
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
-        for score, path in hits:
-            console.print(f"{score:.4f}  {path}", markup=False)
+        print_hits(console, hits, options.top)
 
 
 @command

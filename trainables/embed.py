@@ -18,7 +18,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
-from data.sources.audio_files import list_audio_files
+from data.sources.audio_files import AudioListing, list_audio_files
 from data.sources.csv_tables import read_csv, read_text
 from trainables.records.embeddings import Embeddings, write_embeddings
 from trainables.records.mlflow_ledger import LedgerOptions
@@ -78,7 +78,8 @@ def run(options: Options) -> None:
     """Embed the audio files and sentences that the options name, and write the Arrow file."""
     if options.audio is None and options.captions is None:
         raise UserError("nothing to embed: give --audio DIR, --captions FILE or both")
-    paths = list_audio_files(options.audio) if options.audio else []
+    listing = list_audio_files(options.audio) if options.audio else AudioListing([], {}, [])
+    paths = listing.paths
     sentences = read_sentences(options.captions) if options.captions else []
     with tempfile.TemporaryDirectory() as scratch:
         folder = find_model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
@@ -86,9 +87,10 @@ def run(options: Options) -> None:
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 
         trial, model = load_trial(folder), load_model(folder)
-    audio, embedded, skipped = embed_files(model.to(fastest_device()), trial, paths)
-    for path, reason in skipped.items():
-        logger.warning("skipped: %s: %s", path, reason)
+    audio, embedded, problems = embed_files(model.to(fastest_device()), trial, paths)
+    problems.log(logger)
+    if options.audio:
+        listing.log_unusable(options.audio)
     if paths and not embedded:
         raise UserError(f"{options.audio}: none of its {len(paths)} audio files can be decoded")
     embeddings = Embeddings(

@@ -5,20 +5,27 @@ Layout:
     *.csv            the only table, UTF-8: file_name, caption, and optionally split (train, validation or test)
     the audio files  anywhere below, in any format that libsndfile reads; file_name is the path relative to the folder
 
-A file may have several rows, one per caption. Without a column `split`, files are split at random by the seed: 80, 10
-and 10 %. No licence is recorded. Stored as 16-bit PCM: a library of 100 hours takes 23 GB, and a random 30-s window of
-it costs 0.2 ms of a core to read instead of 8 ms as FLAC (measured).
+A name in another Unicode normalisation or case, with "./" or backslashes, or an absolute path that ends in the path of
+a file is matched if only one file is possible (`data.sources.file_names`). A file may have several rows, one per
+caption. Without a column `split`, files are split at random by the seed: 80, 10 and 10 %. No licence is recorded.
+Stored as 16-bit PCM: a library of 100 hours takes 23 GB, and a random 30-s window of it costs 0.2 ms of a core to read
+instead of 8 ms as FLAC (measured).
 """
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import UserError
 from data.schema import SkippedItem, SourceClip, Split
+from data.sources.audio_files import AudioListing, list_files
 from data.sources.csv_tables import CsvRow, read_csv, require_source
-from data.sources.recordings import describe_file, iter_files
+from data.sources.file_names import FileMatcher
+from data.sources.recordings import describe_file, find_encoding_problem
 from data.waveform import Codec
+
+logger = logging.getLogger("chorale.folder")
 
 ROLES = {"train": "train", "validation": "validation", "test": "test"}
 PRETRAINING = ("train",)
@@ -38,30 +45,56 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
         names = ", ".join(path.name for path in tables) or "none"
         raise UserError(f"{source} must hold one table (*.csv with the columns file_name, caption); found: {names}")
     rows = read_csv(tables[0], ["file_name", "caption"])
-    rows_by_file: dict[str, list[CsvRow]] = {}
+    listing = list_files(source)
+    usable = [path for path in [*listing.paths, *listing.skipped, *listing.others] if not find_encoding_problem(path)]
+    matcher = FileMatcher((path.relative_to(source).as_posix() for path in usable), source)
+    found = {name: matcher.find(name) for name in dict.fromkeys(row["file_name"] for row in rows)}
+    rows_by_file: dict[str, list[CsvRow]] = {}  # by the name on disk, if there is one
     for row in rows:
-        rows_by_file.setdefault(row["file_name"], []).append(row)
+        files = found[row["file_name"]]
+        rows_by_file.setdefault(files[0] if len(files) == 1 else row["file_name"], []).append(row)
     if "split" in rows[0].cells:
         split_by_file = read_stated_splits(rows_by_file)
     else:
         split_by_file = draw_splits(tables[0], list(rows_by_file), seed)
-    on_disk = {path.relative_to(source).as_posix() for path in iter_files(source)}
-    splits = [read_split(source, split, rows_by_file, split_by_file, on_disk) for split in ROLES.values()]
+    splits = [read_split(source, split, rows_by_file, split_by_file, matcher) for split in ROLES.values()]
     if not any(split.clips for split in splits):
         raise UserError(f"{source} holds none of the {len(rows_by_file)} files named in {tables[0].name}")
+    report_further_files(source, tables[0], listing, set(rows_by_file))
     return splits
 
 
+def report_further_files(source: Path, table: Path, listing: AudioListing, listed: set[str]) -> None:
+    """Log the files in the folder that the table doesn't name."""
+
+    def is_further(path: Path) -> bool:
+        return path.relative_to(source).as_posix() not in listed
+
+    further = [path for path in listing.paths if is_further(path)]
+    if further:
+        logger.warning("%d audio files have no row in %s, such as %s", len(further), table.name, further[0])
+    skipped = {path: reason for path, reason in listing.skipped.items() if is_further(path)}
+    AudioListing([], skipped, [path for path in listing.others if is_further(path) and path != table]).log_unusable(
+        source
+    )
+
+
 def read_split(
-    source: Path, split: str, rows_by_file: dict[str, list[CsvRow]], split_by_file: dict[str, str], on_disk: set[str]
+    source: Path,
+    split: str,
+    rows_by_file: dict[str, list[CsvRow]],
+    split_by_file: dict[str, str],
+    matcher: FileMatcher,
 ) -> Split:
     """Return one split with the files that exist."""
     names = [name for name in rows_by_file if split_by_file[name] == split]
     clips, set_aside = [], []
     for name in names:
         rows = rows_by_file[name]
-        if name not in on_disk:
-            set_aside.append(SkippedItem(rows[0].origin, f"{source / name} is absent", "absent", name))
+        found = matcher.find(name)
+        if len(found) != 1:
+            reason = matcher.explain_missing(name, found, source)
+            set_aside.append(SkippedItem(rows[0].origin, reason, "unusable" if found else "absent", name))
             continue
         recording = describe_file(source / name)
         clips.append(

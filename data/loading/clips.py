@@ -1,15 +1,18 @@
 """Batches of clips without captions, for embedding: the clips of a split, or audio files."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data.decoding.audio import decode_file
+from data.errors import UserError
 from data.loading.batch import Batch, fill_segments
 from data.schema import SAMPLE_RATE_HZ, Samples
+from data.sources.audio_files import FileProblems
 from data.store.stored_split import StoredSplit
-from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, decode_file, to_pcm16
+from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, to_pcm16
 
 
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
@@ -26,22 +29,24 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 
 
 def load_files(
-    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, on_error: Callable[[Path, str], None]
+    paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, problems: FileProblems
 ) -> Iterator[Batch]:
     """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
 
-    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped: `on_error` is called
-    with its path and the reason.
+    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped; the reason, and warnings
+    about other files, are added to `problems`.
     """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):
         clips, parts = [], []
         for clip in range(first, min(first + batch_size, len(paths))):
             try:
-                samples = decode_start(paths[clip], longest_samples)
-            except AudioError as error:
-                on_error(paths[clip], str(error))
+                samples, warnings = decode_start(paths[clip], longest_samples)
+            except (AudioError, UserError) as error:
+                problems.skipped[paths[clip]] = str(error)
                 continue
+            if warnings:
+                problems.warnings[paths[clip]] = warnings
             part = torch.zeros(count_segments(len(samples), segment_samples), segment_samples)
             num_samples = min(len(samples), part.numel())
             part.view(-1)[:num_samples] = torch.from_numpy(samples[:num_samples])
@@ -51,12 +56,15 @@ def load_files(
             yield Batch.without_captions(torch.cat(parts), [len(part) for part in parts], clips)
 
 
-def decode_start(path: Path, longest_samples: int) -> Samples:
-    """Return the first samples of an audio file, rounded to 16 bits. Raises AudioError if it can't be decoded."""
-    blocks, num_samples = [], 0
-    for block in decode_file(path):
+def decode_start(path: Path, longest_samples: int) -> tuple[Samples, list[str]]:
+    """Return the first samples of an audio file, rounded to 16 bits, and warnings about changes to them.
+
+    Raises AudioError if the file can't be decoded, UserError if it can't be opened.
+    """
+    decoded, blocks, num_samples = decode_file(path), [], 0
+    for block in decoded:
         blocks.append(to_pcm16(block[: longest_samples - num_samples]))
         num_samples += len(blocks[-1])
         if num_samples >= longest_samples:
             break
-    return np.concatenate(blocks) * np.float32(1 / PCM16_FULL_SCALE)
+    return np.concatenate(blocks) * np.float32(1 / PCM16_FULL_SCALE), decoded.warnings

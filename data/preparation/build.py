@@ -34,8 +34,8 @@ MIN_CLIPS_PER_SHARD, MAX_CLIPS_PER_SHARD = 8, 128
 MAX_LOCAL_CLIPS, MAX_LOCAL_BYTES = 2_000, 10**9
 """Limits up to which threads of this process are used instead of Ray: less than 20 s on two cores (measured)."""
 
-MAX_LOGGED_SKIPS = 20
-"""Maximum number of skipped items logged one by one; `describe --list` lists all of them."""
+MAX_LOGGED_ITEMS = 20
+"""Maximum number of skipped or changed clips logged one by one; `describe --list` lists all of them."""
 
 
 @contextlib.contextmanager
@@ -132,7 +132,10 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
     for leftover in folder.glob(".*.part"):
         leftover.unlink()
     summaries = write_shards(split, folder, codec)
-    log_skipped_items(split, summaries)
+    log_items(
+        "skipped", split, [f"{item.origin}: {item.reason}" for item in split_writer.collect_skipped(split, summaries)]
+    )
+    log_items("warning", split, list_warnings(split, summaries))
     if not split.clips and not split.clips_of and not split.sources:
         (folder / storage.MANIFEST).unlink(missing_ok=True)
         split_writer.remove_stale_files(folder, set())
@@ -185,15 +188,21 @@ def count_clips_and_bytes(splits: Sequence[StoredSplit]) -> tuple[int, int]:
     return sum(len(split.index) for split in splits_with_clips), num_samples * PCM16_BYTES
 
 
-def log_skipped_items(split: Split, summaries: Sequence[ShardSummary]) -> None:
-    """Log the skipped items of a split, at most MAX_LOGGED_SKIPS one by one."""
-    set_aside = split_writer.collect_skipped(split, summaries)
-    for clip in set_aside[:MAX_LOGGED_SKIPS]:
-        logger.warning("skipped: %s: %s", clip.origin, clip.reason)
-    if len(set_aside) > MAX_LOGGED_SKIPS:
+def list_warnings(split: Split, summaries: Sequence[ShardSummary]) -> list[str]:
+    """Return the warnings about clips that were changed when they were decoded, each with the origin of the clip."""
+    warnings = {clip_id: texts for summary in summaries for clip_id, texts in summary.warnings.items()}
+    return [f"{clip.origin}: {text}" for clip in split.clips for text in warnings.get(clip.clip_id, ())]
+
+
+def log_items(kind: str, split: Split, lines: Sequence[str]) -> None:
+    """Log the skipped items of a split, or the warnings about its clips, at most MAX_LOGGED_ITEMS one by one."""
+    for line in lines[:MAX_LOGGED_ITEMS]:
+        logger.warning("%s: %s", kind, line)
+    if len(lines) > MAX_LOGGED_ITEMS:
         logger.warning(
-            "skipped: %d more of %s/%s; `python data/prepare.py describe --list` lists them all",
-            len(set_aside) - MAX_LOGGED_SKIPS,
+            "%s: %d more of %s/%s; `python data/prepare.py describe --list` lists them all",
+            kind,
+            len(lines) - MAX_LOGGED_ITEMS,
             split.corpus,
             split.name,
         )

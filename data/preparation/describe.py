@@ -64,6 +64,13 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
     lines = [f"{clips:,} clips, {hours:,.2f} h", *format_exclusions(store), *format_duplicates(store)]
     if list_all:
         lines += [f"skipped: {aside.origin}: {aside.reason}" for split in splits for aside in split.set_aside]
+        lines += [
+            f"warning: {clip_id}: {text}"
+            for split in splits
+            if not split.manifest.clips_of
+            for clip_id, texts in split.read_warnings().items()
+            for text in texts
+        ]
         lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in read_exclusions(store).to_pylist()]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

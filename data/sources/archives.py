@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile, ZipInfo
 
+from data.decoding.audio import Warn, decode
 from data.errors import UserError
 from data.schema import Samples
-from data.waveform import AudioError, decode
+from data.waveform import AudioBlocks, AudioError
 
 END, END_SIGNATURE = struct.Struct("<4s4H2LH"), b"PK\5\6"
 """End record: this segment, the directory's, its entries here and in total, its size and offset, a comment's length."""
@@ -114,11 +115,15 @@ def list_segment_paths(path: Path, num_segments: int) -> tuple[Path, ...]:
     return (*segments, path)
 
 
-def decode_member(member: ArchiveMember) -> Iterator[Samples]:
-    """Decode a member of an archive, and yield blocks of samples; its checksum is verified before the first block.
+def decode_member(member: ArchiveMember) -> AudioBlocks:
+    """Decode a member of an archive into blocks of samples; its checksum is verified before the first block.
 
-    Raises AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
+    The blocks raise AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
     """
+    return AudioBlocks(lambda warn: _decode_member(member, warn))
+
+
+def _decode_member(member: ArchiveMember, warn: Warn) -> Iterator[Samples]:
     with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
         try:
             with open_segments(member.segments[member.info.volume :], member.info.header_offset) as stream:
@@ -131,7 +136,7 @@ def decode_member(member: ArchiveMember) -> Iterator[Samples]:
         except (BadZipFile, EOFError, struct.error, zlib.error) as error:
             raise AudioError(f"can't be extracted: {str(error) or 'its archive ends early'}") from error
         spool.seek(0)
-        yield from decode(cast(BinaryIO, spool))
+        yield from decode(cast(BinaryIO, spool), warn)
 
 
 def open_segments(paths: Sequence[Path], offset: int) -> io.BufferedReader:

@@ -1,21 +1,76 @@
-"""List the audio files in a folder."""
+"""List the audio files in a folder, and the files that can't be used."""
 
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import soundfile
-
+from data.decoding.formats import AUDIO_SUFFIXES, CONVERTIBLE_SUFFIXES, HOW_TO_CONVERT
 from data.errors import UserError
-from data.sources.recordings import iter_files
+from data.sources.recordings import find_encoding_problem, iter_files
 
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus", ".wave"}
-"""Suffixes of audio files; other files are ignored."""
+logger = logging.getLogger("chorale.files")
 
 
-def list_audio_files(folder: Path) -> list[Path]:
-    """Return the audio files in a folder and its subfolders, sorted by path. Raises UserError if there are none."""
+@dataclass(frozen=True)
+class AudioListing:
+    """Files in a folder and its subfolders: audio files, audio files that can't be used, and other files."""
+
+    paths: list[Path]  # sorted
+    skipped: dict[Path, str]  # the reason by path
+    others: list[Path]
+
+    def log_unusable(self, folder: Path) -> None:
+        """Log each audio file that can't be used, how to convert those in other formats, and the number of others."""
+        for path, reason in self.skipped.items():
+            logger.warning("skipped: %s: %s", path, reason)
+        suffixes = Counter(path.suffix.lower() for path in self.skipped if path.suffix.lower() in CONVERTIBLE_SUFFIXES)
+        if suffixes:
+            counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(suffixes.items()))
+            logger.warning("%s: audio files in formats that aren't decoded: %s; %s", folder, counts, HOW_TO_CONVERT)
+        if self.others:
+            plural = "file isn't" if len(self.others) == 1 else "files aren't"
+            logger.info("%s: %s other %s audio", folder, f"{len(self.others):,}", plural)
+
+
+@dataclass
+class FileProblems:
+    """Problems found while audio files are decoded: why files were skipped, and how others were changed."""
+
+    skipped: dict[Path, str] = field(default_factory=dict)
+    warnings: dict[Path, list[str]] = field(default_factory=dict)
+
+    def log(self, logger: logging.Logger) -> None:
+        """Log each problem."""
+        for path, reason in self.skipped.items():
+            logger.warning("skipped: %s: %s", path, reason)
+        for path, warnings in self.warnings.items():
+            for warning in warnings:
+                logger.warning("warning: %s: %s", path, warning)
+
+
+def list_files(folder: Path) -> AudioListing:
+    """List the files in a folder and its subfolders. Raises UserError if the folder can't be read."""
+    paths, skipped, others = [], dict[Path, str](), []
+    for path in iter_files(folder):
+        suffix = path.suffix.lower()
+        if suffix in CONVERTIBLE_SUFFIXES:
+            skipped[path] = f"{suffix} isn't decoded here"
+        elif suffix not in AUDIO_SUFFIXES:
+            others.append(path)
+        elif problem := find_encoding_problem(path):
+            skipped[path] = problem
+        else:
+            paths.append(path)
+    return AudioListing(sorted(paths), skipped, others)
+
+
+def list_audio_files(folder: Path) -> AudioListing:
+    """List the files in a folder and its subfolders. Raises UserError if there is no audio file that can be used."""
     if not folder.is_dir():
         raise UserError(f"{folder} isn't a folder")
-    paths = sorted(path for path in iter_files(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not paths:
+    listing = list_files(folder)
+    if not listing.paths:
+        listing.log_unusable(folder)
         raise UserError(f"{folder} holds no audio file (supported suffixes: {', '.join(sorted(AUDIO_SUFFIXES))})")
-    return paths
+    return listing

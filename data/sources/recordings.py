@@ -1,14 +1,18 @@
 """Recordings in files and in archives, before a table describes them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data.decoding.audio import decode_file
+from data.errors import UserError
 from data.schema import Samples
 from data.sources.archives import ArchiveMember, decode_member
-from data.waveform import decode_file
+
+logger = logging.getLogger("chorale.files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +42,42 @@ def describe_member(member: ArchiveMember) -> Recording:
 
 
 def iter_files(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder and its subfolders. Links are followed; each folder is visited once."""
-    waiting, seen = [folder], set[tuple[int, int]]()
+    """Yield all files in a folder and its subfolders. Links are followed; each folder is visited once.
+
+    Subfolders that can't be read and links whose target doesn't exist are logged and skipped. Raises UserError if the
+    folder itself can't be read.
+    """
+    root, waiting, seen = folder, [folder], set[tuple[int, int]]()
     while waiting:
         folder = waiting.pop()
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            if folder is root:
+                raise UserError(f"{folder} can't be read: {error.strerror}") from error
+            logger.warning("skipped: the folder %s can't be read: %s", folder, error.strerror)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in entries:
+            try:
                 if entry.is_dir():
                     waiting.append(Path(entry.path))
-                elif entry.is_file():  # and not a broken link
+                elif entry.is_file():
                     yield Path(entry.path)
+                elif entry.is_symlink():
+                    logger.warning("skipped: %s is a link to a file that doesn't exist", entry.path)
+            except OSError as error:  # such as a loop of links
+                logger.warning("skipped: %s can't be read: %s", entry.path, error.strerror)
+
+
+def find_encoding_problem(path: Path) -> str:
+    """Return why a path can't be stored in tables; '' if it can."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "its path isn't valid UTF-8: rename it, for instance with convmv"
+    return ""

@@ -10,8 +10,8 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 
 from data import waveform
-from data.schema import CLIPS, FORMAT_VERSION, SourceClip
+from data.schema import CLIPS, FORMAT_VERSION, Samples, SourceClip
 from data.store.files import atomic_write, hash_json, write_json
-from data.waveform import AudioError, Codec
+from data.waveform import AudioBlocks, AudioError, Codec
 
 HELD_BYTES = 32 * 2**20
 """Maximum size of a clip's audio held in memory before it is written; longer audio is spooled to a temporary file."""
@@ -43,12 +43,13 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """Summary of a shard: the stored clips and the skipped ones."""
+    """Summary of a shard: the stored clips, the skipped ones, and the warnings about stored clips."""
 
     file: str
     num_bytes: int  # size of the file
     clips: dict[str, StoredClip]  # by clip id
     set_aside: dict[str, str]  # clip id -> reason
+    warnings: dict[str, list[str]] = field(default_factory=dict)  # by clip id; clips without one are left out
 
     @property
     def num_samples(self) -> int:
@@ -70,23 +71,27 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
     lengths: dict[str, int] = {}
     digests: dict[str, str] = {}
     set_aside: dict[str, str] = {}
+    warnings: dict[str, list[str]] = {}
     with atomic_write(path) as temporary, _ShardFile(corpus, split, temporary) as out:
         for clip in clips:
             digest = hashlib.sha256()
             try:
-                audio, num_samples = encode_clip(clip, codec, path.parent, digest)
+                blocks = clip.load()
+                audio, num_samples = encode_blocks(blocks, codec, path.parent, digest)
             except AudioError as error:
                 set_aside[clip.clip_id] = str(error)
                 continue
             digest.update(json.dumps(clip.captions).encode())
             digests[clip.clip_id], lengths[clip.clip_id] = digest.hexdigest(), num_samples
             out.write_clip(clip, audio, num_samples)
+            if isinstance(blocks, AudioBlocks) and blocks.warnings:
+                warnings[clip.clip_id] = blocks.warnings
     positions = zip(digests, locate_audio(path), strict=True)
     stored = {
         clip_id: StoredClip(offset, num_bytes, lengths[clip_id], digests[clip_id])
         for clip_id, (offset, num_bytes) in positions
     }
-    summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside)
+    summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside, warnings)
     write_json(path.with_suffix(".json"), dataclasses.asdict(summary))
     return summary
 
@@ -105,14 +110,16 @@ EncodedAudio = bytes | mmap.mmap
 """Audio of a clip in the format of a store, in memory or mapped from a temporary file."""
 
 
-def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[EncodedAudio, int]:
-    """Encode a clip in the format of a store, and return its audio and its number of samples.
+def encode_blocks(
+    blocks: Iterable[Samples], codec: Codec, folder: Path, digest: "hashlib._Hash"
+) -> tuple[EncodedAudio, int]:
+    """Encode a clip's samples in the format of a store, and return its audio and its number of samples.
 
     Audio that is too long for memory is spooled to a temporary file in `folder`.
     """
     with tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder)) as file:
         spool = cast(BinaryIO, file)
-        num_samples = waveform.encode(clip.load(), codec, spool, digest)
+        num_samples = waveform.encode(blocks, codec, spool, digest)
         size = spool.seek(0, os.SEEK_END)
         if size > HELD_BYTES:
             spool.flush()

@@ -76,17 +76,34 @@ class StoredSplit:
 
         Raises UserError if the summary of a shard is absent.
         """
-        reasons: dict[str, str] = {}
+        return {
+            clip_id: reason for summary in self.read_summaries() for clip_id, reason in summary["set_aside"].items()
+        }
+
+    def read_warnings(self) -> dict[str, list[str]]:
+        """Return the warnings about clips that were changed when they were decoded, by clip id.
+
+        Raises UserError if the summary of a shard is absent.
+        """
+        return {
+            clip_id: warnings
+            for summary in self.read_summaries()
+            for clip_id, warnings in summary.get("warnings", {}).items()  # absent in older stores
+        }
+
+    def read_summaries(self) -> list[dict[str, Any]]:
+        """Return the summaries of the shards with the split's clips. Raises UserError if one is absent."""
+        summaries = []
         for shard in self.clips_manifest.shards:
             name = self.clips_manifest.get_path(f"{Path(shard).with_suffix('.json')}")
             try:
-                reasons |= json.loads(self.store.read(name))["set_aside"]
+                summaries.append(json.loads(self.store.read(name)))
             except FileNotFoundError:
                 raise UserError(
                     f"{self.store}/{name} is absent: prepare this split again: "
                     f"{format_prepare_command(self.store, self.name)}"
                 ) from None
-        return reasons
+        return summaries
 
     @property
     def sources(self) -> set[str]:

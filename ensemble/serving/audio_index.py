@@ -1,22 +1,24 @@
 """Index of recordings by one ensemble: memory-mapped vectors, and the files' sizes and modification times.
 
     DIR/index.arrow     paths and vectors, with the signature of the ensemble
-    DIR/files.json      size and modification time of each file when it was embedded
+    DIR/files.json      size, modification time and SHA-256 of each file when it was embedded
 
 Shapes: A recordings, Q sentences, D the size of all members' embeddings together.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.captions import normalise
 from data.errors import UserError
-from data.sources.audio_files import list_audio_files
+from data.sources.audio_files import FileProblems, list_audio_files
 from data.store.files import read_json, write_json
 from ensemble.serving.bundle import EnsembleModels
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
@@ -25,6 +27,12 @@ logger = logging.getLogger("chorale.recordings")
 
 VECTORS_FILE = "index.arrow"
 FILES_FILE = "files.json"
+
+MIN_PART_FILES = 256
+"""Minimum number of files that are embedded before the index is written again."""
+
+Stamp = list[Any]
+"""Size of a file in bytes, its modification time in nanoseconds and its SHA-256, which older indexes lack."""
 
 SearchHit = tuple[float, str]
 """Score and path of a recording."""
@@ -85,11 +93,13 @@ def search_index(
     return hits
 
 
-def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path, str]:
+def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProblems:
     """Embed the new and changed audio files of a folder, and write the index.
 
-    Files of the folder that no longer exist are removed from the index. A symbolic link is listed by its own path,
-    since its target may be outside the folder.
+    A file with the contents of a recording in the index, such as one that was moved, gets that recording's vector.
+    Files of the folder that no longer exist are removed from the index, and so are recordings whose file was moved to
+    the folder. A symbolic link is listed by its own path, since its target may be outside the folder. The index is
+    written after each part of the files, so that an interruption loses at most one part.
 
     Args:
         folder: the folder of the index, which is created if it doesn't exist.
@@ -97,36 +107,110 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path
         models: the models of the ensemble.
 
     Returns:
-        The reason, by path, why a file was skipped.
+        The files that were skipped or changed, with the reasons.
 
     Raises:
         UserError: if no audio file can be decoded, or the index belongs to another ensemble.
     """
     audio = audio.resolve()
-    paths = list_audio_files(audio)
-    stamps = {str(path): read_stamp(path) for path in paths}
-    index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, list[int]]()
+    listing = list_audio_files(audio)
+    problems = FileProblems()
+    stamps = read_stamps(listing.paths, problems)
+    index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, Stamp]()
     if (folder / VECTORS_FILE).exists():
         index = open_index(folder, models)
         known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
-    new = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
-    kept = find_kept_rows(index, audio, stamps, {str(path) for path in new})
-    vectors_AD, embedded, skipped = models.embed_files(new)
-    names = [index.paths[row] for row in kept] + [str(path) for path in embedded]
-    if not names:
-        raise UserError(f"{audio}: none of its {len(paths)} audio files can be decoded")
-    both_AD = np.concatenate([index.vectors_AD[kept], vectors_AD])
-    order = sorted(range(len(names)), key=names.__getitem__)
-    write_index(folder, [names[row] for row in order], both_AD[order], {**known, **stamps}, models)
-    num_removed = len(set(index.paths) - set(names))
-    logger.info("%d files embedded, %d unchanged, %d removed", len(embedded), len(kept), num_removed)
-    return skipped
+    changed = [path for path in stamps if known.get(path, [])[:2] != stamps[path]]
+    for path, stamp in stamps.items():
+        is_known = path in known and known[path][:2] == stamp and len(known[path]) > 2
+        stamps[path] = known[path] if is_known else [*stamp, hash_file(path)]
+    num_unchanged, previous = len(find_kept_rows(index, audio, stamps, set(changed))), set(index.paths)
+    index, todo = reuse_vectors(index, audio, known, stamps, changed)
+    known.update({path: stamp for path, stamp in stamps.items() if path not in todo})
+    num_embedded = 0
+    while todo:
+        part, todo = split_off_part(todo, len(index.paths))
+        vectors_AD, embedded, part_problems = models.embed_files([Path(path) for path in part])
+        problems.skipped.update(part_problems.skipped)
+        problems.warnings.update(part_problems.warnings)
+        names = [*index.paths, *map(str, embedded)]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        both_AD = np.concatenate([index.vectors_AD, vectors_AD])
+        index = AudioIndex([names[row] for row in order], both_AD[order])
+        known.update({str(path): stamps[str(path)] for path in embedded})
+        num_embedded += len(embedded)
+        if todo and index.paths:
+            write_index(folder, index, known, models)
+    listing.log_unusable(audio)
+    if not index.paths:
+        problems.log(logger)
+        raise UserError(f"{audio}: none of its {len(listing.paths)} audio files can be decoded")
+    write_index(folder, index, known, models)
+    num_reused = len(set(index.paths) - previous) - num_embedded + len(previous & set(changed))
+    num_removed = len(previous - set(index.paths))
+    logger.info("%d files embedded, %d unchanged, %d removed", num_embedded, num_unchanged, num_removed)
+    if num_reused > 0:
+        logger.info("%d files have the contents of recordings in the index: not embedded again", num_reused)
+    return problems
 
 
-def read_stamp(path: Path) -> list[int]:
-    """Return a file's size and modification time, which identify its version."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def read_stamps(paths: Sequence[Path], problems: FileProblems) -> dict[str, Stamp]:
+    """Return the size and modification time of each file; files that can't be read are added to `problems`."""
+    stamps: dict[str, Stamp] = {}
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            problems.skipped[path] = f"can't be read: {error.strerror}"
+        else:
+            stamps[str(path)] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's contents; '' if it can't be read, which is reported when it is decoded."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def reuse_vectors(
+    index: AudioIndex, audio: Path, known: Mapping[str, Stamp], stamps: Mapping[str, Stamp], changed: Sequence[str]
+) -> tuple[AudioIndex, list[str]]:
+    """Return the index without recordings that changed or no longer exist, and the files that have to be embedded.
+
+    Changed files with the contents of a recording in the index are added to it with that recording's vector.
+    """
+    rows_by_digest = {known[path][2]: row for row, path in enumerate(index.paths) if len(known.get(path, [])) > 2}
+    reused = {path: rows_by_digest[digest] for path in changed if (digest := str(stamps[path][2])) in rows_by_digest}
+    digests = {stamps[path][2] for path in reused}
+    rows = {
+        index.paths[row]: row
+        for row in find_kept_rows(index, audio, stamps, set(changed))
+        if not is_moved(index.paths[row], known, digests)
+    } | reused
+    order = sorted(rows)
+    return (
+        AudioIndex(order, index.vectors_AD[[rows[path] for path in order]]),
+        [path for path in changed if path not in reused],
+    )
+
+
+def is_moved(path: str, known: Mapping[str, Stamp], digests: Collection[object]) -> bool:
+    """Return whether a recording's file no longer exists, and its contents are those of another file."""
+    stamp = known.get(path, [])
+    return len(stamp) > 2 and stamp[2] in digests and not Path(path).exists()
+
+
+def split_off_part(todo: list[str], num_indexed: int) -> tuple[list[str], list[str]]:
+    """Return the files to embed before the index is written again, and the remaining ones.
+
+    The parts grow with the index, so that writing it takes a small share of the time.
+    """
+    size = max(MIN_PART_FILES, num_indexed // 4)
+    return todo[:size], todo[size:]
 
 
 def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object], changed: set[str]) -> list[int]:
@@ -138,13 +222,7 @@ def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object]
     ]
 
 
-def write_index(
-    folder: Path,
-    names: Sequence[str],
-    vectors_AD: NDArray[np.float32],
-    stamps: Mapping[str, list[int]],
-    models: EnsembleModels,
-) -> None:
+def write_index(folder: Path, index: AudioIndex, stamps: Mapping[str, Stamp], models: EnsembleModels) -> None:
     """Write an index, with the stamps last, so that an interruption causes files to be embedded again.
 
     Recordings that lost their stamps in an earlier interruption stay in the index without one.
@@ -153,6 +231,7 @@ def write_index(
     write_json(folder / FILES_FILE, {})
     nothing = np.zeros((0, models.embedding_size), np.float32)
     write_embeddings(
-        folder / VECTORS_FILE, Embeddings(models.signature, str(folder), "", list(names), [], [], vectors_AD, nothing)
+        folder / VECTORS_FILE,
+        Embeddings(models.signature, str(folder), "", index.paths, [], [], index.vectors_AD, nothing),
     )
-    write_json(folder / FILES_FILE, {name: stamps[name] for name in names if name in stamps})
+    write_json(folder / FILES_FILE, {name: stamps[name] for name in index.paths if name in stamps})

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.sources.audio_files import FileProblems
 from trainables import trial as trials
 from trainables.records import ensemble_file
 from trainables.records.ensemble_file import Ensemble, read_ensemble, require_mean_fusion
@@ -70,8 +71,9 @@ class EnsembleModels:
             [embed_text(member.model, member.trial, sentences) for member in self.members], self.members
         )
 
-    def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-        """Return the vectors of audio files [A, D], the paths of these files, and the reasons why others were skipped.
+    def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
+        """Return the vectors of audio files [A, D], the paths of these files, and the files that were skipped or
+        changed with the reasons.
 
         Members with the same segment length and maximum length share the decoded audio. A file is skipped if it can't
         be decoded for one of the members.
@@ -79,22 +81,22 @@ class EnsembleModels:
         from data.loading.clips import load_files
         from trainables.training.embedding import CLIPS_PER_BATCH, embed_audio
 
-        skipped: dict[Path, str] = {}
+        problems = FileProblems()
         batches_of_members: list[list[ClipVectors]] = [[] for _ in self.members]
         for (segment_s, longest_s), indices in self.group_by_segmentation().items():
-            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, skipped.__setitem__):
+            for batch in load_files(paths, segment_s, longest_s, CLIPS_PER_BATCH, problems):
                 for index in indices:
                     batches_of_members[index].append(
                         embed_audio(self.members[index].model, self.members[index].trial, [batch])
                     )
-        embedded = [clip for clip, path in enumerate(paths) if path not in skipped]
+        embedded = [clip for clip, path in enumerate(paths) if path not in problems.skipped]
         complete = []
         for batches, member in zip(batches_of_members, self.members, strict=True):
             nothing = np.zeros((0, member.trial.embedding_size), np.float32)
             complete.append(
                 np.concatenate([nothing, *(vectors[np.isin(clips, embedded)] for vectors, clips in batches)])
             )
-        return concatenate_weighted(complete, self.members), [paths[clip] for clip in embedded], skipped
+        return concatenate_weighted(complete, self.members), [paths[clip] for clip in embedded], problems
 
     def group_by_segmentation(self) -> dict[tuple[float, float], list[int]]:
         """Return the indices of the members by segment length and maximum length of a clip, both in seconds."""

@@ -21,13 +21,14 @@ import soxr
 import torch
 from measure import PUBLISHED_RATE_HZ, cpu_s, machine, say, told, write_recordings
 
+from data.decoding.audio import decode_file
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
 from data.loading.sampler import order_epoch
 from data.schema import SAMPLE_RATE_HZ, SourceClip, Split
 from data.store import shard_writer, split_writer, stored_split
 from data.store.stored_split import StoredSplit
-from data.waveform import CODECS, Codec, decode_file
+from data.waveform import CODECS, Codec
 
 WINDOW_S = 30.0
 CAPTIONS = tuple(f"A dog barks {number} times while rain falls on a roof." for number in range(50))

@@ -21,12 +21,13 @@ import pytest
 import soundfile
 
 from data import corpora
+from data.decoding.audio import decode_file
 from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import verify
 from data.schema import SAMPLE_RATE_HZ
 from data.sources.archives import decode_member, list_members
-from data.waveform import CODECS, AudioError, decode_file
+from data.waveform import CODECS, AudioError
 
 MUTATIONS_PER_TABLE = 80
 OUTSIDE_SAMPLES, OUTSIDE_BYTES = 78, 200

@@ -327,7 +327,7 @@ from pathlib import Path
 from data.store import shard_writer
 from data.schema import DUPLICATES
 from data.schema import SourceClip
-from data.waveform import decode_file
+from data.decoding.audio import decode_file
 clip = SourceClip("a/b/c", partial(decode_file, Path(sys.argv[1])), ("Long.",), "")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for codec in ("flac", "pcm16"):

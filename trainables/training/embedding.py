@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data.captions import normalise
 from data.loading.batch import Batch
 from data.loading.clips import load_clips, load_files
+from data.sources.audio_files import FileProblems
 from data.store.stored_split import StoredSplit
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records.embeddings import Embeddings
@@ -74,11 +75,11 @@ def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> ND
 
 def embed_files(
     model: DualEncoder, trial: Trial, paths: Sequence[Path]
-) -> tuple[NDArray[np.float32], list[Path], dict[Path, str]]:
-    """Return the embeddings [A, D] of audio files, the paths of these files, and the reasons by path why other files
-    were skipped.
+) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
+    """Return the embeddings [A, D] of audio files, the paths of these files, and the files that were skipped or changed
+    with the reasons.
     """
-    skipped: dict[Path, str] = {}
-    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, skipped.__setitem__)
+    problems = FileProblems()
+    batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, problems)
     vectors, indices = embed_audio(model, trial, batches)
-    return vectors, [paths[index] for index in indices], skipped
+    return vectors, [paths[index] for index in indices], problems

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+from data.decoding.audio import decode_file
 from data.errors import UserError
 from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SkippedItem, Split
 from data.store import shard_writer, split_writer, stored_split
-from data.waveform import CODECS, decode_file, to_pcm16
+from data.waveform import CODECS, to_pcm16
 
 
 @pytest.fixture

@@ -13,12 +13,13 @@ import pytest
 import soundfile
 import torch
 
+from data.decoding.audio import decode_file
 from data.errors import UserError
 from data.loading import clips
 from data.loading.clips import load_files
+from data.sources.audio_files import FileProblems
 from data.splits import Splits
 from data.store.stored_split import open_split
-from data.waveform import decode_file
 from ensemble.serving import audio_index, bundle, registration
 from trainables import trial as trials
 from trainables.networks import dual_encoder
@@ -88,9 +89,9 @@ def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
     split = open_split(tone_store, "folder/test")
     stored = embed_split(network, trial, "", split)
     paths = [Path(tones) / clip_id.removeprefix("folder/test/") for clip_id in split.clip_ids]
-    vectors_AD, embedded, refused = embed_files(network, trial, paths)
+    vectors_AD, embedded, problems = embed_files(network, trial, paths)
     assert embedded == paths
-    assert not refused
+    assert not problems.skipped
     np.testing.assert_array_equal(vectors_AD, stored.audio_AD)
 
 
@@ -98,7 +99,7 @@ def test_no_more_than_the_beginning_of_a_file_counts(sounds, runs):
     folder = next((runs / "models").iterdir())
     network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
     path = sounds / "below" / "[wind].ogg"
-    found = list(load_files([path], trial.audio.segment_s, 2.0, 4, lambda path, why: None))
+    found = list(load_files([path], trial.audio.segment_s, 2.0, 4, FileProblems()))
     assert found[0].segments_per_clip.tolist() == [2]
     assert embed_audio(network, trial, found)[0].shape == (1, trial.embedding_size)
 
@@ -172,9 +173,9 @@ def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
     for order in ("ab", "ba"):
         path = write_ensemble(tmp_path / "ensemble.json", [letter * 16 for letter in order])
         models = bundle.load_models(path, RunStorage.of(tmp_path))
-        vectors_AD, embedded, refused = models.embed_files(paths)
+        vectors_AD, embedded, problems = models.embed_files(paths)
         assert embedded == paths[1:]
-        assert list(refused) == paths[:1]
+        assert list(problems.skipped) == paths[:1]
         np.testing.assert_allclose(vectors_AD, models.embed_files(paths[1:])[0], atol=1e-6)
         assert models.embed_files(paths[:1])[0].shape == (0, models.embedding_size)
 

@@ -1,0 +1,86 @@
+"""Match the file names in a corpus' table with the files on disk, although people and programs write names differently.
+
+A table may name files in another Unicode normalisation, with "./", with backslashes, as absolute paths of another
+machine, or in another case than on disk. A match must be unambiguous.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+Normalise = Callable[[str], str]
+
+MIN_SIMILARITY = 0.6
+"""Minimum similarity of a name that is suggested for an absent file, as `difflib` measures it (its default)."""
+
+
+def normalise_path(name: str) -> str:
+    """Return a path with slashes, without "./" and repeated slashes, with composed letters (NFC)."""
+    parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
+    kept = [part for part in parts if part not in ("", ".")]
+    return ("/" if parts[0] == "" else "") + "/".join(kept)
+
+
+def fold_case(name: str) -> str:
+    """Return a normalised path without distinction of case."""
+    return unicodedata.normalize("NFC", normalise_path(name).casefold())
+
+
+class FileMatcher:
+    """Files on disk, found by the names that a table gives them.
+
+    Args:
+        names: Paths of the files on disk, relative to the corpus' folder, with slashes.
+        root: The corpus' folder, which absolute paths in the table may begin with.
+        normalise: Normalisation of names beyond `normalise_path` in which a corpus' tables and files agree.
+    """
+
+    def __init__(self, names: Iterable[str], root: Path | None = None, normalise: Normalise = normalise_path) -> None:
+        self.names, self.root = sorted(names), root
+        self.levels: tuple[Normalise, ...] = (normalise, lambda name: fold_case(normalise(name)))
+        self.maps: list[dict[str, list[str]]] = []
+        for level in self.levels:
+            names_by_form: dict[str, list[str]] = defaultdict(list)
+            for name in self.names:
+                names_by_form[level(name)].append(name)
+            self.maps.append(dict(names_by_form))
+        self.exact = set(self.names)
+
+    def find(self, name: str) -> list[str]:
+        """Return the files that a table's name may stand for: none, one, or several if it is ambiguous."""
+        if name in self.exact:
+            return [name]
+        for candidate in self.list_forms(name):
+            for level, names_by_form in zip(self.levels, self.maps, strict=True):
+                if found := names_by_form.get(level(candidate)):
+                    return found
+        return []
+
+    def list_forms(self, name: str) -> list[str]:
+        """Return a name, and if it is an absolute path, the paths that it may be relative to the corpus' folder."""
+        normalised = normalise_path(name)
+        without_drive = re.sub(r"^[A-Za-z]:(?=/)", "", normalised)
+        if not without_drive.startswith("/"):
+            return [name]
+        if self.root is not None and Path(normalised).is_relative_to(self.root):
+            return [Path(normalised).relative_to(self.root).as_posix()]
+        parts = without_drive.strip("/").split("/")
+        return ["/".join(parts[start:]) for start in range(len(parts))]
+
+    def suggest(self, name: str) -> str:
+        """Return the name of the file that an absent one may be, by its last part; '' if no file is similar."""
+        last = fold_case(name).rpartition("/")[2]
+        lasts = {fold_case(other).rpartition("/")[2]: other for other in self.names}
+        similar = difflib.get_close_matches(last, lasts, 1, MIN_SIMILARITY)
+        return lasts[similar[0]] if similar else ""
+
+    def explain_missing(self, name: str, found: Sequence[str], folder: Path) -> str:
+        """Return why a table's name doesn't identify a file, given the files that `find` returned."""
+        if len(found) > 1:
+            return f"{name!r} could be any of {', '.join(map(repr, found))}: use the exact name in the table"
+        suggestion = self.suggest(name)
+        hint = f" (is it {suggestion!r}?)" if suggestion else ""
+        return f"{folder / name} is absent{hint}"
