@@ -32,7 +32,7 @@ SearchHit = tuple[float, str]
 
 @dataclass(frozen=True)
 class AudioIndex:
-    """Recordings sorted by path, with their vectors."""
+    """Recordings sorted by path, with the vectors that an ensemble gives them."""
 
     paths: list[str]
     vectors_AD: NDArray[np.float32]
@@ -124,13 +124,15 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> dict[Path
 
 
 def read_stamp(path: Path) -> list[int]:
-    """Return a file's size and modification time, which identify its version."""
+    """Return a file's size in bytes and its modification time in nanoseconds, which identify its version."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
 def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object], changed: set[str]) -> list[int]:
-    """Return the rows of the index to keep: recordings of other folders, and unchanged files of this one."""
+    """Return the rows of the index to keep: those of recordings in other folders, and of unchanged files in the folder
+    `audio`.
+    """
     return [
         row
         for row, path in enumerate(index.paths)
@@ -145,7 +147,8 @@ def write_index(
     stamps: Mapping[str, list[int]],
     models: EnsembleModels,
 ) -> None:
-    """Write an index, with the stamps last, so that an interruption causes files to be embedded again.
+    """Write an index. The files' sizes and modification times (`stamps`) are written last, so that after an
+    interruption the files are embedded again.
 
     Recordings that lost their stamps in an earlier interruption stay in the index without one.
     """
