@@ -50,7 +50,7 @@ def read_sentences(options: Options) -> Iterable[str]:
 
 
 def run(options: Options) -> None:
-    """Add recordings to the index, and search it."""
+    """Add recordings to the index if requested, then search it for each sentence and print the best recordings."""
     if not options.ensemble.exists():
         raise UserError(f"{options.ensemble} doesn't exist: give an ensemble.json, or an exported ensemble's folder")
     began = time.perf_counter()
