@@ -129,7 +129,7 @@ def pick(values: Sequence[str], number: int) -> str | None:
 
 
 def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
-    """Log the files that could not be decoded, which are ranked last, and the skipped queries."""
+    """Log, as warnings, the files that could not be decoded, which are ranked last, and the skipped queries."""
     for name, reason in evaluation.undecodable.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:

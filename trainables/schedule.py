@@ -45,7 +45,9 @@ class Schedule:
         return self.final_rate + (self.peak_rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs: once all are done; the losses are ignored."""
+        """Return whether training ends after `epoch` epochs, that is, whether all epochs are done; the losses are
+        ignored.
+        """
         return epoch >= self.epochs
 
 
@@ -95,7 +97,7 @@ class Plateau:
         return rate
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs: at the maximum number, or since the last losses hardly
+        """Return whether training ends after `epoch` epochs: at the maximum number, or because the last losses hardly
         differ. `validation_losses` has the loss of each epoch so far.
         """
         if epoch < max(self.first_end, self.settled_epochs):

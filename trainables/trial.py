@@ -24,8 +24,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fastest_precision() -> Precision:
-    """Return 'bfloat16' if the hardware of this machine can multiply matrices in it, otherwise 'float32'. The hardware
-    is the GPU, if there is one, and otherwise the processor.
+    """Return 'bfloat16' if this machine's GPU or, without a GPU, its processor multiplies bfloat16 matrices in
+    hardware; otherwise 'float32'.
     """
     import torch
 
@@ -35,7 +35,7 @@ def fastest_precision() -> Precision:
 
 
 def fastest_cpu_precision() -> Precision:
-    """Return 'bfloat16' if this machine's processor has instructions for products of matrices in it, otherwise
+    """Return 'bfloat16' if this machine's processor has instructions that multiply bfloat16 matrices, otherwise
     'float32'.
 
     On Linux the processor's capabilities are read from /proc/cpuinfo, which is faster than importing torch.
@@ -103,7 +103,7 @@ class Trial:
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
 
     def check_final_epoch(self) -> None:
-        """Raise UserError if `final_epoch` is set, but is not an epoch of the schedule, or the schedule needs
+        """Raise UserError if `final_epoch` is set, but exceeds the schedule's epochs or the schedule depends on
         validation losses.
         """
         if self.final_epoch is None:
@@ -150,7 +150,7 @@ class Trial:
 
 
 def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield the trial, then the pretraining that it starts from, if any, and so on."""
+    """Yield the trial, then the pretraining that it starts from, if any, then that one's pretraining, and so on."""
     yield trial
     if trial.pretraining:
         yield from iter_stages(trial.pretraining)

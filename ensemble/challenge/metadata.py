@@ -85,7 +85,7 @@ def choose_label(label: str | None, authors: Iterable[Mapping[str, Any]]) -> str
 
 
 def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
-    """Return a system's metadata in the challenge's form.
+    """Return a system's metadata as a nested dict with the fields of the challenge's form.
 
     Args:
         system: the ensemble with its members.

@@ -71,7 +71,9 @@ class ScoreMatrices:
         return self.relevance.num_queries
 
     def iter_blocks(self) -> Iterator[Block]:
-        """Yield the scores of all queries in order, in blocks of at most `block_bytes`; `arrays` are one block."""
+        """Yield the scores of all queries in order, in blocks of at most `block_bytes`. If `arrays` is given, all
+        queries are one block.
+        """
         if self.arrays:
             yield Block(0, self.num_queries, self.arrays)
             return

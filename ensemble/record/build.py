@@ -51,7 +51,7 @@ def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[
 
 
 def build_member(candidate: Candidate, weight: float) -> Member:
-    """Return a candidate as a member of an ensemble."""
+    """Return a candidate as a member of an ensemble, without its contribution to the metric."""
     if candidate.run:
         return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
     return Member(candidate.name, weight, folder=str(candidate.folder))

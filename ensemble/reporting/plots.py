@@ -99,7 +99,9 @@ def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
 
 
 def format_level(level: Level) -> str:
-    """Return a level and the number of trials in its mean, on two lines if it is long."""
+    """Return the label of a level in the plot: its factor, its name and the number of trials in its mean. A long label
+    has two lines.
+    """
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
 

@@ -59,7 +59,7 @@ class ReportTable:
 
     @property
     def published(self) -> list[str]:
-        """Metrics of which the paper's value is known for at least one line."""
+        """Names of the metrics for which the paper's value is known for at least one line."""
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
     def list_columns(self) -> list[tuple[str, bool]]:

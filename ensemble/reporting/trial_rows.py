@@ -24,7 +24,7 @@ from trainables.trial import Trial
 
 @dataclass(frozen=True)
 class TrialRow:
-    """Row of a trial in the report's table."""
+    """Row of the report's table: a trial with its metrics, learning curves and cost."""
 
     number: int
     candidate: Candidate

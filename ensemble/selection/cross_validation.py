@@ -21,7 +21,9 @@ PoolForQueries = Callable[[NDArray[np.bool_]], PrunedPool]
 
 @dataclass(frozen=True)
 class NestedCvResult:
-    """Result of nested cross-validation: each fold's queries evaluate the selection made without them."""
+    """Result of nested cross-validation: the metric of each query, for the ensemble and the best single candidate that
+    were selected without the query's fold.
+    """
 
     ensemble_Q: NDArray[np.float64]  # metric of each query
     best_single_Q: NDArray[np.float64]

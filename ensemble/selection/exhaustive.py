@@ -133,8 +133,8 @@ def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
 
 
 def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
-    """Return, of non-empty subsets, the one with the fewest candidates; ties go to the one whose candidates come
-    first.
+    """Return the one of these non-empty subsets that has the fewest candidates; ties go to the one whose candidates
+    come first.
     """
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]
@@ -145,5 +145,5 @@ def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
 
 
 def list_bits(subset: int) -> list[int]:
-    """Return the indices of a subset's candidates."""
+    """Return the indices of a subset's candidates: the positions of the bits that are set."""
     return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

@@ -84,7 +84,7 @@ class Selection:
 
     @property
     def members(self) -> list[int]:
-        """Candidates with a weight above 0."""
+        """Indices of the candidates with a weight above 0."""
         return [model for model, count in enumerate(self.counts) if count]
 
 
@@ -243,8 +243,8 @@ def select_by_cost(
 
 
 def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Selection:
-    """Add the candidate with which the metric is best, up to `max_size` times, and return the best of these
-    ensembles.
+    """Add, up to `max_size` times, the candidate whose addition gives the best metric, and return the best of the
+    resulting ensembles.
     """
     pruned = problem.pruned
     ensemble = IncrementalEnsemble(pruned, problem.include_Q)

@@ -22,7 +22,7 @@ MAX_BITS = 62
 
 @dataclass(frozen=True)
 class RankGains:
-    """Integer gains of a metric on some queries.
+    """Integer gains of a metric: the amounts that relevant clips add to their query's score, by rank.
 
     The gain of a relevant clip at rank r, the h-th of its query, is table[min(r, k + 1)], times h if `by_hit`, and 0
     for h > 1 if `first_only`. The score of a query is the sum of its gains, multiplied by factor_Q.

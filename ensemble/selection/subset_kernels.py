@@ -120,7 +120,7 @@ def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, ta
 
 @njit(nogil=True, inline="always")
 def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
-    """Return the maximum number of rows and of pairs of a query; at least one."""
+    """Return the largest number of rows, and the largest number of pairs, that one of the queries has; at least 1."""
     max_rows, max_pairs = 1, 1
     for query in queries:
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
@@ -200,7 +200,8 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 
 @njit(nogil=True, inline="always")
 def drop_decided(tree, entries, depth, models_left):
-    """Drop the entries of a node whose sign no further candidate can change, and return how many entries remain.
+    """Drop those entries of a node whose order relative to the relevant clip no further candidate can change, and
+    return how many entries remain.
 
     An entry that is certain to be positive is counted as above its pair; one that is certain to be negative is not.
     """

@@ -39,7 +39,7 @@ class AudioIndex:
 
 
 def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
-    """Return an ensemble's index.
+    """Return the index of recordings in a folder, which must be by this ensemble.
 
     Args:
         folder: the folder of the index.

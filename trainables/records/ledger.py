@@ -1,4 +1,4 @@
-"""The ledger: which trials are claimed, running or finished, by signature, and which ensembles have been selected.
+"""The ledger: the record of trials, by signature and status, of sweeps, and of selected ensembles.
 
 `Ledger` is the interface that other modules use. `trainables.records.mlflow_ledger` implements it with MLflow.
 """
@@ -122,8 +122,8 @@ class Ledger(Protocol):
         """
 
     def finish(self, run_id: str) -> None:
-        """Mark a run as finished, which makes its trial a candidate. The caller must have read its artifacts back
-        before.
+        """Mark a run as finished, which makes its trial a candidate. Call this only after the run's artifacts have been
+        read back as a check.
         """
 
     def mark_ended(self, run_id: str, status: Status) -> None:

@@ -221,7 +221,7 @@ class MlflowLedger(Ledger):
 
 
 def to_trial_run(run: Run) -> TrialRun:
-    """Return the trial that an MLflow run records."""
+    """Return the MLflow run of a trial as a TrialRun."""
     info, tags = run.info, run.data.tags
     return TrialRun(
         run_id=str(info.run_id),

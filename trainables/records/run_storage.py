@@ -79,8 +79,8 @@ class RunStorage:
         return urlunsplit((scheme, host, f"{path}/{name}", query, "")) if self.is_remote else f"{self.location}/{name}"
 
     def create(self, name: str, contents: bytes) -> bool:
-        """Write a small file unless it exists, and return whether it was written. If several processes try, one
-        succeeds.
+        """Write a small file unless it exists, and return whether it was written. If several processes try at the same
+        time, exactly one succeeds.
         """
         try:
             obstore.put(_open_objects(self.location), name, contents, mode="create")

@@ -28,7 +28,8 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 
 
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the rows of all ranks, in the order of ranks [B, X]. Gradients flow back to each rank's own rows.
+    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. Gradients flow back to each rank's own
+    rows.
 
     `counts` gives the number of rows to use from each rank, which may be one fewer than the rank has.
     """
@@ -41,7 +42,7 @@ def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class AllGather(torch.autograd.Function):
-    """All-gather of tensors of one shape. The gradient returned to a rank is its own part of the gradient, times the
+    """All-gather of tensors of one shape, with gradients: each rank gets back its own part of the gradient, times the
     number of ranks.
 
     Each rank computes the same loss over the same gathered batch, so all ranks have the same gradient and needn't

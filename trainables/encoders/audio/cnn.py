@@ -51,7 +51,7 @@ class Config:
 
     @property
     def patch_overlap(self) -> None:
-        """None: the network has no patches."""
+        """Overlap of neighbouring spectrogram patches: None, since the network has no patches."""
         return None
 
     @property
