@@ -76,7 +76,7 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
 
 
 def build_readme(ensemble: Ensemble) -> str:
-    """Return the README of an exported ensemble."""
+    """Return the text of the README.md in the folder of an exported ensemble."""
     test = ensemble.test_when_selected
     lines = [
         "# Ensemble for language-based audio retrieval",

@@ -58,7 +58,9 @@ class Options:
 
 
 def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str]:
-    """Return the labels of a line, for a trial or for trials that differ only in their seeds."""
+    """Return the labels of a line of the table, one for each of LABELS. The line stands for one trial, or for trials
+    that differ only in their seeds.
+    """
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
         "x" if row.key.fine_tuned else "", "x" if row.key.paraphrases else "", others, seed,
@@ -66,7 +68,7 @@ def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str
 
 
 def to_percent(estimates: Estimates) -> dict[str, Cell]:
-    """Return metrics in percent, by name; empty if there are none."""
+    """Return metrics and their intervals in percent, by name; {} if there are none."""
     return {
         name: Cell(100 * estimates[name].value, *(100 * limit for limit in estimates[name].interval))
         for name in paper_results.METRICS
@@ -75,13 +77,15 @@ def to_percent(estimates: Estimates) -> dict[str, Cell]:
 
 
 def list_published_metrics(published: paper_results.PaperMetrics | None, role: Role) -> dict[str, float]:
-    """Return the paper's metrics by name, if the report is on the test split."""
+    """Return the paper's metrics in percent, by name; {} if there are none or the report isn't on the test split."""
     values = published if published and role == "test" else [None] * len(paper_results.METRICS)
     return {name: value for name, value in zip(paper_results.METRICS, values, strict=True) if value is not None}
 
 
 def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds: bool) -> TableLine:
-    """Return a trial as a line of the table, with its own seed, or the seeds of all its stages."""
+    """Return a trial as a line of the table. It shows the trial's own seed or, if `shows_parent_seeds` is true, those
+    of all its stages.
+    """
     seeds = trial_rows.list_seeds(row.trial)
     labels = build_labels(
         row, str(row.number), others, ", ".join(map(str, seeds if shows_parent_seeds else seeds[-1:]))
@@ -105,7 +109,9 @@ def build_ensemble_line(row: EnsembleRow, role: Role) -> TableLine:
 
 
 def build_seeds_line(rows: Sequence[TrialRow], role: Role, others: str) -> TableLine:
-    """Return trials that differ only in their seeds as a line: mean, minimum and maximum."""
+    """Return one line of the table for trials that differ only in their seeds: mean, minimum and maximum of each
+    metric.
+    """
     values = {name: [100 * row.metrics[name].value for row in rows] for name in paper_results.METRICS}
     figures = {
         name: Cell(float(np.mean(metric_values)), min(metric_values), max(metric_values))
@@ -116,7 +122,7 @@ def build_seeds_line(rows: Sequence[TrialRow], role: Role, others: str) -> Table
 
 
 def format_ranges(numbers: Sequence[int]) -> str:
-    """Return sorted numbers as ranges, such as '1 to 3, 5'."""
+    """Return ascending numbers as text, in which successive ones form ranges, such as '1 to 3, 5'."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][-1] + 1:
@@ -132,7 +138,7 @@ def format_ranges(numbers: Sequence[int]) -> str:
 def build_tables(
     rows: Sequence[TrialRow], ensembles: Sequence[EnsembleRow], split: str, role: Role
 ) -> list[ReportTable]:
-    """Return the table of trials and ensembles, and one over seeds if there are several."""
+    """Return the table of trials and ensembles and, if some trials differ only in their seeds, a table over seeds."""
     parents = {trial_rows.list_seeds(row.trial)[:-1] for row in rows if row.trial.pretraining}
     others = trial_rows.describe_other_settings(rows)
     lines = [build_trial_line(row, role, others[row.number], len(parents) > 1) for row in rows]
@@ -159,7 +165,9 @@ def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
 
 
 def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> list[str]:
-    """Return notes on metrics that are missing from the table."""
+    """Return a sentence for each trial and ensemble whose metrics are missing or weren't computed anew, with the
+    reason.
+    """
     rows = [f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
     return rows + [
         f"The ensemble of {format_ranges(ensemble.numbers)}: {ensemble.missing}"
@@ -171,7 +179,9 @@ def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> 
 def explain_newest(
     evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow], store: str | None
 ) -> tuple[EnsembleRow | None, list[RetrievalExample], PlayableClips]:
-    """Return the newest ensemble whose members' embeddings exist, with retrieval examples and their recordings."""
+    """Return the newest ensemble whose members' embeddings all exist, with retrieval examples and excerpts of their
+    recordings. If there is none, return None without examples and excerpts.
+    """
     newest = next((newest for newest in ensembles if not newest.missing), None)
     source, split = evaluated.source, evaluated.split
     if newest is None or source is None or split is None:
@@ -188,7 +198,8 @@ def explain_newest(
 
 
 def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], role: Role) -> None:
-    """Raise UserError if the report cannot be written, or its recordings cannot be read.
+    """Create the report's folder. Raise UserError if that is impossible, or the store lacks the split of the
+    recordings.
 
     It is called before the look at test, which a failed report would waste.
     """
@@ -201,7 +212,7 @@ def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialR
 
 
 def run(options: Options) -> None:
-    """Write the report of one or more sweeps."""
+    """Write and print the report of one or more sweeps."""
     role: Role = "validation" if options.no_test else "test"
     ledger = options.ledger.open()
     sweeps = [ledger.find_sweep(name) for name in dict.fromkeys(options.sweep or [None])]
@@ -248,7 +259,7 @@ def run(options: Options) -> None:
 def log_look_at_test(
     ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[TrialRow], fingerprint: str, texts: Mapping[str, str]
 ) -> int:
-    """Log a look at test before any metric is shown; return the number of earlier looks."""
+    """Log the report as a look at test, before any metric is shown; return the number of earlier looks."""
     names = [sweep.name for sweep in sweeps]
     settings = {
         "metric": "map10",
@@ -268,7 +279,7 @@ def log_look_at_test(
 
 
 def format_size(path: Path) -> str:
-    """Return a file's size, human-readable."""
+    """Return a file's size as text, such as '1.5 MB' or '20.1 kB'."""
     size = path.stat().st_size
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 

@@ -91,7 +91,7 @@ def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int
 
 
 def run(options: Options) -> None:
-    """Add recordings to the index, and search it."""
+    """Add recordings to the index if requested, then search it for each sentence and print the best recordings."""
     if not options.ensemble.exists():
         raise UserError(f"{options.ensemble} doesn't exist: give an ensemble.json, or an exported ensemble's folder")
     began = time.perf_counter()

@@ -108,7 +108,7 @@ class MemberOptions:
     ledger: LedgerOptions = group("candidates")
 
     def read(self) -> tuple[Ensemble, Ledger, list[Candidate]]:
-        """Return the ensemble, the ledger, and the members as candidates."""
+        """Return the ensemble in the file, the ledger, and the ensemble's members as candidates."""
         ensemble = read_ensemble(self.ensemble)
         ledger = self.ledger.create() if self.pool else self.ledger.open()
         return ensemble, ledger, build.find_member_candidates(ensemble, self.ensemble, ledger, self.pool, self.split)
@@ -123,7 +123,7 @@ class ExportOptions(MemberOptions):
 
 @dataclass(frozen=True)
 class SelectionTask:
-    """Candidates, their scores on the validation split, and the config of the selection."""
+    """Input of a selection: the candidates, their scores on the validation split, and the config."""
 
     ledger: Ledger
     sweeps: Sequence[Sweep]
@@ -142,18 +142,18 @@ def read_scores(
     direction: str,
     files: Mapping[str, str] | None = None,
 ) -> ScoreMatrices:
-    """Return the candidates' scores on a split, in a direction and with a fusion applied."""
+    """Return the candidates' score matrices on a split, in a direction and with a fusion applied."""
     scores = pool.load_pool(ledger, candidates, role, files)
     return score_matrices.apply_fusion(score_matrices.transpose(scores) if direction == "a2t" else scores, fusion)
 
 
 def prune_by_key(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
-    """Return the pruned pool of a pool, with candidates named by their keys."""
+    """Return a pool reduced to the scores that can affect the metric, with candidates named by their keys."""
     return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
 def read_task(options: Options) -> SelectionTask:
-    """Read the candidates: of sweeps, of folders of scores, or of both."""
+    """Return the candidates from sweeps, folders of scores, or both, with their scores on validation and the config."""
     config = options.how.build_config()
     if options.pool and not options.sweep:
         ledger, sweeps = options.ledger.create(), []
@@ -174,7 +174,7 @@ def read_task(options: Options) -> SelectionTask:
 
 
 def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: Console) -> None:
-    """Print the number of subsets to score, and the estimated time with and without cross-validation."""
+    """Print the number of subsets that exact selection scores, and its estimated time, also in cross-validation."""
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
@@ -188,7 +188,7 @@ def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], 
 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
-    """Return a function from a mask of queries to the pool with epochs chosen on them.
+    """Return a function from a mask of queries to the pruned pool, with each trial's epoch chosen on these queries.
 
     Also returned is whether that holds for all candidates: the epochs of a candidate may not have been stored.
     """
@@ -210,7 +210,7 @@ def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQue
 
 
 def select(options: Options) -> None:
-    """Select an ensemble, attribute its metric to the members, and compute its test metrics once."""
+    """Select an ensemble, compute its test metrics once, log both, and write ensemble.json and its HTML page."""
     console = Console(soft_wrap=True, highlight=False)
     task = read_task(options)
     pruned, config, sweeps, runs = task.pruned, task.config, task.sweeps, options.ledger.location
@@ -250,7 +250,7 @@ def copy_atomically(path: Path, to: Path) -> Path:
 
 
 def build_record(task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
-    """Return the record of a selection, with its metrics on the validation split."""
+    """Return the selected ensemble as ensemble.json describes it, with its metrics on the validation split."""
     options, candidates, pruned = task.options, task.candidates, task.pruned
     metrics = list(dict.fromkeys([options.metric, *METRICS]))
     best = pruned.sort_candidates()[0]
@@ -296,7 +296,7 @@ def cross_validate(
     compared: Mapping[str, Selection],
     others: Mapping[str, SelectionConfig],
 ) -> Ensemble:
-    """Return the ensemble with the nested cross-validation of its method and of the compared methods."""
+    """Return the ensemble with results of nested cross-validation added, for its method and the compared ones."""
     pool_for, redoes_epochs = make_epoch_chooser(task)
     fold_Q = cross_validation.assign_folds(task.pruned.group_Q, task.options.folds)
 
@@ -314,7 +314,7 @@ def cross_validate(
 def look_at_test(
     ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
 ) -> Ensemble:
-    """Return the ensemble with the metrics on test of itself, the best single candidate and all compared methods."""
+    """Return the ensemble with test metrics added: its own, the best single candidate's and the compared methods'."""
     candidates, history, best = task.candidates, build.list_additions(selection), task.pruned.sort_candidates()[0]
     members = {model for choice in (selection, *compared.values()) for model in choice.members}
     looked_at = sorted({*members, *history, best})

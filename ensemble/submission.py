@@ -124,12 +124,12 @@ def write_submission(
 
 
 def pick(values: Sequence[str], number: int) -> str | None:
-    """Return the value given for a system with a number, counted from 1; None if no values were given."""
+    """Return the value for the system with this number, counted from 1; None if no values were given."""
     return values[number - 1] if values else None
 
 
 def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
-    """Log the files that could not be decoded, which are ranked last, and the skipped queries."""
+    """Log, as warnings, the files that could not be decoded, which are ranked last, and the skipped queries."""
     for name, reason in evaluation.undecodable.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:
@@ -154,13 +154,13 @@ def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) ->
 
 
 def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, EvaluationSet]:
-    """Return the split of the evaluation set, and the evaluation set."""
+    """Return the split that the options name, and the evaluation set that it contains."""
     split = open_split(Store.of(options.evaluation), options.split)
     return split, formats.read_evaluation_set(split)
 
 
 def submit(options: Options) -> int:
-    """Write a submission and validate it; the exit status is 1 if something must be corrected."""
+    """Write a submission and validate it; return the exit status, 1 if something must be corrected."""
     split, evaluation = read_evaluation(options)
     format_name = options.format or "dcase2023"
     formats.require_min_files(format_name, evaluation)

@@ -41,8 +41,8 @@ class Options:
 
 
 def read_sentences(path: Path) -> list[str]:
-    """Return the sentences of a file: the column `caption` of a CSV file, otherwise its lines. Raises UserError if
-    there is none.
+    """Return the sentences of a text file: its non-empty lines or, for a CSV file, its column `caption`. Raises
+    UserError if the file has no sentence, or a sentence without a word.
     """
     if path.suffix.lower() == ".csv":
         sentences = [(row["caption"], row.origin) for row in read_csv(path, ["caption"])]
@@ -58,7 +58,9 @@ def read_sentences(path: Path) -> list[str]:
 
 
 def find_model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
-    """Return the folder of a trained model, given as a folder, a trial's signature or the id of its MLflow run."""
+    """Return the local folder of a trained model. `name` is that folder, a trial's signature or the id of its MLflow
+    run; a model in an object store is copied into `scratch`. Raises UserError if there is no such model.
+    """
     runs = ledger.location
     if (Path(name) / TRIAL_FILE).exists():
         return Path(name)
@@ -75,7 +77,7 @@ def find_model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
 
 
 def run(options: Options) -> None:
-    """Embed the audio files and sentences that the options name, and write the Arrow file."""
+    """Embed the audio files and sentences given by the options, and write their embeddings to an Arrow file."""
     if options.audio is None and options.captions is None:
         raise UserError("nothing to embed: give --audio DIR, --captions FILE or both")
     listing = list_audio_files(options.audio) if options.audio else AudioListing([], {}, [])

@@ -56,7 +56,7 @@ SCHEDULE_OPTIONS = ("epochs", "peak_rate", "final_rate")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions:
-    """Command-line options of the trial to train."""
+    """Command-line options that define the trial to train."""
 
     recipe: str = option(f"training settings: {', '.join(recipes.list_recipes())}", "small")
     audio: str = option(f"audio encoder as family:variant; families: {', '.join(list_families('audio'))}", "cnn:small5")
@@ -86,8 +86,8 @@ class Options:
 
 
 class TrainingProgressLine:
-    """Line that shows the progress of a training as logged in MLflow: updated on a terminal, printed now and then
-    elsewhere.
+    """Context manager that shows the progress of a training, read from MLflow, in one line. On a terminal the line is
+    updated in place; elsewhere it is logged at most every PRINT_EVERY_S seconds.
     """
 
     def __init__(self, tracking_uri: str, run_id: str, epochs: int) -> None:
@@ -110,7 +110,9 @@ class TrainingProgressLine:
         self.live.stop()
 
     def poll(self) -> None:
-        """Read the latest metrics from MLflow every few seconds."""
+        """Read the latest metrics from MLflow every POLL_EVERY_S seconds and update the line, until training has
+        ended.
+        """
         log = RunLog(self.tracking_uri, self.run_id)
         printed, printed_at = "", time.monotonic()
         while not self.ended.wait(POLL_EVERY_S):
@@ -127,7 +129,9 @@ class TrainingProgressLine:
 
 
 def format_progress(metrics: Mapping[str, float], epochs: int) -> str:
-    """Return the progress of a training as one line."""
+    """Return one line of text with a training's epoch, loss, speed, memory and best mAP@10 so far. `metrics` are the
+    latest ones in MLflow, `epochs` is the maximum number of epochs.
+    """
     step = {name.removeprefix(STEP): value for name, value in metrics.items() if name.startswith(STEP)}
     best = (
         f", best mAP@10 {metrics['best_map10']:.4f} (epoch {metrics['best_epoch']:.0f})"
@@ -142,7 +146,7 @@ def format_progress(metrics: Mapping[str, float], epochs: int) -> str:
 
 
 def build_trial(options: TrialOptions, splits: Splits) -> Trial:
-    """Return the recipe's trial with the settings of the command line."""
+    """Return the trial of the given recipe, with the settings that the command line gives in place of the recipe's."""
     precision = options.precision or fastest_precision()
     trial = recipes.find_recipe(options.recipe)(options.audio, options.text, splits, precision)
     changed = changed_options(options)
@@ -152,7 +156,9 @@ def build_trial(options: TrialOptions, splits: Splits) -> Trial:
 
 
 def run(options: Options) -> int:
-    """Train as the options say, and return the exit status."""
+    """Pretrain the trial that the options define, or print its result if it has already finished; return the exit
+    status. Raises UserError if another process is training it.
+    """
     settings, compute = options.trial, options.compute
     recipes.find_recipe(settings.recipe)  # refuse unknown names before slow imports
     encoders.config_of_variant("audio", settings.audio)
@@ -203,7 +209,9 @@ def run(options: Options) -> int:
 
 
 def fit_and_mark_failure(ledger: Ledger, work: TrainingJob) -> Metrics:
-    """Train with Ray Train, and mark the run in the ledger as failed if that raises."""
+    """Train a trial with Ray Train, and return the best epoch's metrics. If training raises an error or is interrupted,
+    its run is marked in the ledger as FAILED or KILLED.
+    """
     from trainables.execution.ray_adapter import fit
 
     try:
@@ -220,7 +228,7 @@ def fit_and_mark_failure(ledger: Ledger, work: TrainingJob) -> Metrics:
 
 
 def print_result(metrics: Metrics, signature: str) -> None:
-    """Print the metrics of the best epoch on the validation split."""
+    """Print a trial's signature and the metrics of its best epoch on the validation split, in percent."""
     scores = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in METRICS)
     Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)
 

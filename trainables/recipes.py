@@ -119,7 +119,7 @@ def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
 
 
 def list_recipes() -> dict[str, Recipe]:
-    """Return the recipes for a pretraining, by name."""
+    """Return the functions of all recipes for a pretraining, by name."""
     arguments = list(inspect.get_annotations(paper).values())
     functions = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
     return {
@@ -128,7 +128,9 @@ def list_recipes() -> dict[str, Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return a recipe by name. Raises UserError that lists the known recipes for an unknown name."""
+    """Return the function of the recipe with this name. Raises UserError that lists the known recipes for an unknown
+    name.
+    """
     if name not in list_recipes():
         raise unknown_name_error("recipe", name, sorted(list_recipes()))
     return list_recipes()[name]

@@ -51,7 +51,8 @@ class Relevance:
 
 
 def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequence[str]) -> Relevance:
-    """Return the relevance of clips given by ids; queries with the same relevant clips form a group.
+    """Return which clips are relevant to which queries, as indices. `relevant_clip_ids` has the ids of the relevant
+    clips of each query, `clip_ids` those of all clips. Queries with the same relevant clips form a group.
 
     Raises UserError if a query has no relevant clip, or one that isn't among `clip_ids`.
     """
@@ -70,7 +71,8 @@ def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequen
 
 
 def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
-    """Return the rank, from 1, of each pair's clip among all clips [P].
+    """Return, for each pair of a query and a relevant clip, the clip's rank among all clips of the query: int64 [P],
+    from 1.
 
     Clips with an equal score are ranked before the relevant clip, so that a model with constant scores ranks every
     relevant clip last.
@@ -99,8 +101,8 @@ def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
 
 
 def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """Return AP@k of each query [Q]: the sum of the precision at each hit within k, divided by the number of relevant
-    clips.
+    """Return AP@k of each query [Q]: the sum of the precision at each relevant clip within the first k, divided by the
+    number of relevant clips.
 
     This is DCASE's definition (2025). With one relevant clip at rank r, AP@k is 1 / r within k and 0 beyond.
     """
@@ -114,7 +116,7 @@ def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -
 
 
 def recall(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """Return R@k of each query [Q]: the share of its relevant clips among the first k."""
+    """Return R@k of each query [Q]: the fraction of its relevant clips that are among the first k clips."""
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
     return np.bincount(relevant.query_P, weights=ranks_P <= k, minlength=relevant.num_queries) / counts
 
@@ -128,9 +130,9 @@ def reciprocal_rank(ranks_P: NDArray[np.int64], relevant: Relevance) -> PerQuery
 
 def discounted_gain(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
     """Return nDCG@k of each query [Q] with gains of 0 or 1: the sum of 1 / log2(1 + rank) over its relevant clips
-    within k.
+    within the first k, divided by the sum for the best order.
 
-    The sum is divided by its value for the best order (Järvelin and Kekäläinen 2002).
+    The definition is that of Järvelin and Kekäläinen (2002).
     """
     gain_P = np.where(ranks_P <= k, 1 / np.log2(1 + ranks_P), 0.0)
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
@@ -171,7 +173,7 @@ def find_metric(name: str) -> Metric:
 
 
 def compute_metrics(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> dict[str, float]:
-    """Return the means of metrics over queries, by name, as fractions.
+    """Return the mean of each named metric over all queries: fractions from 0 to 1, by name.
 
     Args:
         scores_QA: scores of Q queries and A clips, higher is better.

@@ -11,7 +11,7 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Schedule with linear warm-up, cosine decay, then a constant final rate.
+    """Learning-rate schedule with linear warm-up, cosine decay, then a constant final rate.
 
     The pretraining of the paper's authors takes 16 epochs: the rate warms up over [0, 1) and decays over [1, 15); the
     last epoch has the final rate. Their fine-tuning is assumed to have the same shape over 5 epochs.
@@ -35,7 +35,7 @@ class Schedule:
             )
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """Return the learning rate after `epoch` epochs, a real number; the losses are ignored."""
+        """Return the learning rate after `epoch` epochs, which may be a fraction; the losses are ignored."""
         if epoch < self.warmup_epochs:
             return self.peak_rate * epoch / self.warmup_epochs
         decay_end = self.epochs - self.final_epochs
@@ -45,14 +45,16 @@ class Schedule:
         return self.final_rate + (self.peak_rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs; the losses are ignored."""
+        """Return whether training ends after `epoch` epochs, that is, whether all epochs are done; the losses are
+        ignored.
+        """
         return epoch >= self.epochs
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """Schedule that reduces the peak rate each time the validation loss stops falling, and ends training once the loss
-    has settled.
+    """Learning-rate schedule that lowers the rate each time the validation loss stops falling, and ends training once
+    the loss hardly changes.
 
     The rate is that of torch's ReduceLROnPlateau with `mode="min"` and `threshold_mode="abs"`, computed from all
     losses so far, so that an interrupted training resumes with the same rate and needs no further state.
@@ -81,7 +83,9 @@ class Plateau:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """Return the learning rate after the epochs with these losses; it is constant within an epoch."""
+        """Return the learning rate of the next epoch, given the validation loss of each epoch so far. `epoch` is
+        ignored, since the rate is constant within an epoch.
+        """
         rate, best, epochs_without = self.peak_rate, math.inf, 0
         for loss in validation_losses:
             if loss < best - self.threshold:
@@ -93,7 +97,9 @@ class Plateau:
         return rate
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs with these losses, because the last ones hardly differ."""
+        """Return whether training ends after `epoch` epochs: at the maximum number, or because the last losses hardly
+        differ. `validation_losses` has the loss of each epoch so far.
+        """
         if epoch < max(self.first_end, self.settled_epochs):
             return epoch >= self.epochs
         spread = np.std(validation_losses[-self.settled_epochs :])

@@ -34,7 +34,7 @@ PATH_SETTINGS = ("model", "revision")
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Fingerprints of what trials read: short strings that change with the contents."""
+    """Fingerprints of the data and weights that trials read: short strings that change whenever the contents do."""
 
     splits: Mapping[str, str]  # contents of splits, by 'corpus/split'
     exclusions: Mapping[tuple[str, ...], str]  # by the training splits of a trial
@@ -43,7 +43,8 @@ class Fingerprints:
 
 
 def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
-    """Read everything that the signatures of trials and of their pretrainings depend on, each item once.
+    """Return the fingerprints that the signatures of trials and of their pretrainings depend on. Each split and each
+    file of weights is read once.
 
     Published weights are those in the directory `weights`; without a directory, those that would be downloaded. Raises
     UserError if the store lacks a split or its paraphrases, or if weights can't be found.
@@ -83,20 +84,24 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
 
 
 def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
-    """Return the signature of one trial on a store. For several trials, call `read_fingerprints` once and `sign` for
-    each.
+    """Return the signature of one trial, 16 hexadecimal digits, from the splits in `store`. For several trials, call
+    `read_fingerprints` once and `sign` for each.
     """
     return sign(trial, read_fingerprints([trial], store, weights))
 
 
 def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return an encoder's family and settings, with the fingerprint of its weights in place of their location."""
+    """Return an encoder's family and those of its settings that differ from their defaults, as part of a signature. The
+    fingerprint of the encoder's weights replaces their location.
+    """
     settings = {key: value for key, value in changed_settings(config).items() if key not in PATH_SETTINGS}
     return settings | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}
 
 
 def changed_settings(config: Any) -> dict[str, Any]:
-    """Return the fields of a config that differ from their defaults, and the fields without a default."""
+    """Return, by name, the fields of a config that differ from their defaults, and the fields without a default. Nested
+    configs are returned as dicts of the same kind.
+    """
     changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

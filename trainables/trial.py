@@ -24,7 +24,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def fastest_precision() -> Precision:
-    """Return bfloat16 if this machine multiplies matrices in it, otherwise float32."""
+    """Return 'bfloat16' if this machine's GPU or, without a GPU, its processor multiplies bfloat16 matrices in
+    hardware; otherwise 'float32'.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -33,7 +35,8 @@ def fastest_precision() -> Precision:
 
 
 def fastest_cpu_precision() -> Precision:
-    """Return bfloat16 if this machine's processor multiplies matrices in it, otherwise float32.
+    """Return 'bfloat16' if this machine's processor has instructions that multiply bfloat16 matrices, otherwise
+    'float32'.
 
     On Linux the processor's capabilities are read from /proc/cpuinfo, which is faster than importing torch.
     """
@@ -100,7 +103,9 @@ class Trial:
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
 
     def check_final_epoch(self) -> None:
-        """Raise UserError if training cannot end after the final epoch without validation."""
+        """Raise UserError if `final_epoch` is set, but exceeds the schedule's epochs or the schedule depends on
+        validation losses.
+        """
         if self.final_epoch is None:
             return
         if not 1 <= self.final_epoch <= self.schedule.epochs:
@@ -112,21 +117,21 @@ class Trial:
 
     @property
     def stage(self) -> str:
-        """'pretraining' or 'fine-tuning'."""
+        """Stage of the training: 'pretraining' or 'fine-tuning'."""
         return "fine-tuning" if self.pretraining else "pretraining"
 
     @property
     def epochs(self) -> int:
-        """Maximum number of epochs."""
+        """Maximum number of epochs: `final_epoch` if it is set, otherwise that of the schedule."""
         return self.final_epoch or self.schedule.epochs
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs with these losses."""
+        """Return whether training ends after `epoch` epochs, given the validation loss of each epoch so far."""
         return epoch >= self.epochs or self.schedule.is_over(epoch, validation_losses)
 
     @property
     def training_splits(self) -> set[str]:
-        """Splits that the trial or its pretraining is trained on."""
+        """Names of the splits that the trial or its pretraining is trained on."""
         return {name for stage in iter_stages(self) for name in stage.train}
 
     @property
@@ -145,14 +150,16 @@ class Trial:
 
 
 def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield a trial, its pretraining, and so on."""
+    """Yield the trial, then the pretraining that it starts from, if any, then that one's pretraining, and so on."""
     yield trial
     if trial.pretraining:
         yield from iter_stages(trial.pretraining)
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
-    """Return the trial as JSON; `final_epoch` is omitted if it is None."""
+    """Return the trial as a dict for JSON, including its encoders and its pretraining; `final_epoch` is omitted if it
+    is None.
+    """
     fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
     if trial.final_epoch is None:
         del fields["final_epoch"]
@@ -167,7 +174,7 @@ def to_json(trial: Trial) -> dict[str, Any]:
 
 
 def from_json(value: dict[str, Any]) -> Trial:
-    """Return the trial that `to_json` wrote. Raises UserError for an unknown encoder or setting."""
+    """Return the trial for a dict that `to_json` returned. Raises UserError for an unknown encoder or setting."""
     if not isinstance(value, dict):
         raise UserError(f"not a trial: it must be an object with settings by name, not {value!r}")
     settings = dict(value)
@@ -181,7 +188,7 @@ def from_json(value: dict[str, Any]) -> Trial:
 
 
 def load_trial(folder: Path) -> Trial:
-    """Return the config of the model in a folder. Raises UserError if it is missing."""
+    """Return the config of the trained model in a folder. Raises UserError if the folder has no trial.json."""
     try:
         return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -65,12 +65,12 @@ class EvaluationSet:
 
     @property
     def files(self) -> list[str]:
-        """Names of all files, sorted."""
+        """Names of all files, decoded or not, sorted."""
         return sorted([*self.decoded, *self.undecodable])
 
 
 def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
-    """Return the evaluation set in a store's split. Raises UserError if it has no queries or no clips."""
+    """Return the evaluation set that a split of a store contains. Raises UserError if it has no queries or no clips."""
     queries = split.queries["text"].to_pylist()
     if not queries:
         raise UserError(f"{split.store}/{split.name} has no queries to evaluate")
@@ -85,7 +85,9 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
 
 
 def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
-    """Return the scores [Q, F] of all files. Files that could not be decoded score below all others, sorted by name."""
+    """Return the scores [Q, F] of all files of the evaluation set, with the columns sorted by file name. Files that
+    could not be decoded get scores below all others, in descending order of their names.
+    """
     columns = {name: column for column, name in enumerate(evaluation.files)}
     scores_QF = np.empty((len(scores_QA), len(columns)))
     scores_QF[:, [columns[name] for name in evaluation.decoded]] = scores_QA
@@ -95,12 +97,16 @@ def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
 
 
 def rank_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
-    """Return the columns of each query's best files [Q, number], the best first; ties go to the first column."""
+    """Return the indices of each query's `number` files with the highest scores [Q, number], the best first. Of files
+    with equal scores, the one with the lower index comes first.
+    """
     return np.argsort(-scores_QF, axis=1, kind="stable")[:, :number]
 
 
 def iter_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
-    """Yield the rows of 2023's output, with the header."""
+    """Yield the rows of an output file of DCASE 2023: the header, then each query with the names of its NUM_RANKED best
+    files.
+    """
     files = evaluation.files
     yield ["caption", *(f"fname_{rank}" for rank in range(1, NUM_RANKED + 1))]
     for query, columns in zip(evaluation.queries, rank_files(scores_QF, NUM_RANKED).tolist(), strict=True):
@@ -108,7 +114,9 @@ def iter_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[S
 
 
 def iter_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
-    """Yield the rows of 2025's output, with the header; numbers have all digits, so that their order is preserved."""
+    """Yield the rows of an output file of DCASE 2025: the header, then each query with the scores of all files. Scores
+    keep all their digits, so that their order is preserved.
+    """
     yield ["index", *evaluation.files]
     for query, scores in zip(evaluation.queries, scores_QF.tolist(), strict=True):
         yield [query, *scores]
@@ -116,7 +124,8 @@ def iter_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Se
 
 @dataclass(frozen=True)
 class Challenge:
-    """Format of a year's challenge: its task label, output rows, file names, and the minimum number of files.
+    """Format of the submissions to one year's challenge: its task label, output rows, file names, and minimum number of
+    files.
 
     A system's files are named after the prefix LASTNAME_INSTITUTE and the system's number.
     """
@@ -128,15 +137,15 @@ class Challenge:
     meta: str  # ending of the metadata's name
 
     def format_label(self, prefix: str, number: int) -> str:
-        """Return a system's label."""
+        """Return the label of a system, such as 'Doe_EX_task6b_1' for the prefix 'Doe_EX' and number 1."""
         return f"{prefix}_{self.task}_{number}"
 
     def output_name(self, prefix: str, number: int) -> str:
-        """Return the path of a system's output in the submission."""
+        """Return the path, in the submission's zip file, of a system's output file."""
         return self._path(prefix, number, self.output)
 
     def meta_name(self, prefix: str, number: int) -> str:
-        """Return the path of a system's metadata in the submission."""
+        """Return the path, in the submission's zip file, of a system's metadata file."""
         return self._path(prefix, number, self.meta)
 
     def _path(self, prefix: str, number: int, ending: str) -> str:
@@ -156,7 +165,9 @@ CHALLENGES = {
 
 
 def find_challenge(name: str) -> Challenge:
-    """Return a challenge by name. Raises UserError that lists the known ones for an unknown name."""
+    """Return the format of a challenge by name, such as 'dcase2023'. Raises UserError that lists the known names for an
+    unknown one.
+    """
     if name not in CHALLENGES:
         raise unknown_name_error("format", name, sorted(CHALLENGES))
     return CHALLENGES[name]
@@ -170,7 +181,9 @@ def require_min_files(name: str, evaluation: EvaluationSet) -> None:
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
-    """Write a CSV file in UTF-8 (RFC 4180): fields with commas, quotes or line breaks are quoted."""
+    """Write rows to a CSV file in UTF-8, atomically. As in RFC 4180, fields with commas, quotes or line breaks are
+    quoted.
+    """
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(rows)
 
@@ -182,7 +195,9 @@ def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_zip(path: Path, folder: Path, names: Sequence[str]) -> None:
-    """Write a zip of files with names relative to a folder; the same files make the same bytes."""
+    """Write a zip file atomically from the files of a folder that have these relative names. The same files always give
+    the same bytes.
+    """
     with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             archive.writestr(

@@ -66,7 +66,8 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
 
 
 def choose_label(label: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
-    """Return the beginning of the labels: the given one, that of the corresponding author, or a placeholder.
+    """Return the beginning of the systems' labels, LASTNAME_INSTITUTE: the given one, otherwise one made from the
+    corresponding author, otherwise LABEL_PLACEHOLDER.
 
     Raises UserError if the given one isn't LASTNAME_INSTITUTE.
     """
@@ -84,7 +85,7 @@ def choose_label(label: str | None, authors: Iterable[Mapping[str, Any]]) -> str
 
 
 def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
-    """Return a system's metadata in the challenge's form.
+    """Return a system's metadata as a nested dict with the fields of the challenge's form.
 
     Args:
         system: the ensemble with its members.
@@ -138,7 +139,7 @@ def join_unique(words: Iterable[str]) -> str:
 
 
 def describe_augmentations(trial: Trial) -> list[str]:
-    """Return descriptions of a trial's augmentations."""
+    """Return a description of each of a trial's augmentations in training, such as 'random crops of 30 s'."""
     augmentations = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
         augmentations.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
@@ -146,7 +147,9 @@ def describe_augmentations(trial: Trial) -> list[str]:
 
 
 def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
-    """Return a member as listed in the metadata, with its validation metric from the ledger."""
+    """Return the part of the metadata that describes a member: its name, share of the weights, encoders and number of
+    parameters, and its validation mAP@10 if the ledger has it.
+    """
     entry = {
         "name": member.candidate.name,
         "weight": round(member.weight / sum(other.weight for other in system.members), 4),
@@ -161,7 +164,9 @@ def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
 
 
 def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
-    """Return the corpora other than the challenge's own, and the published weights that training started from."""
+    """Return the part of the metadata that lists external data: corpora other than the challenge's own, and the
+    published weights that training started from, each with its name and purpose.
+    """
     splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != CHALLENGE_CORPUS]
     corpora = [
         {
@@ -188,7 +193,9 @@ def is_of_corpus(split: str, corpus: str) -> bool:
 
 
 def list_results(ensemble: Ensemble) -> dict[str, float | None]:
-    """Return the metrics on the development set's test split; if members were retrained, those from before."""
+    """Return an ensemble's metrics on the development set's test split, as fractions by title; None if unknown. If
+    members were retrained, the metrics are those from before.
+    """
     test = ensemble.test_when_selected
     metrics = test.systems.get("ensemble", {}) if test else {}
     return {title: round(metrics[name].value, 4) if name in metrics else None for name, title in RESULT_METRICS.items()}

@@ -60,7 +60,9 @@ class System:
 
 
 def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
-    """Return an ensemble as a system. Raises UserError with the reason if it cannot be submitted."""
+    """Return the system for an ensemble.json file. Raises UserError with the reason if the ensemble cannot be
+    submitted.
+    """
     ensemble = read_ensemble(path)
     if ensemble.direction != "t2a":
         raise UserError(
@@ -80,7 +82,9 @@ def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
 
 
 def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorage) -> SystemMember:
-    """Return a member with a stored model. Raises UserError if the model is missing or unreadable."""
+    """Return a member of a system, whose model must be in the run storage. Raises UserError if the model is missing or
+    unreadable.
+    """
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
     if written is None:
@@ -123,7 +127,7 @@ def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> Non
 
 
 def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
-    """Compute a member's embeddings of a split, on a GPU if this process has one.
+    """Return the embeddings of a split by the model of a trial, computed on a GPU if this process has one.
 
     Raises UserError if the model can't be loaded.
     """
@@ -144,19 +148,21 @@ def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, 
 
 
 class EmbeddingProgress(ProgressLine):
-    """Progress of embedding the evaluation set, by member."""
+    """Progress line that shows how many members have embedded the evaluation set."""
 
     def __init__(self, number: int) -> None:
         self.number, self.done = number, 0
         super().__init__(logger)
 
     def line(self) -> str:
-        """Return the progress as one line."""
+        """Return the text of the line."""
         return f"embedding: {self.done} of {self.number} members"
 
 
 def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
-    """Return a member's cached embeddings; None if there are none, or their clips or queries are in another order."""
+    """Return the embeddings of a split in a cache file. Return None if there is no file, or its clips or queries aren't
+    those of the split in the same order.
+    """
     if not path.exists():
         return None
     embeddings = read_embeddings(path)
@@ -165,7 +171,9 @@ def read_cached_embeddings(path: Path, split: StoredSplit) -> Embeddings | None:
 
 
 def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -> dict[str, Embeddings]:
-    """Return the embeddings of all members by signature; those not in the cache are computed on Ray and added to it."""
+    """Return the embeddings of a split by each member of the systems, by signature. Those that are not in this
+    machine's cache are computed on Ray and added to it.
+    """
     members = {member.candidate.signature: member for system in systems for member in system.members}
     paths = {
         signature: runs.local_folder / EMBEDDINGS_FOLDER / f"{signature}-{split.fingerprint}.arrow"
@@ -197,7 +205,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -
 
 
 def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
-    """Raise UserError if embeddings contain values that are not finite."""
+    """Raise UserError, which names the member, if its embeddings contain NaN or infinity."""
     if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
         raise UserError(
             f"member {member.candidate.name!r} ({embeddings.signature}) returns embeddings that aren't finite"
@@ -205,7 +213,9 @@ def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
 
 
 def compute_system_scores(system: System, embeddings: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
-    """Return a system's scores [Q, A] by its ensemble's fusion, divided by the sum of the weights."""
+    """Return a system's scores [Q, A]: its members' scores, combined by its ensemble's fusion and divided by the sum of
+    the weights.
+    """
     candidates = [member.candidate for member in system.members]
     reference, first = embeddings[candidates[0].signature], candidates[0]
     nothing, queries = np.zeros(0, np.int64), np.arange(len(reference.queries))

@@ -52,7 +52,9 @@ FILE_NAMES = {
 
 
 def guess_challenge(path: Path) -> str:
-    """Return the challenge that a zip is for, by its file names. Raises UserError unless exactly one matches."""
+    """Return the name of the challenge that a zip file is meant for, such as 'dcase2023', from the names of the files
+    in it. Raises UserError unless they match exactly one challenge.
+    """
     names = " ".join(list_names(path))
     matches = [
         name
@@ -65,7 +67,9 @@ def guess_challenge(path: Path) -> str:
 
 
 def build_pattern(name: str, system: str = ".+") -> str:
-    """Return the regular expression of a system's file name, with the groups `system` and `number`."""
+    """Return the regular expression for a pattern of FILE_NAMES, with the groups `system` and `number`. The argument
+    `system` is the regular expression of the former.
+    """
     return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
 
@@ -81,7 +85,8 @@ def list_names(path: Path) -> list[str]:
 
 
 def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
-    """Return all problems of a submission, each with the name of its file; empty if it is valid.
+    """Return a description of each problem of a submission's zip file, beginning with the name of the file in it; [] if
+    the submission is valid.
 
     Raises UserError if it isn't a zip file.
     """
@@ -119,7 +124,9 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
 def group_by_system(
     contents: Mapping[str, bytes], challenge: str
 ) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
-    """Return the files of each label by kind, and the names of all other files except technical reports."""
+    """Return the files of a zip by system, as {label: {kind: (name, content)}} with the kinds OUTPUT and META, and the
+    names of all other files except technical reports (PDF).
+    """
     systems: dict[str, dict[str, tuple[str, bytes]]] = {}
     others = []
     for name, data in contents.items():
@@ -135,7 +142,7 @@ def group_by_system(
 
 
 def abbreviate(problems: Iterable[str]) -> Iterator[str]:
-    """Yield the first problems, and the number of further ones."""
+    """Yield the first MAX_LISTED_PROBLEMS problems, then one line with the number of further ones, if any."""
     all_problems = list(problems)
     yield from all_problems[:MAX_LISTED_PROBLEMS]
     if len(all_problems) > MAX_LISTED_PROBLEMS:
@@ -143,12 +150,12 @@ def abbreviate(problems: Iterable[str]) -> Iterator[str]:
 
 
 def shorten_error(error: Exception) -> str:
-    """Return the beginning of an error message, which may quote a whole row."""
+    """Return the first 200 characters of an error message on one line; the message may quote a whole row."""
     return " ".join(str(error).split())[:200]
 
 
 def check_text(data: bytes) -> list[str]:
-    """Return the problems of a file's text encoding."""
+    """Return a list with the problem of a file's text encoding; [] if it is UTF-8 without a byte order mark."""
     if data.startswith(BOM):
         return ["it begins with a byte order mark: save it as UTF-8 without one"]
     try:
@@ -160,7 +167,9 @@ def check_text(data: bytes) -> list[str]:
 
 
 def read_table(data: bytes, numbers: bool) -> pa.Table:
-    """Return a CSV file's columns as text, or all but the first as numbers. Raises ArrowInvalid with the reason."""
+    """Return the table in a CSV file. All columns are text or, if `numbers` is true, all but the first are numbers.
+    Raises ArrowInvalid with the reason if that is impossible.
+    """
     # Without threads: a reader's thread that outlives the command aborts its process.
     reading = pa.csv.ReadOptions(block_size=len(data) + 1, use_threads=False)
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
@@ -171,7 +180,7 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
 
 
 def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield the problems of 2023's output."""
+    """Yield a description of each problem of an output file of DCASE 2023, which ranks ten files for each caption."""
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
@@ -193,7 +202,9 @@ def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterato
 
 
 def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield the problems of 2025's output."""
+    """Yield a description of each problem of an output file of DCASE 2025, which has the scores of all files for each
+    caption.
+    """
     try:
         table = read_table(data, numbers=True)
     except pa.ArrowInvalid as error:
@@ -216,7 +227,7 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
 
 
 def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
-    """Yield the problems of a table's captions."""
+    """Yield a description of each caption that occurs more or less often in a table than it should."""
     if len(captions) != len(expected):
         yield f"it has {len(captions)} rows for {len(expected)} captions"
     counts, expected_counts = Counter(captions), Counter(expected)
@@ -227,13 +238,13 @@ def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator
 
 
 def make_output_check(challenge: str) -> Check:
-    """Return the check of a challenge's output, which lists the first few problems."""
+    """Return the function that checks an output file of a challenge, and yields the first few problems."""
     check: Check = {"dcase2023": check_ranking, "dcase2025": check_matrix}[challenge]
     return lambda data, label, evaluation: abbreviate(check(data, label, evaluation))
 
 
 def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield the problems of a system's metadata."""
+    """Yield a description of each problem of a system's metadata file."""
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
@@ -257,7 +268,7 @@ def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterat
 
 
 def check_authors(authors: Any) -> Iterator[str]:
-    """Yield the problems of a list of authors."""
+    """Yield a description of each problem of the list of authors in the metadata."""
     if not isinstance(authors, list) or not authors:
         yield "submission.authors is missing: give --authors"
         return
@@ -270,7 +281,9 @@ def check_authors(authors: Any) -> Iterator[str]:
 
 
 def check_results(results: Any) -> Iterator[str]:
-    """Yield the problems of the results on the development set's test split."""
+    """Yield a description of each problem of the metrics in the metadata, which are those on the development set's test
+    split.
+    """
     for name in METRICS:
         value = results.get(name) if isinstance(results, dict) else None
         where = f"results.development_testing.{name}"

@@ -36,7 +36,7 @@ RELEVANCE, GROUPS = "relevance", "groups"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished trial, or a file of scores."""
+    """Candidate of a selection: a finished trial, or a file of scores of any system."""
 
     name: str
     signature: str = ""
@@ -45,23 +45,28 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """Key that identifies the candidate, by which candidates are sorted."""
+        """String that identifies the candidate and by which candidates are sorted: its signature, or the name of its
+        file.
+        """
         return self.signature or self.name
 
     @property
     def trial_run(self) -> TrialRun:
-        """Ledger entry of a finished trial."""
+        """Finished trial as recorded in the ledger. The candidate must not be a file of scores."""
         assert self.run is not None
         return self.run
 
     def locate_scores(self, role: Role) -> Path:
-        """Return the path of the score matrix of a candidate from files, for the validation or the test split."""
+        """Return the path of the candidate's score matrix on the validation or the test split. The candidate must be a
+        file of scores.
+        """
         assert self.folder is not None
         return self.folder / role / f"{self.name}.npy"
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
-    """Return the sweeps' finished trials, sorted by signature, whichever sweep ran them.
+    """Return the finished trials of sweeps as candidates, sorted by signature, even if they were trained by another
+    sweep.
 
     Args:
         ledger: the ledger of the trials.
@@ -93,12 +98,12 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterabl
 
 
 def list_settings(candidate: Candidate) -> dict[str, str]:
-    """Return a trial's settings as shown in MLflow."""
+    """Return a trial's settings as shown in MLflow, by name; {} for a file of scores."""
     return dict(candidate.run.settings) if candidate.run else {}
 
 
 def find_score_files(folders: Sequence[Path]) -> list[Candidate]:
-    """Return the candidates in folders of score matrices.
+    """Return a candidate for each score matrix in folders of score matrices.
 
     Raises UserError if a folder is empty, or if two folders contain the same name.
     """
@@ -112,7 +117,7 @@ def find_score_files(folders: Sequence[Path]) -> list[Candidate]:
 
 
 def list_score_files(folder: Path) -> list[str]:
-    """Return the names of a folder's score matrices. Raises UserError if there is none."""
+    """Return the names, without .npy, of a folder's score matrices. Raises UserError if there is none."""
     names = sorted({path.stem for path in (folder / "validation").glob("*.npy")} - {RELEVANCE, GROUPS})
     if not names:
         raise UserError(f"{folder}/validation contains no NAME.npy: put score matrices [queries, clips] there")
@@ -122,7 +127,7 @@ def list_score_files(folder: Path) -> list[str]:
 def load_pool(
     ledger: Ledger | None, candidates: Sequence[Candidate], role: Role, artifacts: Mapping[str, str] | None = None
 ) -> ScoreMatrices:
-    """Return the candidates' scores on a split, in the order of the candidates.
+    """Return the candidates' score matrices on a split, in the order of the candidates.
 
     Args:
         ledger: the ledger of the trials; not needed for files of scores.
@@ -159,7 +164,7 @@ def load_pool(
 
 
 def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
-    """Return why two pools differ in queries or clips, compared by their relevant clips; '' if they agree."""
+    """Return an explanation of how two pools differ in their queries, relevant clips or groups; '' if they agree."""
 
     def pairs(pool: ScoreMatrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
@@ -179,7 +184,8 @@ def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
 
 
 def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]) -> ScoreMatrices:
-    """Return trials' scores: the dot products of the embeddings in an artifact of each trial.
+    """Return the score matrices of trials, computed from embeddings. `artifacts` has each trial and its file of
+    embeddings.
 
     Rows and columns are in the order of the first trial's queries and clips.
     """
@@ -200,7 +206,9 @@ def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]
 def align_scores(
     embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
 ) -> tuple[ReadScores, ReadScores]:
-    """Return two functions that read a trial's scores, by queries and by clips, in the reference's order of both."""
+    """Return two functions that compute blocks of a trial's score matrix, with the queries and clips in the order of
+    `reference`. The first takes a range of queries, the second a range of clips.
+    """
     require_same_split(embeddings, reference, candidate, first)
     rows = find_order(build_query_keys(embeddings), build_query_keys(reference))
     columns = find_order(embeddings.clip_ids, reference.clip_ids)
@@ -215,7 +223,7 @@ def align_scores(
 
 
 def require_same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
-    """Raise UserError if two trials have embedded different splits."""
+    """Raise UserError unless both trials have embedded the same split with the same contents."""
     if (embeddings.split, embeddings.fingerprint) != (reference.split, reference.fingerprint):
         raise UserError(
             f"trials differ in their splits and can't be compared: {candidate.name!r} has {embeddings.split} "
@@ -251,7 +259,9 @@ def find_order(keys: Sequence[object], target_keys: Sequence[object]) -> list[in
 
 
 def load_file_scores(folder: Path, candidates: Sequence[Candidate], role: Role) -> ScoreMatrices:
-    """Return a folder's score matrices, memory-mapped. Raises UserError that names the file and the problem."""
+    """Return the score matrices of candidates from one folder, memory-mapped. Raises UserError that names the file and
+    the problem.
+    """
     arrays = [read_scores(candidate.locate_scores(role)) for candidate in candidates]
     first = candidates[0].locate_scores(role)
     shape = arrays[0].shape
@@ -265,7 +275,7 @@ def load_file_scores(folder: Path, candidates: Sequence[Candidate], role: Role) 
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Return a NumPy file, memory-mapped. Raises UserError if it is missing or invalid."""
+    """Return the array in a NumPy file, memory-mapped. Raises UserError if the file is missing or invalid."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except OSError as error:
@@ -287,7 +297,7 @@ def read_scores(path: Path) -> NDArray[Any]:
 
 
 def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
-    """Return the relevant clips of a folder's queries, with the queries' groups.
+    """Return the relevant clips and the groups of the queries in a folder of score matrices of this shape.
 
     Raises UserError if the file has another form, refers to a clip that doesn't exist, or leaves a query without one.
     """

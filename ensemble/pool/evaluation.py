@@ -21,7 +21,9 @@ NUM_BOOTSTRAP_SAMPLES = 1000
 
 
 def fuse_block(pool: ScoreMatrices, weights: Sequence[float], first: int, last: int) -> NDArray[Any]:
-    """Return the weighted sum of the members' scores of some queries [last - first, A], in float64."""
+    """Return the weighted sum of the members' scores for the queries from `first` to `last` (exclusive), in float64:
+    [last - first, A].
+    """
     members = [model for model, weight in enumerate(weights) if weight]
     fused_QA = np.zeros((last - first, pool.num_clips))
     for model in members:
@@ -30,7 +32,9 @@ def fuse_block(pool: ScoreMatrices, weights: Sequence[float], first: int, last: 
 
 
 def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -> NDArray[np.float64]:
-    """Return a candidate's scores of some queries [last - first, A]. Raises UserError if one isn't finite."""
+    """Return a candidate's scores for the queries from `first` to `last` (exclusive): [last - first, A]. Raises
+    UserError if one isn't finite.
+    """
     scores_QA = pool.reads[model](first, last).astype(np.float64)
     if not np.isfinite(scores_QA).all():
         query = first + int(np.argmin(np.isfinite(scores_QA).all(axis=1)))
@@ -39,7 +43,9 @@ def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -
 
 
 def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return the rank of each pair's clip in an ensemble [P]."""
+    """Return, for each pair of a query and a relevant clip, the clip's rank in an ensemble, from 1: [P]. `weights` has
+    a weight for each candidate of the pool.
+    """
     ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
     for first, last, block_P, part in iter_blocks(pool):
         ranks_P[block_P] = retrieval.compute_ranks(fuse_block(pool, weights, first, last), part)
@@ -47,7 +53,9 @@ def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.i
 
 
 def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rank of each pair's clip after each step of an ensemble that grows by a candidate per step [S, P]."""
+    """Return the rank of each pair's clip after each step of an ensemble that grows by one candidate per step: [S, P].
+    `history` has the index of the candidate that each step adds.
+    """
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
     for first, last, block_P, part in iter_blocks(pool):
         scores = {model: read_finite_scores(pool, model, first, last) for model in set(history)}
@@ -59,7 +67,9 @@ def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArra
 
 
 def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
-    """Yield blocks of queries: the first and the last query (exclusive), a mask of their pairs, and their relevance."""
+    """Yield the queries in blocks: the first and the last query (exclusive), a mask of their pairs [P], and the
+    relevance of these queries, numbered from 0.
+    """
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):
         last = min(first + BLOCK_QUERIES, pool.num_queries)
@@ -73,7 +83,9 @@ def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool
 
 
 def compute_metric_by_step(pool: ScoreMatrices, history: Sequence[int], name: str) -> tuple[Estimate, ...]:
-    """Return a metric after each step of an ensemble that grows by one candidate per step."""
+    """Return a metric and its interval after each step of an ensemble that grows by one candidate per step. `history`
+    has the index of the candidate that each step adds.
+    """
     values_SQ = (
         retrieval.find_metric(name)(ranks_P, pool.relevance) for ranks_P in compute_ranks_by_step(pool, history)
     )
@@ -81,7 +93,7 @@ def compute_metric_by_step(pool: ScoreMatrices, history: Sequence[int], name: st
 
 
 def compute_per_query(pool: ScoreMatrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
-    """Return the value of each metric for each query [Q]."""
+    """Return the value of each named metric for each query [Q], for the ensemble with these weights."""
     ranks_P = compute_ranks(pool, weights)
     return {name: retrieval.find_metric(name)(ranks_P, pool.relevance) for name in names}
 
@@ -104,7 +116,7 @@ def compare_systems(pool: ScoreMatrices, systems: Mapping[str, Sequence[float]],
 
 
 def estimate_all(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Estimate]:
-    """Return each metric's mean over queries with its interval."""
+    """Return each metric's mean over queries with its interval, by name."""
     return {name: estimate(values_Q, relevant) for name, values_Q in per_query.items()}
 
 

@@ -71,7 +71,9 @@ class ScoreMatrices:
         return self.relevance.num_queries
 
     def iter_blocks(self) -> Iterator[Block]:
-        """Yield all queries in order, in blocks."""
+        """Yield the scores of all queries in order, in blocks of at most `block_bytes`. If `arrays` is given, all
+        queries are one block.
+        """
         if self.arrays:
             yield Block(0, self.num_queries, self.arrays)
             return
@@ -82,11 +84,11 @@ class ScoreMatrices:
             yield Block(first, last, [np.ascontiguousarray(read(first, last)) for read in self.reads])
 
     def read_scores(self, model: int) -> Scores:
-        """Return one candidate's scores [Q, A]."""
+        """Return the scores [Q, A] of the candidate with index `model`."""
         return self.arrays[model] if self.arrays else self.reads[model](0, self.num_queries)
 
     def select(self, models: Sequence[int]) -> "ScoreMatrices":
-        """Return the pool of some of the candidates."""
+        """Return a pool of the candidates with these indices, in this order."""
         return ScoreMatrices(
             tuple(self.names[model] for model in models), self.split, self.fingerprint, self.relevance, self.num_clips,
             tuple(self.reads[model] for model in models),
@@ -132,7 +134,8 @@ def to_float32(scores: NDArray[Any], name: str) -> Scores:
 
 
 def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
-    """Return the pool with a fusion's transform applied to each query's scores.
+    """Return the pool with each query's scores transformed as the fusion requires: unchanged for 'mean', z-norms for
+    'zscore', ranks for 'rank'.
 
     Raises UserError that lists the known fusions for an unknown name.
     """
@@ -152,7 +155,7 @@ def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
 
 
 def z_norm(scores_QA: Scores) -> Scores:
-    """Return each query's scores with mean 0 and standard deviation 1; all 0 if they are equal."""
+    """Return each query's scores, shifted and scaled to mean 0 and standard deviation 1; all 0 if they are equal."""
     wide = scores_QA.astype(np.float64)
     deviation = wide.std(axis=1, keepdims=True)
     normed: Scores = ((wide - wide.mean(axis=1, keepdims=True)) / np.where(deviation > 0, deviation, 1)).astype(
@@ -162,7 +165,9 @@ def z_norm(scores_QA: Scores) -> Scores:
 
 
 def rank_transform(scores_QA: Scores) -> Scores:
-    """Return the number of the query's clips with a lower score, plus half of those with an equal score, in float32."""
+    """Return the rank of each score among those of its query in float32, from 1 for the lowest. Equal scores have the
+    mean of their ranks.
+    """
     from scipy.stats import rankdata
 
     ranked: Scores = rankdata(scores_QA, axis=1).astype(np.float32)

@@ -23,7 +23,7 @@ MAX_COMPARED_EXACTLY = 16
 
 
 def describe_method(config: SelectionConfig) -> str:
-    """Return a description of the selection method."""
+    """Return a description of the selection method in words, such as 'the best of all subsets, refined'."""
     words = [METHOD_LABELS[config.method]]
     words += [f"among the {config.among} best candidates"] * bool(config.among)
     if config.method == "greedy":
@@ -35,7 +35,9 @@ def describe_method(config: SelectionConfig) -> str:
 
 
 def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
-    """Return by name the methods that a selection is compared with; they share its settings where those apply."""
+    """Return, by name, the configs of the methods that a selection is compared with. They share its settings where
+    those apply.
+    """
     greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
     among = config.among
     if not among and num_candidates > MAX_COMPARED_EXACTLY and config.method != "exact":
@@ -49,7 +51,7 @@ def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[
 
 
 def build_member(candidate: Candidate, weight: float) -> Member:
-    """Return a candidate as a member of an ensemble."""
+    """Return a candidate as a member of an ensemble, without its contribution to the metric."""
     if candidate.run:
         return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
     return Member(candidate.name, weight, folder=str(candidate.folder))
@@ -58,7 +60,9 @@ def build_member(candidate: Candidate, weight: float) -> Member:
 def build_members(
     candidates: Sequence[Candidate], shares: Sequence[attribution.Attribution], selection: Selection, ledger: Ledger
 ) -> tuple[Member, ...]:
-    """Return the members with their attributions and the settings to retrain them, the highest weight first."""
+    """Return an ensemble's members, the highest weight first, with their contributions to the metric and what is needed
+    to train them again.
+    """
     return tuple(
         replace(
             build_member(candidate := candidates[share.candidate], share.weight),
@@ -73,13 +77,15 @@ def build_members(
 
 
 def build_trajectory(candidates: Sequence[Candidate], selection: Selection) -> tuple[SelectionStep, ...]:
-    """Return the steps of a selection, with the candidates' keys."""
+    """Return the steps of a selection for ensemble.json, in which candidates are given by key instead of index."""
     keys = {None: None} | {index: candidate.key for index, candidate in enumerate(candidates)}
     return tuple(SelectionStep(step.value, keys[step.added], keys[step.removed]) for step in selection.trajectory)
 
 
 def list_additions(selection: Selection) -> list[int]:
-    """Return the candidates in the order in which they were added, before any was removed."""
+    """Return the indices of the candidates in the order in which they were added, up to the first step that removed
+    one.
+    """
     history = []
     for step in selection.trajectory:
         if step.removed is not None or step.added is None:
@@ -91,7 +97,7 @@ def list_additions(selection: Selection) -> list[int]:
 def build_nested_metrics(
     result: NestedCvResult, pruned: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
 ) -> NestedMetrics:
-    """Return the metrics of nested cross-validation with the selection optimism.
+    """Return the metrics of nested cross-validation with their intervals, and the selection optimism.
 
     `apparent` is the ensemble's metric on the validation split that it was selected on.
     """
@@ -103,14 +109,16 @@ def build_nested_metrics(
 
 
 def make_single_weights(index: int, num_candidates: int) -> list[int]:
-    """Return the weights of an ensemble with one member out of `num_candidates`."""
+    """Return `num_candidates` weights: 1 for the candidate with this index, and 0 for all others."""
     return [int(other == index) for other in range(num_candidates)]
 
 
 def compute_split_metrics(
     source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitMetrics, dict[str, Estimates]]:
-    """Return the metrics on a split of the first two systems with their difference, and those of all other systems."""
+    """Return the metrics on a split of the first two of `systems`, with their difference, and by name those of all
+    others. `systems` has a weight for each candidate, by the name of a system.
+    """
     split_metrics = evaluation.compare_systems(source, systems, metrics)
     others = {name: split_metrics.systems[name] for name in list(systems)[2:]}
     compared = {name: estimates for name, estimates in split_metrics.systems.items() if name not in others}
@@ -120,7 +128,7 @@ def compute_split_metrics(
 def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], role: Role
 ) -> list[Candidate]:
-    """Return the candidates that are an ensemble's members. Raises UserError with the name of a missing one.
+    """Return an ensemble's members as candidates. Raises UserError with the name of a member that no longer exists.
 
     Files of scores are searched in `folders`, starting with the folder that the ensemble names; without `folders`, only
     in that one.

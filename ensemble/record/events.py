@@ -11,14 +11,18 @@ SETTINGS = ("metric", "method", "direction", "pool")
 
 
 def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
-    """Return the number of selections and evaluations that have computed metrics on this test split."""
+    """Return the number of logged selections and evaluations with metrics on the test split that has this
+    fingerprint.
+    """
     return sum(1 for kind in KINDS for _ in ledger.iter_events(kind, fingerprint))
 
 
 def log_event(
     ledger: Ledger, kind: EventKind, name: str, ensemble: Ensemble, files: Sequence[Path], sweep_run_id: str
 ) -> int:
-    """Log a selection or an evaluation; return the number of earlier looks at its test split."""
+    """Log a selection or an evaluation of an ensemble in the ledger. Return the number of earlier looks at its test
+    split; 0 without test metrics.
+    """
     test = ensemble.test.fingerprint if ensemble.test else ""
     members = ",".join(member.signature or member.name for member in ensemble.members)
     settings = {key: str(getattr(ensemble, key)) for key in SETTINGS} | {"fusion": FUSION_LABELS[ensemble.fusion]}
@@ -27,14 +31,16 @@ def log_event(
 
 
 def log_and_count(ledger: Ledger, event: Event) -> int:
-    """Log an event; return the number of earlier looks at its test split."""
+    """Log a selection or an evaluation in the ledger. Return the number of earlier looks at its test split; 0 without
+    test metrics.
+    """
     earlier = count_looks_at_test(ledger, event.test_fingerprint) if event.test_fingerprint else 0
     ledger.log_event(event)
     return earlier
 
 
 def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
-    """Yield the metrics of an ensemble as MLflow metrics: name, value and step."""
+    """Yield the metrics of an ensemble as MLflow takes them: name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
         if split_metrics := ensemble.metrics_on(split):
@@ -60,7 +66,7 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
 
 
 def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
-    """Yield the values that are known as steps of one metric, counted from 1."""
+    """Yield name, value and step for each value that isn't None. The step is the position of the value, from 1."""
     for step, value in enumerate(values, start=1):
         if value is not None:
             yield name, value, step

@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 5.5, 3.2
 
 
 def write_page(path: Path, ensemble: Ensemble) -> None:
-    """Write the page of an ensemble."""
+    """Write the HTML page of an ensemble atomically."""
     metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
     plots = draw_plots(ensemble, metric)
     environment = jinja2.Environment(autoescape=True)
@@ -38,7 +38,7 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
 
 
 def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
-    """Return by name, as SVG, those plots of an ensemble that there are data for.
+    """Return those plots of an ensemble that there are data for, as SVG by name: 'size', 'likeness' and 'front'.
 
     The members are labelled with `numbers`, by default with 1, 2, ...
     """
@@ -59,7 +59,7 @@ def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> 
 
 
 def render_svg(draw: Callable[[Axes], None], width: float, height: float) -> Markup:
-    """Return a plot as SVG."""
+    """Return a plot as SVG. `draw` draws it on matplotlib's axes; width and height are in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -71,7 +71,7 @@ def render_svg(draw: Callable[[Axes], None], width: float, height: float) -> Mar
 
 
 def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str) -> None:
-    """Draw the metric against the number of members, with intervals, on each split."""
+    """Draw the metric, with intervals, against the number of steps of the selection, in one line per split."""
     from matplotlib.ticker import MaxNLocator
 
     for (split, points), colour in zip(sizes.items(), ("C0", "C1"), strict=False):
@@ -86,7 +86,7 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
 
 
 def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
-    """Draw a heat map of the error correlation of the members."""
+    """Draw a heat map of the members' error correlation: the correlation of their metric values over queries."""
     image = axes.imshow(correlation, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)

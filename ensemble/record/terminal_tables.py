@@ -9,7 +9,7 @@ from trainables.retrieval import METRIC_TITLES
 
 
 def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
-    """Print the members and the metrics.
+    """Print an ensemble's members and metrics on the terminal.
 
     `earlier` is the number of earlier looks at the test split; None if this is no look.
     """
@@ -37,7 +37,7 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
 
 
 def build_member_table(ensemble: Ensemble) -> TextTable:
-    """Return the table of members, with weights and attributions."""
+    """Return the table of members, with their weights and contributions to the metric."""
     headings = ("member", "signature", "weight", "alone", "without it", "Shapley value")
     columns = [Column(heading, is_numeric=heading not in ("member", "signature")) for heading in headings]
     rows = [
@@ -52,7 +52,9 @@ def build_member_table(ensemble: Ensemble) -> TextTable:
 
 
 def build_metric_table(ensemble: Ensemble) -> TextTable:
-    """Return the table of the systems' metrics on each split."""
+    """Return the table of the metrics on each split: of the ensemble, of what it is compared with, and of their
+    difference.
+    """
     columns = [
         Column("system", is_numeric=False),
         *(Column(METRIC_TITLES.get(name, name)) for name in ensemble.metrics),
@@ -68,7 +70,9 @@ def build_metric_table(ensemble: Ensemble) -> TextTable:
 
 
 def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
-    """Return a sentence on the difference between the ensemble and the other system on test, and its interval."""
+    """Return a sentence on the difference on test between the ensemble and the best single candidate or heaviest
+    member, with its interval.
+    """
     metric = ensemble.metrics[0]
     difference = test.systems["difference"][metric]
     other = "best single candidate" if "best_single" in test.systems else "heaviest member"

@@ -33,7 +33,7 @@ class EnsembleRow:
 
     @property
     def matches_paper_ensemble(self) -> bool:
-        """True if the members are those of the paper's ensemble."""
+        """Whether the members are trials that reproduce those of the paper's ensemble."""
         published = [row for row in self.members if paper_results.find_published(row.trial)]
         return (
             sorted(row.key for row in published) == sorted(paper_results.ENSEMBLE_MEMBERS) and published == self.members
@@ -43,7 +43,8 @@ class EnsembleRow:
 def load_ensemble_rows(
     ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, role: Role
 ) -> tuple[list[EnsembleRow], list[str]]:
-    """Return the text-to-audio ensembles selected from these trials, the newest first, each once.
+    """Return a row for each text-to-audio ensemble that was selected from these trials, the newest first. Equal
+    ensembles have one row.
 
     Also returned are the reasons why other ensembles can't be shown.
     """
@@ -78,7 +79,7 @@ def load_ensemble_rows(
 
 
 def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:
-    """Return the ledger's entries of ensembles selected from the sweeps, the newest first."""
+    """Return an iterator over the ledger's records of the ensembles selected from the sweeps, the newest first."""
     parents = {sweep.run_id for sweep in sweeps}
     return (run for run in ledger.iter_events("ensemble") if run.sweep_run_id in parents)
 
@@ -86,7 +87,9 @@ def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Even
 def evaluate_ensemble(
     name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, role: Role
 ) -> EnsembleRow:
-    """Return an ensemble with its metrics: from its members' embeddings, otherwise as logged when it was selected."""
+    """Return the row of an ensemble. Its metrics are computed from its members' embeddings; if some are missing, they
+    are those logged when it was selected.
+    """
     missing_numbers = [str(row.number) for row in members if row.candidate.signature not in evaluated.indices]
     if not missing_numbers:
         assert evaluated.source is not None
@@ -107,6 +110,6 @@ def evaluate_ensemble(
 def select_member_scores(
     source: ScoreMatrices, indices: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
 ) -> ScoreMatrices:
-    """Return the members' scores with the ensemble's fusion applied."""
+    """Return the members' score matrices from those of all trials, with the ensemble's fusion applied."""
     member_scores = source.select([indices[row.candidate.signature] for row in members])
     return score_matrices.apply_fusion(member_scores, ensemble.fusion)

@@ -26,7 +26,8 @@ NON_FACTORS = ("validation", "test")
 
 
 def list_factors(trial: Trial) -> dict[str, str]:
-    """Return all settings in which a trial could differ from others, by name, the most important first and seeds last.
+    """Return all settings in which a trial could differ from others, as text by name, the most important first and
+    seeds last.
 
     Learning rates are relative to a reference rate, since encoders differ in their rates.
     """
@@ -44,7 +45,7 @@ def list_factors(trial: Trial) -> dict[str, str]:
 
 
 def list_stage_settings(trial: Trial, prefix: str) -> dict[str, str]:
-    """Return a trial's settings without those of its pretraining.
+    """Return a trial's settings, without those of its pretraining, as text by name. Names begin with `prefix`.
 
     The peak rate of a fine-tuning is relative to that of its pretraining, and the final rate to the peak rate.
     """
@@ -71,7 +72,7 @@ def format_setting(value: Any) -> str:
 
 
 def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
-    """Return the factors in which the trials differ, each with its level in every trial.
+    """Return the factors in which the trials differ: by name, the level of the factor in each trial.
 
     Settings that are the same in all trials are left out, and so are those determined by an earlier factor: the length
     of segments differs between PaSST-S15 and PaSST-N, but it follows from the audio encoder.
@@ -86,13 +87,15 @@ def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
 
 
 def is_determined_by(levels: Sequence[str], earlier: Sequence[str]) -> bool:
-    """Return whether an earlier factor's level determines this factor's level."""
+    """Return whether each level of an earlier factor occurs with a single level of this factor. Both arguments have a
+    level for each trial.
+    """
     return len(set(zip(levels, earlier, strict=True))) == len(set(earlier))
 
 
 @dataclass(frozen=True)
 class Level:
-    """Trials that share a level of a factor."""
+    """Mean of a metric over the trials that share a level of a factor, adjusted for the other factors."""
 
     factor: str
     level: str
@@ -171,7 +174,7 @@ def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.flo
 
 
 def compute_interval(mean: float, variance: float | None, degrees_of_freedom: int) -> tuple[float, float] | None:
-    """Return the t-interval of a mean; None if no degrees of freedom are left to estimate its variance."""
+    """Return the 95 % t-interval of a mean; None if no degrees of freedom are left to estimate its variance."""
     if variance is None:
         return None
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
@@ -183,7 +186,8 @@ def compute_interval(mean: float, variance: float | None, degrees_of_freedom: in
 def compute_interaction(
     configs: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
 ) -> InteractionTable | None:
-    """Return the interaction of the first two factors of `levels`, seeds excluded; None if there are fewer than two.
+    """Return the mean of a metric for each combination of the levels of two factors: the first two of `levels`, seeds
+    excluded. Return None if there are fewer than two.
 
     The factor with more levels is that of the rows, which suits narrow screens.
     """
@@ -215,7 +219,9 @@ def sum_contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64
 
 
 def make_level_sort_key(level: str) -> tuple[float, str]:
-    """Return a sort key of levels: by the number in them if there is one, otherwise by name."""
+    """Return the key by which the levels of a factor are sorted: the number at the end of a level if there is one,
+    otherwise its text.
+    """
     words = level.split()
     try:
         return float(words[-1]), level
@@ -224,7 +230,7 @@ def make_level_sort_key(level: str) -> tuple[float, str]:
 
 
 def sort_by_range(by_factor: Mapping[str, Sequence[Level]]) -> list[Level]:
-    """Return all levels, those of the factor with the largest range first, and seeds last."""
+    """Return the levels of all factors, those of the factor with the largest range of means first, and seeds last."""
 
     def range_key(name: str) -> tuple[bool, float]:
         means = [level.mean for level in by_factor[name]]

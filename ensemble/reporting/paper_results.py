@@ -32,7 +32,7 @@ PaperMetrics = tuple[float | None, float, float, float]
 
 @dataclass(frozen=True, order=True)
 class TableKey:
-    """Key of a row of the table."""
+    """Key of a row of the paper's Table 2: the encoders, and whether it has fine-tuning and paraphrases."""
 
     audio: str  # family:variant
     text: str
@@ -41,13 +41,13 @@ class TableKey:
 
 
 def make_key(trial: Trial) -> TableKey:
-    """Return the key of the table's row that a trial corresponds to."""
+    """Return the key of the row in the paper's Table 2 that a trial corresponds to."""
     audio, text = encoders.format_label(trial.audio), encoders.format_label(trial.text)
     return TableKey(audio, text, trial.pretraining is not None, trial.paraphrase_probability > 0)
 
 
 def find_published(trial: Trial) -> PaperMetrics | None:
-    """Return the paper's metrics of the row that a trial reproduces.
+    """Return the paper's metrics, in percent, of the row of Table 2 that a trial reproduces.
 
     None if there is no such row, or the trial's test split, corpora, learning rates or paraphrase probability differ.
     """

@@ -20,7 +20,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def assign_colours(rows: Sequence[TrialRow]) -> dict[str, Any]:
-    """Return a colour for each pair of encoders."""
+    """Return matplotlib's colour for each pair of encoders, by the pair as text."""
     pairs = list(dict.fromkeys(format_pair(row) for row in rows))
     import matplotlib
 
@@ -29,7 +29,7 @@ def assign_colours(rows: Sequence[TrialRow]) -> dict[str, Any]:
 
 
 def format_pair(row: TrialRow) -> str:
-    """Return a trial's encoders as text."""
+    """Return the pair of a trial's encoders as text, such as 'passt:N, huggingface:roberta-large'."""
     return f"{row.key.audio}, {row.key.text}"
 
 
@@ -60,7 +60,9 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequen
 
 
 def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any], metric: str) -> None:
-    """Draw a metric after each epoch: a line per trial, a colour per pair of encoders, a style per probability."""
+    """Draw a metric after each epoch. Each trial has a line, each pair of encoders a colour, and each paraphrase
+    probability a line style.
+    """
     shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:
         curve = row.curves[metric]
@@ -97,13 +99,17 @@ def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
 
 
 def format_level(level: Level) -> str:
-    """Return a level and the number of trials in its mean, on two lines if it is long."""
+    """Return the label of a level in the plot: its factor, its name and the number of trials in its mean. A long label
+    has two lines.
+    """
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
 
 
 def draw_interaction(axes: Axes, interaction: InteractionTable) -> None:
-    """Draw a heat map of two factors with the mean in each cell; cells without a trial stay blank."""
+    """Draw a heat map of the levels of two factors with the mean of the metric in each cell; cells without a trial stay
+    blank.
+    """
     percent = 100 * interaction.means
     low, high = np.nanmin(percent), np.nanmax(percent)
     axes.imshow(np.ma.masked_invalid(percent), cmap="viridis", aspect="auto")
@@ -129,7 +135,9 @@ def compute_effects_height(levels: Sequence[Level]) -> float:
 
 
 def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], None], float]]:
-    """Return functions that draw mAP@10 and the training loss of each stage by epoch, with the heights of the plots."""
+    """Return the plots of learning curves: for each stage, functions that draw mAP@10 and the training loss by epoch,
+    each with the height of its plot in inches.
+    """
     colours = assign_colours(rows)
     panels: list[tuple[Callable[[Axes], None], float]] = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):

@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("report_page.html")
 
 @dataclass(frozen=True)
 class ReportContent:
-    """Content of the report's page."""
+    """Content of the report's HTML page."""
 
     title: str
     tables: Sequence[ReportTable]
@@ -42,7 +42,7 @@ class ReportContent:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Cost of the trials of a stage; None where it is unknown."""
+    """Total cost of the trials of a stage, in hours; None where it is unknown."""
 
     stage: str
     num_trials: int
@@ -52,7 +52,7 @@ class StageCost:
 
 
 def render_page(content: ReportContent) -> str:
-    """Return the page as HTML."""
+    """Return the report's page as HTML."""
     fine_tunings = [row for row in content.rows if row.trial.pretraining]
     compared = fine_tunings or content.rows
     trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]
@@ -88,7 +88,9 @@ def render_page(content: ReportContent) -> str:
 
 
 def draw_ensemble_plots(newest: EnsembleRow | None) -> dict[str, Markup]:
-    """Return the plots of an ensemble, with members labelled by their numbers in the table."""
+    """Return the plots of an ensemble as SVG by name, with members labelled by their numbers in the table; {} without
+    an ensemble.
+    """
     if newest is None:
         return {}
     ensemble = newest.ensemble

@@ -36,7 +36,7 @@ MAX_SOUND_BYTES = 22_000_000
 
 @dataclass(frozen=True)
 class RetrievedClip:
-    """A clip that was retrieved, or that is relevant."""
+    """Clip in a retrieval example: one that was retrieved for the query, or that is relevant to it."""
 
     clip_id: str
     caption: str  # the first of its captions
@@ -60,20 +60,22 @@ class RetrievalExample:
 
     @property
     def rank(self) -> int | None:
-        """Rank of the first relevant clip."""
+        """Rank of the first relevant clip, from 1; None if there is none."""
         return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_relevant), default=None)
 
 
 @dataclass(frozen=True)
 class PlayableClips:
-    """Excerpts of clips as data URIs, and the problems of clips without one."""
+    """Excerpts of clips as data URIs by clip id, and the problems of clips without an excerpt."""
 
     excerpts: Mapping[str, str]
     problems: Sequence[str] = ()
 
 
 def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings) -> list[RetrievalExample]:
-    """Return retrieval examples of an ensemble for queries spread over the split, from its members' scores."""
+    """Return an ensemble's retrieval examples for up to MAX_QUERIES queries spread over the split. `source` has its
+    members' scores.
+    """
     weights = np.array(ensemble.weights, float)
     caption: dict[str, str] = {}
     for text, clip_ids in zip(split.queries, split.relevant_clip_ids, strict=True):
@@ -91,7 +93,9 @@ def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings)
 
 
 def rank_clips(scores_A: NDArray[Any], relevant: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
-    """Return the first TOP clips and relevant clips of lower rank; among equal scores, relevant clips rank last."""
+    """Return the TOP clips with the highest scores, then the relevant clips that rank below them; among equal scores,
+    relevant clips rank last.
+    """
     is_relevant_A = np.isin(np.arange(len(scores_A)), list(relevant))
     order = np.lexsort((is_relevant_A, -scores_A))
     return [
@@ -105,7 +109,7 @@ def rank_clips(scores_A: NDArray[Any], relevant: set[int], named_A: Sequence[tup
 def load_excerpts(
     store: Location, examples: Sequence[RetrievalExample], split_name: str, fingerprint: str
 ) -> PlayableClips:
-    """Return excerpts of the clips in the examples, each once. Raises UserError if the store lacks the split."""
+    """Return an excerpt of each clip in the examples. Raises UserError if the store lacks the split."""
     split = open_split(store, split_name)
     changed = (
         [f"{split.store}/{split_name} has changed since it was embedded: recordings may not match the clips"]
@@ -136,12 +140,12 @@ def load_excerpts(
 
 
 def abbreviate(problems: Sequence[str]) -> list[str]:
-    """Return the first three problems, and the number of further ones."""
+    """Return the first three problems and, if there are more, a line with the number of the others."""
     return [*problems[:3], *([f"and {len(problems) - 3} more"] if len(problems) > 3 else [])]
 
 
 def encode_excerpt(split: StoredSplit, clip: int) -> str:
-    """Return an excerpt of a clip as a data URI."""
+    """Return the first EXCERPT_S seconds of a clip as a data URI with an MP3."""
     samples = split.read_window(clip, 0, min(round(EXCERPT_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()
     resampled = soxr.resample(samples, SAMPLE_RATE_HZ, EXCERPT_RATE_HZ)

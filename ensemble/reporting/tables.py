@@ -30,11 +30,11 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Value as text."""
+        """Value as text, with two decimals."""
         return f"{self.value:.2f}"
 
     def format_limits(self, between: str = " to ") -> str:
-        """Return the limits as text."""
+        """Return the limits as text, such as '40.3 to 44.0'."""
         return f"{self.low:.1f}{between}{self.high:.1f}"
 
 
@@ -50,7 +50,7 @@ class TableLine:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Table of the report."""
+    """Table of the report: lines with labels and metrics."""
 
     title: str
     headings: Sequence[str]  # headings of the labels
@@ -59,11 +59,13 @@ class ReportTable:
 
     @property
     def published(self) -> list[str]:
-        """Metrics of which the paper's value is known for at least one line."""
+        """Names of the metrics for which the paper's value is known for at least one line."""
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
     def list_columns(self) -> list[tuple[str, bool]]:
-        """Return the columns after the labels: the metric, and whether the column has the paper's values."""
+        """Return the columns after the labels. Each is the name of a metric, and whether the column has the paper's
+        values.
+        """
         return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
 
     def list_headings(self) -> list[str]:
@@ -72,7 +74,9 @@ class ReportTable:
 
 
 def format_cells(table: ReportTable, line: TableLine) -> list[str]:
-    """Return the cells of a line: each value with its limits in brackets."""
+    """Return the cells of a line as text: its labels, then each metric with its limits in brackets, and the paper's
+    values.
+    """
     cells = list(line.labels)
     for name, is_papers in table.list_columns():
         cell, paper_value = line.metrics.get(name), line.published.get(name)
@@ -95,7 +99,9 @@ def to_markdown(table: ReportTable) -> str:
 
 
 def to_csv(table: ReportTable) -> str:
-    """Return the table as CSV, always with columns for the limits and the paper's values."""
+    """Return the table as CSV. Unlike in other formats, there are always columns for the limits and the paper's
+    values.
+    """
     low, high = table.limits
     ends = ("", f" {low}", f" {high}", " paper")
     rows = [[*table.headings, *(f"{METRIC_TITLES[name]}{end}" for name in METRICS for end in ends)]]
@@ -145,7 +151,7 @@ def to_latex(table: ReportTable) -> str:
 
 
 def print_table(table: ReportTable) -> None:
-    """Print the table on the terminal, with limits for the first metric only, to save width."""
+    """Print the table on the terminal, with limits of the first metric only, to save width."""
     shown = Table(title=table.title, title_justify="left", box=None)
     for index, heading in enumerate(table.headings):
         shown.add_column(heading, justify="left" if index else "right", no_wrap=True)

@@ -24,7 +24,7 @@ from trainables.trial import Trial
 
 @dataclass(frozen=True)
 class TrialRow:
-    """Row of a trial in the report's table."""
+    """Row of the report's table: a trial with its metrics, learning curves and cost."""
 
     number: int
     candidate: Candidate
@@ -38,12 +38,14 @@ class TrialRow:
 
     @property
     def key(self) -> paper_results.TableKey:
-        """Key of the paper's row that the trial corresponds to."""
+        """Key of the row in the paper's Table 2 that the trial corresponds to."""
         return paper_results.make_key(self.trial)
 
     @property
     def overlap(self) -> str:
-        """Overlap of spectrogram patches, in mel bands and frames; '-' without patches."""
+        """Overlap of neighbouring spectrogram patches as text: 'mel bands x frames', 'none' without overlap, '-'
+        without patches.
+        """
         shared = self.trial.audio.patch_overlap
         if shared is None:
             return "-"
@@ -56,12 +58,14 @@ class TrialRow:
 
 
 def reset_seeds(trial: Trial) -> Trial:
-    """Return the trial and its pretrainings with seed 0, which are equal for trials that differ only in their seeds."""
+    """Return a copy of a trial with seed 0, also in its pretraining. The copies of trials that differ only in their
+    seeds are equal.
+    """
     return replace(trial, seed=0, pretraining=reset_seeds(trial.pretraining) if trial.pretraining else None)
 
 
 def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[TrialRow], list[str]]:
-    """Return the trials as rows without metrics, and the reasons why others are left out.
+    """Return the candidates' trials as rows without metrics, and the reasons why others are left out.
 
     Rows are grouped by pair of encoders, with pretrainings before fine-tunings and seeds next to each other.
     """
@@ -84,7 +88,7 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
 
 
 def make_sort_key(trial: Trial) -> tuple[Any, ...]:
-    """Return the sort key of a trial in the table."""
+    """Return the key by which trials are sorted in the table."""
     rate = trial.schedule.peak_rate
     return (
         paper_results.make_key(trial),
@@ -143,7 +147,7 @@ def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], role: Role) -> Evalu
 
 
 def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
-    """Return rows that differ only in their seeds, by their common settings."""
+    """Return groups of rows whose trials differ only in their seeds. The keys are the trials with seed 0."""
     groups: dict[Trial, list[TrialRow]] = {}
     for row in rows:
         groups.setdefault(reset_seeds(row.trial), []).append(row)
@@ -151,7 +155,9 @@ def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
 
 
 def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
-    """Return for each row, by number, the settings that vary within its stage but have no column of their own."""
+    """Return, by the number of a row, text with those settings that vary within its stage but have no column of their
+    own.
+    """
     descriptions = {}
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         stage_rows = [row for row in rows if row.trial.stage == stage]
@@ -169,7 +175,7 @@ def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class SeedBand:
-    """Mean, minimum and maximum of a curve over trials that differ only in their seeds."""
+    """Mean, minimum and maximum of a learning curve over trials that differ only in their seeds."""
 
     share: float  # paraphrase probability
     seeds: int  # number of trials
@@ -177,7 +183,8 @@ class SeedBand:
 
 
 def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> dict[str, list[SeedBand]]:
-    """Return the bands of the paper's Figure 2: fine-tunings by paraphrase probability, in one plot per other settings.
+    """Return the data of plots like the paper's Figure 2. Each plot has a band per paraphrase probability of
+    fine-tunings whose other settings are the same.
 
     The keys are the titles of the plots.
     """
@@ -206,7 +213,7 @@ def build_titles(settings: Sequence[Trial]) -> list[str]:
 
 
 def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
-    """Return mean, minimum and maximum of the curves at each epoch that all of them have."""
+    """Return, by epoch, the mean, minimum and maximum of the curves, for the epochs that all of them have."""
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}
     return {

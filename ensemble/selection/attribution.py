@@ -27,7 +27,7 @@ NUM_BUDGETS = 12
 
 @dataclass(frozen=True)
 class Attribution:
-    """Contribution of a member to an ensemble."""
+    """Contribution of one member to an ensemble's metric."""
 
     candidate: int
     weight: float
@@ -37,7 +37,7 @@ class Attribution:
 
 
 def attribute_members(pruned: PrunedPool, selection: Selection, seed: int = 0) -> list[Attribution]:
-    """Return each member's attribution, the highest weight first.
+    """Return the contribution of each member to the metric, the highest weight first.
 
     The Shapley value (Shapley 1953) of a member is the increase of the metric when it joins, averaged over all orders
     in which the members can join, each with its weight. The values add up to the ensemble's metric; the empty ensemble
@@ -73,7 +73,8 @@ def attribute_members(pruned: PrunedPool, selection: Selection, seed: int = 0) -
 
 
 def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
-    """Return the score of each subset of some members [2**len(chosen)], each member with its count.
+    """Return the integer score of the ensemble of each subset of `members` [2 ** len(members)], each member with its
+    count. Bit m of a subset stands for members[m].
 
     The loop that scores all subsets at once takes five seconds to compile after an installation, so it is used only for
     more than MAX_ONE_BY_ONE members.
@@ -90,14 +91,16 @@ def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequen
 
 
 def score_members(pruned: PrunedPool, models: Sequence[int], selection: Selection) -> int:
-    """Return the score of an ensemble of some members, with their weights."""
+    """Return the integer score of an ensemble of some members of a selection, with their weights in it."""
     counts = np.zeros(pruned.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
     return int(pruned.score_ensemble(counts.tolist()).sum())
 
 
 def compute_shapley(scores_S: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the Shapley values [N] from the score of every subset [2**N]."""
+    """Return the Shapley value of each of N members from the score of every subset [2 ** N]; bit m of a subset stands
+    for member m.
+    """
     number = int(math.log2(len(scores_S)))
     subsets = np.arange(len(scores_S))
     sizes = np.array([subset.bit_count() for subset in subsets.tolist()])
@@ -114,7 +117,7 @@ def compute_shapley(scores_S: NDArray[np.float64]) -> NDArray[np.float64]:
 def estimate_shapley(
     pruned: PrunedPool, members: Sequence[int], counts: Sequence[int], seed: int
 ) -> NDArray[np.float64]:
-    """Return Shapley values [N] estimated from random orders."""
+    """Return the Shapley values [N] of members, estimated from NUM_ORDERS random orders in which they join."""
     rng = np.random.default_rng(seed)
     total_N = np.zeros(len(members))
     for _ in range(NUM_ORDERS):
@@ -128,7 +131,9 @@ def estimate_shapley(
 
 
 def compute_error_correlation(pruned: PrunedPool, models: Sequence[int]) -> NDArray[np.float64]:
-    """Return the error correlation of candidates [N, N]: the correlation of their metric values over queries."""
+    """Return the error correlation of each two candidates [N, N]: the correlation of their metric values over
+    queries.
+    """
     values_NQ = pruned.single_scores[list(models)].astype(np.float64)
     centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)
     norms = np.sqrt((centred**2).sum(axis=1))
@@ -139,7 +144,7 @@ def compute_error_correlation(pruned: PrunedPool, models: Sequence[int]) -> NDAr
 
 @dataclass(frozen=True)
 class ParetoSelection:
-    """Ensemble on the Pareto front: no cheaper one has as high a metric."""
+    """Ensemble on the Pareto front of cost and metric: no cheaper ensemble has as high a metric."""
 
     cost: float
     selection: Selection

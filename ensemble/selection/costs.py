@@ -16,7 +16,7 @@ NUM_REPEATS = 7
 
 
 def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> list[float]:
-    """Return each candidate's cost.
+    """Return the cost of each candidate, in the order of the candidates.
 
     Args:
         kind: 'parameters' (their number), 'latency' (ms per query, measured here), or the path of a JSON file
@@ -57,7 +57,7 @@ def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def count_parameters(folder: Path) -> float:
-    """Return the number of a model's parameters."""
+    """Return the number of parameters of the model in a folder; 0 if there are no weights."""
     import torch
     from safetensors import safe_open
 
@@ -69,7 +69,7 @@ def count_parameters(folder: Path) -> float:
 
 
 def measure_latency_ms(folder: Path) -> float:
-    """Return the median time to embed one query, in ms."""
+    """Return the median time in milliseconds in which the model in a folder embeds one query on the CPU."""
     import torch
 
     from trainables.records.checkpoint import load_model

@@ -21,24 +21,26 @@ PoolForQueries = Callable[[NDArray[np.bool_]], PrunedPool]
 
 @dataclass(frozen=True)
 class NestedCvResult:
-    """Result of nested cross-validation: each fold's queries evaluate the selection made without them."""
+    """Result of nested cross-validation: the metric of each query, for the ensemble and the best single candidate that
+    were selected without the query's fold.
+    """
 
     ensemble_Q: NDArray[np.float64]  # metric of each query
     best_single_Q: NDArray[np.float64]
 
     @property
     def ensemble(self) -> float:
-        """Metric of the complete selection procedure."""
+        """Mean metric over all queries, each evaluated with the ensemble that was selected without it."""
         return float(self.ensemble_Q.mean())
 
     @property
     def best_single(self) -> float:
-        """Metric of choosing the best single candidate."""
+        """Mean metric over all queries, each evaluated with the best single candidate as chosen without it."""
         return float(self.best_single_Q.mean())
 
 
 def assign_folds(group_Q: NDArray[np.int64], num_folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold of each query [Q], drawn at random; groups of queries stay together.
+    """Return the fold of each query [Q], drawn at random; all queries of a group are in one fold.
 
     Raises UserError if there are fewer groups than folds.
     """
@@ -53,7 +55,8 @@ def assign_folds(group_Q: NDArray[np.int64], num_folds: int, seed: int = 0) -> N
 
 
 def cross_validate(pool_for: PoolForQueries, config: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
-    """For each fold, select on the other folds and evaluate on that fold.
+    """Return the result of nested cross-validation: for each fold, select on the queries of the other folds, and
+    evaluate on the queries of that fold.
 
     Args:
         pool_for: function that returns the pruned pool, with epochs chosen on the queries of a mask [Q].

@@ -25,18 +25,20 @@ EPOCH_METRIC = "map10"
 
 @dataclass(frozen=True)
 class EpochScores:
-    """Metric values of a trial's epochs."""
+    """Metric of each epoch of a trial on each query [E, Q], and the files with the epochs' embeddings."""
 
     files: tuple[str, ...]  # artifacts with their embeddings
     values_EQ: NDArray[np.float64]
 
     def find_best_file(self, include_Q: NDArray[np.bool_]) -> str:
-        """Return the file of the epoch with the highest mean on the queries of a mask [Q]."""
+        """Return the file with the embeddings of the epoch that has the highest mean metric on the queries of a mask
+        [Q].
+        """
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
 
 def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[str, EpochScores]:
-    """Return the epochs' metric values by signature, for the trials whose epochs are all stored."""
+    """Return the metric of each epoch, by signature, for those trials whose embeddings of all epochs are stored."""
     trials = [candidate for candidate in candidates if candidate.run]
     scores = {}
     for trial in trials:
@@ -54,12 +56,14 @@ def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[s
 
 
 def choose_epoch_files(epochs: Mapping[str, EpochScores], include_Q: NDArray[np.bool_]) -> dict[str, str]:
-    """Return by signature the file of each trial's best epoch on the queries of a mask [Q]."""
+    """Return, by signature, the file with the embeddings of each trial's best epoch on the queries of a mask [Q]."""
     return {signature: scores.find_best_file(include_Q) for signature, scores in epochs.items()}
 
 
 def select_captions(pool: ScoreMatrices, include_A: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return, in audio-to-text direction, the captions whose clips are all among the selected clips [A]."""
+    """Return a mask of the captions whose clips are all selected by the mask `include_A`. `pool` is in audio-to-text
+    direction: its queries are the clips.
+    """
     include_Q = np.ones(pool.num_clips, bool)
     include_Q[pool.relevance.clip_P[~include_A[pool.relevance.query_P]]] = False
     return include_Q

@@ -38,7 +38,8 @@ def score_subsets(
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
 ) -> NDArray[np.integer]:
-    """Return the score of each subset of some candidates [2**len(models)]; the empty subset scores 0.
+    """Return the integer score of the ensemble of each subset of some candidates [2 ** len(models)]; the empty subset
+    scores 0.
 
     Args:
         pruned: the pruned pool.
@@ -60,7 +61,9 @@ def score_subsets(
 
 
 def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
-    """Return some of the columns, each multiplied by its count."""
+    """Return the columns of a score matrix [.., M] that belong to some candidates, each multiplied by the candidate's
+    count.
+    """
     columns = scores[:, list(models)]
     return np.ascontiguousarray(columns if counts is None else columns.astype(np.float64) * np.asarray(counts))
 
@@ -68,7 +71,9 @@ def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence
 def search_subsets(
     pruned: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
-    """Return the scores of all subsets over some queries, in the smallest integer type that holds them."""
+    """Return the scores of all subsets, summed over some queries, in the smallest integer type that holds them. `rows`
+    and `target_PM` have a column for each candidate of the subsets.
+    """
     from ensemble.selection.subset_kernels import add_subset_scores, count_low_models
 
     num_models, gains = target_PM.shape[1], pruned.gains
@@ -105,7 +110,9 @@ def search_subsets(
 
 
 def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
-    """Return the estimated time of scoring all subsets in seconds, from a sample of the queries."""
+    """Return the estimated time in seconds of scoring all subsets of some candidates, measured on a sample of the
+    queries.
+    """
     queries = np.unique(np.linspace(0, pruned.num_queries - 1, min(NUM_TIMED_QUERIES, pruned.num_queries)).astype(int))
     tried = models[:MAX_TIMED_MODELS]
     began = time.perf_counter()
@@ -126,7 +133,9 @@ def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
 
 
 def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
-    """Return the non-empty subset with the fewest candidates; ties go to the one whose candidates come first."""
+    """Return the one of these non-empty subsets that has the fewest candidates; ties go to the one whose candidates
+    come first.
+    """
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]
     backwards = np.zeros_like(subsets)
@@ -136,5 +145,5 @@ def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
 
 
 def list_bits(subset: int) -> list[int]:
-    """Return the indices of a subset's candidates."""
+    """Return the indices of a subset's candidates: the positions of the bits that are set."""
     return [bit for bit in range(subset.bit_length()) if subset >> bit & 1]

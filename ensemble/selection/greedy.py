@@ -84,13 +84,13 @@ class Selection:
 
     @property
     def members(self) -> list[int]:
-        """Candidates with a weight above 0."""
+        """Indices of the candidates with a weight above 0."""
         return [model for model, count in enumerate(self.counts) if count]
 
 
 @dataclass(frozen=True)
 class SelectionProblem:
-    """Candidates and queries of a selection."""
+    """Candidates and queries of one selection, with the limits on what can be selected."""
 
     pruned: PrunedPool
     include_Q: NDArray[np.bool_]
@@ -100,15 +100,15 @@ class SelectionProblem:
     budget: float = math.inf  # maximum total cost of the members
 
     def to_metric(self, score: int) -> float:
-        """Return the metric's mean over the queries for an integer score."""
+        """Return the metric's mean over the included queries, from their total integer score."""
         return self.pruned.gains.to_metric(int(score), int(self.include_Q.sum()))
 
     def score(self, counts: Counts) -> int:
-        """Return the integer score of an ensemble; the empty ensemble scores 0."""
+        """Return the integer score of an ensemble, summed over the included queries; the empty ensemble scores 0."""
         return int(self.pruned.score_ensemble(counts.tolist())[self.include_Q].sum())
 
     def fits_budget(self, history: Sequence[int], model: int) -> bool:
-        """Return whether a candidate can be added within the budget."""
+        """Return whether a candidate can be added to the members in `history` within the budget."""
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
     def find_best(self, scores_M: NDArray[np.int64], among: Iterable[int]) -> int:
@@ -116,7 +116,7 @@ class SelectionProblem:
         return max(among, key=lambda model: (scores_M[model], -self.by_name[model]))
 
     def choose_better(self, first: Selection, second: Selection) -> Selection:
-        """Return the better of two ensembles; ties go to the smaller one, then to the first."""
+        """Return the ensemble with the better metric; ties go to the smaller ensemble, then to the first."""
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
@@ -128,7 +128,7 @@ def select(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> Selection:
-    """Select the ensemble with the best metric.
+    """Return the ensemble with the best metric that the configured method finds.
 
     Args:
         pruned: the candidates' scores, pruned for the metric.
@@ -159,7 +159,7 @@ def select(
 
 
 def select_by(metric: str | Metric, pool: ScoreMatrices, config: SelectionConfig | None = None) -> Selection:
-    """Select from score matrices by the name of a metric, or by a function of an ensemble's mean scores.
+    """Select an ensemble from score matrices by the name of a metric, or by a function of an ensemble's mean scores.
 
     Named metrics use compiled kernels. A function uses `ensemble.selection.reference`, which is slow and keeps all
     scores in memory.
@@ -193,7 +193,9 @@ def build_problem(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> SelectionProblem:
-    """Return the candidates and queries that `select` works on."""
+    """Return the problem that `select` solves for these arguments: the candidates that can be selected, and the
+    queries.
+    """
     order = sorted(range(pruned.num_models), key=lambda model: pruned.names[model])
     by_name = {model: index for index, model in enumerate(order)}
     models = tuple(sorted(range(pruned.num_models) if allowed is None else allowed, key=by_name.__getitem__))
@@ -206,7 +208,7 @@ def build_problem(
 
 
 def select_best_subset(problem: SelectionProblem) -> Selection:
-    """Return the best ensemble of equal weights, by scoring all subsets."""
+    """Return the best ensemble of equal weights, found by scoring all subsets of the allowed candidates."""
     scores_S = exhaustive.score_subsets(problem.pruned, problem.allowed, problem.include_Q)
     best_score = int(scores_S[1:].max())
     subset = exhaustive.find_first_subset(1 + np.flatnonzero(scores_S[1:] == best_score), len(problem.allowed))
@@ -214,7 +216,7 @@ def select_best_subset(problem: SelectionProblem) -> Selection:
 
 
 def to_selection(problem: SelectionProblem, subset: int, score: int) -> Selection:
-    """Return the ensemble of equal weights of a subset of the allowed candidates."""
+    """Return the ensemble of equal weights of a subset of the allowed candidates, whose bit m stands for allowed[m]."""
     counts = np.bincount(
         [problem.allowed[bit] for bit in exhaustive.list_bits(subset)], minlength=problem.pruned.num_models
     )
@@ -224,7 +226,9 @@ def to_selection(problem: SelectionProblem, subset: int, score: int) -> Selectio
 def select_by_cost(
     pruned: PrunedPool, config: SelectionConfig, costs: Sequence[float]
 ) -> list[tuple[float, Selection]]:
-    """Return the ensembles of equal weights on the Pareto front with their total costs, the cheapest first."""
+    """Return the ensembles of equal weights on the Pareto front of cost and metric, the cheapest first, each after its
+    total cost.
+    """
     problem = build_problem(pruned, config)
     scores_S = exhaustive.score_subsets(pruned, problem.allowed)
     cost_S = np.zeros(1)
@@ -239,7 +243,9 @@ def select_by_cost(
 
 
 def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Selection:
-    """Add the candidate with the best resulting metric, `max_size` times, and return the best size."""
+    """Add, up to `max_size` times, the candidate whose addition gives the best metric, and return the best of the
+    resulting ensembles.
+    """
     pruned = problem.pruned
     ensemble = IncrementalEnsemble(pruned, problem.include_Q)
     single_M = pruned.single_scores[:, problem.include_Q].sum(axis=1)
@@ -267,7 +273,8 @@ def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Select
 
 
 def find_smallest_within_one_error(problem: SelectionProblem, history: Sequence[int], best: int) -> int:
-    """Return the smallest size that is worse than the best one by at most one standard error of the difference.
+    """Return the smallest size at which the metric is worse than at the size `best` by at most one standard error of
+    the difference. The ensemble of a size has the first candidates of `history`.
 
     The standard error is that of the mean paired difference over groups of queries (the one-standard-error rule of
     Breiman et al. 1984).
@@ -288,7 +295,8 @@ def find_smallest_within_one_error(problem: SelectionProblem, history: Sequence[
 
 
 def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selection:
-    """Return the mean of ensembles that are selected (and refined) from random subsets of the candidates.
+    """Return the mean of ensembles that are each selected (and, if configured, refined) from a random subset of the
+    candidates.
 
     Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
     WEIGHT_RESOLUTION if the least common multiple is larger.
@@ -309,14 +317,18 @@ def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selecti
 
 
 def refine(problem: SelectionProblem, config: SelectionConfig, selection: Selection) -> Selection:
-    """Remove members, then swap one, as long as that improves the ensemble."""
+    """Return the selection, improved: remove members one by one, then replace one, and repeat this as long as the
+    metric rises.
+    """
     while (better := swap_member(problem, config, eliminate_members(problem, selection))).value > selection.value:
         selection = better
     return problem.choose_better(selection, better)
 
 
 def eliminate_members(problem: SelectionProblem, selection: Selection) -> Selection:
-    """Remove, one by one, the member whose removal is best until that would lower the metric (backward elimination)."""
+    """Remove one member after another, the one whose removal is best, until removal would lower the metric (backward
+    elimination). Return the ensemble that is left.
+    """
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
         scores_M = np.full(len(counts), -1)

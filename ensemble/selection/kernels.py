@@ -20,7 +20,7 @@ ROUNDING = 2.0**-21
 
 @intrinsic
 def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
-    """Return a pointer to entries of the array's type at an address."""
+    """Return a pointer to an address, whose type is that of the array's entries."""
     pointer = types.CPointer(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -30,9 +30,9 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
 
 
 def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
-    """Call `prune_queries_at` for candidates' scores, each contiguous float32 [queries, A].
+    """Return the result of `prune_queries_at` for the scores of all candidates, each contiguous float32 [queries, A].
 
-    It takes addresses because numba would compile it again for each number of arrays.
+    That function takes addresses because numba would compile it again for each number of arrays.
     """
     return prune_queries_at(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
 
@@ -40,7 +40,8 @@ def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any
 @njit(nogil=True, cache=True)
 def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
                    rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Write the entries that can affect the metric to `rows`, query by query, until `rows` is full.
+    """Write the scores that can affect the metric to `rows`, query by query, until `rows` is full. Each row has all
+    candidates' scores of one clip.
 
     The score arrays start at `base_query`. Returns the next query, the number of rows used, and a candidate with a
     score that isn't finite in that query (-1 if there is none).
@@ -104,7 +105,7 @@ def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, 
 @njit(nogil=True, cache=True)
 def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L,
                      target_PM, added, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
-    """Return the score, over some queries, of an ensemble with each candidate added [M].
+    """Return, for each candidate, the score over some queries of an ensemble to which it is added: [M].
 
     `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
     it does not include yet. Candidates are compared one by one only for entries whose order one of them can change.
@@ -168,7 +169,7 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
 
 @njit(nogil=True, cache=True)
 def score_ranks(ranks, pairs, table, by_hit, first_only):
-    """Return the score of a query's ranks, which are sorted in place."""
+    """Return the integer score of a query from the ranks of its relevant clips, which are sorted in place."""
     k = len(table) - 2
     for index in range(1, pairs):
         rank, before = ranks[index], index - 1
@@ -187,7 +188,9 @@ def score_ranks(ranks, pairs, table, by_hit, first_only):
 @njit(nogil=True, cache=True)
 def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
-    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`; ranks beyond k are lower bounds."""
+    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`. Ranks beyond the metric's k are lower
+    bounds.
+    """
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
         up = always_P[pair]
         for row in range(first_P[pair], last_P[pair]):
@@ -201,7 +204,7 @@ def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always
 
 @njit(nogil=True, cache=True)
 def score_queries(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
-    """Return the score of each query's ranks [Q]."""
+    """Return the integer score of each query [Q] from the ranks of its relevant clips."""
     num_queries = len(pair_first_Q) - 1
     scores_Q = np.zeros(num_queries, np.int64)
     ranks = np.empty(len(rank_P), np.int32)

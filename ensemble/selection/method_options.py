@@ -39,7 +39,9 @@ class MethodOptions:
     )
 
     def build_config(self) -> SelectionConfig:
-        """Return the config of the selection. Raises UserError for options that cannot be combined."""
+        """Return the config of the selection that the options describe. Raises UserError for options that cannot be
+        combined.
+        """
         for name in ("sorted_start", "bags", "without_replacement", "max_size"):
             if self.method != "greedy" and getattr(self, name):
                 raise UserError(f"{flag(name)} only applies to --method greedy: leave it out")

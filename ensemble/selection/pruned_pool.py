@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Kept entries of some queries."""
+    """Part of a pruned pool: the kept scores of some queries. Each row has all candidates' scores of one clip."""
 
     first_query: int
     last_query: int
@@ -44,7 +44,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PrunedPool:
-    """Pool reduced to the entries that can affect one metric."""
+    """Pool reduced to the scores that can affect one metric of any ensemble."""
 
     names: tuple[str, ...]
     gains: RankGains
@@ -72,7 +72,7 @@ class PrunedPool:
 
     @property
     def kept_share(self) -> float:
-        """Share of the matrices' entries that is kept."""
+        """Fraction of the score matrices' entries that is kept."""
         return float(sum(len(chunk.rows) for chunk in self.chunks)) / (self.num_queries * self.num_clips)
 
     @property
@@ -84,7 +84,7 @@ class PrunedPool:
         )
 
     def map_chunks(self, work: Callable[[Chunk], Result]) -> Iterator[Result]:
-        """Yield the result of a function for each chunk, in order; threads run it in parallel."""
+        """Yield the result of `work` for each chunk, in order; threads run it in parallel."""
         if self.threads == 1 or len(self.chunks) == 1:
             yield from map(work, self.chunks)
             return
@@ -92,7 +92,9 @@ class PrunedPool:
             yield from workers.map(work, self.chunks)
 
     def compute_ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
-        """Return the rank of each pair's clip in an ensemble, exact up to k [P]."""
+        """Return, for each pair of a query and a relevant clip, the clip's rank in an ensemble [P]. Ranks beyond the
+        metric's k are lower bounds.
+        """
         from ensemble.selection.kernels import compute_ranks
 
         weights_M = np.asarray(weights, np.float64)
@@ -110,7 +112,7 @@ class PrunedPool:
         return rank_P
 
     def score_ranks(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the score of each query [Q] from the ranks of its pairs."""
+        """Return the integer score of each query [Q] from the ranks of its relevant clips."""
         from ensemble.selection.kernels import score_queries
 
         scores_Q: NDArray[np.int64] = score_queries(
@@ -119,19 +121,21 @@ class PrunedPool:
         return scores_Q
 
     def score_ensemble(self, counts: Sequence[float]) -> NDArray[np.int64]:
-        """Return an ensemble's score of each query [Q]; 0 for an empty ensemble."""
+        """Return an ensemble's integer score on each query [Q]; 0 for an empty ensemble."""
         if not any(counts):
             return np.zeros(self.num_queries, np.int64)
         return self.score_ranks(self.compute_ranks(counts))
 
     def sort_candidates(self, scores_M: NDArray[np.int64] | None = None) -> list[int]:
-        """Return the candidates by descending score (by default alone, on all queries); ties are sorted by name."""
+        """Return the indices of the candidates by descending score; ties are sorted by name. By default, a score is
+        that of the candidate alone on all queries.
+        """
         order_M = self.single_scores.sum(axis=1) if scores_M is None else scores_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
 
     @cached_property
     def single_scores(self) -> NDArray[np.int64]:
-        """Score of each query by each candidate alone [M, Q]."""
+        """Integer score of each candidate alone on each query [M, Q]."""
         return np.stack([self.score_ranks(np.ascontiguousarray(rank_P)) for rank_P in self.single_PM.T])
 
 
@@ -148,7 +152,7 @@ class IncrementalEnsemble:
         self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.pruned.chunks}
 
     def score_additions(self) -> NDArray[np.int64]:
-        """Return the score of the ensemble with each of the candidates added [M]."""
+        """Return, for each candidate, the integer score of the ensemble with that candidate added: [M]."""
         from ensemble.selection.kernels import score_candidates
 
         pruned, added = self.pruned, np.array(self.history[self.num_summed :], np.int64)
@@ -172,7 +176,7 @@ class IncrementalEnsemble:
 
 
 def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> PrunedPool:
-    """Return the pruned pool of a pool for a metric.
+    """Return a pool reduced to the scores that can affect a metric of any ensemble.
 
     The pool is read once, from the first query to the last.
 
@@ -228,6 +232,6 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
 
 
 def shrink(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """Shrink an array in place to its first rows, and release the memory of the others."""
+    """Shrink an array in place to its first `size` rows, release the memory of the others, and return it."""
     array.resize((size, *array.shape[1:]), refcheck=False)
     return array

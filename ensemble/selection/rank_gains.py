@@ -22,7 +22,7 @@ MAX_BITS = 62
 
 @dataclass(frozen=True)
 class RankGains:
-    """Integer gains of a metric on some queries.
+    """Integer gains of a metric: the amounts that relevant clips add to their query's score, by rank.
 
     The gain of a relevant clip at rank r, the h-th of its query, is table[min(r, k + 1)], times h if `by_hit`, and 0
     for h > 1 if `first_only`. The score of a query is the sum of its gains, multiplied by factor_Q.
@@ -37,12 +37,12 @@ class RankGains:
     perfect_score: int  # score of a perfect query
 
     def to_metric(self, total: int, num_queries: int) -> float:
-        """Return the metric's mean over queries whose scores add up to `total`."""
+        """Return the metric's mean over `num_queries` queries whose integer scores add up to `total`."""
         return total / (self.perfect_score * num_queries)
 
 
 def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
-    """Return the gains of a metric by name, as `trainables.retrieval.find_metric` takes it.
+    """Return the integer gains of a metric, given by name as `trainables.retrieval.find_metric` takes it.
 
     Raises UserError for an unknown name, or a metric that has no gains.
     """
@@ -79,5 +79,7 @@ def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
 
 
 def build_table(gains: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the table of gains for ranks 0 (unused) to k + 1."""
+    """Return a table of gains for the ranks from 0 to k + 1, from those of the ranks 1 to k. The first and the last
+    entry are 0.
+    """
     return np.concatenate([[0], gains, [0]]).astype(np.int64)

@@ -35,7 +35,8 @@ def select_greedily(
     max_size: int = 20,
     replacement: bool = True,
 ) -> ReferenceResult:
-    """Add the candidate that makes the metric of the mean scores highest, `max_size` times, and return the best size.
+    """Add, `max_size` times, the candidate whose addition gives the best metric of the mean scores, and return the best
+    of the resulting ensembles.
 
     Ties between candidates go to the one whose name comes first, ties between sizes to the smallest. Without
     `replacement` a candidate is added at most once.

@@ -22,7 +22,9 @@ NUM_LOW, MANY_MODELS = 6, 20
 
 
 class Entries(NamedTuple):
-    """Entries of a query that some subset can decide: the score minus the relevant clip's."""
+    """Clips of a query that outrank a relevant clip in some subsets' ensembles but not in all, one row each.
+    `difference_LM` has the clip's score minus the relevant clip's.
+    """
 
     difference_LM: NDArray[np.float64]
     least_LM: NDArray[np.float64]  # minimum over subsets of the first m candidates of the sum of differences
@@ -33,7 +35,7 @@ class Entries(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Path from the root of the tree to a node."""
+    """Path from the root of the tree of subsets to the current node."""
 
     entry_D: NDArray[np.int32]  # [depths, L] undecided entries
     sum_D: NDArray[np.float64]  # [depths, L] sums of their differences over the included candidates
@@ -45,14 +47,15 @@ class Tree(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def count_low_models(num_models):
-    """Return the number of low candidates, whose subsets are counted at once."""
+    """Return the number of low candidates, whose subsets are counted at once at the leaves of the tree."""
     return min(NUM_LOW + (num_models >= MANY_MODELS), num_models)
 
 
 @njit(nogil=True, cache=True)
 def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit,
                       first_only, prefix, prefix_bits, node_scores, leaf_scores):  # fmt: skip
-    """Add the scores of some queries for all subsets with a prefix, which says which of the last candidates they have.
+    """Add the scores of some queries for all subsets with a prefix, whose bits say which of the last `prefix_bits`
+    candidates a subset contains.
 
     Scores that all subsets below a node share are added to `node_scores`, a heap [2 * number of leaves]; the others to
     `leaf_scores` [number of leaves, S].
@@ -117,7 +120,7 @@ def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, ta
 
 @njit(nogil=True, inline="always")
 def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
-    """Return the maximum number of rows and of pairs of a query; at least one."""
+    """Return the largest number of rows, and the largest number of pairs, that one of the queries has; at least 1."""
     max_rows, max_pairs = 1, 1
     for query in queries:
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
@@ -128,7 +131,7 @@ def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
 
 @njit(nogil=True, inline="always")
 def allocate_entries(max_rows, num_models, low):
-    """Allocate the arrays of a query's entries."""
+    """Return arrays for the entries of one query, not filled in yet."""
     return Entries(
         np.empty((max_rows, num_models)),
         np.zeros((max_rows, num_models + 1)),
@@ -141,7 +144,7 @@ def allocate_entries(max_rows, num_models, low):
 
 @njit(nogil=True, inline="always")
 def allocate_tree(depths, max_rows, max_pairs):
-    """Allocate the arrays of a path."""
+    """Return arrays for a path in the tree, not filled in yet."""
     return Tree(
         np.empty((depths, max_rows), np.int32),
         np.empty((depths, max_rows)),
@@ -154,7 +157,9 @@ def allocate_tree(depths, max_rows, max_pairs):
 
 @njit(nogil=True, inline="always")
 def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, target_PM, low):
-    """List a query's entries that some subset of the candidates can decide, and return their number."""
+    """Write a query's entries to `entries`, and return their number. Clips that outrank the relevant clip in all
+    subsets, or in none, are not entries; the former are counted in `up_P`.
+    """
     num_models, used = rows.shape[1], 0
     difference_LM, least_LM, greatest_LM, low_LS, rounded_LS, pair_L = entries
     for number in range(pairs):
@@ -182,7 +187,7 @@ def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, t
 
 @njit(nogil=True, inline="always")
 def start_tree(tree, entries, used, prefix, prefix_bits):
-    """Initialise the root with all entries and their sums over the candidates of the prefix."""
+    """Initialise the root of the tree with all entries and their sums over the candidates of the prefix."""
     num_models = entries.difference_LM.shape[1]
     for entry in range(used):
         start = 0.0
@@ -195,7 +200,8 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 
 @njit(nogil=True, inline="always")
 def drop_decided(tree, entries, depth, models_left):
-    """Drop the entries of a node whose sign no further candidate can change, and return how many entries remain.
+    """Drop those entries of a node whose order relative to the relevant clip no further candidate can change, and
+    return how many entries remain.
 
     An entry that is certain to be positive is counted as above its pair; one that is certain to be negative is not.
     """
@@ -213,7 +219,7 @@ def drop_decided(tree, entries, depth, models_left):
 
 @njit(nogil=True, inline="always")
 def make_child(tree, entries, depth, model, pairs):
-    """Initialise a node's next child: first the one without a candidate, then the one with it."""
+    """Initialise a node's next child: first the one that excludes a candidate, then the one that includes it."""
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1
     for index in range(tree.size_D[depth]):
@@ -229,7 +235,9 @@ def make_child(tree, entries, depth, model, pairs):
 
 @njit(nogil=True, inline="always")
 def add_two_scores(scores, tree, entries, depth, query_table, low):
-    """Add the scores of the low candidates' subsets for one pair with one undecided entry: one of two scores each."""
+    """Add the scores of the low candidates' subsets for a query with one pair and one undecided entry, where only two
+    scores are possible.
+    """
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
     last, sums = len(query_table) - 1, entries.rounded_LS[entry]
     rounded, near = np.float32(total), np.int32(0)
@@ -248,7 +256,7 @@ def add_two_scores(scores, tree, entries, depth, query_table, low):
 
 @njit(nogil=True, inline="always")
 def count_subsets(count_PS, tree, entries, depth, pairs, low):
-    """Count the entries above each pair for each subset of the low candidates."""
+    """Write the rank of each pair's clip for each subset of the low candidates to `count_PS`."""
     for number in range(pairs):
         count_PS[number, :] = tree.up_DP[depth, number]
     for index in range(tree.size_D[depth]):

@@ -40,14 +40,14 @@ SearchHit = tuple[float, str]
 
 @dataclass(frozen=True)
 class AudioIndex:
-    """Recordings sorted by path, with their vectors."""
+    """Recordings sorted by path, with the vectors that an ensemble gives them."""
 
     paths: list[str]
     vectors_AD: NDArray[np.float32]
 
 
 def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
-    """Return an ensemble's index.
+    """Return the index of recordings in a folder, which must be by this ensemble.
 
     Args:
         folder: the folder of the index.
@@ -214,7 +214,9 @@ def split_off_part(todo: list[str], num_indexed: int) -> tuple[list[str], list[s
 
 
 def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object], changed: set[str]) -> list[int]:
-    """Return the rows of the index to keep: recordings of other folders, and unchanged files of this one."""
+    """Return the rows of the index to keep: those of recordings in other folders, and of unchanged files in the folder
+    `audio`.
+    """
     return [
         row
         for row, path in enumerate(index.paths)

@@ -43,7 +43,7 @@ MEMBERS = "members"
 
 @dataclass(frozen=True)
 class LoadedMember:
-    """Member of an ensemble: its model, trial and share."""
+    """Member of an ensemble, loaded: its model, its trial, and its share of the weights."""
 
     model: DualEncoder
     trial: Trial
@@ -64,7 +64,7 @@ class EnsembleModels:
         return sum(member.trial.embedding_size for member in self.members)
 
     def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        """Return the vectors of sentences [Q, D]."""
+        """Return the ensemble's vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text
 
         return concatenate_weighted(
@@ -118,7 +118,7 @@ def concatenate_weighted(
 
 
 def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
-    """Return an ensemble's models, on this process' GPU if it has one.
+    """Return an ensemble with its models loaded, on this process' GPU if it has one.
 
     Args:
         path: the folder of an exported ensemble, or an ensemble.json.
@@ -145,7 +145,7 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
 
 
 def read_mean_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble of an ensemble.json, which must be able to embed recordings.
+    """Return the ensemble in an ensemble.json file, which must be able to embed recordings.
 
     Raises UserError if its fusion isn't the mean of scores, or a member is a file of scores.
     """
@@ -158,7 +158,8 @@ def read_mean_ensemble(path: Path) -> Ensemble:
 
 
 def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | None, scratch: Path) -> Path:
-    """Return the folder of a member's model: next to an exported ensemble.json, or fetched from the run storage.
+    """Return the local folder of a member's model: beside an exported ensemble.json, or fetched from the run storage
+    into `scratch`.
 
     Raises UserError if it is in neither.
     """

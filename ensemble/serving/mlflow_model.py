@@ -21,7 +21,7 @@ class Retriever(PythonModel):  # type: ignore[misc]
     """MLflow model that loads an exported ensemble and an index, and returns ranked clips for sentences."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the artifacts logged by `registration.register_model`."""
+        """Load the ensemble and the index from the artifacts that `registration.register_model` logged."""
         from ensemble.serving import audio_index, bundle
 
         self.models = bundle.load_models(Path(context.artifacts["ensemble"]))

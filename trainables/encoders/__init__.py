@@ -20,31 +20,33 @@ Kind = Literal["audio", "text"]
 
 
 def list_families(kind: Kind) -> list[str]:
-    """Return the names of the families."""
+    """Return the names of the encoder families of a kind, sorted: ['cnn', 'cnn14', 'passt'] for audio."""
     package = importlib.import_module(f"{__name__}.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
 def load_family(kind: Kind, name: str) -> ModuleType:
-    """Return the module of a family. Raises UserError that lists the known families for an unknown name."""
+    """Import and return the module of an encoder family, such as `passt`. Raises UserError, which lists the known
+    families, for an unknown name.
+    """
     if name not in list_families(kind):
         raise unknown_name_error(f"{kind} encoder", name, list_families(kind))
     return importlib.import_module(f"{__name__}.{kind}.{name}")
 
 
 def module_of_config(config: Any) -> ModuleType:
-    """Return the module of the family that a Config belongs to."""
+    """Return the module that defines an encoder's Config, such as trainables.encoders.audio.passt."""
     return importlib.import_module(type(config).__module__)
 
 
 def family_name(config: Any) -> str:
-    """Return the family's name of a Config: 'passt' for a Config of passt.py."""
+    """Return the name of the family that an encoder's Config belongs to: 'passt' for a Config of passt.py."""
     return type(config).__module__.rpartition(".")[2]
 
 
 def config_of_variant(kind: Kind, name: str) -> Any:
-    """Return the Config that 'family:variant' names. Raises UserError that lists the known variants for an unknown
-    name.
+    """Return the encoder's Config for a name 'family:variant', such as 'passt:N'. Raises UserError, which lists the
+    known names, for an unknown one.
     """
     stem, _, variant = name.partition(":")
     variants: dict[str, Any] = load_family(kind, stem).VARIANTS
@@ -55,19 +57,23 @@ def config_of_variant(kind: Kind, name: str) -> Any:
 
 
 def format_label(config: Any) -> str:
-    """Return 'family:variant' for a Config that is one of its family's variants, otherwise 'family:custom'."""
+    """Return the name 'family:variant' of an encoder's Config, or 'family:custom' if it isn't one of its family's
+    variants.
+    """
     variants: dict[str, Any] = module_of_config(config).VARIANTS
     named = next((name for name, variant in variants.items() if variant == config), "custom")
     return f"{family_name(config)}:{named}"
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Return a Config as JSON, including its family."""
+    """Return an encoder's Config as a dict for JSON: its fields, and its family's name under the key 'family'."""
     return {"family": family_name(config), **dataclasses.asdict(config)}
 
 
 def from_json(kind: Kind, value: dict[str, Any]) -> Any:
-    """Return the Config that `to_json` wrote. Raises UserError for an unknown family or setting."""
+    """Return the encoder's Config for a dict that `to_json` returned. Raises UserError for an unknown family or
+    setting.
+    """
     if not isinstance(value, dict) or "family" not in value:
         raise UserError(f"{kind} encoder: it must be settings with a family, not {value!r}")
     settings = dict(value)

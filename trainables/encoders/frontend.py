@@ -8,7 +8,7 @@ from data.schema import SAMPLE_RATE_HZ
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the front end. The defaults are those that PaSST was trained with."""
+    """Settings of the log-mel front end. The defaults are those that PaSST was trained with."""
 
     num_mels: int = 128
     window_samples: int = 800
@@ -35,6 +35,8 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Names of the augmentations in training."""
+        """Names of the front end's augmentations in training: 'SpecAugment' and 'jittered mel bands', as far as they
+        are enabled.
+        """
         masks, jitters = self.mask_mels or self.mask_frames, self.fmin_jitter_hz or self.fmax_jitter_hz
         return ("SpecAugment",) * bool(masks) + ("jittered mel bands",) * bool(jitters)

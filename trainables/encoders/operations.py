@@ -2,8 +2,8 @@
 
 
 def count_transformer(num_tokens: float, layers: int, width: int) -> float:
-    """Return the operations of a transformer of BERT's and ViT's shape on one sequence; its feed-forward layers are
-    four times as wide.
+    """Return the number of floating-point operations that a transformer's layers take for one sequence of `num_tokens`
+    tokens. As in BERT and ViT, the feed-forward layers are four times as wide as `width`.
 
     A layer multiplies each token by matrices of (3 + 1 + 4 + 4) width x width entries (query, key and value; output;
     two feed-forward layers), and computes two products between all tokens (attention scores and weighted values).
@@ -12,5 +12,7 @@ def count_transformer(num_tokens: float, layers: int, width: int) -> float:
 
 
 def count_convolution(channels_in: int, channels_out: int, kernel: tuple[int, int], positions: int) -> float:
-    """Return the operations of a two-dimensional convolution; `positions` is the size of its output."""
+    """Return the number of floating-point operations of a two-dimensional convolution. `positions` is the number of
+    positions in its output, height times width.
+    """
     return 2 * channels_in * channels_out * kernel[0] * kernel[1] * positions

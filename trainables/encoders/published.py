@@ -34,8 +34,8 @@ SAFE_NUMPY_TYPES: list[Any] = [
 
 
 def locate_checkpoint(url: str, weights: Path | None) -> Path:
-    """Return the path of a released file: in the directory `weights`, otherwise in torch hub's cache, to which it is
-    downloaded if missing.
+    """Return the local path of the published checkpoint at `url`: in the directory `weights` if that is given,
+    otherwise in torch hub's cache, to which it is downloaded if missing.
 
     Raises UserError if the file isn't in `weights`, or can't be downloaded.
     """
@@ -60,21 +60,23 @@ def locate_checkpoint(url: str, weights: Path | None) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """Return a file's SHA-256. A file is read once per process unless its size or modification time changes."""
+    """Return the SHA-256 of a file in hexadecimal. It is computed once per process, and again if the file's size or
+    modification time has changed.
+    """
     status = path.stat()
     return hash_file_version(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
 def hash_file_version(path: Path, num_bytes: int, modified_ns: int) -> str:
-    """Return the SHA-256 of a file with this size and modification time."""
+    """Return the SHA-256 of a file in hexadecimal. The size and the modification time are keys of the cache only."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the weights in a torch file: a state dict, or one under the key 'model'. Raises UserError for any other
-    content.
+    """Return the weights in a torch file, by name. The file must hold a state dict, or a dict that has one under the
+    key 'model'. Raises UserError for any other content.
     """
     import torch
 
@@ -91,7 +93,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
-    """Load a published checkpoint into a network; weights whose names are in `unused` are ignored.
+    """Load the weights in a published checkpoint into a network, except for those whose names are in `unused`.
 
     Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's.
     """
@@ -113,7 +115,9 @@ def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()
 def require_matching_weights(
     source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
 ) -> None:
-    """Raise UserError if names or shapes of a checkpoint differ from the network's."""
+    """Raise UserError if a checkpoint's weights don't match the network, that is, unless all three collections of names
+    are empty. The message starts with `source` and lists the first names of each collection.
+    """
     kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
     differences = [f"{len(names)} {kind} ({format_names(names)})" for kind, names in kinds.items() if names]
     if differences:
@@ -121,6 +125,6 @@ def require_matching_weights(
 
 
 def format_names(names: Iterable[str]) -> str:
-    """Return the first names as text, for an error message."""
+    """Return the first MAX_NAMES_IN_ERRORS names, separated by commas, and '...' if there are more."""
     names = list(names)
     return ", ".join([*names[:MAX_NAMES_IN_ERRORS], *(["..."] if len(names) > MAX_NAMES_IN_ERRORS else [])])

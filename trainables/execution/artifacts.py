@@ -25,7 +25,9 @@ from trainables.trial import TRIAL_FILE, Trial
 
 
 def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEncoder) -> None:
-    """Write the trained model to the run storage, where fine-tunings look for it. The write is atomic."""
+    """Write a trained model to the run storage under the trial's signature, where fine-tunings look for it. The write
+    is atomic, and a model that is already stored is kept.
+    """
     with runs.make_scratch() as scratch:
         checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.copy_weights(network))
         runs.store_model(signature, Path(scratch) / "model")
@@ -39,7 +41,8 @@ def log_artifacts(
     validation: StoredSplit,
     test: StoredSplit,
 ) -> None:
-    """Log the trial's config and its embeddings of both splits, and read them back. Test metrics are not computed.
+    """Embed the validation and the test split, log the embeddings and the trial's config to MLflow, and read the
+    embeddings back as a check. Test metrics are not computed.
 
     Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings.
     """

@@ -37,8 +37,8 @@ AUTOSCALING_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 
 
 def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle]) -> Precision:
-    """Return the precision in which the cluster's GPUs, or this machine if trainings use no GPU, multiply matrices
-    fastest.
+    """Return the precision, 'bfloat16' or 'float32', in which the cluster's GPUs multiply matrices fastest. If
+    trainings use no GPU, it is the fastest precision of this machine's processor.
 
     GPUs that cannot be queried, because they have not started yet or are all in use, are assumed to support bfloat16.
     """
@@ -52,7 +52,9 @@ def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle])
 
 
 def list_nodes() -> list[Bundle]:
-    """Return the resources of the cluster's nodes; with an autoscaler, of all nodes that it may start."""
+    """Return the CPUs and GPUs of each running node of the Ray cluster or, with an autoscaler, of each node that it may
+    start.
+    """
     alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: str(node["NodeID"]))
     current_nodes = [Bundle(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in alive]
     has_autoscaler = "RAY_ADDRESS" in os.environ and AUTOSCALING_CONFIG.exists()
@@ -67,8 +69,8 @@ def list_nodes() -> list[Bundle]:
 
 
 def nodes_of_autoscaler(config: Mapping[str, Any]) -> list[Bundle]:
-    """Return the nodes of a cluster with all workers that its autoscaler may start, sorted by descending number of
-    GPUs.
+    """Return the CPUs and GPUs of each node that a cluster has once its autoscaler has started all workers that
+    `config` allows: the workers, sorted by descending number of GPUs, then the head. Nodes without CPUs are omitted.
     """
     types, head = config["available_node_types"], config["head_node_type"]
     bundles = {

@@ -72,7 +72,8 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train one rank in a Ray Train worker.
+    """Train one rank of a trial in a Ray Train worker. `config` contains the TrainingJob under 'work', and the path or
+    URI of a checkpoint, or None, under 'resume_from'.
 
     A UserError is recorded in MLflow, and the worker ends without an exception, since Ray would otherwise restart it.
     If the lease is lost before training starts, the worker ends, too.
@@ -100,10 +101,11 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnCheckpoint:
-    """Return the callback that a rank calls after each epoch and with each checkpoint.
+    """Return the callback that a training calls after each epoch and when a checkpoint is due. On rank 0 it logs the
+    epoch's metrics to MLflow and writes the checkpoint; on other ranks it only reports to Ray Train.
 
-    A checkpoint is written while training continues; the next checkpoint waits until it is written. It becomes the last
-    complete one after MLflow has received all earlier metrics, if the lease is still held.
+    A checkpoint is written while training continues; the next checkpoint waits until it is written. When MLflow has
+    received all earlier metrics, and if the lease is still held, it is recorded as the last complete checkpoint.
     """
     storage = ray.train.get_context().get_storage()
     checkpoint_upload_mode = CheckpointUploadMode.ASYNC

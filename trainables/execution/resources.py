@@ -19,7 +19,7 @@ left for workers.
 
 @dataclass(frozen=True)
 class Bundle:
-    """CPUs and GPUs of one node: the request of a worker, or the total of a node.
+    """Numbers of CPUs and GPUs on one node: those that a worker requests, or those that the node has.
 
     `gpus` below 1 is a fraction of one GPU.
     """
@@ -34,7 +34,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Resources allocated to each worker of a trial."""
+    """Number of workers of a trial, and the resources allocated to each of them."""
 
     workers: int = 1
     cpus_per_worker: float = 1.0
@@ -58,13 +58,15 @@ class Allocation:
 
     @property
     def worker(self) -> Bundle:
-        """Resources of one worker."""
+        """CPUs and GPUs of one worker."""
         return Bundle(self.cpus_per_worker, self.gpus_per_worker)
 
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """Resources requested on the command line; None leaves the choice to `allocate`."""
+    """Number of workers of a trial and resources of each, as requested on the command line. `allocate` chooses the
+    values that are None.
+    """
 
     workers: int | None = None
     gpus_per_worker: float | None = None
@@ -74,7 +76,8 @@ class ResourceRequest:
 def allocate(
     nodes: Sequence[Bundle], request: ResourceRequest, trials: int = 1, concurrent: int | None = None
 ) -> Allocation:
-    """Return the resources of each trial's workers if `trials` are to run, `concurrent` of them at a time.
+    """Return the number of workers of each trial and the resources of each worker. `trials` is the number of trials, of
+    which `concurrent` run at the same time; None: all of them.
 
     A worker gets a GPU if there are any, and an equal share of its node's CPUs; a trial of a sweep gets one worker
     unless more are requested. Raises UserError that names what is missing if the request cannot be placed.
@@ -99,14 +102,16 @@ def allocate(
 
 
 def count_placeable_workers(resources: Allocation, nodes: Sequence[Bundle]) -> int:
-    """Return the number of such workers that fit on all nodes together."""
+    """Return the number of workers with these resources that the nodes can run at the same time."""
     return sum(
         int(min(node.cpus / resources.cpus_per_worker, count_workers_on_gpus(node, resources))) for node in nodes
     )
 
 
 def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
-    """Return the number of such workers that fit on a node's GPUs; infinite if they need no GPU."""
+    """Return the number of workers with these resources that a node's GPUs can run at the same time; infinity if the
+    workers need no GPU.
+    """
     gpus_per_worker = resources.gpus_per_worker
     if not gpus_per_worker:
         return math.inf
@@ -114,7 +119,7 @@ def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
 
 
 def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
-    """Raise UserError if a trial could never be placed, even on an idle cluster."""
+    """Raise UserError if the workers of one trial don't fit on the nodes, even if nothing else runs there."""
     placeable = count_placeable_workers(resources, nodes)
     if placeable >= resources.workers:
         return
@@ -129,7 +134,9 @@ def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """Command-line options that determine how trainings are computed."""
+    """Command-line options for the resources of trainings and the way in which they are computed; none of them is part
+    of a trial.
+    """
 
     workers: int | None = option(
         "workers per trial, each with a GPU or a share of the CPUs", None, type=parse_positive_int
@@ -152,11 +159,13 @@ class ComputeOptions:
 
     @property
     def request(self) -> ResourceRequest:
-        """Resources requested from the cluster."""
+        """Workers and resources requested on the command line, as `allocate` takes them."""
         return ResourceRequest(self.workers, self.gpus_per_worker, self.cpus_per_worker)
 
     def execution_on(self, resources: Allocation) -> Execution:
-        """Return the execution settings for these resources."""
+        """Return the execution settings of trainings on these resources. Unless the option says otherwise, a worker
+        with a GPU gets up to MAX_LOADERS loader processes, and a worker without one gets none.
+        """
         spare = min(MAX_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
         return Execution(
             loader_workers=spare if self.loader_workers is None else self.loader_workers,

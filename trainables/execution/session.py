@@ -52,7 +52,9 @@ OnEpoch = Callable[[Metrics], None]
 
 @dataclass(frozen=True)
 class RunContext:
-    """Locations and settings that cannot change a result: absolute paths that every node sees, or a store's URI."""
+    """Locations that a training reads and writes, and settings that cannot change its result. Paths are absolute and
+    the same on every node; object stores are given by URI.
+    """
 
     store: str
     runs: RunStorage
@@ -75,7 +77,8 @@ class TrainingJob:
 
 
 def prepare_run(work: TrainingJob) -> None:
-    """Check that the trial still has the signature that its lease was acquired for, and log its resources to MLflow.
+    """Check that the trial still has the signature that its lease was acquired for, and log the numbers of GPUs and
+    CPUs to MLflow.
 
     Raises UserError if the signature differs, because the store or the weights have changed.
     """
@@ -99,7 +102,8 @@ def train_rank(
     before_outcome: Callable[[], None] = lambda: None,
     rank: int = 0,
 ) -> None:
-    """Train one rank; rank 0 stores the model and logs the final artifacts.
+    """Train a trial on one rank. When training has ended, rank 0 stores the model and logs the trial's config and
+    embeddings to MLflow.
 
     `make_report` returns the callback for epochs and checkpoints, `resume_from` is the folder of a checkpoint of the
     training, and `before_outcome` is called when training has ended. Raises UserError, whose message is recorded in
@@ -170,7 +174,9 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
 
 
 def release_memory(device: torch.device) -> None:
-    """Free the memory of a finished training, and return a GPU's cached memory, which other processes may need."""
+    """Free the memory of a finished training in this process, and return GPU memory that torch caches, since other
+    processes may need it.
+    """
     import torch
 
     gc.collect()
@@ -179,7 +185,9 @@ def release_memory(device: torch.device) -> None:
 
 
 def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> OnCheckpoint:
-    """Return the callback that a training on one rank calls after each epoch and with each checkpoint."""
+    """Return the callback that a training on one rank calls after each epoch and when a checkpoint is due. It logs the
+    epoch's metrics to MLflow, starts writing the checkpoint, and calls `on_epoch` with the metrics.
+    """
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
         writer.lease.require(writer.runs)
@@ -194,11 +202,12 @@ def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> O
 
 
 class CheckpointWriter:
-    """Writer of the checkpoints of a training under its lease, in a background thread; only the last one is kept.
+    """Writer of a training's checkpoints to the run storage, in a background thread. Only the last complete checkpoint
+    is kept.
 
-    A checkpoint is written while training continues; the next checkpoint waits until it is written. It becomes the last
-    complete one after MLflow has received all earlier metrics, if the lease is still held. An error in the thread is
-    raised by the next call of `write` or `wait`.
+    A checkpoint is written while training continues; the next checkpoint waits until it is written. When MLflow has
+    received all earlier metrics, and if the lease is still held, it is recorded as the last complete checkpoint. An
+    error in the thread is raised by the next call of `write` or `wait`.
     """
 
     def __init__(self, runs: RunStorage, lease: Lease) -> None:
@@ -215,19 +224,19 @@ class CheckpointWriter:
         self.thread.shutdown()
 
     def write(self, snapshot: Snapshot, log: RunLog) -> None:
-        """Start writing a checkpoint after the previous one has been written."""
+        """Wait until the previous checkpoint is written, then start writing this one in the background."""
         self.wait()
         self.number += 1
         self.pending = self.thread.submit(self.write_now, snapshot, f"checkpoint_{self.number:06}", log)
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written. Raises the error if writing failed."""
+        """Wait until the checkpoint that is being written, if any, is complete. Raises the error if writing failed."""
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
 
     def write_now(self, snapshot: Snapshot, name: str, log: RunLog) -> None:
-        """Write a checkpoint, record it as the last complete one, and remove the earlier ones."""
+        """Write a checkpoint to the folder `name`, record it as the last complete one, and remove the earlier ones."""
         folder = f"trials/{self.lease.folder}"
         with_retries(lambda: self.runs.write_folder(f"{folder}/{name}", snapshot.write))
         commit_checkpoint(self.runs, self.lease, name, log)
@@ -239,7 +248,9 @@ class CheckpointWriter:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory in this process, as `CPU_ALLOCATOR` does for processes started later."""
+    """Make glibc keep freed memory in this process, instead of returning it to the kernel, as `CPU_ALLOCATOR` does in
+    processes started later. With another C library, do nothing.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # a C library other than glibc
@@ -249,12 +260,15 @@ def keep_freed_memory() -> None:
 
 
 def commit_file(lease: Lease) -> str:
-    """Return the name of the file that records the last complete checkpoint under a lease."""
+    """Return the name, in the run storage, of the file that contains the name of the last complete checkpoint under a
+    lease.
+    """
     return f"trials/{lease.folder}/committed"
 
 
 def commit_checkpoint(runs: RunStorage, lease: Lease, name: str, log: RunLog) -> None:
-    """Record a checkpoint as the last complete one, after MLflow has received all earlier metrics.
+    """Wait until MLflow has received all metrics logged so far, then record the checkpoint `name` as the last complete
+    one under a lease.
 
     Raises LeaseLostError if the trial has been taken over.
     """
@@ -264,7 +278,9 @@ def commit_checkpoint(runs: RunStorage, lease: Lease, name: str, log: RunLog) ->
 
 
 def find_last_checkpoint(runs: RunStorage, lease: Lease) -> str | None:
-    """Return the name of the folder of a trial's last checkpoint under an earlier lease, or None."""
+    """Return the folder, in the run storage, of the last complete checkpoint that was written under an earlier lease of
+    the trial; None if there is none.
+    """
     for number in range(lease.number - 1, 0, -1):
         earlier = Lease(lease.signature, number)
         if name := runs.read(commit_file(earlier)):
@@ -273,18 +289,22 @@ def find_last_checkpoint(runs: RunStorage, lease: Lease) -> str | None:
 
 
 def remove_earlier_checkpoints(runs: RunStorage, lease: Lease) -> None:
-    """Remove the checkpoints written under earlier leases; no training will resume from them."""
+    """Remove the checkpoints that were written under earlier leases of the trial; no training will resume from them."""
     for number in range(1, lease.number):
         runs.remove(f"trials/{Lease(lease.signature, number).folder}")
 
 
 def make_embeddings_logger(log: RunLog, signature: str) -> OnEmbeddings:
-    """Return the callback that logs each epoch's embeddings to MLflow."""
+    """Return a callback that logs an epoch's embeddings of the validation split to MLflow, with the trial's
+    signature.
+    """
     return lambda epoch, embeddings: log.log_embeddings(epoch, replace(embeddings, signature=signature))
 
 
 def make_step_logger(log: RunLog, epochs: int) -> Callable[[TrainingStep], None]:
-    """Return the callback that logs steps to MLflow, those of several seconds in one entry."""
+    """Return a callback that takes each training step, and logs a summary of the latest steps to MLflow about every
+    LOG_STEPS_EVERY_S seconds.
+    """
     steps: list[TrainingStep] = []
     logged_at = time.monotonic()
 

@@ -48,12 +48,12 @@ class DualEncoder(nn.Module):
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """Encoders that are not trained."""
+        """Encoders that are not trained: audio, text, both or none."""
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         return [self.get_submodule(name) for name, is_frozen in frozen.items() if is_frozen]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; frozen encoders stay in evaluation mode."""
+        """Set training or evaluation mode, and return the model. Frozen encoders stay in evaluation mode."""
         super().train(mode)
         for encoder in self.frozen:
             encoder.eval()
@@ -61,11 +61,15 @@ class DualEncoder(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """Divisor of the cosines in the loss. Its logarithm is learned, so that it stays positive."""
+        """Temperature, by which the loss divides the cosines. The parameter is its logarithm, so that it stays
+        positive.
+        """
         return self.log_temperature.exp()
 
     def embed_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [B, D] of clips: the mean over each clip's segments, projected and normalised."""
+        """Return the embeddings [B, D] of clips: the encoder's mean over each clip's segments, projected and
+        normalised.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
             features_SW = self.audio(batch.segments, batch.mask_draws, generator)
         counts_B = batch.segments_per_clip
@@ -75,25 +79,29 @@ class DualEncoder(nn.Module):
         return nn.functional.normalize(self.audio_projection(means_BW).float(), dim=-1)
 
     def embed_text(self, tokens: Tokens) -> Tensor:
-        """Return the embeddings [B, D] of captions."""
+        """Return the embeddings [B, D] of captions: the encoder's output, projected and normalised."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_text):
             features_BW = self.text(tokens)
         return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
 
     def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the embeddings of clips [B, D] and captions [B, D], and the temperature, in one pass for DDP."""
+        """Return the embeddings of clips [B, D] and captions [B, D], and the temperature. One call returns all three,
+        since DDP needs all parameters to be used in one forward pass.
+        """
         return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
 
 
 def checkpoint_activations(model: DualEncoder) -> None:
-    """Enable activation checkpointing: the backward pass recomputes each encoder block's activations, bit for bit."""
+    """Enable activation checkpointing in each block of both encoders, which saves memory: the backward pass recomputes
+    the block's activations, bit for bit.
+    """
     for block in [*model.audio.blocks, *model.text.blocks]:
         block.forward = with_checkpointing(block.forward)
 
 
 def with_checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a block's forward pass with activation checkpointing; a function, since torch.compile skips partial
-    objects.
+    """Return a function that computes a block's forward pass with activation checkpointing. It is not a
+    functools.partial, since torch.compile skips those.
     """
 
     def forward_again(*arguments: Any, **settings: Any) -> Any:
@@ -103,7 +111,9 @@ def with_checkpointing(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compile_blocks(model: DualEncoder) -> None:
-    """Compile each encoder block with torch.compile, for any number of segments, captions and tokens."""
+    """Compile each block of both encoders in place with torch.compile, for any number of segments, captions and
+    tokens.
+    """
     blocks = [*model.audio.blocks, *model.text.blocks]
     # Blocks of one class share their code, which is compiled again for each block's shapes, in training and evaluation.
     torch._dynamo.config.recompile_limit = max(2 * len(blocks), torch._dynamo.config.recompile_limit)
@@ -112,7 +122,8 @@ def compile_blocks(model: DualEncoder) -> None:
 
 
 def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) -> DualEncoder:
-    """Return a trial's model with its initial weights; `captions` are the normalised training captions.
+    """Return a trial's model with its initial weights. `captions` are the normalised training captions, from which a
+    text encoder may learn its vocabulary.
 
     Published weights are read from the directory `weights` if it is given, and otherwise downloaded.
     """
@@ -123,14 +134,16 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
-    """Return a trial's model without its weights: the tokenizer is read from `folder`, and nothing is downloaded."""
+    """Return a trial's model without its trained weights, which the caller loads. The tokenizer is read from `folder`,
+    and nothing is downloaded.
+    """
     audio = load_network_module(trial.audio).restore(trial.audio)
     text = load_network_module(trial.text).restore(trial.text, folder)
     return combine_encoders(trial, audio, text)
 
 
 def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
-    """Return a trial's model around its two encoders."""
+    """Return a trial's dual encoder, made of the given encoders."""
     network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
     network.log_temperature.requires_grad_(not trial.fixed_temperature)
     return network

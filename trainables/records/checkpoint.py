@@ -51,19 +51,21 @@ class TrainingProgress:
 
 
 def copy_weights(model: DualEncoder) -> Weights:
-    """Return a copy of the model's weights in host memory."""
+    """Return a copy of the model's weights in host memory, by name."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) -> None:
-    """Write a model: its weights, its config and the tokenizer of its text encoder."""
+    """Write a model to a folder, which is created if it doesn't exist: its weights, its config and the tokenizer of its
+    text encoder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text.save_tokenizer(folder)
     save_weights(folder, trial, weights)
 
 
 def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
-    """Write a model without its tokenizer."""
+    """Write a model's weights and config to an existing folder, without the tokenizer."""
     save_file(weights, folder / MODEL_FILE)
     write_json(folder / TRIAL_FILE, trials.to_json(trial))
 
@@ -79,7 +81,7 @@ def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Content of a checkpoint: copies, so that it can be written while training continues."""
+    """Copy of a training's state, from which a checkpoint can be written while training continues."""
 
     trial: Trial
     tokenizer: dict[str, bytes]  # files by name
@@ -89,7 +91,7 @@ class Snapshot:
     best: Weights  # weights of the best epoch; empty before the first one
 
     def write(self, folder: Path) -> None:
-        """Write a checkpoint that `load_training` reads."""
+        """Write the state to a folder as a checkpoint, which `load_training` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, contents in self.tokenizer.items():
             (folder / name).write_bytes(contents)
@@ -103,7 +105,7 @@ class Snapshot:
 def take_snapshot(
     trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: TrainingProgress, best: Weights
 ) -> Snapshot:
-    """Return a copy of the state of a training; `best` isn't copied, since it never changes."""
+    """Return a copy of the state of a training. `best` isn't copied, since training never changes it in place."""
     moments = {
         f"{name}/{key}": tensor.detach().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -118,7 +120,9 @@ def take_snapshot(
 def load_training(
     folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer
 ) -> tuple[TrainingProgress, Weights]:
-    """Restore model and optimizer from a checkpoint; return the training's progress and the best epoch's weights."""
+    """Restore model and optimizer in place from a checkpoint; return the training's progress and the best epoch's
+    weights, which are empty before the first epoch has ended.
+    """
     weights = load_file(folder / MODEL_FILE)
     model.load_state_dict(weights)
     state = load_file(folder / OPTIMIZER_FILE)

@@ -38,12 +38,12 @@ class Embeddings:
     text_QD: NDArray[np.float32]
 
     def compute_scores(self) -> Scores:
-        """Return the cosines [Q, A]."""
+        """Return the score matrix [Q, A]: the cosine of each query and each clip."""
         return self.text_QD @ self.audio_AD.T
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write an Arrow file with one row per clip, then one row per query."""
+    """Write embeddings to an Arrow file with one row per clip, then one row per query."""
     vectors = np.concatenate([embeddings.audio_AD, embeddings.text_QD])
     num_clips, num_queries = len(embeddings.clip_ids), len(embeddings.queries)
     table = pa.table(
@@ -59,7 +59,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read a file that `write_embeddings` wrote. Raises UserError for any other file."""
+    """Return the embeddings in a file that `write_embeddings` wrote. Raises UserError for any other file."""
     try:
         table = read_arrow_table(path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -80,5 +80,5 @@ def read_embeddings(path: Path) -> Embeddings:
 
 
 def epoch_file_name(epoch: int) -> str:
-    """Return the name of the file of an epoch's embeddings."""
+    """Return the name of the file with an epoch's embeddings, such as '0001.arrow' for the first epoch."""
     return f"{epoch:04}.arrow"

@@ -1,4 +1,4 @@
-"""Record of an ensemble, ensemble.json: its fields, and the only code that reads, validates and writes the file."""
+"""The file of a selected ensemble, ensemble.json: its fields, and the only code that reads, validates and writes it."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class Estimate:
 
     @property
     def percent(self) -> str:
-        """Value and interval in percent, as text."""
+        """Value and interval in percent as text, such as '42.10 (40.3 to 44.0)'."""
         low, high = (100 * limit for limit in self.interval)
         return f"{100 * self.value:.2f} ({low:.1f} to {high:.1f})"
 
@@ -54,7 +54,7 @@ Estimates = Mapping[str, Estimate]
 
 @dataclass(frozen=True)
 class Member:
-    """A trial or a file of scores, its weight, and its contribution to the ensemble."""
+    """Member of an ensemble: a trial or a file of scores, with its weight and its contribution to the metric."""
 
     name: str
     weight: NotNegative
@@ -73,7 +73,9 @@ class Member:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """Metrics on a split by system: 'ensemble', the systems that it is compared with, and 'difference'."""
+    """Metrics on a split, by name: those of 'ensemble', those of what it is compared with, such as 'best_single', and
+    their 'difference'.
+    """
 
     split: str
     fingerprint: str
@@ -82,7 +84,7 @@ class SplitMetrics:
 
 @dataclass(frozen=True)
 class NestedMetrics:
-    """Nested cross-validation: the metric of the selection method on folds that it did not see."""
+    """Result of nested cross-validation: the metric of the selection method on folds that it did not select on."""
 
     folds: int
     ensemble: Estimate
@@ -93,7 +95,7 @@ class NestedMetrics:
 
 @dataclass(frozen=True)
 class Method:
-    """A selection method that was compared, with its members and metrics."""
+    """Selection method that was compared with others, with the members that it selects and their metrics."""
 
     name: str
     members: tuple[Member, ...]
@@ -104,7 +106,9 @@ class Method:
 
 @dataclass(frozen=True)
 class SelectionStep:
-    """A step of the selection: the keys of the candidates that were added and removed, and the metric afterwards."""
+    """Step of a selection: the candidates that were added and removed, by signature or name (None: no candidate), and
+    the ensemble's metric afterwards.
+    """
 
     value: float
     added: str | None = None
@@ -113,7 +117,7 @@ class SelectionStep:
 
 @dataclass(frozen=True)
 class ParetoPoint:
-    """An ensemble on the Pareto front: no cheaper one is as good."""
+    """Ensemble on the Pareto front of cost and metric: no cheaper ensemble has as high a metric."""
 
     cost: float
     value: float
@@ -149,21 +153,25 @@ class Ensemble:
 
     @property
     def weights(self) -> list[float]:
-        """Weights of the members: their counts, if known, so that sums of scores are exact."""
+        """Weight of each member. They are the members' counts, if known, since sums of scores weighted by integers are
+        exact.
+        """
         return [member.weight if member.count is None else member.count for member in self.members]
 
     def metrics_on(self, split: str) -> SplitMetrics | None:
-        """Return the metrics on 'validation' or 'test'."""
+        """Return the metrics on 'validation' or 'test'; None if they have not been computed."""
         return self.validation if split == "validation" else self.test
 
     @property
     def test_when_selected(self) -> SplitMetrics | None:
-        """Test metrics computed at the selection; for a retrained ensemble, those from before retraining, or None."""
+        """Test metrics of the ensemble as it was selected: if its members were retrained, those from before. None if
+        they have not been computed.
+        """
         return self.test or (self.before_retraining.test if self.before_retraining else None)
 
 
 def read_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble in a file of this format or an earlier one.
+    """Return the ensemble in an ensemble.json file of the current format or an earlier one.
 
     Raises UserError, which names the file and the invalid field, if the content is invalid.
     """
@@ -182,14 +190,18 @@ def read_ensemble(path: Path) -> Ensemble:
 
 
 def require_mean_fusion(ensemble: Ensemble, path: Path) -> None:
-    """Raise UserError unless the scores of an ensemble are dot products: those of another fusion are not."""
+    """Raise UserError unless the ensemble's scores are the weighted mean of the members' scores: only then are they dot
+    products of vectors, which an index needs.
+    """
     if ensemble.fusion != "mean":
         label = FUSION_LABELS[ensemble.fusion]
         raise UserError(f"{path}: an index needs the fusion by the mean of scores, not the {label}")
 
 
 def write_ensemble(path: Path, ensemble: Ensemble) -> None:
-    """Write the file of an ensemble atomically, without the fields that are not known."""
+    """Write an ensemble.json file atomically. Fields that have their default values are omitted, except metric, fusion
+    and direction.
+    """
     always = {"metric": ensemble.metric, "fusion": ensemble.fusion, "direction": ensemble.direction}
     content = type_adapter().dump_python(ensemble, mode="json", exclude_defaults=True)
     write_json(path, {"format_version": FORMAT_VERSION, **always, **content})
@@ -197,14 +209,16 @@ def write_ensemble(path: Path, ensemble: Ensemble) -> None:
 
 @cache
 def type_adapter() -> "TypeAdapter[Ensemble]":
-    """Return the converter between the record and JSON; it is built at the first call."""
+    """Return pydantic's converter between `Ensemble` and JSON. It is built at the first call."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(Ensemble)
 
 
 def parse_content(content: Mapping[str, Any], path: Path) -> Ensemble:
-    """Return the record of a file's content. Raises UserError that names the first invalid field."""
+    """Return the ensemble for the parsed JSON of an ensemble.json file. Raises UserError that names the first invalid
+    field.
+    """
     from pydantic import ValidationError
 
     try:
@@ -239,7 +253,9 @@ def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
 
 
 def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the content of a file of format 2 in format 3. Raises UserError that names an invalid field."""
+    """Return the parsed JSON of an ensemble.json file of format 2, converted to format 3. Raises UserError that names
+    an invalid field.
+    """
     metric = content.get("metric", "map10")
 
     def estimates(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ COMMAND_ID = uuid.uuid4().hex
 
 
 class LeaseLostError(Exception):
-    """Error of a holder whose lease has been taken over by another process."""
+    """Error raised in a process whose lease another process has taken over."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Identity of a process that holds a lease, recognisable from other processes."""
+    """Identity of a process that holds a lease, from which other processes can tell whether it has ended."""
 
     command: str  # identifier of the command that the process works for
     host: str
@@ -45,12 +45,14 @@ class Holder:
 
     @classmethod
     def current(cls, command: str = COMMAND_ID) -> "Holder":
-        """Return the identity of this process."""
+        """Return the identity of this process, working for the command with the given identifier."""
         process = psutil.Process()
         return cls(command, socket.gethostname(), kernel_id(), process.pid, process.create_time())
 
     def has_ended(self) -> bool:
-        """Return whether the process is known to have ended, which can be seen on its own machine only."""
+        """Return whether the process is known to have ended. The result is False for a process on another machine,
+        since this can't be seen from here.
+        """
         if self.kernel != kernel_id():
             return False
         try:
@@ -64,8 +66,8 @@ class Holder:
 
 
 def kernel_id() -> str:
-    """Return an identifier of this machine's boot and of the namespace of its process numbers; each container has its
-    own.
+    """Return a string that identifies this machine's current boot and the namespace of its process ids. Processes with
+    the same string have different process ids; each container has a string of its own.
     """
     boot = Path("/proc/sys/kernel/random/boot_id")
     if not boot.exists():  # not Linux
@@ -75,8 +77,8 @@ def kernel_id() -> str:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to train a trial. Its number is a fencing token: a stalled holder cannot overwrite its successor's
-    checkpoints.
+    """The right of one process to train a trial. Each new lease of a trial has a higher number, after which its folder
+    of checkpoints is named, so a stalled holder cannot overwrite its successor's checkpoints.
     """
 
     signature: str
@@ -84,11 +86,11 @@ class Lease:
 
     @property
     def folder(self) -> str:
-        """Folder in the run storage of the checkpoints written under the lease."""
+        """Name of the folder, in `trials/` of the run storage, of the checkpoints written under the lease."""
         return f"{self.signature}-{self.number}"
 
     def is_held(self, runs: RunStorage) -> bool:
-        """Return whether no other process has taken the trial over."""
+        """Return whether this is the trial's newest lease, that is, no other process has taken the trial over."""
         return find_newest_number(runs, self.signature) == self.number
 
     def require(self, runs: RunStorage) -> None:
@@ -99,19 +101,19 @@ class Lease:
 
 
 def lease_file(signature: str, number: int) -> str:
-    """Return the name of a lease's file."""
+    """Return the name of a lease's file in the run storage."""
     return f"leases/{signature}/{number}.json"
 
 
 def find_newest_number(runs: RunStorage, signature: str) -> int:
-    """Return the number of a trial's newest lease, 0 if it never had one."""
+    """Return the number of a trial's newest lease; 0 if the trial has never had one."""
     names = [Path(name) for name in runs.list_names(f"leases/{signature}")]
     return max((int(name.stem) for name in names if name.suffix == ".json"), default=0)
 
 
 def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | None]:
-    """Return the number of a trial's newest lease, and its holder, alive or not; None if the lease was released or
-    never existed.
+    """Return the number of a trial's newest lease, and the process that acquired it, even if that process has ended.
+    The number is 0 if there is no lease; the holder is None if there is none or it was released.
     """
     number = find_newest_number(runs, signature)
     contents = runs.read(lease_file(signature, number)) if number else None
@@ -120,7 +122,9 @@ def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | No
 
 
 def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
-    """Return the current holder of a trial, or None."""
+    """Return the process that holds a valid lease of a trial. Return None if there is no lease, or if it was released,
+    has expired, or its process has ended.
+    """
     number, current = find_last_holder(runs, signature)
     if current is None or current.has_ended():
         return None
@@ -134,7 +138,8 @@ def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) 
 def acquire(
     runs: RunStorage, signature: str, command: str = COMMAND_ID, expires_s: float = EXPIRES_S
 ) -> "Lease | Holder":
-    """Acquire the lease of a trial; return it, or the holder of the trial.
+    """Try to acquire the lease of a trial. Return the lease or, if a process of another command holds one, that
+    process.
 
     A command has at most one process per trial, so a lease that is held by the same command belongs to a lost process,
     and is taken over immediately.
@@ -149,13 +154,13 @@ def acquire(
 
 
 def release(runs: RunStorage, lease: Lease) -> None:
-    """End a lease if it is still held, so that the trial can be acquired at once."""
+    """Release a lease if it is still held, so that the trial's next lease can be acquired at once."""
     if lease.is_held(runs):
         runs.write(lease_file(lease.signature, lease.number), b"null")
 
 
 class Heartbeat:
-    """Context manager that renews a lease in the background while its holder works, and releases it at the end."""
+    """Context manager that renews a lease every `beat_s` seconds in the background, and releases it at the end."""
 
     def __init__(self, runs: RunStorage, lease: Lease, command: str = COMMAND_ID, beat_s: float = BEAT_S) -> None:
         self.runs, self.lease, self.beat_s = runs, lease, beat_s
@@ -175,7 +180,9 @@ class Heartbeat:
         release(self.runs, self.lease)
 
     def renew(self) -> None:
-        """Renew the lease until it is lost. If storage is full or unreachable, try again at the next heartbeat."""
+        """Renew the lease at each heartbeat until the context manager exits or the lease is lost. If storage is full or
+        unreachable, the next heartbeat tries again.
+        """
         while not self.stopped.wait(self.beat_s):
             try:
                 if not self.lease.is_held(self.runs):
@@ -186,7 +193,9 @@ class Heartbeat:
 
 
 def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> None:
-    """End the lease of a trial if a process of the given invocation of a command holds it, dead or alive."""
+    """Release the lease of a trial if it was acquired by a process of the command with this identifier, even if that
+    process has ended. Leases of other commands are kept.
+    """
     number, current = find_last_holder(runs, signature)
     if current and current.command == command:
         runs.write(lease_file(signature, number), b"null")

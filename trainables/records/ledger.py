@@ -1,4 +1,4 @@
-"""The ledger: which trials are claimed, running or finished, by signature, and which ensembles have been selected.
+"""The ledger: the record of trials, by signature and status, of sweeps, and of selected ensembles.
 
 `Ledger` is the interface that other modules use. `trainables.records.mlflow_ledger` implements it with MLflow.
 """
@@ -31,7 +31,7 @@ class MissingArtifactError(UserError):
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A trial in the ledger."""
+    """Trial as recorded in the ledger: its run, with status, config and metrics."""
 
     run_id: str
     name: str
@@ -47,13 +47,15 @@ class TrialRun:
 
     @property
     def is_trained_on_all_splits(self) -> bool:
-        """True if the trial ended after a fixed epoch without validation, so that it has no metrics."""
+        """Whether the trial was trained to a fixed epoch on all splits, without validation, so that it has no
+        metrics.
+        """
         return "final_epoch" in self.settings
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep in the ledger."""
+    """Sweep as recorded in the ledger: its run, with the signatures of its trials and a description."""
 
     run_id: str
     name: str
@@ -63,7 +65,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Event:
-    """A selection or an evaluation to be logged."""
+    """Selection of an ensemble, or later evaluation of one, to be logged in the ledger."""
 
     kind: EventKind
     name: str
@@ -77,7 +79,7 @@ class Event:
 
 @dataclass(frozen=True)
 class EventRun:
-    """A logged event: the selection of an ensemble, or a later evaluation, as read from the ledger."""
+    """Selection of an ensemble, or later evaluation of one, as recorded in the ledger."""
 
     run_id: str
     name: str
@@ -89,7 +91,9 @@ class EventRun:
 
 
 class Ledger(Protocol):
-    """Trials, sweeps and ensembles of one tracking store. Methods raise UserError if the store cannot be read."""
+    """Interface of a record of trials, sweeps and ensembles in one tracking store. Methods raise UserError if the store
+    cannot be read.
+    """
 
     tracking_uri: str
 
@@ -100,10 +104,10 @@ class Ledger(Protocol):
         """Yield the trials that are being trained."""
 
     def find_trial(self, signature: str) -> TrialRun | None:
-        """Return a trial by its signature; a finished run is preferred."""
+        """Return the trial with this signature, or None. Of several runs, a finished one is preferred."""
 
     def find_finished_trial(self, signature: str) -> TrialRun | None:
-        """Return a trial by its signature, if it has finished."""
+        """Return the trial with this signature if it has finished, otherwise None."""
         run = self.find_trial(signature)
         return run if run and run.status == "FINISHED" else None
 
@@ -111,59 +115,72 @@ class Ledger(Protocol):
         """Return the signature of the trial that is logged to an MLflow run, or None."""
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
-        """Return the id of the run that a trial is logged to: its existing one, or a new one.
+        """Mark a trial as running, and return the id of the run that it is logged to: its existing run, or a new one.
 
         `parent` is the signature of the pretraining. Only the holder of the trial's lease may call this method, since
         otherwise two runs could be created.
         """
 
     def finish(self, run_id: str) -> None:
-        """Mark a run as finished, after its artifacts have been read back; it is a candidate from then on."""
+        """Mark a run as finished, which makes its trial a candidate. Call this only after the run's artifacts have been
+        read back as a check.
+        """
 
     def mark_ended(self, run_id: str, status: Status) -> None:
         """Mark a run as FAILED or KILLED; if its trial is requested again, it resumes from its last checkpoint."""
 
     def load_best_metrics(self, run: TrialRun) -> Metrics:
-        """Return the metrics of a trial's best epoch, and its number as `epoch`."""
+        """Return the metrics of a trial's best epoch by name, and the number of that epoch as `epoch`."""
 
     def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
-        """Return a trial's metrics after each epoch, by name and epoch."""
+        """Return the named metrics of a trial after each epoch, as {name: {epoch: value}}."""
 
     def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
-        """Return a trial's embeddings of a split: `VALIDATION_FILE`, `TEST_FILE` or one of `list_epochs`.
+        """Return a trial's embeddings of a split from one of its files: `VALIDATION_FILE`, `TEST_FILE` or one that
+        `list_epochs` returns.
 
         Raises MissingArtifactError if the file no longer exists, and UserError if the trial was trained on all splits,
         so that it has no embeddings.
         """
 
     def list_epochs(self, run: TrialRun) -> list[str]:
-        """Return the files of a trial's validation embeddings by epoch; empty unless those of all epochs were kept."""
+        """Return the names of the files with a trial's validation embeddings, one per epoch, in order; [] unless those
+        of all epochs were kept.
+        """
 
     def load_config(self, run: TrialRun) -> dict[str, Any]:
-        """Return a finished trial's config as JSON. Raises MissingArtifactError if the file no longer exists."""
+        """Return a finished trial's config as a dict. Raises MissingArtifactError if its file no longer exists."""
 
     def load_recipe(self, run: TrialRun) -> dict[str, Any]:
-        """Return what is needed to train a finished trial again: its config, its best epoch and its pretraining's best
-        epoch.
+        """Return what is needed to train a finished trial again: its config as 'trial', its best epoch as 'epoch', and
+        for a fine-tuning the best epoch of its pretraining as 'pretraining_epoch'.
         """
         recipe = {"trial": self.load_config(run), "epoch": int(run.metrics["best_epoch"])}
         parent = self.find_finished_trial(run.pretraining) if run.pretraining else None
         return recipe | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
-        """Return the id of a sweep's run: the existing one of this name, whose list is replaced, or a new one."""
+        """Mark a sweep as running, and return the id of its run. If a sweep of this name exists, its run is used again,
+        and its signatures and description are replaced.
+        """
 
     def find_sweep(self, name: str | None = None) -> Sweep:
-        """Return a sweep by name, or the newest one. Raises UserError that lists the existing ones if there is none."""
+        """Return the sweep of this name, or the newest one if `name` is None. Raises UserError that lists the existing
+        sweeps if there is no such sweep.
+        """
 
     def list_sweep_names(self) -> list[str]:
         """Return the names of all sweeps, the newest first."""
 
     def iter_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
-        """Yield selections or evaluations, the newest first: all, or those on a test split."""
+        """Yield selections or evaluations of ensembles, the newest first. If `test_fingerprint` is given, yield only
+        those with metrics on the test split with this fingerprint.
+        """
 
     def log_event(self, event: Event) -> None:
-        """Log a selection or an evaluation, with its files."""
+        """Log a selection or an evaluation of an ensemble as a new run, with its settings, metrics and files."""
 
     def load_event_file(self, run: EventRun, name: str) -> Path:
-        """Return the path of one of an event's files. Raises MissingArtifactError if it no longer exists."""
+        """Return the local path of one of the files logged with a selection or an evaluation. Raises
+        MissingArtifactError if it no longer exists.
+        """

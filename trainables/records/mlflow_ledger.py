@@ -53,12 +53,14 @@ SERVER_ANSWERS_WITHIN_S = 10
 
 
 def local_tracking_uri(runs: Path) -> str:
-    """Return the tracking URI for one machine: SQLite in the run storage, as an absolute path."""
+    """Return the URI of a tracking store on one machine: an SQLite file in the run storage, given as an absolute
+    path.
+    """
     return f"sqlite:///{runs / 'mlflow.db'}"
 
 
 class MlflowLedger(Ledger):
-    """Trials, sweeps and ensembles of one MLflow experiment."""
+    """Ledger of trials, sweeps and ensembles in one MLflow experiment."""
 
     def __init__(self, tracking_uri: str, experiment_id: str) -> None:
         self.tracking_uri = tracking_uri
@@ -79,7 +81,7 @@ class MlflowLedger(Ledger):
                 return
 
     def create_run(self, name: str, tags: Mapping[str, str]) -> str:
-        """Return the id of a new run."""
+        """Create a run with these tags in the ledger's experiment, and return its id."""
         return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
     def _load_artifact(self, run_id: str, artifacts: str, name: str) -> Path:
@@ -219,7 +221,7 @@ class MlflowLedger(Ledger):
 
 
 def to_trial_run(run: Run) -> TrialRun:
-    """Return an MLflow run as a trial of the ledger."""
+    """Return the MLflow run of a trial as a TrialRun."""
     info, tags = run.info, run.data.tags
     return TrialRun(
         run_id=str(info.run_id),
@@ -237,7 +239,8 @@ def to_trial_run(run: Run) -> TrialRun:
 
 
 def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
-    """Return the ledger of a run storage, created if it doesn't exist; call it before any worker starts.
+    """Return the ledger of a run storage, and create it if it doesn't exist. It must be called before any worker
+    starts.
 
     Without a tracking URI, the ledger is an SQLite file in the run storage. A lock makes one command at a time create
     the file, since two at once would leave it unreadable. Raises UserError if no MLflow server answers at the URI.
@@ -252,7 +255,9 @@ def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None
 
 
 def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
-    """Return the ledger of a tracking store, with its experiment created if it doesn't exist."""
+    """Return the ledger in a tracking store, whose MLflow experiment is created if it doesn't exist. `artifacts` is the
+    URI of the folder for its files; None: the tracking server's default.
+    """
     from mlflow.exceptions import MlflowException
 
     with store_errors_as_user_errors(tracking_uri):
@@ -266,7 +271,9 @@ def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
 
 
 def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
-    """Return the ledger of a run storage. Raises UserError if there is none."""
+    """Return the existing ledger of a run storage or, if a tracking URI is given, at that URI. Raises UserError if
+    there is none.
+    """
     if tracking_uri:
         require_server(tracking_uri)
     else:
@@ -285,14 +292,16 @@ def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) 
 
 
 def sqlite_folder(runs: RunStorage) -> Path:
-    """Return the folder of the SQLite store. Raises UserError for a run storage in an object store."""
+    """Return the folder of the run storage that contains the SQLite tracking store. Raises UserError for a run storage
+    in an object store.
+    """
     if runs.is_remote:
         raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
     return runs.folder
 
 
 def require_server(tracking_uri: str) -> None:
-    """Raise UserError unless an MLflow server answers at an HTTP address."""
+    """Raise UserError if the tracking URI is an HTTP address at which no MLflow server answers."""
     if not tracking_uri.startswith(("http://", "https://")):
         return
     import requests
@@ -312,7 +321,7 @@ def require_server(tracking_uri: str) -> None:
 
 @contextlib.contextmanager
 def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
-    """Re-raise failures of the tracking store as a UserError that names the store."""
+    """Re-raise errors of the tracking store in the `with` block as a UserError that names the store."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -334,20 +343,22 @@ class LedgerOptions:
 
     @property
     def location(self) -> RunStorage:
-        """Run storage."""
+        """Run storage that the option --runs gives."""
         return RunStorage.of(self.runs)
 
     @property
     def uri(self) -> str | None:
-        """Address of the tracking store; None for the one in the run storage."""
+        """URI of the tracking store, from the option or the environment; None for the SQLite file in the run
+        storage.
+        """
         return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
 
     def open(self) -> MlflowLedger:
-        """Return the existing ledger. Raises UserError if there is none."""
+        """Return the existing ledger that the options locate. Raises UserError if there is none."""
         return open_ledger(self.location, self.uri)
 
     def create(self) -> MlflowLedger:
-        """Return the ledger, created if it doesn't exist."""
+        """Return the ledger that the options locate, and create it if it doesn't exist."""
         return create_ledger(self.location, self.uri)
 
 

@@ -50,8 +50,8 @@ Result = TypeVar("Result")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
-    """Return a client of an MLflow store, quiet and without telemetry. The URI must be absolute, since workers have
-    folders of their own.
+    """Return a client of an MLflow tracking store, with telemetry, progress bars and messages switched off. The URI
+    must be absolute, since workers run in folders of their own.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for name, value in HTTP.items():
@@ -67,7 +67,9 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
-    """Return the result of a function, which is retried for RETRY_FOR_S if storage or the tracking store fails."""
+    """Call a function and return its result. If it fails because storage or the tracking store is full or unreachable,
+    it is called again, for up to RETRY_FOR_S seconds.
+    """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_exponential(max=AT_MOST_S),
@@ -77,7 +79,7 @@ def with_retries(function: Callable[[], Result]) -> Result:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether an error may disappear by itself, or after space is freed."""
+    """Return whether the cause of an error may disappear by itself, or after space is freed."""
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
@@ -96,13 +98,17 @@ class RunLog:
         self.sent: list[Future[None]] = []
 
     def log_epoch(self, metrics: Mapping[str, float]) -> None:
-        """Log an epoch's metrics with its number as the step, so that a repeated epoch replaces the metrics."""
+        """Log an epoch's metrics in the background, with the epoch's number as MLflow's step, so that the metrics of a
+        repeated epoch supersede the earlier ones.
+        """
         self.log_metrics(
             {name: metrics[name] for name in metrics if name not in ("epoch", "epochs")}, int(metrics["epoch"])
         )
 
     def log_steps(self, steps: Sequence[TrainingStep], epochs: int) -> None:
-        """Log the timings of some steps, and the estimated time that remains, under the number of the last step."""
+        """Log the mean loss and the timings of some steps, and the estimated time that remains, in the background.
+        MLflow's step is the number of the last of them.
+        """
         last, metrics = steps[-1], summarise_steps(steps)
         left_s = (epochs - last.epoch) * last.number / last.epoch * metrics["step_s"]
         values = {
@@ -113,7 +119,7 @@ class RunLog:
         self.log_metrics({f"{STEP}{name}": value for name, value in values.items()}, last.number)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics with a step number."""
+        """Log metrics in the background, with a number as MLflow's step."""
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
@@ -125,7 +131,7 @@ class RunLog:
         self.sent.append(self.sender.submit(with_retries, send))
 
     def log_embeddings(self, epoch: int, embeddings: Embeddings) -> None:
-        """Log an epoch's embeddings of the validation split."""
+        """Log an epoch's embeddings of the validation split as an artifact, in the background."""
 
         def send() -> None:
             with tempfile.TemporaryDirectory() as scratch:
@@ -142,39 +148,41 @@ class RunLog:
             future.result()
 
     def set_tag(self, name: str, value: str) -> None:
-        """Set a tag of the run immediately."""
+        """Set a tag of the run, and wait until MLflow has received it."""
         self.client.set_tag(self.run_id, name, value)
 
     def refuse(self, reason: str) -> None:
-        """Record the reason why the training cannot continue; an empty reason removes it."""
+        """Record the reason why the training cannot continue as a tag of the run; '' removes an earlier reason."""
         self.set_tag(REFUSED, reason)
 
     def refusal(self) -> str:
-        """Return the reason why the training cannot continue, or ''."""
+        """Return the recorded reason why the training cannot continue; '' if there is none."""
         reason: str = self.client.get_run(self.run_id).data.tags.get(REFUSED, "")
         return reason
 
     def load_last_metrics(self) -> Metrics:
-        """Return the last value of each metric that has been logged."""
+        """Return the last logged value of each metric, by name."""
         return dict(self.client.get_run(self.run_id).data.metrics)
 
     def load_best_metrics(self) -> Metrics:
-        """Return the metrics of the best epoch, and its number as `epoch`."""
+        """Return the metrics of the best epoch by name, and the number of that epoch as `epoch`."""
         return load_best_metrics(self.client, self.run_id)
 
     def log_files(self, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Log some metrics and all files of a folder as the run's artifacts, immediately."""
+        """Log metrics, and all files of a folder as the run's artifacts, and wait until MLflow has received them."""
         for name, value in metrics.items():
             self.client.log_metric(self.run_id, name, value)
         self.client.log_artifacts(self.run_id, str(folder))
 
     def download_artifact(self, name: str) -> Path:
-        """Return the local path of one of the run's artifacts, downloaded again."""
+        """Download one of the run's artifacts from MLflow, and return its local path."""
         return Path(self.client.download_artifacts(self.run_id, name))
 
 
 def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:
-    """Return the metrics of a trial's best epoch as logged in MLflow."""
+    """Return the metrics of a trial's best epoch by name, as logged in MLflow, and the number of that epoch as
+    `epoch`.
+    """
     run = client.get_run(run_id)
     best_epoch = int(run.data.metrics["best_epoch"])
     names = [name for name in run.data.metrics if not name.startswith(STEP)]

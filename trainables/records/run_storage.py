@@ -33,14 +33,16 @@ LAST_FILE = "trial.json"
 
 @dataclass(frozen=True)
 class RunStorage:
-    """Location of results, created with `of`. It holds no open connection, so it can be sent to other processes."""
+    """Location of a run storage. Create it with `RunStorage.of`; it holds no open connection, so it can be sent to
+    other processes.
+    """
 
     location: str
 
     @classmethod
     def of(cls, location: "RunStorage | Path | str") -> "RunStorage":
-        """Return the storage at a folder or URI, which need not exist. Raises UserError for a URI that contains keys or
-        is of an unknown kind.
+        """Return the run storage at a folder or URI, which need not exist. Raises UserError for a URI that contains
+        keys or is of an unknown kind.
         """
         if isinstance(location, RunStorage):
             return location
@@ -61,24 +63,24 @@ class RunStorage:
 
     @property
     def is_remote(self) -> bool:
-        """True if the storage is in an object store."""
+        """Whether the storage is in an object store."""
         return "://" in self.location
 
     @property
     def folder(self) -> Path:
-        """Folder of the storage. Raises UserError for an object store."""
+        """Local folder of the storage. Raises UserError for an object store."""
         if self.is_remote:
             raise UserError(f"{self} is in an object store: this command needs a local folder: name one with --runs")
         return Path(self.location)
 
     def locate(self, name: str) -> str:
-        """Return the path or URI of a name in the storage."""
+        """Return the absolute path or the URI of a file or folder, given its name in the storage."""
         scheme, host, path, query, _ = urlsplit(self.location)
         return urlunsplit((scheme, host, f"{path}/{name}", query, "")) if self.is_remote else f"{self.location}/{name}"
 
     def create(self, name: str, contents: bytes) -> bool:
-        """Write a small file unless it exists, and return whether it was written. If several processes try, one
-        succeeds.
+        """Write a small file unless it exists, and return whether it was written. If several processes try at the same
+        time, exactly one succeeds.
         """
         try:
             obstore.put(_open_objects(self.location), name, contents, mode="create")
@@ -98,27 +100,29 @@ class RunStorage:
             return None
 
     def list_names(self, folder: str) -> list[str]:
-        """Return the names of all files in a folder and below."""
+        """Return the names, relative to the storage, of all files in a folder and its subfolders."""
         return [entry["path"] for entry in obstore.list(_open_objects(self.location), folder).collect()]
 
     def age_difference(self, name: str, later_name: str) -> timedelta:
-        """Return how much later `later_name` was written than `name`, by the storage's own clock."""
+        """Return how much later the file `later_name` was written than the file `name`, by the storage's own clock."""
         objects = _open_objects(self.location)
         return obstore.head(objects, later_name)["last_modified"] - obstore.head(objects, name)["last_modified"]
 
     def remove(self, folder: str) -> None:
-        """Remove a folder with all its contents."""
+        """Remove a folder with all its contents, if it exists."""
         if self.is_remote:
             obstore.delete(_open_objects(self.location), self.list_names(folder))
         else:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def has_model(self, signature: str) -> bool:
-        """Return whether a trained model is stored."""
+        """Return whether the storage contains the trained model of the trial with this signature."""
         return self.read(f"models/{signature}/{LAST_FILE}") is not None
 
     def store_model(self, signature: str, folder: Path) -> None:
-        """Store a model's folder atomically. In a folder of runs it is moved instead of copied."""
+        """Store the folder of a trial's trained model atomically, unless the trial already has one. In a local storage
+        the folder is moved instead of copied.
+        """
         target = f"models/{signature}"
         if self.has_model(signature):
             return
@@ -131,12 +135,14 @@ class RunStorage:
 
     @property
     def local_folder(self) -> Path:
-        """Folder for files that only this machine needs."""
+        """Local folder for files that only this machine needs: the storage itself or, for an object store, a temporary
+        folder.
+        """
         return Path(tempfile.gettempdir()) / "chorale" if self.is_remote else self.folder
 
     def make_scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """Return a temporary folder to write a model to: beside the stored models, or on this machine for an object
-        store.
+        """Return a temporary folder in which a model is written before it is stored: beside the stored models, so that
+        it can be moved, or anywhere on this machine for an object store.
         """
         if self.is_remote:
             return tempfile.TemporaryDirectory()
@@ -145,11 +151,13 @@ class RunStorage:
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
     def fetch_model(self, signature: str, scratch: Path) -> Path:
-        """Return the folder of a trained model; for an object store it is copied into `scratch` first."""
+        """Return the local folder of a trial's trained model; from an object store it is copied into `scratch`
+        first.
+        """
         return self.fetch(f"models/{signature}", scratch)
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """Return a folder by name; for an object store it is copied into `scratch` first."""
+        """Return the local path of a folder of the storage; from an object store it is copied into `scratch` first."""
         if not self.is_remote:
             return self.folder / name
         filesystem, path = open_filesystem(self.locate(name))
@@ -158,7 +166,7 @@ class RunStorage:
         return scratch
 
     def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
-        """Let `write` fill a folder, and store it under a name, replacing an existing one.
+        """Call `write` to fill an empty folder, and store that folder under a name, replacing an existing one.
 
         A local folder is renamed once it is complete; in an object store it is copied file by file.
         """
@@ -179,7 +187,9 @@ class RunStorage:
 
 @functools.cache
 def _open_objects(location: str) -> ObjectStore:
-    """Return the object store, opened once per process."""
+    """Return obstore's object for reading and writing a run storage, local or remote; it is opened once per process.
+    Raises UserError if it can't be opened.
+    """
     scheme, host, path, query, _ = urlsplit(location)
     if not scheme:
         return LocalStore(location, mkdir=True)

@@ -22,7 +22,7 @@ PROCESS_STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Measurements of one step on this rank."""
+    """Measurements of one training step on this rank."""
 
     number: int  # from 1
     epoch: float
@@ -34,7 +34,7 @@ class TrainingStep:
 
 
 class StepTimer:
-    """Timer of steps and checkpoints."""
+    """Timer of a training: measures its steps, and tells when a checkpoint is due."""
 
     def __init__(self, checkpoint_every_s: float, device: torch.device) -> None:
         self.checkpoint_every_s = checkpoint_every_s
@@ -54,7 +54,7 @@ class StepTimer:
             yield batch
 
     def record_step(self, number: int, epoch: float, loss: float, num_pairs: int) -> TrainingStep:
-        """Record a finished step, and return its measurements."""
+        """Record that a step has finished, and return its measurements."""
         duration_s = time.monotonic() - self.step_started_at
         self.steps.append(
             TrainingStep(number, epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device))
@@ -62,12 +62,16 @@ class StepTimer:
         return self.steps[-1]
 
     def summarise_epoch(self) -> Metrics:
-        """Return the steps since the last call as metrics, with the seconds that they took."""
+        """Return the metrics of `summarise_steps` for the steps since the last call, and their total duration in
+        seconds as 'training_s'.
+        """
         steps, self.steps = self.steps, []
         return summarise_steps(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_checkpoint_due(self) -> bool:
-        """Return whether a checkpoint is due by rank 0's clock, on every rank."""
+        """Return whether `checkpoint_every_s` seconds have passed since the last checkpoint that was due. Rank 0's
+        clock decides for all ranks, so every rank must call this method.
+        """
         is_due = bool(
             broadcast_from_rank_0(time.monotonic() - self.checkpointed_at >= self.checkpoint_every_s, self.device)
         )
@@ -77,7 +81,9 @@ class StepTimer:
 
 
 def summarise_steps(steps: Sequence[TrainingStep]) -> Metrics:
-    """Return seconds per step, pairs per second, the share of time spent waiting for data, and peak memory in GB."""
+    """Return, by name, seconds per step, pairs per second, the fraction of time spent waiting for data, and peak memory
+    in GB; {} for no steps.
+    """
     if not steps:
         return {}
     duration_s = sum(step.duration_s for step in steps)
@@ -101,7 +107,7 @@ def measure_peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset the peak memory, since a process may train one trial after another."""
+    """Start measuring peak memory anew, since a process may train one trial after another."""
     if device.type == "cuda":
         import torch
 
@@ -112,7 +118,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def broadcast_from_rank_0(value: float, device: torch.device) -> float:
-    """Return rank 0's number on every rank."""
+    """Return the `value` of rank 0 on every rank. Every rank must call this function."""
     import torch
     import torch.distributed as dist
 

@@ -29,7 +29,7 @@ def fastest_device() -> torch.device:
 
 
 def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
-    """Embed a split's clips, each once, and its queries. The model is left in evaluation mode."""
+    """Return the embeddings of a split's clips and queries by a model. The model is left in evaluation mode."""
     queries: list[str] = split.queries["text"].to_pylist()
     clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
     audio, _ = embed_audio(model, trial, clips)
@@ -49,7 +49,9 @@ def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredS
 def embed_audio(
     model: DualEncoder, trial: Trial, batches: Iterable[Batch]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the embeddings [A, D] of clips and their indices [A]. The model is left in evaluation mode."""
+    """Return the embeddings [A, D] of the clips in `batches`, and each clip's index as given in its batch [A]. The
+    model is left in evaluation mode.
+    """
     model.eval()
     device, unused = next(model.parameters()).device, torch.Generator()
     vectors, clips = [torch.zeros(0, trial.embedding_size)], [torch.zeros(0, dtype=torch.int64)]
@@ -62,7 +64,7 @@ def embed_audio(
 
 @torch.inference_mode()
 def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> NDArray[np.float32]:
-    """Return the embeddings [Q, D] of sentences. The model is left in evaluation mode."""
+    """Return the embeddings [Q, D] of sentences, which are normalised first. The model is left in evaluation mode."""
     model.eval()
     device = next(model.parameters()).device
     vectors = [torch.zeros(0, trial.embedding_size)]

@@ -23,7 +23,9 @@ Forward = Callable[[int, Batch], Outputs]
 
 
 def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
-    """Return all parts' outputs, concatenated and detached from the activations: the loss's gradients end here."""
+    """Return the outputs of all parts of a batch, concatenated and without a graph of activations. They are leaf
+    tensors: the loss's backward pass leaves its gradients there for `backward_by_parts`.
+    """
     with torch.no_grad():
         outputs = [forward(number, part) for number, part in enumerate(parts)]
     audio_LD, text_LD = (torch.cat([each[index] for each in outputs]).requires_grad_() for index in (0, 1))
@@ -31,8 +33,8 @@ def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
 
 
 def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs, network: torch.nn.Module) -> None:
-    """Backpropagate the gradients at `outputs` through the network and add them to its parameters' gradients, one part
-    after the other.
+    """Embed one part of a batch after the other again, backpropagate the loss's gradients at `outputs` through the
+    network, and add them to its parameters' gradients.
 
     If the network is wrapped in DDP, ranks exchange gradients once, with the last part.
     """
@@ -53,6 +55,6 @@ def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs
 
 
 def gradient_of(leaf: Tensor) -> Tensor:
-    """Return the gradient that the loss's backward pass has left at a leaf tensor."""
+    """Return the gradient that the loss's backward pass has left at a leaf tensor, which must have one."""
     assert leaf.grad is not None
     return leaf.grad

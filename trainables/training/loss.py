@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
-    """Return the normalised temperature-scaled cross entropy (Chen et al. 2020), in float32.
+    """Return the NT-Xent loss, the normalised temperature-scaled cross entropy (Chen et al. 2020), of B pairs as a
+    float32 scalar.
 
     It is -(r + c) / 2, with r and c the means over all positive entries of the log-softmax of cosine / temperature
     along rows and along columns. Embeddings must have norm 1. Two pairs of the same clip are positives of each other,
@@ -27,7 +28,8 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 
 
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return every rank's rows in the order of ranks [B, X], with gradients.
+    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. Gradients flow back to each rank's own
+    rows.
 
     `counts` gives the number of rows to use from each rank, which may be one fewer than the rank has.
     """
@@ -40,7 +42,7 @@ def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class AllGather(torch.autograd.Function):
-    """All-gather of tensors of one shape. The gradient returned to a rank is its own part of the gradient, times the
+    """All-gather of tensors of one shape, with gradients: each rank gets back its own part of the gradient, times the
     number of ranks.
 
     Each rank computes the same loss over the same gathered batch, so all ranks have the same gradient and needn't
@@ -50,12 +52,12 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors of all ranks in the order of ranks."""
+        """Return the tensors of all ranks, in the order of ranks."""
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, local.contiguous())
         return tuple(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return the gradient of the local tensor."""
+        """Return the gradient of this rank's tensor: its own part of the gradients, times the number of ranks."""
         return gradients[dist.get_rank()] * dist.get_world_size()

@@ -46,7 +46,7 @@ OnEmbeddings = Callable[[int, Embeddings], None]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Callbacks of a training."""
+    """Functions that a training calls after each step, after each epoch, and when a checkpoint is due."""
 
     on_checkpoint: OnCheckpoint
     """Called after each epoch, and within an epoch if a checkpoint is due, with the epoch's metrics and the content of
@@ -70,7 +70,7 @@ NEW, CPU = TrainingStart(), torch.device("cpu")
 
 
 class OutOfMemoryError(UserError):
-    """Error of a rank that has run out of memory."""
+    """Error raised when a rank has run out of memory."""
 
 
 def train(
@@ -81,7 +81,8 @@ def train(
     device: torch.device = CPU,
     execution: Execution = DEFAULT,
 ) -> DualEncoder:
-    """Train a trial to its end; return the model of the best epoch by validation mAP@10, or of its final epoch.
+    """Train a trial to its end, and return the model. On rank 0 it has the weights of the best epoch by validation
+    mAP@10, or of the trial's final epoch.
 
     With several ranks, every rank calls this function, and computes its share of every batch. Raises UserError if the
     loss isn't finite, and OutOfMemoryError if memory runs out.
@@ -156,7 +157,9 @@ def train(
 def epoch_metrics(
     trial: Trial, progress: TrainingProgress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
 ) -> Metrics:
-    """Return the metrics logged after an epoch, except validation metrics and times."""
+    """Return the metrics logged after an epoch, by name: losses, temperature, learning rate and best epoch so far.
+    Validation metrics and times are not among them.
+    """
     best = {} if trial.final_epoch else {"best_map10": progress.best_map10}
     return best | {
         "epoch": progress.epochs_done + 1,
@@ -169,7 +172,7 @@ def epoch_metrics(
 
 
 def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
-    """Open the training pairs of a trial, without those that the store excludes."""
+    """Return the training pairs of a trial, without the pairs of clips that the store excludes from training."""
     splits = [open_split(store, name) for name in trial.train]
     excluded_ids = read_excluded_ids(store, trial.train)
     return ClipCaptionDataset(
@@ -178,7 +181,9 @@ def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
 
 
 def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDataset) -> DualEncoder:
-    """Return the model of a checkpoint or a pretraining, tokenizer included, or a new one."""
+    """Return the model that a training starts with: that of the checkpoint or of the pretrained model in `start`,
+    otherwise one with initial weights.
+    """
     if folder := start.resume_from or start.pretrained:
         return checkpoint.load_model(folder, trial)
     if trial.pretraining:
@@ -188,7 +193,9 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
 
 
 def prepare_network(network: DualEncoder, device: torch.device, execution: Execution) -> None:
-    """Move a model to the device and apply the execution settings."""
+    """Apply the execution settings to a model in place: activation checkpointing and compilation. On a GPU, also let
+    torch multiply float32 matrices in TF32.
+    """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 on tensor cores
     if execution.checkpoint_activations:
@@ -214,19 +221,21 @@ def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> Dis
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step."""
+    """Set the learning rate that the optimizer uses in its next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: float | None) -> None:
-    """Clip all gradients together to a norm, if one is given."""
+    """Scale all parameters' gradients in place so that their total norm is at most `norm`; do nothing if it is None."""
     if norm is not None:
         nn.utils.clip_grad_norm_(parameters, norm)
 
 
 def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: Execution) -> None:
-    """Raise UserError if batch statistics would differ between ranks or micro-batches."""
+    """Raise UserError if batch normalisation would be trained on several ranks or with micro-batches, each of which
+    would have statistics of its own.
+    """
     learned = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
     if learned and (world_size > 1 or execution.micro_batch):
         raise UserError(
@@ -238,8 +247,8 @@ def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: E
 def embed_part(
     network: DualEncoder | DistributedDataParallel, trial: Trial, rank: int, step: int, number: int, part: Batch
 ) -> Outputs:
-    """Return the outputs of a part of this rank's share of a batch; repeated calls return the same outputs, dropout
-    included.
+    """Return the embeddings of clips and captions, and the temperature, for a part of this rank's share of a batch.
+    Repeated calls return the same values, dropout included.
     """
     model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
     device, generator = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
@@ -250,7 +259,9 @@ def embed_part(
 
 @contextlib.contextmanager
 def explain_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
-    """Raise OutOfMemoryError, which names the settings to lower, if a step runs out of memory."""
+    """Turn a GPU's out-of-memory error in the `with` block into OutOfMemoryError, whose message names the settings to
+    lower.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -262,8 +273,8 @@ def explain_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
 
 
 def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator:
-    """Return the generator for draws shared by a global batch, and seed the global generator for a part's own draws
-    (dropout).
+    """Return a generator for random numbers that all ranks share in a step. Also seed torch's global generator, from
+    which dropout draws, for a part of this rank's share of the batch.
     """
     shared_seed, part_seed = (
         int(np.random.SeedSequence(entropy).generate_state(1)[0])
@@ -274,7 +285,7 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
 
 
 def format_loss_error(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
-    """Return the error message for a loss that is not finite."""
+    """Return the error for a loss that is not finite; its message names the step and the clips of the batch."""
     return UserError(
         f"the loss of step {step + 1} is {loss}: training has ended, and its last checkpoint is kept. Lower the "
         f"learning rate, or check the clips of the batch: {', '.join(sorted(set(clip_ids)))}"
@@ -289,8 +300,8 @@ def take_snapshot(
     progress: TrainingProgress,
     best: Weights,
 ) -> Snapshot | None:
-    """Return a copy of the state that a checkpoint holds, to be written while training continues; only rank 0 returns
-    one.
+    """Return a copy of the state that a checkpoint holds, so that it can be written while training continues; None on
+    ranks other than 0.
     """
     return checkpoint.take_snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
@@ -298,7 +309,8 @@ def take_snapshot(
 def validate(
     network: DualEncoder, trial: Trial, split: StoredSplit, epoch: int, on_embeddings: OnEmbeddings
 ) -> Metrics:
-    """Return retrieval metrics on the validation split, and the loss of the split as one batch.
+    """Return the retrieval metrics on the validation split by name, and under 'validation_loss' the loss of the split
+    as one batch.
 
     A trial with a final epoch is not validated, since it may have been trained on the validation split.
     """

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class AudioConfig(Protocol):
-    """Interface of an audio encoder's Config, as training, reports and submissions use it."""
+    """Interface that the Config of every audio encoder has; training, reports and submissions rely on it."""
 
     def __hash__(self) -> int:
-        """Return the hash; configs are frozen."""
+        """Return a hash of the fields, so that a Config can be the key of a dictionary."""
 
     @property
     def segment_s(self) -> float:
@@ -33,7 +33,7 @@ class AudioConfig(Protocol):
 
     @property
     def patch_overlap(self) -> tuple[int, int] | None:
-        """Overlap of neighbouring spectrogram patches in mel bands and frames; None for an encoder without patches."""
+        """Overlap of neighbouring spectrogram patches as (mel bands, frames); None for an encoder without patches."""
 
     @property
     def is_published(self) -> bool:
@@ -41,13 +41,15 @@ class AudioConfig(Protocol):
 
 
 class AudioEncoder(Protocol):
-    """Interface of an audio encoder's network, as the dual encoder uses it."""
+    """Interface that the dual encoder expects of an audio encoder's network."""
 
     width: int
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
 
     def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
         """Return the embeddings [S, width] of S segments of N samples.

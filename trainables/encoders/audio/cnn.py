@@ -16,7 +16,9 @@ from trainables.encoders import frontend, operations
 
 @dataclass(frozen=True)
 class Config:
-    """Shape of the network: a strided stem, then stages of convolutions with one width per stage."""
+    """Shape of the small convolutional network: a strided convolution (the stem), then stages of 3 x 3 convolutions,
+    each stage with a number of channels of its own.
+    """
 
     channels: tuple[int, ...]
     convolutions: tuple[int, ...]  # number of convolutions in each stage
@@ -44,17 +46,17 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Augmentations of the front end."""
+        """Names of the augmentations in training: those of the log-mel front end."""
         return self.front_end.augmentations
 
     @property
     def patch_overlap(self) -> None:
-        """None: the network has no patches."""
+        """Overlap of neighbouring spectrogram patches: None, since the network has no patches."""
         return None
 
     @property
     def is_published(self) -> bool:
-        """False: the weights are random."""
+        """Whether training starts from published weights: False, since the initial weights are random."""
         return False
 
 
@@ -74,12 +76,14 @@ VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights."""
+    """Return 'random', which stands for initial weights drawn from the trial's seed. The arguments are not used."""
     return "random"
 
 
 def flops(config: Config) -> float:
-    """Return the floating-point operations of a segment's forward pass: the stem, then each stage's convolutions."""
+    """Return the number of floating-point operations of the forward pass of one segment: those of the stem and of each
+    stage's convolutions.
+    """
     frames = round(config.segment_s * SAMPLE_RATE_HZ) // config.front_end.hop_samples // config.stem_stride
     bands = config.front_end.num_mels // config.stem_stride
     total = operations.count_convolution(

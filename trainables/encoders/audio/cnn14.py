@@ -34,7 +34,7 @@ MIN_POWER = 1e-10
 
 @dataclass(frozen=True)
 class Config:
-    """Configuration of CNN14. The defaults are the released network's, with its dropout and masks in training."""
+    """Configuration of CNN14. The defaults are those of the released network and its training."""
 
     segment_s: float = 30.0
     pretrained: bool = True
@@ -60,12 +60,12 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """SpecAugment, unless its masks are disabled."""
+        """Names of the augmentations in training: ('SpecAugment',), or () if both maximum widths of its masks are 0."""
         return ("SpecAugment",) * bool(self.mask_mels or self.mask_frames)
 
     @property
     def patch_overlap(self) -> None:
-        """None: the network has no patches."""
+        """Overlap of neighbouring spectrogram patches: None, since the network has no patches."""
         return None
 
     @property
@@ -82,8 +82,8 @@ VARIANTS = {
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: a release's name, or the SHA-256 of a file in the directory
-    `weights`.
+    """Return a string that identifies the initial weights: 'random', the address of the released file or, if a
+    directory `weights` is given, the SHA-256 of the released file in it.
     """
     if not config.pretrained:
         return "random"
@@ -93,8 +93,8 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 
 def flops(config: Config) -> float:
-    """Return the floating-point operations of a segment's forward pass: two convolutions per block, with frames and
-    bands halved after each block but the last.
+    """Return the number of floating-point operations of the forward pass of one segment: two convolutions per block,
+    with frames and mel bands halved after each block but the last, and the linear layer.
     """
     frames, bands = round(config.segment_s * SAMPLE_RATE_HZ) // HOP_SAMPLES + 1, NUM_MELS
     total = 2.0 * config.channels[-1] ** 2

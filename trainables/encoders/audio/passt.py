@@ -25,8 +25,8 @@ RELEASES = {
 
 @dataclass(frozen=True)
 class Config:
-    """Configuration of a PaSST: hear21passt's `arch`, or, if `arch` is None, one of `width`, `depth` and `heads` with
-    random weights.
+    """Configuration of a PaSST. `arch` is the name of one of hear21passt's architectures; if it is None, the network
+    has the given `width`, `depth` and `heads`, and random weights.
     """
 
     arch: str | None
@@ -56,7 +56,7 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Numbers of rows and columns of patches in a whole segment."""
+        """Numbers of rows (frequency) and columns (time) of patches in a whole segment, before patchout."""
         rows = (self.front_end.num_mels - self.patch[0]) // self.stride[0] + 1
         columns = (self.segment_frames - self.patch[1]) // self.stride[1] + 1
         return rows, min(columns, self.num_frames // self.stride[1])
@@ -68,12 +68,12 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Augmentations of the front end, and patchout."""
+        """Names of the augmentations in training: those of the log-mel front end, and 'patchout'."""
         return self.front_end.augmentations + ("patchout",) * bool(self.patchout_frequency or self.patchout_time)
 
     @property
     def patch_overlap(self) -> tuple[int, int]:
-        """Overlap of neighbouring patches in mel bands and frames."""
+        """Overlap of neighbouring spectrogram patches as (mel bands, frames)."""
         mels, frames = (max(0, size - step) for size, step in zip(self.patch, self.stride, strict=True))
         return mels, frames
 
@@ -107,8 +107,8 @@ VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: a release's name, or the SHA-256 of a file in the directory
-    `weights`.
+    """Return a string that identifies the initial weights: 'random', the name of hear21passt's release or, if a
+    directory `weights` is given, the SHA-256 of the released file in it.
 
     A release's name identifies its weights, since releases don't change.
     """
@@ -120,14 +120,14 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 
 def release_url(config: Config) -> str:
-    """Return the address of the published weights."""
+    """Return the URL from which the published weights of the config's architecture are downloaded."""
     assert config.arch is not None
     return RELEASES[config.arch]
 
 
 def flops(config: Config) -> float:
-    """Return the floating-point operations of a segment's forward pass in training: the patches of the whole
-    spectrogram, then the tokens left by patchout.
+    """Return the number of floating-point operations of the forward pass of one segment in training: those of embedding
+    all patches, and of the transformer on the patches that patchout leaves.
     """
     rows, columns = config.grid
     patches = operations.count_convolution(1, config.width, config.patch, rows * columns)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenized captions: ids and mask, both int64 [B, longest caption of the batch]."""
+    """Tokenized captions: token ids and padding mask, both int64 [B, tokens of the longest caption in the batch]."""
 
     ids: Tensor
     mask: Tensor  # 1 for a token, 0 for padding
@@ -33,10 +33,10 @@ class Tokens:
 
 @runtime_checkable
 class TextConfig(Protocol):
-    """Interface of a text encoder's Config, as training, reports and submissions use it."""
+    """Interface that the Config of every text encoder has; training, reports and submissions rely on it."""
 
     def __hash__(self) -> int:
-        """Return the hash; configs are frozen."""
+        """Return a hash of the fields, so that a Config can be the key of a dictionary."""
 
     @property
     def max_tokens(self) -> int:
@@ -48,19 +48,21 @@ class TextConfig(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Interface of a text encoder's network, as the dual encoder uses it."""
+    """Interface that the dual encoder expects of a text encoder's network."""
 
     width: int
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Return the tokens of B captions."""
+        """Return B captions as token ids, truncated to the config's `max_tokens` and padded to the longest caption."""
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [B, width] of B tokenized captions."""
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the files that `restore` reads."""
+        """Write the tokenizer's files to a folder, from which the family's `restore` reads them."""

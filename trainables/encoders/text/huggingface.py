@@ -18,7 +18,7 @@ Pooling = Literal["first", "mean"]
 
 @dataclass(frozen=True)
 class Config:
-    """Configuration of a text model, given by hub id or local directory."""
+    """Configuration of a text encoder. `model` is the id of a model on the Hugging Face hub, or a local directory."""
 
     model: str
     revision: str | None = None  # a commit of the hub; None: the newest commit when the trial's signature is computed
@@ -38,7 +38,7 @@ class Config:
 
     @property
     def is_published(self) -> bool:
-        """True: training always starts from the weights of `model`."""
+        """Whether training starts from published weights: True, it starts from those of `model`."""
         return True
 
 
@@ -65,7 +65,8 @@ SIZES = {
 
 
 def flops(config: Config, num_tokens: float) -> float | None:
-    """Return the floating-point operations of a caption's forward pass; None for a model whose size isn't in `SIZES`.
+    """Return the number of floating-point operations of the forward pass of a caption of `num_tokens` tokens; None for
+    a model on the hub whose size isn't in `SIZES`.
 
     Raises UserError for a directory whose config.json can't be read.
     """
@@ -82,8 +83,8 @@ def flops(config: Config, num_tokens: float) -> float | None:
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return the SHA-256 of a local directory's files, or a hub model's commit. Raises UserError if neither is
-    available.
+    """Return a string that identifies the initial weights: the SHA-256 of a local directory's files, or 'model@commit'
+    for a model on the hub. Raises UserError if the model can't be found.
     """
     folder = Path(locate_model(config, weights))
     if folder.is_dir():
@@ -96,7 +97,7 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
 
 @functools.cache
 def look_up_commit(model: str) -> str:
-    """Return the newest commit of a model on the hub, which is looked up once per process.
+    """Return the id of the newest commit of a model on the Hugging Face hub; it is looked up once per process.
 
     Raises UserError if the hub can't be reached or has no such model.
     """
@@ -112,8 +113,8 @@ def look_up_commit(model: str) -> str:
 
 
 def locate_model(config: Config, weights: Path | None) -> str:
-    """Return a local directory, or the model's id on the hub. Raises UserError if `weights` is given and lacks the
-    model.
+    """Return where transformers finds the model: a local directory, or the model's id on the hub. Raises UserError if a
+    directory `weights` is given and does not contain the hub's model.
     """
     if weights is None or Path(config.model).is_dir():
         return config.model

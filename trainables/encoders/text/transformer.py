@@ -29,7 +29,7 @@ class Config:
 
     @property
     def is_published(self) -> bool:
-        """False: the weights are random."""
+        """Whether training starts from published weights: False, since the initial weights are random."""
         return False
 
 
@@ -40,10 +40,10 @@ VARIANTS = {
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights."""
+    """Return 'random', which stands for initial weights drawn from the trial's seed. The arguments are not used."""
     return "random"
 
 
 def flops(config: Config, num_tokens: float) -> float:
-    """Return the floating-point operations of a caption's forward pass."""
+    """Return the number of floating-point operations of the forward pass of a caption of `num_tokens` tokens."""
     return operations.count_transformer(min(num_tokens, config.max_tokens), config.layers, config.width)

@@ -13,12 +13,12 @@ from trainables.networks.audio.log_mel import LogMel
 
 
 def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
-    """Return the encoder with random weights."""
+    """Return the network with random initial weights; `weights` is not used."""
     return CnnEncoder(config)
 
 
 def restore(config: Config) -> "CnnEncoder":
-    """Return an encoder of the same shape, whose weights are loaded later."""
+    """Return the network with random weights, which the caller replaces with trained ones."""
     return CnnEncoder(config)
 
 
@@ -41,11 +41,15 @@ class CnnEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
         return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, width] of segments [S, N]."""
+        """Return the embeddings [S, width] of S segments of N samples; `mask_draws` and `generator` are used in
+        training only.
+        """
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         features_SCT = features_SCMT.flatten(1, 2)

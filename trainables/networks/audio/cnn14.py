@@ -29,7 +29,8 @@ from trainables.networks.audio import log_mel
 
 
 def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
-    """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
+    """Return the network with its initial weights. Published ones are read from the directory `weights` if it is given,
+    and otherwise downloaded.
 
     Raises UserError if the file is missing, truncated, or of another network.
     """
@@ -40,12 +41,12 @@ def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
 
 
 def restore(config: Config) -> "Cnn14Encoder":
-    """Return an encoder of the same shape without published weights."""
+    """Return the network with random weights, which the caller replaces with trained ones."""
     return Cnn14Encoder(config)
 
 
 class Cnn14Encoder(nn.Module):
-    """Network that embeds a segment as the maximum plus the mean over time of the last block's features, through a
+    """Network that embeds a segment as the maximum plus the mean over time of the last block's features, followed by a
     linear layer and ReLU.
     """
 
@@ -69,11 +70,15 @@ class Cnn14Encoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
         return [self.get_submodule(f"conv_block{number}") for number in range(1, len(self.config.channels) + 1)]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; frozen batch statistics stay in evaluation mode."""
+        """Set training or evaluation mode, and return the network. If `frozen_statistics` is set, batch normalisation
+        stays in evaluation mode.
+        """
         super().train(mode)
         if self.config.frozen_statistics:
             for module in self.modules():
@@ -100,7 +105,7 @@ class Cnn14Encoder(nn.Module):
         return features_SW.relu()
 
     def compute_log_mel(self, segments_SN: Tensor) -> Tensor:
-        """Return the mel spectrogram [S, M, T] in decibels."""
+        """Return the mel spectrogram [S, M, T] of segments [S, N], in decibels."""
         spectrum = torch.stft(
             segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True
         )

@@ -40,7 +40,7 @@ class LogMel(nn.Module):
         self.register_buffer("bank", self.make_filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
 
     def make_filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
-        """Return Kaldi's triangular mel filters [M, fft_samples / 2 + 1]."""
+        """Return Kaldi's triangular mel filters from `fmin_hz` to `fmax_hz`: [M, fft_samples / 2 + 1]."""
         config = self.config
         bank, _ = get_mel_banks(
             config.num_mels,
@@ -55,7 +55,9 @@ class LogMel(nn.Module):
         return nn.functional.pad(bank, (0, 1))  # Kaldi has no Nyquist bin
 
     def draw_filter_bank(self, generator: torch.Generator) -> Tensor:
-        """Return a filter bank with randomly drawn frequency limits, one per global batch."""
+        """Return mel filters [M, fft_samples / 2 + 1] whose frequency limits are drawn at random. All ranks draw the
+        same limits for a batch, since their generators have the same seed.
+        """
         config = self.config
         low, high = (
             int(torch.randint(max(1, span), (1,), generator=generator))
@@ -66,7 +68,9 @@ class LogMel(nn.Module):
         )
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the spectrograms; in training with jittered filters and masked bands and frames."""
+        """Return the normalised log-mel spectrograms [S, M, T] of segments [S, N]. In training, the mel filters are
+        jittered, and mel bands and frames are masked.
+        """
         config = self.config
         bank = self.draw_filter_bank(generator) if self.training else self.bank
         log_mel_SMT = transform_in_blocks(segments_SN, lambda segments: self.compute_log_mel(segments, bank))
@@ -76,7 +80,9 @@ class LogMel(nn.Module):
         return (log_mel_SMT + NORMALISE_SHIFT) / NORMALISE_SCALE
 
     def compute_log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
-        """Return the logarithm of the mel spectrogram [S, M, T], neither masked nor normalised."""
+        """Return the natural logarithm of the mel spectrogram [S, M, T] of segments [S, N], neither masked nor
+        normalised.
+        """
         emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
         spectrum = torch.stft(
             emphasised,
@@ -91,8 +97,8 @@ class LogMel(nn.Module):
 
 
 def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `transform` of all segments, in float32 even under autocast; on a CPU a few segments are transformed at a
-    time.
+    """Return the results of `transform` for all segments as one tensor. They are computed in float32 even under
+    autocast and, on a CPU, for a few segments at a time, which is faster.
     """
     block = len(segments_SN) if segments_SN.is_cuda else CPU_BLOCK
     with torch.autocast(segments_SN.device.type, enabled=False):
@@ -100,8 +106,8 @@ def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tenso
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor) -> Tensor:
-    """Apply SpecAugment (Park et al. 2019): set one stripe of up to `max_width` entries along `dim` to zero in each
-    segment.
+    """Return the spectrograms with one stripe of up to `max_width` entries along `dim` set to zero in each segment, as
+    in SpecAugment (Park et al. 2019).
 
     `draws_S2` holds the stripe's width and position as uniform numbers on [0, 1).
     """

@@ -28,7 +28,8 @@ and backward, float32, one thread).
 
 
 def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
-    """Return the encoder with its initial weights; published ones are read from the directory `weights`, or downloaded.
+    """Return the network with its initial weights. Published ones are read from the directory `weights` if it is given,
+    and otherwise downloaded.
 
     Raises UserError if the file is missing, truncated, or of another network.
     """
@@ -39,12 +40,12 @@ def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
 
 
 def restore(config: Config) -> "PasstEncoder":
-    """Return an encoder of the same shape without published weights."""
+    """Return the network with random weights, which the caller replaces with trained ones."""
     return PasstEncoder(config, make_passt(config))
 
 
 def make_passt(config: Config) -> Any:
-    """Return hear21passt's model with random weights."""
+    """Return hear21passt's model for a config, with random weights."""
     size = {"u_patchout": 0, "s_patchout_t": config.patchout_time, "s_patchout_f": config.patchout_frequency}
     with contextlib.redirect_stdout(io.StringIO()):  # hear21passt prints its models
         if config.arch is None:
@@ -70,7 +71,7 @@ def make_passt(config: Config) -> Any:
 
 
 class PasstEncoder(nn.Module):
-    """Network that embeds a segment as the mean of PaSST's class and distillation tokens."""
+    """Network that embeds a segment as the mean of the outputs for PaSST's class token and distillation token."""
 
     def __init__(self, config: Config, net: Any) -> None:
         super().__init__()
@@ -84,7 +85,9 @@ class PasstEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
         return list(self.net.blocks)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
@@ -105,7 +108,9 @@ class PasstEncoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with the parameters and weight names of hear21passt's layer; neither has attention dropout."""
+    """Self-attention that takes the parameters of hear21passt's layer and keeps their names. Like that layer, it has no
+    attention dropout.
+    """
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -113,7 +118,7 @@ class Attention(nn.Module):
         self.qkv, self.proj = original.qkv, original.proj
 
     def forward(self, tokens_SLD: Tensor) -> Tensor:
-        """Return the attended tokens [S, L, D] of tokens [S, L, D]."""
+        """Return the output of self-attention [S, L, D] for tokens [S, L, D]."""
         query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         is_fused = tokens_SLD.device.type in FUSED_DEVICES
         function = nn.functional.scaled_dot_product_attention if is_fused else attend
@@ -123,15 +128,15 @@ class Attention(nn.Module):
 
 
 def attend(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
-    """Return attention in its plain form, for H heads of E entries: [S, H, L, E]."""
+    """Return scaled dot-product attention [S, H, L, E] for H heads of E entries, computed as plain matrix products."""
     scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
     mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
     return mixed_SHLE
 
 
 def drop_patches(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return the patches without `count` random rows or columns (structured patchout), the same ones in the whole
-    batch.
+    """Return the patches without `count` randomly drawn rows or columns along `dim` (structured patchout). The same
+    ones are dropped from all segments of the batch.
     """
     if count == 0:
         return patches_SDFT

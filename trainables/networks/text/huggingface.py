@@ -18,7 +18,8 @@ from trainables.encoders.text.huggingface import Config
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
-    """Return the published model and its tokenizer, from the directory `weights` if given; `captions` are not used.
+    """Return the network with the published model and its tokenizer, read from the directory `weights` if it is given,
+    otherwise from the location that the config names; `captions` are not used.
 
     Raises UserError if the model is missing or truncated, or if its weights don't match its config.json.
     """
@@ -51,7 +52,9 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
-    """Return a model of the same shape without its weights, and the tokenizer that `save_tokenizer` wrote."""
+    """Return the network without its trained weights, which the caller loads. The model's shape and the tokenizer are
+    read from `folder`, where `save_tokenizer` wrote them.
+    """
     shape = AutoConfig.from_pretrained(folder)
     return HuggingFaceEncoder(
         config, AutoModel.from_config(shape, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
@@ -59,21 +62,23 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
 
 
 def set_dropout(shape: Any, dropout: float) -> None:
-    """Set every dropout rate of the architecture: each setting whose name contains 'dropout' or 'dropout_prob'."""
+    """Set every dropout rate in a transformers config `shape`: each number whose name contains 'dropout'."""
     for name, value in shape.to_dict().items():
         if "dropout" in name and isinstance(value, int | float):
             setattr(shape, name, dropout)
 
 
 def filter_body_weights(model: Any, names: Collection[str]) -> list[str]:
-    """Return the names of the weights of embeddings and layers; a checkpoint's heads and pooler are not used."""
+    """Return, sorted, those names that are weights of the model's embeddings and layers. Weights of heads and of the
+    pooler, which are not used, are left out.
+    """
     parts = {name for name, _ in model.named_children()} - {"pooler"}
     stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
     return sorted(name for name, stem in stems.items() if stem in parts)
 
 
 class HuggingFaceEncoder(nn.Module):
-    """Network that embeds a caption as the output for its first token, or as the mean over its tokens."""
+    """Network that embeds a caption as the last layer's output for its first token, or as the mean over its tokens."""
 
     def __init__(self, config: Config, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -86,12 +91,14 @@ class HuggingFaceEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time; the longest ModuleList of the model."""
+        """Layers that account for nearly all compute time: the longest ModuleList of the model. Activation
+        checkpointing and torch.compile apply to each of them.
+        """
         layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
         return list(layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Return captions as token ids, truncated to `max_tokens` and padded to the longest."""
+        """Return B captions as token ids, truncated to the config's `max_tokens` and padded to the longest caption."""
         encoded = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
         )
@@ -106,6 +113,6 @@ class HuggingFaceEncoder(nn.Module):
         return (states_BLW * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the files that `restore` reads."""
+        """Write the tokenizer and the model's config.json to a folder, from which `restore` reads them."""
         self.tokenizer.save_pretrained(folder)
         self.model.config.save_pretrained(folder)

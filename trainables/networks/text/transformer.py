@@ -18,7 +18,9 @@ PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
-    """Return the encoder with random weights, and a vocabulary learned from normalised `captions`."""
+    """Return the network with random initial weights, and a vocabulary learned from normalised `captions`; `weights` is
+    not used.
+    """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # The trainer numbers the letters inside words in the order of a hash map, which differs between processes, and
@@ -37,12 +39,14 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "TransformerEncoder":
-    """Return an encoder of the same shape with the vocabulary that `save_tokenizer` wrote."""
+    """Return the network without its trained weights, which the caller loads. The vocabulary is read from `folder`,
+    where `save_tokenizer` wrote it.
+    """
     return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
 
 
 class TransformerEncoder(nn.Module):
-    """Network that embeds a caption as the output for its first token."""
+    """Network that embeds a caption as the last layer's output for its first token."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -62,11 +66,13 @@ class TransformerEncoder(nn.Module):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Layers that account for nearly all compute time."""
+        """Layers that account for nearly all compute time; activation checkpointing and torch.compile apply to each of
+        them.
+        """
         return list(self.layers.layers)
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Return captions as token ids, truncated to `max_tokens` and padded to the longest."""
+        """Return B captions as token ids, truncated to the config's `max_tokens` and padded to the longest caption."""
         encodings = self.tokenizer.encode_batch(list(captions))
         masks = [encoding.attention_mask for encoding in encodings]
         return Tokens(torch.tensor([encoding.ids for encoding in encodings]), torch.tensor(masks))
@@ -78,5 +84,5 @@ class TransformerEncoder(nn.Module):
         return states_BLW[:, 0]
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the files that `restore` reads."""
+        """Write the tokenizer to a file in a folder, from which `restore` reads it."""
         self.tokenizer.save(str(folder / TOKENIZER_FILE))
