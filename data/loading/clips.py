@@ -13,7 +13,9 @@ from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, decode_f
 
 
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
-    """Yield batches of a split's clips in order, each cut to its first `longest_s` seconds."""
+    """Yield batches of up to `batch_size` clips of a split in order, without captions. The first `longest_s`
+    seconds of a clip are used, cut into segments of `segment_s` seconds.
+    """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(split.index), batch_size):
         clips = range(first, min(first + batch_size, len(split.index)))
@@ -28,7 +30,8 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 def load_files(
     paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, on_error: Callable[[Path, str], None]
 ) -> Iterator[Batch]:
-    """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
+    """Yield batches of up to `batch_size` audio files in order, without captions, cut into segments and rounded to
+    16 bits as if they had been read from a store. `clips` of a batch holds indices into `paths`.
 
     At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped: `on_error` is called
     with its path and the reason.
@@ -52,7 +55,9 @@ def load_files(
 
 
 def decode_start(path: Path, longest_samples: int) -> Samples:
-    """Return the first samples of an audio file, rounded to 16 bits. Raises AudioError if it can't be decoded."""
+    """Return the first samples of an audio file, at most `longest_samples`, as float32 values rounded to 16 bits.
+    Raises AudioError if the file can't be decoded.
+    """
     blocks, num_samples = [], 0
     for block in decode_file(path):
         blocks.append(to_pcm16(block[: longest_samples - num_samples]))

@@ -67,7 +67,9 @@ class TextTable:
         )
 
     def format_labelled(self, row: Sequence[str]) -> str:
-        """Return the values of a row except the first, each after its heading; empty values are omitted."""
+        """Return the values of a row as one line, each after the heading of its column. The first value, which
+        names the row, and empty values are omitted.
+        """
         pairs = zip(self.columns[1:], row[1:], strict=True)
         labels = [f"{column.heading} {value}".replace(" ", NO_BREAK) for column, value in pairs if value]
         return ", ".join(labels)
