@@ -64,7 +64,7 @@ OGG_LAST_PAGE_FLAG = 4
 
 
 class AudioError(Exception):
-    """Recording that can't be used; the message is the reason."""
+    """Error of a recording that can't be used; its message is the reason."""
 
 
 def decode_file(path: Path) -> Iterator[Samples]:
@@ -124,7 +124,8 @@ def decode(file: BinaryIO) -> Iterator[Samples]:
 
 
 class _LibsndfileAdapter:
-    """Open file as libsndfile calls it: seeks before the start of the file, caused by a broken header, are ignored.
+    """Wrapper that passes an open file to libsndfile, and ignores seeks before the start of the file, which a
+    broken header can cause.
 
     Errors raised in a callback from C can't be caught; they would be printed.
     """
@@ -139,7 +140,8 @@ class _LibsndfileAdapter:
 
 
 def is_truncated(file: BinaryIO) -> bool:
-    """Return True if a file was cut off in a way that libsndfile takes for a shorter file.
+    """Return whether a file was cut off in a way that libsndfile doesn't notice, so that it would be decoded as a
+    shorter recording.
 
     WAV, AIFF, AU, RF64 and W64 state their size in the header; in Ogg the last page is marked. Returns False for other
     formats, which libsndfile checks itself.
@@ -192,7 +194,7 @@ def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "has
 
 
 def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
-    """Fill `out` with a stored clip's samples from `start` on, without decoding the rest of the clip.
+    """Fill `out` with a stored clip's samples from sample `start` on, without decoding the rest of the clip.
 
     `audio` is opened at the clip. Raises AudioError if the clip is truncated or shorter.
     """
@@ -213,7 +215,9 @@ def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> No
 
 
 def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
-    """Decode a stored clip, and yield blocks of 16-bit PCM. Raises AudioError if it is truncated."""
+    """Decode a stored clip, and yield its samples in consecutive blocks of 16-bit PCM. Raises AudioError if it is
+    truncated.
+    """
     if codec == "pcm16":
         while block := audio.read(BLOCK_FRAMES * PCM16_BYTES):
             yield np.frombuffer(block, dtype="<i2")
@@ -227,12 +231,14 @@ def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
 
 
 def compute_crop_start(num_samples: int, max_samples: int, draw: float) -> int:
-    """Return the start of a random window of at most `max_samples` samples; `draw` is uniform on [0, 1)."""
+    """Return the first sample of a random window of at most `max_samples` in a recording of `num_samples` samples;
+    `draw` is uniform on [0, 1).
+    """
     return int(draw * (max(0, num_samples - max_samples) + 1))
 
 
 def count_segments(num_samples: int, segment_samples: int) -> int:
-    """Return the number of consecutive segments that a recording is cut into.
+    """Return the number of consecutive segments of `segment_samples` that a recording of `num_samples` is cut into.
 
     A last segment shorter than MIN_LAST_SEGMENT_S is dropped unless it is the only one.
 

@@ -33,7 +33,7 @@ PIECE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class StoredClip:
-    """Position of a clip's audio in its shard, in bytes, with its length and digest."""
+    """Position of a clip's audio in its shard file, in bytes, with its number of samples and its digest."""
 
     offset: int
     num_bytes: int
@@ -57,7 +57,9 @@ class ShardSummary:
 
 
 def build_shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
-    """Return the file name of a shard: its number, and a hash of its inputs."""
+    """Return the file name of a shard: its number, and a hash of everything that determines its contents (the
+    clips, the codec and the format of the store).
+    """
     inputs = [(clip.clip_id, clip.revision, clip.captions, clip.keywords, clip.licence, clip.source) for clip in clips]
     return f"clips-{number:05d}-{hash_json([FORMAT_VERSION, codec, inputs])}.arrow"
 
@@ -92,7 +94,7 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
 
 
 def read_summary(path: Path) -> ShardSummary | None:
-    """Read the summary of a shard; return None if the shard is absent or incomplete."""
+    """Read the summary of a shard, given the path of the shard; return None if the shard is absent or incomplete."""
     try:
         value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         summary = dacite.from_dict(ShardSummary, value)
@@ -106,7 +108,8 @@ EncodedAudio = bytes | mmap.mmap
 
 
 def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._Hash") -> tuple[EncodedAudio, int]:
-    """Encode a clip in the format of a store, and return its audio and its number of samples.
+    """Load a clip and encode it with `codec`. Return the encoded audio and its number of samples; `digest` is
+    updated with the samples.
 
     Audio that is too long for memory is spooled to a temporary file in `folder`.
     """
@@ -122,7 +125,9 @@ def encode_clip(clip: SourceClip, codec: Codec, folder: Path, digest: "hashlib._
 
 
 class _ShardFile:
-    """Arrow file of clips while it is written; each clip is a record batch of its own, so that none is copied."""
+    """Writer of a shard, used as a context manager. Each clip is a record batch of its own, so that its audio isn't
+    copied.
+    """
 
     def __init__(self, corpus: str, split: str, path: Path) -> None:
         self.corpus, self.split = corpus, split
@@ -140,7 +145,7 @@ class _ShardFile:
             self.sink.close()
 
     def write_clip(self, clip: SourceClip, audio: EncodedAudio, num_samples: int) -> None:
-        """Write a clip."""
+        """Append a clip, whose audio is already encoded, to the shard."""
         self.sink.mapped = audio if isinstance(audio, mmap.mmap) else None
         ends = pa.py_buffer(np.array([0, len(audio)], "<i8"))
         row = {
@@ -160,7 +165,9 @@ class _ShardFile:
 
 
 class _PiecewiseFile(io.FileIO):
-    """File that copies mapped audio in pieces and releases each one, so that an hour of audio isn't held in memory."""
+    """File opened for writing, which copies mapped audio in pieces and releases each one, so that an hour of audio
+    isn't held in memory.
+    """
 
     mapped: mmap.mmap | None = None
 
@@ -175,7 +182,7 @@ class _PiecewiseFile(io.FileIO):
 
 
 def locate_audio(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield offset and length in bytes of each clip's audio in a shard file, in the order of the clips."""
+    """Yield the offset and the length, in bytes, of each clip's audio in a shard file, in the order of the clips."""
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
         shard = pa.ipc.open_file(buffer)
