@@ -61,7 +61,8 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return two audio times two text encoders on a small corpus of recordings, without paraphrases.
+    """Return the pairs of two audio and two text encoders on a small corpus of recordings, each pair fine-tuned
+    with two seeds, without paraphrases.
 
     Models with separate pretrainings make different errors, which an ensemble benefits from; fine-tunings of one
     pretraining add little to each other (measured on 240 clips of real recordings).
@@ -137,7 +138,9 @@ def full(splits: Splits, precision: Precision) -> list[Trial]:
 def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
-    """Return a pretraining of a small audio and a small text encoder, both from random weights."""
+    """Return a pretraining of a small audio and a small text encoder, both from random weights, at the peak
+    learning rate `rate`.
+    """
     trial = recipes.small(audio, text, splits, precision)
     return replace(trial, schedule=replace(trial.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs))
 
@@ -150,7 +153,9 @@ def fine_tuning(
     warmup_epochs: float = 1.0,
     paraphrase_probability: float = 0.0,
 ) -> Trial:
-    """Return a fine-tuning on the training split, at a share of its pretraining's peak rate."""
+    """Return a fine-tuning on the training split that starts from `pretraining`. Its peak learning rate is
+    `rate_share` times that of the pretraining.
+    """
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
         pretraining,
@@ -167,7 +172,7 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 
 
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
-    """Return the trials with further seeds that follow the given ones; each trial once.
+    """Return each trial with several consecutive seeds, beginning with its own; no trial is returned twice.
 
     `seeds` is the number of seeds of each fine-tuning of one pretraining; trials without a pretraining are unchanged.
     `pretraining_seeds` is the number of seeds of each pretraining. The seeds of the pretraining's fine-tunings are
@@ -184,7 +189,7 @@ def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_se
 
 
 def shift_seeds(trial: Trial, shift: int) -> Trial:
-    """Return the trial with its seed, and the seeds of its pretrainings, increased."""
+    """Return the trial with `shift` added to its seed and to that of its pretraining."""
     parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
     return replace(trial, seed=trial.seed + shift, pretraining=parent)
 
@@ -248,7 +253,9 @@ def find_space(name: str) -> Space:
 
 
 def load_user_space(path: Path, function: str) -> Space:
-    """Return a function of a Python file. Raises UserError, with the file and the line, if it cannot be used."""
+    """Return the space `function` that a user has written in the Python file `path`. Raises UserError, with the
+    file and the line, if it cannot be used.
+    """
     if not path.is_file():
         raise UserError(f"{path} doesn't exist: name your own space as path/to/file.py:function")
     try:
@@ -274,7 +281,7 @@ def load_user_space(path: Path, function: str) -> Space:
 
 
 def format_reason(path: Path, error: Exception) -> str:
-    """Return what went wrong, and in which line of a file."""
+    """Return an error's message for the user, with the line of the file `path` in which it was raised, if it was."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{f'line {lines[-1]}: ' if lines else ''}{kind}{error}"

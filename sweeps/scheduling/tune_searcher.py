@@ -44,7 +44,9 @@ class QueueSearcher(Searcher):
         return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the trial to start; None if none can start now; FINISHED if none will."""
+        """Return the config of the next trial to start; None if no trial can start now; FINISHED if none is
+        left to start.
+        """
         if self.queue.is_exhausted:
             return str(Searcher.FINISHED)
         self.queue.resize(self.nodes())
@@ -55,7 +57,9 @@ class QueueSearcher(Searcher):
         return self.configs[key]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record the end of a trial."""
+        """Free the resources of a trial that has ended in the job queue; if it succeeded, the trials that
+        depend on it become ready.
+        """
         succeeded = not error and self.succeeded(self.keys[trial_id])
         self.queue.done(self.keys.pop(trial_id), succeeded)
 
