@@ -276,7 +276,7 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
 
 
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
-    """Return the model and the instruction's version that a split's paraphrases are by; None if it has none.
+    """Return the model and the instruction's version that wrote a split's paraphrases; None if there are none.
 
     The version is '' if the instruction is unknown, and None in tables written before versions were recorded.
     """

@@ -210,7 +210,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Split:
-    """Split of a corpus as published.
+    """Split of a corpus as published: its clips, whose audio isn't read yet, its queries and paraphrases, and the
+    skipped items.
 
     Without `queries`, every caption of a clip is a query for that clip. With `clips_of`, the split has no clips of its
     own: its queries refer to the clips of that other split of the same corpus. `sources` are the sources of all

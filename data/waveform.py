@@ -172,9 +172,10 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
 
 
 def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "hashlib._Hash") -> int:
-    """Write samples into an open file in the format of a store, and update `digest` with their 16-bit PCM.
+    """Write samples into an open file in the format of a store, and return their number. `digest` is updated with
+    the samples as 16-bit PCM.
 
-    Both codecs are lossless. Returns the number of samples.
+    Both codecs are lossless.
     """
     num_samples = 0
     with contextlib.ExitStack() as stack:

@@ -83,7 +83,7 @@ class SweepOptions:
     )
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
-        """Return a trial's resources by the name of its stage. Raises UserError if no node could ever hold it."""
+        """Return a trial's resources by the name of its stage. Raises UserError if the nodes could never hold it."""
         fine_tuning = allocate(nodes, self.compute.request, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
         require_placeable(pretraining, nodes)
@@ -113,7 +113,7 @@ class StatusOptions:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Trials of a sweep, their store, and the description that the ledger keeps."""
+    """Definition of a sweep: its trials, their store, the nodes of the cluster, and what the ledger keeps about it."""
 
     title: str
     command: str  # command that resumes the sweep

@@ -39,7 +39,8 @@ PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
 
 
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
+    """Return three encoder pairs on a small corpus, each fine-tuned with and without paraphrases. They are trained
+    in minutes on two cores.
 
     The pairs have separate pretrainings, so that an ensemble of them gains. Fine-tuning takes two epochs: after the
     first, while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower,
@@ -80,7 +81,7 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return the trials of `small`, and each fine-tuning with paraphrases as well, as in Figure 2 of the paper."""
+    """Return the trials of `small`, each once without and once with paraphrases, as in Figure 2 of the paper."""
     return [
         replace(trial, paraphrase_probability=probability)
         for trial in small(splits, precision)
@@ -118,7 +119,8 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def full(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
+    """Return every audio encoder of the paper's table with every text encoder, each pair fine-tuned with all
+    combinations of the peak learning rates in RATES and the paraphrase probabilities in PROBABILITIES.
 
     CNN14 is included; all-mpnet-base-v2, which only the baseline uses, is not.
     """
@@ -281,7 +283,9 @@ def load_user_space(path: Path, function: str) -> Space:
 
 
 def format_reason(path: Path, error: Exception) -> str:
-    """Return an error's message for the user, with the line of the file `path` in which it was raised, if it was."""
+    """Return an error's message for the user, with the line of the file `path` in which it was raised, if it was
+    raised there.
+    """
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{f'line {lines[-1]}: ' if lines else ''}{kind}{error}"

@@ -111,8 +111,8 @@ def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[Sk
 
 
 def find_files(source: Path, files: dict[str, list[Path]], split: str, key: ClipKey) -> list[Path]:
-    """Return the audio files that may be a clip's: none, one, or several if it isn't known which is the right one.
-    `files` are all audio files under `source`, by their names without the suffix.
+    """Return the audio files that may hold a clip's audio: none, one, or several if it isn't known which is the
+    right one. `files` are all audio files under `source`, by their names without the suffix.
     """
     youtube_id, start_time = key
     for name in (f"{youtube_id}_{start_time}", youtube_id):

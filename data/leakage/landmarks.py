@@ -173,7 +173,9 @@ def _find_peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray[np.float32]:
-    """Return the maximum over 2 * radius + 1 neighbours along an axis, which gets shorter by 2 * radius."""
+    """Return the maximum of each value and its `radius` neighbours on either side along an axis. The result is
+    shorter by 2 * radius along it.
+    """
     values, width = np.swapaxes(values, 0, axis), 1
     while width <= radius:
         values, width = np.maximum(values[:-width], values[width:]), 2 * width

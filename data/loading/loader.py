@@ -29,8 +29,8 @@ def load_epoch(
     world_size: int = 1,
     loader_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Return an iterator over one rank's batches in an epoch: from each global batch, the pairs that fall to this
-    rank.
+    """Return an iterator over one rank's batches in an epoch, which consist of the rank's share of the pairs of
+    each global batch.
 
     If a small last batch leaves a rank without pairs, the rank gets a copy of the batch's first pair, so that it can
     take part in the step; `split_among_ranks` says which pairs count.

@@ -202,7 +202,9 @@ class CheckedSentence:
 
     @property
     def is_kept(self) -> bool:
-        """True if the sentence can replace the caption: it fails no check, or only checks in MARKING_CHECKS."""
+        """True if the sentence can replace the caption: it fails no check, or only checks in MARKING_CHECKS,
+        which mark it for review.
+        """
         return MARKING_CHECKS.issuperset(self.failed)
 
 

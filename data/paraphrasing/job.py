@@ -145,8 +145,8 @@ class TokenCounts:
 
 
 class AnswerLog:
-    """Index of the answers in a journal by the job's model to its instruction: their positions in the file, by
-    request, and their token counts.
+    """Index of a job's answers in the journal, that is of its model's answers to its instruction: their positions
+    in the file by request, and their token counts.
 
     For the budget, the tokens of all answers by the model are counted as well, including those to other instructions.
     """

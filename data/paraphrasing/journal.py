@@ -29,7 +29,7 @@ FIELDS: dict[str, type] = {
 
 
 class Journal:
-    """File of JSON objects, one per line, that one process at a time appends to.
+    """File of answers as JSON objects, one per line. Only one process at a time can append to it.
 
     Lines that arrive while others are being written and synced are written and synced together afterwards.
     """

@@ -67,7 +67,7 @@ class PreparationProgress(ProgressLine):
         super().__init__(logger)
 
     def add_clips(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
-        """Count clips that are done, with their samples and source bytes, and report progress."""
+        """Count clips that are done, with their samples and the bytes that were read for them, and report progress."""
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes

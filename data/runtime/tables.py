@@ -24,7 +24,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TextTable:
-    """Rows of text under columns; the first column names the row. Print it with `print_table`.
+    """Table whose cells are text, and whose first column names the row. Print it with `print_table`.
 
     On a terminal, each row is a line if all rows fit. Otherwise the name is on a line of its own above the other
     columns; if these don't fit either, each value follows its heading, on as many lines as needed. Elsewhere, each row

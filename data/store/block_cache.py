@@ -73,7 +73,9 @@ class BlockCache:
             raise UserError(f"CHORALE_CACHE_GB is {bound!r}: give the cache's size in GB, as 50 or 0.5") from None
 
     def get(self, key: str) -> pa.Buffer | None:
-        """Return the contents of a key, memory-mapped, so that they outlive eviction; None if absent or truncated."""
+        """Return the contents stored under a key as a memory-mapped buffer, which stays valid if the file is
+        evicted; None if the file is absent or truncated.
+        """
         path = self.folder / key
         try:
             os.utime(path)

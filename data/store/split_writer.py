@@ -168,7 +168,9 @@ def drop_missing_clips(
 
 
 def remove_stale_files(folder: Path, current_names: set[str]) -> None:
-    """Remove files of earlier preparations of a split, except `current_names` and the summaries of its shards."""
+    """Delete the files of earlier preparations from a split's folder: all files with a hash in their name, except
+    the tables and shards in `current_names` and the summaries of these shards.
+    """
     for path in folder.iterdir():
         if IMMUTABLE_NAME.search(path.name) and path.with_suffix(".arrow").name not in current_names:
             path.unlink()

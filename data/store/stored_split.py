@@ -48,7 +48,7 @@ class StoredSplit:
 
     @property
     def codec(self) -> Codec:
-        """Codec of the audio."""
+        """Codec of the audio, 'flac' or 'pcm16'."""
         return self.clips_manifest.codec
 
     @cached_property

@@ -137,7 +137,7 @@ def load_progress(
 
 def find_state(run: TrialRun, is_held: bool) -> str:
     """Return the state of a trial, such as 'finished' or 'running', from its run. A trial whose run has the status
-    RUNNING, but which no command holds, is 'interrupted'.
+    RUNNING, but whose lease no command holds, is 'interrupted'.
     """
     state = STATES.get(run.status, "waiting")
     return "interrupted" if state == "running" and not is_held else state
@@ -218,6 +218,6 @@ class SweepDisplay:
         self.print_line(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
 
     def print_line(self, message: str) -> None:
-        """Print a line, unless a table is updated on a terminal."""
+        """Print a message, unless the display is a table on a terminal."""
         if not self.console.is_terminal:
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -90,7 +90,8 @@ class FreeResources:
 
 
 class JobQueue:
-    """Queue of the jobs to run on a cluster.
+    """Queue of the jobs to run on a cluster. A job starts after the job that it depends on has succeeded; of the
+    jobs that are ready, the one with the longest chain of dependent jobs starts first.
 
     A job's chain is its own cost plus that of the longest chain of jobs that depend on it. Of equal chains, the one
     with the larger total cost of dependent jobs goes first. So pretrainings start first, and fine-tunings use the

@@ -66,8 +66,9 @@ class SweepContext:
 
 
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
-    """Train a trial, as the function that Ray Tune runs. Return the metrics of its best epoch with the outcome
-    'finished', or only an outcome: 'held' if another command holds its lease, 'failed' if an error occurred.
+    """Train one trial; Ray Tune calls this function in the trial's process. Return the metrics of the best epoch
+    and the key 'finished'; or only the key 'held' if another command holds the trial's lease, or 'failed', with the
+    traceback, after an error.
 
     Errors of a trial are reported as an outcome, not raised: Tune retries a function that raises, which is meant for
     lost drivers.

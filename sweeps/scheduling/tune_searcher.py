@@ -17,7 +17,8 @@ The job queue limits the number of running trials; TuneConfig(max_concurrent_tri
 
 
 class QueueSearcher(Searcher):
-    """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
+    """Searcher for Ray Tune that starts trials in the order of a job queue. Use it with TuneConfig(search_alg=...,
+    num_samples=-1).
 
     `configs` are the trials' configs by key. `succeeded` returns whether a trial that ended without an error has
     finished: Tune does not distinguish finished trials from those that a scheduler has stopped. `nodes` returns the
@@ -57,8 +58,8 @@ class QueueSearcher(Searcher):
         return self.configs[key]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Free the resources of a trial that has ended in the job queue; if it succeeded, the trials that
-        depend on it become ready.
+        """Report the end of a trial to the job queue, which frees its resources and, if it succeeded, makes the
+        trials that depend on it ready.
         """
         succeeded = not error and self.succeeded(self.keys[trial_id])
         self.queue.done(self.keys.pop(trial_id), succeeded)
