@@ -7,10 +7,15 @@ APOSTROPHES = "'\u2019\u02bc"
 
 
 class CharacterTable(dict[int, str]):
-    """Table for `str.translate` that removes punctuation and symbols; each entry is computed on first use."""
+    """Table for `str.translate` that removes apostrophes and replaces other punctuation and symbols with a space.
+    The mapping of a character is computed when it is first looked up.
+    """
 
     def __missing__(self, code: int) -> str:
-        """Compute the entry of a code point; Unicode categories P* are punctuation, S* symbols."""
+        """Return the replacement for a Unicode code point, and store it in the table: '' for an apostrophe, a
+        space for other punctuation and symbols (Unicode categories P* and S*), and otherwise the character
+        itself.
+        """
         character = chr(code)
         if character in APOSTROPHES:
             self[code] = ""
@@ -37,7 +42,8 @@ def normalise(caption: str) -> str:
 
 
 def hash_caption(caption: str) -> str:
-    """Return the key of a caption in a table of paraphrases: 16 hexadecimal digits of the SHA-256 of its UTF-8 text.
+    """Return the key of a caption in a table of paraphrases: the first 16 hexadecimal digits of the SHA-256 of its
+    UTF-8 text.
 
     The published text is hashed without normalisation, so a corrected caption doesn't match paraphrases of the old one.
     """
@@ -45,9 +51,11 @@ def hash_caption(caption: str) -> str:
 
 
 def choose_wording(caption: str, variants: list[str], probability: float, swap_draw: float, variant_draw: float) -> str:
-    """Return the caption or, with the given probability, one of its paraphrases (`variants`), all equally likely.
+    """Return a caption or, with the given probability, one of its paraphrases (`variants`), all equally likely. The
+    two draws are random numbers, uniform on [0, 1): `swap_draw` decides whether the caption is replaced, and
+    `variant_draw` by which paraphrase.
 
-    `swap_draw` and `variant_draw` are uniform on [0, 1). A caption without paraphrases is returned unchanged.
+    A caption without paraphrases is returned unchanged.
     """
     if swap_draw >= probability or not variants:
         return caption

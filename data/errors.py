@@ -4,11 +4,15 @@ import argparse
 
 
 class UserError(ValueError):
-    """Invalid input from the user. The message names the value, its location, the rule and the remedy."""
+    """Error that the user can correct, such as an invalid value. Its message names the value, its location, the
+    rule and the remedy; commands print it as one line, without a traceback.
+    """
 
 
 def unknown_name_error(kind: str, name: str, known: list[str]) -> UserError:
-    """Return the UserError for an unknown name; its message lists the known names."""
+    """Return the UserError for a name of a `kind`, such as 'corpus', that isn't among the `known` names, which its
+    message lists.
+    """
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
 
 

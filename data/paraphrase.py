@@ -65,14 +65,14 @@ IMPORTED = "imported"
 
 
 def parse_batch_size(text: str) -> int:
-    """Return a number of requests up to the Batch API's maximum, for argparse."""
+    """Parse a number of requests, at least 1 and at most the Batch API's maximum, for argparse."""
     if (value := parse_positive_int(text)) > MAX_REQUESTS_PER_BATCH:
         raise argparse.ArgumentTypeError(f"{text}: the API takes {MAX_REQUESTS_PER_BATCH:,} at most")
     return value
 
 
 def parse_positive_number(text: str) -> float:
-    """Return a number above 0, for argparse."""
+    """Parse a finite number above 0, for argparse. Raises argparse.ArgumentTypeError for any other text."""
     try:
         value = float(text)
     except ValueError:
@@ -84,7 +84,7 @@ def parse_positive_number(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionOptions(StoreOptions):
-    """Command-line options that locate a split's captions."""
+    """Command-line options that name a split, and say whether its paraphrases may be replaced."""
 
     corpus: str
     split: str | None = option("split of the corpus (default: its training split)", None)
@@ -93,7 +93,7 @@ class CaptionOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AskOptions(CaptionOptions):
-    """Command-line options of paraphrasing."""
+    """Command-line options of the default command, which asks a model for paraphrases."""
 
     corpus: str = positional(f"{', '.join(corpora.list_names())}")
     model: str = option(
@@ -123,7 +123,7 @@ class AskOptions(CaptionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions(CaptionOptions):
-    """Command-line options of the import of published paraphrases."""
+    """Command-line options of the command `import`, which reads published paraphrases from a file."""
 
     file: Path = positional('JSON list of {"path", "caption", "variations"}')
     corpus: str = option("corpus that the file belongs to", "clotho")
@@ -132,14 +132,14 @@ class ImportOptions(CaptionOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewOptions(StoreOptions):
-    """Command-line options of the review page."""
+    """Command-line options of the command `review`, which writes the review page."""
 
     split: str | None = option("split to review (default: every split with paraphrases)", None)
     out: Path | None = option(f"file to write (default: {REVIEW_FILE} beside the split)", None, metavar="FILE")
 
 
 def paraphrase_command(options: AskOptions) -> int:
-    """Paraphrase the captions of a split."""
+    """Paraphrase the captions of a split; the exit status is 1 if captions are unanswered, 130 after Ctrl-C."""
     by_rules = options.model == grammar.NAME
     refuse_ignored_options(options, by_rules)
     job = ParaphraseJob(open_caption_split(options), options.model, options.variants)
@@ -200,7 +200,7 @@ def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
 
 
 def refuse_open_batch(job: ParaphraseJob) -> None:
-    """Raise UserError while an open batch contains the same captions, since each would be paid for twice."""
+    """Raise UserError if an uncollected batch asks about the same captions, which would be paid for twice."""
     from data.paraphrasing.batch_api import find_open_batches
 
     if open_batches := find_open_batches(job):
@@ -214,7 +214,7 @@ def refuse_open_batch(job: ParaphraseJob) -> None:
 def ask_in_batches(
     options: AskOptions, job: ParaphraseJob, journal: Journal, answer_log: AnswerLog, budget: Budget
 ) -> str:
-    """Ask through the Batch API; return the reason for not asking about all captions, or ''."""
+    """Ask about all captions through the Batch API; return the reason why some weren't asked about, or ''."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
@@ -249,7 +249,7 @@ def open_caption_split(options: CaptionOptions) -> StoredSplit:
 
 
 def find_price(options: AskOptions) -> Price | None:
-    """Return the price of the model, or None if unknown. Raises UserError if it is unknown and a budget is given."""
+    """Return the price of the model; None if it is unknown. Raises UserError if it is unknown and a budget is given."""
     price = Price(*options.price) if options.price else prices.find_price(options.model)
     if options.budget is not None and price is None:
         raise UserError(
@@ -260,7 +260,7 @@ def find_price(options: AskOptions) -> Price | None:
 
 
 def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Return whether all paraphrases of a split, if any, are by this model and instruction.
+    """Return True if a split has no paraphrases or all are by this model and instruction, False if it has others.
 
     Raises UserError if it has other paraphrases and --replace isn't given.
     """
@@ -276,7 +276,7 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
 
 
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
-    """Return the model and the instruction's version that wrote a split's paraphrases, or None.
+    """Return the model and the instruction's version that wrote a split's paraphrases; None if there are none.
 
     The version is '' if the instruction is unknown, and None in tables written before versions were recorded.
     """
@@ -287,7 +287,7 @@ def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
 
 
 def print_estimate(job: ParaphraseJob, attempts: int, price: Price | None, batch: bool) -> None:
-    """Print the number of requests and tokens and the cost of a run."""
+    """Log the number of requests and tokens, and the cost, of a run that hasn't started."""
     answer_log = AnswerLog(job)
     num_requests = num_remaining = 0
     input_tokens = output_tokens = 0.0

@@ -44,7 +44,7 @@ logger = logging.getLogger("chorale.prepare")
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateOptions(StoreOptions):
-    """Options of the search for duplicates of held-out clips."""
+    """Command-line options of the search for clips that sound the same as a held-out clip."""
 
     exclude_duplicates: bool = option(
         "find clips that sound the same as a held-out clip, and exclude them from training", False)  # fmt: skip
@@ -52,7 +52,7 @@ class DuplicateOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions(DuplicateOptions):
-    """Options of a preparation."""
+    """Command-line options of the default command, which prepares a corpus."""
 
     corpus: str = positional(f"{', '.join(corpora.list_names())}")
     source: Path | None = option("folder of the corpus as published; not needed for synthetic", None)
@@ -66,7 +66,7 @@ class PrepareOptions(DuplicateOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DescribeOptions(StoreOptions):
-    """Options of `describe`."""
+    """Command-line options of the command `describe`."""
 
     png: Path | None = option("file of the picture (default: describe.png in the store)", None)
     list: bool = option("list every skipped or excluded clip with the reason", False)
@@ -74,20 +74,22 @@ class DescribeOptions(StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExcludeOptions(StoreOptions):
-    """Options of `exclude`."""
+    """Command-line options of the command `exclude`."""
 
     files: tuple[Path, ...] = positional("lists of ids: WavCaps' JSON, a CSV file, or plain ids", ())
 
 
 @dataclass(frozen=True, kw_only=True)
 class UploadOptions(StoreOptions):
-    """Options of `upload`."""
+    """Command-line options of the command `upload`."""
 
     to: str = option("destination, such as s3://bucket/store")
 
 
 def prepare_command(options: PrepareOptions) -> None:
-    """Prepare a corpus according to the options."""
+    """Prepare a corpus: download it if requested, write its splits into the store, update duplicates and
+    exclusions, and log a summary of each split.
+    """
     module = corpora.load(options.corpus)
     store = Store.of(options.store).path
     if options.download:
@@ -212,7 +214,7 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command."""
+    """Run the command that the words of a command line name, and return its exit status."""
     return run_command(argv, "prepare.py", __doc__, Command(PrepareOptions, prepare_command), COMMANDS)
 
 

@@ -33,7 +33,7 @@ SAMPLE_RATE_HZ = 32_000
 
 
 def build_required_column(name: str, kind: pa.DataType) -> "pa.Field[Any]":
-    """Return a column without null values."""
+    """Return an Arrow field for a column that contains no null values."""
     return pa.field(name, kind, nullable=False)
 
 
@@ -147,7 +147,9 @@ class SourceClip:
 
 @dataclass(frozen=True)
 class Paraphrase:
-    """Paraphrases of one caption of one clip, with the model, the instruction and the time that produced them."""
+    """Paraphrases (`variants`) of one caption of one clip, and the model, the instruction and the time that
+    produced them.
+    """
 
     clip_id: str
     caption: str
@@ -159,7 +161,7 @@ class Paraphrase:
 
 @dataclass(frozen=True, order=True)
 class SplitId:
-    """Split of a corpus; converts to the text 'corpus/split'."""
+    """Name of a split as its corpus and its split; `str` converts it to the text 'corpus/split'."""
 
     corpus: str
     split: str
@@ -190,7 +192,7 @@ SkipKind = Literal["absent", "undecodable", "unusable"]
 
 @dataclass(frozen=True)
 class SkippedItem:
-    """Clip, row or query that can't be used: its origin, the reason in words, and the kind of reason."""
+    """Clip, row or query that can't be used: where it comes from, the reason in words, and the kind of reason."""
 
     origin: str
     reason: str
@@ -208,7 +210,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Split:
-    """Split of a corpus as published.
+    """Split of a corpus as published: its clips, whose audio isn't read yet, its queries and paraphrases, and the
+    skipped items.
 
     Without `queries`, every caption of a clip is a query for that clip. With `clips_of`, the split has no clips of its
     own: its queries refer to the clips of that other split of the same corpus. `sources` are the sources of all

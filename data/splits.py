@@ -63,7 +63,9 @@ def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold
 
 
 def get_splits_by_role(corpus: str) -> dict[str, str]:
-    """Return the splits of a corpus by role: train, validation, test. Raises UserError if the corpus has no roles."""
+    """Return the names of a corpus' splits, 'corpus/split', by role: 'train', 'validation' and 'test'. Raises
+    UserError if the corpus has no roles.
+    """
     names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
     if not names:
         raise UserError(f"{corpus} has no validation split; name it with --pretrain-on, together with another --corpus")
@@ -71,7 +73,9 @@ def get_splits_by_role(corpus: str) -> dict[str, str]:
 
 
 def is_built_on_demand(corpus: str, store: Store) -> bool:
-    """Return whether a command has to prepare a corpus first: the built-in one, if a local store lacks it."""
+    """Return whether a command has to prepare a corpus first: True for the built-in corpus if the store is a folder
+    that lacks one of its splits.
+    """
     return (
         corpus == "synthetic"
         and not store.is_remote
@@ -80,7 +84,8 @@ def is_built_on_demand(corpus: str, store: Store) -> bool:
 
 
 def resolve_split_names(name: str, present: Sequence[str]) -> list[str]:
-    """Return the split named 'corpus/split', or the pretraining splits of a corpus that the store holds.
+    """Return the names of the splits that `name` stands for: 'corpus/split' for itself, a corpus for those of its
+    pretraining splits that the store holds.
 
     `present` are the splits in the store. Raises UserError if the store holds none of them.
     """

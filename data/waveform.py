@@ -28,7 +28,7 @@ BLOCK_FRAMES = 2**16
 
 
 class AudioError(Exception):
-    """Recording that can't be used; the message is the reason."""
+    """Error of a recording that can't be used; its message is the reason."""
 
 
 class AudioBlocks(Iterator[Samples]):
@@ -55,9 +55,10 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
 
 
 def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "hashlib._Hash") -> int:
-    """Write samples into an open file in the format of a store, and update `digest` with their 16-bit PCM.
+    """Write samples into an open file in the format of a store, and return their number. `digest` is updated with
+    the samples as 16-bit PCM.
 
-    Both codecs are lossless. Returns the number of samples.
+    Both codecs are lossless.
     """
     num_samples = 0
     with contextlib.ExitStack() as stack:
@@ -77,7 +78,7 @@ def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "has
 
 
 def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
-    """Fill `out` with a stored clip's samples from `start` on, without decoding the rest of the clip.
+    """Fill `out` with a stored clip's samples from sample `start` on, without decoding the rest of the clip.
 
     `audio` is opened at the clip. Raises AudioError if the clip is truncated or shorter.
     """
@@ -98,7 +99,9 @@ def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> No
 
 
 def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
-    """Decode a stored clip, and yield blocks of 16-bit PCM. Raises AudioError if it is truncated."""
+    """Decode a stored clip, and yield its samples in consecutive blocks of 16-bit PCM. Raises AudioError if it is
+    truncated.
+    """
     if codec == "pcm16":
         while block := audio.read(BLOCK_FRAMES * PCM16_BYTES):
             yield np.frombuffer(block, dtype="<i2")
@@ -112,12 +115,14 @@ def decode_stored(audio: BinaryIO, codec: Codec) -> Iterator[NDArray[np.int16]]:
 
 
 def compute_crop_start(num_samples: int, max_samples: int, draw: float) -> int:
-    """Return the start of a random window of at most `max_samples` samples; `draw` is uniform on [0, 1)."""
+    """Return the first sample of a random window of at most `max_samples` in a recording of `num_samples` samples;
+    `draw` is uniform on [0, 1).
+    """
     return int(draw * (max(0, num_samples - max_samples) + 1))
 
 
 def count_segments(num_samples: int, segment_samples: int) -> int:
-    """Return the number of consecutive segments that a recording is cut into.
+    """Return the number of consecutive segments of `segment_samples` that a recording of `num_samples` is cut into.
 
     A last segment shorter than MIN_LAST_SEGMENT_S is dropped unless it is the only one.
 

@@ -83,7 +83,7 @@ class SweepOptions:
     )
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
-        """Return the resources of each stage's trials. Raises UserError if a trial could never be placed."""
+        """Return a trial's resources by the name of its stage. Raises UserError if the nodes could never hold it."""
         fine_tuning = allocate(nodes, self.compute.request, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
         require_placeable(pretraining, nodes)
@@ -105,7 +105,7 @@ class RetrainOptions(SweepOptions, StoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions:
-    """Command-line options of the status of a sweep."""
+    """Command-line options of the command `status`, which prints the progress of a sweep."""
 
     ledger: LedgerOptions = group("results")
     name: str | None = option("name of the sweep (default: the newest)", None)
@@ -113,7 +113,7 @@ class StatusOptions:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """Trials of a sweep, their store, and the description that the ledger keeps."""
+    """Definition of a sweep: its trials, their store, the nodes of the cluster, and what the ledger keeps about it."""
 
     title: str
     command: str  # command that resumes the sweep
@@ -125,7 +125,7 @@ class SweepPlan:
 
 
 def run_space(options: Options) -> int:
-    """Run the sweep of a space; the exit status is 1 if a trial did not finish."""
+    """Run the trials of a space as a sweep. Return the exit status: 1 if a trial did not finish, otherwise 0."""
     named_space = find_space(options.space)  # refuse an unknown name before anything is started
     options = with_default_name(options)
     store, corpus = Store.of(options.splits.store), options.splits.corpus
@@ -176,7 +176,7 @@ def retrain(options: RetrainOptions) -> int:
 
 
 def with_default_name(options: OptionsT) -> OptionsT:
-    """Return the options with the date as name if they have none."""
+    """Return the options with the present date and time as the sweep's name if it has none."""
     return replace(options, name=options.name or f"{datetime.datetime.now():%Y-%m-%d-%H%M%S}")
 
 
@@ -247,7 +247,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
 
 
 def describe_sweep(plan: SweepPlan, progress: Mapping[str, TrialProgress]) -> dict[str, Any]:
-    """Return the description that the ledger keeps of a sweep, besides its trials' signatures."""
+    """Return what the ledger keeps of a sweep: its plan's description, its store, and each trial's name and cost."""
     return {
         **plan.description,
         "store": str(plan.store),
@@ -274,7 +274,7 @@ def start_cluster(options: SweepOptions) -> list[Bundle]:
 
 
 def prepare_splits(options: SplitOptions, store: Store) -> Splits:
-    """Prepare the built-in corpus if it is used, and return the splits."""
+    """Return the splits that the options name, after preparing the built-in corpus if it is used and absent."""
     from data.preparation.build import prepare_if_absent
 
     prepare_if_absent(options.corpus, store)
@@ -282,7 +282,7 @@ def prepare_splits(options: SplitOptions, store: Store) -> Splits:
 
 
 def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Sequence[Bundle]) -> list[Trial]:
-    """Return the trials of a space, with the requested seeds."""
+    """Return the trials of a space on the splits, with the requested precision and seeds."""
     from trainables.execution.nodes import fastest_precision_on
 
     precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, nodes)
@@ -291,7 +291,7 @@ def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Se
 
 
 def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
-    """Return the members' trials on all splits. Raises UserError if there are none."""
+    """Return the trials that retrain the members, each once. Raises UserError if there are none."""
     trials = list(dict.fromkeys(retraining.trial for retraining in retrainings if retraining.is_retrained))
     if not trials:
         raise UserError("--retrain-from finetuning: no member was fine-tuned, so there is nothing to retrain")
@@ -315,7 +315,7 @@ def require_unused_name(options: RetrainOptions, path: Path, identity: list[str]
 def write_retrained_ensemble(
     path: Path, ensemble: Ensemble, retrainings: Sequence[Retraining], stages: Stages, ledger: Ledger
 ) -> None:
-    """Write the ensemble.json of the retrained members."""
+    """Write the ensemble of the retrained members into the file `path`, ensemble.json."""
     finished_runs = {}
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.find_finished_trial(signature)
@@ -359,7 +359,7 @@ def show_status(options: StatusOptions) -> None:
 
 
 def format_resume_command(options: SweepOptions, *words: str) -> str:
-    """Return the command that resumes this sweep."""
+    """Return the command line, with `words` after the program's name, that resumes the sweep with these options."""
     command = ["python", "sweeps/grid.py", *words]
     for name, value in changed_options(options).items():
         if name != "ensemble":
@@ -369,14 +369,14 @@ def format_resume_command(options: SweepOptions, *words: str) -> str:
 
 
 def format_mlflow_command(tracking_uri: str) -> str:
-    """Return the command that shows the runs in MLflow."""
+    """Return the command that shows the runs in MLflow, or an MLflow server's address for a browser."""
     if tracking_uri.startswith("http"):
         return f"{tracking_uri} in a browser"
     return f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def format_select_command(options: Options) -> str:
-    """Return the command that selects the ensemble."""
+    """Return the command line that selects an ensemble from the trials of this sweep."""
     ledger = options.ledger
     words = ["python", "ensemble/select.py", "--metric", "map10", "--runs", ledger.runs, "--sweep", options.name]
     return shlex.join([*words, *(["--tracking-uri", ledger.tracking_uri] if ledger.tracking_uri else [])])

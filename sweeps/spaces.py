@@ -39,7 +39,8 @@ PROBABILITIES = (0.0, 0.1, 0.3, 0.5)
 
 
 def demo(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return three encoder pairs on a small corpus, fine-tuned with and without paraphrases: minutes on two cores.
+    """Return three encoder pairs on a small corpus, each fine-tuned with and without paraphrases. They are trained
+    in minutes on two cores.
 
     The pairs have separate pretrainings, so that an ensemble of them gains. Fine-tuning takes two epochs: after the
     first, while the rate is high, scores are about those of the pretraining (on validation 0.6 points of mAP@10 lower,
@@ -61,7 +62,8 @@ def demo(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return two audio times two text encoders on a small corpus of recordings, without paraphrases.
+    """Return the pairs of two audio and two text encoders on a small corpus of recordings, each pair fine-tuned
+    with two seeds, without paraphrases.
 
     Models with separate pretrainings make different errors, which an ensemble benefits from; fine-tunings of one
     pretraining add little to each other (measured on 240 clips of real recordings).
@@ -79,7 +81,7 @@ def small(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def small_paraphrases(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return the trials of `small`, and each fine-tuning with paraphrases as well, as in Figure 2 of the paper."""
+    """Return the trials of `small`, each once without and once with paraphrases, as in Figure 2 of the paper."""
     return [
         replace(trial, paraphrase_probability=probability)
         for trial in small(splits, precision)
@@ -117,7 +119,8 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
 
 
 def full(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return every audio encoder of the paper's table with every text encoder, fine-tuned in twelve ways.
+    """Return every audio encoder of the paper's table with every text encoder, each pair fine-tuned with all
+    combinations of the peak learning rates in RATES and the paraphrase probabilities in PROBABILITIES.
 
     CNN14 is included; all-mpnet-base-v2, which only the baseline uses, is not.
     """
@@ -137,7 +140,9 @@ def full(splits: Splits, precision: Precision) -> list[Trial]:
 def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
-    """Return a pretraining of a small audio and a small text encoder, both from random weights."""
+    """Return a pretraining of a small audio and a small text encoder, both from random weights, at the peak
+    learning rate `rate`.
+    """
     trial = recipes.small(audio, text, splits, precision)
     return replace(trial, schedule=replace(trial.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs))
 
@@ -150,7 +155,9 @@ def fine_tuning(
     warmup_epochs: float = 1.0,
     paraphrase_probability: float = 0.0,
 ) -> Trial:
-    """Return a fine-tuning on the training split, at a share of its pretraining's peak rate."""
+    """Return a fine-tuning on the training split that starts from `pretraining`. Its peak learning rate is
+    `rate_share` times that of the pretraining.
+    """
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
         pretraining,
@@ -167,7 +174,7 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 
 
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
-    """Return the trials with further seeds that follow the given ones; each trial once.
+    """Return each trial with several consecutive seeds, beginning with its own; no trial is returned twice.
 
     `seeds` is the number of seeds of each fine-tuning of one pretraining; trials without a pretraining are unchanged.
     `pretraining_seeds` is the number of seeds of each pretraining. The seeds of the pretraining's fine-tunings are
@@ -184,7 +191,7 @@ def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_se
 
 
 def shift_seeds(trial: Trial, shift: int) -> Trial:
-    """Return the trial with its seed, and the seeds of its pretrainings, increased."""
+    """Return the trial with `shift` added to its seed and to that of its pretraining."""
     parent = shift_seeds(trial.pretraining, shift) if trial.pretraining else None
     return replace(trial, seed=trial.seed + shift, pretraining=parent)
 
@@ -248,7 +255,9 @@ def find_space(name: str) -> Space:
 
 
 def load_user_space(path: Path, function: str) -> Space:
-    """Return a function of a Python file. Raises UserError, with the file and the line, if it cannot be used."""
+    """Return the space `function` that a user has written in the Python file `path`. Raises UserError, with the
+    file and the line, if it cannot be used.
+    """
     if not path.is_file():
         raise UserError(f"{path} doesn't exist: name your own space as path/to/file.py:function")
     try:
@@ -274,7 +283,9 @@ def load_user_space(path: Path, function: str) -> Space:
 
 
 def format_reason(path: Path, error: Exception) -> str:
-    """Return what went wrong, and in which line of a file."""
+    """Return an error's message for the user, with the line of the file `path` in which it was raised, if it was
+    raised there.
+    """
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return f"{f'line {lines[-1]}: ' if lines else ''}{kind}{error}"

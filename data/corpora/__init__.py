@@ -15,7 +15,7 @@ from data.waveform import Codec
 
 
 class Corpus(Protocol):
-    """Interface of a corpus module."""
+    """Interface that every corpus module implements, by constants and functions at module level."""
 
     ROLES: dict[str, str]  # 'train', 'validation' and 'test' -> split; empty if only for pretraining
     PRETRAINING: tuple[str, ...]  # splits that the paper pretrains on; of a user's own corpus: the training split
@@ -24,7 +24,8 @@ class Corpus(Protocol):
     CODEC: Codec  # default format of the stored audio
 
     def read(self, source: Path | None, seed: int) -> list[Split]:
-        """Read the splits found under `source`; `seed` determines anything random in the corpus.
+        """Read the tables of a corpus in the folder `source`, and return the splits found there, without
+        decoding audio. `seed` determines whatever is random in the corpus, such as a division into splits.
 
         Clips without a file are skipped. Raises UserError if the tables are invalid or no clip exists.
         """

@@ -28,14 +28,18 @@ def _time(duration_s: float) -> Wave:
 
 
 def _band(num_samples: int, low_hz: float, high_hz: float) -> Samples:
-    """Return gains [num_samples // 2 + 1] of a band-pass with slopes of 12 dB per octave."""
+    """Return the gains [num_samples // 2 + 1], one per FFT frequency, of a band-pass filter from `low_hz` to
+    `high_hz` with slopes of 12 dB per octave.
+    """
     square_hz = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ).astype(np.float32) ** 2 + np.float32(1e-3)
     below, above = low_hz**2 / square_hz, square_hz / high_hz**2
     return np.asarray(1 / np.sqrt((1 + below * below) * (1 + above * above)), np.float32)
 
 
 def _noise(rng: Generator, duration_s: float, low_hz: float, high_hz: float) -> Wave:
-    """Return band-limited noise of unit power, drawn as a spectrum, which saves a transform."""
+    """Return random noise of unit power, band-limited to the range from `low_hz` to `high_hz`. Its spectrum is
+    drawn directly, which is faster than filtering white noise.
+    """
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
     length = _fast_length(num_samples)
     gains = _band(length, low_hz, high_hz)
@@ -64,7 +68,9 @@ def _fast_length(num_samples: int) -> int:
 
 
 def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
-    """Return a tone whose fundamental follows `freq_hz` [num_samples], with harmonics of `levels` [num_harmonics]."""
+    """Return a tone whose fundamental frequency at each sample is `freq_hz` [num_samples]. `levels` [num_harmonics]
+    are the amplitudes of its harmonics, beginning with the fundamental.
+    """
     phase = 2 * np.pi * np.cumsum(freq_hz) / SAMPLE_RATE_HZ
     last, sine, twice_cosine = np.zeros(len(phase)), np.sin(phase), 2 * np.cos(phase)
     wave: Wave = levels[0] * sine
@@ -76,7 +82,9 @@ def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
 
 
 def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> Wave:
-    """Return the sound of a struck object: damped sines with [num_modes] frequencies, time constants and levels."""
+    """Return the sound of a struck object: a sum of damped sines. The arrays [num_modes] give the frequency, the
+    time constant of the decay and the amplitude of each sine.
+    """
     time = _time(duration_s)
     wave = np.zeros(len(time))
     for freq_hz, decay_s, level in zip(freqs_hz, decays_s, levels, strict=True):
@@ -91,13 +99,17 @@ def _wander(rng: Generator, duration_s: float, rate_hz: float) -> Wave:
 
 
 def compute_ramps(duration_s: float, attack_s: float, release_s: float) -> Wave:
-    """Return gains [num_samples] that rise from 0 to 1 at the start and fall to 0 at the end."""
+    """Return gains [num_samples] that rise linearly from 0 to 1 in the first `attack_s` seconds and fall to 0 in
+    the last `release_s` seconds.
+    """
     time = _time(duration_s)
     return np.minimum(np.minimum(time / attack_s, 1), np.minimum((duration_s - time) / release_s, 1))
 
 
 def mix_into(track: Wave, wave: Wave, onset_s: float) -> None:
-    """Mix `wave` into `track` from `onset_s` on; the length of the track stays the same."""
+    """Add `wave` to `track` in place, beginning `onset_s` seconds after the start of `track`. Samples beyond its
+    end are dropped.
+    """
     start = round(onset_s * SAMPLE_RATE_HZ)
     overlap = track[start : start + len(wave)]
     overlap += wave[: len(overlap)]
@@ -107,7 +119,9 @@ def mix_into(track: Wave, wave: Wave, onset_s: float) -> None:
 
 
 def _bell(rng: Generator, duration_s: float) -> Wave:
-    """Return a bell with the partials of a church bell, from the hum up: https://en.wikipedia.org/wiki/Strike_tone."""
+    """Return the sound of a church bell: its partials, from the hum tone up
+    (https://en.wikipedia.org/wiki/Strike_tone), and the noise of the stroke.
+    """
     ratios = np.array([0.5, 1, 1.2, 1.5, 2, 2.67, 3, 4.2, 5.4]) * rng.normal(1, 0.006, 9)
     levels = rng.uniform(0.4, 1, 9) / ratios**0.3
     wave = _struck(duration_s, ratios * rng.uniform(250, 800), duration_s / 5 / ratios**0.7, levels)
@@ -122,7 +136,7 @@ def _siren(rng: Generator, duration_s: float) -> Wave:
 
 
 def _bird(rng: Generator, duration_s: float) -> Wave:
-    """Return a phrase of chirps, each a glide with a little flutter."""
+    """Return birdsong: three to seven chirps, each a tone that glides in pitch with a slight vibrato."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     chirps = int(rng.integers(3, 8))
     chirp_s = duration_s / chirps * rng.uniform(0.5, 0.85)
@@ -136,7 +150,9 @@ def _bird(rng: Generator, duration_s: float) -> Wave:
 
 
 def _footsteps(rng: Generator, duration_s: float) -> Wave:
-    """Return footsteps: heel, then toe, a thump and a scuff."""
+    """Return the sound of footsteps: in each step, the thump of the heel is followed by the quieter scuff of the
+    toe.
+    """
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     beat_s, toe_s, bright_hz = 1 / rng.uniform(1.7, 2.5), rng.uniform(0.05, 0.09), rng.uniform(1200, 4000)
     modes_hz = np.array([rng.uniform(70, 120), rng.uniform(180, 320)])
@@ -156,7 +172,7 @@ def _dog(rng: Generator, duration_s: float) -> Wave:
 
 
 def _clock(rng: Generator, duration_s: float) -> Wave:
-    """Return alternating ticks and tocks, the tock a little lower."""
+    """Return the sound of a clock: alternating ticks and tocks, the tocks slightly lower in pitch."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     beat_s = 1 / rng.uniform(2.5, 4.5)
     modes_hz, lower = np.array([1, 1.7, 2.6]) * rng.uniform(1700, 2800), rng.uniform(0.75, 0.9)
@@ -169,7 +185,7 @@ def _clock(rng: Generator, duration_s: float) -> Wave:
 
 
 def _telephone(rng: Generator, duration_s: float) -> Wave:
-    """Return the ring of two small gongs and a clapper between them."""
+    """Return the ring of a mechanical telephone: two small gongs, struck alternately."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     low_hz, beat_s = rng.uniform(900, 1500), 1 / rng.uniform(18, 26)
     partials = np.array([1, 2.4, 4.3])
@@ -189,7 +205,7 @@ def _knock(rng: Generator, duration_s: float) -> Wave:
 
 
 def _whistle(rng: Generator, duration_s: float) -> Wave:
-    """Return a referee's whistle, whose pea makes the tone flutter."""
+    """Return the sound of a referee's whistle, with the flutter that the ball inside it causes."""
     trill = np.sin(2 * np.pi * rng.uniform(28, 45) * _time(duration_s))
     pitch_hz = rng.uniform(2300, 3600)
     wave = _harmonic(pitch_hz * (1 + 0.025 * trill), np.array([1, 0.25, 0.1])) * (1 + 0.45 * trill)
@@ -208,7 +224,7 @@ def _gunshot(rng: Generator, duration_s: float) -> Wave:
 
 
 def _insect(rng: Generator, duration_s: float) -> Wave:
-    """Return wing beats that approach, drop in pitch by the Doppler effect and fade."""
+    """Return the buzz of an insect that flies past: it gets louder, drops in pitch by the Doppler effect, and fades."""
     away = _time(duration_s) / duration_s - rng.uniform(0.4, 0.6)
     beat_hz = rng.uniform(150, 270) * (1 - 0.06 * np.tanh(6 * away)) * (0.98 + 0.04 * _wander(rng, duration_s, 12))
     wave = _harmonic(beat_hz, rng.uniform(0.5, 1, 24) / np.arange(1, 25) ** 0.8)
@@ -216,7 +232,7 @@ def _insect(rng: Generator, duration_s: float) -> Wave:
 
 
 def _horn(rng: Generator, duration_s: float) -> Wave:
-    """Return a car horn: two reeds about a third apart."""
+    """Return the sound of a car horn: two tones whose pitches are about a third apart."""
     steady_hz = np.full(round(duration_s * SAMPLE_RATE_HZ), rng.uniform(320, 450))
     levels = rng.uniform(0.4, 1, 18) / np.arange(1, 19) ** 0.5
     wave = _harmonic(steady_hz, levels) + _harmonic(steady_hz * rng.uniform(1.19, 1.27), levels)
@@ -227,7 +243,7 @@ def _horn(rng: Generator, duration_s: float) -> Wave:
 
 
 def _rain(rng: Generator, duration_s: float) -> Wave:
-    """Return a hiss with drops close by."""
+    """Return the sound of rain: a hiss, and single drops nearby."""
     drops = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     positions = rng.integers(len(drops), size=rng.poisson(rng.uniform(30, 200) * duration_s))
     drops[positions] = rng.exponential(1.0, len(positions))
@@ -237,7 +253,7 @@ def _rain(rng: Generator, duration_s: float) -> Wave:
 
 
 def _wind(rng: Generator, duration_s: float) -> Wave:
-    """Return gusts: bands that swell independently."""
+    """Return the sound of wind: three bands of noise whose levels rise and fall independently."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     for center_hz in (rng.uniform(90, 160), rng.uniform(250, 400), rng.uniform(500, 900)):
         gust = 0.15 + _wander(rng, duration_s, rng.uniform(0.4, 1.2)) ** 2
@@ -246,7 +262,7 @@ def _wind(rng: Generator, duration_s: float) -> Wave:
 
 
 def _waves(rng: Generator, duration_s: float) -> Wave:
-    """Return surf: the higher the swell, the brighter."""
+    """Return the sound of surf: noise that swells and ebbs, and is brighter the louder it is."""
     cycle = (_time(duration_s) / rng.uniform(3.5, 6) + rng.uniform()) % 1
     swell: Wave = np.where(cycle < 0.35, cycle / 0.35, (1 - cycle) / 0.65) ** 1.5
     deep = _noise(rng, duration_s, 100, rng.uniform(500, 900)) * (0.15 + swell)
@@ -261,7 +277,7 @@ def _engine(rng: Generator, duration_s: float) -> Wave:
 
 
 def _crickets(rng: Generator, duration_s: float) -> Wave:
-    """Return three crickets, each with its own pitch, rhythm and distance."""
+    """Return the sound of three crickets, each with its own pitch, rhythm and level."""
     track = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
     pitch_hz = rng.uniform(3800, 5400)
     for level in (1.0, rng.uniform(0.3, 0.8), rng.uniform(0.1, 0.4)):
@@ -276,7 +292,9 @@ def _crickets(rng: Generator, duration_s: float) -> Wave:
 
 @dataclass(frozen=True)
 class SoundKind:
-    """Foreground kind: its generator, the range of its duration, and its maximum number of consecutive occurrences."""
+    """Kind of foreground sound: the function that generates it, the range of its duration in seconds, and how many
+    times in a row it may occur in a clip.
+    """
 
     sound: Sound
     duration_s: tuple[float, float]

@@ -46,7 +46,9 @@ ClipKey = tuple[str, str]
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """Read the splits whose tables exist. Clips without a file are skipped; `seed` has no effect."""
+    """Read the splits whose tables, dataset/SPLIT.csv, exist under `source`, without decoding audio. Clips without
+    a file are skipped; `seed` has no effect.
+    """
     source = require_source(source, "audiocaps")
     paths = {split: source / "dataset" / f"{split}.csv" for split in ROLES.values()}
     tables = {split: read_csv(path, COLUMNS) for split, path in paths.items() if path.exists()}
@@ -95,7 +97,9 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[SkippedItem]]:
-    """Return the rows of each clip, and the skipped rows: repetitions of a row with the same id and caption."""
+    """Group the rows of a table by clip, that is by youtube_id and start_time. Return the rows of each clip, and
+    the skipped rows: those that repeat the id and the caption of an earlier row of the same clip.
+    """
     rows_by_clip: dict[ClipKey, dict[tuple[str, str], CsvRow]] = {}
     set_aside = []
     for row in rows:
@@ -107,7 +111,9 @@ def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[Sk
 
 
 def find_files(source: Path, files: dict[str, list[Path]], split: str, key: ClipKey) -> list[Path]:
-    """Return the candidate files of a clip: none, one, or several if the right one is unknown."""
+    """Return the audio files that may hold a clip's audio: none, one, or several if it isn't known which is the
+    right one. `files` are all audio files under `source`, by their names without the suffix.
+    """
     youtube_id, start_time = key
     for name in (f"{youtube_id}_{start_time}", youtube_id):
         if candidates := [*files.get(name, []), *files.get(f"Y{name}", [])]:
@@ -116,7 +122,10 @@ def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Clip
 
 
 def explain_unusable(source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]]) -> str:
-    """Return the reason why a clip has no audio; '' if it has."""
+    """Return the reason why a clip's audio can't be determined, as a message; '' if the clip has exactly one file,
+    which no other clip may own. `paths` are the clip's possible files; `claims` lists the clips that each file may
+    belong to.
+    """
     if not paths:
         return f"{source} has no file {key[0]}.*, Y{key[0]}.* or the same with _{key[1]}"
     if len(paths) > 1:
@@ -127,7 +136,7 @@ def explain_unusable(source: Path, key: ClipKey, paths: list[Path], claims: dict
 
 
 def build_clip(split: str, key: ClipKey, rows: list[CsvRow], path: Path) -> SourceClip:
-    """Return a clip from its rows and its file."""
+    """Return the clip whose captions are in `rows` and whose audio is in the file `path`."""
     recording = describe_file(path)
     return SourceClip(
         clip_id=f"audiocaps/{split}/{path.name}",
@@ -149,5 +158,5 @@ HOW_TO_GET_AUDIO = (
 
 
 def download(target: Path) -> None:
-    """Raise UserError with instructions to obtain the audio."""
+    """Raise UserError with instructions to obtain the audio, which isn't published."""
     raise UserError(HOW_TO_GET_AUDIO)

@@ -69,7 +69,8 @@ CHALLENGE_MD5 = {
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """Read the three splits, then the challenge's clips and the annotations of 2025 if they exist.
+    """Read the splits of Clotho under `source`, without decoding audio: development, validation and evaluation,
+    then `challenge` and `evaluation_2025` if their tables exist.
 
     Clips without a file are skipped; `seed` has no effect.
     """
@@ -83,7 +84,9 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_split(source: Path, split: str) -> Split:
-    """Read one split: its captions, its metadata if there is any, and the recordings on disk."""
+    """Read one split from its table of captions, its table of metadata if that exists, and the names of its audio
+    files. Clips of the table without an audio file are skipped.
+    """
     table = read_csv(source / f"clotho_captions_{split}.csv", ["file_name", *CAPTION_COLUMNS])
     folder = require_directory(source / split)
     on_disk = {normalise_file_name(path.name): path for path in folder.iterdir() if path.is_file()}
@@ -120,7 +123,9 @@ def read_split(source: Path, split: str) -> Split:
 
 
 def read_challenge(source: Path) -> Split:
-    """Read the challenge's clips, as found on disk, and its captions, each without relevant clips."""
+    """Read the split `challenge`: its clips are the audio files on disk, and its queries are the challenge's
+    captions, whose relevant clips aren't published.
+    """
     captions = read_csv(source / "retrieval_captions.csv", ["caption"])
     folders = [source / name for name in CHALLENGE_FOLDERS if (source / name).is_dir()]
     if not folders:
@@ -151,7 +156,8 @@ def read_challenge(source: Path) -> Split:
 
 
 def read_relevance(source: Path) -> Split:
-    """Read the queries of 2025, each with all matching clips of the evaluation split.
+    """Read the split `evaluation_2025`: the queries of DCASE 2025, each with all clips of the evaluation split that
+    match it.
 
     When the store is written, clips whose file is absent or truncated are removed from their queries and logged, and so
     are queries without any clip left. Raises UserError for a name that the evaluation split doesn't contain.
@@ -168,7 +174,9 @@ def read_relevance(source: Path) -> Split:
 
 
 def parse_names(row: CsvRow) -> list[str]:
-    """Return the file names in a row of the annotations, each once."""
+    """Return the file names in the column `audio_filenames` of a row of relevance_2025.csv, without repetitions.
+    Raises UserError if the cell isn't a list of strings in Python syntax.
+    """
     text = row["audio_filenames"]
     try:
         names = ast.literal_eval(text)
@@ -182,7 +190,9 @@ def parse_names(row: CsvRow) -> list[str]:
 
 
 def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, metadata: CsvRow | None) -> SourceClip:
-    """Return a clip from its file, its captions and, if there is one, its row of metadata."""
+    """Return the clip whose audio is in the file `path`. Its keywords, licence and source are taken from
+    `metadata`, its row of the table of metadata; they are empty if it has none.
+    """
     recording = describe_file(path)
     keywords = metadata.get_optional("keywords").split(";") if metadata else []
     return SourceClip(
@@ -199,12 +209,16 @@ def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str,
 
 
 def normalise_file_name(name: str) -> str:
-    """Normalise a file name, so that names in tables match names on disk."""
+    """Return a file name in a form that is the same for names in tables and names on disk: Unicode letters composed
+    (NFC), and ': ' replaced by '_'.
+    """
     return unicodedata.normalize("NFC", name).replace(": ", "_")
 
 
 def read_metadata(path: Path) -> dict[str, CsvRow]:
-    """Read the rows of a table of metadata by normalised file name; none if the table is absent."""
+    """Return the rows of a table of metadata by normalised file name; {} if the table doesn't exist. Raises
+    UserError if a file name occurs twice.
+    """
     rows: dict[str, CsvRow] = {}
     for row in read_csv(path, METADATA_COLUMNS, encoding="iso-8859-1") if path.exists() else []:
         first = rows.setdefault(normalise_file_name(row["file_name"]), row)
@@ -214,18 +228,24 @@ def read_metadata(path: Path) -> dict[str, CsvRow]:
 
 
 def get_source(metadata: CsvRow) -> str:
-    """Return the source that a clip was cut from; '' if unknown."""
+    """Return the id of the Freesound recording that a clip was cut from, as 'freesound:ID'; '' if its row of
+    metadata has none.
+    """
     sound_id = metadata.get_optional("sound_id").strip()
     return f"freesound:{sound_id}" if sound_id.isdecimal() else ""
 
 
 def collect_sources(metadata: Iterable[CsvRow]) -> frozenset[str]:
-    """Return the sources ('freesound:ID' of the original recordings) in a table of metadata, also for absent clips."""
+    """Return the ids ('freesound:ID') of all Freesound recordings in a table of metadata, including those of clips
+    without an audio file.
+    """
     return frozenset(filter(None, map(get_source, metadata)))
 
 
 def download(target: Path) -> None:
-    """Download Clotho and the challenge's set from Zenodo, and extract them as `read` expects them."""
+    """Download Clotho and the DCASE challenge's recordings and captions from Zenodo into `target`, and extract the
+    archives to the layout that `read` expects.
+    """
     from data.sources import download as fetching
 
     fetching.fetch_files(CLOTHO_URL, CLOTHO_MD5, target)

@@ -38,7 +38,9 @@ HELD_OUT_SHARE = 0.1
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """Read the three splits. Rows whose file is absent are skipped."""
+    """Read the train, validation and test splits of the folder `source`, without decoding audio. Files that the
+    table names but that don't exist are skipped. `seed` determines the splits if the table has no column `split`.
+    """
     source = require_source(source, "folder")
     tables = sorted(source.glob("*.csv"))
     if len(tables) != 1:
@@ -86,7 +88,9 @@ def read_split(
     split_by_file: dict[str, str],
     matcher: FileMatcher,
 ) -> Split:
-    """Return one split with the files that exist."""
+    """Return one split, with a clip for each of its files that exist (in `on_disk`). The table's rows of a file
+    hold the captions of its clip; a file that doesn't exist is skipped.
+    """
     names = [name for name in rows_by_file if split_by_file[name] == split]
     clips, set_aside = [], []
     for name in names:
@@ -111,7 +115,9 @@ def read_split(
 
 
 def read_stated_splits(rows_by_file: dict[str, list[CsvRow]]) -> dict[str, str]:
-    """Return each file's split as its rows state it."""
+    """Return the split of each file, by file name, as stated in the column `split` of its rows. Raises UserError if
+    a split is unknown or the rows of a file name different splits.
+    """
     stated = {}
     for name, rows in rows_by_file.items():
         for row in rows:
@@ -124,7 +130,9 @@ def read_stated_splits(rows_by_file: dict[str, list[CsvRow]]) -> dict[str, str]:
 
 
 def draw_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
-    """Draw each file's split from the seed, independent of the order of the rows. Every split gets a file."""
+    """Divide files into splits at random, and return the split of each file by its name. The division depends on
+    the seed and the set of names only, not on their order; every split gets at least one file.
+    """
     if seed < 0:
         raise UserError(f"seed={seed}: a seed must be at least 0; give another")
     if len(names) < len(ROLES):

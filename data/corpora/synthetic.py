@@ -37,7 +37,7 @@ CODEC: Codec = "pcm16"
 
 @dataclass(frozen=True)
 class Config:
-    """Number and duration of the clips.
+    """Size of the synthetic corpus: the number of clips in each split, and the range of their durations in seconds.
 
     The defaults suit the space `demo`: clips that fit into one segment of 5 s make training cheap, and hundreds of
     clips for validation and test distinguish systems that differ by a few points.
@@ -66,7 +66,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Event:
-    """Foreground sound: its kind, the start of each occurrence, and the duration of one occurrence."""
+    """Foreground sound in a clip: its kind (a key of FOREGROUNDS), when each of its occurrences starts in the clip,
+    and the duration of one occurrence. Times are in seconds.
+    """
 
     kind: str
     onsets_s: tuple[float, ...]
@@ -75,7 +77,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """Description from which a clip is rendered. Events are in order of time and don't overlap."""
+    """Description of a synthetic clip, from which its audio is rendered. Its events are in order of time and don't
+    overlap.
+    """
 
     entropy: tuple[int, int, int]  # seed, number of the split, index in the split
     duration_s: float
@@ -83,7 +87,10 @@ class Scene:
     events: tuple[Event, ...]
 
     def identity(self) -> tuple[str | None, tuple[tuple[str, int], ...]]:
-        """Return what a caption can express: the background, and the kinds with their counts in order."""
+        """Return everything about a scene that captions can express: the background (None if there is none),
+        and the kind and the number of occurrences of each event, in order. Scenes with equal identities can't
+        be distinguished by captions.
+        """
         return self.background, tuple((event.kind, len(event.onsets_s)) for event in self.events)
 
 
@@ -162,7 +169,9 @@ def _pick(rng: Generator, options: Sequence[str]) -> str:
 
 
 def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -> Scene | None:
-    """Return a random scene, or None if its sounds are too many for a caption or too long for a clip."""
+    """Return a random scene, or None if the sounds that were drawn are too many for a caption or too long for a
+    clip. `entropy` is kept in the scene, and seeds its rendering.
+    """
     background = _pick(rng, list(BACKGROUNDS)) if rng.random() < BACKGROUND_SHARE else None
     kinds = rng.choice(list(FOREGROUNDS), size=rng.choice([1, 2, 3], p=NUM_EVENTS_SHARES), replace=False)
     counts = [min(int(rng.choice([1, 2, 3], p=COUNT_SHARES)), FOREGROUNDS[kind].max_count) for kind in kinds]
@@ -183,7 +192,7 @@ def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -
 
 
 def render_scene(scene: Scene) -> Samples:
-    """Render the clip of a scene: float32 [scene.duration_s * SAMPLE_RATE_HZ], mono, peak at most 0.9.
+    """Return the audio of a scene: float32 [scene.duration_s * SAMPLE_RATE_HZ], mono, with a peak of at most 0.9.
 
     The result depends only on the scene, not on the process or the order of rendering.
     """
@@ -205,18 +214,20 @@ def render_scene(scene: Scene) -> Samples:
 
 
 def render_blocks(scene: Scene) -> Iterator[Samples]:
-    """Render the clip of a scene, and yield it as one block."""
+    """Yield the audio of a scene as a single block, so that it can be the `load` of a `SourceClip`."""
     yield render_scene(scene)
 
 
 def _word_kind(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
-    """Return a random wording of a kind, as a clause and with a participle."""
+    """Return a random wording of a kind of sound in two forms: as a clause ("a dog barks twice") and with a
+    participle ("a dog barking twice"). `counts` are the possible endings that give the number of occurrences.
+    """
     wording = _pick(rng, WORDINGS[kind].split("; ")) + _pick(rng, counts)
     return re.sub(r"(\w+)/(\w+)", r"\1", wording), re.sub(r"(\w+)/(\w+)", r"\2", wording)
 
 
 def _compose_sentence(rng: Generator, scene: Scene) -> str:
-    """Return a random sentence that describes a scene, of any number of words."""
+    """Return a random sentence that describes a scene. Its number of words isn't checked."""
     clauses, phrases, number = [], {}, len(scene.events)
     for position, event in enumerate(scene.events):
         countable = FOREGROUNDS[event.kind].max_count > 1
@@ -247,7 +258,9 @@ def _compose_sentences(rng: Generator, scene: Scene, number: int, excluded: tupl
 
 
 def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
-    """Return a scene whose identity isn't in `taken`, and add the identity to `taken`."""
+    """Draw random scenes until one has an identity that isn't in `taken`; add the identity to `taken`, and return
+    the scene. Raises UserError after MAX_DRAWS draws.
+    """
     for _ in range(MAX_DRAWS):
         scene = _draw_scene(rng, entropy, config)
         if scene is not None and scene.identity() not in taken:
@@ -260,7 +273,8 @@ def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Co
 
 
 def read(source: Path | None, seed: int = 0, config: Config | None = None) -> list[Split]:
-    """Return the corpus of a seed: development, validation and evaluation, in this order, without rendering it.
+    """Return the splits of the corpus that a seed generates: development, validation and evaluation, in this order.
+    The audio of a clip is rendered when the clip is loaded.
 
     Raises UserError if a `source` is given, as nothing is read, if the seed is negative, and if there aren't enough
     different scenes for the clips of `config`.

@@ -57,7 +57,9 @@ CODEC: Codec = "flac"
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
-    """Read the subsets whose tables exist. Rows without audio are skipped; `seed` has no effect."""
+    """Read the subsets of WavCaps whose tables, json_files/SUBSET/*_final.json, exist under `source`; each subset
+    is a split. Rows without audio are skipped; `seed` has no effect.
+    """
     source = require_source(source, "wavcaps")
     paths = {subset: source / "json_files" / subset / name for subset, name in TABLES.items()}
     splits = [read_subset(source, subset, path) for subset, path in paths.items() if path.exists()]
@@ -69,7 +71,9 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_subset(source: Path, subset: str, table: Path) -> Split:
-    """Read one subset: its table, and its recordings in archives and files."""
+    """Read one subset as a split: the rows of its table, matched with its recordings in archives and extracted
+    files. Rows that are invalid or have no recording are skipped.
+    """
     rows = read_rows(table)
     recordings, set_aside = find_recordings(source, subset)
     clips, listed = [], dict[str, str]()  # origin by the stem of the id
@@ -103,7 +107,9 @@ def read_subset(source: Path, subset: str, table: Path) -> Split:
 
 
 def read_rows(path: Path) -> list[Any]:
-    """Read the rows of a table. Raises UserError if it isn't valid."""
+    """Return the rows of a subset's JSON table, whose contents aren't checked yet. Raises UserError if the file
+    isn't JSON, or not an object with a list as "data".
+    """
     try:
         value = parse_json(path.read_bytes())
     except ValueError as error:
@@ -124,7 +130,7 @@ def find_problem(row: Any) -> str:
 
 
 def get_stem(row: dict[str, Any]) -> str:
-    """Return a row's id without a suffix, as its file is named."""
+    """Return the id of a row without its suffix (.wav or .flac), which is the stem of its file's name."""
     return re.sub(r"\.(wav|flac)$", "", str(row["id"]))
 
 
@@ -134,7 +140,10 @@ def is_text(value: Any) -> bool:
 
 
 def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SkippedItem]]:
-    """Return a subset's recordings by the stem of their names, those in archives first, and the skipped ones."""
+    """Find the recordings of a subset in its archives and among its extracted files. Return them by the stems of
+    their file names, and the skipped items. If several have the same name, the first is returned, archives before
+    files.
+    """
     recordings: dict[str, Recording] = {}
     set_aside = []
     folder = source / "Zip_files" / subset
@@ -166,12 +175,16 @@ def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], li
 
 
 def is_outside_archive(name: str) -> bool:
-    """Return whether a member's name is absolute or contains '..', on any operating system."""
+    """Return whether the name of a file in an archive points outside the archive on any operating system, because
+    it is absolute or contains '..'.
+    """
     return bool(re.match(r"[/\\]|[A-Za-z]:", name)) or ".." in re.split(r"[/\\]", name)
 
 
 def build_clip(subset: str, row: dict[str, Any], origin: str, recording: Recording) -> SourceClip:
-    """Return a clip from its row and its recording."""
+    """Return the clip whose caption and keywords are in `row` and whose audio is `recording`. `origin` locates the
+    row in messages.
+    """
     keywords = row.get("tags") or row.get("category") or []
     return SourceClip(
         clip_id=f"wavcaps/{subset}/{row['id']}",
@@ -186,12 +199,14 @@ def build_clip(subset: str, row: dict[str, Any], origin: str, recording: Recordi
 
 
 def get_source(subset: str, stem: str) -> str:
-    """Return the source of a clip from its id without a suffix."""
+    """Return the source id of a clip, such as 'youtube:ID' or 'freesound:ID', from its subset and the stem of its
+    file's name.
+    """
     return f"{COLLECTIONS[subset]}:{stem.removeprefix('Y') if subset == 'AudioSet_SL' else stem}"
 
 
 def download(target: Path) -> None:
-    """Download WavCaps from the Hugging Face Hub: 770 GB."""
+    """Download all files of WavCaps (770 GB) from the Hugging Face Hub into `target`."""
     from data.sources import download as fetching
 
     fetching.fetch_dataset("cvssp/WavCaps", target)

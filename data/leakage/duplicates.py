@@ -32,18 +32,26 @@ def is_trained_on(name: str) -> bool:
 
 
 def split_into_parts(splits: Iterable[StoredSplit]) -> list[Part]:
-    """Return the parts of the splits, for parallel work. Splits without clips of their own have none."""
+    """Divide the clips of splits into parts of CLIPS_PER_PART consecutive clips, which can be processed in
+    parallel. Return each part as its split and the index of its first clip. Splits that use the clips of another
+    split have no parts.
+    """
     splits_with_clips = [split for split in splits if not split.manifest.clips_of]
     return [(split, first) for split in splits_with_clips for first in range(0, len(split.index), CLIPS_PER_PART)]
 
 
 def compute_index_landmarks(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
-    """Compute the landmarks of a part's clips for an index, and return them with the clip ids."""
+    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at
+    index `first`, for building an index. Return pairs of clip id and landmarks.
+    """
     return compute_part_landmarks(split, first, PHASES)
 
 
 def compute_part_landmarks(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
-    """Compute the landmarks of a part's clips, by default for a search, and return them with the clip ids."""
+    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at
+    index `first`. Return pairs of clip id and landmarks. By default these can be searched for in an index; with
+    `phases=PHASES`, an index can be built from them.
+    """
     clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
     return [
         (split.index["clip_id"][clip].as_py(), compute_landmarks(decode_blocks(split, clip), phases)) for clip in clips
@@ -51,20 +59,24 @@ def compute_part_landmarks(split: StoredSplit, first: int, phases: int = 1) -> l
 
 
 def decode_blocks(split: StoredSplit, clip: int) -> Iterator[Samples]:
-    """Decode a clip, and yield blocks of samples."""
+    """Decode the clip at an index of a split, and yield its samples in consecutive blocks."""
     for pcm in decode_stored(split.open_clip(clip), split.codec):
         yield pcm.astype(np.float32) / np.float32(PCM16_FULL_SCALE)
 
 
 def build_index(landmarks_by_part: Iterable[Sequence[tuple[str, Landmarks]]]) -> LandmarkIndex:
-    """Return the index of all held-out clips, independent of the order in which their parts come."""
+    """Return an index of the landmarks of all held-out clips. `landmarks_by_part` yields the pairs of clip id and
+    landmarks of each part; the order of the parts doesn't change the result.
+    """
     return LandmarkIndex.build(
         sorted((clip for clips in landmarks_by_part for clip in clips), key=lambda clip: clip[0])
     )
 
 
 def find_duplicates(split: StoredSplit, first: int, index: LandmarkIndex) -> list[dict[str, Any]]:
-    """Search a part's clips in the index; return a row of `data.schema.DUPLICATES` for each clip with a match.
+    """Search the index of held-out clips for CLIPS_PER_PART clips of a split, beginning with the clip at index
+    `first`. Return a row of the table of duplicates (`data.schema.DUPLICATES`) for each clip that sounds the same
+    as a held-out clip.
 
     Of several matches, the row names the held-out clip with the longest overlap. A held-out split that is also used for
     training isn't compared with its own corpus, whose splits are used as published.
@@ -90,7 +102,9 @@ def find_duplicates(split: StoredSplit, first: int, index: LandmarkIndex) -> lis
 
 
 def write_duplicates(store: Store, rows: Sequence[dict[str, Any]], exclude: bool) -> None:
-    """Write the store's table of duplicates, and whether they are excluded from training."""
+    """Write rows as the store's table of duplicates, which replaces the previous one. `exclude` is written into the
+    table: it says whether the duplicates are excluded from training.
+    """
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip_id"]), schema=DUPLICATES)
     metadata = {EXCLUDE_DUPLICATES: b"yes" if exclude else b"no", **build_fingerprint_metadata(store)}
     write_arrow_table(store.path / DUPLICATES_FILE, table.replace_schema_metadata(metadata))

@@ -47,7 +47,9 @@ UNKNOWN_IDS = {"", "not found", "na"}
 
 
 def read_store_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
-    """Read one of the store's own tables; return an empty one if it is absent."""
+    """Read a table that describes the store as a whole, such as exclusions.arrow; return an empty table with the
+    columns of `schema` if the file doesn't exist.
+    """
     try:
         return pa.ipc.open_file(store.read(name)).read_all()
     except FileNotFoundError:
@@ -55,7 +57,9 @@ def read_store_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
 
 
 def read_exclusions(location: Location) -> pa.Table:
-    """Read the clips of a store that are excluded from training, with the columns of `data.schema.EXCLUSIONS`."""
+    """Return the store's table of clips that are excluded from training, with the columns of
+    `data.schema.EXCLUSIONS`. It is empty if no exclusions have been written.
+    """
     return read_store_table(Store.of(location), EXCLUSIONS_FILE, EXCLUSIONS)
 
 
@@ -95,7 +99,9 @@ def is_held_out(name: str) -> bool:
 
 
 def update_exclusions(location: Location) -> pa.Table:
-    """Recompute a store's exclusions, write them and return them."""
+    """Compute which clips of a store must not be trained on, and write them as the store's table of exclusions,
+    which replaces the previous one. Return the table.
+    """
     store = Store.of(location)
     splits = [
         open_split(store, name) for name in store.list_splits() if SplitId.parse(name).corpus in corpora.list_names()
@@ -108,23 +114,31 @@ def update_exclusions(location: Location) -> pa.Table:
 
 
 def build_fingerprint_metadata(store: Store) -> dict[bytes, bytes]:
-    """Return the metadata of a table that takes all splits in the store into account."""
+    """Return Arrow metadata with the fingerprints of all splits in the store, by which `is_current` recognises
+    whether a table was computed from their present contents.
+    """
     return {SPLIT_FINGERPRINTS: json.dumps(read_fingerprints(store)).encode()}
 
 
 def is_current(store: Store, table: pa.Table) -> bool:
-    """Return whether a table was computed for the splits that the store holds."""
+    """Return whether a table was computed from the splits that the store holds now: its metadata contain exactly
+    their names and fingerprints.
+    """
     splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(SPLIT_FINGERPRINTS, b"{}"))
     return splits == read_fingerprints(store)
 
 
 def read_fingerprints(store: Store) -> dict[str, str]:
-    """Return the fingerprint of each split in a store, from its manifest."""
+    """Return the fingerprint of each split in a store by the split's name, as stated in its manifest; '' if the
+    manifest states none.
+    """
     return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.list_splits()}
 
 
 def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
-    """Yield rows of `data.schema.EXCLUSIONS`: each excluded clip once, with the first reason that applies."""
+    """Yield a row of the table of exclusions (`data.schema.EXCLUSIONS`) for each clip of the splits that must not
+    be trained on, with the first reason that applies.
+    """
     held_out: dict[str, list[str]] = {}
     for split in splits:
         if is_held_out(split.name):
@@ -155,22 +169,29 @@ def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dic
 
 
 def map_columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:
-    """Return two columns of a table as a dictionary."""
+    """Return a dictionary with an item for each row of a table: from its value in the column `keys` to its value in
+    the column `values`.
+    """
     return dict(zip(table[keys].to_pylist(), table[values].to_pylist(), strict=True))
 
 
 def should_exclude_duplicates(location: Location) -> bool:
-    """Return whether the store's duplicates, if searched for, are excluded from training."""
+    """Return whether a store's duplicates are excluded from training, as chosen in the last search for them; False
+    if they haven't been searched for.
+    """
     return has_exclude_flag(read_store_table(Store.of(location), DUPLICATES_FILE, DUPLICATES))
 
 
 def has_exclude_flag(duplicates: pa.Table) -> bool:
-    """Return whether a table of duplicates says that they are excluded from training."""
+    """Return whether the metadata of a table of duplicates say that its clips are excluded from training."""
     return (duplicates.schema.metadata or {}).get(EXCLUDE_DUPLICATES) == b"yes"
 
 
 def set_exclusion_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
-    """Store the ids in published lists as sources to exclude; with `keep`, add them to those stored before."""
+    """Read published lists of recording ids, and write them into the store as recordings to exclude from training.
+    With `keep`, they are added to the ids written before, which they replace otherwise. Call `update_exclusions`
+    afterwards.
+    """
     store = Store.of(location)
     listed = read_store_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
     rows = {row["source"]: row["list"] for row in listed}
@@ -183,7 +204,8 @@ def set_exclusion_lists(location: Location, paths: Sequence[Path], keep: bool) -
 
 
 def read_exclusion_list(path: Path) -> set[str]:
-    """Read the sources in a published list: WavCaps' blacklist JSON, a CSV file with a column of ids, or plain ids.
+    """Return the source ids, such as 'freesound:ID', in a published list: WavCaps' blacklist (JSON), a CSV file
+    with a column of ids, or a text file with one id per line.
 
     Raises UserError if the file is absent or has another format, naming the line.
     """
@@ -197,7 +219,9 @@ def read_exclusion_list(path: Path) -> set[str]:
 
 
 def read_csv_list(path: Path, text: str) -> Iterator[str]:
-    """Yield the sources in a CSV file with a column of ids, or in a file of plain ids, one per line."""
+    """Yield the source ids, such as 'freesound:ID', in the text of a CSV file with a column of ids, or of a file
+    with one id per line. `path` is named in messages.
+    """
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
@@ -218,7 +242,9 @@ def read_csv_list(path: Path, text: str) -> Iterator[str]:
 
 
 def read_json_list(path: Path, text: str) -> Iterator[str]:
-    """Yield the sources in a blacklist as published by WavCaps: {"AudioSet": [ids], "FreeSound": [ids]}."""
+    """Yield the source ids, such as 'freesound:ID', in the text of a blacklist in WavCaps' format: {"AudioSet":
+    [ids], "FreeSound": [ids]}. `path` is named in messages.
+    """
     try:
         value = parse_json(text)
     except json.JSONDecodeError as error:
@@ -236,7 +262,8 @@ def read_json_list(path: Path, text: str) -> Iterator[str]:
 
 
 def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
-    """Convert an id as given in lists to a source: 'freesound:ID', 'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
+    """Convert an id as written in a published list to a source id: 'freesound:ID', 'youtube:ID', 'bbc:ID' or
+    'soundbible:ID'. Raises UserError, with `origin`, if it isn't one.
 
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
 
@@ -259,9 +286,9 @@ def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
 
 
 def select_pairs(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the clip and the caption of each pair of a split that isn't excluded: [P] and [P], for P pairs.
-
-    A clip is a row of the split's index, a caption an index into the concatenated captions of all clips.
+    """Return the pairs of a split whose clips aren't in `excluded`, as two index arrays [num_pairs]. The first
+    holds each pair's clip, a row of the split's index; the second its caption, a position in the concatenated
+    captions of all clips.
     """
     captions = split.index["captions"].combine_chunks()
     clips = captions.value_parent_indices().to_numpy()

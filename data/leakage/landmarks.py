@@ -74,7 +74,9 @@ CONTAINED_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Landmarks of a recording, in order of time: pairs of nearby spectrogram peaks, each hashed, with their times."""
+    """Landmarks of a recording: a hash and a time for each pair of nearby spectrogram peaks, in order of time.
+    Times are in ticks of 8 ms (TICK_S).
+    """
 
     hashes: NDArray[np.uint32]  # [num_landmarks]
     ticks: NDArray[np.int32]  # [num_landmarks], time of the first peak
@@ -83,7 +85,9 @@ class Landmarks:
 
 @dataclass(frozen=True)
 class Match:
-    """Recording of an index that is the same sound as the query, or contains it, or is contained in it."""
+    """Result of a search: a recording in the index that is the same sound as the query, contains it, or is
+    contained in it.
+    """
 
     clip_id: str
     overlap_s: float  # for how long both are the same sound, without silence
@@ -92,10 +96,11 @@ class Match:
 
 
 def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
-    """Return the landmarks of a recording given in blocks of any length; only some seconds are held in memory.
+    """Return the landmarks of a recording, whose samples are given in consecutive blocks of any length. `phases` is
+    the number of analyses, each shifted by a fraction of a frame: PHASES for `LandmarkIndex.build`, 1 for
+    `LandmarkIndex.find_matches`.
 
-    Use `phases=PHASES` for `LandmarkIndex.build`, and 1 for `LandmarkIndex.find_matches`. A recording shorter than
-    WINDOW_SAMPLES has none.
+    Only some seconds are held in memory. A recording shorter than WINDOW_SAMPLES has no landmarks.
     """
     silence = np.zeros((LOUD_FRAMES, phases, MAX_BIN + NEAR_BINS), np.float32)
     power, num_frames = silence, 0
@@ -119,8 +124,8 @@ def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
 
 
 def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
-    """Yield spectrograms [num_frames, phases, num_bins] of consecutive chunks; missing phases of the last frame are
-    zero.
+    """Yield power spectrograms [num_frames, phases, num_bins] of consecutive chunks of a recording. If it ends
+    within a frame, the phases of that frame that are missing are zero.
     """
     hop = FRAME_SAMPLES // phases
     chunk_samples = CHUNK_FRAMES * FRAME_SAMPLES
@@ -140,7 +145,7 @@ def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[ND
 
 
 def _compute_spectrogram(samples: Samples, hop: int, phases: int) -> NDArray[np.float32]:
-    """Return the spectrogram [num_frames, phases, num_bins] of samples."""
+    """Return the power spectrogram [num_frames, phases, num_bins] of samples. Windows begin every `hop` samples."""
     windows = sliding_window_view(samples, WINDOW_SAMPLES)[::hop] * _hann_window()
     spectrum = scipy.fft.rfft(windows, axis=1)[:, : MAX_BIN + NEAR_BINS]
     power = np.zeros((-(-len(spectrum) // phases) * phases, spectrum.shape[1]), np.float32)
@@ -154,7 +159,9 @@ def _hann_window() -> NDArray[np.float32]:
 
 
 def _find_peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return frame, phase and bin [3, num_peaks] of a spectrogram's peaks, except in its first and last LOUD_FRAMES."""
+    """Return the frame, the phase and the bin of each peak of a spectrogram: [3, num_peaks]. The first and the last
+    LOUD_FRAMES frames are only used for comparison, and have no peaks.
+    """
     inner = power[LOUD_FRAMES:-LOUD_FRAMES, :, MIN_BIN:MAX_BIN]
     around = slice(LOUD_FRAMES - NEAR_FRAMES, len(power) - LOUD_FRAMES + NEAR_FRAMES)
     highest = _running_max(_running_max(power[around], NEAR_FRAMES, axis=0), NEAR_BINS, axis=2)
@@ -166,7 +173,9 @@ def _find_peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray[np.float32]:
-    """Return the maximum over 2 * radius + 1 neighbours along an axis, which gets shorter by 2 * radius."""
+    """Return the maximum of each value and its `radius` neighbours on either side along an axis. The result is
+    shorter by 2 * radius along it.
+    """
     values, width = np.swapaxes(values, 0, axis), 1
     while width <= radius:
         values, width = np.maximum(values[:-width], values[width:]), 2 * width
@@ -176,7 +185,9 @@ def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray
 
 
 def _pair_peaks(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return hash and first frame [2, num_landmarks] of the pairs of peaks; the peaks are in order of time."""
+    """Pair each peak with the next peaks near it in time and frequency; the peaks must be in order of time. Return
+    the hash of each pair and the frame of its first peak: [2, num_landmarks].
+    """
     pairs = [np.zeros((2, 0), np.int64)]
     num_partners = np.zeros(len(frames), np.int64)
     first, step = np.arange(len(frames)), 0
@@ -195,20 +206,24 @@ def _pair_peaks(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[n
 
 
 def _slice_between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32]:
-    """Return the ticks from `begin` up to `end` (exclusive) of an ascending array."""
+    """Return the values of an ascending array that are at least `begin` and less than `end`."""
     # Bounds of another type would convert the whole array.
     return ticks[slice(*np.searchsorted(ticks, np.array([begin, end], np.int32)))]
 
 
 def _measure_sounding_ticks(ticks: NDArray[np.int32]) -> int:
-    """Return for how long landmarks follow each other without a gap, in ticks."""
+    """Return the total time, in ticks, in which each landmark is followed by the next within MAX_GAP_TICKS. `ticks`
+    are the times of the landmarks, ascending.
+    """
     gaps = ticks[1:] - ticks[:-1]
     return int(gaps[gaps <= MAX_GAP_TICKS].sum())
 
 
 @dataclass(frozen=True)
 class LandmarkIndex:
-    """Index of recordings, consecutive on one time line: NumPy arrays of 30 MB plus 1.5 kB per second of audio."""
+    """Index of the landmarks of recordings, in which a recording that is the same sound can be found. All
+    recordings lie one after the other on one time line. The index takes 30 MB, and 1.5 kB per second of audio.
+    """
 
     clip_ids: tuple[str, ...]
     starts: NDArray[np.int64]  # [num_clips + 1] starts on the time line, SPACE_TICKS apart; in ticks, as all below
@@ -218,7 +233,9 @@ class LandmarkIndex:
 
     @classmethod
     def build(cls, clips: Iterable[tuple[str, Landmarks]]) -> "LandmarkIndex":
-        """Return an index of recordings by id, whose landmarks were computed with all PHASES."""
+        """Return an index of recordings, given as pairs of id and landmarks. The landmarks must have been
+        computed with `phases=PHASES`.
+        """
         clip_ids, starts = [], [0]
         hashes, positions = [np.zeros(0, np.uint32)], [np.zeros(0, np.int32)]
         for clip_id, clip_landmarks in clips:
@@ -238,7 +255,8 @@ class LandmarkIndex:
         )
 
     def find_matches(self, query: Landmarks) -> list[Match]:
-        """Return the recordings that are the same sound as a recording, those with the longest overlap first.
+        """Return the recordings in the index that are the same sound as the one with the landmarks `query`: at
+        most one match for each, those with the longest overlap first.
 
         The landmarks of `query` have one phase. Two recordings are the same sound if they agree in MIN_AGREEING_SHARE
         of the sounding time of their overlap, for at least MIN_OVERLAP_S (MIN_CONTAINED_OVERLAP_S if one contains the
@@ -254,7 +272,7 @@ class LandmarkIndex:
         return sorted(best.values(), key=lambda match: (-match.overlap_s, match.clip_id))
 
     def _find_between(self, query: Landmarks, start: int, stop: int) -> Iterator[Match]:
-        """Yield the matches of a part of a recording.
+        """Yield the matches of the part of a recording between the ticks `start` and `stop`.
 
         Shapes: L landmarks of the part, H hits in the index, K hits at the offset of a candidate; all in order of time.
         """
@@ -299,9 +317,11 @@ class LandmarkIndex:
 
 
 def _find_candidate_offsets(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the offsets with the most hits, at least MIN_VOTES, best first; of neighbours only the best.
+    """Return the offsets that occur most often in `frame_H`, the offset of each hit in frames: those with at least
+    MIN_VOTES hits, at most MAX_CANDIDATES, in descending order of hits. Of adjacent offsets, only the one with more
+    hits is returned.
 
-    Votes for the next offset are included, because a copy falls between two offsets.
+    The hits at the next offset are counted as well, because a copy may lie between two frames.
     """
     ordered = np.sort(frame_H)
     firsts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

@@ -32,7 +32,9 @@ class Batch:
 
     @classmethod
     def without_captions(cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int]) -> Self:
-        """Return a batch for embedding clips, with empty captions and without random draws."""
+        """Return a batch for embedding clips: `sizes` are the numbers of segments of the clips, the captions
+        are empty strings, and all mask draws are zero.
+        """
         draws = torch.zeros(len(segments), NUM_MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips))
 
@@ -42,7 +44,9 @@ class Batch:
         return Batch(captions=self.captions, **move)
 
     def split(self, max_pairs: int) -> list["Batch"]:
-        """Split the batch into batches of at most `max_pairs` pairs, which share its memory."""
+        """Return the batch as consecutive smaller ones of at most `max_pairs` pairs each. Their tensors share
+        the memory of this batch.
+        """
         sizes = self.segments_per_clip.split(max_pairs)
         segments = [int(part.sum()) for part in sizes]
         captions = [self.captions[first : first + max_pairs] for first in range(0, len(self.captions), max_pairs)]
@@ -52,9 +56,10 @@ class Batch:
 
 
 def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segments: NDArray[np.float32]) -> None:
-    """Decode a window of a clip into consecutive segments, followed by zeros.
+    """Decode `count` samples of a clip from sample `start` on into `segments` [num_segments, segment_samples], one
+    segment after the other, and set the rest to zero.
 
-    If the last part of the window is too short to get a segment, it isn't decoded.
+    Samples for which `segments` has no space aren't decoded.
     """
     flat = segments.reshape(-1)
     num_decoded = min(count, len(flat))

@@ -16,7 +16,9 @@ from data.waveform import PCM16_FULL_SCALE, AudioError, count_segments, to_pcm16
 
 
 def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_size: int) -> Iterator[Batch]:
-    """Yield batches of a split's clips in order, each cut to its first `longest_s` seconds."""
+    """Yield batches of up to `batch_size` clips of a split in order, without captions. The first `longest_s`
+    seconds of a clip are used, cut into segments of `segment_s` seconds.
+    """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(split.index), batch_size):
         clips = range(first, min(first + batch_size, len(split.index)))
@@ -31,7 +33,8 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 def load_files(
     paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, problems: FileProblems
 ) -> Iterator[Batch]:
-    """Yield batches of audio files in order, cut and rounded as in a store; `clips` are indices into `paths`.
+    """Yield batches of up to `batch_size` audio files in order, without captions, cut into segments and rounded to
+    16 bits as if they had been read from a store. `clips` of a batch holds indices into `paths`.
 
     At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped; the reason, and warnings
     about other files, are added to `problems`.

@@ -29,7 +29,8 @@ def load_epoch(
     world_size: int = 1,
     loader_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Return an iterator over this rank's share of each global batch.
+    """Return an iterator over one rank's batches in an epoch, which consist of the rank's share of the pairs of
+    each global batch.
 
     If a small last batch leaves a rank without pairs, the rank gets a copy of the batch's first pair, so that it can
     take part in the step; `split_among_ranks` says which pairs count.
@@ -65,7 +66,10 @@ def load_epoch(
 def load_in_processes(
     pairs: ClipCaptionDataset, keys: Iterator[list[PairKey]], buffers: SharedBuffers, num_processes: int, start: str
 ) -> Iterator[Batch]:
-    """Yield batches decoded by worker processes, into a shared buffer if one is free; otherwise the batch is copied."""
+    """Yield a batch for each list of keys, in order, decoded by `num_processes` worker processes. A worker decodes
+    into a shared buffer if one is free; otherwise the batch is copied between processes. `start` is the method of
+    multiprocessing that starts them.
+    """
     loader = DataLoader(
         _BatchRequests(pairs, buffers),
         batch_sampler=cast(Any, ((buffers.take() if buffers.free else None, batch_keys) for batch_keys in keys)),
@@ -83,7 +87,10 @@ def load_in_processes(
 
 
 class _BatchRequests(Dataset[Any]):
-    """Dataset of batches, requested by a buffer and keys; segments stay in the buffer, the rest is sent as arrays."""
+    """Dataset whose items are batches. A request is the number of a shared buffer, or None, and the keys of the
+    pairs. With a buffer, segments are decoded into it, and only the rest of the batch is returned, as arrays and a
+    list of captions.
+    """
 
     def __init__(self, pairs: ClipCaptionDataset, buffers: SharedBuffers) -> None:
         self.pairs, self.buffers = pairs, buffers
@@ -98,5 +105,5 @@ class _BatchRequests(Dataset[Any]):
 
 
 def _return_batch(batch: Any) -> Any:
-    """Return the item of the dataset unchanged: it already is a batch."""
+    """Return an item of the dataset unchanged, as collate function: it already is a batch."""
     return batch

@@ -82,12 +82,14 @@ class ClipCaptionDataset(Dataset[Batch]):
         return len(self.clip_of_pair)
 
     def iter_captions(self) -> Iterator[str]:
-        """Yield each pair's caption, as published."""
+        """Yield the caption of each pair in order, as published."""
         for split, flat in enumerate(self._flat_captions):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
 
     def _find_paraphrases(self) -> None:
-        """Find each pair's paraphrases. Raises UserError if no caption of a split has any."""
+        """Look up the paraphrases of each pair's caption, and store them in `variants` and `variants_of_pair`.
+        Raises UserError if no caption of a split has any.
+        """
         for number, split in enumerate(self.splits):
             table = split.require_paraphrases_table()
             columns = (table[name].to_pylist() for name in ("clip_id", "caption_hash"))
@@ -106,7 +108,7 @@ class ClipCaptionDataset(Dataset[Batch]):
             self.variants.append(table["variants"].combine_chunks())
 
     def get_clip_ids(self, pairs: NDArray[np.int64]) -> list[str]:
-        """Return the ids of the pairs' clips."""
+        """Return the clip id of each pair, given as an array of pair indices."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].index["clip_id"][clip].as_py() for split, clip in rows]
 
@@ -118,14 +120,15 @@ class ClipCaptionDataset(Dataset[Batch]):
         return [split.index["captions"].combine_chunks().flatten() for split in self.splits]
 
     def __getitem__(self, epoch_and_pair: PairKey) -> Batch:
-        """Return one pair as a batch, with the crop and the caption of its epoch."""
+        """Return a batch of a single pair, with the crop and the caption that the pair has in the epoch."""
         return self.decode([epoch_and_pair])
 
     def decode(self, keys: Sequence[PairKey], allocate: Callable[[int], Tensor] | None = None) -> Batch:
-        """Decode pairs into a batch, with the crops and captions of their epochs.
+        """Return a batch of the pairs with these keys, (epoch, pair index). A pair's crop and its wording, the
+        caption or a paraphrase, depend on the epoch.
 
-        Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments, [number,
-        segment_samples].
+        Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments,
+        [number, segment_samples]; by default it is newly allocated.
         """
         draws = [np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair]) for epoch, pair in keys]
         uniform = [rng.random(3) for rng in draws]
@@ -155,7 +158,9 @@ class ClipCaptionDataset(Dataset[Batch]):
         )
 
     def choose_caption(self, pair: int, swap_draw: float, variant_draw: float) -> str:
-        """Return a pair's caption, or one of its paraphrases."""
+        """Return the caption of a pair or, with the dataset's paraphrase probability, one of its paraphrases.
+        The draws are those of `data.captions.choose_wording`.
+        """
         split = int(self.split_of_pair[pair])
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()
         row = int(self.variants_of_pair[pair])
@@ -165,11 +170,11 @@ class ClipCaptionDataset(Dataset[Batch]):
         return choose_wording(caption, variants, self.paraphrase_probability, swap_draw, variant_draw)
 
     def get_num_samples(self, pairs: NDArray[np.int64]) -> list[int]:
-        """Return the number of samples of each pair's clip."""
+        """Return the number of samples of each pair's clip, before cropping. `pairs` are pair indices."""
         rows = zip(self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist(), strict=True)
         return [self.splits[split].num_samples[clip].item() for split, clip in rows]
 
     def get_num_segments(self, pairs: NDArray[np.int64]) -> list[int]:
-        """Return the number of segments of each pair."""
+        """Return the number of segments of each pair's clip, after cropping. `pairs` are pair indices."""
         counts = (min(length, self.longest_samples) for length in self.get_num_samples(pairs))
         return [count_segments(count, self.segment_samples) for count in counts]

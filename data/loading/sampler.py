@@ -10,20 +10,25 @@ from data.loading.pairs import ORDER_STREAM, ClipCaptionDataset
 
 
 def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:
-    """Return the pairs of each global batch of an epoch: every pair once; the last batch may be smaller."""
+    """Return the global batches of an epoch, each as an array of pair indices. The order is random: every pair
+    occurs once, and a batch has `batch_size` pairs, except a smaller last one.
+    """
     order = np.random.default_rng([pairs.seed, ORDER_STREAM, epoch]).permutation(len(pairs))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
-    """Split a global batch into the pairs of each rank, with about the same number of segments for every rank."""
+    """Divide a global batch, an array of pair indices, among ranks such that each has about the same number of
+    segments. Return the array of each rank.
+    """
     if world_size == 1:
         return [batch]
     return [batch[indices] for indices in balance_among_ranks(pairs.get_num_segments(batch), world_size)]
 
 
 def balance_among_ranks(sizes: Sequence[int], world_size: int) -> list[list[int]]:
-    """Assign items to ranks and return each rank's indices, ascending: largest first, each to the least loaded rank.
+    """Divide items among ranks such that the total size of each rank's items is about the same: the largest item
+    first, each to the rank with the smallest total so far. Return the ascending indices of each rank's items.
 
     This is Graham's list scheduling by longest processing time (1969): no rank exceeds the mean load by more than one
     item.

@@ -84,7 +84,7 @@ NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+")
 
 
 def parse_sentences(answer: str) -> list[str]:
-    """Return the sentences of an answer in order, without numbering and quotes.
+    """Return the sentences of a chat model's answer in order, without numbering and quotes.
 
     If lines are numbered, text before the first and after the last numbered sentence is ignored. Otherwise, each string
     of JSON is a sentence, or, without JSON, each line that isn't an introduction. A refusal contains no sentence.
@@ -131,7 +131,10 @@ def join_index_lines(lines: Sequence[str]) -> list[str]:
 
 
 def punctuate_indexes(lines: Sequence[str]) -> list[str]:
-    """Return the lines with a full stop after bare indexes that count up from 1."""
+    """Return the lines with a full stop inserted after each number without punctuation that begins a line, as in '1
+    A dog barks.'. If these numbers don't count up from 1, they aren't indexes, and the lines are returned
+    unchanged.
+    """
     indexes = [int(match[1]) for line in lines if (match := BARE_INDEX.match(line))]
     if len(indexes) < 2 or indexes != list(range(1, len(indexes) + 1)):
         return list(lines)
@@ -139,7 +142,9 @@ def punctuate_indexes(lines: Sequence[str]) -> list[str]:
 
 
 def extract_json_strings(text: str) -> list[str] | None:
-    """Return all strings in a text that is JSON; None if it isn't JSON or has none."""
+    """Return all strings in a text that is a JSON list or object, except its keys; None if the text isn't one, or
+    has no strings.
+    """
     with contextlib.suppress(ValueError):
         value = parse_json(text)
         if isinstance(value, list | dict):
@@ -148,7 +153,7 @@ def extract_json_strings(text: str) -> list[str] | None:
 
 
 def iter_strings(value: Any) -> Iterator[str]:
-    """Yield the strings of a JSON value in order, without the names of its fields."""
+    """Yield all strings in a JSON value in order, including nested ones, but not the keys of objects."""
     match value:
         case str():
             yield value
@@ -160,7 +165,9 @@ def iter_strings(value: Any) -> Iterator[str]:
 
 
 def join_numbered_lines(lines: Sequence[str]) -> list[str]:
-    """Return the sentences of numbered lines; a sentence continues in the next line if it has not ended."""
+    """Return the sentences of an answer whose lines are numbered, without the numbers. A line without a number
+    continues the sentence before it if that has not ended; otherwise it is ignored.
+    """
     sentences: list[str] = []
     open_ended = False
     for line in lines:
@@ -188,14 +195,16 @@ def clean_sentence(text: str) -> str:
 
 @dataclass(frozen=True)
 class CheckedSentence:
-    """A sentence of an answer, and the names of the checks that it fails."""
+    """Sentence of a chat model's answer, and the names of those CHECKS that it fails."""
 
     text: str
     failed: tuple[str, ...]
 
     @property
     def is_kept(self) -> bool:
-        """True if the sentence can replace the caption: it fails no check, or only checks in MARKING_CHECKS."""
+        """True if the sentence can replace the caption: it fails no check, or only checks in MARKING_CHECKS,
+        which mark it for review.
+        """
         return MARKING_CHECKS.issuperset(self.failed)
 
 
@@ -216,7 +225,9 @@ MARKING_CHECKS = frozenset({"under 20 words", "no name"})
 
 
 def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
-    """Return each sentence with the checks that it fails; `earlier` are sentences that have been kept.
+    """Check sentences that may replace a caption, and return each with the checks that it fails. A sentence that
+    repeats the caption, an earlier one of the sentences, or one of `earlier` (sentences already kept) fails as
+    well.
 
     Sentences are compared as a text encoder gets them: in lower case, without punctuation.
     """
@@ -232,12 +243,14 @@ def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[st
 
 
 def choose_paraphrases(caption: str, answers: Sequence[str], number: int) -> list[CheckedSentence]:
-    """Return the first `number` sentences of a caption's answers that can replace it."""
+    """Return the first `number` sentences in a chat model's answers about a caption that can replace it; fewer if
+    there aren't so many.
+    """
     return [variant for variant in check_answers(caption, answers) if variant.is_kept][:number]
 
 
 def check_answers(caption: str, answers: Sequence[str]) -> list[CheckedSentence]:
-    """Return every sentence of a caption's answers in order, with the checks that it fails."""
+    """Return every sentence in a chat model's answers about a caption, in order, with the checks that it fails."""
     checked: list[CheckedSentence] = []
     for answer in answers:
         checked += check_sentences(

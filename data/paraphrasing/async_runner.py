@@ -23,7 +23,9 @@ MAX_LOGGED_FAILURES = 20
 
 @dataclass
 class ParaphraseRun:
-    """A run that asks about each caption until it has enough paraphrases, or `attempts` answers."""
+    """Run of requests to a model: each caption is asked about until it has enough paraphrases or `attempts`
+    answers. All answers are written to the journal.
+    """
 
     model: ParaphraseModel
     journal: Journal
@@ -38,7 +40,8 @@ class ParaphraseRun:
     defect: Exception | None = None  # first unexpected error
 
     def ask_all(self, requests: Iterator[Request], concurrency: int) -> None:
-        """Ask about all captions that aren't done, `concurrency` of them at a time.
+        """Send the requests that earlier runs have not completed, at most `concurrency` at a time; return when
+        all are done or the run is stopped.
 
         If the run ends early, requests in progress are completed and their answers kept. A second Ctrl-C cancels these
         requests and raises KeyboardInterrupt. Unexpected errors are raised at the end of the run.
@@ -68,19 +71,25 @@ class ParaphraseRun:
             raise self.defect
 
     def stop(self, reason: str) -> None:
-        """Send no further requests; the first reason is reported."""
+        """End the run early: no further requests are sent, and those in progress are completed. `reason` is
+        kept in `stopped`, unless the run was stopped before.
+        """
         self.stopped = self.stopped or reason
         self.model.stop()
 
     def is_done(self, request: Request) -> bool:
-        """Return whether earlier runs completed this caption, and count it if so."""
+        """Return whether the answers of earlier runs to a request are enough; if so, count the request in the
+        progress.
+        """
         done = self.answer_log.is_done(request, self.attempts)
         if done:
             self.progress.count_request(done_before=True)
         return done
 
     async def ask_from_queue(self, todo: Iterator[Request]) -> None:
-        """Ask about one caption after the other."""
+        """Take one request after the other from `todo`, and send each until it is done or the run is stopped.
+        An unanswered request is left to the next run; any other error stops the run, and is not raised here.
+        """
         for request in todo:
             if self.stopped:
                 return
@@ -98,7 +107,9 @@ class ParaphraseRun:
                 self.stop(repr(error))
 
     async def ask_until_done(self, request: Request) -> None:
-        """Ask about a caption until its answers are enough; each answer is written to the journal before it is used."""
+        """Send a request repeatedly until its answers are enough, the budget is spent or the run is stopped.
+        Each answer is written to the journal before it is used.
+        """
         texts = self.answer_log.read_texts(request)
         done = False  # otherwise the caption would not be in the queue
         while not done:
@@ -118,7 +129,9 @@ class ParaphraseRun:
         self.progress.count_request()
 
     def record_failure(self, request: Request, error: UnansweredError) -> None:
-        """Leave a caption to the next run; after many consecutive failures, leave all remaining ones."""
+        """Log a request that the model did not answer; the next run sends it again. After MAX_FAILURES_IN_A_ROW
+        consecutive failures, the run is stopped.
+        """
         if self.stopped:
             return
         self.unanswered += 1
@@ -130,7 +143,7 @@ class ParaphraseRun:
 
 
 class ParaphraseProgress(ProgressLine):
-    """Progress of the requests, their rate and their cost."""
+    """Progress line with the number of requests that are done, their rate, and the cost so far."""
 
     def __init__(self, name: str, total: int, format_spent: Callable[[], str]) -> None:
         self.name, self.total, self.format_spent = name, total, format_spent
@@ -138,12 +151,14 @@ class ParaphraseProgress(ProgressLine):
         super().__init__(logger)
 
     def count_request(self, done_before: bool = False) -> None:
-        """Count a request that is done, now or in an earlier run."""
+        """Count a request as done. With `done_before`, an earlier run has completed it, so it isn't included in
+        the rate.
+        """
         self.done += 1
         self.done_before += done_before
         self.log_if_due()
 
     def line(self) -> str:
-        """Return the progress as one line."""
+        """Return the text of the progress line."""
         rate = (self.done - self.done_before) / self.elapsed_s()
         return f"{self.name}: {self.done:,} of {self.total:,} requests, {rate:.1f}/s{self.format_spent()}"

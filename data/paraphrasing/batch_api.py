@@ -66,18 +66,24 @@ class BatchLostError(Exception):
 
 
 def batches_file(job: ParaphraseJob) -> Path:
-    """Return the path of the file of batches beside the journal; the holder of the journal's lock writes it."""
+    """Return the path of the file that lists the submitted batches of a split. It is beside the journal, and only
+    the process that holds the journal's lock writes it.
+    """
     return job.journal.with_name(BATCHES_FILE)
 
 
 def read_batches(job: ParaphraseJob) -> dict[str, Entry]:
-    """Return all batches submitted for a split, by any model and instruction."""
+    """Return all batches submitted for a split, by any model and instruction. A key is the id of a file of
+    requests; its value is a dictionary with the fields of `Entry`.
+    """
     path = batches_file(job)
     return read_json(path) if path.exists() else {}
 
 
 def find_open_batches(job: ParaphraseJob) -> dict[str, str]:
-    """Return the uncollected batches about the same captions, model and instruction, by their files."""
+    """Return the batches with the job's split, model and instruction whose answers have not been collected. A key
+    is the id of a file of requests; its value is the id of the batch, '' if it isn't known.
+    """
     return {
         file_id: entry["batch"]
         for file_id, entry in read_batches(job).items()
@@ -87,7 +93,9 @@ def find_open_batches(job: ParaphraseJob) -> dict[str, str]:
 
 @dataclass
 class BatchRun:
-    """A run through the batches of one split, model and instruction."""
+    """Run of requests through the Batch API, for one split, model and instruction. All answers are written to the
+    journal.
+    """
 
     client: openai.AsyncOpenAI
     job: ParaphraseJob
@@ -100,7 +108,10 @@ class BatchRun:
     stopped: str = ""  # reason for not asking about all captions
 
     async def ask_all(self) -> None:
-        """Collect earlier batches, then submit requests until every caption is done."""
+        """Collect the answers of batches that earlier runs submitted, then submit batches until every caption
+        is done. If this ends early, the reason is in `stopped`; errors of the server and of files aren't
+        raised.
+        """
         try:
             await self._collect_and_submit()
         except UserError as error:
@@ -126,24 +137,31 @@ class BatchRun:
 
     @property
     def tag(self) -> dict[str, str]:
-        """Metadata that identify the batches of this split, model and instruction."""
+        """Metadata that each submitted batch has on the server, by which the batches of this split, model and
+        instruction are recognised.
+        """
         identity = json.dumps([self.job.split.name, self.job.model, self.job.instruction])
         return {"chorale": hashlib.sha256(identity.encode()).hexdigest()[:32]}
 
     def record(self, file_id: str, batch_id: str, state: str) -> None:
-        """Record the state of a file of requests."""
+        """Write the state of a batch, 'open' or 'collected', into the split's file of batches. `file_id` is the
+        id of its file of requests; `batch_id` is '' until the server has returned it.
+        """
         author = {"model": self.job.model, "instruction": self.job.instruction}
         entry = author | {"batch": batch_id, "state": state}
         write_json(batches_file(self.job), read_batches(self.job) | {file_id: entry})
 
     def forget(self, file_id: str) -> None:
-        """Forget a file of requests that the server has not accepted."""
+        """Remove a file of requests from the split's file of batches, because the server has not accepted it."""
         entries = read_batches(self.job)
         del entries[file_id]
         write_json(batches_file(self.job), entries)
 
     async def list_uncollected(self) -> list[tuple[str, str]]:
-        """Return the submitted files that have not been collected, with their batches."""
+        """Return the batches of this split, model and instruction whose answers have not been collected, as
+        pairs of the id of the file of requests and the id of the batch. Files of requests for which the server
+        has no batch are forgotten.
+        """
         open_batches = find_open_batches(self.job)
         on_server = {batch.input_file_id: batch.id async for batch in self.fetch_uncollected()}
         for file_id in [
@@ -154,7 +172,9 @@ class BatchRun:
         return list((open_batches | on_server).items())
 
     async def fetch_uncollected(self) -> AsyncIterator[Batch]:
-        """Yield the batches on the server that have the tag and have not been collected."""
+        """Yield the batches on the server that belong to this split, model and instruction, and whose answers
+        have not been collected. Failed batches are left out.
+        """
         collected = {file_id for file_id, entry in read_batches(self.job).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
             if (
@@ -165,9 +185,8 @@ class BatchRun:
                 yield batch
 
     async def submit_once(self, file_id: str) -> str:
-        """Submit an uploaded file once; if the answer is lost, look in the server's list for the batch.
-
-        Returns the id of the batch.
+        """Create a batch from an uploaded file of requests, and return its id. If the connection is lost before
+        the server answers, search the server's list for the batch, so that it is not created twice.
         """
         try:
             return await self.create_batch(file_id)
@@ -199,7 +218,9 @@ class BatchRun:
                 await asyncio.sleep(self.poll_s if wait_s is None else wait_s)
 
     def iter_requests(self) -> Iterator[Request]:
-        """Yield the requests that aren't done, as far as the budget allows."""
+        """Yield the requests that aren't done. If their estimated cost exceeds the budget, end early, and give
+        the reason in `stopped`.
+        """
         planned = 0.0
         for request in self.job.distinct_requests():
             if self.answer_log.is_done(request, self.attempts):
@@ -211,7 +232,9 @@ class BatchRun:
             yield request
 
     def iter_files(self) -> Iterator[str]:
-        """Yield files of requests, one per batch; each is removed when the next is requested."""
+        """Write the requests into temporary files, one for each batch, and yield the path of each. A file is
+        removed when the next one is requested.
+        """
         requests = self.iter_requests()
         request = next(requests, None)
         while request:
@@ -226,7 +249,9 @@ class BatchRun:
                 yield file.name
 
     async def submit(self, file: Path) -> tuple[str, str]:
-        """Submit a file of requests; return the ids of the file and of its batch."""
+        """Upload a file of requests, and create a batch from it. Return the id of the file on the server, and
+        the id of the batch.
+        """
         uploaded = await self.client.files.create(file=file, purpose="batch")
         self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
@@ -235,7 +260,9 @@ class BatchRun:
         return uploaded.id, batch_id
 
     async def collect(self, file_id: str, batch_id: str) -> int:
-        """Wait for a batch to end, write its answers to the journal, and return their number."""
+        """Wait for a batch to end, write its answers to the journal, and record the batch as collected. Return
+        the number of its answers in the journal.
+        """
         num_answers = 0
         try:
             batch = await self.wait_for_end(batch_id)
@@ -254,7 +281,10 @@ class BatchRun:
         return num_answers
 
     async def write_answers(self, batch_id: str, content: bytes, recorded: set[str]) -> int:
-        """Write the answers of a batch's file that are missing from the journal; return their number."""
+        """Write the answers in a batch's output file that are missing from the journal, and return their
+        number. `recorded` holds the keys of the requests whose answers are in the journal; the new ones are
+        added to it.
+        """
         file = io.BytesIO(content)
         offsets = find_offsets(file)
         missing = offsets.keys() - recorded
@@ -275,7 +305,9 @@ class BatchRun:
         return num_answers
 
     async def wait_for_end(self, batch_id: str) -> Batch:
-        """Return a batch that has ended. Raises BatchLostError if the server could not process it."""
+        """Request the state of a batch repeatedly until it has ended, and return the batch. Raises
+        BatchLostError if the server could not process it.
+        """
         last_line, failed_polls = "", 0
         while True:
             try:
@@ -312,7 +344,7 @@ class BatchRun:
 
 
 def find_offsets(file: BinaryIO) -> dict[str, int]:
-    """Return the offset of each request's answer in a batch's output, by the request's key."""
+    """Return the position in bytes of each answer in a batch's output file, by the key of the request."""
     offsets: dict[str, int] = {}
     offset = 0
     for text in file:
@@ -324,7 +356,9 @@ def find_offsets(file: BinaryIO) -> dict[str, int]:
 
 
 def parse_answer(value: Any) -> Answer | None:
-    """Return the answer in a line of a batch's output; None if the request failed and may be sent again."""
+    """Return the answer in a line of a batch's output file, given as parsed JSON; None if the request failed and
+    may be sent again.
+    """
     match value:
         case {"response": {"status_code": 200, "body": body}}:
             return parse_completion(body)

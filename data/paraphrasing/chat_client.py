@@ -50,11 +50,15 @@ class UnansweredError(Exception):
 
 
 class StoppedError(openai.OpenAIError):
-    """Error of a request that isn't sent (again), since the run ends. OpenAI's client does not retry after it."""
+    """Error raised in place of sending a request, or sending it again, because the run is ending. OpenAI's client
+    does not retry after it.
+    """
 
 
 class ParaphraseModel(Protocol):
-    """Interface of a model that can be asked within its `async with` block."""
+    """Interface of a model that answers requests for paraphrases. It is an asynchronous context manager, and is
+    used within its `async with` block.
+    """
 
     async def __aenter__(self) -> Self: ...
 
@@ -68,7 +72,7 @@ class ParaphraseModel(Protocol):
         ...
 
     def stop(self) -> None:
-        """Let requests in progress finish, and end all waiting ones at once."""
+        """Cancel the requests that wait to be sent or sent again; those that have been sent are completed."""
         ...
 
 
@@ -81,16 +85,17 @@ class RuleBasedParaphraser:
     async def __aexit__(self, *error: object) -> None: ...
 
     async def ask(self, request: Request) -> Answer:
-        """Return numbered sentences."""
+        """Return an answer with numbered paraphrases of the request's caption."""
         sentences = grammar.write_paraphrases(request.caption, request.number)
         return Answer("\n".join(f"{n}. {text}" for n, text in enumerate(sentences, start=1)))
 
     def stop(self) -> None:
-        """Do nothing: no request waits."""
+        """Do nothing, since no request ever waits."""
 
 
 class AdaptiveConcurrencyLimiter:
-    """Limiter of concurrent requests, adapted between 1 and `maximum` to the server's rate limits.
+    """Limiter of the number of concurrent requests. Its limit is between 1 and `maximum`: it is halved when the
+    server refuses a request because of its rate limit (status 429), and increases slowly while requests succeed.
 
     The limit is increased additively and decreased multiplicatively (Chiu and Jain, 1989). After it was halved, rate
     limits of the requests that were already running do not halve it again.
@@ -105,7 +110,9 @@ class AdaptiveConcurrencyLimiter:
 
     @contextlib.asynccontextmanager
     async def acquire(self) -> AsyncIterator[None]:
-        """Wait until a request may run, and count it as running within the context."""
+        """Wait until fewer requests are running than the limit allows; within the context, one more counts as
+        running.
+        """
         async with self.changed:
             await self.changed.wait_for(lambda: self.running < int(self.limit))
             self.running += 1
@@ -117,7 +124,9 @@ class AdaptiveConcurrencyLimiter:
                 self.changed.notify(max(1, int(self.limit) - self.running))
 
     def record_status(self, status: int) -> None:
-        """Adapt the limit to the status of a response; only rate limits lower it."""
+        """Adapt the limit to the HTTP status of a response: success increases it, status 429 (rate limit)
+        halves it, and other errors don't change it.
+        """
         self.to_ignore = max(0, self.to_ignore - 1)
         if status < httpx2.codes.BAD_REQUEST:
             self.limit = min(self.maximum, self.limit + 1 / self.limit)
@@ -127,7 +136,7 @@ class AdaptiveConcurrencyLimiter:
 
 
 class LimitedClient(openai.DefaultAioHttpClient):
-    """HTTP client that sends requests, including retries, as the limiter allows.
+    """HTTP client that waits before each request, including retries, until the limiter allows it.
 
     The client uses aiohttp, since httpx's connection pool scans all connections for every request.
     """
@@ -140,7 +149,9 @@ class LimitedClient(openai.DefaultAioHttpClient):
         self.is_stopping = False
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request when the limiter allows it, and return the response."""
+        """Send a request when the limiter allows it, and return the response. Raises StoppedError if the run is
+        ending.
+        """
         async with self.limiter.acquire():
             if self.is_stopping:
                 raise StoppedError("not sent")
@@ -159,7 +170,7 @@ class LimitedClient(openai.DefaultAioHttpClient):
 
 
 class ChatModel:
-    """Chat model on a server."""
+    """Chat model that is asked over HTTP, on a server with OpenAI's protocol."""
 
     def __init__(self, base_url: str | None, timeout_s: float, concurrency: int) -> None:
         self.http = LimitedClient(AdaptiveConcurrencyLimiter(concurrency), timeout_s)
@@ -173,7 +184,9 @@ class ChatModel:
         await self.client.close()
 
     async def ask(self, request: Request) -> Answer:
-        """Return the model's answer."""
+        """Send a request, retrying if necessary, and return the model's answer. Raises errors as
+        `ParaphraseModel.ask` does.
+        """
         task = asyncio.current_task()
         self.asking.add(task)
         try:
@@ -203,7 +216,7 @@ class ChatModel:
                 raise UnansweredError(f"{self.client.base_url} doesn't answer with chat completions")
 
     def stop(self) -> None:
-        """Cancel the tasks that wait for the limiter or before a retry."""
+        """Cancel the requests that wait for the limiter or before a retry; those that have been sent are completed."""
         self.http.is_stopping = True
         for task in self.asking - self.http.sending:
             if task:
@@ -211,7 +224,10 @@ class ChatModel:
 
 
 def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> openai.AsyncOpenAI:
-    """Return OpenAI's client. The key is read from the environment; local servers need none."""
+    """Return OpenAI's client for the server at `base_url`; by default at OPENAI_BASE_URL, otherwise OpenAI's own.
+    The key is read from OPENAI_API_KEY; other servers may need none. Raises UserError if the key or the address is
+    missing or malformed.
+    """
     key = os.environ.get(KEY, "")
     base_url = base_url or os.environ.get(BASE_URL) or None
     if not (key or base_url):
@@ -233,7 +249,7 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is the address of a server."""
+    """Return whether a text is an http or https URL with a host."""
     try:
         url = httpx2.URL(text)
     except httpx2.InvalidURL:
@@ -242,7 +258,7 @@ def is_address(text: str) -> bool:
 
 
 def parse_json_or_none(content: bytes) -> Any:
-    """Return the content of a response, or None if it isn't JSON."""
+    """Return the value of a JSON text, such as the body of a response; None if it isn't JSON."""
     try:
         return parse_json(content)
     except ValueError:
@@ -250,7 +266,7 @@ def parse_json_or_none(content: bytes) -> Any:
 
 
 def parse_completion(body: Any) -> Answer | None:
-    """Return the answer of a chat completion as JSON, or None if it isn't one."""
+    """Return the answer in the body of a response, given as parsed JSON; None if it isn't a chat completion."""
     try:
         choice = body["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
@@ -269,20 +285,22 @@ def parse_completion(body: Any) -> Answer | None:
 
 
 def read_token_count(usage: Any, name: str) -> int | None:
-    """Return a token count reported by a server, or None if it isn't a whole number."""
+    """Return the token count `name` in the usage that a server reports; None if it is absent or not a whole number."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) else None
 
 
 def parse_filter_error(error: openai.OpenAIError) -> Answer | None:
-    """Return the answer that a content filter's error stands for, or None."""
+    """Return an answer marked as refused if the server's content filter rejected the request; None for any other
+    error.
+    """
     if isinstance(error, openai.BadRequestError) and error.code in FILTER_CODES:
         return Answer("", "refused")
     return None
 
 
 def find_pause_s(error: openai.OpenAIError) -> float | None:
-    """Return the seconds that a busy server asks to wait, or None if the error has no such request.
+    """Return how many seconds a busy server asks to wait before the next attempt; None if the error doesn't say.
 
     Raises UserError if the account's quota is used up, or the pause exceeds MAX_PAUSE_S.
     """
@@ -303,7 +321,9 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
 
 
 def parse_retry_after(headers: httpx2.Headers) -> float | None:
-    """Return the seconds that a server asks for: as seconds, a date (RFC 9110, 10.2.3), or OpenAI's milliseconds."""
+    """Return how many seconds to wait according to a response's headers; None if they don't say. `retry-after`
+    gives seconds or a date (RFC 9110, 10.2.3), OpenAI's `retry-after-ms` milliseconds.
+    """
     for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         with contextlib.suppress(ValueError):
             value = float(headers.get(name, "")) * unit_s
@@ -315,7 +335,7 @@ def parse_retry_after(headers: httpx2.Headers) -> float | None:
 
 
 def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
-    """Return an error to raise, without the key in its text.
+    """Return the exception to raise for an error of OpenAI's client; its message doesn't contain the API key.
 
     It is a UserError if other requests would fail as well, and an UnansweredError otherwise.
     """
@@ -331,5 +351,5 @@ def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model:
 
 
 def redact_key(text: str, client: openai.AsyncOpenAI) -> str:
-    """Return a text without the client's key."""
+    """Return a text in which the client's API key is replaced by '[key]'."""
     return text.replace(client.api_key, "[key]") if len(client.api_key) > 4 else text

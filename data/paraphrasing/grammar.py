@@ -66,7 +66,9 @@ MAX_DRAWS = 200
 
 
 def parse_groups(text: str) -> dict[str, list[str]]:
-    """Return each word of a text of groups, with all words of its group."""
+    """Parse groups of synonyms, separated by ';' or line breaks, with their words separated by commas. Return a
+    dictionary from each word to the list of all words in its group.
+    """
     lists = [[word.strip() for word in group.split(",") if word.strip()] for group in re.split(r"[;\n]", text)]
     return {word: words for words in reversed(lists) for word in words}
 
@@ -91,7 +93,9 @@ CLAUSE = re.compile(
 
 @dataclass(frozen=True)
 class CaptionContent:
-    """Content of a caption: events in sequence, and clauses about the same time."""
+    """Content of a caption: the clauses of its events in order of time, and clauses that describe what happens
+    meanwhile.
+    """
 
     events: tuple[str, ...]
     meanwhile: tuple[str, ...]
@@ -117,7 +121,9 @@ def write_paraphrases(caption: str, number: int) -> list[str]:
 
 
 def parse_caption(caption: str) -> CaptionContent:
-    """Return the content of a caption, split at words of time."""
+    """Split a caption into clauses at words such as 'then', 'before' and 'while', and return how they are related
+    in time. A caption that can't be split is a single event.
+    """
     text = caption.strip().rstrip(".!? ")
     if not re.match(r"I\b|[A-Z]{2}", text):
         text = text[:1].lower() + text[1:]
@@ -136,7 +142,9 @@ def parse_caption(caption: str) -> CaptionContent:
 
 
 def split_sequence(text: str) -> tuple[str, ...]:
-    """Return the clauses of a text that follow each other in time."""
+    """Split a text into the clauses of events that follow each other in time; return the text as the only clause if
+    this isn't possible.
+    """
     clauses = re.split(rf",? (?:{'|'.join(IN_TURN)}) ", text)
     if all(CLAUSE.match(clause) for clause in clauses):
         return tuple(clauses)
@@ -144,7 +152,7 @@ def split_sequence(text: str) -> tuple[str, ...]:
 
 
 def draw_wordings(rng: Generator, content: CaptionContent) -> Iterator[str]:
-    """Yield random sentences with the same content."""
+    """Yield MAX_DRAWS random sentences with the content of a caption; some may be equal."""
     for _ in range(MAX_DRAWS):
         events = [reword_clause(rng, clause) for clause in content.events]
         text = draw_one(rng, list_sequences(events))
@@ -160,7 +168,9 @@ def draw_wordings(rng: Generator, content: CaptionContent) -> Iterator[str]:
 
 
 def list_sequences(events: Sequence[str]) -> list[str]:
-    """Return ways to express that events follow each other."""
+    """Return all available phrasings of events that follow each other, such as 'A, then B' and 'after A, B'.
+    `events` are their clauses, in order of time.
+    """
     if len(events) == 1:
         return [events[0]]
     if len(events) == 2:
@@ -177,14 +187,18 @@ def list_sequences(events: Sequence[str]) -> list[str]:
 
 
 def reword_clause(rng: Generator, clause: str) -> str:
-    """Return a clause in other words, half the time also in the passive voice if possible."""
+    """Return a clause whose words are randomly replaced by synonyms. With probability 0.5 it is first put into the
+    passive voice, if possible.
+    """
     if rng.random() < 0.5:
         clause = make_passive(clause)
     return WORDS.sub(lambda match: draw_one(rng, find_replacements(match)), clause)
 
 
 def find_replacements(match: re.Match[str]) -> list[str]:
-    """Return the words that can replace a word, at least itself; words with an article don't follow another article."""
+    """Return the synonyms, including the word itself, that can replace a matched word. After 'a' or 'an', only
+    those that fit this article and have no article of their own are returned, or the word itself if there are none.
+    """
     before = match.string[: match.start()].rstrip().rpartition(" ")[2]
     words = GROUPS[match[0]]
     if before in ("a", "an"):
@@ -204,5 +218,5 @@ def make_passive(clause: str) -> str:
 
 
 def draw_one(rng: Generator, options: Sequence[str]) -> str:
-    """Return one of some options, all equally likely."""
+    """Return one of the options at random, all equally likely."""
     return options[int(rng.integers(len(options)))]

@@ -41,7 +41,7 @@ TOKENS_PER_SENTENCE = 18
 
 @dataclass(frozen=True)
 class Request:
-    """Request about one caption. Clips with the same caption and tags share a request."""
+    """Request to a model for paraphrases of one caption. Clips with the same caption and tags share a request."""
 
     model: str
     instruction: str  # version of the instruction and number of sentences, 'dcase2023/5'
@@ -67,13 +67,15 @@ class Request:
 
     @property
     def body(self) -> dict[str, Any]:
-        """Request in the protocol's terms."""
+        """Body of the HTTP request, in the format of OpenAI's chat completions."""
         return {"model": self.model, "messages": [{"role": "user", "content": self.prompt}]}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer to a request; `problem` is the reason if the text is missing or cut short."""
+    """Model's answer to a request, with the numbers of tokens if the server reports them. `problem` is 'refused',
+    'empty' or 'cut short' if the text is missing or incomplete, otherwise ''.
+    """
 
     text: str
     problem: str = ""
@@ -82,13 +84,13 @@ class Answer:
 
 
 def journal_path(split: StoredSplit) -> Path:
-    """Return the path of the journal of a split's answers."""
+    """Return the path of a split's journal, the file of all answers about its captions."""
     return split.store.path / split.name / JOURNAL_FILE
 
 
 @dataclass(frozen=True)
 class ParaphraseJob:
-    """Captions of a split, and the model and instruction to ask with."""
+    """Job of writing `variants` paraphrases of each caption of a split with a model."""
 
     split: StoredSplit
     model: str
@@ -96,7 +98,9 @@ class ParaphraseJob:
 
     @property
     def instruction(self) -> str:
-        """Version of the instruction, or of the rules of the rule-based paraphraser, and number of sentences."""
+        """Version of the instruction (or of the rules, for the rule-based paraphraser) and the number of
+        sentences to ask for, such as 'dcase2023/5'.
+        """
         version = grammar.VERSION if self.model == grammar.NAME else INSTRUCTION_VERSION
         return f"{version}/{self.variants}"
 
@@ -106,8 +110,8 @@ class ParaphraseJob:
         return journal_path(self.split)
 
     def iter_requests(self) -> Iterator[tuple[str, Request]]:
-        """Yield each clip's id with the request about each of its captions, in the order of the shards, without reading
-        audio.
+        """Yield the id of a clip and the request about one of its captions, for all captions of all clips, in
+        the order of the shards. No audio is read.
         """
         for number in range(len(self.split.clips_manifest.shards)):
             clips = self.split.read_shard(number).select(["clip_id", "captions", "keywords"])
@@ -117,7 +121,7 @@ class ParaphraseJob:
                         yield clip["clip_id"], Request(self.model, self.instruction, caption, tuple(clip["keywords"]))
 
     def distinct_requests(self) -> Iterator[Request]:
-        """Return every request once."""
+        """Yield every request once, although several clips may share it."""
         seen = set()
         for _, request in self.iter_requests():
             if (key := bytes.fromhex(request.key)) not in seen:
@@ -127,21 +131,22 @@ class ParaphraseJob:
 
 @dataclass
 class TokenCounts:
-    """Tokens of some requests and of their answers."""
+    """Total numbers of tokens in requests and in their answers, and the number of answers."""
 
     input: int = 0
     output: int = 0
     answers: int = 0
 
     def count_line(self, line: Line) -> None:
-        """Count a line of a journal."""
+        """Add an answer, given as a line of the journal, to the totals."""
         self.input += line["input_tokens"]
         self.output += line["output_tokens"]
         self.answers += 1
 
 
 class AnswerLog:
-    """Answers in a journal for one model and instruction: the offset of each request's answers, and their tokens.
+    """Index of a job's answers in the journal, that is of its model's answers to its instruction: their positions
+    in the file by request, and their token counts.
 
     For the budget, the tokens of all answers by the model are counted as well, including those to other instructions.
     """
@@ -155,7 +160,9 @@ class AnswerLog:
             self.add_line(offset, line)
 
     def add_line(self, offset: int, line: Line) -> None:
-        """Add a line of the journal."""
+        """Add an answer, given as a line of the journal and its offset in the file in bytes. Answers by other
+        models are ignored.
+        """
         if line["model"] != self.job.model:
             return
         (self.paid_in_batches if "batch" in line else self.paid).count_line(line)
@@ -165,7 +172,7 @@ class AnswerLog:
             self.tokens.count_line(line)
 
     def read_lines(self, request: Request) -> list[Line]:
-        """Return a request's answers so far, as lines of the journal."""
+        """Return a request's answers so far, as lines of the journal; [] if there are none."""
         offsets = self.offsets.get(bytes.fromhex(request.key), ())
         return [read_line(self.file, offset) for offset in offsets]
 
@@ -181,12 +188,16 @@ class AnswerLog:
         return [line["answer"] for line in self.read_lines(request)]
 
     def is_done(self, request: Request, attempts: int) -> bool:
-        """Return whether a caption needs no further request."""
+        """Return whether a request needs no further answers: those in the journal are enough, or as many as
+        `attempts`.
+        """
         return is_done(request, self.read_texts(request), attempts)
 
 
 def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
-    """Return whether the answers to a request are enough, or the maximum number of attempts is reached."""
+    """Return whether a request needs no further answers: `texts`, its answers so far, contain enough paraphrases,
+    or are as many as `attempts`.
+    """
     return (
         len(texts) >= attempts
         or len(answer_parsing.choose_paraphrases(request.caption, texts, request.number)) >= request.number
@@ -194,7 +205,9 @@ def is_done(request: Request, texts: Sequence[str], attempts: int) -> bool:
 
 
 def to_line(request: Request, answer: Answer) -> Line:
-    """Return the journal's line for an answer. Tokens that the server doesn't report are estimated."""
+    """Return an answer as a line of the journal, with the current time. Tokens that the server doesn't report are
+    estimated.
+    """
     reported = answer.input_tokens, answer.output_tokens
     return {
         "key": request.key,
@@ -210,7 +223,9 @@ def to_line(request: Request, answer: Answer) -> Line:
 
 @dataclass
 class Budget:
-    """Budget for a split's paraphrases by a model, over all runs; None is unlimited."""
+    """Budget in USD for the paraphrases of one split by one model, over all runs. If `limit_usd` is None, it is
+    unlimited; if `price` is None, costs count as 0.
+    """
 
     price: Price | None
     limit_usd: float | None
@@ -219,7 +234,7 @@ class Budget:
     running: float = 0.0  # USD reserved for requests in progress
 
     def spent(self) -> float:
-        """Return the USD spent so far."""
+        """Return the cost in USD of all answers so far; 0 if the price is unknown."""
         if not self.price:
             return 0.0
         single, batched = self.answer_log.paid, self.answer_log.paid_in_batches
@@ -228,19 +243,21 @@ class Budget:
         )
 
     def format_spent(self) -> str:
-        """Return the cost so far as the end of a line; '' if the price is unknown."""
+        """Return the cost so far as text to append to a line, such as ', 0.12 USD'; '' if the price is unknown."""
         return f", {self.spent():.2f} USD" if self.price else ""
 
     def exhausted_reason(self) -> str:
-        """Return the reason why no further requests are sent."""
+        """Return the message that says that the budget is spent."""
         return f"the budget of {self.limit_usd:g} USD is spent ({self.spent():.2f})"
 
     def allows(self, usd: float) -> bool:
-        """Return whether an amount in USD can still be spent."""
+        """Return whether the budget allows spending another `usd`, in addition to the cost of all answers and
+        of the requests in progress.
+        """
         return self.limit_usd is None or self.spent() + self.running + usd <= self.limit_usd
 
     def estimate(self, request: Request) -> float:
-        """Return the estimated USD of one request."""
+        """Return the estimated cost in USD of one request and its answer; 0 if the price is unknown."""
         if not self.price:
             return 0.0
         return self.price.compute_cost(*estimate_tokens(request, self.answer_log)) * (
@@ -249,7 +266,9 @@ class Budget:
 
     @contextlib.contextmanager
     def reserve(self, request: Request) -> Iterator[bool]:
-        """Reserve the cost of a request within the context; yield whether the budget allows it."""
+        """Reserve the estimated cost of a request within the context, and yield True. If the budget doesn't
+        allow it, reserve nothing, and yield False.
+        """
         cost = self.estimate(request)
         if not self.allows(cost):
             yield False
@@ -262,7 +281,9 @@ class Budget:
 
 
 def estimate_tokens(request: Request, answer_log: AnswerLog) -> tuple[float, float]:
-    """Return the tokens of a request and of its answer: the averages so far, or an estimate before the first answer."""
+    """Return the numbers of tokens of a request and of its answer: the averages so far, or an estimate before the
+    first answer.
+    """
     if number := answer_log.tokens.answers:
         return answer_log.tokens.input / number, answer_log.tokens.output / number
     return count_tokens([request.prompt]), TOKENS_PER_SENTENCE * request.number

@@ -29,7 +29,7 @@ FIELDS: dict[str, type] = {
 
 
 class Journal:
-    """File of JSON objects, one per line, that one process at a time appends to.
+    """File of answers as JSON objects, one per line. Only one process at a time can append to it.
 
     Lines that arrive while others are being written and synced are written and synced together afterwards.
     """
@@ -57,7 +57,7 @@ class Journal:
         self.stack.close()
 
     async def append(self, line: Line) -> int:
-        """Write a line; return its offset in the file once it is on disk.
+        """Append an answer as a line of JSON, and return its offset in the file in bytes once it is on disk.
 
         Raises OSError if the line can't be written; the file then contains no part of it.
         """
@@ -93,7 +93,9 @@ class Journal:
 
 @contextlib.contextmanager
 def lock_journal(path: Path) -> Iterator[None]:
-    """Hold the lock of a journal. Raises UserError if another process has it."""
+    """Hold the lock of a journal within the context, so that no other process writes to it. Raises UserError if
+    another process holds it.
+    """
     try:
         with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
             yield
@@ -102,7 +104,7 @@ def lock_journal(path: Path) -> Iterator[None]:
 
 
 def sync_folder(path: Path) -> None:
-    """Sync the names of a folder's files to disk."""
+    """Sync a folder to disk, so that a file created in it survives a power cut."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -111,7 +113,7 @@ def sync_folder(path: Path) -> None:
 
 
 def count_complete_bytes(path: Path) -> int:
-    """Return the size of a file's complete lines."""
+    """Return the number of bytes of a file up to the end of its last complete line; 0 if it has none."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
@@ -125,7 +127,8 @@ def count_complete_bytes(path: Path) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
-    """Yield a journal's lines with their offsets, or none if the file doesn't exist.
+    """Yield the offset in bytes and the answer of each complete line in a journal; nothing if the file doesn't
+    exist.
 
     Raises UserError if a complete line is not an answer.
     """
@@ -151,7 +154,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
 
 
 def read_line(file: BinaryIO, offset: int) -> Line:
-    """Return the line at an offset."""
+    """Return the answer in the line of a journal that begins at an offset in bytes."""
     file.seek(offset)
     line: Line = json.loads(file.readline())
     return line

@@ -28,7 +28,9 @@ MAX_LOGGED_INCOMPLETE = 20
 
 @dataclass
 class ParaphraseOutcome:
-    """Counts of a split's captions by outcome."""
+    """Result of paraphrasing a split: the number of its captions with all, without any and without enough
+    paraphrases, and the number of sentences that fail each check.
+    """
 
     captions: int = 0
     complete: int = 0
@@ -43,7 +45,9 @@ class ParaphraseOutcome:
 def filter_paraphrases(
     job: ParaphraseJob, answer_log: AnswerLog, attempts: int, outcome: ParaphraseOutcome
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
-    """Yield each caption with all its sentences and its row of the table, and count them in `outcome`."""
+    """Check the answers about each caption of a split. Yield its row of the review page and its row of the table of
+    paraphrases, which is None if the caption has no paraphrase; add both to the counts in `outcome`.
+    """
     for clip_id, request in job.iter_requests():
         lines = answer_log.read_lines(request)
         variants = answer_parsing.check_answers(request.caption, [line["answer"] for line in lines])
@@ -74,7 +78,9 @@ def filter_paraphrases(
 
 
 def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be_incomplete: bool) -> ParaphraseOutcome:
-    """Write the split's table, unless it would be empty, or would replace another author's table while incomplete."""
+    """Write the split's table of paraphrases from the answers so far, and return the counts. The existing table is
+    kept if no caption has a paraphrase, or if captions are unanswered and `may_be_incomplete` is False.
+    """
     complete = may_be_incomplete or all(answer_log.is_done(request, attempts) for request in job.distinct_requests())
     outcome = ParaphraseOutcome()
     rows = (row for _, row in filter_paraphrases(job, answer_log, attempts, outcome) if row)
@@ -92,7 +98,9 @@ def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be
 
 
 def format_summary(outcome: ParaphraseOutcome, job: ParaphraseJob, budget: Budget) -> list[str]:
-    """Return the outcome of a run as lines."""
+    """Return lines of text that summarise a run: the paraphrases, their cost, and the captions without all their
+    paraphrases.
+    """
     lines = [
         (
             f"{job.split.name}: {outcome.paraphrases:,} paraphrases of {outcome.captions - outcome.without:,} of "
@@ -112,7 +120,7 @@ def format_summary(outcome: ParaphraseOutcome, job: ParaphraseJob, budget: Budge
 
 
 def compute_check_shares(outcome: ParaphraseOutcome) -> list[str]:
-    """Return the share of sentences that pass each check."""
+    """Return lines of text with the percentage of sentences that pass each check; [] if there are no sentences."""
     if not outcome.sentences:
         return []
     lines = [f"of {outcome.sentences:,} sentences pass:"]
@@ -126,7 +134,9 @@ def compute_check_shares(outcome: ParaphraseOutcome) -> list[str]:
 
 
 def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -> None:
-    """Write a split's review page: with rejected sentences if the journal has them, otherwise from the table."""
+    """Write the review page of a split's paraphrases as HTML. It includes rejected sentences if the journal has
+    answers by this model to this instruction; otherwise it shows the table of paraphrases.
+    """
     number = instruction.rpartition("/")[2]
     job = ParaphraseJob(split, model, int(number) if number.isdigit() else DEFAULT_VARIANTS)
     answer_log = AnswerLog(job)
@@ -138,7 +148,9 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
 
 
 def iter_table_rows(job: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
-    """Yield each caption with its paraphrases in the table."""
+    """Yield a row of the review page for each caption of a split. `table` holds the paraphrases by clip id and
+    caption hash.
+    """
     for clip_id, request in job.iter_requests():
         paraphrases = table.get((clip_id, hash_caption(request.caption)), [])
         variants = tuple(answer_parsing.check_sentences(request.caption, paraphrases))

@@ -25,13 +25,13 @@ BATCH_PRICE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens, of requests and of answers."""
+    """Price of a model in USD per million tokens: `input` for tokens of requests, `output` for tokens of answers."""
 
     input: float
     output: float
 
     def compute_cost(self, input_tokens: float, output_tokens: float) -> float:
-        """Return the cost in USD of numbers of tokens."""
+        """Return the cost in USD of `input_tokens` tokens of requests and `output_tokens` tokens of answers."""
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 

@@ -14,7 +14,7 @@ from data.store.stored_split import StoredSplit
 
 @dataclass
 class ImportResult:
-    """Paraphrases of a file that match a split's captions."""
+    """Result of matching a file of published paraphrases with a split's captions."""
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
     unknown: list[str]  # descriptions of entries whose caption isn't in the split
@@ -22,7 +22,9 @@ class ImportResult:
 
 
 def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence[str]]]) -> ImportResult:
-    """Return the paraphrases of a split's captions, matched by the clips' file names and the normalised captions."""
+    """Match published paraphrases with a split's captions, by file name and normalised caption, and check each
+    sentence. `entries` are triples of the clip's file name, the caption and its paraphrases.
+    """
     captions_by_key: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for clip_id, captions in zip(split.clip_ids, split.captions, strict=True):
         name = PurePosixPath(clip_id.removeprefix(f"{split.name}/")).name
@@ -45,7 +47,9 @@ def match_entries(split: StoredSplit, entries: Sequence[tuple[str, str, Sequence
 
 
 def read_variations(path: Path) -> list[tuple[str, str, Sequence[str]]]:
-    """Return the entries of a file of paraphrases. Raises UserError, with the problem, if the file is invalid."""
+    """Read a JSON file of published paraphrases. Return triples of the clip's file name, the caption and its
+    paraphrases. Raises UserError if the file is invalid.
+    """
     entries = files.read_json(path)
     if not isinstance(entries, list):
         raise UserError(f'{path} isn\'t a list of {{"path", "caption", "variations"}}')

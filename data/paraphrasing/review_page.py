@@ -15,7 +15,9 @@ TEMPLATE = Path(__file__).with_name("review_page.html")
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """A caption and its paraphrases."""
+    """Row of the review page: a caption of a clip, the sentences written for it, and which of them are used as its
+    paraphrases.
+    """
 
     clip_id: str
     caption: str
@@ -26,12 +28,16 @@ class ReviewRow:
 
     @property
     def has_failed(self) -> bool:
-        """True if a person should look at the caption."""
+        """True if the caption has too few paraphrases, or any of its sentences fails a check, so that a person
+        should review it.
+        """
         return bool(self.problem) or any(variant.failed for variant in self.variants)
 
 
 def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[ReviewRow]) -> None:
-    """Write the page of a split, 'corpus/split', without holding the whole page in memory."""
+    """Write the review page of the split `name`, 'corpus/split', as an HTML file. The page is never held in memory
+    as a whole.
+    """
     environment = jinja2.Environment(autoescape=True)
     stream = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).stream(
         name=name, model=model, instruction=instruction, rows=rows

@@ -40,7 +40,8 @@ MAX_LOGGED_ITEMS = 20
 
 @contextlib.contextmanager
 def lock_store(store: Path) -> Iterator[None]:
-    """Hold the write lock of a store. Raises UserError if another command holds it, or the store can't be written.
+    """Hold the write lock of a store within the context; its folder is created if absent. Raises UserError if
+    another command holds the lock, or the store can't be written.
 
     The lock of a killed process is released.
     """
@@ -66,7 +67,7 @@ class PreparationProgress(ProgressLine):
         super().__init__(logger)
 
     def add_clips(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
-        """Count clips that are done, with their samples and source bytes, and report progress."""
+        """Count clips that are done, with their samples and the bytes that were read for them, and report progress."""
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes
@@ -116,7 +117,9 @@ def prepare_corpus(
 
 
 def prepare_if_absent(corpus: str, store: Store) -> None:
-    """Prepare the built-in corpus, which needs no files, if a local store doesn't hold it."""
+    """Prepare `corpus` in a store if it is the built-in corpus and a split of it is missing there; otherwise do
+    nothing.
+    """
     if not is_built_on_demand(corpus, store):
         return
     logger.info("Preparing the corpus %r (once, some seconds) ...", corpus)
@@ -125,7 +128,9 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
-    """Write the missing files of one split and return it; return None for a split without clips and sources."""
+    """Write one split into a store and return it; shards that an earlier preparation has completed are kept. A
+    split without clips and sources isn't written, an earlier version of it is removed, and None is returned.
+    """
     name = f"{split.corpus}/{split.name}"
     folder = store / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +154,9 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
 
 
 def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]:
-    """Write the missing shards, largest first, so that no worker is left alone with a large one at the end."""
+    """Write those shards of a split that are missing in `folder`, in parallel, the largest first. Return the
+    summaries of all its shards in order.
+    """
     size = min(MAX_CLIPS_PER_SHARD, max(MIN_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
     parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
     paths = [folder / shard_writer.build_shard_name(number, part, codec) for number, part in enumerate(parts)]
@@ -172,12 +179,15 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
 def run_in_parallel(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], num_clips: int, num_bytes: int
 ) -> IndexedResults:
-    """Call a function with each tuple of arguments: in threads of this process for small inputs, otherwise on Ray."""
+    """Call a function with each tuple of arguments in `work`, in threads of this process if the input is small,
+    otherwise on Ray. Return an iterator over the index of the tuple and the result of each call, in order of
+    completion.
+    """
     return run_in_threads(function, work) if can_run_locally(num_clips, num_bytes) else run_on_ray(function, work)
 
 
 def can_run_locally(num_clips: int, num_bytes: int) -> bool:
-    """Return whether this process reads the input faster than Ray takes to start."""
+    """Return whether an input is so small that threads of this process have read it before Ray would have started."""
     return num_clips <= MAX_LOCAL_CLIPS and num_bytes <= MAX_LOCAL_BYTES
 
 
@@ -209,7 +219,9 @@ def log_items(kind: str, split: Split, lines: Sequence[str]) -> None:
 
 
 def format_summary(split: StoredSplit) -> str:
-    """Return a line that summarises a split."""
+    """Return a line of text about a split: its numbers of clips, hours, captions and skipped items, and its
+    fingerprint.
+    """
     manifest = split.manifest
     hours = manifest.num_samples / SAMPLE_RATE_HZ / 3600
     published = describe.format_published_count(split.name)
@@ -223,7 +235,10 @@ def format_summary(split: StoredSplit) -> str:
 
 
 def update_duplicates(store: Path, exclude: bool) -> None:
-    """Search the training clips for sounds of held-out clips, and write the table of duplicates and the exclusions."""
+    """Find training clips that sound the same as a held-out clip, write them as the store's table of duplicates,
+    and update the exclusions. `exclude` says whether duplicates are excluded from training. Raises UserError if the
+    store has no split.
+    """
     splits = [open_split(store, name) for name in Store.of(store).list_splits()]
     if not splits:
         raise UserError(f"{store} holds no split")

@@ -21,7 +21,9 @@ COLUMNS = (
 
 
 def format_published_count(name: str) -> str:
-    """Return the published number of clips of a split, 'corpus/split', by version if they differ; '' if unknown."""
+    """Return the published number of clips of a split, 'corpus/split', as text: '3,839', or '49,838 (v1) or 91,256
+    (v2)' if the versions of the corpus differ; '' if unknown.
+    """
     split_id = SplitId.parse(name)
     published = corpora.load(split_id.corpus).PUBLISHED
     counts = {version: sizes[split_id.split] for version, sizes in published.items() if split_id.split in sizes}
@@ -31,7 +33,8 @@ def format_published_count(name: str) -> str:
 
 
 def describe_store(store: Store, console: Console, picture: Path, list_all: bool) -> None:
-    """Print what a store holds, and plot the distributions of duration and caption length.
+    """Print a table of a store's splits and a summary of its exclusions and duplicates, and plot clip durations and
+    caption lengths into the PNG file `picture`. With `list_all`, also print every skipped and every excluded clip.
 
     Raises UserError if the store is empty or the picture can't be written.
     """
@@ -82,13 +85,15 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
 
 
 def format_exclusions(store: Location) -> list[str]:
-    """Return a line for each split with the number of clips excluded from training."""
+    """Return a line of text with the number of clips excluded from training, for each split that has such clips."""
     counts: Counter[str] = Counter(read_exclusions(store)["split"].to_pylist())
     return [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
 
 
 def format_duplicates(store: Location) -> list[str]:
-    """Return a line for each known duplicate, and their number."""
+    """Return lines of text about the duplicates found in a store: one for each, and one with their number; or only
+    a line saying that they haven't been searched for.
+    """
     table = read_store_table(Store.of(store), DUPLICATES_FILE, DUPLICATES)
     if table.schema.metadata is None:
         return ["duplicates under other ids: not searched for (run `python data/prepare.py duplicates`)"]
@@ -104,7 +109,9 @@ def format_duplicates(store: Location) -> list[str]:
 
 
 def plot_distributions(splits: list[StoredSplit], picture: Path) -> None:
-    """Plot, for each corpus, the distributions of clip durations and caption lengths."""
+    """Plot the distributions of clip durations and of caption lengths, each with a curve for every corpus, into a
+    PNG file.
+    """
     import matplotlib.figure
 
     durations: dict[str, list[np.ndarray]] = {}

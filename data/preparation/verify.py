@@ -19,7 +19,9 @@ from data.waveform import AudioError
 
 
 def check_tables(split: StoredSplit) -> list[str]:
-    """Return the problems of a split's tables: schemas, counts, ids, relevance, fingerprint."""
+    """Compare a split's tables with each other and with its manifest: columns, counts, ids, queries and
+    fingerprint. Return a message for each problem.
+    """
     manifest, index, queries = split.manifest, split.index, split.queries
     problems = [
         f"{what} doesn't have the columns that this version writes"
@@ -50,7 +52,7 @@ def check_tables(split: StoredSplit) -> list[str]:
 
 
 def check_other_tables(split: StoredSplit) -> list[str]:
-    """Return the problems of the tables other than clips and queries."""
+    """Check the tables of skipped items, sources and paraphrases of a split. Return a message for each problem."""
     problems = []
     num_set_aside = split.manifest.num_set_aside
     if len(split.set_aside) != num_set_aside:
@@ -66,7 +68,7 @@ def check_other_tables(split: StoredSplit) -> list[str]:
 
 
 def check_shard(split: StoredSplit, number: int) -> list[str]:
-    """Return the problems of a shard's clips; each clip is decoded completely, block by block."""
+    """Decode all clips of one shard, and compare them with the split's index. Return a message for each problem."""
     path = split.get_shard_path(number)
     try:
         table = split.read_shard(number)
@@ -90,7 +92,9 @@ def check_shard(split: StoredSplit, number: int) -> list[str]:
 
 
 def check_audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
-    """Decode a clip completely and return its problems; `row` is its row in the index."""
+    """Decode a clip completely, and compare its number of samples and its digest with `row`, its row of the index.
+    Return a message for each problem.
+    """
     digest, num_samples = hashlib.sha256(), 0
     try:
         for pcm in waveform.decode_stored(split.open_clip(clip), split.codec):
@@ -107,7 +111,9 @@ def check_audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]
 
 
 def check_exclusions(store: Store, names: list[str]) -> list[str]:
-    """Return the problems of the table of exclusions: clips of absent splits, or outdated contents."""
+    """Check that a store's table of exclusions is up to date, and names only clips of existing splits; `names` are
+    the names of these splits. Return a message for each problem.
+    """
     absent = sorted(set(stored_exclusions(store)["split"].to_pylist()) - set(names))
     problems = [f"exclusions name clips of {name}, which doesn't exist" for name in absent]
     try:

@@ -33,7 +33,8 @@ HELP_INDENT = 32
 
 
 def option(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
-    """Return the field of an option --NAME; without a default it is required.
+    """Return a dataclass field that declares the command-line option --NAME, where NAME is the field's name.
+    Without a default, the option is required.
 
     `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which the help
     lists the option.
@@ -42,17 +43,21 @@ def option(description: str, default: Any = dataclasses.MISSING, **settings: Any
 
 
 def positional(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
-    """Return the field of a positional argument; with a default it is optional."""
+    """Return a dataclass field that declares a positional argument of the command line; with a default it is
+    optional.
+    """
     return option(description, default, is_positional=True, **settings)
 
 
 def group(title: str) -> Any:
-    """Return a field whose type is a dataclass of options, which the help lists under a title."""
+    """Return a dataclass field whose type is itself a dataclass of options. The help lists these options under
+    `title`.
+    """
     return dataclasses.field(metadata={"title": title})
 
 
 def parse(options: type[T], argv: Sequence[str], prog: str, description: str | None, epilog: str = "") -> T:
-    """Return the options of a command line.
+    """Parse the words of a command line, and return an instance of `options`, a dataclass of options.
 
     Raises SystemExit as argparse does: for --help, and with status 2 if an option is wrong.
     """
@@ -61,7 +66,9 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str | N
 
 
 def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
-    """Return the parser of a dataclass of options; its usage line names required arguments only."""
+    """Return argparse's parser for a dataclass of options. Its usage line names only the required options and the
+    positional arguments.
+    """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog,
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=HELP_INDENT),
@@ -78,7 +85,8 @@ def build_parser(options: type, prog: str, description: str | None, epilog: str 
 def add_options(
     parser: argparse.ArgumentParser, options: type, title: str, groups: dict[str, argparse._ActionsContainer]
 ) -> None:
-    """Add the fields of a dataclass to a parser, under a title unless a field has a section of its own.
+    """Add an argument to the parser for each field of a dataclass of options. The help lists them under `title`,
+    except fields with a `section` of their own.
 
     `groups` are the sections of the help so far, by title; new ones are added to it.
     """
@@ -107,7 +115,9 @@ def add_options(
 
 
 def settings_of_type(annotation: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` that follow from a field's type."""
+    """Return the keyword arguments of argparse's `add_argument` that follow from the type of a field, such as
+    {"type": int, "metavar": "N"}.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         (annotation,) = (part for part in arguments if part is not NoneType)
@@ -122,7 +132,9 @@ def settings_of_type(annotation: Any) -> dict[str, Any]:
 
 
 def build(options: type[T], values: Mapping[str, Any]) -> T:
-    """Return a dataclass of options from the values that argparse has parsed, by field name."""
+    """Return an instance of `options`, a dataclass of options, with the values that argparse has parsed, by field
+    name.
+    """
     types = get_type_hints(options)
     fields = {
         field.name: build(types[field.name], values) if "title" in field.metadata else values[field.name]
@@ -133,7 +145,9 @@ def build(options: type[T], values: Mapping[str, Any]) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[T]):
-    """A command: the type of its options, and the function that runs it and returns its exit status (None for 0)."""
+    """Command of a program: the dataclass of its options, and the function that runs it and returns its exit status
+    (None means 0).
+    """
 
     options: type[T]
     run: Callable[[T], int | None]
@@ -173,7 +187,9 @@ def run_command(
 
 
 def index_of_command(words: Sequence[str], commands: Iterable[Command[Any]]) -> int:
-    """Return the index of the first word that is neither an option with a single value nor its value."""
+    """Return the index of the word that may name a command: the first that is neither an option with a single value
+    nor the value of one. It is len(words) if there is none.
+    """
     takes_one: dict[str, bool] = {}
     for field, annotation in (pair for command in commands for pair in typed_fields(command.options)):
         settings = settings_of_type(annotation) | field.metadata
@@ -195,7 +211,9 @@ def typed_fields(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 
 def words_after_flag(words: Sequence[str], name: str, command: Command[Any]) -> list[str]:
-    """Return the words without --NAME; if the command has a positional argument, the value after --NAME comes first."""
+    """Return the words of a command line without --NAME, which stands for the command NAME. If the command has a
+    positional argument, the value that follows --NAME is moved to the front.
+    """
     index = next(index for index, word in enumerate(words) if word.partition("=")[0] == f"--{name}")
     _, equals, value = words[index].partition("=")
     values = [value] if equals else words[index + 1 : index + 2] if takes_positional(command) else []
@@ -209,7 +227,7 @@ def takes_positional(command: Command[Any]) -> bool:
 
 
 def flag(name: str) -> str:
-    """Return the option of a field: --peak-rate for `peak_rate`."""
+    """Return the command-line option of a field, by the field's name: '--peak-rate' for 'peak_rate'."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -30,7 +30,8 @@ IndexedResults = Iterator[tuple[int, Any]]
 
 
 def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None) -> None:
-    """Connect to the cluster of this machine or of RAY_ADDRESS, or start one, without Ray's console output.
+    """Connect to a running Ray cluster, of this machine or at RAY_ADDRESS, or start one on this machine. Ray's
+    output on the console is suppressed.
 
     Processes of a cluster started here import the modules of `preload` in advance. Ray starts one process per CPU, so
     this is skipped on machines with more than `MAX_PRELOADED` CPUs. Without the dashboard there is no State API, which
@@ -64,7 +65,9 @@ def count_cpus() -> int:
 
 
 def put_in_object_store(value: Any) -> Any:
-    """Put a value into the cluster's object store and return a reference to pass as an argument to `run_on_ray`."""
+    """Copy a value into the Ray cluster's shared memory, and return a reference. Pass the reference as an argument
+    to `run_on_ray`, so that the value isn't copied for every call.
+    """
     import ray
 
     start_ray()
@@ -72,7 +75,8 @@ def put_in_object_store(value: Any) -> Any:
 
 
 def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> IndexedResults:
-    """Call a function with each tuple of arguments, in threads of this process.
+    """Call a function with each tuple of arguments in `work`, in threads of this process. Yield the index of the
+    tuple and the result of each call, in order of completion.
 
     The first error is raised, and calls that haven't started are cancelled.
     """
@@ -89,7 +93,8 @@ def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]
 def run_on_ray(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
 ) -> IndexedResults:
-    """Call a function with each tuple of arguments on a Ray cluster, which is started if none is running.
+    """Call a function with each tuple of arguments in `work` on a Ray cluster, which is started if none is running.
+    Yield the index of the tuple and the result of each call, in order of completion.
 
     Each call gets `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
     cancelled; a lost worker raises UserError.

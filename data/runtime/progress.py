@@ -13,7 +13,8 @@ LOG_INTERVAL_S = 10.0
 
 
 class ProgressLine:
-    """Line that is refreshed on a terminal, and logged every LOG_INTERVAL_S elsewhere; subclasses implement `line`.
+    """Line of text about a command's progress: refreshed on a terminal, and logged every LOG_INTERVAL_S seconds
+    elsewhere. Subclasses implement `line`.
 
     rich calls `line` immediately: set the attributes that it needs before calling this class' `__init__`.
     """
@@ -36,11 +37,13 @@ class ProgressLine:
         raise NotImplementedError
 
     def elapsed_s(self) -> float:
-        """Return the number of seconds since the start."""
+        """Return the number of seconds since the start, at least 0.001."""
         return max(time.monotonic() - self.started, 1e-3)
 
     def log_if_due(self) -> None:
-        """Report progress after a unit of work: log the line if there is no terminal and LOG_INTERVAL_S have passed."""
+        """Log the progress line if there is no terminal and it was last logged more than LOG_INTERVAL_S seconds
+        ago. Call it after each unit of work.
+        """
         if not self.live.console.is_terminal and time.monotonic() - self.said > LOG_INTERVAL_S:
             self.said = time.monotonic()
             self.logger.info(self.line())

@@ -24,7 +24,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TextTable:
-    """Rows of text under columns; the first column names the row. Print it with `print_table`.
+    """Table whose cells are text, and whose first column names the row. Print it with `print_table`.
 
     On a terminal, each row is a line if all rows fit. Otherwise the name is on a line of its own above the other
     columns; if these don't fit either, each value follows its heading, on as many lines as needed. Elsewhere, each row
@@ -67,7 +67,9 @@ class TextTable:
         )
 
     def format_labelled(self, row: Sequence[str]) -> str:
-        """Return the values of a row except the first, each after its heading; empty values are omitted."""
+        """Return the values of a row as one line, each after the heading of its column. The first value, which
+        names the row, and empty values are omitted.
+        """
         pairs = zip(self.columns[1:], row[1:], strict=True)
         labels = [f"{column.heading} {value}".replace(" ", NO_BREAK) for column, value in pairs if value]
         return ", ".join(labels)

@@ -45,14 +45,17 @@ BLOCK_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """File in an archive: the archive's segments, and the file's entry in the directory."""
+    """File in a zip archive: the paths of the archive's segments (one, unless it is split), and the description of
+    the file in the archive's directory.
+    """
 
     segments: tuple[Path, ...]
     info: ZipInfo  # header_offset counts from the start of segments[info.volume]
 
 
 def list_members(path: Path) -> list[ArchiveMember]:
-    """Return the files in an archive; `path` is the .zip file, of a split archive its last segment.
+    """Return the files in a zip archive, without its folders. `path` is the .zip file; of a split archive it is the
+    last segment.
 
     Only the directory is read. Raises UserError if the file isn't a complete zip archive, if a segment is absent, or if
     a member is encrypted or uses a compression method other than "deflate".
@@ -76,7 +79,7 @@ def list_members(path: Path) -> list[ArchiveMember]:
 
 
 def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
-    """Return the segments of an archive, and the bytes of its directory.
+    """Return the paths of an archive's segments, and the bytes of its central directory, which lists its files.
 
     Raises UserError if a segment is absent, BadZipFile or struct.error if the archive is truncated or corrupt.
     """
@@ -104,7 +107,9 @@ def read_directory(path: Path) -> tuple[tuple[Path, ...], bytes]:
 
 
 def list_segment_paths(path: Path, num_segments: int) -> tuple[Path, ...]:
-    """Return the files of a split archive. Raises UserError if one is absent."""
+    """Return the paths of all segments of an archive: NAME.z01, NAME.z02, ..., and `path`, NAME.zip, as the last.
+    Raises UserError if one is absent.
+    """
     segments = []
     for segment_number in range(1, num_segments):
         segments.append(path.with_suffix(f".z{segment_number:02d}"))
@@ -140,7 +145,9 @@ def _decode_member(member: ArchiveMember, warn: Warn) -> Iterator[Samples]:
 
 
 def open_segments(paths: Sequence[Path], offset: int) -> io.BufferedReader:
-    """Open consecutive files as one unseekable stream, starting at `offset` in the first one."""
+    """Open consecutive segments of an archive as one unseekable stream, which starts at byte `offset` of the first.
+    Raises BadZipFile if there are none.
+    """
     if not paths:
         raise BadZipFile("it names a segment that doesn't exist")
     first = open_segment(paths[0])
@@ -149,7 +156,7 @@ def open_segments(paths: Sequence[Path], offset: int) -> io.BufferedReader:
 
 
 def open_segment(path: Path) -> io.FileIO:
-    """Open one segment. Raises UserError if it is absent."""
+    """Open one segment of an archive for reading. Raises UserError if it is absent."""
     try:
         return io.FileIO(path)
     except FileNotFoundError:
@@ -157,7 +164,7 @@ def open_segment(path: Path) -> io.FileIO:
 
 
 class _Segments(io.RawIOBase):
-    """Consecutive files as one stream; each is opened when it is reached."""
+    """Segments of an archive as one stream of bytes; each file is opened when it is reached."""
 
     def __init__(self, first: io.FileIO, remaining_paths: Iterator[Path]) -> None:
         self.file, self.waiting = first, remaining_paths

@@ -10,7 +10,7 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class CsvRow:
-    """Row of a table: its cells by column, and its file and line for messages."""
+    """Row of a table: the text of its cells by column name, and its origin (file and line) for messages."""
 
     cells: dict[str, str]
     origin: str
@@ -28,7 +28,7 @@ class CsvRow:
 
 
 def require_source(source: Path | None, corpus: str) -> Path:
-    """Return the folder that a corpus is read from. Raises UserError if none is given, or it isn't a folder."""
+    """Return `source`, the folder that a corpus is read from. Raises UserError if it is None or isn't a folder."""
     if source is None:
         raise UserError(f"{corpus} is read from files: name the folder that holds them with --source")
     return require_directory(source)

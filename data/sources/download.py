@@ -39,7 +39,7 @@ CHUNK_BYTES = 2**16
 
 
 def fetch_files(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
-    """Download the files BASE_URL/NAME into `target`.
+    """Download the file BASE_URL/NAME into `target` for each NAME in `md5_by_name`, and verify its MD5 checksum.
 
     An existing file with the right checksum is kept, without a request. Raises UserError if a file can't be downloaded
     or has another checksum.
@@ -82,7 +82,7 @@ def fetch_dataset(repo: str, target: Path) -> None:
 
 
 def open_session() -> requests.Session:
-    """Return a session that retries if a server doesn't respond or is temporarily unavailable."""
+    """Return an HTTP session that retries a request if the server doesn't respond or is temporarily unavailable."""
     session = requests.Session()
     session.headers["Accept-Encoding"] = "identity"  # offsets refer to the bytes of the file itself
     for scheme in ("https://", "http://"):
@@ -91,7 +91,8 @@ def open_session() -> requests.Session:
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "hashlib._Hash", checksum: str) -> None:
-    """Download one file, or its missing part; `empty_digest` is of the kind of `checksum`.
+    """Download one file to `path`, or the part of it that is missing, and verify its checksum. `checksum` is in
+    hexadecimal; `empty_digest` is the hash object that computes it, before any data.
 
     Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
     """
@@ -146,7 +147,7 @@ def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "h
 def resume_download(
     session: requests.Session, url: str, part: Path, empty_digest: "hashlib._Hash", checksum: str, progress: Progress
 ) -> str:
-    """Append the missing data to `part`, and return the checksum of the complete file.
+    """Append the data that is still missing to the file `part`, and return the checksum of the complete file.
 
     If the connection drops, it is made again as long as each attempt brings some bytes. No If-Range header is needed:
     the name of `part` contains the checksum of the complete file, which is verified at the end.
@@ -182,7 +183,7 @@ def resume_download(
 
 
 def require_inside(name: str, origin: str) -> None:
-    """Raise UserError if a file name points outside the folder that it is relative to."""
+    """Raise UserError, with `origin`, if a relative file name points outside the folder that it is relative to."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{origin}: the name {name!r} points outside its folder; nothing was written")

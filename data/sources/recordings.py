@@ -28,14 +28,14 @@ class Recording:
 
 
 def describe_file(path: Path) -> Recording:
-    """Return the recording in a file."""
+    """Return the description of the recording in an audio file, which isn't decoded yet."""
     status = path.stat()
     revision = f"{status.st_size}-{status.st_mtime_ns}"
     return Recording(str(path), partial(decode_file, path), revision, status.st_size)
 
 
 def describe_member(member: ArchiveMember) -> Recording:
-    """Return the recording in a member of an archive."""
+    """Return the description of the recording in a file of an archive, which isn't decoded yet."""
     info = member.info
     location = f"{member.segments[-1]}/{info.filename}"
     return Recording(location, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)

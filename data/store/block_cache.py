@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def map_file(path: str) -> pa.Buffer:
-    """Memory-map a file without reading it."""
+    """Return the contents of a file as a memory-mapped buffer, without reading them."""
     # The mapping outlives the file object, which would hold a descriptor. It covers the complete file, but the kernel
     # reads ahead what read_buffer requests: so that is one byte.
     with pa.memory_map(path) as file:
@@ -51,7 +51,8 @@ MAX_PART_AGE_S = 3600
 
 @dataclass(frozen=True)
 class BlockCache:
-    """Cache of fetched files, shared by all processes of this machine.
+    """Disk cache of files and of blocks of files fetched from an object store, shared by all processes of this
+    machine.
 
     Keys are SHA-256 digests, followed by '.INDEX' for blocks.
     """
@@ -72,7 +73,9 @@ class BlockCache:
             raise UserError(f"CHORALE_CACHE_GB is {bound!r}: give the cache's size in GB, as 50 or 0.5") from None
 
     def get(self, key: str) -> pa.Buffer | None:
-        """Return the contents of a key, memory-mapped, so that they outlive eviction; None if absent or truncated."""
+        """Return the contents stored under a key as a memory-mapped buffer, which stays valid if the file is
+        evicted; None if the file is absent or truncated.
+        """
         path = self.folder / key
         try:
             os.utime(path)
@@ -81,7 +84,8 @@ class BlockCache:
             return None
 
     def put(self, key: str, parts: Iterable[bytes], num_bytes: int) -> pa.Buffer | None:
-        """Store contents of `num_bytes` under a key, evicting others if necessary, and return them memory-mapped.
+        """Store the contents of a key, given as consecutive `parts` of `num_bytes` in total, and return them
+        memory-mapped. If the cache would exceed its maximum size, other files are evicted first.
 
         If the disk is full, returns None and warns once per process instead of failing. Raises UserError if the folder
         can't be created.
@@ -110,7 +114,9 @@ class BlockCache:
         return contents
 
     def _reserve(self, num_bytes: int) -> None:
-        """Add to the size that all processes share; evict files if it exceeds the maximum."""
+        """Add `num_bytes` to the recorded size of the cache, which all processes share. If it would exceed the
+        maximum, evict files first.
+        """
         descriptor = os.open(self.folder / "size", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -122,7 +128,9 @@ class BlockCache:
             os.close(descriptor)
 
     def _evict(self, target_bytes: int) -> int:
-        """Remove the least recently used files until `target_bytes` are left, and return the remaining size."""
+        """Remove the least recently used files until at most `target_bytes` are left, and return the remaining
+        size in bytes.
+        """
         now = time.time()
         entries = [(entry.stat(), entry) for entry in os.scandir(self.folder) if CACHED_NAME.fullmatch(entry.name)]
         total = sum(stat.st_size for stat, _ in entries)

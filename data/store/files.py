@@ -60,12 +60,12 @@ def read_arrow_table(path: Path) -> pa.Table:
 
 
 def hash_json(value: Any) -> str:
-    """Return 16 hexadecimal digits that identify a JSON value."""
+    """Return 16 hexadecimal digits that identify a JSON value, from the SHA-256 of its text."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def hash_arrow_table(table: pa.Table) -> str:
-    """Return 16 hexadecimal digits that identify the contents of a table."""
+    """Return 16 hexadecimal digits that identify the schema and the contents of a table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -16,7 +16,9 @@ from data.waveform import Codec
 
 @dataclass(frozen=True)
 class Manifest:
-    """Description of a split. The names of its files contain hashes of their contents."""
+    """Manifest of a split: its format, its counts, its fingerprint, and the names of its files, which contain
+    hashes of their contents.
+    """
 
     format_version: int
     corpus: str
@@ -39,12 +41,12 @@ class Manifest:
 
     @property
     def split_id(self) -> SplitId:
-        """Id of the split."""
+        """Name of the split, as corpus and split."""
         return SplitId(self.corpus, self.split)
 
     @property
     def clips_split_id(self) -> SplitId:
-        """Id of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Name, as corpus and split, of the split whose clips are used: this one, unless `clips_of` names another."""
         return SplitId(self.corpus, self.clips_of or self.split)
 
     def get_path(self, file: str) -> str:
@@ -53,12 +55,12 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest into a split's folder: from then on the split exists."""
+    """Write a manifest into a split's folder. From then on, the split exists for readers of the store."""
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
 
 
 def read_manifest(store: Store, name: str) -> Manifest:
-    """Read a split's manifest.
+    """Read the manifest of the split `name`, 'corpus/split'.
 
     Raises UserError if the split doesn't exist, if it was written by another version of the schema, or if its manifest
     can't be read.
@@ -90,5 +92,5 @@ def read_manifest(store: Store, name: str) -> Manifest:
 
 
 def format_prepare_command(store: Store, name: str) -> str:
-    """Return the command line that prepares a split."""
+    """Return the command line that prepares the corpus of a split, 'corpus/split', for messages."""
     return f"python data/prepare.py {SplitId.parse(name).corpus} --store {store}"

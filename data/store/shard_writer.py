@@ -33,7 +33,7 @@ PIECE_BYTES = 2**24
 
 @dataclass(frozen=True)
 class StoredClip:
-    """Position of a clip's audio in its shard, in bytes, with its length and digest."""
+    """Position of a clip's audio in its shard file, in bytes, with its number of samples and its digest."""
 
     offset: int
     num_bytes: int
@@ -58,7 +58,9 @@ class ShardSummary:
 
 
 def build_shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> str:
-    """Return the file name of a shard: its number, and a hash of its inputs."""
+    """Return the file name of a shard: its number, and a hash of everything that determines its contents (the
+    clips, the codec and the format of the store).
+    """
     inputs = [(clip.clip_id, clip.revision, clip.captions, clip.keywords, clip.licence, clip.source) for clip in clips]
     return f"clips-{number:05d}-{hash_json([FORMAT_VERSION, codec, inputs])}.arrow"
 
@@ -97,7 +99,7 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
 
 
 def read_summary(path: Path) -> ShardSummary | None:
-    """Read the summary of a shard; return None if the shard is absent or incomplete."""
+    """Read the summary of a shard, given the path of the shard; return None if the shard is absent or incomplete."""
     try:
         value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         summary = dacite.from_dict(ShardSummary, value)
@@ -129,7 +131,9 @@ def encode_blocks(
 
 
 class _ShardFile:
-    """Arrow file of clips while it is written; each clip is a record batch of its own, so that none is copied."""
+    """Writer of a shard, used as a context manager. Each clip is a record batch of its own, so that its audio isn't
+    copied.
+    """
 
     def __init__(self, corpus: str, split: str, path: Path) -> None:
         self.corpus, self.split = corpus, split
@@ -147,7 +151,7 @@ class _ShardFile:
             self.sink.close()
 
     def write_clip(self, clip: SourceClip, audio: EncodedAudio, num_samples: int) -> None:
-        """Write a clip."""
+        """Append a clip, whose audio is already encoded, to the shard."""
         self.sink.mapped = audio if isinstance(audio, mmap.mmap) else None
         ends = pa.py_buffer(np.array([0, len(audio)], "<i8"))
         row = {
@@ -167,7 +171,9 @@ class _ShardFile:
 
 
 class _PiecewiseFile(io.FileIO):
-    """File that copies mapped audio in pieces and releases each one, so that an hour of audio isn't held in memory."""
+    """File opened for writing, which copies mapped audio in pieces and releases each one, so that an hour of audio
+    isn't held in memory.
+    """
 
     mapped: mmap.mmap | None = None
 
@@ -182,7 +188,7 @@ class _PiecewiseFile(io.FileIO):
 
 
 def locate_audio(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield offset and length in bytes of each clip's audio in a shard file, in the order of the clips."""
+    """Yield the offset and the length, in bytes, of each clip's audio in a shard file, in the order of the clips."""
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
         shard = pa.ipc.open_file(buffer)

@@ -38,7 +38,9 @@ BATCH_ROWS = 1000
 
 
 def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
-    """Write a split's table of paraphrases, replacing an existing one, in batches of BATCH_ROWS rows."""
+    """Write the table of paraphrases into a split's folder, replacing an existing one, in batches of BATCH_ROWS
+    rows.
+    """
     rows = (
         {
             "clip_id": paraphrase.clip_id,
@@ -61,6 +63,7 @@ def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
 
 def compute_fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
     """Return 16 hexadecimal digits that identify a split's contents, independent of order, codec and path.
+    `digests` are the digests of its clips by clip id.
 
     Queries are included only if they aren't the clips' captions.
     """
@@ -71,7 +74,8 @@ def compute_fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | N
 
 
 def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[ShardSummary]) -> None:
-    """Write a split's tables, then its manifest, which replaces the previous version of the split.
+    """Write the tables of a split whose shards exist, then its manifest, which replaces the previous version of the
+    split. Files that only the previous version needed are removed.
 
     If the queries refer to the clips of another split, that split has to exist in the store.
     """
@@ -145,7 +149,8 @@ def collect_skipped(split: Split, shards: Sequence[ShardSummary]) -> list[Skippe
 def drop_missing_clips(
     queries: Sequence[Query], clip_ids: Collection[str]
 ) -> tuple[tuple[Query, ...], list[SkippedItem]]:
-    """Remove clips that don't exist from queries, and queries that have no clip left; also return the removals.
+    """Remove clips that aren't in `clip_ids` from the queries, and queries that have no clip left. Return the
+    remaining queries, and a skipped item for each clip that was removed.
 
     Queries without relevant clips (of a challenge) are kept.
     """
@@ -163,7 +168,9 @@ def drop_missing_clips(
 
 
 def remove_stale_files(folder: Path, current_names: set[str]) -> None:
-    """Remove files of earlier preparations of a split, except `current_names` and the summaries of its shards."""
+    """Delete the files of earlier preparations from a split's folder: all files with a hash in their name, except
+    the tables and shards in `current_names` and the summaries of these shards.
+    """
     for path in folder.iterdir():
         if IMMUTABLE_NAME.search(path.name) and path.with_suffix(".arrow").name not in current_names:
             path.unlink()

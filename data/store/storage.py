@@ -92,7 +92,9 @@ class Store:
         return Path(self.location)
 
     def read(self, name: str) -> bytes:
-        """Read the current contents of a small file. Raises FileNotFoundError if it is absent."""
+        """Return the contents of a small file as they are now; `name` is its path relative to the store. Raises
+        FileNotFoundError if it is absent.
+        """
         if not self.is_remote:
             return (self.path / name).read_bytes()
         filesystem, root = open_filesystem(self.location)
@@ -103,15 +105,16 @@ class Store:
             return cast(bytes, file.read())
 
     def map(self, name: str) -> pa.Buffer:
-        """Memory-map an immutable file; a file of an object store is copied into the cache first.
+        """Return the contents of an immutable file as a memory-mapped buffer; a file of an object store is
+        copied into the cache first. `name` is its path relative to the store.
 
         Raises FileNotFoundError if it is absent.
         """
         return _remote_file(self, name).map() if self.is_remote else _map_local_file(self.location, name)
 
     def slice(self, name: str, offset: int, num_bytes: int) -> pa.Buffer:
-        """Return `num_bytes` of an immutable file from `offset` on, without a copy if they are in one block or in a
-        folder.
+        """Return `num_bytes` of an immutable file from `offset` on. They aren't copied if the store is a
+        folder, or if they lie in one cached block.
 
         Raises FileNotFoundError if the file is absent, and UserError if it is shorter.
         """
@@ -125,7 +128,9 @@ class Store:
             ) from None
 
     def open(self, name: str, offset: int, num_bytes: int) -> BinaryIO:
-        """Open a range of an immutable file as a seekable file, as soundfile needs it; blocks are fetched on demand."""
+        """Open `num_bytes` of an immutable file from `offset` on as a seekable file object. From an object
+        store, blocks are fetched when they are read.
+        """
         if not self.is_remote:
             return cast(BinaryIO, pa.BufferReader(self.slice(name, offset, num_bytes)))
         return io.BufferedReader(_RangeFile(self, name, offset, num_bytes), BLOCK_BYTES // 16)
@@ -151,7 +156,7 @@ class Store:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
-    """Option of commands that read or write a store."""
+    """Command-line option --store, for commands that read or write a store."""
 
     store: str = option("folder or URI of the store", "store")
 
@@ -251,13 +256,13 @@ class _RemoteFile:
             return self.filesystem.open_input_file(self.path)
 
     def fetch_block(self, index: int) -> bytes:
-        """Fetch a block from the object store. The file's last block is shorter."""
+        """Fetch the block with this index from the object store: BLOCK_BYTES, fewer for the file's last block."""
         file = self.file
         with _store_errors_as_user_errors(self.store):
             return cast(bytes, file.read_at(BLOCK_BYTES, min(index * BLOCK_BYTES, file.size())))
 
     def read_block(self, index: int) -> pa.Buffer:
-        """Return a block, from the cache if it is there."""
+        """Return the block with this index from the cache, or fetch it and put it into the cache."""
         cache, key = BlockCache.from_environment(), f"{self.key}.{index}"
         if (cached := cache.get(key)) is not None:
             return cached
@@ -292,8 +297,8 @@ def _remote_file(store: Store, name: str) -> _RemoteFile:
 
 
 class _RangeFile(io.RawIOBase):
-    """Range of a remote file as a file. A read never crosses the end of a block, so that no block is fetched
-    needlessly.
+    """Range of a remote file as a file object of its own. A single read ends at the end of a block, so that no
+    block is fetched needlessly.
     """
 
     def __init__(self, store: Store, name: str, offset: int, num_bytes: int) -> None:

@@ -48,7 +48,7 @@ class StoredSplit:
 
     @property
     def codec(self) -> Codec:
-        """Codec of the audio."""
+        """Codec of the audio, 'flac' or 'pcm16'."""
         return self.clips_manifest.codec
 
     @cached_property
@@ -68,11 +68,11 @@ class StoredSplit:
 
     @property
     def clips_set_aside(self) -> list[SkippedItem]:
-        """Skipped items of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Skipped items, with reasons, of the split whose clips are used: this one, unless `clips_of` names another."""
         return parse_skipped_items(self.read_table("set_aside", self.clips_manifest))
 
     def read_undecodable_clips(self) -> dict[str, str]:
-        """Return the reasons of clips that couldn't be decoded, by clip id.
+        """Return the clips that couldn't be decoded when the split was prepared: the reason by clip id.
 
         Raises UserError if the summary of a shard is absent.
         """
@@ -107,19 +107,25 @@ class StoredSplit:
 
     @property
     def sources(self) -> set[str]:
-        """Sources of all recordings listed in the corpus' tables, with or without a file."""
+        """Source ids, such as 'freesound:ID', of all recordings that the corpus' tables list for the split,
+        with or without an audio file.
+        """
         return set(self.read_table("sources", self.manifest)["source"].to_pylist())
 
     def read_table(self, kind: str, manifest: Manifest) -> pa.Table:
-        """Read one of a manifest's tables; `kind` is the field that names its file."""
+        """Read a table of a split. `kind` is the field of the manifest that names the table's file, such as
+        'queries'.
+        """
         return pa.ipc.open_file(self.store.map(manifest.get_path(getattr(manifest, kind)))).read_all()
 
     def read_shard(self, number: int) -> pa.Table:
-        """Read the clips of a shard, with the columns of `data.schema.CLIPS`."""
+        """Return the clips of the shard with this number, including their audio, with the columns of
+        `data.schema.CLIPS`.
+        """
         return pa.ipc.open_file(self.store.map(self.get_shard_path(number))).read_all()
 
     def get_shard_path(self, number: int) -> str:
-        """Return the path of a shard, relative to the store."""
+        """Return the path, relative to the store, of the shard with this number."""
         return self.clips_manifest.get_path(self.clips_manifest.shards[number])
 
     @cached_property
@@ -145,12 +151,14 @@ class StoredSplit:
         return cast(NDArray[np.int64], self.index[name].combine_chunks().to_numpy())
 
     def open_clip(self, clip: int) -> BinaryIO:
-        """Open the stored audio of a clip as a seekable file."""
+        """Open the encoded audio of a clip as a seekable file object. `clip` is an index into `clip_ids`."""
         shard, offset, num_bytes = (column[clip].item() for column in self._audio_positions)
         return self.store.open(self.get_shard_path(shard), offset, num_bytes)
 
     def decode_window(self, clip: int, start: int, out: Samples) -> None:
-        """Fill `out` with a clip's samples from sample `start` on. Raises UserError if the audio is corrupt."""
+        """Fill `out` with the samples of a clip from sample `start` on; `clip` is an index into `clip_ids`.
+        Raises UserError if the audio is corrupt.
+        """
         try:
             waveform.decode_window(self.open_clip(clip), self.codec, start, out)
         except AudioError as error:
@@ -158,18 +166,20 @@ class StoredSplit:
             raise UserError(f"{self.store}/{self.name}: {clip_id}: {error}; prepare this split again") from error
 
     def read_window(self, clip: int, start: int, count: int) -> Samples:
-        """Return `count` samples of a clip from sample `start` on."""
+        """Return `count` samples of a clip from sample `start` on; `clip` is an index into `clip_ids`."""
         samples = np.empty(count, np.float32)
         self.decode_window(clip, start, samples)
         return samples
 
     def read_paraphrases(self) -> dict[tuple[str, str], list[str]]:
-        """Return the paraphrases by clip id and caption hash. Raises UserError if the split has none."""
+        """Return the list of paraphrases of each caption, by clip id and caption hash
+        (`data.captions.hash_caption`). Raises UserError if the split has none.
+        """
         rows = self.require_paraphrases_table().select(["clip_id", "caption_hash", "variants"]).to_pylist()
         return {(row["clip_id"], row["caption_hash"]): row["variants"] for row in rows}
 
     def require_paraphrases_table(self) -> pa.Table:
-        """Read the table of paraphrases. Raises UserError if the split has none."""
+        """Return the table of paraphrases (`data.schema.PARAPHRASES`). Raises UserError if the split has none."""
         table = self.read_paraphrases_table()
         if table is None or not len(table):
             raise UserError(
@@ -180,7 +190,7 @@ class StoredSplit:
         return table
 
     def read_paraphrases_table(self) -> pa.Table | None:
-        """Read the table of paraphrases (`data.schema.PARAPHRASES`); return None if the split has none."""
+        """Return the table of paraphrases (`data.schema.PARAPHRASES`); None if the split has no such file."""
         try:
             return pa.ipc.open_file(self.store.read(f"{self.name}/{PARAPHRASES_FILE}")).read_all()
         except FileNotFoundError:
@@ -197,7 +207,9 @@ ABSENT_SUFFIX = " is absent"
 
 
 def parse_skipped_items(table: pa.Table) -> list[SkippedItem]:
-    """Convert the table of skipped items to objects; without a column `kind`, it is derived from the reason."""
+    """Convert the rows of a table of skipped items to objects. If the table has no column `kind`, the kind is
+    derived from the reason.
+    """
     items = []
     for row in table.to_pylist():
         if "kind" not in row and row["reason"].endswith(ABSENT_SUFFIX):

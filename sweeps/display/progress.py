@@ -1,4 +1,6 @@
-"""Progress of a sweep: a live table on a terminal, one line per epoch elsewhere, and a table for other shells."""
+"""Progress of a sweep: a table that is updated on a terminal, a line per epoch elsewhere, and the table that `status`
+prints.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ SHOWN = ("running", "failed", "stopped", "interrupted", "held by another command
 
 @dataclass
 class TrialProgress:
-    """Progress of one trial."""
+    """Progress of one trial of a sweep, as shown to the user."""
 
     name: str
     stage: str
@@ -45,7 +47,9 @@ class TrialProgress:
     started: float = 0.0
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Update the progress from a run's newest metrics."""
+        """Update the fields from the newest metrics of the trial's MLflow run; a field without a metric keeps
+        its value.
+        """
         self.epoch = max(self.epoch, metrics.get(f"{STEP}epoch", 0.0))
         self.loss = metrics.get(f"{STEP}loss", metrics.get("train_loss", self.loss))
         self.best_map10 = metrics.get("best_map10", self.best_map10)
@@ -64,7 +68,9 @@ COLUMNS = (
 
 
 def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
-    """Return a count of all trials by state, and the trials that run or did not finish."""
+    """Return a table of the trials that are running or ended without finishing. Its title consists of `heading`,
+    the number of trials in each state, and the estimated time left.
+    """
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
     rows = [
@@ -84,12 +90,12 @@ def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Return a formatted number, or '' if there is none yet."""
+    """Return a number in the format `form`, such as '.3f'; '' if there is none yet."""
     return "" if value is None else f"{value:{form}}"
 
 
 def format_duration(seconds: float | None) -> str:
-    """Return seconds as hours, minutes and seconds."""
+    """Return seconds as hours, minutes and seconds, such as '1:02:03'; '?' for None."""
     return "?" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
@@ -115,7 +121,9 @@ def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
 def load_progress(
     ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
 ) -> list[TrialProgress]:
-    """Return the progress of a sweep's trials as logged in MLflow; `held` is true for trials in training."""
+    """Return the progress of a sweep's trials as logged in MLflow. `trials` holds the name, stage, epochs and cost
+    of each trial by signature; `held` says whether a command is training it.
+    """
     lines = []
     for signature, description in trials.items():
         line = TrialProgress(**description)
@@ -128,13 +136,17 @@ def load_progress(
 
 
 def find_state(run: TrialRun, is_held: bool) -> str:
-    """Return the state of a trial."""
+    """Return the state of a trial, such as 'finished' or 'running', from its run. A trial whose run has the status
+    RUNNING, but whose lease no command holds, is 'interrupted'.
+    """
     state = STATES.get(run.status, "waiting")
     return "interrupted" if state == "running" and not is_held else state
 
 
 class SweepDisplay:
-    """Display of the progress of a sweep's trials."""
+    """Display of a sweep's progress, used as a context manager: a table that is updated on a terminal, printed
+    lines elsewhere.
+    """
 
     def __init__(self, lines: Mapping[str, TrialProgress], console: Console, ledger: Ledger) -> None:
         self.lines = dict(lines)
@@ -160,7 +172,9 @@ class SweepDisplay:
             self.live.stop()
 
     def poll(self) -> None:
-        """Read the metrics of running trials from MLflow every few seconds."""
+        """Read the metrics of running trials from MLflow every few seconds, in a thread of its own, until the
+        display ends.
+        """
         while not self.has_ended.wait(ASK_EVERY_S):
             for run in self.ledger.iter_running_trials():
                 line = self.lines.get(run.signature)
@@ -168,17 +182,17 @@ class SweepDisplay:
                     line.update(run.metrics)
 
     def render(self) -> TextTable:
-        """Return the content of the terminal."""
+        """Return the table to show on the terminal now."""
         return build_table(list(self.lines.values()), f"{format_duration(time.monotonic() - self.started)}, ")
 
     def show_start(self, signature: str) -> None:
-        """Show that a trial has started."""
+        """Set the state of a trial to 'running', and print that it has started."""
         line = self.lines[signature]
         line.state, line.started = "running", time.monotonic()
         self.print_line(f"{line.name}: started")
 
     def show_epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
-        """Show that a trial has finished an epoch."""
+        """Update a trial's progress with the metrics of an epoch that it has finished, and print them."""
         line, epoch = self.lines[signature], int(metrics["epoch"])
         line.epoch = max(line.epoch, epoch)
         line.update(metrics)
@@ -188,18 +202,22 @@ class SweepDisplay:
         )
 
     def show_finished(self, signature: str) -> None:
-        """Show that a trial has finished, in this or another command."""
+        """Set the state of a trial to 'finished' and print that another command has finished it, unless this
+        command has.
+        """
         if self.lines[signature].state != "finished":
             self.lines[signature].state = "finished"
             self.print_line(f"{self.lines[signature].name}: finished by another command")
 
     def show_end(self, signature: str, state: str) -> None:
-        """Show that a trial has ended: finished, failed, stopped, or held by another command."""
+        """Set the state of a trial that has ended ('finished', 'failed', 'stopped' or 'held by another
+        command'), and print it.
+        """
         line = self.lines[signature]
         line.state = state
         self.print_line(f"{line.name}: {state} after {time.monotonic() - line.started:.0f} s")
 
     def print_line(self, message: str) -> None:
-        """Print a line, unless a table is updated on a terminal."""
+        """Print a message, unless the display is a table on a terminal."""
         if not self.console.is_terminal:
             self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -9,13 +9,15 @@ from trainables.retrieval import METRIC_TITLES, METRICS
 
 
 def print_line(message: str = "") -> None:
-    """Print a line to the user."""
+    """Print a message to the user, without wrapping, markup or highlighting."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(message)
 
 
 def show_results(ledger: Ledger, stages: Stages) -> int:
-    """Print a table of the trials, the best by validation mAP@10 first; return how many have not finished."""
+    """Print a table of a sweep's finished trials, the best by validation mAP@10 first, and the names of those that
+    have not finished. Return the number of trials that have not finished.
+    """
     rows, unfinished = [], []
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.find_finished_trial(signature)

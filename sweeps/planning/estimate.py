@@ -41,7 +41,7 @@ A10G = Gpu()
 
 @dataclass(frozen=True)
 class EpochWork:
-    """Amount of computation in an epoch."""
+    """Amount of data in an epoch, which determines the amount of computation."""
 
     pairs: int
     segments: int  # segments of all pairs' clips
@@ -49,7 +49,8 @@ class EpochWork:
 
 
 def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
-    """Return the GPU seconds of a training that runs to its last epoch, without its pretraining, validation and start.
+    """Return the estimated GPU seconds of a trial's training, if it runs to its last epoch. Its pretraining,
+    validation and start-up are not included.
 
     A process reads the tables of each split once.
     """
@@ -60,7 +61,8 @@ def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
 
 
 def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> float:
-    """Return the GPU seconds of all epochs of a training: floating-point operations divided by the GPU's rate.
+    """Return the estimated GPU seconds of all epochs of a trial, given the data in one epoch: the floating-point
+    operations divided by the GPU's rate.
 
     An encoder that is trained costs three forward passes, a frozen one a single pass.
     """
@@ -74,7 +76,7 @@ def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> f
 def count_epoch_work(
     store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int
 ) -> EpochWork:
-    """Return the amount of computation in an epoch over splits, without excluded clips.
+    """Return the amount of data in an epoch over the splits `train`, without clips that are excluded from training.
 
     A batch's captions are padded to the longest one, whose length is estimated as the maximum of `batch_size` captions.
     """
@@ -95,15 +97,16 @@ def count_epoch_work(
 
 @functools.cache
 def count_flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
-    """Return the floating-point operations of an encoder's forward pass, for a segment or for a caption of so many
-    tokens.
+    """Return the number of floating-point operations in an encoder's forward pass: for one segment or, with
+    `num_tokens`, for one caption of that length. If the size of the encoder is unknown, the encoder `stand_in` is
+    counted instead.
     """
     num_flops = encoders.module_of_config(config).flops(config, *num_tokens)
     return float(encoders.module_of_config(stand_in).flops(stand_in, *num_tokens) if num_flops is None else num_flops)
 
 
 def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
-    """Return the encoders of a trial whose size isn't known, by kind."""
+    """Return the configs of a trial's encoders whose size isn't known, by kind: 'audio' or 'text'."""
     flops_by_kind = {
         "audio": encoders.module_of_config(trial.audio).flops(trial.audio),
         "text": encoders.module_of_config(trial.text).flops(trial.text, END_TOKENS),
@@ -114,7 +117,8 @@ def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
 def build_estimate_table(
     stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
 ) -> TextTable:
-    """Return a table of a sweep's trials: shared pretrainings, finished trials, and GPU hours.
+    """Return a table with a row for each trial of a sweep: its stage, with how many others it shares its
+    pretraining, whether it has finished, and its estimated GPU hours.
 
     `stages` holds the trials by signature, `finished` the signatures of finished trials.
     """
@@ -137,7 +141,7 @@ def build_estimate_table(
 def describe_estimate(
     stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
 ) -> str:
-    """Return the total GPU hours and the assumptions of the estimate as text."""
+    """Return a text with the remaining and the total GPU hours of a sweep, and the assumptions of the estimate."""
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     seconds = {signature: estimate_seconds(trial, store, gpu) for signature, trial in trials.items()}
     remaining_s = sum(value for signature, value in seconds.items() if signature not in finished)
@@ -157,5 +161,5 @@ def describe_estimate(
 
 
 def format_hours(duration_s: float) -> str:
-    """Return seconds as hours, human-readable."""
+    """Return a duration as hours with two decimals, such as '1.25'; '< 0.01' for less than 36 s."""
     return f"{duration_s / 3600:.2f}" if duration_s >= 36 or not duration_s else "< 0.01"

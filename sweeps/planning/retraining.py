@@ -21,7 +21,9 @@ FirstStage = Literal["pretraining", "finetuning"]
 
 @dataclass(frozen=True)
 class Retraining:
-    """A member of an ensemble, and the trial that replaces it."""
+    """Member of an ensemble, and the trial that replaces it. If `is_retrained` is False, the member is kept as it
+    is.
+    """
 
     member: Member
     trial: Trial
@@ -29,7 +31,7 @@ class Retraining:
 
 
 def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) -> list[Retraining]:
-    """Return the trials that replace the members.
+    """Return the retraining of each member of an ensemble: the trial that replaces it, on all splits.
 
     Raises UserError, with the path of the ensemble, if a member cannot be retrained.
     """
@@ -43,7 +45,9 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the trial that replaces a member. Raises UserError with the reason if it cannot be retrained."""
+    """Return the retraining of a member; a member without a fine-tuning is kept if only fine-tunings are retrained.
+    Raises UserError, with the reason, if it cannot be retrained.
+    """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
     trial = trials.from_json(member.trial)
@@ -57,7 +61,9 @@ def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
 
 
 def extend_to_all_splits(trial: Trial, member: Member, first_stage: FirstStage) -> Trial:
-    """Return the trial on all splits, with stages that end after the epochs that were best."""
+    """Return a trial that is also trained on the validation and the test split. Each retrained stage ends after the
+    epoch that was best in the member's own training.
+    """
     held_out = (trial.validation, trial.test)
     parent = trial.pretraining
     if parent and first_stage == "pretraining":
@@ -68,7 +74,8 @@ def extend_to_all_splits(trial: Trial, member: Member, first_stage: FirstStage) 
 
 
 def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:
-    """Return the epoch after which a stage ends.
+    """Return `epoch`, the best epoch of a stage, after checking that a retraining of the stage can end after it.
+    `name` is what messages call the epoch.
 
     Raises UserError if the stage has no such epoch, or its learning rate depends on validation losses.
     """
@@ -92,7 +99,7 @@ def add_splits(train: Sequence[str], further: Sequence[str]) -> tuple[str, ...]:
 def build_retrained_ensemble(
     ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]
 ) -> Ensemble:
-    """Return the ensemble of the retrained members, with the selected weights.
+    """Return the ensemble of the retrained members, with the weights of the selected ensemble.
 
     `runs` maps each trial to its signature and run id. The selected ensemble, with its metrics, is stored in
     `before_retraining`; the metrics of retrained members are unknown.

@@ -17,7 +17,9 @@ Stages = list[dict[str, Trial]]
 
 
 def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
-    """Return the trials by stage, each once, including the pretrainings that they start from."""
+    """Return the trials of each stage by signature, each trial once: the pretrainings, including those that the
+    fine-tunings start from, then the fine-tunings.
+    """
     with_parents = [parent for trial in trials if (parent := trial.pretraining)] + list(trials)
     stages: Stages = [{}, {}]
     for trial in with_parents:
@@ -34,7 +36,9 @@ def find_parents(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> dic
 
 
 def require_buildable_encoders(trials: Collection[Trial], weights: Path | None) -> None:
-    """Raise UserError for an encoder that cannot be built, before a GPU waits for it."""
+    """Build every encoder of the trials, and raise UserError if one cannot be built, so that the error is found
+    before a GPU is reserved. `weights` is the folder of published checkpoints.
+    """
     captions = ["a dog barks", "rain falls on a roof"]  # captions for tokenizers that learn their vocabulary
     for audio in dict.fromkeys(trial.audio for trial in trials):
         with encoder_errors_as_user_errors(audio):

@@ -19,7 +19,9 @@ UNIT = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """Entry of a trial in the queue: its parent, cost and resources."""
+    """Trial in the job queue: its key, the resources of its processes, its expected duration, and the job that must
+    succeed first.
+    """
 
     key: str
     bundles: tuple[Bundle, ...]  # resources of each process; Ray may place processes on different nodes
@@ -29,7 +31,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Placement:
-    """Resources taken on one node for a bundle."""
+    """Resources reserved on one node for a bundle, which is the request of one process: units of its CPUs, and the
+    same share of each of some GPUs.
+    """
 
     node: int
     cpus: int
@@ -38,14 +42,16 @@ class Placement:
 
 
 class FreeResources:
-    """Free resources of each node, in units."""
+    """Free CPUs and GPUs of each node of a cluster, in ten-thousandths (UNIT)."""
 
     def __init__(self, nodes: Sequence[Bundle]) -> None:
         self.cpus = [round(node.cpus * UNIT) for node in nodes]
         self.gpus = [[UNIT] * int(node.gpus) for node in nodes]
 
     def take(self, bundles: Sequence[Bundle]) -> list[Placement] | None:
-        """Place all bundles, the largest first; return None and take nothing if one does not fit."""
+        """Reserve the resources of all bundles, the largest first, and return their placements. If a bundle
+        does not fit on any node, reserve nothing and return None.
+        """
         placements: list[Placement] = []
         for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
             placement = self.find_placement(bundle)
@@ -57,18 +63,20 @@ class FreeResources:
         return placements
 
     def release(self, placements: Sequence[Placement]) -> None:
-        """Release placements."""
+        """Free the resources of placements, so that they can be reserved again."""
         for placement in placements:
             self._change(placement, 1)
 
     def _change(self, placement: Placement, sign: int) -> None:
-        """Take (-1) or release (1) one placement."""
+        """Reserve (`sign` -1) or free (`sign` 1) the resources of one placement."""
         self.cpus[placement.node] += sign * placement.cpus
         for gpu in placement.gpus:
             self.gpus[placement.node][gpu] += sign * placement.share
 
     def find_placement(self, bundle: Bundle) -> Placement | None:
-        """Return the tightest placement of a bundle: like Ray, it keeps whole GPUs and idle nodes free."""
+        """Return the placement of a bundle on the node that has the least to spare, like Ray, so that whole
+        GPUs and idle nodes stay free. Return None if no node can hold the bundle; nothing is reserved.
+        """
         cpus, count, share = round(bundle.cpus * UNIT), math.ceil(bundle.gpus), round(min(bundle.gpus, 1) * UNIT)
         best: tuple[tuple[int, int, int], Placement] | None = None
         for node, (free_cpus, free_gpus) in enumerate(zip(self.cpus, self.gpus, strict=True)):
@@ -82,7 +90,8 @@ class FreeResources:
 
 
 class JobQueue:
-    """Queue of the jobs to run on a cluster.
+    """Queue of the jobs to run on a cluster. A job starts after the job that it depends on has succeeded; of the
+    jobs that are ready, the one with the longest chain of dependent jobs starts first.
 
     A job's chain is its own cost plus that of the longest chain of jobs that depend on it. Of equal chains, the one
     with the larger total cost of dependent jobs goes first. So pretrainings start first, and fine-tunings use the
@@ -108,7 +117,9 @@ class JobQueue:
         self.waiting = set(self.jobs) - set(self.ready)
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
-        """Return the cost of the longest chain of jobs that starts with this one, and of all jobs that depend on it."""
+        """Return two costs: of the longest chain of jobs that begins with this job, and of this job and all
+        jobs that depend on it.
+        """
         dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
         cost = self.jobs[key].cost
         return cost + max((chain for chain, _ in dependents), default=0.0), cost + sum(work for _, work in dependents)
@@ -119,7 +130,9 @@ class JobQueue:
         return not self.ready and not self.waiting
 
     def resize(self, nodes: Sequence[Bundle]) -> None:
-        """Set the nodes of the cluster. Jobs that lost their placements get new ones before any other job starts."""
+        """Set the nodes of the cluster, and place the running jobs on them again. Running jobs that don't fit
+        get new placements before any other job starts.
+        """
         if tuple(nodes) == self.nodes:
             return
         self.nodes, self.free_resources = tuple(nodes), FreeResources(nodes)
@@ -127,7 +140,9 @@ class JobQueue:
             self.running[key] = self.free_resources.take(self.jobs[key].bundles)
 
     def pop(self) -> str | None:
-        """Return the job to start now, which keeps its placement until it is `done`; None if none can start."""
+        """Take the next job out of the queue, reserve its resources until `done` is called, and return its key.
+        Return None if no job can start now.
+        """
         for key in [key for key, placements in self.running.items() if placements is None] + self.ready:
             if key not in self.running and self.max_concurrent and len(self.running) >= self.max_concurrent:
                 return None
@@ -144,7 +159,9 @@ class JobQueue:
         return None
 
     def done(self, key: str, succeeded: bool) -> None:
-        """Record the end of a job: jobs that depend on it become ready, or are dropped if it did not succeed."""
+        """Free the resources of a job that has ended. The jobs that depend on it become ready, or are dropped
+        if it did not succeed.
+        """
         self.free_resources.release(self.running.pop(key) or [])
         if succeeded:
             for child in self.children.get(key, []):
@@ -155,7 +172,7 @@ class JobQueue:
             self.waiting -= self.dropped.keys()
 
     def find_dependents(self, key: str) -> Iterator[str]:
-        """Return all jobs that depend on a job, directly or not."""
+        """Yield the keys of all jobs that depend on a job, directly or through other jobs."""
         for child in self.children.get(key, []):
             yield child
             yield from self.find_dependents(child)

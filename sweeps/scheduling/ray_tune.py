@@ -54,7 +54,7 @@ REDUCTION_FACTOR = 4
 
 @dataclass(frozen=True)
 class SweepContext:
-    """Settings of the sweep that its trials need."""
+    """Settings of a sweep that are sent to the processes of its trials."""
 
     run_id: str
     tracking_uri: str
@@ -66,7 +66,9 @@ class SweepContext:
 
 
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
-    """Run a trial, as a function for Tune; a trial that another command holds is left to that command.
+    """Train one trial; Ray Tune calls this function in the trial's process. Return the metrics of the best epoch
+    and the key 'finished'; or only the key 'held' if another command holds the trial's lease, or 'failed', with the
+    traceback, after an error.
 
     Errors of a trial are reported as an outcome, not raised: Tune retries a function that raises, which is meant for
     lost drivers.
@@ -98,7 +100,8 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
 
 
 def trains_in_process(resources: Allocation) -> bool:
-    """Return whether a trial trains in Tune's own process: one with a single worker does.
+    """Return whether a trial with these resources is trained in the process that Ray Tune starts for it, which
+    holds for a single worker.
 
     Tune's process is re-used for the next trial, which saves the start-up and the imports. If a trial has several
     workers, Ray Train starts them for this trial, while Tune's process waits for them.
@@ -107,7 +110,7 @@ def trains_in_process(resources: Allocation) -> bool:
 
 
 def train_and_report(job: TrainingJob) -> Metrics:
-    """Train a trial, report each epoch's metrics to Tune, and return those of the best epoch."""
+    """Train a trial, report each epoch's metrics to Tune, and return the metrics of the best epoch."""
     if trains_in_process(job.resources):
         return train_in_process(job, tune.report)
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -118,24 +121,32 @@ def train_and_report(job: TrainingJob) -> Metrics:
 
 
 def bundle_of_process(resources: Allocation) -> Bundle:
-    """Return the resources of Tune's process of a trial: a worker's, or a small share of a CPU if it only waits."""
+    """Return the resources of the process that Ray Tune starts for a trial: those of a worker if it trains in this
+    process, or a small share of a CPU if the process only waits for workers.
+    """
     return resources.worker if trains_in_process(resources) else Bundle(DRIVER_CPUS)
 
 
 def make_job(signature: str, parent: str | None, cost: float, resources: Allocation) -> Job:
-    """Return a trial's entry in the job queue."""
+    """Return the job of a trial for the job queue. `parent` is the signature of its pretraining, `cost` its
+    expected duration.
+    """
     workers = [] if trains_in_process(resources) else [resources.worker] * resources.workers
     return Job(signature, (bundle_of_process(resources), *workers), cost, parent)
 
 
 def resources_of_process(config: Mapping[str, Any], sweep: SweepContext) -> tune.PlacementGroupFactory:
-    """Return the resources that Tune reserves for its process of a trial."""
+    """Return the resources that Ray Tune reserves for the process of a trial. `config` is the config of the trial
+    in Tune.
+    """
     bundle = bundle_of_process(sweep.resources[config["work"]["stage"]])
     return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
 
 
 class TuneCallback(tune.Callback):
-    """Callback that passes Tune's events to the display, and marks trials stopped by a scheduler."""
+    """Callback that shows the events of Ray Tune on the display, and releases the leases of trials that a scheduler
+    has stopped.
+    """
 
     def __init__(self, display: SweepDisplay, sweep: SweepContext, ledger: Ledger) -> None:
         self.display, self.sweep, self.ledger = display, sweep, ledger
@@ -144,18 +155,20 @@ class TuneCallback(tune.Callback):
         return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial has started."""
+        """Show on the display that a trial has started."""
         self.display.show_start(trial.config["work"]["signature"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Show the epoch that a trial has reported."""
+        """Show an epoch of a trial on the display when Tune reports its metrics."""
         if "train_loss" in result and FINISHED not in result:
             self.display.show_epoch(trial.config["work"]["signature"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show the outcome of a trial that ended without an error."""
+        """Show the outcome of a trial that ended without an error; release its lease if the scheduler has
+        stopped it.
+        """
         signature = trial.config["work"]["signature"]
         outcome = find_outcome(trial.last_result)
         if outcome == STOPPED:
@@ -163,13 +176,15 @@ class TuneCallback(tune.Callback):
         self.display.show_end(signature, "held by another command" if outcome == HELD else outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial's driver has been lost too often."""
+        """Release the lease of a trial whose process was lost more often than MAX_RESTARTS, and show it as failed."""
         release_trials(self.ledger, self.sweep, [trial.config["work"]["signature"]])
         self.display.show_end(trial.config["work"]["signature"], FAILED)
 
 
 def find_outcome(result: Mapping[str, Any]) -> str:
-    """Return the outcome of a trial from the last result that it reported."""
+    """Return the outcome of a trial ('finished', 'held', 'failed' or 'stopped'), given the last result that it
+    reported to Ray Tune.
+    """
     return next((outcome for outcome in (FINISHED, HELD, FAILED) if outcome in result), STOPPED)
 
 
@@ -183,7 +198,9 @@ def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str
 
 
 class AshaByStage(FIFOScheduler):
-    """Asynchronous successive halving (Li et al. 2018) among pretrainings, and among fine-tunings."""
+    """Scheduler for Ray Tune that stops unpromising trials by asynchronous successive halving (Li et al. 2018).
+    Pretrainings and fine-tunings are compared separately. `epochs` is the maximum number of epochs by stage.
+    """
 
     def __init__(self, epochs: Mapping[str, int]) -> None:
         super().__init__()
@@ -195,11 +212,11 @@ class AshaByStage(FIFOScheduler):
         }
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Add a trial to the bracket of its stage."""
+        """Add a trial to those of its stage, with which it is compared."""
         self.schedulers[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return whether a trial continues after the result that it reported."""
+        """Return Ray Tune's decision after a result that a trial has reported: CONTINUE or STOP."""
         if FINISHED in result:
             return str(TrialScheduler.CONTINUE)
         return str(self.schedulers[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
@@ -215,7 +232,8 @@ def run_trials(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> dict[str, str]:
-    """Run trials through Ray Tune, each after its pretraining has finished; return the outcome of each started trial.
+    """Run trials through Ray Tune, each after its pretraining has finished. Return the outcome of each trial that
+    was started, by signature.
 
     The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
     not stop the others. Trials held by another command, and those that depend on them, are not run.

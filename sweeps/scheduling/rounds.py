@@ -24,7 +24,8 @@ def run_until_done(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> None:
-    """Run trials until each has finished or failed.
+    """Run the trials in `todo`, by signature, until each has finished or failed, or has been stopped by the
+    scheduler. A trial is not run if its pretraining fails.
 
     A trial that another command trains is waited for, and trained here if that command releases or loses its lease.
     """

@@ -17,7 +17,8 @@ The job queue limits the number of running trials; TuneConfig(max_concurrent_tri
 
 
 class QueueSearcher(Searcher):
-    """Searcher that starts trials in the order of a queue, for TuneConfig(search_alg=..., num_samples=-1).
+    """Searcher for Ray Tune that starts trials in the order of a job queue. Use it with TuneConfig(search_alg=...,
+    num_samples=-1).
 
     `configs` are the trials' configs by key. `succeeded` returns whether a trial that ended without an error has
     finished: Tune does not distinguish finished trials from those that a scheduler has stopped. `nodes` returns the
@@ -44,7 +45,9 @@ class QueueSearcher(Searcher):
         return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the config of the trial to start; None if none can start now; FINISHED if none will."""
+        """Return the config of the next trial to start; None if no trial can start now; FINISHED if none is
+        left to start.
+        """
         if self.queue.is_exhausted:
             return str(Searcher.FINISHED)
         self.queue.resize(self.nodes())
@@ -55,7 +58,9 @@ class QueueSearcher(Searcher):
         return self.configs[key]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record the end of a trial."""
+        """Report the end of a trial to the job queue, which frees its resources and, if it succeeded, makes the
+        trials that depend on it ready.
+        """
         succeeded = not error and self.succeeded(self.keys[trial_id])
         self.queue.done(self.keys.pop(trial_id), succeeded)
 
