@@ -7,7 +7,8 @@ fewer files (46,231 to 49,274 of the first were reported), as videos are taken d
 
 Layout:
 
-    dataset/{train,val,test}.csv    UTF-8: audiocap_id, youtube_id, start_time (s), caption; tables may be absent
+    dataset/{train,val,test}.csv    version 1; dataset2.0/ is version 2, read if there is no dataset/; UTF-8:
+                                    audiocap_id, youtube_id, start_time (s), caption; tables may be absent
     the audio files                 anywhere below, with any suffix that libsndfile reads, any rate, mono or stereo, as
                                     {youtube_id}, Y{youtube_id}, {youtube_id}_{start_time} or Y{youtube_id}_{start_time}
 
@@ -19,14 +20,20 @@ Stored as 16-bit PCM: 142 hours (258 in version 2) take 33 GB (59), and a random
 to read instead of 15 ms as FLAC (measured).
 """
 
+import logging
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from data.decoding.formats import HOW_TO_CONVERT
 from data.errors import UserError
 from data.schema import SkippedItem, SourceClip, Split
+from data.sources.audio_files import list_files
 from data.sources.csv_tables import CsvRow, read_csv, require_source
-from data.sources.recordings import describe_file, iter_files
+from data.sources.recordings import describe_file
 from data.waveform import Codec
+
+logger = logging.getLogger("chorale.audiocaps")
 
 ROLES = {"train": "train", "validation": "val", "test": "test"}
 PRETRAINING = ("train", "val", "test")
@@ -37,10 +44,10 @@ PUBLISHED = {
 }
 CODEC: Codec = "pcm16"
 
-COLUMNS = ["audiocap_id", "youtube_id", "start_time", "caption"]
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64")
-"""Suffixes of files that libsndfile reads; a downloader may leave other files under the same name."""
+TABLE_FOLDERS = ("dataset", "dataset2.0")
+"""Folders of the tables of versions 1 and 2, as in the authors' repository."""
 
+COLUMNS = ["audiocap_id", "youtube_id", "start_time", "caption"]
 ClipKey = tuple[str, str]
 """youtube_id and start_time of a clip."""
 
@@ -50,15 +57,13 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     a file are skipped; `seed` has no effect.
     """
     source = require_source(source, "audiocaps")
-    paths = {split: source / "dataset" / f"{split}.csv" for split in ROLES.values()}
+    folder = find_table_folder(source)
+    paths = {split: folder / f"{split}.csv" for split in ROLES.values()}
     tables = {split: read_csv(path, COLUMNS) for split, path in paths.items() if path.exists()}
     if not tables:
-        raise UserError(f"{source / 'dataset'} holds none of {', '.join(path.name for path in paths.values())}")
-    files = defaultdict(list)
-    for path in iter_files(source):
-        if path.suffix.lower() in SUFFIXES:
-            files[path.stem].append(path)
-
+        raise UserError(f"{folder} holds none of {', '.join(path.name for path in paths.values())}")
+    listing = list_files(source)  # a downloader may leave other files under the same name
+    files, other_formats = group_by_stem(listing.paths), group_by_stem(listing.skipped)
     grouped = {split: group_rows(rows) for split, rows in tables.items()}
     candidates = {
         (split, key): find_files(source, files, split, key) for split, (clips, _) in grouped.items() for key in clips
@@ -67,16 +72,17 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     for (split, key), clip_files in candidates.items():
         for path in clip_files:
             claims[path].append(grouped[split][0][key][0].origin)
-    splits = []
     absent = [
         SkippedItem(str(path), "is absent: its clips aren't known") for path in paths.values() if not path.exists()
     ]
     next(iter(grouped.values()))[1].extend(absent)
+    splits = []
     for split, (rows_by_clip, set_aside) in grouped.items():
         clips = []
         for key, rows in rows_by_clip.items():
             clip_files = candidates[split, key]
-            if reason := explain_unusable(source, key, clip_files, claims):
+            unread = find_files(source, other_formats, split, key)
+            if reason := explain_unusable(source, key, clip_files or unread, claims, listing.skipped):
                 set_aside.append(SkippedItem(rows[0].origin, reason))
             else:
                 clips.append(build_clip(split, key, rows, clip_files[0]))
@@ -94,6 +100,26 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     if not any(split.clips for split in splits):
         raise UserError(f"{source} holds no audio file that its tables name. {HOW_TO_GET_AUDIO}")
     return splits
+
+
+def group_by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    """Return paths by the name of the file without its suffix."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        groups[path.stem].append(path)
+    return groups
+
+
+def find_table_folder(source: Path) -> Path:
+    """Return the folder with the tables: that of version 1 if it exists, otherwise that of version 2."""
+    existing = [folder for name in TABLE_FOLDERS if (folder := source / name).is_dir()]
+    if len(existing) > 1:
+        logger.warning(
+            "%s has the tables of versions 1 and 2: version 1 is read; to read version 2, rename %s",
+            source,
+            existing[0],
+        )
+    return existing[0] if existing else source / TABLE_FOLDERS[0]
 
 
 def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[SkippedItem]]:
@@ -121,13 +147,22 @@ def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Clip
     return []
 
 
-def explain_unusable(source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]]) -> str:
-    """Return the reason why a clip's audio can't be determined, as a message; '' if the clip has exactly one file,
-    which no other clip may own. `paths` are the clip's possible files; `claims` lists the clips that each file may
-    belong to.
+def explain_unusable(
+    source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]], skipped: Mapping[Path, str]
+) -> str:
+    """Return the reason why a clip can't be used: it has no audio file, or the right one is unknown; '' if it can be.
+
+    Args:
+        source: Folder of the corpus, for the message.
+        key: Id and start time of the clip.
+        paths: Candidate files of the clip.
+        claims: For each file, the rows whose clips have it as a candidate.
+        skipped: Why files can't be decoded.
     """
     if not paths:
         return f"{source} has no file {key[0]}.*, Y{key[0]}.* or the same with _{key[1]}"
+    if paths[0] in skipped:
+        return f"{paths[0]}: {skipped[paths[0]]}; {HOW_TO_CONVERT}"
     if len(paths) > 1:
         return f"several files could be its audio: {', '.join(map(str, paths))}"
     if len(claims[paths[0]]) > 1:

@@ -14,27 +14,29 @@ Layout, after extracting the archives beside the tables; challenge and annotatio
     retrieval_audio/test/*.wav, or test/*.wav      the challenge's clips: the split `challenge`
     retrieval_captions.csv                         UTF-8: caption
     retrieval_audio_metadata.csv                   ISO-8859-1: file_name, keywords, sound_id
-    relevance_2025.csv                             UTF-8: query, audio_filenames (a Python list of file names): the
+    metadata_eval.csv, or relevance_2025.csv       UTF-8: query, audio_filenames (a Python list of file names): the
                                                    split `evaluation_2025`, which uses the clips of evaluation
 
 Quirks: file names contain `&amp;` and `&#39;`, commas, quotes, spaces before `.wav` and letters beyond ASCII, always
-the same in tables and on disk (but disks differ in how they compose letters, and have `_` for the `: ` of three names
-of the challenge); four names occur in two splits, some names differ only in case, and a few captions are shared: a clip
-is identified by split and file name. `sound_id` may be "Not found" and `sound_link` "NA". A metadata table is optional
-and may lack clips; the clips of the challenge are the files on disk, as no table of captions names them.
+the same in tables and on disk (but disks differ in how they compose letters, and have `_` for the `: ` or ` : ` of
+three names of the challenge); four names occur in two splits, some names differ only in case, and a few captions are
+shared: a clip is identified by split and file name. A name that matches a file only without regard to case stands for
+it if no other row does. `sound_id` may be "Not found" and `sound_link` "NA". A metadata table is optional and may lack
+clips; the clips of the challenge are the files on disk, as no table of captions names them.
 
 Stored as 16-bit PCM: 37 hours take 8.5 GB, and a random 30-s window then costs 0.2 ms of a core to read instead of 8 ms
 as FLAC (measured), in each of hundreds of trials.
 """
 
 import ast
-import unicodedata
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data.errors import UserError
 from data.schema import Query, SkippedItem, SourceClip, Split
-from data.sources.csv_tables import CsvRow, read_csv, require_directory, require_source
+from data.sources.csv_tables import CsvRow, read_csv, read_header, require_directory, require_source
+from data.sources.file_names import FileMatcher, normalise_path
 from data.sources.recordings import describe_file
 from data.waveform import Codec
 
@@ -46,6 +48,8 @@ CODEC: Codec = "pcm16"
 
 CAPTION_COLUMNS = [f"caption_{number}" for number in range(1, 6)]
 METADATA_COLUMNS = ["file_name", "keywords", "sound_id"]
+RELEVANCE_TABLES = ("relevance_2025.csv", "metadata_eval.csv")
+RELEVANCE_COLUMNS = ["query", "audio_filenames"]
 CHALLENGE_FOLDERS = ("retrieval_audio/test", "test")
 
 CLOTHO_URL = "https://zenodo.org/records/4783391/files"
@@ -78,8 +82,8 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     splits = [read_split(source, split) for split in ROLES.values()]
     if (source / "retrieval_captions.csv").exists():
         splits.append(read_challenge(source))
-    if (source / "relevance_2025.csv").exists():
-        splits.append(read_relevance(source))
+    if rows := find_relevance_table(source):
+        splits.append(read_relevance(source, rows))
     return splits
 
 
@@ -89,27 +93,26 @@ def read_split(source: Path, split: str) -> Split:
     """
     table = read_csv(source / f"clotho_captions_{split}.csv", ["file_name", *CAPTION_COLUMNS])
     folder = require_directory(source / split)
-    on_disk = {normalise_file_name(path.name): path for path in folder.iterdir() if path.is_file()}
+    matcher = FileMatcher((path.name for path in folder.iterdir() if path.is_file()), None, normalise_file_name)
+    matches = matcher.match(row["file_name"] for row in table)
     metadata = read_metadata(source / f"clotho_metadata_{split}.csv")
 
     clips: dict[str, SourceClip] = {}
     set_aside = []
     origins: dict[str, str] = {}
     for row in table:
-        name = row["file_name"]
-        if normalise_file_name(name) in origins:
-            raise UserError(
-                f"{row.origin}: file_name {name!r} occurs twice (first in {origins[normalise_file_name(name)]})"
-            )
-        origins[normalise_file_name(name)] = row.origin
-        path = on_disk.get(normalise_file_name(name))
-        if path is None:
-            set_aside.append(SkippedItem(row.origin, f"{folder / name} is absent", "absent", name))
+        name, form = row["file_name"], normalise_file_name(row["file_name"])
+        if form in origins:
+            raise UserError(f"{row.origin}: file_name {name!r} occurs twice (first in {origins[form]})")
+        origins[form] = row.origin
+        files = matches[name]
+        if len(files) != 1:
+            reason = matcher.explain_missing(name, files, folder)
+            set_aside.append(SkippedItem(row.origin, reason, "unusable" if files else "absent", name))
             continue
         captions = tuple(row[column] for column in CAPTION_COLUMNS)
-        clips[name] = build_clip(
-            f"clotho/{split}/{name}", path, captions, row.origin, metadata.get(normalise_file_name(name))
-        )
+        clip_id = f"clotho/{split}/{PurePath(normalise_path(name)).name if '/' in normalise_path(name) else name}"
+        clips[clip_id] = build_clip(clip_id, folder / files[0], captions, row.origin, metadata.get(form))
     if not clips:
         raise UserError(f"{folder} holds none of the {len(table)} files named in clotho_captions_{split}.csv")
     return Split(
@@ -133,44 +136,75 @@ def read_challenge(source: Path) -> Split:
             f"{source / CHALLENGE_FOLDERS[0]} is absent: extract retrieval_audio.7z into {source / 'retrieval_audio'}, "
             f"or remove retrieval_captions.csv to leave out the challenge"
         )
-    on_disk = {normalise_file_name(path.name): path for path in sorted(folders[0].glob("*.wav"))}
-    if not on_disk:
+    paths = {path.name: path for path in sorted(folders[0].iterdir()) if path.suffix.lower() == ".wav"}
+    if not paths:
         raise UserError(f"{folders[0]} holds no .wav file: extract retrieval_audio.7z again")
     metadata = read_metadata(source / "retrieval_audio_metadata.csv")
-    absent = [row for name, row in metadata.items() if name not in on_disk]
+    matcher = FileMatcher(paths, None, normalise_file_name)
+    matches = matcher.match(row["file_name"] for row in metadata.values())
+    rows_by_file = {files[0]: row for row in metadata.values() if len(files := matches[row["file_name"]]) == 1}
+    set_aside = [
+        SkippedItem(
+            row.origin,
+            matcher.explain_missing(row["file_name"], matches[row["file_name"]], folders[0]),
+            "absent",
+            row["file_name"],
+        )
+        for row in metadata.values()
+        if len(matches[row["file_name"]]) != 1
+    ]
+    num_listed = len(paths) + len(set_aside)
+    if metadata and (further := sorted(set(paths) - set(rows_by_file))):
+        reason = f"{len(further)} files without a row in retrieval_audio_metadata.csv, such as {further[0]!r}: kept"
+        set_aside.append(SkippedItem(str(folders[0]), reason))
     return Split(
         "clotho",
         "challenge",
         tuple(
-            build_clip(f"clotho/challenge/{path.name}", path, (), "clotho/challenge", metadata.get(name))
-            for name, path in on_disk.items()
+            build_clip(f"clotho/challenge/{name}", path, (), "clotho/challenge", rows_by_file.get(name))
+            for name, path in paths.items()
         ),
-        set_aside=tuple(
-            SkippedItem(row.origin, f"{folders[0] / row['file_name']} is absent", "absent", row["file_name"])
-            for row in absent
-        ),
+        set_aside=tuple(set_aside),
         queries=tuple(Query(row["caption"]) for row in captions),
         sources=collect_sources(metadata.values()),
-        num_listed=len(on_disk) + len(absent),
+        num_listed=num_listed,
     )
 
 
-def read_relevance(source: Path) -> Split:
+def read_relevance(source: Path, rows: list[CsvRow]) -> Split:
     """Read the split `evaluation_2025`: the queries of DCASE 2025, each with all clips of the evaluation split that
     match it.
 
     When the store is written, clips whose file is absent or truncated are removed from their queries and logged, and so
     are queries without any clip left. Raises UserError for a name that the evaluation split doesn't contain.
     """
-    listed = {row["file_name"] for row in read_csv(source / "clotho_captions_evaluation.csv", ["file_name"])}
+    table = read_csv(source / "clotho_captions_evaluation.csv", ["file_name"])
+    listed = {normalise_file_name(row["file_name"]): row["file_name"] for row in table}
     queries = []
-    for row in read_csv(source / "relevance_2025.csv", ["query", "audio_filenames"]):
-        names = parse_names(row)
-        for name in names:
-            if name not in listed:
+    for row in rows:
+        names = []
+        for name in parse_names(row):
+            if normalise_file_name(name) not in listed:
                 raise UserError(f"{row.origin}: {name!r} isn't a clip of clotho_captions_evaluation.csv")
+            names.append(listed[normalise_file_name(name)])
         queries.append(Query(row["query"], tuple(f"clotho/evaluation/{name}" for name in names)))
     return Split("clotho", "evaluation_2025", (), queries=tuple(queries), clips_of="evaluation")
+
+
+def find_relevance_table(source: Path) -> list[CsvRow]:
+    """Return the rows of the annotations of DCASE 2025, which are recognised by their columns; [] if there are none.
+
+    Raises UserError if a column is missing, or if several tables contain different annotations.
+    """
+    tables = {}
+    for name in RELEVANCE_TABLES:
+        path = source / name
+        if path.exists() and (name == RELEVANCE_TABLES[0] or set(RELEVANCE_COLUMNS) & set(read_header(path))):
+            tables[path] = read_csv(path, RELEVANCE_COLUMNS)
+    contents = {tuple((row["query"], row["audio_filenames"]) for row in rows) for rows in tables.values()}
+    if len(contents) > 1:
+        raise UserError(f"{' and '.join(map(str, tables))} contain different annotations: remove one of them")
+    return next(iter(tables.values()), [])
 
 
 def parse_names(row: CsvRow) -> list[str]:
@@ -209,10 +243,14 @@ def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str,
 
 
 def normalise_file_name(name: str) -> str:
-    """Return a file name in a form that is the same for names in tables and names on disk: Unicode letters composed
-    (NFC), and ': ' replaced by '_'.
+    """Return a file name in a form that is the same for names in tables and names on disk: a path as
+    `normalise_path` returns it, with '_' for a colon, the blank after it and blanks before it.
+
+    Example:
+        >>> normalise_file_name("Intersection Wet : Metro Pass.wav")
+        'Intersection Wet_Metro Pass.wav'
     """
-    return unicodedata.normalize("NFC", name).replace(": ", "_")
+    return re.sub(r"\s*:\s+", "_", normalise_path(name))
 
 
 def read_metadata(path: Path) -> dict[str, CsvRow]:
@@ -220,7 +258,7 @@ def read_metadata(path: Path) -> dict[str, CsvRow]:
     UserError if a file name occurs twice.
     """
     rows: dict[str, CsvRow] = {}
-    for row in read_csv(path, METADATA_COLUMNS, encoding="iso-8859-1") if path.exists() else []:
+    for row in read_csv(path, METADATA_COLUMNS, "iso-8859-1", METADATA_COLUMNS[1:]) if path.exists() else []:
         first = rows.setdefault(normalise_file_name(row["file_name"]), row)
         if first is not row:  # the source of one of them would be lost
             raise UserError(f"{row.origin}: file_name {row['file_name']!r} occurs twice (first in {first.origin})")

@@ -50,16 +50,16 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
     listing = list_files(source)
     usable = [path for path in [*listing.paths, *listing.skipped, *listing.others] if not find_encoding_problem(path)]
     matcher = FileMatcher((path.relative_to(source).as_posix() for path in usable), source)
-    found = {name: matcher.find(name) for name in dict.fromkeys(row["file_name"] for row in rows)}
+    matches = matcher.match(row["file_name"] for row in rows)
     rows_by_file: dict[str, list[CsvRow]] = {}  # by the name on disk, if there is one
     for row in rows:
-        files = found[row["file_name"]]
+        files = matches[row["file_name"]]
         rows_by_file.setdefault(files[0] if len(files) == 1 else row["file_name"], []).append(row)
     if "split" in rows[0].cells:
         split_by_file = read_stated_splits(rows_by_file)
     else:
         split_by_file = draw_splits(tables[0], list(rows_by_file), seed)
-    splits = [read_split(source, split, rows_by_file, split_by_file, matcher) for split in ROLES.values()]
+    splits = [read_split(source, split, rows_by_file, split_by_file, matcher, matches) for split in ROLES.values()]
     if not any(split.clips for split in splits):
         raise UserError(f"{source} holds none of the {len(rows_by_file)} files named in {tables[0].name}")
     report_further_files(source, tables[0], listing, set(rows_by_file))
@@ -87,6 +87,7 @@ def read_split(
     rows_by_file: dict[str, list[CsvRow]],
     split_by_file: dict[str, str],
     matcher: FileMatcher,
+    matches: dict[str, list[str]],
 ) -> Split:
     """Return one split, with a clip for each of its files that exist (in `on_disk`). The table's rows of a file
     hold the captions of its clip; a file that doesn't exist is skipped.
@@ -95,10 +96,10 @@ def read_split(
     clips, set_aside = [], []
     for name in names:
         rows = rows_by_file[name]
-        found = matcher.find(name)
-        if len(found) != 1:
-            reason = matcher.explain_missing(name, found, source)
-            set_aside.append(SkippedItem(rows[0].origin, reason, "unusable" if found else "absent", name))
+        if name not in matcher.exact:
+            files = matches[name]
+            reason = matcher.explain_missing(name, files, source)
+            set_aside.append(SkippedItem(rows[0].origin, reason, "unusable" if files else "absent", name))
             continue
         recording = describe_file(source / name)
         clips.append(

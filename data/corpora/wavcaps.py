@@ -9,7 +9,10 @@ Layout, as published; subsets may be absent, and each may have its audio in eith
     json_files/{subset}/*_final.json                {"data": [{"id", "caption", "duration", "tags", ...}, ...]}
     Zip_files/{subset}/*.zip                        FLAC, 32 kHz mono, named by id, in folders of the authors;
                                                     published split (.z01, .z02, ..., .zip), or joined; read in place
-    {subset}_flac/**/*.flac, {subset}/**/*.flac     or extracted, also below Zip_files/{subset}/
+    {subset}_flac/**/*.flac, {subset}/**/*.flac     or extracted, also below Zip_files/{subset}/ or any other folder
+
+Copies with MP3 audio (*.mp3 for *.flac, {subset}_mp3 for {subset}_flac) are read as well; of a recording that exists in
+both formats, the FLAC file is read. Archives other than zip, such as NAME.7z.001, must be extracted first.
 
 Quirks: ids of AudioSet are `Y{youtube_id}.wav`, their files `Y{youtube_id}.flac`; SoundBible's archive holds 1,320
 files; some files are truncated, some rows have none. A recording that exists more than once is read from the first
@@ -22,7 +25,7 @@ costs 15 ms of a core to read instead of 0.5 ms (measured).
 
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from data.errors import UserError
@@ -54,6 +57,9 @@ PUBLISHED = {
     "final": {"AudioSet_SL": 108_317, "BBC_Sound_Effects": 31_201, "FreeSound": 262_300, "SoundBible": 1_232},
 }
 CODEC: Codec = "flac"
+
+SUFFIXES = (".flac", ".mp3")
+"""Suffixes of recordings, the preferred one first."""
 
 
 def read(source: Path | None, seed: int = 0) -> list[Split]:
@@ -106,6 +112,13 @@ def read_subset(source: Path, subset: str, table: Path) -> Split:
     return Split("wavcaps", subset, tuple(clips), set_aside=tuple(set_aside), sources=sources, num_listed=len(rows))
 
 
+def list_roots(source: Path, subset: str) -> list[Path]:
+    """Return the folders that may hold a subset's extracted recordings, or its archives; some may not exist."""
+    names = (subset, f"{subset}_flac", f"{subset}_mp3")
+    inside = [folder / name for folder in sorted(source.glob("*/")) for name in names if folder.name != "json_files"]
+    return list(dict.fromkeys([source / "Zip_files" / subset, *(source / name for name in names), *inside]))
+
+
 def read_rows(path: Path) -> list[Any]:
     """Return the rows of a subset's JSON table, whose contents aren't checked yet. Raises UserError if the file
     isn't JSON, or not an object with a list as "data".
@@ -131,7 +144,7 @@ def find_problem(row: Any) -> str:
 
 def get_stem(row: dict[str, Any]) -> str:
     """Return the id of a row without its suffix (.wav or .flac), which is the stem of its file's name."""
-    return re.sub(r"\.(wav|flac)$", "", str(row["id"]))
+    return re.sub(r"\.(wav|flac|mp3)$", "", str(row["id"]))
 
 
 def is_text(value: Any) -> bool:
@@ -153,15 +166,19 @@ def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], li
             name = member.info.filename
             if is_outside_archive(name):
                 set_aside.append(SkippedItem(f"{archive}/{name}", "points outside the archive; not read"))
-            elif name.endswith(".flac"):
+            elif PurePath(name).suffix in SUFFIXES:
                 named_recordings.append((name, describe_member(member)))
-    roots = [root for root in (folder, source / f"{subset}_flac", source / subset) if root.is_dir()]
-    named_recordings += [
-        (path.name, describe_file(path)) for root in roots for path in iter_files(root) if path.suffix == ".flac"
-    ]
+    roots = [root for root in list_roots(source, subset) if root.is_dir()]
+    paths = [path for root in roots for path in iter_files(root)]
+    named_recordings += [(path.name, describe_file(path)) for path in paths if path.suffix in SUFFIXES]
+    named_recordings.sort(key=lambda named: PurePath(named[0]).suffix != SUFFIXES[0])  # stable: FLAC first
+    if unread := [path for path in paths if re.search(r"\.(7z|rar|tar|tgz|gz)(\.\d+)?$", path.name)]:
+        set_aside.append(
+            SkippedItem(subset, f"{len(unread)} archives aren't zip files, such as {str(unread[0])!r}: extract them")
+        )
     counts = Counter[str]()
     for name, recording in named_recordings:
-        stem = name.rpartition("/")[2].removesuffix(".flac")
+        stem = PurePath(name).stem
         recordings.setdefault(stem, recording)
         counts[stem] += 1
     if repeated := [stem for stem, number in counts.items() if number > 1]:

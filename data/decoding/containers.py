@@ -76,7 +76,7 @@ def check_chunks(file: BinaryIO, layout: ChunkLayout, size: int, *, is_rf64: boo
     """Find the chunk with the audio, and raise AudioError if its size contradicts the size of the file."""
     position, long_size = layout.first, None
     for _ in range(MAX_CHUNKS):
-        chunk_id, stated = read_chunk_header(file, layout, position)
+        chunk_id, stated = read_chunk_header(file, layout, position) if position < size else (b"", 0)
         if not chunk_id:
             return  # no audio: libsndfile says so
         if is_rf64 and chunk_id == b"ds64":

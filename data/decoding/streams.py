@@ -124,9 +124,9 @@ def find_bytes(file: BinaryIO, pattern: bytes, position: int) -> int | None:
     file.seek(position + 1)
     base, kept = position + 1, b""
     while block := file.read(2**16):
-        found = (kept + block).find(pattern)
-        if found >= 0:
-            return base - len(kept) + found
+        offset = (kept + block).find(pattern)
+        if offset >= 0:
+            return base - len(kept) + offset
         base += len(block)
         kept = (kept + block)[1 - len(pattern) :]
     return None
@@ -283,10 +283,10 @@ def is_mp3(file: BinaryIO, position: int) -> bool:
 
 def find_mp3_frame(file: BinaryIO, position: int) -> int | None:
     """Return the first position after `position` from which on there is MP3 audio; None if there is none."""
-    found = find_bytes(file, b"\xff", position)
-    while found is not None and not is_mp3(file, found):
-        found = find_bytes(file, b"\xff", found)
-    return found
+    candidate = find_bytes(file, b"\xff", position)
+    while candidate is not None and not is_mp3(file, candidate):
+        candidate = find_bytes(file, b"\xff", candidate)
+    return candidate
 
 
 @dataclass

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,16 @@ ID_COLUMNS = ("sound_id", "freesound_id", "youtube_id", "id", "fname", "file_nam
 
 UNKNOWN_IDS = {"", "not found", "na"}
 """Entries of published lists that stand for an unknown id."""
+
+
+@dataclass(frozen=True)
+class SharedSource:
+    """Source of clips in a training split and in a held-out split of the same corpus."""
+
+    source: str
+    training_clip_ids: list[str]
+    held_out_clip_ids: list[str]
+    num_captions: int  # of the training clips
 
 
 def read_store_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
@@ -166,6 +177,28 @@ def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dic
             )
             if any(reasons):
                 yield {"clip_id": clip_id, "split": split.name, "reason": next(filter(None, reasons))}
+
+
+def find_shared_sources(splits: Sequence[StoredSplit]) -> Iterator[SharedSource]:
+    """Yield the sources of clips in a training split and in a held-out split of the same corpus.
+
+    They are part of the published splits, and their clips aren't excluded from training.
+    """
+    with_clips = [split for split in splits if not split.manifest.clips_of]
+    held_out: dict[tuple[str, str], list[str]] = {}
+    for split in (split for split in with_clips if is_held_out(split.name)):
+        for clip_id, source in map_columns(split.index, "clip_id", "source").items():
+            held_out.setdefault((split.manifest.corpus, source), []).append(clip_id)
+    training: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for split in (split for split in with_clips if not is_held_out(split.name)):
+        counts = pc.list_value_length(split.index["captions"]).to_pylist()
+        sources = map_columns(split.index, "clip_id", "source")
+        for (clip_id, source), num_captions in zip(sources.items(), counts, strict=True):
+            if source and (split.manifest.corpus, source) in held_out:
+                training.setdefault((split.manifest.corpus, source), []).append((clip_id, num_captions))
+    for key, clips in sorted(training.items()):
+        clip_ids = [clip_id for clip_id, _ in clips]
+        yield SharedSource(key[1], clip_ids, held_out[key], sum(num_captions for _, num_captions in clips))
 
 
 def map_columns(table: pa.Table, keys: str, values: str) -> dict[str, str]:

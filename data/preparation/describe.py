@@ -10,7 +10,15 @@ from rich.table import Table
 
 from data import corpora
 from data.errors import UserError
-from data.leakage.exclusions import DUPLICATES_FILE, has_exclude_flag, is_current, read_exclusions, read_store_table
+from data.leakage.exclusions import (
+    DUPLICATES_FILE,
+    SharedSource,
+    find_shared_sources,
+    has_exclude_flag,
+    is_current,
+    read_exclusions,
+    read_store_table,
+)
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -87,7 +95,24 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
 def format_exclusions(store: Location) -> list[str]:
     """Return a line of text with the number of clips excluded from training, for each split that has such clips."""
     counts: Counter[str] = Counter(read_exclusions(store)["split"].to_pylist())
-    return [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
+    excluded = [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
+    return [*excluded, *format_shared_sources(store)]
+
+
+def format_shared_sources(store: Location) -> list[str]:
+    """Return a line of text for each corpus of which some recordings occur both in its training split and in its
+    held-out splits: their number, the number of training captions concerned, and the clips.
+    """
+    splits = [open_split(store, name) for name in Store.of(store).list_splits()]
+    by_corpus: dict[str, list[SharedSource]] = {}
+    for shared in find_shared_sources([split for split in splits if split.manifest.corpus in corpora.list_names()]):
+        by_corpus.setdefault(SplitId.parse(shared.training_clip_ids[0]).corpus, []).append(shared)
+    return [
+        f"{corpus}: {len(shared)} recordings are both in a training split and in a held-out split as published "
+        f"({sum(one.num_captions for one in shared)} training captions; not excluded): "
+        + "; ".join(f"{one.source}: {', '.join([*one.training_clip_ids, *one.held_out_clip_ids])}" for one in shared)
+        for corpus, shared in by_corpus.items()
+    ]
 
 
 def format_duplicates(store: Location) -> list[str]:

@@ -2,10 +2,14 @@
 
 import csv
 import io
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import UserError
+
+MAX_LISTED_PROBLEMS = 100
+"""Maximum number of wrong rows named in a message."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,12 @@ class CsvRow:
         """Return the text of a cell. Raises UserError if it is empty; use `get_optional` for cells that may be."""
         cell = self.cells[column].strip()
         if not cell:
-            raise UserError(f"{self.origin}: column {column!r} is empty")
+            raise UserError(self.explain_empty(column))
         return self.cells[column]
+
+    def explain_empty(self, column: str) -> str:
+        """Return the message about an empty cell, with the row's file and line."""
+        return f"{self.origin}: column {column!r} is empty"
 
     def get_optional(self, column: str) -> str:
         """Return the text of a cell; '' if it is empty or the table has no such column."""
@@ -41,29 +49,53 @@ def require_directory(path: Path) -> Path:
     return path
 
 
-def read_csv(path: Path, columns: list[str], encoding: str = "utf-8") -> list[CsvRow]:
-    """Read the rows of a CSV file whose header contains at least `columns`, in any order.
+def read_csv(
+    path: Path, columns: list[str], encoding: str = "utf-8", may_be_empty: Collection[str] = ()
+) -> list[CsvRow]:
+    """Return the rows of a CSV file whose header contains at least `columns`, in any order.
 
-    Raises UserError if the file is absent, empty or in another encoding, if a column is missing or occurs twice, or if
-    a row doesn't have as many cells as the header.
+    Raises UserError if the file is absent, has no rows or has another encoding, or if a column is missing or occurs
+    twice. Raises UserError that names every wrong row if rows don't have as many cells as the header, as after a line
+    break without quotes, or have an empty cell in one of `columns` that isn't in `may_be_empty`.
     """
     text = read_text(path, encoding)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
+    rows, problems = [], []
     try:
-        require_columns(path, list(reader.fieldnames or []), columns)
+        header = list(reader.fieldnames or [])
+        require_columns(path, header, columns)
+        required = [column for column in columns if column not in may_be_empty]
         for cells in reader:
-            origin = f"{path}, line {reader.line_num}"
+            row = CsvRow(cells, f"{path}, line {reader.line_num}")
             if None in cells or None in cells.values():
-                raise UserError(
-                    f"{origin}: the row doesn't have as many cells as the header ({len(reader.fieldnames or [])})"
-                )
-            rows.append(CsvRow(cells, origin))
+                problems.append(f"{row.origin}: the row doesn't have as many cells as the header ({len(header)})")
+            else:
+                problems += [row.explain_empty(column) for column in required if not cells[column].strip()]
+            rows.append(row)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from None
+    if problems:
+        raise UserError(format_problems(path, problems))
     if not rows:
         raise UserError(f"{path} has no rows below its header")
     return rows
+
+
+def format_problems(path: Path, problems: list[str]) -> str:
+    """Return a message about all problems of a table, one per line, at most MAX_LISTED_PROBLEMS of them."""
+    if len(problems) == 1:
+        return problems[0]
+    further = len(problems) - MAX_LISTED_PROBLEMS
+    more = [f"and {further:,} more"] if further > 0 else []
+    hint = "put captions with line breaks in quotes, and fill or remove rows with empty cells"
+    return "\n".join([f"{path}: {len(problems):,} problems; {hint}:", *problems[:MAX_LISTED_PROBLEMS], *more])
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the column names in the first row of a CSV file in UTF-8; [] if it is empty. Raises UserError if it can't
+    be read.
+    """
+    return next(csv.reader(io.StringIO(read_text(path, "utf-8"), newline="")), [])
 
 
 def read_text(path: Path, encoding: str) -> str:

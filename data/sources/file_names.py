@@ -29,35 +29,52 @@ def fold_case(name: str) -> str:
     return unicodedata.normalize("NFC", normalise_path(name).casefold())
 
 
+def group_by_form(names: Iterable[str], normalise: Normalise) -> dict[str, list[str]]:
+    """Return names by their normalised form, sorted."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups[normalise(name)].append(name)
+    return dict(groups)
+
+
 class FileMatcher:
-    """Files on disk, found by the names that a table gives them.
+    """Files on disk, matched with the names that a table gives them.
 
     Args:
         names: Paths of the files on disk, relative to the corpus' folder, with slashes.
         root: The corpus' folder, which absolute paths in the table may begin with.
-        normalise: Normalisation of names beyond `normalise_path` in which a corpus' tables and files agree.
+        normalise: Normalisation of names in which a corpus' tables and files agree.
     """
 
     def __init__(self, names: Iterable[str], root: Path | None = None, normalise: Normalise = normalise_path) -> None:
-        self.names, self.root = sorted(names), root
-        self.levels: tuple[Normalise, ...] = (normalise, lambda name: fold_case(normalise(name)))
-        self.maps: list[dict[str, list[str]]] = []
-        for level in self.levels:
-            names_by_form: dict[str, list[str]] = defaultdict(list)
-            for name in self.names:
-                names_by_form[level(name)].append(name)
-            self.maps.append(dict(names_by_form))
+        self.names, self.root, self.normalise = sorted(names), root, normalise
         self.exact = set(self.names)
+        self.by_form = group_by_form(self.names, normalise)
 
-    def find(self, name: str) -> list[str]:
-        """Return the files that a table's name may stand for: none, one, or several if it is ambiguous."""
+    def match(self, listed: Iterable[str]) -> dict[str, list[str]]:
+        """Return the files that each name in a table may stand for: none, one, or several if the name is ambiguous.
+
+        A name that differs from a file's name in case stands for that file only if no other name does.
+        """
+        matches = {name: self.find_same_form(name) for name in dict.fromkeys(listed)}
+        claimed = {file for files in matches.values() for file in files}
+        by_folded_form = group_by_form(self.exact - claimed, self.fold)
+        for name, files in matches.items():
+            if not files:
+                forms = [self.fold(form) for form in self.list_forms(name)]
+                matches[name] = next((by_folded_form[form] for form in forms if form in by_folded_form), [])
+        return matches
+
+    def find_same_form(self, name: str) -> list[str]:
+        """Return the files whose normalised names are that of a name in a table, or the exact one."""
         if name in self.exact:
             return [name]
-        for candidate in self.list_forms(name):
-            for level, names_by_form in zip(self.levels, self.maps, strict=True):
-                if found := names_by_form.get(level(candidate)):
-                    return found
-        return []
+        forms = [self.normalise(form) for form in self.list_forms(name)]
+        return next((self.by_form[form] for form in forms if form in self.by_form), [])
+
+    def fold(self, name: str) -> str:
+        """Return the normalised name without distinction of case."""
+        return fold_case(self.normalise(name))
 
     def list_forms(self, name: str) -> list[str]:
         """Return a name, and if it is an absolute path, the paths that it may be relative to the corpus' folder."""
@@ -77,10 +94,10 @@ class FileMatcher:
         similar = difflib.get_close_matches(last, lasts, 1, MIN_SIMILARITY)
         return lasts[similar[0]] if similar else ""
 
-    def explain_missing(self, name: str, found: Sequence[str], folder: Path) -> str:
-        """Return why a table's name doesn't identify a file, given the files that `find` returned."""
-        if len(found) > 1:
-            return f"{name!r} could be any of {', '.join(map(repr, found))}: use the exact name in the table"
+    def explain_missing(self, name: str, files: Sequence[str], folder: Path) -> str:
+        """Return why a table's name doesn't identify a file, given the files that it may stand for."""
+        if files:
+            return f"{name!r} could be any of {', '.join(map(repr, files))}: use the exact name in the table"
         suggestion = self.suggest(name)
         hint = f" (is it {suggestion!r}?)" if suggestion else ""
         return f"{folder / name} is absent{hint}"

@@ -27,6 +27,7 @@ from data.leakage import exclusions
 from data.preparation import verify
 from data.schema import SAMPLE_RATE_HZ
 from data.sources.archives import decode_member, list_members
+from data.sources.file_names import fold_case
 from data.waveform import CODECS, AudioError
 
 MUTATIONS_PER_TABLE = 80
@@ -289,7 +290,7 @@ def lost_csv_rows(rows, splits):
     """Rows that are neither in a clip nor set aside, by themselves or with their clip's first row."""
     corpus, first = splits[0].corpus, {}
     held = {
-        (clip.source if corpus == "audiocaps" else clip.clip_id.split("/", 2)[2], caption)
+        (clip.source if corpus == "audiocaps" else fold_case(clip.clip_id.split("/", 2)[2]), caption)
         for split in splits
         for clip in split.clips
         for caption in clip.captions
@@ -302,7 +303,8 @@ def lost_csv_rows(rows, splits):
         key = (name, row.get("start_time", "").strip())
         first.setdefault(key, origin)
         captions = [row[column] for column in row if column and re.fullmatch(r"caption(_[1-5])?", column)]
-        if not {(name, caption) for caption in captions} <= held and not {origin, first[key]} & aside:
+        kept_as = name if corpus == "audiocaps" else fold_case(name)
+        if not {(kept_as, caption) for caption in captions} <= held and not {origin, first[key]} & aside:
             found.append(f"lost: {origin}")
         if corpus == "audiocaps" and name not in sources:
             found.append(f"{name} isn't among the sources")

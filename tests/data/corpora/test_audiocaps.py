@@ -1,6 +1,7 @@
 """AudioCaps: as it is published, with files as its users have them."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -87,7 +88,23 @@ def test_a_file_is_found_by_each_form_of_its_name(name, read_one, tmp_path):
     assert train.clips[0].num_bytes == (tmp_path / name).stat().st_size
 
 
-@pytest.mark.parametrize("name", [f"{ID.lower()}.wav", f"{ID}_3.wav", f"{ID}.wav.part", f"{ID}.webm", f"YY{ID}.wav"])
+@pytest.mark.parametrize("suffix", [".m4a", ".webm"])
+def test_a_format_that_is_not_decoded_is_named_with_the_remedy(suffix, read_one, tmp_path):
+    (tmp_path / f"{ID}{suffix}").touch()
+    (gone,) = read_one().set_aside
+    assert gone.reason.startswith(f"{tmp_path / ID}{suffix}: {suffix} isn't decoded here; convert it")
+
+
+def test_the_tables_of_version_2_are_read_if_there_are_none_of_version_1(read_one, tmp_path, caplog):
+    expected = [clip.clip_id for clip in read_one(f"{ID}.wav").clips]
+    shutil.copytree(tmp_path / "dataset", tmp_path / "dataset2.0")
+    audiocaps.read(tmp_path)
+    assert "version 1 is read; to read version 2, rename" in caplog.text
+    shutil.rmtree(tmp_path / "dataset")
+    assert [clip.clip_id for clip in audiocaps.read(tmp_path)[0].clips] == expected
+
+
+@pytest.mark.parametrize("name", [f"{ID.lower()}.wav", f"{ID}_3.wav", f"{ID}.wav.part", f"{ID}.txt", f"YY{ID}.wav"])
 def test_other_names_are_not_its_file(name, read_one, tmp_path):
     (tmp_path / name).touch()
     train = read_one()

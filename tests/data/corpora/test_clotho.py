@@ -201,8 +201,41 @@ def test_the_challenge_has_the_clips_on_disk_and_captions_without_answers(challe
     assert split.queries == (Query("A dog."), Query("Rain."), Query("A dog."))
     folder = challenge / "retrieval_audio" / "test"
     assert [(gone.origin, gone.reason) for gone in split.set_aside] == [
-        (f"{challenge / 'retrieval_audio_metadata.csv'}, line 3", f"{folder / 'gone.wav'} is absent")
+        (f"{challenge / 'retrieval_audio_metadata.csv'}, line 3", f"{folder / 'gone.wav'} is absent"),
+        (str(folder), "1 files without a row in retrieval_audio_metadata.csv, such as '0001.wav': kept"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("listed", "on_disk"),
+    [
+        ("Intersection Wet : Metro Pass.wav", "Intersection Wet_Metro Pass.wav"),
+        ("./Rain.wav", "Rain.wav"),
+        (".\\Rain.wav", "Rain.wav"),
+        ("RAIN.WAV", "rain.wav"),
+    ],
+)
+def test_a_file_of_the_challenge_that_is_written_in_another_way_is_one_clip(listed, on_disk, challenge, write_audio):
+    write_audio(challenge / "retrieval_audio" / "test" / on_disk)
+    path = challenge / "retrieval_audio_metadata.csv"
+    path.write_text(path.read_text("iso-8859-1").replace("gone.wav", listed), "iso-8859-1")
+    split = clotho.read(challenge)[3]
+    assert {clip.clip_id: clip.source for clip in split.clips}[f"clotho/challenge/{on_disk}"] == "freesound:78"
+    assert [aside.kind for aside in split.set_aside] == ["unusable"]
+    assert split.num_listed == 3
+
+
+def test_the_likely_file_is_named_for_an_absent_one(challenge, write_audio):
+    write_audio(challenge / "retrieval_audio" / "test" / "gone (1).wav")
+    assert clotho.read(challenge)[3].set_aside[0].reason.endswith("gone.wav is absent (is it 'gone (1).wav'?)")
+
+
+def test_an_absent_file_does_not_take_the_file_of_another_row(tiny_clotho):
+    table = tiny_clotho / "clotho_captions_validation.csv"
+    table.write_text(table.read_text().replace("validation dog.wav", "SAME NAME.wav"))
+    split = clotho.read(tiny_clotho)[1]
+    assert [clip.clip_id for clip in split.clips] == ["clotho/validation/Same name.wav"]
+    assert [aside.file for aside in split.set_aside] == ["SAME NAME.wav"]
 
 
 def test_the_challenge_may_lie_in_test_and_lack_metadata(challenge):
@@ -225,8 +258,8 @@ def test_a_challenge_without_audio_is_refused(challenge):
         clotho.read(challenge)
 
 
-def write_relevance(root, names):
-    write_csv(root / "relevance_2025.csv", [{"query": "Caption 1.", "audio_filenames": names}], "utf-8")
+def write_relevance(root, names, table="relevance_2025.csv"):
+    write_csv(root / table, [{"query": "Caption 1.", "audio_filenames": names}], "utf-8")
 
 
 def test_queries_of_2025_have_several_clips_of_evaluation(tiny_clotho):
@@ -236,6 +269,19 @@ def test_queries_of_2025_have_several_clips_of_evaluation(tiny_clotho):
     assert split.queries == (
         Query("Caption 1.", ("clotho/evaluation/Same name.wav", "clotho/evaluation/evaluation dog.wav")),
     )
+
+
+def test_annotations_are_recognised_by_their_columns(tiny_clotho):
+    names = "['evaluation dog.wav']"
+    write_csv(tiny_clotho / "metadata_eval.csv", [{"file_name": "x.wav", "keywords": "rain"}], "utf-8")
+    assert [split.name for split in clotho.read(tiny_clotho)] == ["development", "validation", "evaluation"]
+    write_relevance(tiny_clotho, names, "metadata_eval.csv")
+    assert clotho.read(tiny_clotho)[-1].queries == (Query("Caption 1.", ("clotho/evaluation/evaluation dog.wav",)),)
+    write_relevance(tiny_clotho, names)
+    assert len(clotho.read(tiny_clotho)) == 4
+    write_relevance(tiny_clotho, "['Same name.wav']")
+    with pytest.raises(UserError, match=r"relevance_2025.csv and .*metadata_eval.csv contain different annotations"):
+        clotho.read(tiny_clotho)
 
 
 @pytest.mark.parametrize(

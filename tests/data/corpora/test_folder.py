@@ -99,6 +99,34 @@ def test_a_revision_changes_with_the_file(library, write_audio):
     assert folder.read(root)[0].clips[0].revision != before.revision
 
 
+@pytest.mark.parametrize("name", ["./b/Rain.wav", "b\\Rain.wav", "/old/library/b/Rain.wav", "B/rain.WAV"])
+def test_a_name_written_in_another_way_is_the_file(name, library):
+    lines = ["a.wav,A dog.,train", f"{name},Rain.,train", "b/Rain.wav,It rains.,train"]
+    (train, *_) = folder.read(library("file_name,caption,split", lines[:2], ["a.wav", "b/Rain.wav"]))
+    assert [(clip.clip_id, clip.captions) for clip in train.clips] == [
+        ("folder/train/a.wav", ("A dog.",)),
+        ("folder/train/b/Rain.wav", ("Rain.",)),
+    ]
+    assert train.set_aside == ()
+
+
+def test_rows_that_write_a_name_in_two_ways_are_of_one_clip(library):
+    lines = ["a.wav,A dog.,train", "./a.wav,It barks.,train"]
+    (train, *_) = folder.read(library("file_name,caption,split", lines, ["a.wav"]))
+    assert [clip.captions for clip in train.clips] == [("A dog.", "It barks.")]
+
+
+def test_files_without_a_row_are_counted(library, caplog):
+    root = library("file_name,caption,split", ["a.wav,A dog.,train"], ["a.wav", "b.wav"])
+    for name in ("notes.txt", "voice.m4a"):
+        (root / name).touch()
+    caplog.set_level("INFO")
+    folder.read(root)
+    assert f"1 audio files have no row in captions.csv, such as {root / 'b.wav'}" in caplog.text
+    assert f"skipped: {root / 'voice.m4a'}: .m4a isn't decoded here" in caplog.text
+    assert "1 other file isn't audio" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["../a.wav", "A.wav", "a.wav\0", "x" * 300])
 def test_a_name_is_a_path_in_the_directory_letter_for_letter(name, library, write_audio):
     lines = ["a.wav,A dog.,train", f"{name},A cat.,train"]

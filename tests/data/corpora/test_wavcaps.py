@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 
 from data.corpora import wavcaps
 from data.errors import UserError
@@ -112,6 +113,39 @@ def test_split_archives_give_the_clips_of_joined_ones(packing, published_wavcaps
     for split, other in zip(splits, expected, strict=True):
         clip = pickle.loads(pickle.dumps(split.clips[0]))
         np.testing.assert_array_equal(whole(clip), whole(other.clips[0]))
+
+
+@pytest.mark.parametrize("place", ["", "SoundBible_mp3", "WavCaps_mp3/SoundBible", "Zip_files/SoundBible"])
+def test_copies_with_mp3_audio_are_read(place, tiny, tmp_path):
+    root = tiny([row("1000"), row("1001.wav")], [])
+    for name in ("1000", "1001"):
+        soundfile.write(tmp_path / f"{name}.mp3", np.full(32_000, 0.1), 32_000)
+        if place:
+            (root / place).mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{name}.mp3").rename(root / place / f"{name}.mp3")
+        else:
+            with zipfile.ZipFile(root / "Zip_files" / "SoundBible" / "SoundBible.zip", "a") as archive:
+                archive.write(tmp_path / f"{name}.mp3", f"{INSIDE}/{name}.mp3")
+    (split,) = wavcaps.read(root)
+    assert [clip.clip_id for clip in split.clips] == ["wavcaps/SoundBible/1000", "wavcaps/SoundBible/1001.wav"]
+    assert told(split) == []
+    assert {len(whole(clip)) for clip in split.clips} == {32_000}
+
+
+def test_flac_is_preferred_to_mp3(tiny, tmp_path, write_audio):
+    root = tiny([row("1000")], [])
+    with zipfile.ZipFile(root / "Zip_files" / "SoundBible" / "SoundBible.zip", "w") as archive:
+        archive.writestr("1000.mp3", b"")
+    write_audio(root / "SoundBible_flac" / "1000.flac")
+    assert wavcaps.read(root)[0].clips[0].origin.endswith("1000.flac")
+
+
+def test_archives_that_are_not_read_are_named(tiny):
+    root = tiny([row("1000")], ["1000.flac"])
+    for number in (1, 2):
+        (root / "Zip_files" / "SoundBible" / f"SoundBible.7z.{number:03d}").touch()
+    ((_, reason),) = told(wavcaps.read(root)[0])
+    assert reason.startswith("2 archives aren't zip files, such as")
 
 
 @pytest.mark.parametrize("place", ["Zip_files/SoundBible/deep", "SoundBible_flac", "SoundBible/deep"])

@@ -12,6 +12,7 @@ from data.schema import DUPLICATES, Split
 from data.store import shard_writer, split_writer
 from data.store.files import write_arrow_table
 from data.store.storage import Store
+from data.store.stored_split import open_split
 
 import pyarrow as pa  # isort: skip
 
@@ -54,6 +55,29 @@ EXPECTED = {
     "wavcaps/AudioSet_SL/1": "youtube:ccccccccccc is a source of audiocaps/test",
     "wavcaps/AudioSet_SL/2": "youtube:ddddddddddd is a source of audiocaps/test",
 }
+
+
+def test_recordings_on_both_sides_of_a_split_of_one_corpus_are_reported_and_not_excluded(write):
+    for name, sources in {
+        "clotho/development": ["freesound:1", "freesound:2", "", "freesound:1"],
+        "clotho/validation": ["freesound:1", "", "freesound:7"],
+        "clotho/evaluation": ["freesound:2", "freesound:7"],
+        "audiocaps/train": ["youtube:aaaaaaaaaaa"],
+    }.items():
+        store = write(name, sources)
+    exclusions.update_exclusions(store)
+    assert not reasons(store)
+    (line,) = describe.format_exclusions(store)
+    assert line.startswith("clotho: 2 recordings are both in a training split and in a held-out split as published")
+    num_captions = sum(len(captions) for row, captions in enumerate(development_captions(store)) if row != 2)
+    assert f"({num_captions} training captions; not excluded)" in line
+    for clip in ("development/0", "development/1", "development/3", "validation/0", "evaluation/0"):
+        assert f"clotho/{clip}" in line
+    assert "freesound:7" not in line
+
+
+def development_captions(store):
+    return open_split(store, "clotho/development").captions
 
 
 def reasons(store):

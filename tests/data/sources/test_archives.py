@@ -78,7 +78,7 @@ def test_an_archive_of_more_members_than_16_bits_count_is_read(tmp_path, write_a
         found = {member.info.filename: member for member in archives.list_members(path)}
         assert len(found) == 70_001
         np.testing.assert_array_equal(decoded(found["a.wav"]), noise(3))
-        with pytest.raises(AudioError, match="can't be decoded"):
+        with pytest.raises(AudioError, match="is empty"):
             decoded(found["69999.flac"])
     assert len(found["a.wav"].segments) > 100  # NAME.z99 is followed by NAME.z100
 

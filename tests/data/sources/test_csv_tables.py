@@ -99,11 +99,25 @@ def test_a_quote_that_stays_open_in_the_header_is_named(table):
 @pytest.mark.parametrize("cell", ["", "   "])
 def test_an_empty_cell_is_named_when_it_is_needed(cell, table):
     path = table(f"file_name,caption\na.wav,{cell}\n")
-    (row,) = read_csv(path, COLUMNS)
-    with pytest.raises(UserError, match=re.escape(f"{path}, line 2: column 'caption' is empty")):
+    said = re.escape(f"{path}, line 2: column 'caption' is empty")
+    with pytest.raises(UserError, match=said):
+        read_csv(path, COLUMNS)
+    (row,) = read_csv(path, COLUMNS, may_be_empty=["caption"])
+    with pytest.raises(UserError, match=said):
         row["caption"]
     assert row.get_optional("caption") == cell
     assert row.get_optional("no such column") == ""
+
+
+def test_all_wrong_rows_are_named_at_once(table):
+    rows = ["a.wav,A dog", "barks.", "b.wav,Rain.", "c.wav,", "d.wav,A cat, meowing.", "e.wav,Wind."]
+    with pytest.raises(UserError) as refusal:
+        read_csv(table("\n".join(["file_name,caption", *rows, ""])), COLUMNS)
+    message = str(refusal.value)
+    assert "3 problems; put captions with line breaks in quotes" in message
+    for line, problem in ((3, "as many cells"), (5, "column 'caption' is empty"), (6, "as many cells")):
+        assert re.search(rf"line {line}: .*{problem}", message)
+    assert not re.search("line [247]:", message)
 
 
 def test_an_absent_file_is_refused(tmp_path):

@@ -1,8 +1,11 @@
 """An ensemble's models on their own: exported, searched with, and served by MLflow."""
 
 import ast
+import csv
+import io
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +23,7 @@ from data.loading.clips import load_files
 from data.sources.audio_files import FileProblems
 from data.splits import Splits
 from data.store.stored_split import open_split
+from ensemble import search
 from ensemble.serving import audio_index, bundle, registration
 from trainables import trial as trials
 from trainables.networks import dual_encoder
@@ -237,7 +241,8 @@ def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, cap
         for folder in folders:
             with caplog.at_level("INFO"):
                 audio_index.update_index(tmp_path / "index", folder, models)
-            assert caplog.messages[-1] == "1 files embedded, 1 unchanged, 0 removed"
+            # The other folder has the same recording; the first one has lost its stamp and is embedded again.
+            assert "1 unchanged, 0 removed" in caplog.text
         assert audio_index.open_index(tmp_path / "index", models).paths == names
         assert set(json.loads(stamps.read_text())) == set(names)
 
@@ -290,6 +295,102 @@ def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command,
     for number, path in enumerate(after.paths):
         same = (after.vectors_AD[number] == before.vectors_AD[place[path]]).all()
         assert same == (path != str(more / "b.wav"))
+
+
+def test_a_library_that_was_moved_is_recognised_by_its_contents(ensemble, runs, sounds, tmp_path, monkeypatch):
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    old, new, index = tmp_path / "old", tmp_path / "new", tmp_path / "index"
+    shutil.copytree(sounds, old)
+    audio_index.update_index(index, old, models)
+    before = audio_index.open_index(index, models)
+    old.rename(new)
+    (new / "below" / "rain.flac").rename(new / "rain, renamed.flac")
+    monkeypatch.setattr(clips, "decode_file", lambda path: pytest.fail(f"{path} was decoded again"))
+    (new / "torn.wav").unlink()
+    audio_index.update_index(index, new, models)
+    after = audio_index.open_index(index, models)
+    names = ["below/[wind].ogg", "dög, barking.wav", "rain, renamed.flac"]
+    assert after.paths == [str(new / name) for name in names]
+    rows = [before.paths.index(str(old / name)) for name in (*names[:2], "below/rain.flac")]
+    np.testing.assert_array_equal(after.vectors_AD, before.vectors_AD[rows])
+
+
+def test_recordings_that_are_gone_are_named_and_left_out(ensemble, runs, sounds, tmp_path, call_command):
+    audio, index = tmp_path / "audio", tmp_path / "index"
+    shutil.copytree(sounds, audio)
+    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
+    assert call_command(*words, "--add", audio).returncode == 0
+    (audio / "below" / "rain.flac").unlink()
+    answered = call_command(*words, SENTENCE)
+    assert f"gone: {audio / 'below' / 'rain.flac'} no longer exists" in answered.stderr
+    assert len(answered.stdout.splitlines()) == 2
+
+
+def test_an_interruption_loses_at_most_one_part(ensemble, runs, tmp_path, monkeypatch):
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    audio, index = tmp_path / "audio", tmp_path / "index"
+    audio.mkdir()
+    for number in range(6):
+        soundfile.write(audio / f"{number}.wav", np.random.default_rng(number).normal(0, 0.1, 3_200), 32_000)
+    monkeypatch.setattr(audio_index, "MIN_PART_FILES", 2)
+    decoded = []
+
+    def decode_until_interrupted(path):
+        if len(decoded) == 4:
+            raise KeyboardInterrupt
+        decoded.append(path.name)
+        return decode_file(path)
+
+    monkeypatch.setattr(clips, "decode_file", decode_until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        audio_index.update_index(index, audio, models)
+    assert len(audio_index.open_index(index, models).paths) == 4
+    monkeypatch.setattr(clips, "decode_file", lambda path: decoded.append(path.name) or decode_file(path))
+    audio_index.update_index(index, audio, models)
+    assert decoded == [f"{number}.wav" for number in range(6)]
+
+
+CASES = Path(__file__).parents[3].parent / "shared" / "cases" / "audio.py"
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=f"{CASES} is absent")
+def test_search_and_embed_treat_the_shared_cases_alike(ensemble, runs, tmp_path, call_command):
+    """Each file is embedded, named with the reason, or embedded with a warning, as its case says."""
+    subprocess.run([sys.executable, CASES, tmp_path / "audio"], check=True, capture_output=True)
+    with (tmp_path / "audio" / "expected.csv").open() as file:
+        cases = {row["file_name"]: row["must"] for row in csv.DictReader(file)}
+    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
+    added = call_command(*words, "--add", tmp_path / "audio")
+    model = next((runs / "models").iterdir())
+    words = ("trainables/embed.py", "--checkpoint", model, "--audio", tmp_path / "audio")
+    embedded = call_command(*words, "--out", tmp_path / "out.arrow")
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    kept = {Path(path).name for path in audio_index.open_index(tmp_path / "index", models).paths}
+    assert kept == set(read_embeddings(tmp_path / "out.arrow").clip_ids)
+    assert kept == {name for name, must in cases.items() if must in ("keep", "warn")}
+    for done in (added, embedded):
+        assert done.returncode == 0
+        for name, must in cases.items():
+            said = [line for line in done.stderr.splitlines() if f"/{name}: " in line]
+            assert len(said) == (must in ("name", "warn")), (name, said)
+            assert all(("skipped" if must == "name" else "warning") in line for line in said)
+        assert "2 other files aren't audio" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("contents", "sentences", "problems"),
+    [
+        (b"\xef\xbb\xbfrain\nwind\n", ["rain", "wind"], []),
+        ("rain\nM\u00e4rkt\n".encode("utf-16"), ["rain", "M\u00e4rkt"], []),
+        (b"rain\nM\xe4rkt\n\n?!\nwind", ["rain", "wind"], ["line 2: byte 0xe4", "line 4: '?!' contains no word"]),
+        (b"", [], []),
+    ],
+)
+def test_sentences_are_read_in_other_encodings_or_named_by_line(contents, sentences, problems, caplog):
+    assert list(search.iter_lines(io.BytesIO(contents))) == sentences
+    assert len(caplog.messages) == len(problems)
+    for problem, message in zip(problems, caplog.messages, strict=True):
+        assert problem in message
 
 
 def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
