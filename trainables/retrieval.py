@@ -74,8 +74,8 @@ def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
     """Return, for each pair of a query and a relevant clip, the clip's rank among all clips of the query: int64 [P],
     from 1.
 
-    Clips with an equal score are ranked before the relevant clip, so that a model with constant scores ranks every
-    relevant clip last.
+    Clips with an equal score that aren't relevant are ranked before the relevant clip, so that a model with constant
+    scores ranks the relevant clips last. Relevant clips of one query with equal scores are ranked one after the other.
 
     Args:
         scores_QA: scores of Q queries and A clips, higher is better.
@@ -97,7 +97,23 @@ def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
         rows = scores_QA[relevant.query_P[block]]
         targets = rows[np.arange(len(rows)), relevant.clip_P[block]]
         ranks_P[block] = (rows >= targets[:, None]).sum(axis=1)
-    return ranks_P
+    return spread_tied_ranks(ranks_P, relevant)
+
+
+def spread_tied_ranks(ranks_P: NDArray[np.int64], relevant: Relevance) -> NDArray[np.int64]:
+    """Return ranks [P] in which relevant clips of one query with equal scores follow one another.
+
+    `ranks_P` counts all clips with at least the relevant clip's score, so that it is equal for two relevant clips if
+    their scores are, and only then. The last of m clips with the equal rank r keeps it; the first gets r - m + 1.
+    """
+    order = np.lexsort((ranks_P, relevant.query_P))
+    query, rank = relevant.query_P[order], ranks_P[order]
+    is_last = np.ones(len(order), bool)
+    is_last[:-1] = (query[1:] != query[:-1]) | (rank[1:] != rank[:-1])
+    last = np.flatnonzero(is_last)
+    spread_P = np.empty_like(ranks_P)
+    spread_P[order] = rank - (last[np.searchsorted(last, np.arange(len(order)))] - np.arange(len(order)))
+    return spread_P
 
 
 def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:

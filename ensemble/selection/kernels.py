@@ -80,7 +80,7 @@ def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, 
                     num_kept += 1
             always_P[pair] = always
             first_P[pair] = used
-            if always <= k:
+            if always < k + pair_first_Q[query + 1] - pair_first_Q[query]:  # score_ranks improves tied ranks
                 rows_LM, lows, highs = (
                     rows[used : used + num_kept],
                     low_L[used : used + num_kept],
@@ -169,7 +169,11 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
 
 @njit(nogil=True, cache=True)
 def score_ranks(ranks, pairs, table, by_hit, first_only):
-    """Return the integer score of a query from the ranks of its relevant clips, which are sorted in place."""
+    """Return the integer score of a query from the ranks of its relevant clips, which are sorted in place.
+
+    Each rank counts all clips with at least the relevant clip's score. The last of m relevant clips with the equal rank
+    r therefore keeps it, and the first gets r - m + 1, as in `trainables.retrieval.spread_tied_ranks`.
+    """
     k = len(table) - 2
     for index in range(1, pairs):
         rank, before = ranks[index], index - 1
@@ -177,6 +181,9 @@ def score_ranks(ranks, pairs, table, by_hit, first_only):
             ranks[before + 1] = ranks[before]
             before -= 1
         ranks[before + 1] = rank
+    for index in range(pairs - 2, -1, -1):
+        if ranks[index] >= ranks[index + 1]:
+            ranks[index] = ranks[index + 1] - 1
     total = np.int64(0)
     for index in range(pairs):
         if ranks[index] > k or (first_only and index):
@@ -188,8 +195,8 @@ def score_ranks(ranks, pairs, table, by_hit, first_only):
 @njit(nogil=True, cache=True)
 def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
-    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`. Ranks beyond the metric's k are lower
-    bounds.
+    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`; clips with an equal score count as ranked
+    before it. Ranks beyond the metric's k plus the number of the query's other pairs are lower bounds.
     """
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
         up = always_P[pair]

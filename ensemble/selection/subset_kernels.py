@@ -82,7 +82,7 @@ def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, ta
                 kept = drop_decided(tree, entries, depth, models_left)
                 all_beyond_k = True
                 for number in range(pairs):
-                    all_beyond_k &= up_DP[depth, number] > k
+                    all_beyond_k &= up_DP[depth, number] >= k + pairs  # score_ranks improves tied ranks
                 if all_beyond_k:
                     depth -= 1
                     continue

@@ -22,8 +22,9 @@ def problem(seed: int, most_relevant: int, distinct_scores: int | None, num_quer
 
 
 def naive_ranks(scores: list[float], relevant: list[int]) -> list[int]:
-    """A relevant clip comes after all others that score as high."""
-    return sorted(sum(other >= scores[clip] for other in scores) for clip in relevant)
+    """Relevant clips are sorted after the other clips that score as high."""
+    order = sorted(range(len(scores)), key=lambda clip: (-scores[clip], clip in relevant))
+    return sorted(order.index(clip) + 1 for clip in relevant)
 
 
 def naive(name: str, scores: list[float], relevant: list[int]) -> float:
@@ -47,6 +48,21 @@ def test_each_querys_metric_equals_its_definition_with_several_relevant_clips_an
     columns = [[CLIP_IDS.index(clip) for clip in query] for query in names]
     expected = [naive(name, row.tolist(), clips) for row, clips in zip(scores_QA, columns, strict=True)]
     np.testing.assert_allclose(per_query, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["map1", "map10", "r1", "r5", "mrr", "ndcg"])
+@pytest.mark.parametrize("num_above", [0, 1, 4, 8, 9, 10])
+def test_a_tie_of_relevant_clips_scores_as_either_order_does(name, num_above):
+    relevant = build_relevance([CLIP_IDS[:3]], CLIP_IDS)
+    scores_QA = np.zeros((1, len(CLIP_IDS)))
+    scores_QA[0, 3 : 3 + num_above] = 9
+    scores_QA[0, 2] = 1
+
+    def score(first, second):
+        scores_QA[0, :2] = first, second
+        return compute_metrics(scores_QA, relevant, [name])[name]
+
+    assert score(5, 5) == score(5, 6) == score(6, 5)
 
 
 def test_metrics_equal_torchmetrics_where_its_definition_is_the_same():
