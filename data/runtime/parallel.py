@@ -12,6 +12,16 @@ from typing import Any
 
 from data.errors import UserError
 
+logger = logging.getLogger("chorale.ray")
+
+DEFAULT_TEMPORARY_FOLDER = "/tmp"
+"""Folder that Ray itself uses without TMPDIR."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Maximum length of the path of a socket on Linux (unix(7))."""
+LONGEST_SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
+"""Longest path of Ray's sockets below the temporary folder."""
+
 TASKS_PER_CPU = 3
 """Number of tasks waiting or running per CPU: no worker waits for the driver, and an autoscaling cluster sees demand.
 """
@@ -49,6 +59,7 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
         }
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
     if not ray.is_initialized():
+        require_short_temporary_folder()
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
         except ConnectionError as error:
@@ -57,6 +68,27 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
                 f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token if it requires a token; "
                 "`ray stop` removes the remains of a cluster on this machine"
             ) from error
+
+
+def require_short_temporary_folder() -> None:
+    """Make Ray use /tmp if the paths of its sockets below TMPDIR would be too long for the operating system.
+
+    Raises UserError if RAY_TMPDIR, which the user chose for Ray, is too long.
+    """
+    chosen = os.environ.get("RAY_TMPDIR")
+    folder = chosen or os.environ.get("TMPDIR") or DEFAULT_TEMPORARY_FOLDER
+    max_bytes = MAX_SOCKET_PATH_BYTES - len(LONGEST_SOCKET_NAME)
+    if "RAY_ADDRESS" in os.environ or len(os.fsencode(folder)) <= max_bytes:
+        return
+    if chosen:
+        raise UserError(f"RAY_TMPDIR={chosen} is too long for Ray's sockets: give at most {max_bytes} bytes")
+    logger.warning(
+        "TMPDIR=%s is too long for Ray's sockets: Ray uses %s/ray (RAY_TMPDIR=FOLDER, of at most %d bytes, changes it)",
+        folder,
+        DEFAULT_TEMPORARY_FOLDER,
+        max_bytes,
+    )
+    os.environ["RAY_TMPDIR"] = DEFAULT_TEMPORARY_FOLDER
 
 
 def count_cpus() -> int:

@@ -2,11 +2,11 @@
 
 Weights are never negative. A clip that every candidate scores below the relevant clip therefore never outranks it, and
 a clip that every candidate scores at least as high always does. Only the other entries are kept, as rows of all
-candidates' scores. If a pair's relevant clip ranks below k in every ensemble, also after ties between relevant clips are
-resolved, the pair adds nothing to a metric that is cut off at k, and keeps no rows.
+candidates' scores. If a pair's relevant clip ranks below k in every ensemble, also after ties between relevant clips
+are resolved, the pair adds nothing to a metric that is cut off at k, and keeps no rows.
 
-Equal scores of other clips count against the relevant clip. Scores are float32 and their sums float64, which is exact for scores whose
-magnitudes lie within a factor of about 2**24 of each other.
+Equal scores of other clips count against the relevant clip. Scores are float32 and their sums float64, which is exact
+for scores whose magnitudes lie within a factor of about 2**24 of each other.
 
 Shapes: M candidates, Q queries, A clips, P (query, relevant clip) pairs, L kept entries.
 """

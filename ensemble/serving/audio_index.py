@@ -126,6 +126,7 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProbl
         stamps[path] = known[path] if is_known else [*stamp, hash_file(path)]
     num_unchanged, previous = len(find_kept_rows(index, audio, stamps, set(changed))), set(index.paths)
     index, todo = reuse_vectors(index, audio, known, stamps, changed)
+    num_reused = len(changed) - len(todo)
     known.update({path: stamp for path, stamp in stamps.items() if path not in todo})
     num_embedded = 0
     while todo:
@@ -146,10 +147,9 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProbl
         problems.log(logger)
         raise UserError(f"{audio}: none of its {len(listing.paths)} audio files can be decoded")
     write_index(folder, index, known, models)
-    num_reused = len(set(index.paths) - previous) - num_embedded + len(previous & set(changed))
     num_removed = len(previous - set(index.paths))
     logger.info("%d files embedded, %d unchanged, %d removed", num_embedded, num_unchanged, num_removed)
-    if num_reused > 0:
+    if num_reused:
         logger.info("%d files have the contents of recordings in the index: not embedded again", num_reused)
     return problems
 

@@ -120,6 +120,8 @@ def train_rank(
     log = RunLog(site.tracking_uri, work.run_id)
     try:
         callbacks = Callbacks(make_report(log))
+        if rank == 0 and resume_from:
+            restore_epochs(log, resume_from, site.runs.locate(f"trials/{lease.signature}-*"))
         if rank == 0:
             callbacks = replace(callbacks, on_step=make_step_logger(log, trial.epochs))
         if site.keep_epochs:
@@ -138,6 +140,27 @@ def train_rank(
         with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network))
         validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
         with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test))
+
+
+def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:
+    """Log the metrics of a checkpoint's epochs that the MLflow run lacks, such as a new run for a trial whose run was
+    deleted or whose tracking store was lost.
+
+    Raises UserError, which names the trial's `checkpoints`, if the checkpoint lacks them as well because an earlier
+    version wrote it.
+    """
+    from trainables.records.checkpoint import load_progress
+
+    progress, logged = load_progress(checkpoint), log.load_epoch_numbers()
+    missing = [metrics for metrics in progress.history if metrics["epoch"] not in logged]
+    num_unknown = progress.epochs_done - len(progress.history)
+    if num_unknown and not set(range(1, num_unknown + 1)) <= logged:
+        raise UserError(
+            f"MLflow lacks the metrics of {num_unknown} epochs, and the checkpoint, which an earlier version wrote, "
+            f"doesn't contain them: to train again from the start, remove {checkpoints}"
+        )
+    for metrics in missing:
+        log.log_epoch(metrics)
 
 
 def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:

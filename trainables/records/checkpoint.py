@@ -8,7 +8,7 @@ A checkpoint of an unfinished training contains, in addition:
 
     FOLDER/optimizer.safetensors   Adam's moments
     FOLDER/best.safetensors        the weights of the best epoch so far, if they differ from model.safetensors
-    FOLDER/progress.json           steps, epochs and losses so far
+    FOLDER/progress.json           steps, epochs, losses and metrics so far
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from data.store.files import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
 from trainables.networks.dual_encoder import DualEncoder, restore
+from trainables.records.timing import Metrics
 from trainables.trial import MODEL_FILE, TRIAL_FILE, Trial, load_trial
 
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -45,9 +46,11 @@ class TrainingProgress:
     best_epoch: int = 0  # from 1; 0: no epoch is finished
     best_map10: float = -1.0
     validation_losses: tuple[float, ...] = ()  # validation loss of each epoch
+    history: tuple[Metrics, ...] = ()  # metrics of each epoch; only rank 0 has them
 
     def __post_init__(self) -> None:
         self.validation_losses = tuple(self.validation_losses)  # JSON has lists instead of tuples
+        self.history = tuple(self.history)
 
 
 def copy_weights(model: DualEncoder) -> Weights:
@@ -117,6 +120,11 @@ def take_snapshot(
     return Snapshot(trial, tokenizer, copy_weights(model), moments, dataclasses.replace(progress), best)
 
 
+def load_progress(folder: Path) -> TrainingProgress:
+    """Return the training's progress at the checkpoint in a folder."""
+    return TrainingProgress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+
+
 def load_training(
     folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer
 ) -> tuple[TrainingProgress, Weights]:
@@ -131,7 +139,7 @@ def load_training(
         for index, name in enumerate(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    progress = TrainingProgress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+    progress = load_progress(folder)
     best = folder / BEST_FILE
     if best.exists():
         return progress, load_file(best)

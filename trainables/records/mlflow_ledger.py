@@ -7,6 +7,7 @@ trials; a `trial`; an `ensemble`; and an `evaluation` of an ensemble.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,10 +36,21 @@ from trainables.records.ledger import (
 )
 from trainables.records.run_storage import RunStorage
 from trainables.records.timing import Metrics
+from trainables.records.tracking_store import (
+    explain_missing_store,
+    local_tracking_uri,
+    locate_artifacts_folder,
+    make_absolute,
+    move_artifacts,
+    require_server,
+    sqlite_folder,
+)
 from trainables.trial import TRIAL_FILE, Trial
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+logger = logging.getLogger("chorale.ledger")
 
 EXPERIMENT = "chorale"
 SWEEP_FILE = "sweep.json"
@@ -49,23 +61,15 @@ PAGE = 500
 MAX_METRICS_PER_REQUEST = 1000
 """Maximum number of metrics that MLflow takes in one request."""
 
-SERVER_ANSWERS_WITHIN_S = 10
-
-
-def local_tracking_uri(runs: Path) -> str:
-    """Return the URI of a tracking store on one machine: an SQLite file in the run storage, given as an absolute
-    path.
-    """
-    return f"sqlite:///{runs / 'mlflow.db'}"
-
 
 class MlflowLedger(Ledger):
     """Ledger of trials, sweeps and ensembles in one MLflow experiment."""
 
-    def __init__(self, tracking_uri: str, experiment_id: str) -> None:
+    def __init__(self, tracking_uri: str, experiment_id: str, artifacts: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
         self.client = mlflow_log.connect(tracking_uri)
         self.experiment_id = experiment_id
+        self.artifacts = artifacts  # local folder of all runs' files; None: as each run states it
 
     def _iter_runs(self, kind: str, condition: str = "") -> Iterator[Run]:
         """Yield all runs of a kind, newest first; `condition` is an additional filter in MLflow's language."""
@@ -93,11 +97,19 @@ class MlflowLedger(Ledger):
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
+        artifacts = self._locate_artifacts(run_id, artifacts)
         try:
             return Path(download_artifacts(artifact_uri=f"{artifacts}/{name}", tracking_uri=self.tracking_uri))
         except (MlflowException, OSError) as error:
             code = error.error_code if isinstance(error, MlflowException) else ""
             raise MissingArtifactError(name, run_id, code) from error
+
+    def _locate_artifacts(self, run_id: str, artifacts: str) -> str:
+        """Return the URI of the folder of a run's files: the one beside the tracking store if that exists, since the
+        stated one is absolute and the folder may have been moved.
+        """
+        beside = self.artifacts / run_id / "artifacts" if self.artifacts else None
+        return beside.as_uri() if beside and beside.is_dir() else artifacts
 
     def iter_trials(self) -> Iterator[TrialRun]:
         return map(to_trial_run, self._iter_runs("trial"))
@@ -157,7 +169,8 @@ class MlflowLedger(Ledger):
     def list_epochs(self, run: TrialRun) -> list[str]:
         from mlflow.artifacts import list_artifacts
 
-        uri = f"{run.artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
+        artifacts = self._locate_artifacts(run.run_id, run.artifacts)
+        uri = f"{artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
         stored_names = {
             Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
         }
@@ -243,20 +256,26 @@ def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None
     starts.
 
     Without a tracking URI, the ledger is an SQLite file in the run storage. A lock makes one command at a time create
-    the file, since two at once would leave it unreadable. Raises UserError if no MLflow server answers at the URI.
+    the file, since two at once would leave it unreadable. A deleted experiment is restored, since MLflow keeps its
+    name. Raises UserError if no MLflow server answers at the URI.
     """
+    runs = RunStorage.of(runs)
     if tracking_uri:
         require_server(tracking_uri)
-        return create_experiment(tracking_uri, None)
-    folder = sqlite_folder(RunStorage.of(runs))
+        is_server = tracking_uri.startswith(("http://", "https://"))
+        return create_experiment(tracking_uri, None if is_server else locate_artifacts_folder(runs))
+    folder = sqlite_folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".mlflow.lock"):
-        return create_experiment(local_tracking_uri(folder), (folder / "artifacts").as_uri())
+        return create_experiment(local_tracking_uri(folder), locate_artifacts_folder(runs), folder / "artifacts")
 
 
-def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
-    """Return the ledger in a tracking store, whose MLflow experiment is created if it doesn't exist. `artifacts` is the
-    URI of the folder for its files; None: the tracking server's default.
+def create_experiment(tracking_uri: str, artifacts: str | None, folder: Path | None = None) -> MlflowLedger:
+    """Return the ledger in a tracking store, whose MLflow experiment is created or restored if necessary.
+
+    `artifacts` is the URI of the folder for its files; None: the tracking server's default. `folder` is that folder if
+    the tracking store lies beside it: runs whose files are stated to be elsewhere, because both were moved, are
+    corrected.
     """
     from mlflow.exceptions import MlflowException
 
@@ -265,58 +284,38 @@ def create_experiment(tracking_uri: str, artifacts: str | None) -> MlflowLedger:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             with contextlib.suppress(MlflowException):  # another command may have created it meanwhile
-                return MlflowLedger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts))
+                return MlflowLedger(tracking_uri, client.create_experiment(EXPERIMENT, artifacts), folder)
             experiment = client.get_experiment_by_name(EXPERIMENT)
-        return MlflowLedger(tracking_uri, experiment.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            client.restore_experiment(experiment.experiment_id)
+            logger.warning("The experiment %r, which had been deleted in MLflow, was restored.", EXPERIMENT)
+        if folder and artifacts and experiment.artifact_location != artifacts:
+            move_artifacts(folder.parent, experiment.artifact_location, artifacts)
+        return MlflowLedger(tracking_uri, experiment.experiment_id, folder)
 
 
 def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) -> MlflowLedger:
     """Return the existing ledger of a run storage or, if a tracking URI is given, at that URI. Raises UserError if
     there is none.
     """
+    folder = None
     if tracking_uri:
         require_server(tracking_uri)
     else:
         folder = sqlite_folder(RunStorage.of(runs))
         if not (folder / "mlflow.db").exists():
-            raise UserError(
-                f"{folder} holds no runs ({folder / 'mlflow.db'} is missing): run python sweeps/grid.py first, or name "
-                "the MLflow server with --tracking-uri"
-            )
+            raise UserError(explain_missing_store(folder))
         tracking_uri = local_tracking_uri(folder)
     with store_errors_as_user_errors(tracking_uri):
         experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
-    return MlflowLedger(tracking_uri, experiment.experiment_id)
-
-
-def sqlite_folder(runs: RunStorage) -> Path:
-    """Return the folder of the run storage that contains the SQLite tracking store. Raises UserError for a run storage
-    in an object store.
-    """
-    if runs.is_remote:
-        raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
-    return runs.folder
-
-
-def require_server(tracking_uri: str) -> None:
-    """Raise UserError if the tracking URI is an HTTP address at which no MLflow server answers."""
-    if not tracking_uri.startswith(("http://", "https://")):
-        return
-    import requests
-
-    try:
-        answer = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=SERVER_ANSWERS_WITHIN_S)
-    except requests.RequestException as error:
+    if experiment.lifecycle_stage == "deleted":
         raise UserError(
-            f"no MLflow server answers at {tracking_uri}: start it, or correct --tracking-uri ({error})"
-        ) from error
-    if not (answer.ok and answer.text.strip() == "OK"):
-        raise UserError(
-            f"the server at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (if the "
-            "status is 403, start the MLflow server with --allowed-hosts)"
+            f"{tracking_uri}: the experiment {EXPERIMENT!r} was deleted in MLflow; restore it with: "
+            f"MLFLOW_TRACKING_URI={tracking_uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
+    return MlflowLedger(tracking_uri, experiment.experiment_id, folder / "artifacts" if folder else None)
 
 
 @contextlib.contextmanager
@@ -351,7 +350,8 @@ class LedgerOptions:
         """URI of the tracking store, from the option or the environment; None for the SQLite file in the run
         storage.
         """
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        uri = self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return make_absolute(uri) if uri else None
 
     def open(self) -> MlflowLedger:
         """Return the existing ledger that the options locate. Raises UserError if there is none."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import tenacity
 from obstore.exceptions import BaseError
 
+from data.errors import UserError
 from trainables.records.embeddings import (
     EMBEDDINGS_FOLDER,
     EPOCHS_FOLDER,
@@ -160,6 +161,10 @@ class RunLog:
         reason: str = self.client.get_run(self.run_id).data.tags.get(REFUSED, "")
         return reason
 
+    def load_epoch_numbers(self) -> set[int]:
+        """Return the numbers of the epochs whose metrics MLflow has received, from 1."""
+        return {entry.step for entry in self.client.get_metric_history(self.run_id, "train_loss")}
+
     def load_last_metrics(self) -> Metrics:
         """Return the last logged value of each metric, by name."""
         return dict(self.client.get_run(self.run_id).data.metrics)
@@ -181,9 +186,14 @@ class RunLog:
 
 def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:
     """Return the metrics of a trial's best epoch by name, as logged in MLflow, and the number of that epoch as
-    `epoch`.
+    `epoch`. Raises UserError if the run has no metrics.
     """
     run = client.get_run(run_id)
+    if "best_epoch" not in run.data.metrics:
+        raise UserError(
+            f"MLflow run {run_id} has no metrics: delete it (mlflow runs delete --run-id {run_id}), and re-run the "
+            "command that trained it, which restores its metrics from its last checkpoint"
+        )
     best_epoch = int(run.data.metrics["best_epoch"])
     names = [name for name in run.data.metrics if not name.startswith(STEP)]
     history = {name: client.get_metric_history(run_id, name) for name in names}

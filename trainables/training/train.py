@@ -145,6 +145,7 @@ def train(
             metrics |= timings | {"validation_s": time.monotonic() - validation_began}
             metrics |= epoch_metrics(trial, progress, network, optimizer, len(batches))
             metrics["pairs_without_paraphrases"] = pairs.without_paraphrases
+            progress.history += (dict(metrics),)
         progress.validation_losses += (broadcast_from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
         callbacks.on_checkpoint(metrics, take_snapshot(rank, trial, network, optimizer, progress, best))

@@ -1,13 +1,17 @@
 """Training in this process: one trial after another, from a checkpoint, and what is kept of it."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
+from data.errors import UserError
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, commit_file, find_last_checkpoint, train_in_process
 from trainables.records import lease as leases
+from trainables.records.checkpoint import PROGRESS_FILE
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST_FILE, VALIDATION_FILE
 from trainables.records.lease import LeaseLostError
 from trainables.records.mlflow_ledger import create_ledger
@@ -96,6 +100,37 @@ def test_a_training_that_was_ended_goes_on_from_its_last_checkpoint_to_the_same_
     assert [epoch["epoch"] for epoch in reported] == list(range(2, trial.epochs + 1))
     assert_same(weights_of(runs, again), alone[2])
     assert not (runs.folder / "trials" / work.lease.folder).exists()
+
+
+def copy_of_storage(work, to):
+    shutil.copytree(work.site.runs.folder, to)
+    return RunStorage.of(to)
+
+
+def test_a_finished_trial_whose_run_was_lost_is_restored_without_training(alone, trial, store, tmp_path):
+    """In a new tracking store, as after mlflow.db was lost or a run deleted."""
+    runs, lost = copy_of_storage(alone[0], tmp_path / "runs"), create_ledger(tmp_path / "ledger")
+    work, reported = work_of(trial, store, runs, lost), []
+    metrics = train_in_process(work, reported.append)
+    assert reported == []
+    assert {name: value for name, value in metrics.items() if name != "embedding_s"} == {
+        name: value for name, value in alone[1].items() if name != "embedding_s"
+    }
+    run = lost.find_trial(work.lease.signature)
+    curves = lost.load_curves(run)
+    assert curves["map10"] == {int(epoch["epoch"]): epoch["map10"] for epoch in alone[3]}
+    assert len(lost.load_embeddings(run, VALIDATION_FILE).clip_ids)
+    train_in_process(work_of(trial, store, runs, lost), reported.append)
+    assert lost.load_curves(run) == curves
+
+
+def test_a_checkpoint_of_an_earlier_version_without_metrics_is_refused_with_the_remedy(alone, trial, store, tmp_path):
+    runs, lost = copy_of_storage(alone[0], tmp_path / "runs"), create_ledger(tmp_path / "ledger")
+    (path,) = runs.folder.glob(f"trials/*/*/{PROGRESS_FILE}")
+    progress = json.loads(path.read_text())
+    path.write_text(json.dumps(progress | {"history": progress["history"][1:]}))
+    with pytest.raises(UserError, match=r"lacks the metrics of 1 epochs.*remove .*/trials/[0-9a-f]{16}-\*"):
+        train_in_process(work_of(trial, store, runs, lost), lambda metrics: None)
 
 
 def test_a_training_whose_trial_was_taken_over_ends_and_leaves_nothing(trial, store, ledger, tmp_path):

@@ -1,0 +1,38 @@
+"""The folder of Ray's sockets, whose paths must not be too long."""
+
+import os
+
+import pytest
+
+from data.errors import UserError
+from data.runtime.parallel import require_short_temporary_folder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("RAY_TMPDIR", "RAY_ADDRESS", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_long_folder_is_replaced_with_a_warning(environment, caplog):
+    environment.setenv("TMPDIR", "/tmp/" + "x" * 60)
+    environment.setenv("RAY_TMPDIR", "")  # so that the fixture restores the variable
+    environment.delenv("RAY_TMPDIR")
+    require_short_temporary_folder()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    assert "is too long for Ray's sockets" in caplog.text
+
+
+def test_a_long_folder_chosen_for_ray_is_refused(environment):
+    environment.setenv("RAY_TMPDIR", "/tmp/" + "x" * 60)
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=.* give at most"):
+        require_short_temporary_folder()
+
+
+@pytest.mark.parametrize(("name", "value"), [("TMPDIR", "/tmp/short"), ("RAY_ADDRESS", "host:6379"), ("HOME", "/x")])
+def test_other_environments_stay_as_they_are(name, value, environment, caplog):
+    environment.setenv(name, value)
+    require_short_temporary_folder()
+    assert "RAY_TMPDIR" not in os.environ
+    assert not caplog.messages
