@@ -22,11 +22,12 @@ from typing import Any
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, flag, group, option, positional, run_command
+from data.sources.audio_files import list_audio_files
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
 from ensemble.challenge.formats import CHALLENGES, MAX_SYSTEMS, EvaluationSet, Scores
-from ensemble.challenge.metadata import SubmissionInfo, build_metadata, choose_label, read_authors
+from ensemble.challenge.metadata import COMMENT, SubmissionInfo, build_metadata, choose_label, read_authors
 from ensemble.challenge.systems import (
     System,
     compute_system_scores,
@@ -48,6 +49,9 @@ class EvaluationOptions:
 
     evaluation: str = option("folder or URI of the store with the evaluation set", metavar="STORE")
     split: str = option("split of the evaluation set", DEFAULT_SPLIT)
+    audio: Path | None = option(
+        "folder with the challenge's audio files, whose names are compared byte for byte", None, metavar="DIR"
+    )
     format: str | None = option(
         "format (default: dcase2023; for validate: that of the zip)", None, choices=sorted(CHALLENGES))  # fmt: skip
 
@@ -114,7 +118,7 @@ def write_submission(
             authors,
             options.author.source_code,
         )
-        formats.write_yaml(out / meta, build_metadata(system, info))
+        formats.write_yaml(out / meta, build_metadata(system, info), COMMENT)
         names += [output, meta]
         logger.info("%s is %s: %d members", label, system.path, len(system.members))
     path = out / f"{prefix}_{challenge.task}.zip"
@@ -136,20 +140,24 @@ def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
         logger.warning("skipped: %s: %s", aside.origin, aside.reason)
 
 
-def check_submission(path: Path, format_name: str, evaluation: EvaluationSet) -> int:
-    """Validate a submission and log its problems; return the exit status, 1 if there are any."""
+def check_submission(path: Path, format_name: str, evaluation: EvaluationSet, audio: Path | None) -> int:
+    """Validate a submission's zip file and log its problems; return the exit status, 1 if there are any.
+
+    With `audio`, the names of the evaluation set's files are compared with the names of the files in that folder.
+    """
     problems = validation.find_problems(path, format_name, evaluation)
+    if audio:
+        names = [file.name for file in list_audio_files(audio).paths]
+        problems += validation.abbreviate(validation.find_name_differences(evaluation, names))
     for problem in problems:
         logger.error("wrong: %s", problem)
     if problems:
         logger.error("%s can't be submitted: it has %d problems", path, len(problems))
         return 1
-    logger.info(
-        "%s: %d captions, %d files, no problems; add the technical report (PDF)",
-        path,
-        len(evaluation.queries),
-        len(evaluation.files),
-    )
+    reports = validation.list_reports(path)
+    report = f"with the technical report {', '.join(reports)}" if reports else "add the technical report (PDF)"
+    num_captions, num_files = len(evaluation.queries), len(evaluation.files)
+    logger.info("%s: %d captions, %d files, no problems; %s", path, num_captions, num_files, report)
     return 0
 
 
@@ -176,7 +184,7 @@ def submit(options: Options) -> int:
         path = write_submission(options, format_name, evaluation, systems, scores, authors)
     except OSError as error:
         raise UserError(f"{error.filename or options.out} can't be written: {error.strerror or error}") from error
-    return check_submission(path, format_name, evaluation)
+    return check_submission(path, format_name, evaluation, options.audio)
 
 
 def validate(options: ValidateOptions) -> int:
@@ -187,7 +195,8 @@ def validate(options: ValidateOptions) -> int:
         python ensemble/submission.py validate Doe_EX_task6b.zip --evaluation store --format dcase2025
     """
     _, evaluation = read_evaluation(options)
-    return check_submission(options.zip, options.format or validation.guess_challenge(options.zip), evaluation)
+    format_name = options.format or validation.guess_challenge(options.zip)
+    return check_submission(options.zip, format_name, evaluation, options.audio)
 
 
 @command

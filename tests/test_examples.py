@@ -73,7 +73,7 @@ csv.writer(text).writerows(challenge.rows(np.random.default_rng(0).normal(size=(
 check = validation.make_output_check("dcase2024")
 assert not list(check(text.getvalue().encode(), "Doe_EX_task8_1", evaluation))
 assert list(check(text.getvalue().replace("bell", "horn").encode(), "Doe_EX_task8_1", evaluation))
-assert challenge.output_name("Doe_EX", 1) == "Doe_EX_task8_1/Doe_EX_task8_1.output.csv"
+assert challenge.output_name("Doe_EX", 1) == "task8/Doe_EX_task8_1/Doe_EX_task8_1.output.csv"
 """
 
 CHECKS = {"add_encoder": ENCODER, "add_corpus": CORPUS, "add_metric": METRIC, "add_challenge": CHALLENGE}

@@ -1,13 +1,14 @@
 """Output formats of challenges: the files that hold a system's scores.
 
 LABEL is LASTNAME_INSTITUTE_TASK_NUMBER with a number from 1 to 4, and a submission is one zip of up to four systems
-(cited: DCASE's pages on submission). The technical report, which must accompany them, is not generated.
+(cited: DCASE's pages on submission). The technical report, which must accompany them, is not generated. Lines end with
+a line feed, as in the tables that the baselines write with pandas.
 
 DCASE 2023, task 6b: one row per caption of the challenge's table, in its order, with the caption and the names of the
 ten best files.
 
-    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_output.csv       ranked files
-    LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_metadata.yaml    metadata of the system
+    task6/LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_output.csv       ranked files
+    task6/LABEL/LASTNAME_INSTITUTE_task6b_submission_NUMBER_metadata.yaml    metadata of the system
 
 The name of the output is cited, from public code that follows the task's rules
 (https://dcase.community/challenge2023/task-language-based-audio-retrieval#submission). The name of the metadata and
@@ -15,10 +16,11 @@ that of the folder are assumed, by analogy.
 
 DCASE 2025, task 6: one row per caption, in the same order, with the scores of all files, one column each.
 
-    LABEL/LABEL.output.csv
-    LABEL/LABEL.meta.yaml
+    task6/LABEL/LABEL.output.csv
+    task6/LABEL/LABEL.meta.yaml
 
-A caption that occurs twice has two rows.
+A caption that occurs twice has two rows. A technical report is named LABEL.technical_report.pdf (cited: the reports on
+DCASE's pages).
 
 Files with equal scores are ranked by name, in the order of code points. Files that could not be decoded are ranked
 last, by name, with scores below all others.
@@ -26,7 +28,8 @@ last, by name, with scores below all others.
 Shapes: Q queries, A decoded files, F all files of the evaluation set, sorted by name.
 """
 
-import csv
+import re
+import string
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,7 +152,9 @@ class Challenge:
         return self._path(prefix, number, self.meta)
 
     def _path(self, prefix: str, number: int, ending: str) -> str:
-        return f"{self.format_label(prefix, number)}/{prefix}_{self.task}{ending.format(number=number)}"
+        label = self.format_label(prefix, number)
+        folder = self.task.rstrip(string.ascii_letters)  # of the task, without the letter of a subtask
+        return f"{folder}/{label}/{prefix}_{self.task}{ending.format(number=number)}"
 
 
 CHALLENGES = {
@@ -181,17 +186,27 @@ def require_min_files(name: str, evaluation: EvaluationSet) -> None:
 
 
 def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
-    """Write rows to a CSV file in UTF-8, atomically. As in RFC 4180, fields with commas, quotes or line breaks are
+    """Write a CSV file in UTF-8, atomically; lines end with a line feed, and fields with special characters are
     quoted.
     """
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(rows)
+        file.writelines(",".join(map(quote_field, row)) + "\n" for row in rows)
 
 
-def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a YAML file atomically."""
+def quote_field(value: Any) -> str:
+    """Return a field of a CSV file (RFC 4180).
+
+    Python's csv module leaves a carriage return without quotes if lines end with a line feed.
+    """
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
+
+
+def write_yaml(path: Path, value: Mapping[str, Any], comment: str) -> None:
+    """Write a YAML file that begins with a comment atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=100), "utf-8")
+        text = yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=100)
+        temporary.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + text, "utf-8", newline="\n")
 
 
 def write_zip(path: Path, folder: Path, names: Sequence[str]) -> None:

@@ -1,8 +1,9 @@
 """Metadata of a submitted system in the challenge's form, from its members' configs, the ledger and ensemble.json.
 
-In the form, the part on the submission and its authors is cited from DCASE's example packages. The names of the fields
-of task 6's systems are assumed, since the form itself was not available: compare them with the year's form. Information
-that only the authors have is never invented: until it is given, it is a placeholder or left out.
+In the form, the parts on the submission, its authors and the complexity are cited from DCASE's example packages. Other
+names of fields are assumed (ASSUMED_FIELDS), since the form of the task itself was not available; each file says so at
+its beginning. Information that only the authors have is never invented: until it is given, it is a placeholder or left
+out.
 """
 
 import re
@@ -18,7 +19,6 @@ from data.schema import SAMPLE_RATE_HZ, SplitId
 from ensemble.challenge.systems import System, SystemMember, list_stages
 from trainables import encoders
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
-from trainables.retrieval import METRIC_TITLES, METRICS
 from trainables.trial import Trial
 
 LABEL_PLACEHOLDER = "LASTNAME_INSTITUTE"
@@ -27,8 +27,25 @@ LABEL_PLACEHOLDER = "LASTNAME_INSTITUTE"
 CHALLENGE_CORPUS = "clotho"
 """Corpus of the challenge; all others count as external data."""
 
-RESULT_METRICS = {name: METRIC_TITLES[name] for name in METRICS}
-"""Metrics on the development set's test split, by their names in ensemble.json."""
+RESULT_METRICS = {"map10": "mAP10", "r1": "R1", "r5": "R5", "r10": "R10"}
+"""Names of the metrics on the development set's test split in the form, by their names in ensemble.json."""
+
+OPTIONAL_RESULT_METRICS = {"map16": "mAP16"}
+"""The same for metrics that are left out if ensemble.json doesn't have them."""
+
+ASSUMED_FIELDS = (
+    "system.description.audio_modelling", "system.description.word_embeddings", "system.description.training_data",
+    "system.description.loss_function", "system.description.optimizer", "system.description.learning_rate",
+    "system.description.batch_size", "system.description.gradient_clipping", "system.description.metric_monitored",
+    "system.description.ensemble_members", "system.external_datasets.purpose", "system.external_datasets.splits",
+    "results.development_testing",
+)  # fmt: skip
+"""Fields whose names are assumed, since the form of the task was not available."""
+
+COMMENT = "The names of these fields are assumed; compare them with the form of the year's task:\n" + "\n".join(
+    f"  {name}" for name in ASSUMED_FIELDS
+)
+"""Comment at the beginning of the metadata."""
 
 MAX_ABBREVIATION_LENGTH = 10
 """Maximum number of characters of an abbreviation (cited: the comments of the form)."""
@@ -116,13 +133,14 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
                 or "none",
                 "training_data": join_unique(split for trial in stages for split in trial.train),
                 "loss_function": "NT-Xent",
-                "optimiser": "Adam",
+                "optimizer": "Adam",
                 "learning_rate": join_unique(f"{trial.schedule.peak_rate:g} ({trial.stage})" for trial in stages),
                 "batch_size": join_unique(str(trial.batch_size) for trial in stages),
                 "gradient_clipping": join_unique(f"{trial.clip_norm:g}" for trial in stages if trial.clip_norm) or None,
                 "metric_monitored": join_unique(f"mAP@10 on {trial.validation}" for trial in trials),
+                "machine_learning_method": "dual encoder",
                 "ensemble": FUSION_LABELS[system.ensemble.fusion] if number > 1 else None,
-                "ensemble_size": number,
+                "ensemble_method_subsystem_count": number,
                 "ensemble_members": [build_member_entry(member, system) for member in system.members],
             },
             "complexity": {"total_parameters": sum(parameters.values())},
@@ -198,4 +216,5 @@ def list_results(ensemble: Ensemble) -> dict[str, float | None]:
     """
     test = ensemble.test_when_selected
     metrics = test.systems.get("ensemble", {}) if test else {}
-    return {title: round(metrics[name].value, 4) if name in metrics else None for name, title in RESULT_METRICS.items()}
+    names = RESULT_METRICS | {name: title for name, title in OPTIONAL_RESULT_METRICS.items() if name in metrics}
+    return {title: round(metrics[name].value, 4) if name in metrics else None for name, title in names.items()}

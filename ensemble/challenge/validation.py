@@ -7,7 +7,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,10 +32,10 @@ AFFILIATION = ("abbreviation", "institute", "location")
 
 DESCRIPTION = (
     "end_to_end", "acoustic_features", "word_embeddings", "data_augmentation", "training_data", "loss_function",
-    "optimiser", "learning_rate", "metric_monitored", "ensemble_size", "ensemble_members",
+    "optimizer", "learning_rate", "metric_monitored", "ensemble_method_subsystem_count", "ensemble_members",
 )  # fmt: skip
 
-METRICS = ("mAP@10", "R@1", "R@5", "R@10")
+METRICS = ("mAP10", "R1", "R5", "R10")
 
 TASKS = {"dcase2023": "task6b", "dcase2025": "task6"}
 
@@ -117,6 +117,9 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
                 problems.append(f"{names_of[kind].format(system=system, number=number)} is missing")
                 continue
             name, data = files[kind]
+            folder = f"{TASKS[challenge].rstrip('ab')}/{label}"
+            if str(PurePosixPath(name).parent) != folder:
+                problems.append(f"{name} must be in the folder {folder}")
             problems += [f"{name}: {problem}" for problem in check_text(data) or check(data, label, evaluation)]
     return problems
 
@@ -136,9 +139,30 @@ def group_by_system(
         label = f"{match['system']}_{match['number']}" if match else ""
         if match and kind not in systems.get(label, {}):
             systems.setdefault(label, {})[kind] = (name, data)
-        elif not file.endswith(".pdf"):
+        elif not is_report(name):
             others.append(name)
     return systems, others
+
+
+def is_report(name: str) -> bool:
+    """Return whether a file of a submission is a technical report, by its name."""
+    return name.lower().endswith(".pdf")
+
+
+def list_reports(path: Path) -> list[str]:
+    """Return the names of the technical reports in a zip file. Raises UserError if it can't be read."""
+    return [name for name in list_names(path) if is_report(name)]
+
+
+def find_name_differences(evaluation: EvaluationSet, names: Collection[str]) -> Iterator[str]:
+    """Yield a problem for each file of the evaluation set that isn't among `names`, the names of the challenge's audio
+    files, and for each of these that isn't in the evaluation set. Names are compared byte for byte.
+    """
+    known = set(evaluation.files)
+    for name in sorted(known - set(names)):
+        yield f"{evaluation.split}: {name!r} isn't a file of the challenge: prepare the evaluation set again"
+    for name in sorted(set(names) - known):
+        yield f"{evaluation.split}: {name!r}, a file of the challenge, isn't in the evaluation set: prepare it again"
 
 
 def abbreviate(problems: Iterable[str]) -> Iterator[str]:
@@ -294,7 +318,7 @@ def check_results(results: Any) -> Iterator[str]:
 
 
 def value_at(value: Any, path: str) -> Any:
-    """Return the value at a dotted path of names, 'system.description.optimiser'; None if it doesn't exist."""
+    """Return the value at a dotted path of names, 'system.description.optimizer'; None if it doesn't exist."""
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return value

@@ -192,18 +192,18 @@ def test_a_submission_of_2023_ranks_ten_files_for_each_caption(entered, submit, 
     labels = ["DoeMüller_EX_task6b_1", "DoeMüller_EX_task6b_2"]
     system = "DoeMüller_EX_task6b_submission"
     assert list(found) == [
-        f"{label}/{system}_{number}_{end}"
+        f"task6/{label}/{system}_{number}_{end}"
         for number, label in enumerate(labels, 1)
         for end in ("output.csv", "metadata.yaml")
     ]
     for name, data in found.items():
         assert (tmp_path / name).read_bytes() == data
-    header, *rows = rows_of(found[f"{labels[0]}/{system}_1_output.csv"])
+    header, *rows = rows_of(found[f"task6/{labels[0]}/{system}_1_output.csv"])
     assert header == ["caption", *(f"fname_{rank}" for rank in range(1, 11))]
     assert [row[0] for row in rows] == CAPTIONS
     assert rows[0] == rows[2]
     assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
-    read = pd.read_csv(io.BytesIO(found[f"{labels[0]}/{system}_1_output.csv"]))
+    read = pd.read_csv(io.BytesIO(found[f"task6/{labels[0]}/{system}_1_output.csv"]))
     assert read.to_numpy().tolist() == rows
 
 
@@ -233,7 +233,7 @@ def rank(scores):
 def test_scores_are_fused_as_the_ensemble_was_chosen_by(name, fuse, entered, submit, tmp_path):
     assert submit(*ensembles(entered, name), "--out", tmp_path, "--format", "dcase2025")[0] == 0
     assert submit(*ensembles(entered, name), "--out", tmp_path, "--format", "dcase2023")[0] == 0
-    data = contents(tmp_path / "DoeMüller_EX_task6.zip")["DoeMüller_EX_task6_1/DoeMüller_EX_task6_1.output.csv"]
+    data = contents(tmp_path / "DoeMüller_EX_task6.zip")["task6/DoeMüller_EX_task6_1/DoeMüller_EX_task6_1.output.csv"]
     matrix = pd.read_csv(io.BytesIO(data), index_col="index")
     assert list(matrix.index) == CAPTIONS
     assert list(matrix.columns) == sorted([*FILES, TORN, ABSENT])
@@ -283,7 +283,7 @@ def test_the_description_is_filled_in(entered, submit, tmp_path):
     ]
     assert told["system"]["complexity"]["total_parameters"] == sum(w.numel() for own in weights for w in own)
     assert told["system"]["source_code"] == "https://example.org/code"
-    assert told["results"]["development_testing"] == {"mAP@10": 0.4142, "R@1": 0.28, "R@5": 0.58, "R@10": 0.71}
+    assert told["results"]["development_testing"] == {"mAP10": 0.4142, "R1": 0.28, "R5": 0.58, "R10": 0.71}
 
 
 def test_what_only_authors_know_is_told_as_missing(entered, submit, tmp_path):
@@ -293,7 +293,7 @@ def test_what_only_authors_know_is_told_as_missing(entered, submit, tmp_path):
     assert status == 1
     assert "submission.label is a placeholder: give --label" in said
     assert "submission.authors is missing: give --authors" in said
-    assert "results.development_testing.mAP@10 is missing: select the ensemble without --no-test" in said
+    assert "results.development_testing.mAP10 is missing: select the ensemble without --no-test" in said
     status, said = submit("--ensemble", path, "--out", tmp_path, "--label", "Doe_EX", authors=False)
     assert (status, "placeholder" in said) == (1, False)
 
@@ -400,18 +400,18 @@ def test_a_broken_matrix_is_found(edit, said, entered, submit, tmp_path):
     ("edit", "said"),
     [
         (lambda text: "a: [", "metadata.yaml: it isn't YAML"),
-        (lambda text: "[1, 2]", "system.description.optimiser is missing"),
+        (lambda text: "[1, 2]", "system.description.optimizer is missing"),
         (field("submission.label", "Doe_EX_task6b_2"), "submission.label is 'Doe_EX_task6b_2': its file is named"),
         (field("submission.abbreviation", "much too long"), "abbreviation is 'much too long': at most 10 characters"),
         (field("submission.authors", [{"lastname": "Doe"}]), "authors, number 1: affiliation.institute is missing"),
         (field("submission.authors", [{"lastname": "Doe"}]), "exactly one must have corresponding: true"),
-        (field("system.description.optimiser", None), "system.description.optimiser is missing"),
+        (field("system.description.optimizer", None), "system.description.optimizer is missing"),
         (
             field("system.complexity.total_parameters", "many"),
             "total_parameters is 'many': it must be a positive integer",
         ),
-        (field("results.development_testing.mAP@10", 41.4), "mAP@10 is 41.4: it must be between 0 and 1"),
-        (field("results.development_testing", None), "development_testing.R@5 is missing"),
+        (field("results.development_testing.mAP10", 41.4), "mAP10 is 41.4: it must be between 0 and 1"),
+        (field("results.development_testing", None), "development_testing.R5 is missing"),
     ],
 )
 def test_a_broken_description_is_found(edit, said, entered, submit, tmp_path):
@@ -419,8 +419,8 @@ def test_a_broken_description_is_found(edit, said, entered, submit, tmp_path):
 
 
 LABEL = "DoeMüller_EX_task6b_1"
-OUTPUT = f"{LABEL}/DoeMüller_EX_task6b_submission_1_output.csv"
-META = f"{LABEL}/DoeMüller_EX_task6b_submission_1_metadata.yaml"
+OUTPUT = f"task6/{LABEL}/DoeMüller_EX_task6b_submission_1_output.csv"
+META = f"task6/{LABEL}/DoeMüller_EX_task6b_submission_1_metadata.yaml"
 
 
 def renamed(old, new):
@@ -450,7 +450,7 @@ def five(path):
         (renamed("_metadata.yaml", ".yaml"), "submission_1.yaml belongs to no system"),
         (renamed("_output.csv", ".csv"), "DoeMüller_EX_task6b_submission_1_output.csv is missing"),
         (renamed("_submission_1_output.csv", "_1.output.csv"), "task6b_1.output.csv belongs to no system"),
-        (renamed(f"{LABEL}/", "../"), "points outside the zip"),
+        (renamed(f"task6/{LABEL}/", "../"), "points outside the zip"),
         (lambda path: {}, "it contains 0 systems"),
     ],
 )
@@ -504,12 +504,44 @@ def test_a_torn_zip_is_found(entered, submit, tmp_path):
     )
 
 
-def test_a_report_beside_the_systems_is_welcome(entered, submit, tmp_path):
+def test_a_report_beside_the_systems_is_named_and_asked_for_only_if_it_is_absent(entered, submit, tmp_path):
     assert submit(*ensembles(entered, "first"), "--out", tmp_path)[0] == 0
     (path,) = tmp_path.glob("*.zip")
+    assert submit("--validate", path)[1].endswith("no problems; add the technical report (PDF)")
+    report = "task6/DoeMüller_EX_task6b_1.technical_report.pdf"
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("DoeMüller_EX_task6b.technical_report.pdf", "%PDF")
-    assert submit("--validate", path)[0] == 0
+        archive.writestr(report, "%PDF")
+    status, said = submit("--validate", path)
+    assert status == 0
+    assert said.endswith(f"no problems; with the technical report {report}")
+
+
+def test_names_are_compared_with_the_files_of_the_challenge_in_both_directions(entered, submit, tmp_path):
+    assert submit(*ensembles(entered, "first"), "--out", tmp_path)[0] == 0
+    (path,) = tmp_path.glob("*.zip")
+    audio = tmp_path / "test"
+    audio.mkdir()
+    for name in [*FILES, TORN, ABSENT]:
+        (audio / name).touch()
+    assert submit("--validate", path, "--audio", audio)[0] == 0
+    (audio / ABSENT).rename(audio / "Zug _kommt.wav")
+    status, said = submit("--validate", path, "--audio", audio)
+    assert status == 1
+    assert f"'{ABSENT}' isn't a file of the challenge" in said
+    assert "'Zug _kommt.wav', a file of the challenge, isn't in the evaluation set" in said
+
+
+def test_lines_end_with_a_line_feed_and_assumed_fields_are_listed(entered, submit, tmp_path):
+    assert submit(*ensembles(entered, "first"), "--out", tmp_path)[0] == 0
+    (path,) = tmp_path.glob("*.zip")
+    found = contents(path)
+    assert b"\r\n" not in found[OUTPUT]
+    text = found[META].decode()
+    assert text.startswith("# The names of these fields are assumed; compare them with the form of the year's task:\n")
+    assumed = re.findall(r"^#   (\S+)$", text, re.MULTILINE)
+    for field_name in assumed:
+        parent = inspection.value_at(yaml.safe_load(text), field_name.rpartition(".")[0])
+        assert parent is not None
 
 
 def altered(entered, tmp_path, **settings):
@@ -655,14 +687,14 @@ def test_what_is_looked_for_is_spelled_out_twice():
         written = challenge.output_name("Doe_EX", 3), challenge.meta_name("Doe_EX", 3)
         looked_for = inspection.FILE_NAMES[name].values()
         folder = f"Doe_EX_{challenge.task}"
-        assert list(written) == [f"{folder}_3/{one.format(system=folder, number=3)}" for one in looked_for]
+        assert list(written) == [f"task6/{folder}_3/{one.format(system=folder, number=3)}" for one in looked_for]
 
 
 def test_names_of_2025_are_those_of_its_labels(entered, submit, tmp_path):
     assert submit(*ensembles(entered, "first"), "--out", tmp_path, "--format", "dcase2025")[0] == 0
     label = "DoeMüller_EX_task6_1"
     assert list(contents(tmp_path / "DoeMüller_EX_task6.zip")) == [
-        f"{label}/{label}.{end}" for end in ("output.csv", "meta.yaml")
+        f"task6/{label}/{label}.{end}" for end in ("output.csv", "meta.yaml")
     ]
 
 
@@ -705,12 +737,12 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     assert len(found) == 4
     for number_of_system in (1, 2):
         folder = f"DoeMüller_EX_task6b_{number_of_system}"
-        named = f"{folder}/DoeMüller_EX_task6b_submission_{number_of_system}"
+        named = f"task6/{folder}/DoeMüller_EX_task6b_submission_{number_of_system}"
         rows = rows_of(found[f"{named}_output.csv"])[1:]
         assert [row[0] for row in rows] == CAPTIONS
         assert all(len(set(row[1:])) == 10 and set(row[1:]) <= set(FILES) for row in rows)
         figures = yaml.safe_load(found[f"{named}_metadata.yaml"])["results"]["development_testing"]
-        assert figures["mAP@10"] == round(whole.test.systems["ensemble"]["map10"].value, 4)
+        assert figures["mAP10"] == round(whole.test.systems["ensemble"]["map10"].value, 4)
     next((runs / "embeddings").iterdir()).unlink()
     matrix = call_command(*words, "--format", "dcase2025")
     assert matrix.returncode == 0, matrix.stderr
