@@ -1,7 +1,9 @@
 """Description of a store: tables of its contents, and plots of durations and caption lengths."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,6 +24,16 @@ from data.leakage.exclusions import (
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
+
+if TYPE_CHECKING:
+    import matplotlib.axis
+    import matplotlib.figure
+
+MIN_LOG_RATIO = 5
+"""Ratio of the longest to the shortest duration from which on the axis of durations is logarithmic."""
+
+MAX_LABELLED_RATIO = 1_000
+"""Ratio of a logarithmic axis' ends up to which 2 and 5 times the powers of ten are labelled as well."""
 
 COLUMNS = (
     "split", "clips", "listed", "published", "hours", "captions", "skipped", "excluded", "codec", "fingerprint",
@@ -137,8 +149,6 @@ def plot_distributions(splits: list[StoredSplit], picture: Path) -> None:
     """Plot the distributions of clip durations and of caption lengths, each with a curve for every corpus, into a
     PNG file.
     """
-    import matplotlib.figure
-
     durations: dict[str, list[np.ndarray]] = {}
     words: dict[str, list[np.ndarray]] = {}
     for split in splits:
@@ -147,21 +157,46 @@ def plot_distributions(splits: list[StoredSplit], picture: Path) -> None:
             durations.setdefault(corpus, []).append(split.num_samples / SAMPLE_RATE_HZ)
         lengths = pc.list_value_length(pc.utf8_split_whitespace(split.queries["text"]))
         words.setdefault(corpus, []).append(lengths.to_numpy())
+    pooled = {corpus: np.concatenate(parts) for corpus, parts in durations.items()}
+    counts = {corpus: np.concatenate(parts) for corpus, parts in words.items()}
+    draw_distributions(pooled, counts).savefig(picture, dpi=150, format="png")
+
+
+def draw_distributions(
+    durations: Mapping[str, np.ndarray], words: Mapping[str, np.ndarray]
+) -> "matplotlib.figure.Figure":
+    """Return a figure with the distributions of durations in seconds and of numbers of words, by corpus."""
+    import matplotlib.figure
+
     figure = matplotlib.figure.Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    pooled = {corpus: np.concatenate(parts) for corpus, parts in durations.items()}
-    all_durations = np.concatenate(list(pooled.values()))
-    bins = np.geomspace(all_durations.min(initial=30) * 0.99, all_durations.max(initial=1) * 1.01, 50)
-    for corpus, values in pooled.items():
+    all_durations = np.concatenate(list(durations.values()))
+    shortest, longest = all_durations.min(initial=30) * 0.99, all_durations.max(initial=1) * 1.01
+    is_wide = longest > MIN_LOG_RATIO * shortest
+    bins = np.geomspace(shortest, longest, 50) if is_wide else np.linspace(shortest, longest, 50)
+    for corpus, values in durations.items():
         left.hist(values, bins, histtype="step", linewidth=1.5, label=f"{corpus}: {len(values):,} clips")
-    left.set(xscale="log", yscale="log", xlabel="duration (s)", ylabel="clips", title="Duration of clips")
-    counts = {corpus: np.concatenate(parts) for corpus, parts in words.items()}
-    max_words = max((values.max() for values in counts.values() if len(values)), default=1)
-    for corpus, values in counts.items():
+    left.set(xscale="log" if is_wide else "linear", yscale="log", xlabel="duration (s)", ylabel="clips")
+    left.set(title="Duration of clips", ylim=(0.8, None))
+    for axis in [left.yaxis, *([left.xaxis] if is_wide else [])]:
+        label_log_axis(axis)
+    max_words = max((values.max() for values in words.values() if len(values)), default=1)
+    for corpus, values in words.items():
         label = f"{corpus}: {len(values):,} captions"
         right.hist(values, np.arange(max_words + 2) - 0.5, density=True, histtype="step", linewidth=1.5, label=label)
     right.set(xlabel="words", ylabel="share of captions", title="Length of captions")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.savefig(picture, dpi=150, format="png")
+    return figure
+
+
+def label_log_axis(axis: "matplotlib.axis.Axis") -> None:
+    """Label a logarithmic axis with plain numbers, few enough not to overlap."""
+    import matplotlib.ticker
+
+    first, last = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if last < MAX_LABELLED_RATIO * first else (1.0,)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs, numticks=8))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
