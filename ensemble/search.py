@@ -33,6 +33,9 @@ from trainables.records.run_storage import RunStorage
 
 logger = logging.getLogger("chorale.search")
 
+MAX_GONE_HITS = 1_000
+"""Maximum number of recordings without a file that are passed over per sentence."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -76,7 +79,7 @@ def iter_lines(file: BinaryIO) -> Iterator[str]:
 
 
 def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int) -> None:
-    """Print the best recordings whose files exist, and log the better ones whose files don't."""
+    """Print the best recordings whose files exist, and log up to `top` better ones whose files don't."""
     num_printed, gone = 0, []
     for score, path in hits:
         if num_printed == top:
@@ -86,8 +89,10 @@ def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int
             num_printed += 1
         else:
             gone.append(path)
-    for path in gone:
+    for path in gone[:top]:
         logger.warning("gone: %s no longer exists; if it was moved, update the index: --add FOLDER", path)
+    if len(gone) > top:
+        logger.warning("gone: %s more recordings with high scores no longer exist", f"{len(gone) - top:,}")
 
 
 def run(options: Options) -> None:
@@ -104,7 +109,7 @@ def run(options: Options) -> None:
     console = Console(soft_wrap=True, highlight=False)
     for sentence in read_sentences(options):
         began = time.perf_counter()
-        hits = audio_index.search_index(models, index, [sentence], len(index.paths))[0]
+        hits = audio_index.search_index(models, index, [sentence], options.top + MAX_GONE_HITS)[0]
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
         print_hits(console, hits, options.top)
 

@@ -19,7 +19,7 @@ DEFAULT_TEMPORARY_FOLDER = "/tmp"
 
 MAX_SOCKET_PATH_BYTES = 107
 """Maximum length of the path of a socket on Linux (unix(7))."""
-LONGEST_SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
+MAX_SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
 """Longest path of Ray's sockets below the temporary folder."""
 
 TASKS_PER_CPU = 3
@@ -77,7 +77,7 @@ def require_short_temporary_folder() -> None:
     """
     chosen = os.environ.get("RAY_TMPDIR")
     folder = chosen or os.environ.get("TMPDIR") or DEFAULT_TEMPORARY_FOLDER
-    max_bytes = MAX_SOCKET_PATH_BYTES - len(LONGEST_SOCKET_NAME)
+    max_bytes = MAX_SOCKET_PATH_BYTES - len(MAX_SOCKET_NAME)
     if "RAY_ADDRESS" in os.environ or len(os.fsencode(folder)) <= max_bytes:
         return
     if chosen:

@@ -24,6 +24,9 @@ from data.schema import CLIPS, FORMAT_VERSION, Samples, SourceClip
 from data.store.files import atomic_write, hash_json, write_json
 from data.waveform import AudioBlocks, AudioError, Codec
 
+DECODER_VERSION = 2
+"""Version of `data.decoding`; it increases when recordings can be decoded that couldn't be before."""
+
 HELD_BYTES = 32 * 2**20
 """Maximum size of a clip's audio held in memory before it is written; longer audio is spooled to a temporary file."""
 
@@ -49,6 +52,7 @@ class ShardSummary:
     num_bytes: int  # size of the file
     clips: dict[str, StoredClip]  # by clip id
     set_aside: dict[str, str]  # clip id -> reason
+    decoder: int = 1  # version of the decoder
     warnings: dict[str, list[str]] = field(default_factory=dict)  # by clip id; clips without one are left out
 
     @property
@@ -93,17 +97,20 @@ def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip]
         clip_id: StoredClip(offset, num_bytes, lengths[clip_id], digests[clip_id])
         for clip_id, (offset, num_bytes) in positions
     }
-    summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside, warnings)
+    summary = ShardSummary(path.name, path.stat().st_size, stored, set_aside, DECODER_VERSION, warnings)
     write_json(path.with_suffix(".json"), dataclasses.asdict(summary))
     return summary
 
 
 def read_summary(path: Path) -> ShardSummary | None:
-    """Read the summary of a shard, given the path of the shard; return None if the shard is absent or incomplete."""
+    """Read the summary of a shard, given the path of the shard; return None if the shard is absent or incomplete, or if
+    clips were skipped that a later version of the decoder may read.
+    """
     try:
         value = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         summary = dacite.from_dict(ShardSummary, value)
-        return summary if path.stat().st_size == summary.num_bytes else None
+        is_outdated = bool(summary.set_aside) and summary.decoder < DECODER_VERSION
+        return summary if path.stat().st_size == summary.num_bytes and not is_outdated else None
     except (FileNotFoundError, ValueError, dacite.DaciteError):
         return None
 

@@ -12,9 +12,9 @@ import soundfile
 
 from data.decoding.audio import decode_file
 from data.errors import UserError
-from data.schema import CLIPS, INDEX, QUERIES, Paraphrase, Query, SkippedItem, Split
+from data.schema import CLIPS, INDEX, QUERIES, SAMPLE_RATE_HZ, Paraphrase, Query, SkippedItem, Split
 from data.store import shard_writer, split_writer, stored_split
-from data.waveform import CODECS, to_pcm16
+from data.waveform import CODECS, AudioError, to_pcm16
 
 
 @pytest.fixture
@@ -301,6 +301,31 @@ def test_a_shard_is_there_when_its_summary_is(clips, tmp_path):
     assert shard_writer.read_summary(path) == summary
     path.unlink()
     assert shard_writer.read_summary(path) is None
+
+
+def test_a_shard_with_clips_that_an_earlier_decoder_skipped_is_written_again(clips, tmp_path):
+    torn = dataclasses.replace(clips[0], clip_id="torn", load=refuse)
+    for parts, is_current in ((clips, True), ((*clips, torn), False)):
+        path = tmp_path / shard_writer.build_shard_name(0, parts, "flac")
+        shard_writer.write_shard(path, "a", "b", parts, "flac")
+        assert shard_writer.read_summary(path)
+        summary = json.loads(path.with_suffix(".json").read_text())
+        del summary["decoder"], summary["warnings"]  # as before these fields
+        path.with_suffix(".json").write_text(json.dumps(summary))
+        assert bool(shard_writer.read_summary(path)) == is_current
+
+
+def refuse():
+    raise AudioError("torn")
+
+
+def test_warnings_are_kept_with_the_clips(make_clip, write_split, tmp_path):
+    soundfile.write(tmp_path / "loud.wav", np.full(3_200, 2.0), SAMPLE_RATE_HZ, subtype="FLOAT")
+    clip = make_clip("loud", np.zeros(1, np.float32))
+    split = write_split([dataclasses.replace(clip, load=partial(decode_file, tmp_path / "loud.wav"))])
+    ((clip_id, (warning,)),) = split.read_warnings().items()
+    assert clip_id == clip.clip_id
+    assert warning.startswith("its peak is 2.00 times full scale")
 
 
 def test_queries_may_have_several_clips_or_none(clips, write_split):
