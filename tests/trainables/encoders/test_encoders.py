@@ -222,7 +222,7 @@ def test_a_missing_setting_is_refused():
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),
         (huggingface.VARIANTS["bert-base"], {"dropout": 1.0}, "dropout is 1.0"),
         (huggingface.VARIANTS["bert-base"], {"max_tokens": 2}, "max_tokens is 2"),
-        (huggingface.VARIANTS["bert-base"], {"pooling": "last"}, "pooling is 'last'"),
+        (huggingface.VARIANTS["bert-base"], {"pooling": "median"}, "pooling is 'median'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(config, setting, message):

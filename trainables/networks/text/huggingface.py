@@ -226,7 +226,7 @@ class HuggingFaceEncoder(nn.Module):
         checkpointing and torch.compile apply to each of them.
         """
         lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]
-        return list(max(lists, key=lambda part: len(part))) if lists else [self.model]
+        return max((list(part) for part in lists), key=len, default=[self.model])
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
         """Return B captions as token ids, truncated to the config's `max_tokens`, or to the model's limit if that is
