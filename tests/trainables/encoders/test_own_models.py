@@ -208,7 +208,9 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, check):
 def test_a_tokenizer_that_knows_no_word_is_refused(tmp_path, check):
     folder = write_model(tmp_path / "bert", "bert", tokenizer=False)
     write_tokenizer(folder, vocabulary=[*SPECIAL, "ein", "hund"])
-    with pytest.raises(UserError, match="huggingface:bert: the tokenizer makes the same tokens .* knows none of their words"):
+    with pytest.raises(
+        UserError, match=r"huggingface:bert: the tokenizer makes the same tokens .* knows none of their words"
+    ):
         check(Config(str(folder)))
 
 
