@@ -3,8 +3,8 @@
     python -m pytest tests/trainables/encoders/test_contract.py --encoder trainables/encoders/text/NAME.py
 
 With `--weights DIR`, published weights are read from that directory. Without `--encoder`, every variant with random
-weights is checked, and a small model in the layout of the hub; the networks of published audio encoders, with random
-weights, are marked slow.
+weights is checked, and a small model in the layout of the hub; of each family of published audio encoders, one network
+with random weights is checked by tests that are marked slow.
 """
 
 import json
@@ -63,12 +63,12 @@ def list_cases(file: str | None) -> list[Any]:
     cases: list[Any] = [Case("text", "huggingface", None)]
     for kind in ("audio", "text"):
         for family in encoders.list_families(kind):
-            for variant, config in encoders.load_family(kind, family).VARIANTS.items():
-                if not config.is_published:
-                    cases.append(Case(kind, family, variant))
-                elif kind == "audio":
-                    case = Case(kind, family, variant, only_restored=True)
-                    cases.append(pytest.param(case, marks=pytest.mark.slow))
+            variants = encoders.load_family(kind, family).VARIANTS
+            published = [name for name, config in variants.items() if config.is_published]
+            cases += [Case(kind, family, name) for name in variants if name not in published]
+            if published and kind == "audio":  # one of them: they differ in size alone
+                case = Case(kind, family, published[0], only_restored=True)
+                cases.append(pytest.param(case, marks=pytest.mark.slow))
     return cases
 
 
@@ -107,7 +107,7 @@ def config_of(case):
     return variants[case.variant] if case.variant else next(iter(variants.values()))
 
 
-def noise(config, lengths=(1.0, 1.0, 1.0)):
+def noise(config, lengths):
     """A batch of segments of noise, of which shares are filled; the rest is zero."""
     size = round(config.segment_s * SAMPLE_RATE_HZ)
     segments = 0.1 * torch.randn(len(lengths), size, generator=torch.Generator().manual_seed(0))
@@ -188,7 +188,7 @@ def test_every_weight_is_trained_and_checkpointed_blocks_give_the_same_gradients
     """DDP waits for a gradient of every parameter; activation checkpointing runs each block a second time."""
     config, encoder = make(case)
     encoder.train()
-    batch = noise(config, (1.0, 0.5)) if case.kind == "audio" else None
+    batch = noise(config, (0.5,)) if case.kind == "audio" else None
 
     def embed(encoder):
         return embed_text(encoder, CAPTIONS) if batch is None else embed_audio(encoder, batch)
@@ -208,9 +208,9 @@ def test_every_weight_is_trained_and_checkpointed_blocks_give_the_same_gradients
 def test_an_audio_encoder_embeds_each_segment_by_itself(audio_case, make):
     config, encoder = make(audio_case)
     validation.require_working_audio_encoder(config, encoder)
-    whole = noise(config, (1.0, 0.6, 1.0))
+    whole = noise(config, (1.0, 0.6))
     together = embed_audio(encoder.eval(), whole)
-    assert together.shape == (3, encoder.width)
+    assert together.shape == (2, encoder.width)
     scale = together.abs().max().item()
     for part, vector in zip(whole.split(1), together, strict=True):
         torch.testing.assert_close(embed_audio(encoder, part)[0], vector, rtol=0, atol=1e-5 * scale)
@@ -221,7 +221,7 @@ def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(audio_case, m
     config, built = make(audio_case)
     restored = load_network_module(config).restore(config).eval()
     restored.load_state_dict(built.state_dict())
-    batch = noise(config, (1.0, 0.5))
+    batch = noise(config, (0.5,))
     assert torch.equal(embed_audio(restored, batch), embed_audio(built.eval(), batch))
 
 
@@ -229,7 +229,7 @@ def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(audio_case, m
 def test_an_audio_encoders_draws_come_from_seeded_generators_only(audio_case, make):
     """The one that it is given and torch's own, which training seeds for each step."""
     config, encoder = make(audio_case)
-    batch = noise(config, (1.0, 0.5))
+    batch = noise(config, (0.5,))
     assert torch.equal(embed_audio(encoder.train(), batch), embed_audio(encoder, batch))
 
 

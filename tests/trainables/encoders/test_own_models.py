@@ -40,6 +40,9 @@ from trainables.encoders.text import huggingface, transformer
 from trainables.encoders.text.huggingface import Config
 from trainables.networks import dual_encoder, load_network_module, validation
 from trainables.networks.validation import SENTENCES, require_working_encoders
+from trainables.records import checkpoint
+from trainables.training.embedding import embed_text as embed_sentences
+from trainables.training.train import Callbacks, TrainingStart, train
 
 CAPTIONS = [*SENTENCES, "rain", "a dog barks while rain falls on a car"]
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -525,3 +528,40 @@ def test_the_cost_of_a_folder_is_estimated_from_its_configuration(kind, tmp_path
 def test_a_model_without_a_size_is_not_estimated(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert huggingface.flops(Config(str(Path(tmp_path))), 10) is None
+
+
+# The commands.
+
+
+def test_pretraining_refuses_a_model_before_it_claims_the_trial(store, tmp_path, call_command):
+    """No cluster is started: the model is refused first, and a sweep that has no such trial isn't held up."""
+    folder = write_model(tmp_path / "my-gpt", "gpt2")
+    runs = tmp_path / "runs"
+    done = call_command(
+        "trainables/pretrain.py", "--corpus", "synthetic", "--store", store, "--runs", runs,
+        "--text", f"huggingface:{folder}",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "huggingface:my-gpt returned the same vector" in done.stderr
+    assert "huggingface:MODEL:last" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(runs.glob("trials/*"))
+
+
+def test_a_trial_with_a_folder_trains_and_its_model_loads_without_it(store, trial, tmp_path):
+    """In this process, as a Ray worker does it: a step, a checkpoint, and the same vectors afterwards."""
+    folder = write_sentence_model(tmp_path / "model", dense="safetensors")
+    trial = replace(
+        trial,
+        text=encoders.config_of_variant("text", f"huggingface:{folder}"),
+        schedule=replace(trial.schedule, epochs=1, warmup_epochs=0.1, final_epochs=0),
+        paraphrase_probability=0.0,
+    )
+    network = train(trial, str(store), Callbacks(lambda *_: None), TrainingStart(), torch.device("cpu"))
+    checkpoint.save_model(tmp_path / "trained", trial, network.text, checkpoint.copy_weights(network))
+    shutil.rmtree(folder)
+    restored = checkpoint.load_model(tmp_path / "trained")
+    assert (embed_sentences(restored, trial, CAPTIONS) == embed_sentences(network, trial, CAPTIONS)).all()
+    trained = network.text.state_dict()["layers.layers.0.linear.weight"]
+    torch.manual_seed(1)
+    assert not torch.equal(trained, torch.randn(24, 32) / 4)
