@@ -216,6 +216,7 @@ class HuggingFaceEncoder(nn.Module):
         self.layers = layers
         self.tokenizer = tokenizer
         self.tokenizer.truncation_side = "right"
+        self.tokenizer.chat_template = None  # captions are no chat, and it would be saved with each checkpoint
         self.width: int = layers.width
         limits = [config.max_tokens, count_positions(shape, model), layers.max_tokens, tokenizer.model_max_length]
         self.max_tokens = min(limit for limit in limits if limit)
