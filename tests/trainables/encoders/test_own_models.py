@@ -19,16 +19,24 @@ from transformers import (
     BartModel,
     BertConfig,
     BertModel,
+    FunnelConfig,
+    FunnelModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaModel,
+    LongformerConfig,
+    LongformerModel,
+    PegasusConfig,
+    PegasusModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
+    XLNetConfig,
+    XLNetModel,
 )
 
 from data.captions import normalise
@@ -62,6 +70,13 @@ KINDS = {
     "t5-encoder": lambda **more: T5EncoderModel(T5Config(**T5_SIZES, **VOCAB, **more)),
     "bart": lambda **more: BartModel(BartConfig(**SEQ2SEQ, **VOCAB, **more)),
 }
+WITH_UNUSED_WEIGHTS = {
+    "longformer": lambda: LongformerModel(
+        LongformerConfig(**SIZES, **{**VOCAB, "pad_token_id": 1}, attention_window=4)
+    ),
+    "pegasus": lambda: PegasusModel(PegasusConfig(**SEQ2SEQ, **VOCAB)),
+    "xlnet": lambda: XLNetModel(XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64, vocab_size=len(VOCABULARY))),
+}
 DECODER_ONLY = ("gpt2", "llama")
 
 
@@ -78,7 +93,7 @@ def write_tokenizer(folder, with_padding=True, with_ends=True, vocabulary=VOCABU
 
 def write_model(folder, kind, with_padding=True, tokenizer=True, **more):
     torch.manual_seed(0)
-    KINDS[kind](**more).save_pretrained(folder)
+    (KINDS | WITH_UNUSED_WEIGHTS)[kind](**more).save_pretrained(folder)
     if tokenizer:
         write_tokenizer(folder, with_padding, with_ends=kind not in DECODER_ONLY)
     return folder
@@ -124,9 +139,11 @@ def test_every_kind_of_model_embeds_each_caption_by_itself_and_is_restored(
 
 
 @pytest.mark.parametrize("kind", ["t5", "t5-encoder", "bart"])
-def test_of_an_encoder_decoder_model_the_encoder_is_used(kind, tmp_path):
+def test_of_an_encoder_decoder_model_the_encoder_is_used(kind, tmp_path, capsys):
     folder = write_model(tmp_path / kind, kind)
+    capsys.readouterr()
     encoder = build(Config(str(folder)))
+    assert "MISSING" not in capsys.readouterr().err
     reference = KINDS[kind]().from_pretrained(folder).eval().get_encoder()
     tokens = encoder.tokenize(CAPTIONS)
     with torch.no_grad():
@@ -199,6 +216,32 @@ def test_captions_are_cut_to_the_positions_of_the_model(kind, more, limit, tmp_p
     assert embed(encoder, [validation.LONG_SENTENCE]).isfinite().all()
 
 
+def test_a_model_whose_vectors_depend_on_padding_is_refused(tmp_path, check):
+    """Funnel pools over neighbouring tokens, padding included."""
+    shape = {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1]}
+    torch.manual_seed(0)
+    FunnelModel(FunnelConfig(**shape, vocab_size=len(VOCABULARY))).save_pretrained(tmp_path / "funnel")
+    write_tokenizer(tmp_path / "funnel")
+    with pytest.raises(UserError, match=r"huggingface:funnel returned another vector for 'a dog barks' in a batch"):
+        check(Config(str(tmp_path / "funnel")))
+
+
+@pytest.mark.parametrize("kind", ["longformer", "pegasus", "xlnet"])
+def test_weights_that_take_no_part_are_not_trained(kind, tmp_path, check):
+    """With several ranks, DDP would wait for their gradients. The same ones are left out when a model is restored."""
+    config = Config(str(write_model(tmp_path / kind, kind)))
+    check(config)
+    encoder = build(config).train()
+    encoder(encoder.tokenize(CAPTIONS)).square().sum().backward()
+    frozen = {name for name, one in encoder.named_parameters() if not one.requires_grad}
+    assert frozen
+    assert not [name for name, one in encoder.named_parameters() if one.requires_grad and one.grad is None]
+    (tmp_path / "saved").mkdir()
+    encoder.save_tokenizer(tmp_path / "saved")
+    restored = load_network_module(config).restore(config, tmp_path / "saved")
+    assert {name for name, one in restored.named_parameters() if not one.requires_grad} == frozen
+
+
 # What is refused.
 
 
@@ -263,6 +306,7 @@ class Wrapped(nn.Module):
         (lambda vectors: [vectors], "returned list"),
         (lambda vectors: vectors * float("nan"), "NaN or infinity"),
         (lambda vectors: vectors[:1].expand_as(vectors), "same vector"),
+        (lambda vectors: vectors - vectors.mean(dim=0), "another vector for .* in a batch than alone"),
     ],
 )
 def test_encoders_of_both_kinds_that_break_the_contract_are_refused(change, message, trial):

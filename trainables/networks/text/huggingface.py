@@ -3,9 +3,10 @@
 Shapes: B captions, L tokens, W width.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from data.errors import UserError
@@ -48,14 +50,15 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
         shape = AutoConfig.from_pretrained(location, **files)
         prepare_shape(shape, config.dropout)
         tokenizer = AutoTokenizer.from_pretrained(location, **files)
-        model, differences = AutoModel.from_pretrained(
-            location,
-            config=shape,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, together with other differences
-            **files,
-        )
+        with without_load_report():
+            model, differences = AutoModel.from_pretrained(
+                location,
+                config=shape,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, together with other differences
+                **files,
+            )
         body, width = get_text_body(model), get_width(shape)
         layers = load_layers(modules, find_file, width) if modules else plain_layers(config.pooling, width)
         require_pooling(config, layers)
@@ -76,6 +79,7 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     )
     encoder = HuggingFaceEncoder(config, shape, body, tokenizer, layers)
     published.require_finite_weights(encoder, location)
+    freeze_unused_weights(encoder)
     return encoder
 
 
@@ -87,7 +91,35 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
     shape.use_cache = False
     layers = restore_layers(folder, config.pooling, get_width(shape))
     body = get_text_body(AutoModel.from_config(shape, dtype=torch.float32))
-    return HuggingFaceEncoder(config, shape, body, AutoTokenizer.from_pretrained(folder), layers)
+    encoder = HuggingFaceEncoder(config, shape, body, AutoTokenizer.from_pretrained(folder), layers)
+    freeze_unused_weights(encoder)
+    return encoder
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Don't log transformers' report of missing and unexpected weights, which lists those of unused parts, too."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
+    """Disable the gradients of weights that take no part in embedding a caption, such as Longformer's for global
+    attention, since DDP waits for a gradient of each parameter. The variants have none.
+    """
+    if encoder.config.model in huggingface.SIZES or torch.is_inference_mode_enabled():
+        return
+    was_training = encoder.training
+    with torch.enable_grad():
+        encoder.eval()(encoder.tokenize(["a dog barks while rain falls"])).sum().backward()
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+    encoder.zero_grad()
+    encoder.train(was_training)
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
@@ -117,11 +149,15 @@ def require_pooling(config: Config, layers: SentenceLayers) -> None:
 
 
 def prepare_shape(shape: Any, dropout: float) -> None:
-    """Set the dropout rates in a transformers config `shape`, and disable the cache of keys and values, which only
-    generating text uses and which a second forward pass of activation checkpointing would fill twice.
+    """Set the dropout rates in a transformers config `shape`, and disable what training can't have: the cache of keys
+    and values, which a second forward pass of activation checkpointing would fill twice, and LayerDrop, since DDP waits
+    for a gradient of each parameter in each step.
     """
     set_dropout(shape, dropout)
     shape.use_cache = False
+    for name in shape.to_dict():
+        if name.endswith("layerdrop"):
+            setattr(shape, name, 0.0)
 
 
 def get_width(shape: Any) -> int:
@@ -136,9 +172,10 @@ def get_width(shape: Any) -> int:
 
 def get_text_body(model: Any) -> Any:
     """Return the part of a model that embeds text: the encoder of an encoder-decoder model, otherwise the model."""
-    if getattr(model, "encoder", None) is not None and getattr(model, "decoder", None) is not None:
-        return model.get_encoder()
-    return model
+    if getattr(model, "encoder", None) is None or getattr(model, "decoder", None) is None:
+        return model
+    encoder = model.get_encoder()
+    return encoder if hasattr(encoder, "get_input_embeddings") else model  # as in Funnel, whose decoder is needed
 
 
 def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
@@ -151,8 +188,8 @@ def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
             f"{location} holds no tokenizer, so that every word would be unknown: put the tokenizer's files there "
             "(tokenizer.json, or vocab.txt), as save_pretrained of the model's tokenizer writes them"
         )
-    num_vectors = body.get_input_embeddings().num_embeddings
-    if (num_tokens := max(tokenizer.convert_tokens_to_ids(list(words))) + 1) > num_vectors:
+    num_vectors = getattr(body.get_input_embeddings(), "num_embeddings", None)
+    if num_vectors and (num_tokens := max(tokenizer.convert_tokens_to_ids(list(words))) + 1) > num_vectors:
         raise UserError(
             f"{location}: the tokenizer has {num_tokens} tokens, but the model has vectors for {num_vectors}: replace "
             "the tokenizer's files by those of this model"
