@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -609,3 +610,19 @@ def test_a_trial_with_a_folder_trains_and_its_model_loads_without_it(store, tria
     trained = network.text.state_dict()["layers.layers.0.linear.weight"]
     torch.manual_seed(1)
     assert not torch.equal(trained, torch.randn(24, 32) / 4)
+
+
+def test_a_model_of_the_hub_is_loaded_with_its_layers(tmp_path, monkeypatch):
+    """From the hub's local cache, which is where a download ends; a model without a modules.json is loaded, too."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "a" * 40
+    for name, width in (("sentences", 24), ("plain", 32)):
+        snapshot = tmp_path / f"models--org--{name}" / "snapshots" / commit
+        if name == "plain":
+            write_model(snapshot, "bert")
+        else:
+            write_sentence_model(snapshot, body="0_Transformer", dense="safetensors")
+        encoder = build(encoders.config_of_variant("text", f"huggingface:org/{name}@{commit}"))
+        assert encoder.width == width
+        torch.testing.assert_close(embed(encoder, CAPTIONS), embed(build(Config(str(snapshot))), CAPTIONS))
