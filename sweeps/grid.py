@@ -29,7 +29,7 @@ from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
 from sweeps.display.results import print_line, show_results
 from sweeps.planning.retraining import FirstStage, Retraining, build_retrained_ensemble, plan_retrainings
-from sweeps.planning.stages import Stages, find_parents, group_by_stage, require_buildable_encoders
+from sweeps.planning.stages import Stages, find_parents, group_by_stage
 from sweeps.spaces import Space, check_trials, find_space, list_spaces, with_seeds
 from trainables.execution.resources import (
     Allocation,
@@ -199,7 +199,9 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
         print_line(estimate.describe_estimate(stages, finished, store))
         return [], 0
 
-    require_buildable_encoders(unfinished.values(), weights)
+    from trainables.networks.validation import require_working_encoders
+
+    require_working_encoders(unfinished.values(), weights)
     resources = options.allocate_by_stage(nodes, max((len(stage) for stage in stages), default=1))
     print_line(f"Sweep {options.name}: {plan.title}")
     print_line(

@@ -43,6 +43,12 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 CLUSTER_TESTS = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("contract of encoders")
+    group.addoption("--encoder", metavar="FILE", help="encoder that test_contract.py checks: its file (default: all)")
+    group.addoption("--weights", metavar="DIR", help="published weights of that encoder")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Run files and tests that are named in this process, and folders of them in two to four."""

@@ -12,24 +12,63 @@ import soundfile
 
 ROOT = Path(__file__).parents[1]
 
-ENCODER = """
-import tempfile
+CONTRACT = "tests/trainables/encoders/test_contract.py"
+RUN_CONTRACT = f"""
+import subprocess, sys
+def check(*words):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", {CONTRACT!r}, "--encoder", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+"""
+
+ENCODER = (
+    RUN_CONTRACT
+    + """
+check("trainables/encoders/text/bag.py")
+"""
+)
+
+AUDIO_ENCODER = (
+    RUN_CONTRACT
+    + """
 from pathlib import Path
+import numpy as np
 import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from data.loading.batch import Batch
 from trainables import encoders
 from trainables.networks import load_network_module
-config = encoders.config_of_variant("text", "bag:small")
-network = load_network_module(config)
-captions = ["a dog barks", "rain", "rain falls on a roof"]
-encoder = network.build(config, captions).eval()
-together = encoder(encoder.tokenize(captions))
-assert together.shape == (3, encoder.width)
-for caption, vector in zip(captions, together):
-    torch.testing.assert_close(encoder(encoder.tokenize([caption]))[0], vector)
-restored = network.restore(config, Path(tempfile.mkdtemp()))
-restored.load_state_dict(encoder.state_dict())
-torch.testing.assert_close(restored(restored.tokenize(captions)), together)
+from trainables.networks.dual_encoder import embed_segments
+weights = Path(sys.argv[2])
+torch.manual_seed(0)
+shape = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 128,
+         "decoder_layers": 1, "decoder_attention_heads": 2, "vocab_size": 20, "pad_token_id": 0}
+with open("trainables/encoders/audio/whisper.py", "a") as file:  # a smaller variant, for speed
+    file.write('VARIANTS = {"tiny": Config("whisper-tiny", width=32, layers=1, heads=2)}\\n')
+published = WhisperForConditionalGeneration(WhisperConfig(**shape)).eval()
+published.save_pretrained(weights / "whisper-tiny")
+check("trainables/encoders/audio/whisper.py", "--weights", str(weights))
+
+# A recording of 12 s, at 16 kHz: the library's encoder gives 1500 outputs, of which 600 are the recording's.
+config = encoders.config_of_variant("audio", "whisper:tiny")
+network = load_network_module(config).build(config, weights).eval()
+samples = np.random.default_rng(0).normal(scale=0.1, size=(1, 12 * 16_000)).astype(np.float32)
+features = WhisperFeatureExtractor()(samples[0], sampling_rate=16_000, return_tensors="pt").input_features
+padded = torch.zeros(1, 30 * 16_000)
+padded[:, : samples.shape[1]] = torch.from_numpy(samples)
+with torch.no_grad():
+    states = published.get_encoder()(features).last_hidden_state[0]
+    network.compute_log_mel = lambda segments, compute=network.compute_log_mel: features
+    batch = Batch.without_captions(torch.zeros(1, 30 * 32_000), [1], [0], torch.tensor([12 * 32_000]))
+    vector = embed_segments(network, batch, torch.Generator())[0]
+torch.testing.assert_close(vector, states[:600].mean(dim=0), rtol=0, atol=1e-5)
+assert not torch.allclose(vector, states.mean(dim=0), rtol=0, atol=1e-3)
+del network.compute_log_mel
+import trainables.networks.audio.whisper as module
+module.resample = lambda samples, *rates: samples
+torch.testing.assert_close(network.compute_log_mel(padded), features, rtol=0, atol=1e-4)
 """
+)
 
 CORPUS = """
 import sys
@@ -76,7 +115,13 @@ assert list(check(text.getvalue().replace("bell", "horn").encode(), "Doe_EX_task
 assert challenge.output_name("Doe_EX", 1) == "task8/Doe_EX_task8_1/Doe_EX_task8_1.output.csv"
 """
 
-CHECKS = {"add_encoder": ENCODER, "add_corpus": CORPUS, "add_metric": METRIC, "add_challenge": CHALLENGE}
+CHECKS = {
+    "add_encoder": ENCODER,
+    "add_audio_encoder": AUDIO_ENCODER,
+    "add_corpus": CORPUS,
+    "add_metric": METRIC,
+    "add_challenge": CHALLENGE,
+}
 
 
 def test_every_example_is_checked():
@@ -88,6 +133,9 @@ def test_an_example_applies_and_works(example, tmp_path):
     """As a process: the changed packages have the names of those that this process has imported."""
     for package in ("data", "trainables", "sweeps", "ensemble"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("tests/conftest.py", "tests/trainables/conftest.py", CONTRACT, "pyproject.toml"):
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / part, tmp_path / part)
     diff = ROOT / "docs/examples" / f"{example}.diff"
     subprocess.run(["git", "apply", "--unsafe-paths", f"--directory={tmp_path}", diff], cwd=tmp_path, check=True)
     source = tmp_path / "source"

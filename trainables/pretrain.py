@@ -61,7 +61,8 @@ class TrialOptions:
     recipe: str = option(f"training settings: {', '.join(recipes.list_recipes())}", "small")
     audio: str = option(f"audio encoder as family:variant; families: {', '.join(list_families('audio'))}", "cnn:small5")
     text: str = option(
-        f"text encoder as family:variant; families: {', '.join(list_families('text'))}", "transformer:small"
+        f"text encoder as family:variant or huggingface:FOLDER; families: {', '.join(list_families('text'))}",
+        "transformer:small",
     )
     epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=parse_positive_int)
     peak_rate: float | None = option("peak learning rate", None)
@@ -178,6 +179,9 @@ def run(options: Options) -> int:
         logger.info("%s has already finished.", trial.name)
         print_result(ledger.load_best_metrics(finished_run), signature)
         return 0
+    from trainables.networks.validation import require_working_encoders
+
+    require_working_encoders([trial], weights)
     lease = leases.acquire(runs, signature)
     if isinstance(lease, Holder):
         raise UserError(f"{trial.name} is being trained by {lease}: wait until it ends, or stop it")

@@ -8,7 +8,7 @@ import torch
 
 from data.decoding.audio import decode_file
 from data.errors import UserError
-from data.loading.batch import Batch, fill_segments
+from data.loading.batch import Batch, count_samples_by_segment, fill_segments
 from data.schema import SAMPLE_RATE_HZ, Samples
 from data.sources.audio_files import FileProblems
 from data.store.stored_split import StoredSplit
@@ -27,7 +27,7 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
         segments = torch.empty(sum(sizes), segment_samples)
         for clip, count, part in zip(clips, counts, segments.split(sizes), strict=True):
             fill_segments(split, clip, 0, count, part.numpy())
-        yield Batch.without_captions(segments, sizes, clips)
+        yield Batch.without_captions(segments, sizes, clips, count_samples_by_segment(counts, sizes, segment_samples))
 
 
 def load_files(
@@ -41,7 +41,7 @@ def load_files(
     """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):
-        clips, parts = [], []
+        clips, parts, counts = [], [], []
         for clip in range(first, min(first + batch_size, len(paths))):
             try:
                 samples, warnings = decode_start(paths[clip], longest_samples)
@@ -55,8 +55,12 @@ def load_files(
             part.view(-1)[:num_samples] = torch.from_numpy(samples[:num_samples])
             clips.append(clip)
             parts.append(part)
+            counts.append(len(samples))
         if clips:
-            yield Batch.without_captions(torch.cat(parts), [len(part) for part in parts], clips)
+            sizes = [len(part) for part in parts]
+            yield Batch.without_captions(
+                torch.cat(parts), sizes, clips, count_samples_by_segment(counts, sizes, segment_samples)
+            )
 
 
 def decode_start(path: Path, longest_samples: int) -> tuple[Samples, list[str]]:

@@ -82,8 +82,8 @@ def load_in_processes(
         if buffer is None:
             yield packed
             continue
-        sizes, mask_draws, clips = map(torch.from_numpy, packed[:3])
-        yield Batch(buffers.tensor(buffer, int(sizes.sum())), sizes, mask_draws, packed[3], clips)
+        sizes, mask_draws, clips, num_samples = map(torch.from_numpy, packed[:4])
+        yield Batch(buffers.tensor(buffer, int(sizes.sum())), sizes, mask_draws, packed[4], clips, num_samples)
 
 
 class _BatchRequests(Dataset[Any]):
@@ -100,7 +100,8 @@ class _BatchRequests(Dataset[Any]):
         if buffer is None:
             return None, self.pairs.decode(keys)
         batch = self.pairs.decode(keys, lambda number: torch.from_numpy(self.buffers.array(buffer, number)))
-        arrays = (tensor.numpy() for tensor in (batch.segments_per_clip, batch.mask_draws, batch.clips))
+        tensors = (batch.segments_per_clip, batch.mask_draws, batch.clips, batch.count_samples())
+        arrays = (tensor.numpy() for tensor in tensors)
         return buffer, (*arrays, batch.captions)
 
 

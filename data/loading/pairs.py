@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from data.captions import choose_wording, hash_caption, normalise
 from data.errors import UserError
 from data.leakage.exclusions import select_pairs
-from data.loading.batch import NUM_MASK_DRAWS, Batch, fill_segments
+from data.loading.batch import NUM_MASK_DRAWS, Batch, count_samples_by_segment, fill_segments
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import StoredSplit
 from data.waveform import compute_crop_start, count_segments
@@ -155,6 +155,7 @@ class ClipCaptionDataset(Dataset[Batch]):
             mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
             captions=captions,
             clips=torch.from_numpy(self.first_clip[splits] + clips),
+            num_samples=count_samples_by_segment(counts, sizes, self.segment_samples),
         )
 
     def choose_caption(self, pair: int, swap_draw: float, variant_draw: float) -> str:

@@ -4,6 +4,9 @@ The families are in `audio/` and `text/`. Each has a frozen `Config`, `VARIANTS:
 `weights_fingerprint(config, weights)`, which identifies the initial weights; `weights` is a directory of published
 checkpoints, or None to download them. `trainables.networks` builds the networks. In a space and on a command line, an
 encoder is given as 'family:variant'; a trial contains the full Config.
+
+A family that accepts names besides its variants, such as a folder, has functions `parse_name(name)`, which returns the
+Config or raises UserError, and `format_name(config)`, which returns the name that is shown for it.
 """
 
 import dataclasses
@@ -45,23 +48,28 @@ def family_name(config: Any) -> str:
 
 
 def config_of_variant(kind: Kind, name: str) -> Any:
-    """Return the encoder's Config for a name 'family:variant', such as 'passt:N'. Raises UserError, which lists the
-    known names, for an unknown one.
+    """Return the encoder's Config for a name 'family:variant', such as 'passt:N' or 'huggingface:FOLDER'. Raises
+    UserError, which lists the known names, for an unknown one.
     """
     stem, _, variant = name.partition(":")
-    variants: dict[str, Any] = load_family(kind, stem).VARIANTS
+    family = load_family(kind, stem)
+    variants: dict[str, Any] = family.VARIANTS
     if variant not in variants:
+        if variant and hasattr(family, "parse_name"):
+            return family.parse_name(variant)
         known = [f"{stem}:{known_variant}" for known_variant in variants]
         raise unknown_name_error(f"{kind} encoder", name, known)
     return variants[variant]
 
 
 def format_label(config: Any) -> str:
-    """Return the name 'family:variant' of an encoder's Config, or 'family:custom' if it isn't one of its family's
-    variants.
+    """Return the name 'family:variant' of an encoder's Config. If it isn't one of its family's variants, the name is
+    'family:NAME', where the family names such a Config ('huggingface:my-model'), and 'family:custom' otherwise.
     """
-    variants: dict[str, Any] = module_of_config(config).VARIANTS
-    named = next((name for name, variant in variants.items() if variant == config), "custom")
+    family = module_of_config(config)
+    named = next((name for name, variant in family.VARIANTS.items() if variant == config), None)
+    if named is None:
+        named = family.format_name(config) if hasattr(family, "format_name") else "custom"
     return f"{family_name(config)}:{named}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import pickle
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -95,21 +95,46 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
     """Load the weights in a published checkpoint into a network, except for those whose names are in `unused`.
 
-    Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's.
+    Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's,
+    or if a weight isn't finite.
     """
-    published = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
+    weights = {name: tensor for name, tensor in read_state_dict(path).items() if name not in unused}
+    load_weights(network, weights, path)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Load weights by name into a network, in place. Raises UserError, which begins with `source`, if names or shapes
+    differ from the network's, or if a weight isn't finite.
+    """
     expected = network.state_dict()
     require_matching_weights(
-        path,
-        missing=[name for name in expected if name not in published],
-        unexpected=[name for name in published if name not in expected],
+        source,
+        missing=[name for name in expected if name not in weights],
+        unexpected=[name for name in weights if name not in expected],
         misshapen=[
-            f"{name} {list(published[name].shape)} instead of {list(tensor.shape)}"
+            f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in published and published[name].shape != tensor.shape
+            if name in weights and weights[name].shape != tensor.shape
         ],
     )
-    network.load_state_dict(published)
+    network.load_state_dict(weights)
+    require_finite_weights(network, source)
+
+
+def require_finite_weights(network: nn.Module, source: Path | str) -> None:
+    """Raise UserError, which begins with `source` and lists the first names, if weights of a network contain NaN or
+    infinity.
+    """
+    names = [
+        name
+        for name, tensor in network.state_dict().items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if names:
+        raise UserError(
+            f"{source} has weights that aren't finite, {len(names)} tensors with NaN or infinity "
+            f"({format_names(names)}): its training has diverged or the file is damaged; use another checkpoint"
+        )
 
 
 def require_matching_weights(

@@ -71,7 +71,7 @@ class DualEncoder(nn.Module):
         normalised.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
-            features_SW = self.audio(batch.segments, batch.mask_draws, generator)
+            features_SW = embed_segments(self.audio, batch, generator)
         counts_B = batch.segments_per_clip
         clip_S = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
         member_BS = (clip_S == torch.arange(len(counts_B), device=counts_B.device)[:, None]).to(features_SW.dtype)
@@ -89,6 +89,15 @@ class DualEncoder(nn.Module):
         since DDP needs all parameters to be used in one forward pass.
         """
         return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
+
+
+def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Return the encoder's outputs [S, W] for the segments of a batch. An encoder that `reads_num_samples` gets the
+    number of samples of each segment, too.
+    """
+    if getattr(audio, "reads_num_samples", False):
+        return audio(batch.segments, batch.mask_draws, generator, num_samples_S=batch.count_samples())
+    return audio(batch.segments, batch.mask_draws, generator)
 
 
 def checkpoint_activations(model: DualEncoder) -> None:

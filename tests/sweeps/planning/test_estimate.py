@@ -93,7 +93,7 @@ def test_what_is_excluded_costs_nothing(trial, tmp_path):
 def test_an_encoder_of_unknown_size_is_counted_as_a_known_one_and_named(store, trial):
     unknown = replace(trial, text=huggingface.Config("some/model"))
     assert estimate_seconds(unknown, store) == estimate_seconds(trial, store)
-    assert "The size of huggingface:custom is unknown: it is counted as huggingface:bert-base" in describe_estimate(
+    assert "The size of huggingface:some/model is unknown: it is counted as huggingface:bert-base" in describe_estimate(
         [{"a": unknown}], set(), store
     )
     assert "isn't known" not in describe_estimate([{"a": trial}], set(), store)

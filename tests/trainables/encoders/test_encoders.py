@@ -1,6 +1,5 @@
-"""What every encoder promises, whoever adds it; then what the text encoders promise besides."""
+"""What the built-in encoders promise beyond the contract of encoders, which test_contract.py checks."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,8 +17,8 @@ from data.errors import UserError
 from data.loading.batch import NUM_MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
-from trainables.encoders.audio import AudioConfig, cnn
-from trainables.encoders.text import TextConfig, huggingface, transformer
+from trainables.encoders.audio import cnn
+from trainables.encoders.text import huggingface, transformer
 from trainables.networks import load_network_module
 
 CAPTIONS = [
@@ -30,18 +29,6 @@ CAPTIONS = [
 ]
 
 FAMILIES = [(kind, name) for kind in ("audio", "text") for name in encoders.list_families(kind)]
-VARIANTS = [
-    (kind, f"{name}:{variant}") for kind, name in FAMILIES for variant in encoders.load_family(kind, name).VARIANTS
-]
-
-
-def from_scratch(config: Any) -> bool:
-    """Whether training starts from random weights: a Config names published ones as `pretrained` or `model`."""
-    return not getattr(config, "pretrained", False) and not hasattr(config, "model")
-
-
-def from_scratch_variants(wanted: str) -> list[str]:
-    return [name for kind, name in VARIANTS if kind == wanted and from_scratch(encoders.config_of_variant(kind, name))]
 
 
 def test_the_families_are_found_by_their_files():
@@ -54,50 +41,7 @@ def test_the_families_are_found_by_their_files():
     } <= set(FAMILIES)
 
 
-@pytest.mark.parametrize(("kind", "name"), FAMILIES)
-def test_a_family_has_all_that_training_asks_for(kind, name):
-    module = encoders.load_family(kind, name)
-    assert module.VARIANTS
-    assert all(type(variant) is module.Config for variant in module.VARIANTS.values())
-    protocol = {"audio": AudioConfig, "text": TextConfig}[kind]
-    assert all(isinstance(variant, protocol) for variant in module.VARIANTS.values())
-    assert all(callable(getattr(module, function)) for function in ("weights_fingerprint", "flops"))
-    network = load_network_module(next(iter(module.VARIANTS.values())))
-    assert all(callable(getattr(network, function)) for function in ("build", "restore"))
-
-
-@pytest.mark.parametrize(("kind", "name"), VARIANTS)
-def test_a_config_survives_json(kind, name):
-    config = encoders.config_of_variant(kind, name)
-    assert encoders.from_json(kind, json.loads(json.dumps(encoders.to_json(config)))) == config
-    assert encoders.format_label(config) == name
-
-
-@pytest.mark.parametrize("name", from_scratch_variants("audio"))
-def test_an_audio_encoder_embeds_each_segment_by_itself(name):
-    config = encoders.config_of_variant("audio", name)
-    encoder = initial(config).eval()
-    samples = round(config.segment_s * SAMPLE_RATE_HZ)
-    segments = 0.1 * torch.randn(3, samples, generator=torch.Generator().manual_seed(0))
-    together = embed_audio(encoder, segments)
-    assert together.shape == (3, encoder.width)
-    assert encoders.module_of_config(config).weights_fingerprint(config) == "random"
-    torch.testing.assert_close(
-        torch.cat([embed_audio(encoder, one[None]) for one in segments]), together, rtol=0, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("name", from_scratch_variants("audio"))
-def test_a_restored_audio_encoder_takes_the_weights_of_a_built_one(name):
-    config = encoders.config_of_variant("audio", name)
-    built = initial(config).eval()
-    restored = load_network_module(config).restore(config).eval()
-    restored.load_state_dict(built.state_dict())
-    segments = torch.rand(1, round(config.segment_s * SAMPLE_RATE_HZ), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(embed_audio(restored, segments), embed_audio(built, segments))
-
-
-@pytest.mark.parametrize("name", from_scratch_variants("audio"))
+@pytest.mark.parametrize("name", ["cnn:small", "cnn:small5", "passt:tiny", "passt:tiny5"])
 def test_in_training_an_audio_encoder_draws_from_the_generator_it_is_given(name):
     config = encoders.config_of_variant("audio", name)
     encoder = initial(config).train()
@@ -108,19 +52,6 @@ def test_in_training_an_audio_encoder_draws_from_the_generator_it_is_given(name)
     first, again, other = (embed_audio(encoder, segments, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-
-
-def held_by_blocks(encoder: Any) -> float:
-    """The share of the encoder's weights that its blocks hold, embeddings of tokens and positions aside."""
-    tables = {id(module.weight) for module in encoder.modules() if isinstance(module, nn.Embedding)}
-    count = {id(one): one.numel() for one in encoder.parameters() if id(one) not in tables}
-    held = {id(one) for block in encoder.blocks for one in block.parameters()}
-    return sum(count[one] for one in held & count.keys()) / sum(count.values())
-
-
-@pytest.mark.parametrize("name", from_scratch_variants("audio"))
-def test_an_audio_encoders_blocks_hold_most_of_its_weights(name):
-    assert held_by_blocks(initial(encoders.config_of_variant("audio", name))) > 0.8
 
 
 def initial(config: Any, captions: list[str] | None = None) -> Any:
@@ -147,7 +78,6 @@ def check_text_encoder(config: Any, folder: Path) -> None:
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-5)
     assert torch.cdist(together, together).fill_diagonal_(1).min() > 1e-4
 
-    assert held_by_blocks(encoder) > 0.8
     folder.mkdir()
     encoder.save_tokenizer(folder)
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".txt"}
@@ -160,22 +90,15 @@ def check_text_encoder(config: Any, folder: Path) -> None:
     assert not [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
 
 
-@pytest.mark.parametrize("name", from_scratch_variants("text"))
-def test_a_text_encoder_embeds_each_caption_by_itself_and_can_be_restored(name, tmp_path):
-    config = encoders.config_of_variant("text", name)
-    check_text_encoder(config, tmp_path / "saved")
-    assert encoders.module_of_config(config).weights_fingerprint(config) == "random"
-
-
 # What is unknown.
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "known"),
     [
-        ("audio", "vggish:small", "cnn, cnn14, passt"),
-        ("audio", "", "cnn, cnn14, passt"),
-        ("text", "passt:N", "huggingface, transformer"),
+        ("audio", "vggish:small", "cnn,.* cnn14,.* passt"),
+        ("audio", "", "cnn,.* cnn14,.* passt"),
+        ("text", "passt:N", "huggingface,.* transformer"),
         ("audio", "cnn:enormous", "cnn:small"),
         ("audio", "passt", "passt:N, passt:S, passt:S15, passt:tiny"),
         ("text", "huggingface:gpt", "huggingface:bert-base, huggingface:bert-large"),
@@ -196,7 +119,7 @@ def test_a_config_that_is_no_variant_is_labelled_custom():
         ({"colour": "red"}, "colour"),
         ({"dropout": "much"}, "dropout"),
         ({"front_end": {"num_mels": 64, "bins": 3}}, "bins"),
-        ({"family": "vggish"}, "known: cnn, cnn14, passt"),
+        ({"family": "vggish"}, "known: .*cnn14,.* passt"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )
@@ -222,7 +145,7 @@ def test_a_missing_setting_is_refused():
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),
         (huggingface.VARIANTS["bert-base"], {"dropout": 1.0}, "dropout is 1.0"),
         (huggingface.VARIANTS["bert-base"], {"max_tokens": 2}, "max_tokens is 2"),
-        (huggingface.VARIANTS["bert-base"], {"pooling": "last"}, "pooling is 'last'"),
+        (huggingface.VARIANTS["bert-base"], {"pooling": "median"}, "pooling is 'median'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(config, setting, message):

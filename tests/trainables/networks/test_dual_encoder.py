@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from data.loading.batch import NUM_MASK_DRAWS, Batch
+from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders.audio import cnn14, passt
 from trainables.encoders.text import huggingface
 from trainables.networks import dual_encoder
@@ -150,3 +151,43 @@ def test_compiled_blocks_compute_the_same(trial, tmp_path, write_text_model):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(outputs(network.eval(), trial), evaluated, rtol=0, atol=1e-5)
+
+
+# Padding.
+
+
+class MeanSquare(nn.Module):
+    """An audio encoder that needs to know where a recording ends: the mean square of its own samples."""
+
+    reads_num_samples = True
+    width = 1
+
+    def forward(self, segments_SN, mask_draws, generator, num_samples_S):
+        return segments_SN.square().sum(dim=1, keepdim=True) / num_samples_S[:, None]
+
+
+def test_an_encoder_that_reads_the_number_of_samples_gets_each_segments(trial):
+    """Also in parts of a batch, as with micro-batches."""
+    network = dual_encoder.DualEncoder(MeanSquare(), dual_encoder.build(trial, CAPTIONS).text, 4, 0.1)
+    segments = torch.zeros(3, 10)
+    segments[0], segments[1, :4], segments[2, :7] = 1.0, 2.0, 3.0
+    batch = Batch.without_captions(segments, [2, 1], [0, 1], torch.tensor([10, 4, 7]))
+    for part in (batch, batch.to(torch.device("cpu"))):
+        features = dual_encoder.embed_segments(network.audio, part, torch.Generator())
+        assert features.tolist() == [[1.0], [4.0], [9.0]]
+    (first, second) = batch.split(1)
+    whole = network.embed_audio(batch, torch.Generator())
+    parts = torch.cat([network.embed_audio(part, torch.Generator()) for part in (first, second)])
+    torch.testing.assert_close(parts, whole)
+
+
+def test_built_in_encoders_do_not_depend_on_the_number_of_samples(any_trial):
+    network = dual_encoder.build(any_trial, CAPTIONS).eval()
+    segments = torch.randn(2, round(any_trial.audio.segment_s * SAMPLE_RATE_HZ))
+    segments[1, 100:] = 0
+    with torch.no_grad():
+        first, second = (
+            network.embed_audio(Batch.without_captions(segments, [1, 1], [0, 1], counts), torch.Generator())
+            for counts in (None, torch.tensor([segments.shape[1], 100]))
+        )
+    assert torch.equal(first, second)

@@ -51,9 +51,14 @@ class AudioEncoder(Protocol):
         them.
         """
 
-    def __call__(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator, **optional: Tensor
+    ) -> Tensor:
         """Return the embeddings [S, width] of S segments of N samples.
 
         `mask_draws` [S, data.loading.batch.NUM_MASK_DRAWS] are uniform numbers for SpecAugment; `generator` draws
         the jitter and the dropped patches that a global batch shares. Both are used in training only.
+
+        An encoder with the attribute `reads_num_samples = True` has a further parameter `num_samples_S` [S], int64:
+        the first samples of a segment, 1 to N, are the recording's, and zeros fill the rest.
         """

@@ -1,24 +1,33 @@
-"""Text encoders from the Hugging Face hub or a local directory: BERT, RoBERTa and similar models.
+"""Text encoders from the Hugging Face hub or a local directory: encoders such as BERT, decoder-only models such as
+GPT-2, the encoders of encoder-decoder models such as T5, and models of sentence-transformers.
 
-A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2), or the mean over its
-tokens, as sentence-transformers' models were trained.
+A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2), the mean over its
+tokens, or the output for the last token, which is the only one that depends on the whole sentence in a decoder-only
+model. A model of sentence-transformers, which has a modules.json, defines its own pooling and further layers.
 """
 
 import functools
-import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from data.errors import UserError
-from trainables.encoders import operations, published
+from data.errors import UserError, unknown_name_error
+from trainables.encoders import model_files, operations
 
-Pooling = Literal["first", "mean"]
+Pooling = Literal["first", "mean", "last"]
+
+HUB_NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
+"""Name of a model on the hub on a command line: ORGANISATION/MODEL, or ORGANISATION/MODEL@REVISION."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Configuration of a text encoder. `model` is the id of a model on the Hugging Face hub, or a local directory."""
+    """Configuration of a text encoder. `model` is the id of a model on the Hugging Face hub, or a local directory.
+
+    If the model has a modules.json, that defines the pooling and further layers; a `pooling` other than the default
+    must then be the same.
+    """
 
     model: str
     revision: str | None = None  # a commit of the hub; None: the newest commit when the trial's signature is computed
@@ -34,7 +43,7 @@ class Config:
                 f"max_tokens is {self.max_tokens}: at least 3 are needed, since two mark the ends of a sentence"
             )
         if self.pooling not in get_args(Pooling):
-            raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
+            raise UserError(f"pooling is {self.pooling!r}: it must be {', '.join(get_args(Pooling))}")
 
     @property
     def is_published(self) -> bool:
@@ -50,6 +59,8 @@ VARIANTS = {
     "all-mpnet-base-v2": Config("sentence-transformers/all-mpnet-base-v2", pooling="mean"),
 }
 
+PLAIN_MODELS = {config.model for config in VARIANTS.values() if config.pooling == "first"}
+"""Models of the hub that have no modules.json, so that none is looked up."""
 
 BASE, LARGE = (12, 768), (24, 1024)
 SIZES = {
@@ -64,9 +75,62 @@ SIZES = {
 """
 
 
+LOADING_VERSION = "2:"
+"""Version of the code that loads models outside of `SIZES`, part of their fingerprint. Change it with a change that
+gives such a model another vector.
+"""
+
+
+def parse_name(name: str) -> Config:
+    """Return the Config of a model that isn't one of VARIANTS: 'FOLDER' or 'ORGANISATION/MODEL', the latter optionally
+    with '@REVISION', and either with ':POOLING'.
+
+    The path of a folder is made absolute. Raises UserError, which says what is possible, for any other name.
+    """
+    location, _, pooling = name.rpartition(":")
+    if pooling not in get_args(Pooling):
+        location, pooling = name, "first"
+    folder = Path(location).expanduser()
+    if folder.is_dir() and location:
+        model_files.require_model_folder(folder)
+        return Config(str(folder.resolve()), pooling=pooling)  # type: ignore[arg-type]  # checked above
+    if location.startswith(("/", ".", "~")):
+        problem = "isn't a folder" if folder.exists() else "doesn't exist"
+        raise UserError(f"text encoder huggingface:{location}: {folder} {problem}: give the folder of a model")
+    if match := HUB_NAME.fullmatch(location):
+        return Config(match["model"], match["revision"], pooling=pooling)  # type: ignore[arg-type]  # checked above
+    known = [f"huggingface:{variant}" for variant in VARIANTS]
+    raise unknown_name_error(
+        "text encoder", f"huggingface:{name}", [*known, "huggingface:FOLDER", "huggingface:ORGANISATION/MODEL"]
+    )
+
+
+def format_name(config: Config) -> str:
+    """Return the name to show for a Config that isn't one of VARIANTS: the folder's name or the model's id on the hub,
+    with the revision and the pooling unless they are the defaults.
+
+    A folder that is called like a variant is shown with the folder that it is in.
+    """
+    path = Path(config.model)
+    is_folder = path.is_absolute() or path.is_dir()
+    name = path.name if is_folder else config.model
+    if is_folder and name in VARIANTS:
+        name = f"{path.resolve().parent.name}/{name}"
+    revision = f"@{config.revision}" if config.revision else ""
+    pooling = "" if config.pooling == "first" or config.model in SIZES else f":{config.pooling}"
+    return f"{name}{revision}{pooling}"
+
+
+def may_define_layers(config: Config) -> bool:
+    """Return whether the layers of a modules.json are used if the model has one. VARIANTS are loaded without: the
+    layers of all-mpnet-base-v2 are its mean and a normalisation, which the baseline doesn't have.
+    """
+    return config.model not in SIZES or (config.pooling == "first" and config.model not in PLAIN_MODELS)
+
+
 def flops(config: Config, num_tokens: float) -> float | None:
     """Return the number of floating-point operations of the forward pass of a caption of `num_tokens` tokens; None for
-    a model on the hub whose size isn't in `SIZES`.
+    a model on the hub whose size isn't in `SIZES`, and for a directory whose config.json doesn't give its size.
 
     Raises UserError for a directory whose config.json can't be read.
     """
@@ -75,24 +139,24 @@ def flops(config: Config, num_tokens: float) -> float | None:
         from transformers import AutoConfig
 
         try:
-            shape = AutoConfig.from_pretrained(config.model)
+            shape = AutoConfig.from_pretrained(model_files.find_body(Path(config.model)))
         except Exception as error:  # truncated files raise any error of the JSON parser
             raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
-        size = shape.num_hidden_layers, shape.hidden_size
+        numbers = (getattr(shape, name, None) for name in ("num_hidden_layers", "hidden_size"))
+        layers, width = (number if isinstance(number, int) else 0 for number in numbers)
+        size = (layers, width) if layers and width else None
     return operations.count_transformer(min(num_tokens, config.max_tokens), *size) if size else None
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: the SHA-256 of a local directory's files, or 'model@commit'
-    for a model on the hub. Raises UserError if the model can't be found.
+    """Return a string that identifies the initial weights: the SHA-256 of a local directory's weights, tokenizer and
+    configuration, or 'model@commit' for a model on the hub. Raises UserError if the model can't be found.
     """
     folder = Path(locate_model(config, weights))
+    version = "" if config.model in SIZES else LOADING_VERSION
     if folder.is_dir():
-        digest = hashlib.sha256()
-        for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            digest.update(f"{path.name}\t{published.hash_file(path)}\n".encode())
-        return f"sha256:{digest.hexdigest()}"
-    return f"{config.model}@{config.revision or look_up_commit(config.model)}"
+        return f"{version}sha256:{model_files.hash_model(folder, may_define_layers(config))}"
+    return f"{version}{config.model}@{config.revision or look_up_commit(config.model)}"
 
 
 @functools.cache

@@ -3,116 +3,293 @@
 Shapes: B captions, L tokens, W width.
 """
 
-from collections.abc import Collection, Sequence
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from data.errors import UserError
-from trainables.encoders import published
+from trainables.encoders import model_files, published
 from trainables.encoders.text import Tokens, huggingface
 from trainables.encoders.text.huggingface import Config
+from trainables.networks.sentence_layers import (
+    POOLING_MODE,
+    SentenceLayers,
+    load_layers,
+    plain_layers,
+    restore_layers,
+    save_settings,
+)
+
+POSITION_TABLE = re.compile(r"^(position_embeddings?|embed_positions|wpe)$")
+"""Names of the tables of absolute positions in transformers' models."""
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "HuggingFaceEncoder":
     """Return the network with the published model and its tokenizer, read from the directory `weights` if it is given,
     otherwise from the location that the config names; `captions` are not used.
 
-    Raises UserError if the model is missing or truncated, or if its weights don't match its config.json.
+    Raises UserError if the model is missing or truncated, if it has no tokenizer or another model's, or if its weights
+    don't match its config.json or aren't finite.
     """
     location = huggingface.locate_model(config, weights)
     revision = None if Path(location).is_dir() else config.revision or huggingface.look_up_commit(config.model)
+    find_file = functools.partial(find_model_file, location, revision)
     try:
-        shape = AutoConfig.from_pretrained(location, revision=revision)
-        set_dropout(shape, config.dropout)
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        model, differences = AutoModel.from_pretrained(
-            location,
-            config=shape,
-            revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, together with other differences
-        )
+        modules = find_modules(config, find_file)
+        files = {"revision": revision, "subfolder": modules[0].folder if modules else ""}
+        shape = AutoConfig.from_pretrained(location, **files)
+        prepare_shape(shape, config.dropout)
+        tokenizer = AutoTokenizer.from_pretrained(location, **files)
+        with without_load_report():
+            model, differences = AutoModel.from_pretrained(
+                location,
+                config=shape,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, together with other differences
+                **files,
+            )
+        body, width = get_text_body(model), get_width(shape)
+        layers = load_layers(modules, find_file, width) if modules else plain_layers(config.pooling, width)
+        require_pooling(config, layers)
+        require_tokenizer(tokenizer, body, location)
+    except UserError as error:
+        raise UserError(f"text encoder {config.model!r}: {error}") from error
     except Exception as error:  # truncated files raise any error of the parsers of JSON, safetensors and tokenizers
         raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
     published.require_matching_weights(
         location,
-        missing=filter_body_weights(model, differences["missing_keys"]),
-        unexpected=filter_body_weights(model, differences["unexpected_keys"]),
+        missing=filter_body_weights(model, body, differences["missing_keys"]),
+        unexpected=filter_body_weights(model, body, differences["unexpected_keys"]),
         misshapen=[
             f"{name} {list(actual)} instead of {list(expected)}"
             for name, actual, expected in differences["mismatched_keys"]
+            if filter_body_weights(model, body, [name])
         ],
     )
-    return HuggingFaceEncoder(config, model, tokenizer)
+    encoder = HuggingFaceEncoder(config, shape, body, tokenizer, layers)
+    published.require_finite_weights(encoder, location)
+    freeze_unused_weights(encoder)
+    return encoder
 
 
 def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
-    """Return the network without its trained weights, which the caller loads. The model's shape and the tokenizer are
-    read from `folder`, where `save_tokenizer` wrote them.
+    """Return the network without its trained weights, which the caller loads. The model's shape, its layers' settings
+    and the tokenizer are read from `folder`, where `save_tokenizer` wrote them.
     """
     shape = AutoConfig.from_pretrained(folder)
-    return HuggingFaceEncoder(
-        config, AutoModel.from_config(shape, dtype=torch.float32), AutoTokenizer.from_pretrained(folder)
-    )
+    shape.use_cache = False
+    layers = restore_layers(folder, config.pooling, get_width(shape))
+    body = get_text_body(AutoModel.from_config(shape, dtype=torch.float32))
+    encoder = HuggingFaceEncoder(config, shape, body, AutoTokenizer.from_pretrained(folder), layers)
+    freeze_unused_weights(encoder)
+    return encoder
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Don't log transformers' report of missing and unexpected weights, which lists those of unused parts, too."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
+    """Disable the gradients of weights that take no part in embedding a caption, such as Longformer's for global
+    attention, since DDP waits for a gradient of each parameter. The variants have none.
+    """
+    if encoder.config.model in huggingface.SIZES or torch.is_inference_mode_enabled():
+        return
+    was_training = encoder.training
+    with torch.enable_grad():
+        encoder.eval()(encoder.tokenize(["a dog barks while rain falls"])).sum().backward()
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+    encoder.zero_grad()
+    encoder.train(was_training)
+
+
+def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
+    """Return the local path of a file of a model, which is downloaded from the hub if necessary; None if the model has
+    no such file. Raises OSError if the hub can't be reached.
+    """
+    path = cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def find_modules(config: Config, find_file: Callable[[str], Path | None]) -> list[model_files.Module]:
+    """Return the modules of a sentence-transformers model; an empty list for any other model. Raises UserError if
+    they can't be used.
+    """
+    path = find_file(model_files.MODULES_FILE) if huggingface.may_define_layers(config) else None
+    return model_files.parse_modules(model_files.read_json(path), str(path)) if path else []
+
+
+def require_pooling(config: Config, layers: SentenceLayers) -> None:
+    """Raise UserError if a config names another pooling than the model's modules.json."""
+    mode = POOLING_MODE[config.pooling]
+    if config.pooling != "first" and layers.pooling.modes != (mode,):
+        raise UserError(
+            f"pooling is {config.pooling!r}, but its {model_files.MODULES_FILE} defines "
+            f"{' and '.join(layers.pooling.modes)}: leave the pooling out, or remove that file"
+        )
+
+
+def prepare_shape(shape: Any, dropout: float) -> None:
+    """Set the dropout rates in a transformers config `shape`, and disable what training can't have: the cache of keys
+    and values, which a second forward pass of activation checkpointing would fill twice, and LayerDrop, since DDP waits
+    for a gradient of each parameter in each step.
+    """
+    set_dropout(shape, dropout)
+    shape.use_cache = False
+    for name in shape.to_dict():
+        if name.endswith("layerdrop"):
+            setattr(shape, name, 0.0)
+
+
+def get_width(shape: Any) -> int:
+    """Return the size of the vectors of a model with the config `shape`. Raises UserError for a model without one, such
+    as a model of text and images.
+    """
+    width = getattr(shape, "hidden_size", None)
+    if not isinstance(width, int):
+        raise UserError(f"a {shape.model_type} model has no single hidden size: only text models are supported")
+    return width
+
+
+def get_text_body(model: Any) -> Any:
+    """Return the part of a model that embeds text: the encoder of an encoder-decoder model, otherwise the model."""
+    if getattr(model, "encoder", None) is None or getattr(model, "decoder", None) is None:
+        return model
+    encoder = model.get_encoder()
+    return encoder if hasattr(encoder, "get_input_embeddings") else model  # as in Funnel, whose decoder is needed
+
+
+def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
+    """Raise UserError if a tokenizer is empty, which is what transformers returns for a folder without a tokenizer's
+    files, or if it has words that the model has no vectors for.
+    """
+    words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not words:
+        raise UserError(
+            f"{location} holds no tokenizer, so that every word would be unknown: put the tokenizer's files there "
+            "(tokenizer.json, or vocab.txt), as save_pretrained of the model's tokenizer writes them"
+        )
+    num_vectors = getattr(body.get_input_embeddings(), "num_embeddings", None)
+    if num_vectors and (num_tokens := max(tokenizer.convert_tokens_to_ids(list(words))) + 1) > num_vectors:
+        raise UserError(
+            f"{location}: the tokenizer has {num_tokens} tokens, but the model has vectors for {num_vectors}: replace "
+            "the tokenizer's files by those of this model"
+        )
 
 
 def set_dropout(shape: Any, dropout: float) -> None:
-    """Set every dropout rate in a transformers config `shape`: each number whose name contains 'dropout'."""
+    """Set every dropout rate in a transformers config `shape`: each number whose name contains 'dropout' or 'pdrop'."""
     for name, value in shape.to_dict().items():
-        if "dropout" in name and isinstance(value, int | float):
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float):
             setattr(shape, name, dropout)
 
 
-def filter_body_weights(model: Any, names: Collection[str]) -> list[str]:
-    """Return, sorted, those names that are weights of the model's embeddings and layers. Weights of heads and of the
-    pooler, which are not used, are left out.
+def filter_body_weights(model: Any, body: Any, names: Collection[str]) -> list[str]:
+    """Return, sorted, those names that are weights of the embeddings and layers of `body`, a part of the model or all
+    of it. Weights of heads, of the pooler and of a decoder, which are not used, are left out.
     """
-    parts = {name for name, _ in model.named_children()} - {"pooler"}
-    stems = {name: name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0] for name in names}
-    return sorted(name for name, stem in stems.items() if stem in parts)
+    part = "" if body is model else next(f"{name}." for name, module in model.named_modules() if module is body)
+    used = {name for name, _ in body.named_children()} - {"pooler"}
+    kept = {id(parameter) for parameter in body.parameters()}
+    # The embeddings of an encoder-decoder model have a name outside of its encoder, too.
+    shared = {name for name, parameter in model.named_parameters() if part and id(parameter) in kept}
+    stems = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in names}
+    return sorted(
+        name
+        for name, stem in stems.items()
+        if stem in shared or (stem.startswith(part) and stem.removeprefix(part).partition(".")[0] in used)
+    )
+
+
+def count_positions(shape: Any, body: Any) -> int | None:
+    """Return how many tokens a model has positions for; None if there is no limit.
+
+    A table of positions may start with rows that no token uses: up to that of the padding token, as in RoBERTa, or a
+    constant number, as in BART.
+    """
+    tables = [
+        module
+        for name, module in body.named_modules()
+        if isinstance(module, nn.Embedding) and POSITION_TABLE.search(name.rpartition(".")[2])
+    ]
+    limits = [
+        table.num_embeddings - int(getattr(table, "offset", 0 if table.padding_idx is None else table.padding_idx + 1))
+        for table in tables
+    ]
+    limits += [limit for limit in [getattr(shape, "max_position_embeddings", None)] if isinstance(limit, int)]
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 class HuggingFaceEncoder(nn.Module):
-    """Network that embeds a caption as the last layer's output for its first token, or as the mean over its tokens."""
+    """Network that embeds a caption by a transformer, pooling over its tokens, and the layers that a
+    sentence-transformers model has besides.
+    """
 
-    def __init__(self, config: Config, model: Any, tokenizer: Any) -> None:
+    def __init__(self, config: Config, shape: Any, model: Any, tokenizer: Any, layers: SentenceLayers) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.shape = config, shape
         if getattr(model, "pooler", None) is not None:
             model.pooler = None  # it isn't used, and DDP needs a gradient for each parameter
         self.model = model
+        self.layers = layers
         self.tokenizer = tokenizer
-        self.width: int = model.config.hidden_size
+        self.tokenizer.truncation_side = "right"
+        self.tokenizer.chat_template = None  # captions are no chat, and it would be saved with each checkpoint
+        self.width: int = layers.width
+        limits = [config.max_tokens, count_positions(shape, model), layers.max_tokens, tokenizer.model_max_length]
+        self.max_tokens = min(limit for limit in limits if limit)
 
     @property
     def blocks(self) -> list[nn.Module]:
         """Layers that account for nearly all compute time: the longest ModuleList of the model. Activation
         checkpointing and torch.compile apply to each of them.
         """
-        layers = max((part for part in self.model.modules() if isinstance(part, nn.ModuleList)), key=len)
-        return list(layers)
+        lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]
+        return max((list(part) for part in lists), key=len, default=[self.model])
 
     def tokenize(self, captions: Sequence[str]) -> Tokens:
-        """Return B captions as token ids, truncated to the config's `max_tokens` and padded to the longest caption."""
-        encoded = self.tokenizer(
-            list(captions), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
-        )
-        return Tokens(encoded["input_ids"], encoded["attention_mask"])
+        """Return B captions as token ids, truncated to the config's `max_tokens`, or to the model's limit if that is
+        lower, and padded at the end to the longest caption.
+
+        The padding is masked, so that a tokenizer without a padding token is padded with token 0. A caption without
+        any token is such a token, unmasked.
+        """
+        prompted = [self.layers.prompt + caption for caption in captions]
+        encoded = self.tokenizer(prompted, truncation=True, max_length=self.max_tokens)["input_ids"]
+        padding = self.tokenizer.pad_token_id or 0
+        rows = [torch.tensor(ids or [padding], dtype=torch.int64) for ids in encoded]
+        masks = [torch.ones_like(row) for row in rows]
+        return Tokens(pad_sequence(rows, True, padding), pad_sequence(masks, True, 0))
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [B, width] of tokenized captions."""
         states_BLW: Tensor = self.model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
-        if self.config.pooling == "first":
-            return states_BLW[:, 0]
-        mask_BL1 = tokens.mask.unsqueeze(2).to(states_BLW.dtype)
-        return (states_BLW * mask_BL1).sum(dim=1) / mask_BL1.sum(dim=1)
+        vectors_BW: Tensor = self.layers(states_BLW, tokens.mask)
+        return vectors_BW
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the tokenizer and the model's config.json to a folder, from which `restore` reads them."""
+        """Write the tokenizer, the model's config.json and the settings of further layers to a folder, from which
+        `restore` reads them.
+        """
         self.tokenizer.save_pretrained(folder)
-        self.model.config.save_pretrained(folder)
+        self.shape.save_pretrained(folder)
+        save_settings(self.layers, folder)
