@@ -74,7 +74,7 @@ class Request:
 @dataclass(frozen=True)
 class Answer:
     """Model's answer to a request, with the numbers of tokens if the server reports them. `problem` is 'refused',
-    'empty' or 'cut short' if the text is missing or incomplete, otherwise ''.
+    'empty', 'only reasoning' or 'cut short' if the text is missing or incomplete, otherwise ''.
     """
 
     text: str
