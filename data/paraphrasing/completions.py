@@ -77,18 +77,20 @@ def parse_completion(body: Any) -> Answer | None:
     if not text and (reason == "error" or choice.get("error") or body.get("error")):
         return None
     if is_refusal_part(message) or reason == "content_filter":
-        return Answer(text, REFUSED, *tokens)
+        return Answer(cut_incomplete_sentence(text), REFUSED, *tokens)
     if not strip_markup(text) and (text or reasoning):
         text = text if not reasoning else f"<think>{reasoning}</think>{text}"  # kept, since it was paid for
         problem = CUT_SHORT if reason == "length" else ONLY_REASONING if has_reasoning(text) else EMPTY
         return Answer(text, problem, *tokens)
-    if reason in ("length", "error") and not SENTENCE_ENDS.fullmatch(text.rstrip()):
-        return Answer(cut_incomplete_sentence(text), CUT_SHORT, *tokens)
+    if reason in ("length", "error") and (complete := cut_incomplete_sentence(text)) != text:
+        return Answer(complete, CUT_SHORT, *tokens)
     return Answer(text, "" if text else EMPTY, *tokens)
 
 
 def cut_incomplete_sentence(text: str) -> str:
-    """Return a text that was cut short without its incomplete last sentence."""
+    """Return a text that was cut short without its incomplete last sentence; unchanged if that is complete."""
+    if SENTENCE_ENDS.fullmatch(text.rstrip()):
+        return text
     complete = match[0] if (match := SENTENCE_ENDS.match(text)) else ""
     return max(complete, text.rpartition("\n")[0], key=len)
 

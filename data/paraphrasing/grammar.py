@@ -25,7 +25,7 @@ from data.paraphrasing.english.clauses import (
     is_plural_subject,
     parse_caption,
 )
-from data.paraphrasing.english.verbs import BY_PARTICIPLE
+from data.paraphrasing.english.verbs import BY_PARTICIPLE, BY_THIRD_PERSON, VERBS
 
 NAME = "grammar"
 """Name of the model."""
@@ -56,7 +56,11 @@ START = r"(?<![\w,;] )(?<!\w)|(?<=while )|(?<=\bas )|(?<=then )|(?<=before )|(?<
 """Pattern of the beginning of a clause."""
 
 
-RAINING = rf"(?={END}| on\b| heavily| hard\b| lightly| steadily| outside| in the background| in the distance)"
+NO_OTHER = r"(?!.*\b(?:another|others?|one)\b)"
+"""Pattern of a text without a word that stands for a second person, which only 'a person' can precede."""
+
+END_WITHOUT_COMMA = END.replace("|,", "")
+RAINING = rf"(?={END_WITHOUT_COMMA}| on\b| heavily| hard\b| lightly| steadily| outside| in the (?:background|distance))"
 """Pattern of what can follow both 'rain falls' and 'it rains'."""
 
 NO_DIRECTION = "".join(
@@ -88,12 +92,12 @@ SUBSTITUTIONS = tuple(
     (substitution.pattern, substitution.targets or substitution.words)
     for substitution in (
         Substitution(("someone", "somebody")),
-        Substitution(("someone", "somebody"), r"(?!['\u2019]| else| who)\b", targets=("a person",)),
-        Substitution(("a person",), r"(?!['\u2019])\b(?! (?:of|or|and|with)\b)", targets=("someone",)),
+        Substitution(("someone", "somebody"), rf"(?!['\u2019]| else| who){NO_OTHER}\b", targets=("a person",)),
+        Substitution(("a person",), rf"(?!['\u2019]){NO_OTHER}\b(?! (?:of|or|and|with)\b)", targets=("someone",)),
         Substitution(("repeatedly", "over and over", "again and again"), END),
         Substitution(("continuously", "constantly")),
         Substitution(("quickly", "rapidly")),
-        Substitution(("outside", "outdoors"), END, rf"{NO_DIRECTION}(?<!from )(?<!the )(?<!just )(?<!right )\b"),
+        Substitution(("outdoors",), END, targets=("outside",)),
         Substitution(("indoors",), END, targets=("inside",)),
         Substitution(("nearby", "close by"), END),
         Substitution(("in the distance",), END, rf"{NO_DIRECTION}(?<!fades )(?<!fading )\b", targets=("far away",)),
@@ -138,6 +142,7 @@ SUBSTITUTIONS = tuple(
 )
 """Patterns of words, and what can replace them there. None depends on the rest of the caption."""
 
+OUTSIDE = re.compile(rf"\b(\w+) outside{END}")
 KEEPS = re.compile(r"\b(keep(s?)) (\w+ing)\b")
 NEXT = re.compile(r",? and then |, then ")
 """Pattern of the link between events in turn, which has two forms."""
@@ -370,7 +375,17 @@ def substitute_words(rng: Generator, text: str) -> str:
         text = NEXT.sub(lambda _: draw_one(rng, (" and then ", ", then ")), text)
     if rng.random() < 0.5:
         text = KEEPS.sub(write_continues, text)
+    if rng.random() < 0.5:
+        text = OUTSIDE.sub(write_outdoors, text)
     return text
+
+
+def write_outdoors(match: re.Match[str]) -> str:
+    """Return 'barks outdoors' for a match of 'barks outside'; the match if the word before isn't a verb, as in 'the
+    street outside'.
+    """
+    is_verb = match[1] in BY_PARTICIPLE or match[1] in BY_THIRD_PERSON or match[1] in VERBS
+    return f"{match[1]} outdoors" if is_verb else match[0]
 
 
 def replace_matches(rng: Generator, pattern: re.Pattern[str], targets: Sequence[str], text: str) -> str:

@@ -130,8 +130,11 @@ class Clause:
 
     @property
     def is_movable(self) -> bool:
-        """True if no pronoun or similar word of this clause refers to another clause."""
-        return (PRONOUNS | REFERENCES).isdisjoint(f"{self.subject} {self.rest}".split())
+        """True if no pronoun or similar word of this clause refers to another clause; 'inside' is inside something
+        that was named before.
+        """
+        words = f"{self.subject} {self.rest}".split()
+        return (PRONOUNS | REFERENCES).isdisjoint(words) and words[-1] != "inside"
 
     def mentions(self, other: "Clause") -> bool:
         """Return whether this clause says 'the train' after another clause has spoken of a train."""
@@ -303,6 +306,8 @@ def build_clause(form: Form, subject: Sequence[str], words: Sequence[str], is_pl
             return None
         rest.append(word)
         position += 1
+    if subject[-1:] in (["footsteps"], ["steps"]) and "walk" in verbs:  # 'footsteps walking' has no other form
+        return None
     return Clause(form, " ".join(subject), tuple(verbs), " ".join(rest), is_plural)
 
 

@@ -96,6 +96,11 @@ def test_of_an_answer_that_was_cut_short_whole_sentences_are_kept(text, kept):
     assert parse_sentences(answer.text) == kept
 
 
+def test_of_an_answer_that_a_filter_cut_off_whole_sentences_are_kept():
+    answer = parse_completion(complete("1. A dog barks.\n2. A hound wo", "content_filter"))
+    assert (answer.problem, parse_sentences(answer.text)) == ("refused", ["A dog barks."])
+
+
 def test_without_a_count_the_tokens_of_the_reasoning_are_estimated():
     body = complete()
     del body["usage"]

@@ -33,7 +33,7 @@ MANY = 50
 """More than the rules find for any caption: all that they can write."""
 
 
-@pytest.mark.parametrize(("captions", "shares"), [(STYLE, (0.74, 0.52, 0.35)), (UNSEEN, (0.71, 0.46, 0.31))])
+@pytest.mark.parametrize(("captions", "shares"), [(STYLE, (0.69, 0.5, 0.34)), (UNSEEN, (0.73, 0.52, 0.36))])
 def test_the_share_of_captions_with_paraphrases(captions, shares):
     """A little below the figures of docs/paraphrases.md, which `python tests/benchmarks/rules.py` prints."""
     counts = [len(grammar.write_paraphrases(caption, 5)) for caption in captions]
@@ -46,7 +46,7 @@ MAY_BE_NEW = """
     repeatedly continuously constantly quickly rapidly outside outdoors inside nearby close far away occasionally
     every now from time to on off simultaneously at same twice several multiple number lots it woman big large tap
     vacuum fridge telephone phone plane planes motorcycle motorbike motorcycles motorbikes kids children audible
-    in being past rain falls
+    in being past rain falls somebodys
 """
 """Words that a paraphrase may have although the caption doesn't, besides other forms of its verbs."""
 
@@ -115,6 +115,11 @@ NEVER = {
     "Rain pours on a tent as people whisper inside.": "indoors",
     "A group of children are playing in a yard.": "^There are a",
     "People step outside.": "outdoors",
+    "Cars drive up and down the street outside.": "outdoors",
+    "A plane flies over a house while a dog barks inside.": "^A dog|^While",
+    "Rain falls, drips and splashes on the ground.": "[Ii]t rains",
+    "A person saws wood as another hammers.": "Someone",
+    "The sound of footsteps walking on gravel.": "are walking|walk ",
     "A bird flies off in the distance.": "far away",
     "A truck honks as the truck passes by.": "^As the truck|^While the truck",
     "A large amount of water is flowing.": "big",
@@ -133,7 +138,7 @@ def test_what_must_not_be_written(caption):
     [
         (
             "A dog barks while rain is falling.",
-            "While it is raining, a dog is barking.",
+            "While rain is falling, a dog barks.",
         ),
         ("A man is hitting a drum.", "A drum is being hit by a man."),
         ("A bell rings, then a man speaks.", "After a bell rings, a man speaks."),
