@@ -1,12 +1,11 @@
 """Clauses of captions: a small grammar of the English that describes sounds.
 
-A caption is divided into clauses such as 'a man is speaking', 'birds chirp in the background' or 'a dog barking'. The
-grammar knows verbs of sounds and of actions, and is narrow on purpose: a caption that it doesn't cover completely isn't
-divided at all, since a wrong division would give a wrong paraphrase.
+Clauses are such as 'a man is speaking', 'birds chirp in the background' or 'a dog barking'. The grammar knows verbs of
+sounds and of actions, and is narrow on purpose: a wrong reading of a clause would give a wrong paraphrase.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
@@ -109,11 +108,6 @@ ADVERBS_OF_COUNT = re.compile(
 
 REFERENCES = parse_words("another other others also too same first second next last former latter both each")
 """Words, besides pronouns, that refer to something before."""
-
-PROPER = re.compile(
-    r"^(?:I|[A-Z]{2,}|Christmas|Halloween|Spanish|English|French|German|Italian|Chinese|Japanese|Arabic|Russian|Indian|"
-    r"African|American|Asian|Latin|Native|Irish|Scottish|Tibetan|European|Buddhist|Muslim|Christian|Morse|Geiger)\b"
-)
 
 
 @dataclass(frozen=True)
@@ -324,81 +318,4 @@ def can_be_in_rest(word: str, before: str, second_before: str) -> bool:
         return begins and before not in ("up", "down", "off", "out", "by", "past", "outside", "inside", "around")
     if word.endswith("s") and not SINGULAR_IN_S.search(word) and word not in PRONOUNS:
         return begins or before in PRONOUNS or second_before in PREPOSITIONS or second_before in DETERMINERS
-    return True
-
-
-Link = Literal["while", "as", "with", "and", "then", "before", "followed by"]
-
-LINKS: dict[str, Link] = {
-    ", while ": "while", " while ": "while", " whilst ": "while", ", as ": "as", " as ": "as", ", with ": "with",
-    " with ": "with", ", and then ": "then", " and then ": "then", ", then ": "then", ", before ": "before",
-    " before ": "before", ", followed by ": "followed by", " followed by ": "followed by",
-    ", and ": "and", " and ": "and",
-}  # fmt: skip
-LINK = re.compile("|".join(LINKS))
-
-AT_ONCE: frozenset[Link] = frozenset({"while", "as", "with", "and"})
-"""Links between events at the same time; 'and' only between clauses in the same form."""
-
-
-@dataclass(frozen=True)
-class ParsedCaption:
-    """Clauses of a caption, and the links between them."""
-
-    clauses: tuple[Clause, ...]
-    links: tuple[Link, ...]
-
-
-def parse_caption(caption: str) -> ParsedCaption | None:
-    """Return the clauses of a caption; None if any part of it isn't covered by the grammar."""
-    text = " ".join(caption.strip().rstrip(".!? ").split())
-    if PROPER.search(text):
-        return None
-    text = text[:1].lower() + text[1:]
-    if match := re.fullmatch(r"the sounds? of (.+)", text):
-        parsed = parse_linked(match[1])
-        return parsed if parsed and all(clause.form == "participle" for clause in parsed.clauses) else None
-    if match := re.fullmatch(r"(while|as|after) ([^,]+), ([^,]+)", text):
-        first, second = parse_clause(match[2]), parse_clause(match[3])
-        if not first or not second or "gerund" in (first.form, second.form):
-            return None
-        return (
-            ParsedCaption((first, second), ("then",))
-            if match[1] == "after"
-            else ParsedCaption((second, first), ("while",) if match[1] == "while" else ("as",))
-        )
-    return parse_linked(text)
-
-
-def parse_linked(text: str) -> ParsedCaption | None:
-    """Return the clauses of a text in which links separate them; None if the text can't be divided completely."""
-    if clause := parse_clause(text):
-        return ParsedCaption((clause,), ()) if clause.subject else None
-    for left, link, right in iter_divisions(text):
-        first = parse_clause(left)
-        if not first or not first.subject:
-            continue
-        if link == "while" and (gerund := parse_clause(right)) and gerund.form == "gerund":
-            return ParsedCaption((first, gerund), ("while",))
-        if (rest := parse_linked(right)) and is_consistent(first, link, rest.clauses[0]):
-            return replace(rest, clauses=(first, *rest.clauses), links=(link, *rest.links))
-    return None
-
-
-def iter_divisions(text: str) -> Iterator[tuple[str, Link, str]]:
-    """Yield each division of a text into what is before a link, the link, and what is after it."""
-    for match in LINK.finditer(text):
-        yield text[: match.start()], LINKS[match[0]], text[match.end() :]
-
-
-def is_consistent(first: Clause, link: Link, second: Clause) -> bool:
-    """Return whether two clauses can be joined by a link: 'with' and 'followed by' precede participles."""
-    if link in ("with", "followed by"):
-        return second.form == "participle"
-    if link in ("as", "before"):
-        return second.form in ("simple", "progressive")
-    if link == "and":
-        return (first.form == "participle") == (second.form == "participle")
-    if link == "then":
-        return second.form != "participle" or first.form == "participle"
     return True

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from data.captions import normalise
 from data.corpora import synthetic
 from data.paraphrasing import answer_parsing, grammar
-from data.paraphrasing.english.clauses import parse_caption, parse_clause
+from data.paraphrasing.english.clauses import parse_clause
+from data.paraphrasing.english.links import parse_caption
 from data.paraphrasing.english.verbs import (
     BY_PARTICIPLE,
     BY_THIRD_PERSON,
