@@ -41,6 +41,16 @@ def normalise(caption: str) -> str:
     return " ".join(caption.translate(CHARACTER_TABLE).lower().split())
 
 
+def has_word(caption: str) -> bool:
+    """Return whether a caption has any letter or digit; '...' and '?' have none.
+
+    Example:
+        >>> has_word("A dog."), has_word("...")
+        (True, False)
+    """
+    return any(character.isalnum() for character in caption)
+
+
 def hash_caption(caption: str) -> str:
     """Return the key of a caption in a table of paraphrases: the first 16 hexadecimal digits of the SHA-256 of its
     UTF-8 text.

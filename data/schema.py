@@ -129,9 +129,9 @@ class SourceClip:
     `load` yields the samples in consecutive blocks of any length, so that no recording has to fit into memory; it
     raises `data.waveform.AudioError` if the recording can't be decoded, possibly after some blocks. It runs in another
     process, so it has to be picklable. `origin` says where the clip comes from, for messages: a file, or a table and
-    its row. `revision` changes whenever the output of `load` may have changed: a file's size and time, an archive
-    member's checksum, a generator's seed. `source` is the recording that the clip was made from: 'freesound:ID',
-    'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
+    its row; `caption_origins` are those of the captions, if they come from several rows. `revision` changes whenever
+    the output of `load` may have changed: a file's size and time, an archive member's checksum, a generator's seed.
+    `source` is the recording that the clip was made from: 'freesound:ID', 'youtube:ID', 'bbc:ID' or 'soundbible:ID'.
     """
 
     clip_id: str
@@ -143,6 +143,7 @@ class SourceClip:
     keywords: tuple[str, ...] = ()
     licence: str = ""
     source: str = ""
+    caption_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

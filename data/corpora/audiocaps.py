@@ -181,6 +181,7 @@ def build_clip(split: str, key: ClipKey, rows: list[CsvRow], path: Path) -> Sour
         revision=recording.revision,
         num_bytes=recording.num_bytes,
         source=f"youtube:{key[0]}",
+        caption_origins=tuple(row.origin for row in rows),
     )
 
 

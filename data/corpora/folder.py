@@ -110,6 +110,7 @@ def read_split(
                 origin=f"{rows[0].origin}: {recording.location}",
                 revision=recording.revision,
                 num_bytes=recording.num_bytes,
+                caption_origins=tuple(row.origin for row in rows),
             )
         )
     return Split("folder", split, tuple(clips), set_aside=tuple(set_aside), num_listed=len(names))

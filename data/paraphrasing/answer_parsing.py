@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.captions import normalise
+from data.paraphrasing.model_markup import strip_markup
 from data.sources.json_text import parse_json
 
 MAX_WORDS = 19
@@ -40,11 +41,6 @@ INLINE_INDEX = re.compile(r"(?<=[.!?\"”])\s+(?=\(?\d{1,2}[.):]\s*\S)|(?<=:)\s+
 """Pattern between two numbered sentences on one line, and between an introduction and the first sentence."""
 
 BULLET = re.compile(r"^[-*•–]\s+")
-REASONING = re.compile(
-    r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)|\A(?:(?!<think(?:ing)?>).)*?</think(?:ing)?>", re.DOTALL
-)
-"""Pattern of a model's reasoning before its answer; the opening tag may be missing."""
-
 EMBEDDED_JSON = re.compile(r"[\[{].*[\]}]", re.DOTALL)
 """Pattern of JSON surrounded by other text."""
 
@@ -89,7 +85,7 @@ def parse_sentences(answer: str) -> list[str]:
     If lines are numbered, text before the first and after the last numbered sentence is ignored. Otherwise, each string
     of JSON is a sentence, or, without JSON, each line that isn't an introduction. A refusal contains no sentence.
     """
-    lines = [line for line in REASONING.sub("", answer).strip().splitlines() if not FENCE.match(line)]
+    lines = [line for line in strip_markup(answer).splitlines() if not FENCE.match(line)]
     text = "\n".join(lines)
     parts = punctuate_indexes(join_index_lines([part.strip() for line in lines for part in INLINE_INDEX.split(line)]))
     if (json_strings := extract_json_strings(text)) is not None:
@@ -112,7 +108,7 @@ def is_refusal(text: str) -> bool:
 
 def is_refused(answer: str) -> bool:
     """Return whether an answer refuses the request and contains no sentence."""
-    return is_refusal(REASONING.sub("", answer).strip()) and not parse_sentences(answer)
+    return is_refusal(strip_markup(answer)) and not parse_sentences(answer)
 
 
 def join_index_lines(lines: Sequence[str]) -> list[str]:

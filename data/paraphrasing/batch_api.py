@@ -21,11 +21,12 @@ import openai
 from openai.types import Batch
 
 from data.errors import UserError
-from data.paraphrasing.chat_client import (
+from data.paraphrasing.chat_client import MAX_PAUSES, describe_error, find_pause_s
+from data.paraphrasing.completions import (
     FILTER_CODES,
-    MAX_PAUSES,
-    describe_error,
-    find_pause_s,
+    MAX_QUOTED,
+    REFUSED,
+    find_error,
     parse_completion,
     parse_json_or_none,
 )
@@ -106,6 +107,7 @@ class BatchRun:
     poll_s: float
     batch_size: int
     stopped: str = ""  # reason for not asking about all captions
+    last_error: str = ""  # error of the last request that failed within a batch
 
     async def ask_all(self) -> None:
         """Collect the answers of batches that earlier runs submitted, then submit batches until every caption
@@ -133,7 +135,8 @@ class BatchRun:
             uncollected = [await self.submit(Path(file)) for file in self.iter_files()]
             if not uncollected:
                 return
-        self.stopped = self.stopped or "no request of the last batch was answered"
+        reason = "no request of the last batch was answered"
+        self.stopped = self.stopped or (f"{reason}: {self.last_error}" if self.last_error else reason)
 
     @property
     def tag(self) -> dict[str, str]:
@@ -287,6 +290,7 @@ class BatchRun:
         """
         file = io.BytesIO(content)
         offsets = find_offsets(file)
+        self.last_error = find_last_error(content) or self.last_error
         missing = offsets.keys() - recorded
         requests = (request for request in self.job.distinct_requests() if request.key in missing)
         num_answers = 0
@@ -355,6 +359,17 @@ def find_offsets(file: BinaryIO) -> dict[str, int]:
     return offsets
 
 
+def find_last_error(content: bytes) -> str:
+    """Return the message of the last error in a batch's output file; '' if every request was answered."""
+    for text in reversed(content.splitlines()):
+        value = parse_json_or_none(text)
+        if isinstance(value, dict) and parse_answer(value) is None:
+            response = value.get("response")
+            error = find_error(response.get("body") if isinstance(response, dict) else None) or find_error(value)
+            return str((error or {}).get("message") or (error or {}).get("code") or "")[:MAX_QUOTED]
+    return ""
+
+
 def parse_answer(value: Any) -> Answer | None:
     """Return the answer in a line of a batch's output file, given as parsed JSON; None if the request failed and
     may be sent again.
@@ -363,5 +378,5 @@ def parse_answer(value: Any) -> Answer | None:
         case {"response": {"status_code": 200, "body": body}}:
             return parse_completion(body)
         case {"response": {"body": {"error": {"code": code}}}} | {"error": {"code": code}} if code in FILTER_CODES:
-            return Answer("", "refused")
+            return Answer("", REFUSED)
     return None

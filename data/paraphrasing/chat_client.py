@@ -1,4 +1,4 @@
-"""Client of chat models with OpenAI's protocol: OpenAI, vLLM, Ollama and llama.cpp.
+"""Client of chat models with OpenAI's protocol: OpenAI, Mistral, OpenRouter, vLLM, Ollama, llama.cpp and others.
 
 OpenAI's client retries transient errors (rate limits, server errors, timeouts, lost connections), and waits as long as
 the server asks for. This module controls the number of concurrent requests: it is halved after a rate limit, and grows
@@ -22,8 +22,16 @@ import openai
 
 from data.errors import UserError
 from data.paraphrasing import grammar
+from data.paraphrasing.completions import (
+    FILTER_CODES,
+    REFUSED,
+    describe_body,
+    find_error,
+    find_error_status,
+    parse_completion,
+    parse_json_or_none,
+)
 from data.paraphrasing.job import Answer, Request
-from data.sources.json_text import parse_json
 
 KEY = "OPENAI_API_KEY"
 BASE_URL = "OPENAI_BASE_URL"
@@ -40,9 +48,6 @@ MAX_PAUSE_S = 3600.0
 
 MAX_MALFORMED = 3
 """Maximum number of malformed responses before a request counts as unanswered."""
-
-FILTER_CODES = ("content_filter", "content_policy_violation")
-"""Error codes of servers' content filters."""
 
 
 class UnansweredError(Exception):
@@ -151,6 +156,9 @@ class LimitedClient(openai.DefaultAioHttpClient):
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request when the limiter allows it, and return the response. Raises StoppedError if the run is
         ending.
+
+        A response with status 200 that contains only an error gets the status of that error, so that it is
+        retried or reported like any other.
         """
         async with self.limiter.acquire():
             if self.is_stopping:
@@ -163,6 +171,9 @@ class LimitedClient(openai.DefaultAioHttpClient):
                 raise httpx2.RemoteProtocolError(str(error)) from error
             finally:
                 self.sending.discard(task)
+        if response.is_success and b"rror" in response.content:
+            described = find_error(parse_json_or_none(response.content))
+            response.status_code = (described and find_error_status(described)) or response.status_code
         self.limiter.record_status(response.status_code)
         if self.is_stopping and response.is_error:
             raise StoppedError("not sent again")
@@ -213,7 +224,11 @@ class ChatModel:
                 return completion
             malformed += 1
             if malformed == MAX_MALFORMED:
-                raise UnansweredError(f"{self.client.base_url} doesn't answer with chat completions")
+                received = redact_key(describe_body(response.content), self.client)
+                raise UnansweredError(
+                    f"{self.client.base_url} doesn't answer with chat completions, but with {received} "
+                    "(check --base-url: it usually ends with /v1)"
+                )
 
     def stop(self) -> None:
         """Cancel the requests that wait for the limiter or before a retry; those that have been sent are completed."""
@@ -257,45 +272,16 @@ def is_address(text: str) -> bool:
     return url.scheme in ("http", "https") and bool(url.host)
 
 
-def parse_json_or_none(content: bytes) -> Any:
-    """Return the value of a JSON text, such as the body of a response; None if it isn't JSON."""
-    try:
-        return parse_json(content)
-    except ValueError:
-        return None
-
-
-def parse_completion(body: Any) -> Answer | None:
-    """Return the answer in the body of a response, given as parsed JSON; None if it isn't a chat completion."""
-    try:
-        choice = body["choices"][0]
-        message, reason = choice["message"], choice.get("finish_reason")
-        usage = body.get("usage")
-        tokens = (read_token_count(usage, "prompt_tokens"), read_token_count(usage, "completion_tokens"))
-        text = message.get("content") or ""
-        if not isinstance(text, str):
-            return None
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return None
-    if message.get("refusal") or reason == "content_filter":
-        return Answer("", "refused", *tokens)
-    if reason == "length" and not re.search(r"[.!?][\"”]?\s*$", text):
-        return Answer(text.rpartition("\n")[0], "cut short", *tokens)  # the last line is an incomplete sentence
-    return Answer(text, "" if text else "empty", *tokens)
-
-
-def read_token_count(usage: Any, name: str) -> int | None:
-    """Return the token count `name` in the usage that a server reports; None if it is absent or not a whole number."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else None
-
-
 def parse_filter_error(error: openai.OpenAIError) -> Answer | None:
     """Return an answer marked as refused if the server's content filter rejected the request; None for any other
-    error.
+    error. OpenRouter reports the texts that it rejects with status 403.
     """
     if isinstance(error, openai.BadRequestError) and error.code in FILTER_CODES:
-        return Answer("", "refused")
+        return Answer("", REFUSED)
+    if isinstance(error, openai.PermissionDeniedError):
+        match error.body:
+            case {"metadata": {"flagged_input": _}} | {"metadata": {"reasons": _}}:
+                return Answer("", REFUSED)
     return None
 
 
@@ -306,7 +292,7 @@ def find_pause_s(error: openai.OpenAIError) -> float | None:
     """
     if not isinstance(error, openai.APIStatusError):
         return None
-    if error.code == "insufficient_quota":
+    if error.code == "insufficient_quota" or error.status_code == httpx2.codes.PAYMENT_REQUIRED:
         raise UserError(
             "the account's quota is used up; answers so far are kept: re-run the same command to resume"
         ) from error

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from data.captions import has_word
 from data.paraphrasing import answer_parsing, grammar
 from data.paraphrasing.journal import Line, read_line, read_lines
 from data.paraphrasing.prices import BATCH_PRICE_SHARE, Price
@@ -74,7 +75,7 @@ class Request:
 @dataclass(frozen=True)
 class Answer:
     """Model's answer to a request, with the numbers of tokens if the server reports them. `problem` is 'refused',
-    'empty' or 'cut short' if the text is missing or incomplete, otherwise ''.
+    'empty', 'only reasoning' or 'cut short' if the text is missing or incomplete, otherwise ''.
     """
 
     text: str
@@ -110,14 +111,14 @@ class ParaphraseJob:
         return journal_path(self.split)
 
     def iter_requests(self) -> Iterator[tuple[str, Request]]:
-        """Yield the id of a clip and the request about one of its captions, for all captions of all clips, in
-        the order of the shards. No audio is read.
+        """Yield the id of a clip and the request about one of its captions, for all captions of all clips that
+        have a word, in the order of the shards. No audio is read.
         """
         for number in range(len(self.split.clips_manifest.shards)):
             clips = self.split.read_shard(number).select(["clip_id", "captions", "keywords"])
             for batch in clips.to_batches():
                 for clip in batch.to_pylist():
-                    for caption in clip["captions"]:
+                    for caption in filter(has_word, clip["captions"]):
                         yield clip["clip_id"], Request(self.model, self.instruction, caption, tuple(clip["keywords"]))
 
     def distinct_requests(self) -> Iterator[Request]:

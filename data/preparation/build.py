@@ -13,6 +13,7 @@ from data import corpora
 from data.errors import UserError
 from data.leakage import exclusions
 from data.preparation import describe
+from data.preparation.wordless import drop_wordless
 from data.runtime.parallel import IndexedResults, put_in_object_store, run_in_threads, run_on_ray
 from data.runtime.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
@@ -128,9 +129,11 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
-    """Write one split into a store and return it; shards that an earlier preparation has completed are kept. A
-    split without clips and sources isn't written, an earlier version of it is removed, and None is returned.
+    """Write one split into a store and return it; shards that an earlier preparation has completed are kept. Captions
+    without a word are skipped. A split without clips and sources isn't written, an earlier version of it is removed,
+    and None is returned.
     """
+    split = drop_wordless(split)
     name = f"{split.corpus}/{split.name}"
     folder = store / name
     folder.mkdir(parents=True, exist_ok=True)

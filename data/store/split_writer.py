@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data.captions import hash_caption
+from data.captions import has_word, hash_caption
 from data.schema import (
     FORMAT_VERSION,
     INDEX,
@@ -39,18 +39,19 @@ BATCH_ROWS = 1000
 
 def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
     """Write the table of paraphrases into a split's folder, replacing an existing one, in batches of BATCH_ROWS
-    rows.
+    rows. Paraphrases without a word are left out.
     """
     rows = (
         {
             "clip_id": paraphrase.clip_id,
             "caption_hash": hash_caption(paraphrase.caption),
-            "variants": list(paraphrase.variants),
+            "variants": variants,
             "model": paraphrase.model,
             "instruction": paraphrase.instruction,
             "time": paraphrase.time,
         }
         for paraphrase in paraphrases
+        if (variants := [text for text in paraphrase.variants if has_word(text)])
     )
     with (
         atomic_write(folder / PARAPHRASES_FILE) as temporary,

@@ -1,15 +1,17 @@
 """A server that speaks OpenAI's chat and batch protocol, with faults: `python chat_server.py '{"FAULT": ...}'`.
 
-It answers with what `data.paraphrasing.grammar` writes, and prints its port. `GET /log` tells what it was asked and
+It answers with what `reword` writes, and prints its port. `GET /log` tells what it was asked and
 what it answered, `POST /faults` sets other faults. A fault falls on a request by its prompt and how often that has
 come, so that the same faults fall whatever the order of requests.
 
     share_429, share_500, ...    shares of requests; all of them are in FAULTS
+    share_styled, style    answers in a style of `answer_styles`
     retry_after    seconds, told with a 429 or 500
     should_retry   "false": the client is told not to try again by itself
     latency_s      of every answer
     most_running   more requests at a time get a 429
     tries          a fault falls on the first so many tries of a request only
+    forget         tries before count no more
     paid_key       what the key has to be
     canned         the same five sentences whatever is asked, for next to no CPU time
     batch_status, batch_share    how a batch ends, and how much of it is answered
@@ -28,8 +30,8 @@ import time
 from collections import Counter
 
 from aiohttp import web
+from answer_styles import write_body
 
-from data.paraphrasing import grammar
 from data.paraphrasing.job import INSTRUCTION
 
 FAULTS = {
@@ -46,6 +48,9 @@ FAULTS = {
     "share_quota": 0.0,
     "share_garbled": 0.0,
     "share_long": 0.0,
+    "share_styled": 0.0,
+    "style": "",
+    "forget": False,
     "retry_after": "",
     "should_retry": "",
     "latency_s": 0.0,
@@ -91,6 +96,8 @@ class Server:
 
     async def set_faults(self, request):
         self.faults = FAULTS | await request.json()
+        if self.faults["forget"]:
+            self.tries.clear()
         return web.json_response({})
 
     def fault(self, prompt, number):
@@ -139,6 +146,9 @@ class Server:
             return web.Response(text='{"id": "x", "choices": [{"mess', content_type="application/json")
         if self.faults["canned"]:
             return web.Response(body=CANNED, content_type="application/json")
+        if fault == "styled":
+            headers = {"retry-after": str(self.faults["retry_after"])} if self.faults["retry_after"] else None
+            return web.Response(text=write_body(self.faults["style"], completion(body, "")), headers=headers)
         return web.json_response(completion(body, fault))
 
     def refuse(self, request, body):
@@ -218,6 +228,8 @@ class Server:
             self.answered[prompt] += 1
             body = completion(line["body"], fault)
             body["choices"][0]["message"]["content"] += "\u2028"  # a line's end to Python, but not to JSON lines
+            if fault == "styled":
+                body = json.loads(write_body(self.faults["style"], body))
             response = {"status_code": 200, "body": body}
             out.append({"custom_id": line["custom_id"], "response": response, "error": None})
         batch["status"] = self.faults["batch_status"] or "completed"
@@ -241,11 +253,17 @@ def error(status, message, code, headers=None):
     return web.json_response({"error": {"message": message, "code": code}}, status=status, headers=headers)
 
 
+def reword(caption, number):
+    """Sentences that contain a caption, all different."""
+    names = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return [f"In take {name}, {caption[:1].lower()}{caption[1:]}" for name in names[:number]]
+
+
 def completion(body, fault):
     prompt = body["messages"][0]["content"]
     caption = prompt.split("\n\n")[1].rpartition(" [")[0]
     number = int(prompt.removeprefix(INSTRUCTION.partition("{number}")[0]).partition(" ")[0])
-    sentences = grammar.write_paraphrases(caption, number)
+    sentences = reword(caption, number)
     text = "\n".join(f"{place}. {sentence}" for place, sentence in enumerate(sentences, start=1))
     if fault == "refused":
         text = "I'm sorry, but I can't help with that."

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from answer_styles import BROKEN, FINAL, WASTED
+from chat_server import reword
 
 from data.captions import hash_caption
 from data.paraphrasing import grammar
@@ -22,9 +24,8 @@ from data.paraphrasing.chat_client import (
     MAX_PAUSES,
     AdaptiveConcurrencyLimiter,
     RuleBasedParaphraser,
-    parse_completion,
-    parse_json_or_none,
 )
+from data.paraphrasing.completions import parse_completion, parse_json_or_none
 from data.paraphrasing.job import INSTRUCTION, INSTRUCTION_VERSION, Answer, AnswerLog, Budget, ParaphraseJob, to_line
 from data.paraphrasing.journal import Journal
 from data.paraphrasing.outcome import ParaphraseOutcome, filter_paraphrases
@@ -116,14 +117,16 @@ def test_rules_need_no_server(store_of, run_command):
     assert done.returncode == 0
     said = done.stderr
     rows = table_of(store)
-    assert [len(row["variants"]) for row in rows] == [5] * 40
     assert {row["model"] for row in rows} == {"grammar"}
     assert {row["instruction"] for row in rows} == {f"{grammar.VERSION}/5"}
     split = open_split(store, "test/train")
     captions = [caption for clip in split.captions for caption in clip]
     assert [row["caption_hash"] for row in rows] == [hash_caption(caption) for caption in captions]
-    assert rows[0]["variants"] == grammar.write_paraphrases(captions[0], 5)
-    assert "200 paraphrases of 40 of 40 captions, 40 with all 5" in said
+    expected = [grammar.write_paraphrases(caption, 5) for caption in captions]
+    assert [row["variants"] for row in rows] == expected
+    number, complete = sum(map(len, expected)), sum(len(texts) == 5 for texts in expected)
+    assert min(map(len, expected)) > 0
+    assert f"{number} paraphrases of 40 of 40 captions, {complete} with all 5" in said
     assert re.search(r"not a duplicate +100\.0 %", said)
 
 
@@ -141,8 +144,7 @@ def test_a_server_is_asked_once_about_each_caption(store_of, chat_server, run):
     assert prompt.startswith("I will give a description of an audio recording and tags")
     assert "Generate 5 audio captions" in prompt
     assert prompt.endswith(f"{split.captions[0][0]} [field, tag0]")
-    run(store, "--model", "grammar", "--replace")
-    assert [row["variants"] for row in table_of(store)] == [row["variants"] for row in expected]
+    assert expected[0]["variants"] == reword(split.captions[0][0], 5)
 
 
 def test_through_all_faults_to_the_table_of_an_undisturbed_run(store_of, chat_server, run):
@@ -185,6 +187,39 @@ def test_too_few_sentences_are_asked_for_again_and_kept_together(store_of, chat_
     assert set(server.log()["tries"].values()) == {3}
     assert [len(row["variants"]) for row in table_of(store)] == [1] * 10
     assert "1 of 5 paraphrases" in said
+
+
+@pytest.mark.parametrize("style", ["Magistral's parts", "ChatML goes on", "think", "counts null"])
+def test_a_server_with_a_style_of_its_own_is_asked_once(store_of, chat_server, style, run):
+    store, server = store_of(10), chat_server(share_styled=1.0, style=style, tries=99)
+    assert "10 with all 5" in run(store, "--model", "parrot", "--base-url", server.base_url)
+    assert set(server.log()["tries"].values()) == {1}
+
+
+def test_what_a_server_breaks_is_asked_again_and_what_it_answers_is_kept(store_of, chat_server, run):
+    """One server for all styles: a fault falls on the first try of each request alone."""
+    store, server = store_of(5), chat_server()
+    for number, style in enumerate([*BROKEN, *WASTED], start=1):
+        server.set_faults(share_styled=1.0, style=style, retry_after="0.01", forget=True)
+        model = ("--model", f"parrot{number}", "--base-url", server.base_url, "--replace")
+        assert "5 with all 5" in run(store, *model), style
+        lines = [line for line in journal_of(store) if line["model"] == f"parrot{number}"]
+        assert list(server.log()["tries"].values()) == [2] * 5, style
+        assert [line["problem"] for line in lines].count("") == 5
+        if style in WASTED:
+            assert sorted(line["problem"] for line in lines)[5:] == [WASTED[style][1]] * 5
+            assert {(line["input_tokens"], line["output_tokens"]) for line in lines} == {(100, 80)}
+        else:
+            assert len(lines) == 5, style
+
+
+def test_what_stays_wrong_is_named(store_of, chat_server, run):
+    """One server for all styles, in each of which it answers every request."""
+    store, server = store_of(5), chat_server()
+    for number, (style, (_, status, said)) in enumerate(FINAL.items(), start=1):
+        server.set_faults(share_styled=1.0, style=style, tries=99, forget=True)
+        model = ("--model", "parrot", "--base-url", server.base_url, "--variants", number + 5, "--replace")
+        assert re.search(said.replace("of 5", f"of {number + 5}"), run(store, *model, status=status)), style
 
 
 def test_retry_after_is_waited_for(store_of, chat_server, run):
@@ -624,6 +659,14 @@ class TestBatches:
         assert len(server.log()["batches"]) == 1
         assert len(table_of(store)) == 20
 
+    def test_errors_with_the_status_of_success_are_asked_about_again_and_named(self, store_of, chat_server, run):
+        store, server = store_of(10), chat_server(share_styled=0.4, style="500")
+        run(store, *self.arguments(server))
+        assert len(table_of(store)) == 10
+        server.set_faults(share_styled=1.0, style="500", tries=99)
+        said = run(store, *self.arguments(server), "--variants", 3, "--replace", status=2)
+        assert "no request of the last batch was answered: Something of the server's" in said
+
     def test_several_batches(self, store_of, chat_server, run):
         store, server = store_of(40), chat_server()
         run(store, *self.arguments(server), "--batch-size", 15)
@@ -729,7 +772,7 @@ class TestImport:
         split = open_split(store, "test/train")
         return [
             {"path": f"clotho\\development\\{clip_id.rpartition('/')[2]}", "caption": caption.lower().rstrip("."),
-             "variations": [f"{n}. {text}" for n, text in enumerate(grammar.write_paraphrases(caption, 5), start=1)]}
+             "variations": [f"{n}. {text}" for n, text in enumerate(reword(caption, 5), start=1)]}
             for clip_id, captions in zip(split.clip_ids, split.captions, strict=True)
             for caption in captions
         ]  # fmt: skip
@@ -753,7 +796,7 @@ class TestImport:
         said = give(store, entries)
         rows = table_of(store)
         assert [len(row["variants"]) for row in rows] == [4] + [5] * 19
-        assert rows[1]["variants"] == grammar.write_paraphrases(open_split(store, "test/train").captions[0][1], 5)
+        assert rows[1]["variants"] == reword(open_split(store, "test/train").captions[0][1], 5)
         assert {row["model"] for row in rows} == {"imported"}
         assert "1 fail: not the original (not kept)" in said
         assert "variations.json, entry 21: test/train has no clip 'else.wav'" in said
