@@ -54,6 +54,9 @@ CANCELLED_SHARE = 0.01
 The mean of independent channels has the share 1 / channels; of opposite ones, none.
 """
 
+MIN_PAIRWISE_CHANNELS = 8
+"""Number of channels from which on NumPy's mean sums them in another order; below, a loop is faster and the same."""
+
 Warn = Callable[[str], None]
 
 
@@ -143,10 +146,17 @@ def read_blocks(audio: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
 
 def mix_down(block: NDArray[np.float32], channel: int | None) -> Samples:
     """Return one channel of a block [num_samples, channels]; None averages the channels."""
-    if block.shape[1] == 1:
-        return block[:, 0]
+    num_channels = block.shape[1]
+    if num_channels == 1 or channel is not None:
+        return np.ascontiguousarray(block[:, channel or 0])
     with np.errstate(over="ignore", invalid="ignore"):  # refused by `decode`
-        return block.mean(axis=1) if channel is None else np.ascontiguousarray(block[:, channel])
+        if num_channels >= MIN_PAIRWISE_CHANNELS:
+            return block.mean(axis=1)
+        total = block[:, 0].copy()
+        for index in range(1, num_channels):
+            total += block[:, index]
+        total /= np.float32(num_channels)
+    return total
 
 
 @dataclass
@@ -167,20 +177,28 @@ class Levels:
 def measure_levels(stream: BinaryIO) -> Levels | None:
     """Return the levels in a stream, which is decoded once for this; None if they don't matter.
 
-    They don't in a mono stream that 16 bits represent exactly.
+    They don't in a mono stream that 16 bits represent exactly. Peaks are measured only if 16 bits may not be enough.
     """
     stream.seek(0)
     with open_sound(stream) as audio, np.errstate(over="ignore", invalid="ignore"):
-        if audio.channels == 1 and audio.subtype in BOUNDED_SUBTYPES:
+        is_bounded = audio.subtype in BOUNDED_SUBTYPES
+        if audio.channels == 1 and is_bounded:
             return None
         levels = Levels(0.0, 0.0, np.zeros(audio.channels), np.zeros(audio.channels))
         for block in read_blocks(audio):
             mean = mix_down(block, None)
-            levels.mean_peak = float(np.fmax(levels.mean_peak, np.abs(mean).max()))
             levels.mean_energy += float(np.dot(mean, mean))
-            levels.peaks = np.fmax(levels.peaks, np.abs(block).max(axis=0))
-            levels.energies += np.einsum("tc,tc->c", block, block)
+            channels = [mean] if audio.channels == 1 else [mix_down(block, index) for index in range(audio.channels)]
+            levels.energies += [float(np.dot(channel, channel)) for channel in channels]
+            if not is_bounded:
+                levels.mean_peak = float(np.fmax(levels.mean_peak, find_peak(mean)))
+                levels.peaks = np.fmax(levels.peaks, [find_peak(channel) for channel in channels])
     return levels
+
+
+def find_peak(samples: Samples) -> np.float32:
+    """Return the maximum of the absolute values of some samples."""
+    return max(samples.max(), -samples.min())
 
 
 def choose_levels(streams: Sequence[BinaryIO], warn: Warn) -> tuple[list[int | None], float]:
@@ -189,17 +207,16 @@ def choose_levels(streams: Sequence[BinaryIO], warn: Warn) -> tuple[list[int | N
     Calls `warn` unless the means are taken and the gain is 1.
     """
     channels: list[int | None] = []
-    peak, has_fine_levels = 0.0, False
+    peak = 0.0
     for stream in streams:
         levels = measure_levels(stream)
         channel = levels.choose_channel() if levels else None
         channels.append(channel)
         if levels:
-            has_fine_levels = True
             peak = max(peak, levels.mean_peak if channel is None else float(levels.peaks[channel]))
         if channel is not None:
             warn(f"its channels cancel each other out (opposite phase): channel {channel + 1} is used, not their mean")
-    if not has_fine_levels or not peak < MAX_AMPLITUDE:
+    if not peak < MAX_AMPLITUDE:
         return channels, 1.0
     if peak > 1:
         units = " (its samples are apparently in the units of integers)" if peak > INTEGER_PEAK else ""

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import soxr
 
-from data.decoding.audio import SCALED_PEAK, decode_file
+from data.decoding.audio import SCALED_PEAK, decode_file, mix_down
 from data.decoding.streams import compute_crc
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
@@ -389,3 +389,9 @@ def test_quiet_noise_of_24_bits_is_said_to_be_stored_as_silence(tmp_path):
 def test_the_reason_names_the_format_and_the_remedy(head, reason, tmp_path):
     with pytest.raises(AudioError, match=reason):
         decode_bytes(head + bytes(200) if head else head, tmp_path)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 6, 7, 8, 16])
+def test_the_mean_of_channels_is_numpys_to_the_last_bit(num_channels):
+    block = np.random.default_rng(0).normal(size=(10_000, num_channels)).astype(np.float32)
+    np.testing.assert_array_equal(mix_down(block, None), block.mean(axis=1))
