@@ -151,8 +151,9 @@ def mix_down(block: NDArray[np.float32], channel: int | None) -> Samples:
         return np.ascontiguousarray(block[:, channel or 0])
     with np.errstate(over="ignore", invalid="ignore"):  # refused by `decode`
         if num_channels >= MIN_PAIRWISE_CHANNELS:
-            return block.mean(axis=1)
-        total = block[:, 0].copy()
+            mean: Samples = block.mean(axis=1)
+            return mean
+        total: Samples = block[:, 0].copy()
         for index in range(1, num_channels):
             total += block[:, index]
         total /= np.float32(num_channels)

@@ -1,11 +1,14 @@
 """The command that prepares a corpus, run as a user runs it."""
 
+import csv
 import json
 import os
 import re
 import signal
 import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -293,6 +296,36 @@ def test_describe_says_what_a_store_holds_and_draws_it(corpus, prepare, tmp_path
     picture = plt.imread(tmp_path / "describe.png")
     assert picture.shape[0] > 400
     assert picture.std() > 0.01
+
+
+CASES = Path(__file__).parents[2].parent / "shared" / "cases" / "audio.py"
+
+
+@pytest.mark.skipif(not CASES.exists(), reason=f"{CASES} is absent")
+def test_a_folder_with_the_shared_cases_is_prepared_as_they_say(prepare, tmp_path):
+    """Each file is stored whole, skipped with the reason, or stored with a warning, and `describe --list` says so."""
+    subprocess.run([sys.executable, CASES, tmp_path / "audio"], check=True, capture_output=True)
+    expected = tmp_path / "audio" / "expected.csv"
+    cases = list(csv.DictReader(expected.read_text().splitlines()))
+    expected.unlink()
+    rows = [(case["file_name"], "A tone.", "train") for case in cases if case["must"] != "ignore"]
+    rows += [("20_ms.wav", "A tone.", "train")]
+    with (tmp_path / "audio" / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file_name", "caption", "split"), *rows])
+    prepared = prepare("folder", "--source", tmp_path / "audio", "--store", tmp_path / "store")
+    listed = prepare("describe", "--store", tmp_path / "store", "--list").stdout
+    assert "1 other file isn't audio" in prepared.stderr
+    split = stored_split.open_split(tmp_path / "store", "folder/train")
+    seconds = dict(zip(split.clip_ids, split.num_samples / 32_000, strict=True))
+    for case in cases:
+        stored = seconds.get(f"folder/train/{case['file_name']}")
+        assert (stored is not None) == (case["must"] in ("keep", "warn")), case
+        assert stored is None or stored == pytest.approx(float(case["seconds"]), abs=0.025)
+        said = [line for text in (prepared.stderr, listed) for line in text.splitlines()
+                if f"/{case['file_name']}: " in line]  # fmt: skip
+        kind = {"name": "skipped: ", "warn": "warning: "}.get(case["must"])
+        assert len(said) == (2 if kind else 0), said
+        assert all(line.startswith(kind) or f" {kind}" in line for line in said)
 
 
 @pytest.mark.parametrize("command", ["verify", "describe"])
