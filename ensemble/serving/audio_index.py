@@ -148,7 +148,10 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProbl
         raise UserError(f"{audio}: none of its {len(listing.paths)} audio files can be decoded")
     write_index(folder, index, known, models)
     num_removed = len(previous - set(index.paths))
-    logger.info("%d files embedded, %d unchanged, %d removed", num_embedded, num_unchanged, num_removed)
+    num_skipped = len(problems.skipped) + len(listing.skipped)
+    logger.info(
+        "%d files embedded, %d unchanged, %d removed, %d skipped", num_embedded, num_unchanged, num_removed, num_skipped
+    )
     if num_reused:
         logger.info("%d files have the contents of recordings in the index: not embedded again", num_reused)
     return problems
