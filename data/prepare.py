@@ -35,6 +35,7 @@ from data.preparation.build import (
 from data.runtime.command_line import command
 from data.runtime.options import Command, option, positional, run_command
 from data.store import storage
+from data.store.locks import lock_folder
 from data.store.storage import Store, StoreOptions
 from data.store.stored_split import open_split
 from data.waveform import Codec
@@ -109,7 +110,8 @@ def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
     """Download a corpus into the folder that it is read from. Raises UserError if no folder is given."""
     if target is None:
         raise UserError(f"name the folder to download {corpus} into with --source")
-    module.download(target)
+    with lock_folder(target):
+        module.download(target)
 
 
 def verify_command(options: StoreOptions) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
+from data.store.files import rename_folder
 from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
 from ensemble.serving.registration import register_model
@@ -72,7 +73,7 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
         write_ensemble(staging / ENSEMBLE_FILE, ensemble)
         (staging / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
         bundle.load_models(staging)
-        staging.rename(out)
+        rename_folder(staging, out)
 
 
 def build_readme(ensemble: Ensemble) -> str:

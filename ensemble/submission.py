@@ -23,6 +23,7 @@ from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, flag, group, option, positional, run_command
 from data.sources.audio_files import list_audio_files
+from data.store.locks import lock_folder
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge import formats, validation
@@ -181,7 +182,8 @@ def submit(options: Options) -> int:
     embeddings = embed_all(systems, split, runs)
     scores = [compute_system_scores(system, embeddings, split) for system in systems]
     try:
-        path = write_submission(options, format_name, evaluation, systems, scores, authors)
+        with lock_folder(options.out):
+            path = write_submission(options, format_name, evaluation, systems, scores, authors)
     except OSError as error:
         raise UserError(f"{error.filename or options.out} can't be written: {error.strerror or error}") from error
     return check_submission(path, format_name, evaluation, options.audio)

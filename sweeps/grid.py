@@ -29,7 +29,7 @@ from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
 from sweeps.display.results import print_line, show_results
 from sweeps.planning.retraining import FirstStage, Retraining, build_retrained_ensemble, plan_retrainings
-from sweeps.planning.stages import Stages, find_parents, group_by_stage
+from sweeps.planning.stages import Stages, find_finished, find_parents, group_by_stage, mark_damaged
 from sweeps.spaces import Space, check_trials, find_space, list_spaces, with_seeds
 from trainables.execution.resources import (
     Allocation,
@@ -190,7 +190,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     fingerprints = read_fingerprints(trials, store, weights)
     stages = group_by_stage(trials, fingerprints)
     trials_by_signature = {signature: trial for stage in stages for signature, trial in stage.items()}
-    finished = {signature for signature in trials_by_signature if ledger.find_finished_trial(signature)}
+    finished = find_finished(trials_by_signature, ledger, runs)
     unfinished = {signature: trial for signature, trial in trials_by_signature.items() if signature not in finished}
     from sweeps.planning import estimate
 
@@ -201,6 +201,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
 
     from trainables.networks.validation import require_working_encoders
 
+    mark_damaged(unfinished, ledger, runs)
     require_working_encoders(unfinished.values(), weights)
     resources = options.allocate_by_stage(nodes, max((len(stage) for stage in stages), default=1))
     print_line(f"Sweep {options.name}: {plan.title}")

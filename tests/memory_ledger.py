@@ -1,5 +1,6 @@
 """A ledger in memory, for tests that are not about MLflow; tests/trainables/records/test_ledger.py compares both."""
 
+import contextlib
 import itertools
 import shutil
 from dataclasses import replace
@@ -122,8 +123,9 @@ class MemoryLedger(Ledger):
         for file in event.files:
             shutil.copy(file, self.folder / run_id)
 
-    def load_event_file(self, run, name):
+    @contextlib.contextmanager
+    def open_event_file(self, run, name):
         path = self.folder / run.run_id / name
         if not path.exists():
             raise MissingArtifactError(name, run.run_id)
-        return path
+        yield path

@@ -42,6 +42,9 @@ SCALED_PEAK = 0.89
 INTEGER_PEAK = 256
 """Peak above which samples were apparently written in the units of integers."""
 
+MAX_DURATION_S = 24 * 3600
+"""Maximum duration of a recording: an hour of silence is 300 kB of FLAC, and 230 MB in a store."""
+
 QUIET_PEAK = 16 / PCM16_FULL_SCALE
 """Peak below which a recording with more than 16 bits is amplified, since 16 bits would distort or silence it."""
 AMPLIFIED_PEAK = 0.1
@@ -114,6 +117,8 @@ def decode(file: BinaryIO, warn: Warn) -> Iterator[Samples]:
                         )
                     resampled = mono if audio.samplerate == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
                     num_resampled += len(resampled)
+                    if num_resampled > MAX_DURATION_S * SAMPLE_RATE_HZ:
+                        raise AudioError(f"lasts more than {MAX_DURATION_S // 3600} hours: split it")
                     yield resampled
                 rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
                 num_resampled += len(rest)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from data import corpora
 from data.errors import UserError
 from data.leakage import exclusions
@@ -19,6 +17,7 @@ from data.runtime.progress import ProgressLine
 from data.schema import SAMPLE_RATE_HZ, Split
 from data.splits import is_built_on_demand
 from data.store import shard_writer, split_writer, storage
+from data.store.locks import lock_folder
 from data.store.shard_writer import ShardSummary
 from data.store.storage import Store
 from data.store.stored_split import StoredSplit, open_split
@@ -47,11 +46,8 @@ def lock_store(store: Path) -> Iterator[None]:
     The lock of a killed process is released.
     """
     try:
-        store.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(store / ".lock", timeout=0):
+        with lock_folder(store):
             yield
-    except filelock.Timeout:
-        raise UserError(f"another command is writing to {store}; wait until it has finished") from None
     except ConnectionError:  # raised by Ray, not by the file system
         raise
     except OSError as error:

@@ -22,6 +22,9 @@ MAX_SOCKET_PATH_BYTES = 107
 MAX_SOCKET_NAME = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.10"
 """Longest path of Ray's sockets below the temporary folder."""
 
+START_ATTEMPTS = 3
+"""Number of attempts to start Ray, which waits 30 s for its processes; on a busy machine that may be too short."""
+
 TASKS_PER_CPU = 3
 """Number of tasks waiting or running per CPU: no worker waits for the driver, and an autoscaling cluster sees demand.
 """
@@ -58,16 +61,28 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
             "idle_worker_killing_time_threshold_ms": str(IDLE_WORKER_TIMEOUT_MS),
         }
         os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
-    if not ray.is_initialized():
-        require_short_temporary_folder()
+    if ray.is_initialized():
+        return
+    require_short_temporary_folder()
+    for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
+            return
         except ConnectionError as error:
             raise UserError(
                 f"{error}: check that the cluster is running, RAY_ADDRESS "
                 f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token if it requires a token; "
                 "`ray stop` removes the remains of a cluster on this machine"
             ) from error
+        except Exception as error:  # Ray raises this class if its processes don't start in time
+            ray.shutdown()
+            reason = str(error).partition("\n")[0]
+            if attempt == START_ATTEMPTS:
+                raise UserError(
+                    f"Ray doesn't start on this machine ({reason}): wait until other Ray clusters on it have finished, "
+                    "or stop them with `ray stop`, then run the command again"
+                ) from error
+            logger.warning("Ray didn't start (%s); trying again", reason)
 
 
 def require_short_temporary_folder() -> None:

@@ -40,6 +40,8 @@ ENCRYPTED_FLAG = 1
 
 SPOOLED_BYTES = 2**26
 """Maximum size of a member that is decoded in memory; a longer one is unpacked to a temporary file."""
+MAX_COMPRESSION_RATIO = 20
+"""Maximum ratio of a member's size to its compressed size, beyond SPOOLED_BYTES; audio compresses by less."""
 BLOCK_BYTES = 2**20
 
 
@@ -129,6 +131,10 @@ def decode_member(member: ArchiveMember) -> AudioBlocks:
 
 
 def _decode_member(member: ArchiveMember, warn: Warn) -> Iterator[Samples]:
+    if member.info.file_size > max(SPOOLED_BYTES, MAX_COMPRESSION_RATIO * member.info.compress_size):
+        raise AudioError(
+            f"unpacks to more than {MAX_COMPRESSION_RATIO} times its size: {member.info.file_size:,} bytes"
+        )
     with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
         try:
             with open_segments(member.segments[member.info.volume :], member.info.header_offset) as stream:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +69,10 @@ def iter_files(folder: Path) -> Iterator[Path]:
                     waiting.append(Path(entry.path))
                 elif entry.is_file():
                     yield Path(entry.path)
-                elif entry.is_symlink():
-                    logger.warning("skipped: %s is a link to a file that doesn't exist", entry.path)
+                elif entry.is_symlink() and not Path(entry.path).exists():
+                    logger.warning("skipped: %r is a link to a file that doesn't exist", entry.path)
+                else:
+                    logger.warning("skipped: %r is neither a file nor a folder", entry.path)
             except OSError as error:  # such as a loop of links
                 logger.warning("skipped: %s can't be read: %s", entry.path, error.strerror)
 
@@ -80,4 +83,6 @@ def find_encoding_problem(path: Path) -> str:
         str(path).encode()
     except UnicodeEncodeError:
         return "its path isn't valid UTF-8: rename it, for instance with convmv"
+    if any(unicodedata.category(character) == "Cc" for character in str(path)):
+        return "its path contains a line break or another control character: rename it"
     return ""

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,40 @@ from data.sources.json_text import parse_json
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # after a crash, the name must not exist without the contents
+        sync(temporary)  # after a crash, the name must not exist without the contents
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the contents of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a folder with all its files and subfolders is on the disk. Call this before the folder is renamed, so
+    that after a power cut the new name doesn't exist without the contents.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def rename_folder(folder: Path, target: Path) -> None:
+    """Rename a folder to `target`, which must not exist or be an empty folder, after everything in it is on the disk;
+    wait until the new name is, too.
+    """
+    sync_folder(folder)
+    folder.rename(target)
+    sync(target.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -54,7 +54,8 @@ def load_ensemble_rows(
     for run in iter_ensemble_runs(ledger, sweeps):
         name = f"{run.name} ({run.run_id[:8]})"
         try:
-            ensemble = read_ensemble(ledger.load_event_file(run, "ensemble.json"))
+            with ledger.open_event_file(run, "ensemble.json") as path:
+                ensemble = read_ensemble(path)
         except MissingArtifactError:
             problems.append(f"{name} isn't shown: its ensemble.json no longer exists")
             continue

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from data.captions import normalise
 from data.errors import UserError
-from data.sources.audio_files import FileProblems, list_audio_files
+from data.sources.audio_files import AudioListing, FileProblems, list_audio_files
 from data.store.files import read_json, write_json
+from data.store.locks import lock_folder
 from ensemble.serving.bundle import EnsembleModels
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
 
@@ -110,16 +111,24 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProbl
         The files that were skipped or changed, with the reasons.
 
     Raises:
-        UserError: if no audio file can be decoded, or the index belongs to another ensemble.
+        UserError: if no audio file can be decoded, the index belongs to another ensemble, or another command is writing
+            to it.
     """
     audio = audio.resolve()
     listing = list_audio_files(audio)
+    with lock_folder(folder):
+        return update_locked_index(folder, audio, listing, models)
+
+
+def update_locked_index(folder: Path, audio: Path, listing: AudioListing, models: EnsembleModels) -> FileProblems:
+    """Update an index with the files of a folder, as `update_index` does, while the index is locked."""
     problems = FileProblems()
     stamps = read_stamps(listing.paths, problems)
     index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, Stamp]()
     if (folder / VECTORS_FILE).exists():
         index = open_index(folder, models)
-        known = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
+        stored = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
+        known = {path: stored[path] for path in index.paths if path in stored}
     changed = [path for path in stamps if known.get(path, [])[:2] != stamps[path]]
     for path, stamp in stamps.items():
         is_known = path in known and known[path][:2] == stamp and len(known[path]) > 2

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("data", "trainables", "ensemble")
 """Packages that the MLflow model contains."""
 
-REQUIREMENTS = ("annotated_types", "dacite", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore", "pyarrow",
-                "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
+REQUIREMENTS = ("annotated_types", "dacite", "filelock", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore",
+                "pyarrow", "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
                 "transformers")  # fmt: skip
 """Requirements of the MLflow model."""
 

@@ -57,4 +57,5 @@ def log_artifacts(
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         log.log_files(folder, {"embedding_s": embedding_s})
         for _, name in files:
-            read_embeddings(log.download_artifact(f"{EMBEDDINGS_FOLDER}/{name}"))
+            with log.open_artifact(f"{EMBEDDINGS_FOLDER}/{name}") as path:
+                read_embeddings(path)

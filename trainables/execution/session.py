@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from data.errors import UserError
 from trainables.execution.resources import Allocation
 from trainables.records.lease import Lease
 from trainables.records.mlflow_log import RunLog, with_retries
-from trainables.records.run_storage import RunStorage
+from trainables.records.run_storage import RunStorage, has_complete_weights
 from trainables.records.timing import Metrics, TrainingStep
 from trainables.signature import compute_signature
 from trainables.training.compute import DEFAULT, Execution
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from trainables.records.checkpoint import Snapshot
     from trainables.training.train import OnCheckpoint, OnEmbeddings
+
+logger = logging.getLogger("chorale.session")
 
 CPU_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """Environment that makes glibc keep freed memory for large tensors, instead of returning it to the kernel and causing
@@ -307,7 +310,10 @@ def find_last_checkpoint(runs: RunStorage, lease: Lease) -> str | None:
     for number in range(lease.number - 1, 0, -1):
         earlier = Lease(lease.signature, number)
         if name := runs.read(commit_file(earlier)):
-            return f"trials/{earlier.folder}/{name.decode()}"
+            folder = f"trials/{earlier.folder}/{name.decode()}"
+            if runs.is_remote or has_complete_weights(runs.folder / folder):
+                return folder
+            logger.warning("%s is incomplete, as after a power cut: it isn't resumed from", runs.locate(folder))
     return None
 
 

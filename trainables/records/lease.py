@@ -10,10 +10,14 @@ folder named after the number of its lease, so a holder that stalls and resumes 
 checkpoints.
 """
 
+import contextlib
+import functools
 import json
+import logging
 import socket
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +25,10 @@ from types import TracebackType
 import psutil  # type: ignore[import-untyped]
 from obstore.exceptions import BaseError
 
+from trainables.records.mlflow_log import with_retries
 from trainables.records.run_storage import RunStorage
+
+logger = logging.getLogger("chorale.lease")
 
 BEAT_S, EXPIRES_S = 10.0, 60.0
 
@@ -129,7 +136,7 @@ def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) 
     if current is None or current.has_ended():
         return None
     clock_file = f"leases/{signature}/{number}.now"
-    runs.write(clock_file, b"")
+    with_retries(lambda: runs.write(clock_file, b""))
     return (
         current if runs.age_difference(lease_file(signature, number), clock_file).total_seconds() < expires_s else None
     )
@@ -149,14 +156,30 @@ def acquire(
         if current and current.command != command:
             return current
         number = find_newest_number(runs, signature) + 1
-        if runs.create(lease_file(signature, number), json.dumps(asdict(Holder.current(command))).encode()):
+        contents = json.dumps(asdict(Holder.current(command))).encode()
+        if with_retries(functools.partial(runs.create, lease_file(signature, number), contents)):
             return Lease(signature, number)
 
 
 def release(runs: RunStorage, lease: Lease) -> None:
-    """Release a lease if it is still held, so that the trial's next lease can be acquired at once."""
-    if lease.is_held(runs):
-        runs.write(lease_file(lease.signature, lease.number), b"null")
+    """Release a lease if it is still held, so that the trial's next lease can be acquired at once.
+
+    If the run storage is full or unreachable, the lease is left to expire.
+    """
+    with log_storage_errors(lease.signature):
+        if lease.is_held(runs):
+            runs.write(lease_file(lease.signature, lease.number), b"null")
+
+
+@contextlib.contextmanager
+def log_storage_errors(signature: str) -> Iterator[None]:
+    """Log errors of the run storage in the `with` block, which releases a lease of the trial with this signature,
+    instead of raising them.
+    """
+    try:
+        yield
+    except (OSError, BaseError) as error:
+        logger.warning("the lease of %s can't be released (%s); it expires in %.0f s", signature, error, EXPIRES_S)
 
 
 class Heartbeat:
@@ -196,6 +219,7 @@ def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> 
     """Release the lease of a trial if it was acquired by a process of the command with this identifier, even if that
     process has ended. Leases of other commands are kept.
     """
-    number, current = find_last_holder(runs, signature)
-    if current and current.command == command:
-        runs.write(lease_file(signature, number), b"null")
+    with log_storage_errors(signature):
+        number, current = find_last_holder(runs, signature)
+        if current and current.command == command:
+            runs.write(lease_file(signature, number), b"null")

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -180,7 +181,8 @@ class Ledger(Protocol):
     def log_event(self, event: Event) -> None:
         """Log a selection or an evaluation of an ensemble as a new run, with its settings, metrics and files."""
 
-    def load_event_file(self, run: EventRun, name: str) -> Path:
-        """Return the local path of one of the files logged with a selection or an evaluation. Raises
-        MissingArtifactError if it no longer exists.
+    def open_event_file(self, run: EventRun, name: str) -> AbstractContextManager[Path]:
+        """Return a context manager whose value is the local path of one of the files logged with a selection or an
+        evaluation; a download is removed at the end of the `with` block. Raises MissingArtifactError if the file no
+        longer exists.
         """

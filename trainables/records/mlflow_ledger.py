@@ -88,21 +88,23 @@ class MlflowLedger(Ledger):
         """Create a run with these tags in the ledger's experiment, and return its id."""
         return str(self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name).info.run_id)
 
-    def _load_artifact(self, run_id: str, artifacts: str, name: str) -> Path:
-        """Return the local path of one of a run's files, which is downloaded if it isn't on this machine.
+    @contextlib.contextmanager
+    def _open_artifact(self, run_id: str, artifacts: str, name: str) -> Iterator[Path]:
+        """Yield the local path of one of a run's files; a download is removed at the end of the `with` block.
 
         `artifacts` is the URI of the folder of the run's files; without it, MLflow's client would query the tracking
-        store for each file.
+        store for each file. Raises MissingArtifactError if the file can't be reached.
         """
-        from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        artifacts = self._locate_artifacts(run_id, artifacts)
-        try:
-            return Path(download_artifacts(artifact_uri=f"{artifacts}/{name}", tracking_uri=self.tracking_uri))
-        except (MlflowException, OSError) as error:
-            code = error.error_code if isinstance(error, MlflowException) else ""
-            raise MissingArtifactError(name, run_id, code) from error
+        uri = f"{self._locate_artifacts(run_id, artifacts)}/{name}"
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(mlflow_log.open_artifact(uri, self.tracking_uri))
+            except (MlflowException, OSError) as error:
+                code = error.error_code if isinstance(error, MlflowException) else ""
+                raise MissingArtifactError(name, run_id, code) from error
+            yield path
 
     def _locate_artifacts(self, run_id: str, artifacts: str) -> str:
         """Return the URI of the folder of a run's files: the one beside the tracking store if that exists, since the
@@ -164,7 +166,8 @@ class MlflowLedger(Ledger):
                 f"{run.name!r} was trained on all splits, including those that would evaluate it, so it has no "
                 "metrics: use it for submissions and search"
             )
-        return read_embeddings(self._load_artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}"))
+        with self._open_artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}") as path:
+            return read_embeddings(path)
 
     def list_epochs(self, run: TrialRun) -> list[str]:
         from mlflow.artifacts import list_artifacts
@@ -178,7 +181,8 @@ class MlflowLedger(Ledger):
         return [f"{EPOCHS_FOLDER}/{name}" for name in names] if stored_names >= set(names) else []
 
     def load_config(self, run: TrialRun) -> dict[str, Any]:
-        config: dict[str, Any] = read_json(self._load_artifact(run.run_id, run.artifacts, TRIAL_FILE))
+        with self._open_artifact(run.run_id, run.artifacts, TRIAL_FILE) as path:
+            config: dict[str, Any] = read_json(path)
         return config
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:
@@ -199,7 +203,8 @@ class MlflowLedger(Ledger):
         if existing is None:
             raise UserError(f"no sweep is named {name!r}; known: {', '.join(run.info.run_name for run in sweeps)}")
         run_id = str(existing.info.run_id)
-        description = read_json(self._load_artifact(run_id, existing.info.artifact_uri, SWEEP_FILE))
+        with self._open_artifact(run_id, existing.info.artifact_uri, SWEEP_FILE) as path:
+            description = read_json(path)
         return Sweep(run_id, existing.info.run_name, description["signatures"], description)
 
     def list_sweep_names(self) -> list[str]:
@@ -229,8 +234,8 @@ class MlflowLedger(Ledger):
             self.client.log_artifact(run_id, str(file))
         self.finish(run_id)
 
-    def load_event_file(self, run: EventRun, name: str) -> Path:
-        return self._load_artifact(run.run_id, run.artifacts, name)
+    def open_event_file(self, run: EventRun, name: str) -> contextlib.AbstractContextManager[Path]:
+        return self._open_artifact(run.run_id, run.artifacts, name)
 
 
 def to_trial_run(run: Run) -> TrialRun:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import tenacity
 from obstore.exceptions import BaseError
@@ -86,6 +90,25 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code in TRANSIENT_CODES
     return isinstance(error, OSError | BaseError)
+
+
+@contextlib.contextmanager
+def open_artifact(uri: str, tracking_uri: str) -> Iterator[Path]:
+    """Yield the local path of an artifact, given by its URI: its own path if it is on this machine, otherwise that of a
+    download, which is removed at the end of the `with` block. A file that is memory-mapped in the block stays readable.
+
+    Raises OSError or MlflowException if the artifact doesn't exist or can't be reached.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith(("file:", "/")):
+        path = Path(url2pathname(urlsplit(uri).path))
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, dst_path=folder))
 
 
 class RunLog:
@@ -179,9 +202,10 @@ class RunLog:
             self.client.log_metric(self.run_id, name, value)
         self.client.log_artifacts(self.run_id, str(folder))
 
-    def download_artifact(self, name: str) -> Path:
-        """Download one of the run's artifacts from MLflow, and return its local path."""
-        return Path(self.client.download_artifacts(self.run_id, name))
+    def open_artifact(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """Return a context manager whose value is the local path of one of the run's artifacts; see `open_artifact`."""
+        artifacts = self.client.get_run(self.run_id).info.artifact_uri
+        return open_artifact(f"{artifacts}/{name}", self.client.tracking_uri)
 
 
 def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:

@@ -11,6 +11,7 @@ are read from the environment or from the machine's role, never from the URI.
 """
 
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,7 +26,11 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
+from data.store.files import rename_folder, sync
 from data.store.storage import open_filesystem
+
+MAX_HEADER_BYTES = 2**27
+"""Maximum size of the header of a safetensors file that is read; it lists the names of the tensors."""
 
 LAST_FILE = "trial.json"
 """File of a model that is copied last to an object store: if it exists, the model is complete."""
@@ -91,6 +96,9 @@ class RunStorage:
     def write(self, name: str, contents: bytes) -> None:
         """Write a small file atomically, replacing an existing one."""
         obstore.put(_open_objects(self.location), name, contents)
+        if not self.is_remote:
+            sync(self.folder / name)
+            sync((self.folder / name).parent)
 
     def read(self, name: str) -> bytes | None:
         """Return the contents of a small file, or None if it doesn't exist."""
@@ -116,8 +124,17 @@ class RunStorage:
             shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def has_model(self, signature: str) -> bool:
-        """Return whether the storage contains the trained model of the trial with this signature."""
-        return self.read(f"models/{signature}/{LAST_FILE}") is not None
+        """Return whether the storage contains the complete model of the trial with this signature."""
+        return self.read(f"models/{signature}/{LAST_FILE}") is not None and not self.has_damaged_model(signature)
+
+    def has_damaged_model(self, signature: str) -> bool:
+        """Return whether the storage contains an incomplete model of the trial with this signature, such as after a
+        power cut. Always False for an object store, which stores files as a whole.
+        """
+        if self.is_remote:
+            return False
+        folder = self.folder / "models" / signature
+        return folder.is_dir() and not has_complete_weights(folder)
 
     def store_model(self, signature: str, folder: Path) -> None:
         """Store the folder of a trial's trained model atomically, unless the trial already has one. In a local storage
@@ -127,7 +144,8 @@ class RunStorage:
         if self.has_model(signature):
             return
         if not self.is_remote:
-            folder.rename(self.folder / target)
+            shutil.rmtree(self.folder / target, ignore_errors=True)  # a damaged model
+            rename_folder(folder, self.folder / target)
             return
         filesystem, path = open_filesystem(self.locate(target))
         for file in sorted(folder.iterdir(), key=lambda file: file.name == LAST_FILE):
@@ -182,7 +200,32 @@ class RunStorage:
             shutil.rmtree(folder, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
-        part.rename(target)
+        rename_folder(part, target)
+
+
+def has_complete_weights(folder: Path) -> bool:
+    """Return whether the folder of a model or a checkpoint has weights, and all its files of weights have the size
+    that their headers state.
+    """
+    files = list(folder.glob("*.safetensors"))
+    return bool(files) and all(file.stat().st_size == read_stated_size(file) for file in files)
+
+
+def read_stated_size(path: Path) -> int:
+    """Return the size in bytes that the header of a safetensors file states; -1 if the header is incomplete.
+
+    Format: https://huggingface.co/docs/safetensors, 8 bytes with the length of the header, the header as JSON, and the
+    tensors at the offsets that it states.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, MAX_HEADER_BYTES))
+    try:
+        tensors: dict[str, dict[str, list[int]]] = json.loads(header)
+    except ValueError:
+        return -1
+    ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 @functools.cache

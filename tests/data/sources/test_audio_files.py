@@ -46,7 +46,7 @@ def test_broken_links_and_loops_of_links_are_logged(tmp_path, caplog):
     (tmp_path / "y").symlink_to(tmp_path / "x")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert [path.name for path in list_files(tmp_path).paths] == ["a.wav"]
-    assert "gone.wav is a link to a file that doesn't exist" in caplog.text
+    assert "gone.wav' is a link to a file that doesn't exist" in caplog.text
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_what_is_wrong_is_named(select, folder, tmp_path, file, content, why):
         path.write_bytes(content)
     elif content is not None:
         np.save(path, content)
-    assert re.search(f"^error: .*{why}", select())
+    assert re.search(f"(?m)^error: .*{why}", select())
     assert not (tmp_path / "out").exists()
 
 

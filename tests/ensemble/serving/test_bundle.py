@@ -22,6 +22,7 @@ from data.loading import clips
 from data.loading.clips import load_files
 from data.sources.audio_files import FileProblems
 from data.splits import Splits
+from data.store.locks import lock_folder
 from data.store.stored_split import open_split
 from ensemble import search
 from ensemble.serving import audio_index, bundle, registration
@@ -348,6 +349,33 @@ def test_an_interruption_loses_at_most_one_part(ensemble, runs, tmp_path, monkey
     monkeypatch.setattr(clips, "decode_file", lambda path: decoded.append(path.name) or decode_file(path))
     audio_index.update_index(index, audio, models)
     assert decoded == [f"{number}.wav" for number in range(6)]
+
+
+def test_one_command_at_a_time_writes_to_an_index(ensemble, runs, sounds, tmp_path):
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    with lock_folder(tmp_path / "index"), pytest.raises(UserError, match="another command is writing to"):
+        audio_index.update_index(tmp_path / "index", sounds, models)
+    audio_index.update_index(tmp_path / "index", sounds, models)
+
+
+def test_a_recording_that_only_the_stamps_name_is_embedded(ensemble, runs, sounds, tmp_path):
+    """As after two commands had written one of the two files each."""
+    models = bundle.load_models(ensemble, RunStorage.of(runs))
+    folders = [tmp_path / name for name in "ab"]
+    for folder, name in zip(folders, ("dög, barking.wav", "below/rain.flac"), strict=True):
+        folder.mkdir()
+        shutil.copy(sounds / name, folder)
+    audio_index.update_index(tmp_path / "index", folders[0], models)
+    stamps = (tmp_path / "index" / audio_index.FILES_FILE).read_bytes()
+    shutil.rmtree(tmp_path / "index")
+    audio_index.update_index(tmp_path / "index", folders[1], models)
+    (tmp_path / "index" / audio_index.FILES_FILE).write_bytes(stamps)
+    for folder in folders:
+        audio_index.update_index(tmp_path / "index", folder, models)
+    assert [Path(path).name for path in audio_index.open_index(tmp_path / "index", models).paths] == [
+        "dög, barking.wav",
+        "rain.flac",
+    ]
 
 
 CASES = Path(__file__).parents[3].parent / "shared" / "cases" / "audio.py"

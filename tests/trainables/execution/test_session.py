@@ -124,6 +124,18 @@ def test_a_finished_trial_whose_run_was_lost_is_restored_without_training(alone,
     assert lost.load_curves(run) == curves
 
 
+def test_a_checkpoint_that_a_power_cut_left_incomplete_is_not_resumed_from(alone, trial, store, tmp_path, caplog):
+    runs, ledger = copy_of_storage(alone[0], tmp_path / "runs"), create_ledger(tmp_path / "ledger")
+    (path,) = runs.folder.glob(f"trials/*/*/{MODEL_FILE}")
+    path.write_bytes(path.read_bytes()[:-1])
+    work, reported = work_of(trial, store, runs, ledger), []
+    assert find_last_checkpoint(runs, work.lease) is None
+    assert f"{path.parent} is incomplete" in caplog.text
+    train_in_process(work, reported.append)
+    assert len(reported) == trial.epochs
+    assert_same(weights_of(runs, work), alone[2])
+
+
 def test_a_checkpoint_of_an_earlier_version_without_metrics_is_refused_with_the_remedy(alone, trial, store, tmp_path):
     runs, lost = copy_of_storage(alone[0], tmp_path / "runs"), create_ledger(tmp_path / "ledger")
     (path,) = runs.folder.glob(f"trials/*/*/{PROGRESS_FILE}")

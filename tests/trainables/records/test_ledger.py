@@ -136,6 +136,7 @@ def test_events_are_found_by_kind_and_by_the_test_split(ledger, tmp_path):
     assert (run.sweep_run_id, run.test_fingerprint, run.settings["metric"]) == ("sweep", "aaaa", "map10")
     assert run.metrics["trajectory"] == 0.2
     assert len(list(ledger.iter_events("evaluation", "aaaa"))) == 1
-    assert ledger.load_event_file(run, "ensemble.json").read_text() == "{}"
+    with ledger.open_event_file(run, "ensemble.json") as path:
+        assert path.read_text() == "{}"
     with pytest.raises(MissingArtifactError):
-        ledger.load_event_file(run, "absent.json")
+        ledger.open_event_file(run, "absent.json").__enter__()

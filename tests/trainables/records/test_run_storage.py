@@ -1,9 +1,16 @@
 """Where results lie: the same calls on a folder and on an object store of moto's."""
 
+import os
+from pathlib import Path
+
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from data.errors import UserError
 from trainables.records.run_storage import RunStorage
+
+WEIGHTS = save({"weight": np.arange(256_000, dtype=np.uint8), "bias": np.ones(3, np.float32)})
 
 
 @pytest.fixture(params=["folder", "object store"])
@@ -17,13 +24,56 @@ def runs(request, tmp_path):
 def model(runs):
     """A model's folder, ready to be taken in."""
     with runs.make_scratch() as scratch:
-        from pathlib import Path
+        yield write_model(Path(scratch) / "model")
 
-        folder = Path(scratch) / "model"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(bytes(range(256)) * 1000)
-        (folder / "trial.json").write_text("{}")
-        yield folder
+
+def write_model(folder):
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "trial.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, len(WEIGHTS) - 1])
+def test_a_model_that_a_power_cut_left_incomplete_is_not_there_and_is_replaced(kept, tmp_path):
+    runs = RunStorage.of(tmp_path / "runs")
+    (runs.folder / "models").mkdir(parents=True)
+    runs.store_model("abc", write_model(tmp_path / "first"))
+    assert (runs.has_model("abc"), runs.has_damaged_model("abc")) == (True, False)
+    (runs.folder / "models" / "abc" / "model.safetensors").write_bytes(WEIGHTS[:kept])
+    assert (runs.has_model("abc"), runs.has_damaged_model("abc")) == (False, True)
+    runs.store_model("abc", write_model(tmp_path / "second"))
+    assert (runs.folder / "models" / "abc" / "model.safetensors").read_bytes() == WEIGHTS
+    assert not runs.has_damaged_model("absent")
+
+
+def test_everything_is_on_the_disk_before_a_folder_gets_its_name(tmp_path, monkeypatch):
+    """Recorded from the calls that the kernel gets."""
+    events = []
+    fsync, rename = os.fsync, os.rename
+
+    def record_sync(descriptor):
+        events.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        fsync(descriptor)
+
+    def record_rename(self, target):
+        events.append(("rename", target.name))
+        rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    runs = RunStorage.of(tmp_path / "runs")
+    (runs.folder / "models").mkdir(parents=True)
+    runs.store_model("abc", write_model(tmp_path / "staged"))
+    assert events[-1] == ("sync", "models")
+    assert events[-2] == ("rename", "abc")
+    assert {name for kind, name in events[:-2]} == {"model.safetensors", "trial.json", "staged"}
+    events.clear()
+    runs.write_folder("trials/abc-1/checkpoint_1", lambda folder: (folder / "progress.json").write_text("{}"))
+    assert [kind for kind, _ in events] == ["sync", "sync", "rename", "sync"]
+    events.clear()
+    runs.write("trials/abc-1/committed", b"checkpoint_1")
+    assert events == [("sync", "committed"), ("sync", "abc-1")]
 
 
 def test_a_file_is_created_once(runs):
@@ -42,7 +92,7 @@ def test_a_model_that_was_taken_in_is_read_as_it_was(runs, model, tmp_path):
     runs.store_model("abc", model)
     assert runs.has_model("abc")
     found = runs.fetch_model("abc", tmp_path / "copy")
-    assert (found / "model.safetensors").read_bytes() == bytes(range(256)) * 1000
+    assert (found / "model.safetensors").read_bytes() == WEIGHTS
     assert (found / "trial.json").read_text() == "{}"
 
 
