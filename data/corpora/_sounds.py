@@ -37,7 +37,7 @@ def _band(num_samples: int, low_hz: float, high_hz: float) -> Samples:
 
 
 def _noise(rng: Generator, duration_s: float, low_hz: float, high_hz: float) -> Wave:
-    """Return random noise of unit power, band-limited to the range from `low_hz` to `high_hz`. Its spectrum is
+    """Return `duration_s` seconds of random noise of unit power in the band from `low_hz` to `high_hz`. Its spectrum is
     drawn directly, which is faster than filtering white noise.
     """
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
@@ -82,8 +82,8 @@ def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
 
 
 def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> Wave:
-    """Return the sound of a struck object: a sum of damped sines. The arrays [num_modes] give the frequency, the
-    time constant of the decay and the amplitude of each sine.
+    """Return `duration_s` seconds of the sound of a struck object, a sum of damped sines. The arrays [num_modes] have
+    the frequency of each sine, the time constant of its decay, and its amplitude (`levels`).
     """
     time = _time(duration_s)
     wave = np.zeros(len(time))
