@@ -106,7 +106,9 @@ def prepare_command(options: PrepareOptions) -> None:
 
 
 def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
-    """Download a corpus into the folder that it is read from. Raises UserError if no folder is given."""
+    """Download a corpus by its module into the folder `target` that it is read from. Raises UserError, which names the
+    corpus, if no folder is given.
+    """
     if target is None:
         raise UserError(f"name the folder to download {corpus} into with --source")
     module.download(target)

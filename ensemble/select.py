@@ -151,7 +151,7 @@ def read_scores(
 
 def prune_by_key(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
     """Return the candidates' scores, `source`, reduced to those that can affect the metric. Candidates are named by
-    their keys: a trial's signature, or the path of a file of scores.
+    their keys: a trial's signature, or the name of a file of scores.
     """
     return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
@@ -195,9 +195,7 @@ def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
     """Return two values: a function from a mask of queries to the pruned pool, with each trial's epoch chosen on these
-    queries; and whether all candidates take part, which need the embeddings of all their epochs to be stored.
-
-    Also returned is whether that holds for all candidates: the epochs of a candidate may not have been stored.
+    queries; and whether that holds for all candidates, since the epochs of a candidate may not have been stored.
     """
     options = task.options
     epochs = epoch_choice.load_epoch_scores(task.ledger, task.candidates)

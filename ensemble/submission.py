@@ -149,8 +149,6 @@ def check_submission(path: Path, format_name: str, evaluation: EvaluationSet, au
     """Validate the zip file of a submission in the format `format_name` against the evaluation set, and log its
     problems; return the exit status, 1 if there are any. `audio` is the folder of the challenge's audio files, with
     which the file names are compared if it isn't None.
-
-    With `audio`, the names of the evaluation set's files are compared with the names of the files in that folder.
     """
     problems = validation.find_problems(path, format_name, evaluation)
     if audio:

@@ -151,8 +151,8 @@ def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Clip
 def explain_unusable(
     source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]], skipped: Mapping[Path, str]
 ) -> str:
-    """Return the reason why a clip can't be used, '' if it can be: none of the files in `paths` can be decoded, several
-    could be the clip's audio, or several rows (`claims`) could mean the same file.
+    """Return the reason why a clip can't be used, '' if it can be: it has no audio file (`paths`), its file can't be
+    decoded (`skipped`), several files could be its audio, or its file could be that of several clips (`claims`).
 
     Args:
         source: Folder of the corpus, for the message.

@@ -156,8 +156,8 @@ def is_text(value: Any) -> bool:
 
 def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SkippedItem]]:
     """Find the recordings of a subset under `source`, in archives and extracted files. Return them by file name without
-    the suffix, and the files that were skipped. If several recordings have the same name, FLAC is preferred to MP3 and
-    then archives to files.
+    the suffix, and skipped items. If several recordings have the same name, FLAC is preferred to MP3, then archives to
+    files.
     """
     recordings: dict[str, Recording] = {}
     set_aside = []

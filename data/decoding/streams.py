@@ -168,12 +168,9 @@ def add_flac_length(file: BinaryIO, head: bytes) -> BinaryIO:
 
 
 def read_flac_frame(header: bytes, max_block: int) -> int | None:
-    """Return the number of samples of a FLAC stream up to the end of the frame that begins with the bytes `header`;
-    None if they aren't a frame header. `max_block` is the number of samples per frame.
-
-    Args:
-        header: First 16 bytes of the frame.
-        max_block: Number of samples in each frame but the last, if all have the same.
+    """Return the number of samples of a FLAC stream up to the end of the frame that begins with the 16 bytes `header`;
+    None if they aren't a frame header. `max_block` is the number of samples in each frame but the last, if all have the
+    same.
     """
     if len(header) < 6 or header[0] != 0xFF or header[1] & 0xFE != 0xF8:
         return None

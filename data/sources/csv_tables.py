@@ -52,7 +52,8 @@ def require_directory(path: Path) -> Path:
 def read_csv(
     path: Path, columns: list[str], encoding: str = "utf-8", may_be_empty: Collection[str] = ()
 ) -> list[CsvRow]:
-    """Return the rows of a CSV file whose header contains at least `columns`, in any order.
+    """Return the rows of a CSV file whose header contains at least `columns`, in any order. Raises UserError for a
+    malformed table or row; cells in these columns must not be empty, except in the columns `may_be_empty`.
 
     Raises UserError if the file is absent, has no rows or has another encoding, or if a column is missing or occurs
     twice. Raises UserError that names every wrong row if rows don't have as many cells as the header, as after a line

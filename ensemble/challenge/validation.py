@@ -86,8 +86,8 @@ def list_names(path: Path) -> list[str]:
 
 def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
     """Return a description of each problem of a submission's zip file, given the name of the challenge, such as
-    'dcase2023', and the evaluation set that it must cover. Each begins with the name of the file in the zip; [] if the
-    submission is valid.
+    'dcase2023', and the evaluation set that it must cover. Problems of a file begin with its name; [] if the submission
+    is valid.
 
     Raises UserError if it isn't a zip file.
     """

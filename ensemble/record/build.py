@@ -100,8 +100,6 @@ def build_nested_metrics(
     """Return the metrics of nested cross-validation in `folds` folds, with their intervals, and the selection optimism:
     `apparent`, the metric on the split that was selected on, minus the cross-validated one. `redoes_epochs` is
     recorded: whether each trial's epoch was chosen anew in each fold.
-
-    `apparent` is the ensemble's metric on the validation split that it was selected on.
     """
     relevant = retrieval.Relevance(pruned.query_P, pruned.query_P, pruned.group_Q)
     ensemble, best_single = (

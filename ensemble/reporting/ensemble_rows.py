@@ -46,8 +46,6 @@ def load_ensemble_rows(
     """Return a row for each text-to-audio ensemble selected from the sweeps' evaluated trials, with its metrics on the
     split with this role, the newest first; and the reasons why other ensembles can't be shown. Equal ensembles have one
     row.
-
-    Also returned are the reasons why other ensembles can't be shown.
     """
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
     rows: dict[tuple[Any, ...], EnsembleRow] = {}

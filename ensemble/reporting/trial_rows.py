@@ -188,8 +188,6 @@ class SeedBand:
 def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> dict[str, list[SeedBand]]:
     """Return the data of plots like the paper's Figure 2, by title: for fine-tunings that differ only in seeds and
     paraphrase probability, a band of the metric's learning curves for each probability.
-
-    The keys are the titles of the plots.
     """
     settings = {
         setting: rows_with_curve

@@ -13,7 +13,7 @@ from trainables.networks.audio.log_mel import LogMel
 
 
 def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
-    """Return the network with random initial weights; `weights` is not used."""
+    """Return the network that a config describes, with random initial weights; `weights` is not used."""
     return CnnEncoder(config)
 
 
@@ -58,7 +58,9 @@ class CnnEncoder(nn.Module):
 
 
 def make_convolution(channels_in: int, channels_out: int) -> nn.Module:
-    """Return a 3 x 3 convolution with group normalisation (one group) and ReLU."""
+    """Return a 3 x 3 convolution from `channels_in` to `channels_out` channels, followed by group normalisation (one
+    group) and ReLU.
+    """
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())
