@@ -115,7 +115,7 @@ def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
 
 
 def verify_command(options: StoreOptions) -> int:
-    """Read a store back and compare checksums; the exit status is 1 if something is wrong.
+    """Read a store back and compare checksums. Return the exit status, 1 if something is wrong; each problem is logged.
 
     Examples:
         python data/prepare.py verify

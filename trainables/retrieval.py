@@ -140,9 +140,7 @@ def recall(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
 
 
 def reciprocal_rank(ranks_P: NDArray[np.int64], relevant: Relevance) -> PerQuery:
-    """Return the reciprocal of the rank of the first relevant clip of each query [Q]. `ranks_P` has the rank of each
-    pair's clip, as `compute_ranks` returns it.
-    """
+    """Return the reciprocal of the rank of the first relevant clip of each query [Q]."""
     best = np.zeros(relevant.num_queries)
     np.maximum.at(best, relevant.query_P, 1.0 / ranks_P)
     return best

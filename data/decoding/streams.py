@@ -249,7 +249,9 @@ MAX_COUNT_DIFFERENCE = 2
 
 
 def parse_mp3_frame(header: bytes) -> Mp3Frame | None:
-    """Return the frame of layer III that begins with these four bytes; None if they aren't the header of one."""
+    """Return the MP3 frame that begins with these four bytes; None if they aren't the header of an MPEG layer III
+    frame.
+    """
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None
     version, bit_rate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3

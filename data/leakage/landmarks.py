@@ -320,9 +320,9 @@ class LandmarkIndex:
 
 
 def _find_candidate_offsets(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the offsets that occur most often in `frame_H`, the offset of each hit in frames: those with at least
-    MIN_VOTES hits, at most MAX_CANDIDATES, in descending order of hits. Of adjacent offsets, only the one with more
-    hits is returned.
+    """Return the offsets in time that occur most often in `frame_H`, which has the offset, in frames, of each match of
+    two landmarks: those with at least MIN_VOTES matches, at most MAX_CANDIDATES, the most frequent first. Of adjacent
+    offsets, only the more frequent one is returned.
 
     The hits at the next offset are counted as well, because a copy may lie between two frames.
     """

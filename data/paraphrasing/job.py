@@ -282,8 +282,8 @@ class Budget:
 
 
 def estimate_tokens(request: Request, answer_log: AnswerLog) -> tuple[float, float]:
-    """Return two numbers of tokens, of a request and of its answer: the averages of the answers so far, or an estimate
-    from the length of the prompt before the first answer.
+    """Return two numbers of tokens, of a request and of its answer: the averages of the answers in `answer_log` or, if
+    there are none, estimates from the length of the prompt and the number of sentences asked for.
     """
     if number := answer_log.tokens.answers:
         return answer_log.tokens.input / number, answer_log.tokens.output / number

@@ -68,7 +68,9 @@ class PreparationProgress(ProgressLine):
         super().__init__(logger)
 
     def add_clips(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
-        """Count clips that are done, with their samples and the bytes that were read for them, and report progress."""
+        """Count `num_clips` clips as done, with their numbers of samples and of bytes that were read for them, and
+        report progress.
+        """
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes

@@ -34,7 +34,8 @@ HELP_INDENT = 32
 
 def option(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
     """Return a dataclass field that declares the command-line option --NAME, where NAME is the field's name. The help
-    shows its description; without a default, the option is required.
+    shows its description; without a default, the option is required. `settings` are further ones, as argparse takes
+    them.
 
     `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which the help
     lists the option.

@@ -270,9 +270,7 @@ def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator
 
 
 def make_output_check(challenge: str) -> Check:
-    """Return the function that checks an output file of a challenge, given by a name such as 'dcase2023'. It yields
-    descriptions of the first few problems, then the number of further ones.
-    """
+    """Return the function that checks an output file of a challenge, and yields the first few problems."""
     check: Check = {"dcase2023": check_ranking, "dcase2025": check_matrix}[challenge]
     return lambda data, label, evaluation: abbreviate(check(data, label, evaluation))
 

@@ -128,7 +128,8 @@ def load_pool(
     ledger: Ledger | None, candidates: Sequence[Candidate], role: Role, artifacts: Mapping[str, str] | None = None
 ) -> ScoreMatrices:
     """Return the candidates' score matrices on the split with this role, in the order of the candidates. A trial's
-    scores are computed from its embeddings, by default those of its best epoch.
+    scores are computed from its embeddings: by default those of its best epoch, otherwise those in the file that
+    `artifacts` has for its signature.
 
     Args:
         ledger: the ledger of the trials; not needed for files of scores.

@@ -97,9 +97,9 @@ def list_additions(selection: Selection) -> list[int]:
 def build_nested_metrics(
     result: NestedCvResult, pruned: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
 ) -> NestedMetrics:
-    """Return the metrics of nested cross-validation in `folds` folds, with their intervals, and the selection optimism:
-    `apparent`, the metric on the split that was selected on, minus the cross-validated one. `redoes_epochs` is
-    recorded: whether each trial's epoch was chosen anew in each fold.
+    """Return the metrics of nested cross-validation with their intervals, and the selection optimism: `apparent`, the
+    metric on the split that was selected on, minus the cross-validated metric. The number of folds, and whether each
+    trial's epoch was chosen anew in each fold (`redoes_epochs`), are recorded with them.
     """
     relevant = retrieval.Relevance(pruned.query_P, pruned.query_P, pruned.group_Q)
     ensemble, best_single = (

@@ -202,8 +202,8 @@ def build_problem(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> SelectionProblem:
-    """Return the problem that `select` solves for the same arguments, with the queries and the candidates that can be
-    selected: the `allowed` ones and, if `config.among` is set, only the best of them.
+    """Return the problem that `select` solves for the same arguments, with defaults filled in and the candidates that
+    can be selected: the `allowed` ones and, if `config.among` is set, only the best of them.
     """
     order = sorted(range(pruned.num_models), key=lambda model: pruned.names[model])
     by_name = {model: index for index, model in enumerate(order)}
@@ -238,7 +238,8 @@ def select_by_cost(
     pruned: PrunedPool, config: SelectionConfig, costs: Sequence[float]
 ) -> list[tuple[float, Selection]]:
     """Return the ensembles of equal weights on the Pareto front of cost and metric, as pairs of total cost and
-    selection, the cheapest first. `costs` has the cost of each candidate.
+    selection, the cheapest first. They are found among all subsets of the candidates that `config` allows; `costs` has
+    the cost of each candidate.
     """
     problem = build_problem(pruned, config)
     scores_S = exhaustive.score_subsets(pruned, problem.allowed)

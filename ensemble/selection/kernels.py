@@ -20,7 +20,9 @@ ROUNDING = 2.0**-21
 
 @intrinsic
 def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
-    """Return a pointer to an address, whose type is that of the array's entries."""
+    """Return a pointer to a memory address, given as an integer. Its type is that of a pointer to the array's
+    entries.
+    """
     pointer = types.CPointer(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -237,8 +237,9 @@ def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object]
 
 
 def write_index(folder: Path, index: AudioIndex, stamps: Mapping[str, Stamp], models: EnsembleModels) -> None:
-    """Write an index into a folder: the vectors, then the files' sizes, times and hashes in `stamps`. After an
-    interruption, files without the latter are embedded again. `models` is the ensemble that gave the vectors.
+    """Write an index into a folder: the vectors, then `stamps`, the size, modification time and SHA-256 of each file.
+    They come last, so that an interruption causes files to be embedded again. `models` is the ensemble that gave the
+    vectors.
 
     Recordings that lost their stamps in an earlier interruption stay in the index without one.
     """

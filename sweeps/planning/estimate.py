@@ -77,8 +77,8 @@ def count_epoch_work(
     store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int
 ) -> EpochWork:
     """Return the amount of data in an epoch over the splits `train`: pairs, segments of `segment_s` seconds, and tokens
-    per caption. Clips that are excluded from training don't count, nor does what is after their first `longest_s`
-    seconds.
+    per caption in batches of `batch_size`. Clips that are excluded from training don't count, nor does what is after
+    the first `longest_s` seconds of a clip.
 
     A batch's captions are padded to the longest one, whose length is estimated as the maximum of `batch_size` captions.
     """

@@ -155,19 +155,21 @@ class TuneCallback(tune.Callback):
         return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show on the display that a trial has started."""
+        """Show on the display that a trial has started. Ray Tune calls this method; only `trial` is used."""
         self.display.show_start(trial.config["work"]["signature"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Show an epoch of a trial on the display when Tune reports its metrics."""
+        """Show an epoch of a trial on the display when the trial reports its metrics, `result`. Ray Tune calls this
+        method; the other arguments are not used.
+        """
         if "train_loss" in result and FINISHED not in result:
             self.display.show_epoch(trial.config["work"]["signature"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show the outcome of a trial that ended without an error; release its lease if the scheduler has
-        stopped it.
+        """Show the outcome of a trial that ended without an error, and release its lease if the scheduler has stopped
+        it. Ray Tune calls this method; only `trial` is used.
         """
         signature = trial.config["work"]["signature"]
         outcome = find_outcome(trial.last_result)
@@ -176,7 +178,9 @@ class TuneCallback(tune.Callback):
         self.display.show_end(signature, "held by another command" if outcome == HELD else outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Release the lease of a trial whose process was lost more often than MAX_RESTARTS, and show it as failed."""
+        """Release the lease of a trial whose process was lost more often than MAX_RESTARTS, and show it as failed. Ray
+        Tune calls this method; only `trial` is used.
+        """
         release_trials(self.ledger, self.sweep, [trial.config["work"]["signature"]])
         self.display.show_end(trial.config["work"]["signature"], FAILED)
 
@@ -236,7 +240,7 @@ def run_trials(
 ) -> dict[str, str]:
     """Run trials through Ray Tune, each after its pretraining has finished, and return the outcome of each that was
     started, by signature. `parents` and `costs` have each trial's pretraining (its signature) and expected duration in
-    seconds. At most `max_concurrent` run at a time; `with_asha` stops unpromising ones early.
+    seconds. `max_concurrent` bounds how many run at a time; `with_asha` stops unpromising ones early.
 
     The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
     not stop the others. Trials held by another command, and those that depend on them, are not run.

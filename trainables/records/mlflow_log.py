@@ -153,7 +153,9 @@ class RunLog:
         self.client.set_tag(self.run_id, name, value)
 
     def refuse(self, reason: str) -> None:
-        """Record the reason why the training cannot continue as a tag of the run; '' removes an earlier reason."""
+        """Record in the run, as a tag, the reason why the training cannot continue; '' removes an earlier reason.
+        Nothing is raised.
+        """
         self.set_tag(REFUSED, reason)
 
     def refusal(self) -> str:

@@ -55,7 +55,7 @@ class StepTimer:
 
     def record_step(self, number: int, epoch: float, loss: float, num_pairs: int) -> TrainingStep:
         """Record that the step with this number has finished, and return its measurements. `epoch` is the number of
-        epochs done so far, with a fraction; `num_pairs` is the size of the batch.
+        epochs done so far, with a fraction; `loss` is the loss of the step's batch, and `num_pairs` its size.
         """
         duration_s = time.monotonic() - self.step_started_at
         self.steps.append(

@@ -307,8 +307,8 @@ def take_snapshot(
     progress: TrainingProgress,
     best: Weights,
 ) -> Snapshot | None:
-    """Return a copy of the state of a trial's training that a checkpoint holds, so that it can be written while
-    training continues; None on ranks other than 0. `best` are the weights of the best epoch.
+    """Return a copy of the state of a training that a checkpoint holds (its network, optimizer and progress), so that
+    it can be written while training continues; None on ranks other than 0. `best` are the weights of the best epoch.
     """
     return checkpoint.take_snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 

@@ -47,8 +47,8 @@ class CnnEncoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, width] of S segments of N samples; `mask_draws` and `generator` are used in
-        training only.
+        """Return the embeddings [S, width] of S segments of N samples; `mask_draws` and `generator` are random numbers
+        and a generator for augmentation, which are used in training only.
         """
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
