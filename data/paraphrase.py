@@ -260,9 +260,8 @@ def find_price(options: AskOptions) -> Price | None:
 
 
 def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Return True if a split has no paraphrases or all are by this model and instruction, False if it has others.
-
-    Raises UserError if it has other paraphrases and --replace isn't given.
+    """Return True if a split has no paraphrases or all are by this model and instruction, and False if it has others
+    that `replace` allows to overwrite. Raises UserError if it doesn't allow that.
     """
     author = find_author(split)
     if not author or author == (model, instruction) or author == (model, None):
@@ -276,9 +275,8 @@ def require_same_model(split: StoredSplit, model: str, instruction: str, replace
 
 
 def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
-    """Return the model and the instruction's version that wrote a split's paraphrases; None if there are none.
-
-    The version is '' if the instruction is unknown, and None in tables written before versions were recorded.
+    """Return the model and the instruction's version that wrote a split's paraphrases; None if there are none. The
+    version is '' if it is unknown, and None in tables written before versions were recorded.
     """
     if not (table := split.read_paraphrases_table()):
         return None
@@ -287,7 +285,9 @@ def find_author(split: StoredSplit) -> tuple[str, str | None] | None:
 
 
 def print_estimate(job: ParaphraseJob, attempts: int, price: Price | None, batch: bool) -> None:
-    """Log the number of requests and tokens, and the cost, of a run that hasn't started."""
+    """Log the number of requests and tokens, and the cost, of a run that hasn't started; with `batch`, the cost of the
+    Batch API. A caption is asked about up to `attempts` times.
+    """
     answer_log = AnswerLog(job)
     num_requests = num_remaining = 0
     input_tokens = output_tokens = 0.0

@@ -107,7 +107,9 @@ def prepare_command(options: PrepareOptions) -> None:
 
 
 def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
-    """Download a corpus into the folder that it is read from. Raises UserError if no folder is given."""
+    """Download a corpus by its module into the folder `target` that it is read from. Raises UserError, which names the
+    corpus, if no folder is given.
+    """
     if target is None:
         raise UserError(f"name the folder to download {corpus} into with --source")
     with lock_folder(target):
@@ -115,7 +117,7 @@ def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
 
 
 def verify_command(options: StoreOptions) -> int:
-    """Read a store back and compare checksums; the exit status is 1 if something is wrong.
+    """Read a store back and compare checksums. Return the exit status, 1 if something is wrong; each problem is logged.
 
     Examples:
         python data/prepare.py verify

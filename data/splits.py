@@ -35,7 +35,8 @@ class Splits:
 
 
 def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold_out: Sequence[str] = ()) -> Splits:
-    """Return the splits of a corpus by role, after checking that the store holds them.
+    """Return the splits of a corpus by role, after checking that the store holds them. `pretrain_on` names the corpora
+    and splits to pretrain on, `hold_out` those of these splits to leave out.
 
     Args:
         corpus: Corpus to fine-tune and evaluate on.

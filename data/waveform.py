@@ -55,8 +55,8 @@ def to_pcm16(samples: Samples) -> NDArray[np.int16]:
 
 
 def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "hashlib._Hash") -> int:
-    """Write samples into an open file in the format of a store, and return their number. `digest` is updated with
-    the samples as 16-bit PCM.
+    """Write blocks of samples into an open file in the format `codec`, 'flac' or 'pcm16', and return the number of
+    samples. `digest` is updated with the samples as 16-bit PCM.
 
     Both codecs are lossless.
     """
@@ -78,7 +78,8 @@ def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "has
 
 
 def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
-    """Fill `out` with a stored clip's samples from sample `start` on, without decoding the rest of the clip.
+    """Fill the array `out` with a stored clip's samples from sample `start` on, without decoding the rest of the clip.
+    `audio` is a file that contains the clip in the format `codec`. Raises AudioError if the clip is shorter or damaged.
 
     `audio` is opened at the clip. Raises AudioError if the clip is truncated or shorter.
     """

@@ -58,8 +58,9 @@ class Options:
 
 
 def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str]:
-    """Return the labels of a line of the table, one for each of LABELS. The line stands for one trial, or for trials
-    that differ only in their seeds.
+    """Return the texts in the label columns (LABELS) of a line of the table, which stands for one trial, or for trials
+    that differ only in their seeds. `number`, `others` and `seed` are the texts for its number, its other settings and
+    its seeds.
     """
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
@@ -77,14 +78,16 @@ def to_percent(estimates: Estimates) -> dict[str, Cell]:
 
 
 def list_published_metrics(published: paper_results.PaperMetrics | None, role: Role) -> dict[str, float]:
-    """Return the paper's metrics in percent, by name; {} if there are none or the report isn't on the test split."""
+    """Return the paper's metrics in percent, by name. Return {} if `published` is None or the report isn't on the test
+    split.
+    """
     values = published if published and role == "test" else [None] * len(paper_results.METRICS)
     return {name: value for name, value in zip(paper_results.METRICS, values, strict=True) if value is not None}
 
 
 def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds: bool) -> TableLine:
-    """Return a trial as a line of the table. It shows the trial's own seed or, if `shows_parent_seeds` is true, those
-    of all its stages.
+    """Return a trial as a line of the table for the split with this role. `others` is a text with its settings that
+    have no column. The line shows the trial's own seed or, if `shows_parent_seeds` is true, those of all its stages.
     """
     seeds = trial_rows.list_seeds(row.trial)
     labels = build_labels(
@@ -96,7 +99,9 @@ def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds:
 
 
 def build_ensemble_line(row: EnsembleRow, role: Role) -> TableLine:
-    """Return an ensemble as a line of the table."""
+    """Return an ensemble as a line of the table for the split with this role; beside the test metrics stand the
+    paper's.
+    """
     metric = row.ensemble.metric
     by = "" if metric == "map10" else f", by {METRIC_TITLES.get(metric, metric)}"
     labels = ["", f"ensemble of {format_ranges(row.numbers)}{by}", *[""] * (len(LABELS) - 2)]
@@ -109,8 +114,8 @@ def build_ensemble_line(row: EnsembleRow, role: Role) -> TableLine:
 
 
 def build_seeds_line(rows: Sequence[TrialRow], role: Role, others: str) -> TableLine:
-    """Return one line of the table for trials that differ only in their seeds: mean, minimum and maximum of each
-    metric.
+    """Return one line of the table for trials that differ only in their seeds: mean, minimum and maximum of each metric
+    on the split with this role. `others` is a text with their settings that have no column.
     """
     values = {name: [100 * row.metrics[name].value for row in rows] for name in paper_results.METRICS}
     figures = {
@@ -138,7 +143,9 @@ def format_ranges(numbers: Sequence[int]) -> str:
 def build_tables(
     rows: Sequence[TrialRow], ensembles: Sequence[EnsembleRow], split: str, role: Role
 ) -> list[ReportTable]:
-    """Return the table of trials and ensembles and, if some trials differ only in their seeds, a table over seeds."""
+    """Return the table of the trials in `rows` and of the ensembles and, if some trials differ only in their seeds, a
+    second table of means over seeds. `split` is the split's name, for the titles, and `role` its role.
+    """
     parents = {trial_rows.list_seeds(row.trial)[:-1] for row in rows if row.trial.pretraining}
     others = trial_rows.describe_other_settings(rows)
     lines = [build_trial_line(row, role, others[row.number], len(parents) > 1) for row in rows]
@@ -154,7 +161,7 @@ def build_tables(
 
 
 def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
-    """Return a table without one of its columns of labels."""
+    """Return a table without the label column that has this heading."""
     index = list(table.headings).index(heading)
 
     def rest(labels: Sequence[str]) -> list[str]:
@@ -165,8 +172,8 @@ def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
 
 
 def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> list[str]:
-    """Return a sentence for each trial and ensemble whose metrics are missing or weren't computed anew, with the
-    reason.
+    """Return a sentence with the reason for each trial and ensemble whose metrics on the split are missing or were read
+    from the ledger instead of computed from embeddings.
     """
     rows = [f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
     return rows + [
@@ -179,8 +186,8 @@ def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> 
 def explain_newest(
     evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow], store: str | None
 ) -> tuple[EnsembleRow | None, list[RetrievalExample], PlayableClips]:
-    """Return the newest ensemble whose members' embeddings all exist, with retrieval examples and excerpts of their
-    recordings. If there is none, return None without examples and excerpts.
+    """Return the newest ensemble whose members' embeddings all exist, retrieval examples of it, and excerpts of the
+    recordings in the store. Without such an ensemble, return None, no examples and no excerpts.
     """
     newest = next((newest for newest in ensembles if not newest.missing), None)
     source, split = evaluated.source, evaluated.split
@@ -198,8 +205,8 @@ def explain_newest(
 
 
 def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], role: Role) -> None:
-    """Create the report's folder. Raise UserError if that is impossible, or the store lacks the split of the
-    recordings.
+    """Create the report's folder, `out`. Raise UserError if that is impossible, or if the store lacks the split with
+    this role on which the trials in `rows` were evaluated.
 
     It is called before the look at test, which a failed report would waste.
     """
@@ -259,7 +266,9 @@ def run(options: Options) -> None:
 def log_look_at_test(
     ledger: Ledger, sweeps: Sequence[Sweep], rows: Sequence[TrialRow], fingerprint: str, texts: Mapping[str, str]
 ) -> int:
-    """Log the report as a look at test, before any metric is shown; return the number of earlier looks."""
+    """Log the report of sweeps, with its files (`texts`, by name), as a look at the test split with this fingerprint,
+    before any metric is shown. Return the number of earlier looks.
+    """
     names = [sweep.name for sweep in sweeps]
     settings = {
         "metric": "map10",

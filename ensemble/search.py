@@ -79,7 +79,9 @@ def iter_lines(file: BinaryIO) -> Iterator[str]:
 
 
 def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int) -> None:
-    """Print the best recordings whose files exist, and log up to `top` better ones whose files don't."""
+    """Print the `top` best recordings whose files exist, and log up to as many better ones whose files don't. `hits`
+    are pairs of score and path, the best first.
+    """
     num_printed, gone = 0, []
     for score, path in hits:
         if num_printed == top:

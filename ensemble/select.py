@@ -108,7 +108,7 @@ class MemberOptions:
     ledger: LedgerOptions = group("candidates")
 
     def read(self) -> tuple[Ensemble, Ledger, list[Candidate]]:
-        """Return the ensemble in the file, the ledger, and the ensemble's members as candidates."""
+        """Read the file ensemble.json. Return the ensemble, the ledger, and the ensemble's members as candidates."""
         ensemble = read_ensemble(self.ensemble)
         ledger = self.ledger.create() if self.pool else self.ledger.open()
         return ensemble, ledger, build.find_member_candidates(ensemble, self.ensemble, ledger, self.pool, self.split)
@@ -142,13 +142,17 @@ def read_scores(
     direction: str,
     files: Mapping[str, str] | None = None,
 ) -> ScoreMatrices:
-    """Return the candidates' score matrices on a split, in a direction and with a fusion applied."""
+    """Return the candidates' score matrices on the split with this role, in a direction ('t2a' or 'a2t') and with a
+    fusion applied. `files` has, by signature, the artifact with a trial's embeddings if it isn't the best epoch's.
+    """
     scores = pool.load_pool(ledger, candidates, role, files)
     return score_matrices.apply_fusion(score_matrices.transpose(scores) if direction == "a2t" else scores, fusion)
 
 
 def prune_by_key(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
-    """Return a pool reduced to the scores that can affect the metric, with candidates named by their keys."""
+    """Return the candidates' scores, `source`, reduced to those that can affect the metric. Candidates are named by
+    their keys: a trial's signature, or the name of a file of scores.
+    """
     return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
@@ -174,7 +178,9 @@ def read_task(options: Options) -> SelectionTask:
 
 
 def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: Console) -> None:
-    """Print the number of subsets that exact selection scores, and its estimated time, also in cross-validation."""
+    """Print, for each config that scores all subsets of the candidates, the number of subsets and the estimated time,
+    also in cross-validation with `folds` folds.
+    """
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
@@ -188,9 +194,8 @@ def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], 
 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
-    """Return a function from a mask of queries to the pruned pool, with each trial's epoch chosen on these queries.
-
-    Also returned is whether that holds for all candidates: the epochs of a candidate may not have been stored.
+    """Return two values: a function from a mask of queries to the pruned pool, with each trial's epoch chosen on these
+    queries; and whether that holds for all candidates, since the epochs of a candidate may not have been stored.
     """
     options = task.options
     epochs = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
@@ -250,7 +255,9 @@ def copy_atomically(path: Path, to: Path) -> Path:
 
 
 def build_record(task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]) -> Ensemble:
-    """Return the selected ensemble as ensemble.json describes it, with its metrics on the validation split."""
+    """Return the selected ensemble as ensemble.json describes it, with its metrics on the validation split. `compared`
+    has the selections by other methods, by the method's name; they are recorded beside it.
+    """
     options, candidates, pruned = task.options, task.candidates, task.pruned
     metrics = list(dict.fromkeys([options.metric, *METRICS]))
     best = pruned.sort_candidates()[0]
@@ -296,7 +303,9 @@ def cross_validate(
     compared: Mapping[str, Selection],
     others: Mapping[str, SelectionConfig],
 ) -> Ensemble:
-    """Return the ensemble with results of nested cross-validation added, for its method and the compared ones."""
+    """Return the ensemble with results of nested cross-validation added, for its own selection and the selections by
+    other methods in `compared`. Both `compared` and `others`, the configs of these methods, are by the method's name.
+    """
     pool_for, redoes_epochs = make_epoch_chooser(task)
     fold_Q = cross_validation.assign_folds(task.pruned.group_Q, task.options.folds)
 
@@ -314,7 +323,9 @@ def cross_validate(
 def look_at_test(
     ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
 ) -> Ensemble:
-    """Return the ensemble with test metrics added: its own, the best single candidate's and the compared methods'."""
+    """Return the ensemble with test metrics added: of the selected ensemble, of the best single candidate, and of the
+    selections by other methods in `compared`, by the method's name.
+    """
     candidates, history, best = task.candidates, build.list_additions(selection), task.pruned.sort_candidates()[0]
     members = {model for choice in (selection, *compared.values()) for model in choice.members}
     looked_at = sorted({*members, *history, best})

@@ -102,7 +102,10 @@ def write_submission(
     options: Options, format_name: str, evaluation: EvaluationSet, systems: Sequence[System], scores: Sequence[Scores],
     authors: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
-    """Write each system's output and metadata, and one zip with all of them; return the path of the zip."""
+    """Write the output and the metadata of each system in the format `format_name`, such as 'dcase2023', and a zip with
+    all of them; return the path of the zip. `scores` has the scores of each system for the evaluation set, and
+    `authors` the authors' names and affiliations.
+    """
     challenge = formats.find_challenge(format_name)
     prefix = choose_label(options.author.label, authors)
     out = options.out
@@ -134,7 +137,9 @@ def pick(values: Sequence[str], number: int) -> str | None:
 
 
 def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
-    """Log, as warnings, the files that could not be decoded, which are ranked last, and the skipped queries."""
+    """Log, as warnings, the files of the evaluation set that could not be decoded, which are ranked last, and the
+    queries that were skipped when the split was stored.
+    """
     for name, reason in evaluation.undecodable.items():
         logger.warning("ranked last, by name: %s: %s", name, reason)
     for aside in split.set_aside if split.manifest.clips_of else []:
@@ -142,9 +147,9 @@ def log_undecodable(evaluation: EvaluationSet, split: StoredSplit) -> None:
 
 
 def check_submission(path: Path, format_name: str, evaluation: EvaluationSet, audio: Path | None) -> int:
-    """Validate a submission's zip file and log its problems; return the exit status, 1 if there are any.
-
-    With `audio`, the names of the evaluation set's files are compared with the names of the files in that folder.
+    """Validate the zip file of a submission in the format `format_name` against the evaluation set, and log its
+    problems; return the exit status, 1 if there are any. `audio` is the folder of the challenge's audio files, with
+    which the file names are compared if it isn't None.
     """
     problems = validation.find_problems(path, format_name, evaluation)
     if audio:
@@ -163,7 +168,9 @@ def check_submission(path: Path, format_name: str, evaluation: EvaluationSet, au
 
 
 def read_evaluation(options: EvaluationOptions) -> tuple[StoredSplit, EvaluationSet]:
-    """Return the split that the options name, and the evaluation set that it contains."""
+    """Return the stored split that the options name, and the evaluation set in it: its queries and the names of its
+    files.
+    """
     split = open_split(Store.of(options.evaluation), options.split)
     return split, formats.read_evaluation_set(split)
 

@@ -83,7 +83,7 @@ class SweepOptions:
     )
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
-        """Return a trial's resources by the name of its stage. Raises UserError if the nodes could never hold it."""
+        """Return the resources of one of `num_trials` trials by stage. Raises UserError if the nodes can't hold it."""
         fine_tuning = allocate(nodes, self.compute.request, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
         require_placeable(pretraining, nodes)
@@ -181,9 +181,8 @@ def with_default_name(options: OptionsT) -> OptionsT:
 
 
 def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> tuple[Stages, int]:
-    """Run the unfinished trials of a sweep; return all trials by stage, and how many did not finish.
-
-    A dry run prints the trials and their cost, and returns no stages and 0.
+    """Run the unfinished trials of a sweep. Return all trials by stage, and the number of trials that did not finish. A
+    dry run only prints the trials and their estimated cost, and returns no stages and 0.
     """
     runs, store, trials, nodes = options.ledger.location, plan.store.location, plan.trials, plan.cluster
     weights = options.weights.resolve() if options.weights else None
@@ -285,7 +284,7 @@ def prepare_splits(options: SplitOptions, store: Store) -> Splits:
 
 
 def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Sequence[Bundle]) -> list[Trial]:
-    """Return the trials of a space on the splits, with the requested precision and seeds."""
+    """Return the trials of the space function `named_space` on the splits, with the requested precision and seeds."""
     from trainables.execution.nodes import fastest_precision_on
 
     precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, nodes)
@@ -318,7 +317,9 @@ def require_unused_name(options: RetrainOptions, path: Path, identity: list[str]
 def write_retrained_ensemble(
     path: Path, ensemble: Ensemble, retrainings: Sequence[Retraining], stages: Stages, ledger: Ledger
 ) -> None:
-    """Write the ensemble of the retrained members into the file `path`, ensemble.json."""
+    """Write the ensemble of the retrained members into the file `path`, ensemble.json. `retrainings` has the trial that
+    replaces each member, and `stages` all trials of the retraining by stage.
+    """
     finished_runs = {}
     for signature, trial in (item for stage in stages for item in stage.items()):
         run = ledger.find_finished_trial(signature)
@@ -331,7 +332,7 @@ def write_retrained_ensemble(
 def describe_allocation(
     resources: Mapping[str, Allocation], nodes: Sequence[Bundle], max_concurrent: int | None
 ) -> str:
-    """Return in words how many trials run at a time, and on which resources."""
+    """Return in words how many trials run at a time on the nodes, at most `max_concurrent`, and on which resources."""
     fine_tuning = resources["fine-tuning"]
     num_placeable = count_placeable_workers(fine_tuning, nodes) // fine_tuning.workers
     device = f"{fine_tuning.gpus_per_worker:g} GPU" if fine_tuning.gpus_per_worker else "CPU"

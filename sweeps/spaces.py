@@ -140,8 +140,8 @@ def full(splits: Splits, precision: Precision) -> list[Trial]:
 def from_scratch(
     splits: Splits, precision: Precision, audio: str, rate: float, epochs: int, text: str = "transformer:small"
 ) -> Trial:
-    """Return a pretraining of a small audio and a small text encoder, both from random weights, at the peak
-    learning rate `rate`.
+    """Return a pretraining of the audio encoder `audio` and the text encoder `text`, small ones named 'family:variant',
+    from random weights: this number of epochs at the peak learning rate `rate`.
     """
     trial = recipes.small(audio, text, splits, precision)
     return replace(trial, schedule=replace(trial.schedule, peak_rate=rate, final_rate=rate / 50, epochs=epochs))
@@ -155,8 +155,9 @@ def fine_tuning(
     warmup_epochs: float = 1.0,
     paraphrase_probability: float = 0.0,
 ) -> Trial:
-    """Return a fine-tuning on the training split that starts from `pretraining`. Its peak learning rate is
-    `rate_share` times that of the pretraining.
+    """Return a fine-tuning on the training split that starts from `pretraining`, of `epochs` epochs of which the first
+    `warmup_epochs` are warm-up. Its peak learning rate is `rate_share` times that of the pretraining; captions are
+    replaced by paraphrases with the given probability.
     """
     rate = rate_share * pretraining.schedule.peak_rate
     return replace(
@@ -174,7 +175,8 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 
 
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
-    """Return each trial with several consecutive seeds, beginning with its own; no trial is returned twice.
+    """Return each trial with several consecutive seeds, beginning with its own: `seeds` for each fine-tuning,
+    `pretraining_seeds` for each pretraining. No trial is returned twice.
 
     `seeds` is the number of seeds of each fine-tuning of one pretraining; trials without a pretraining are unchanged.
     `pretraining_seeds` is the number of seeds of each pretraining. The seeds of the pretraining's fine-tunings are

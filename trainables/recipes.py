@@ -28,7 +28,8 @@ SMALL_RATE = 1e-3
 
 
 def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """Return the paper's pretraining: 16 epochs of batches of 64, Adam from 2e-5 to 1e-7, NT-Xent.
+    """Return the paper's pretraining of the encoders `audio` and `text` ('family:variant'): 16 epochs of batches of 64,
+    Adam from 2e-5 to 1e-7, NT-Xent.
 
     From the paper: batch size, rates, cosine decay, epochs (15, and one to warm up), 1024 dimensions, 30 s of audio.
     From the authors' settings: the temperature, learned from 0.01; text dropout of 0.2 and SpecAugment of up to 48
@@ -54,7 +55,9 @@ def paper(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
 def paper_fine_tuning(
     pretraining: Trial, splits: Splits, peak_rate: float = 8e-6, paraphrase_probability: float = PAPER_PARAPHRASES
 ) -> Trial:
-    """Return the paper's fine-tuning on Clotho: 5 epochs from 8e-6 to 1e-7, with captions replaced by paraphrases.
+    """Return the paper's fine-tuning on the training split, which starts from `pretraining`: 5 epochs from a peak
+    learning rate of 8e-6 to 1e-7, with captions replaced by paraphrases with a probability of 0.3, unless other values
+    are given.
 
     From the paper: epochs, rates, the probability of a paraphrase. Assumed: the schedule has the shape of the one in
     pretraining, with a first epoch of warm-up and a last epoch at the final rate.
@@ -69,8 +72,8 @@ def paper_fine_tuning(
 
 
 def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """Return DCASE 2023's own baseline for task 6b, with the encoders cnn14:dcase2023 and
-    huggingface:all-mpnet-base-v2.
+    """Return the training of DCASE 2023's own baseline for task 6b. `audio` and `text` are encoders ('family:variant'),
+    in the baseline cnn14:dcase2023 and huggingface:all-mpnet-base-v2.
 
     From its published code (https://github.com/xieh97/dcase2023-audio-retrieval, conf.yaml and models/): Clotho alone,
     clips of 30 s as one segment, a frozen text encoder, 300 dimensions, batches of 32, Adam at 1e-3, a constant
@@ -106,8 +109,8 @@ def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Tri
 
 
 def small(audio: str, text: str, splits: Splits, precision: Precision) -> Trial:
-    """Return a pretraining of small encoders from random weights, for one machine; its settings were chosen on small
-    corpora of recordings.
+    """Return a pretraining of the encoders `audio` and `text` ('family:variant'), small ones with random weights, for
+    one machine; its settings were chosen on small corpora of recordings.
     """
     return replace(
         paper(audio, text, splits, precision),

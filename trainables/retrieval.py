@@ -71,8 +71,8 @@ def build_relevance(relevant_clip_ids: Sequence[Sequence[str]], clip_ids: Sequen
 
 
 def compute_ranks(scores_QA: Scores, relevant: Relevance) -> NDArray[np.int64]:
-    """Return, for each pair of a query and a relevant clip, the clip's rank among all clips of the query: int64 [P],
-    from 1.
+    """Return, for each pair of a query and a relevant clip, the clip's rank among all clips by the scores of the query:
+    int64 [P], from 1.
 
     Clips with an equal score that aren't relevant are ranked before the relevant clip, so that a model with constant
     scores ranks the relevant clips last. Relevant clips of one query with equal scores are ranked one after the other.
@@ -118,7 +118,7 @@ def spread_tied_ranks(ranks_P: NDArray[np.int64], relevant: Relevance) -> NDArra
 
 def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
     """Return AP@k of each query [Q]: the sum of the precision at each relevant clip within the first k, divided by the
-    number of relevant clips.
+    number of relevant clips. `ranks_P` has the rank of each pair's clip, as `compute_ranks` returns it.
 
     This is DCASE's definition (2025). With one relevant clip at rank r, AP@k is 1 / r within k and 0 beyond.
     """
@@ -132,7 +132,9 @@ def average_precision(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -
 
 
 def recall(ranks_P: NDArray[np.int64], relevant: Relevance, k: int) -> PerQuery:
-    """Return R@k of each query [Q]: the fraction of its relevant clips that are among the first k clips."""
+    """Return R@k of each query [Q]: the fraction of its relevant clips that are among the first k clips. `ranks_P` has
+    the rank of each pair's clip, as `compute_ranks` returns it.
+    """
     counts = np.bincount(relevant.query_P, minlength=relevant.num_queries)
     return np.bincount(relevant.query_P, weights=ranks_P <= k, minlength=relevant.num_queries) / counts
 
@@ -189,7 +191,8 @@ def find_metric(name: str) -> Metric:
 
 
 def compute_metrics(scores_QA: Scores, relevant: Relevance, names: Sequence[str]) -> dict[str, float]:
-    """Return the mean of each named metric over all queries: fractions from 0 to 1, by name.
+    """Return the mean of each named metric over all queries, by name: fractions from 0 to 1. `scores_QA` are the scores
+    of all clips for each query.
 
     Args:
         scores_QA: scores of Q queries and A clips, higher is better.

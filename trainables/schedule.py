@@ -35,7 +35,7 @@ class Schedule:
             )
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """Return the learning rate after `epoch` epochs, which may be a fraction; the losses are ignored."""
+        """Return the learning rate after `epoch` epochs, which may be a fraction; `validation_losses` is ignored."""
         if epoch < self.warmup_epochs:
             return self.peak_rate * epoch / self.warmup_epochs
         decay_end = self.epochs - self.final_epochs
@@ -45,8 +45,8 @@ class Schedule:
         return self.final_rate + (self.peak_rate - self.final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs, that is, whether all epochs are done; the losses are
-        ignored.
+        """Return whether training ends after `epoch` epochs, that is, whether all epochs are done; `validation_losses`
+        is ignored.
         """
         return epoch >= self.epochs
 
@@ -83,8 +83,8 @@ class Plateau:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be 1 or more")
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
-        """Return the learning rate of the next epoch, given the validation loss of each epoch so far. `epoch` is
-        ignored, since the rate is constant within an epoch.
+        """Return the learning rate of the next epoch, given the validation loss of each epoch so far
+        (`validation_losses`). `epoch` is ignored, since the rate is constant within an epoch.
         """
         rate, best, epochs_without = self.peak_rate, math.inf, 0
         for loss in validation_losses:

@@ -67,7 +67,9 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
 
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:
-    """Return the signature of a trial, 16 hexadecimal digits."""
+    """Return the signature of a trial, 16 hexadecimal digits. `fingerprints` identify the contents of its splits and
+    its published weights.
+    """
     settings = changed_settings(trial) | {
         "audio": describe_encoder(trial.audio, fingerprints),
         "text": describe_encoder(trial.text, fingerprints),
@@ -84,15 +86,15 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
 
 
 def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:
-    """Return the signature of one trial, 16 hexadecimal digits, from the splits in `store`. For several trials, call
-    `read_fingerprints` once and `sign` for each.
+    """Return the signature of one trial, 16 hexadecimal digits, from the splits in `store` and the published
+    checkpoints in the folder `weights`. For several trials, call `read_fingerprints` once and `sign` for each.
     """
     return sign(trial, read_fingerprints([trial], store, weights))
 
 
 def describe_encoder(config: Any, fingerprints: Fingerprints) -> dict[str, Any]:
-    """Return an encoder's family and those of its settings that differ from their defaults, as part of a signature. The
-    fingerprint of the encoder's weights replaces their location.
+    """Return the family of the encoder with this config, and those settings that differ from their defaults, as part of
+    a signature. The fingerprint of the encoder's weights replaces their location.
     """
     settings = {key: value for key, value in changed_settings(config).items() if key not in PATH_SETTINGS}
     return settings | {"family": encoders.family_name(config), "weights": fingerprints.weights[config]}

@@ -126,7 +126,9 @@ class Trial:
         return self.final_epoch or self.schedule.epochs
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
-        """Return whether training ends after `epoch` epochs, given the validation loss of each epoch so far."""
+        """Return whether training ends after `epoch` epochs, given the validation loss of each epoch so far
+        (`validation_losses`).
+        """
         return epoch >= self.epochs or self.schedule.is_over(epoch, validation_losses)
 
     @property

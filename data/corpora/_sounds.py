@@ -37,7 +37,7 @@ def _band(num_samples: int, low_hz: float, high_hz: float) -> Samples:
 
 
 def _noise(rng: Generator, duration_s: float, low_hz: float, high_hz: float) -> Wave:
-    """Return random noise of unit power, band-limited to the range from `low_hz` to `high_hz`. Its spectrum is
+    """Return `duration_s` seconds of random noise of unit power in the band from `low_hz` to `high_hz`. Its spectrum is
     drawn directly, which is faster than filtering white noise.
     """
     num_samples = round(duration_s * SAMPLE_RATE_HZ)
@@ -82,8 +82,8 @@ def _harmonic(freq_hz: Wave, levels: Wave) -> Wave:
 
 
 def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> Wave:
-    """Return the sound of a struck object: a sum of damped sines. The arrays [num_modes] give the frequency, the
-    time constant of the decay and the amplitude of each sine.
+    """Return `duration_s` seconds of the sound of a struck object, a sum of damped sines. The arrays [num_modes] have
+    the frequency of each sine, the time constant of its decay, and its amplitude (`levels`).
     """
     time = _time(duration_s)
     wave = np.zeros(len(time))
@@ -93,7 +93,9 @@ def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> 
 
 
 def _wander(rng: Generator, duration_s: float, rate_hz: float) -> Wave:
-    """Return a slow random curve between 0 and 1 that turns about `rate_hz` times a second."""
+    """Return a slow random curve of `duration_s` seconds with values between 0 and 1, which turns about `rate_hz` times
+    a second.
+    """
     points = rng.uniform(size=int(duration_s * rate_hz) + 2)
     return np.interp(_time(duration_s) * rate_hz, np.arange(len(points)), points)
 

@@ -123,8 +123,8 @@ def find_table_folder(source: Path) -> Path:
 
 
 def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[SkippedItem]]:
-    """Group the rows of a table by clip, that is by youtube_id and start_time. Return the rows of each clip, and
-    the skipped rows: those that repeat the id and the caption of an earlier row of the same clip.
+    """Group the rows of a table by clip, that is by youtube_id and start_time. Return the rows of each clip by these
+    two, and the skipped rows: those that repeat the id and the caption of an earlier row of the same clip.
     """
     rows_by_clip: dict[ClipKey, dict[tuple[str, str], CsvRow]] = {}
     set_aside = []
@@ -137,8 +137,9 @@ def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[Sk
 
 
 def find_files(source: Path, files: dict[str, list[Path]], split: str, key: ClipKey) -> list[Path]:
-    """Return the audio files that may hold a clip's audio: none, one, or several if it isn't known which is the
-    right one. `files` are all audio files under `source`, by their names without the suffix.
+    """Return the audio files that may hold the audio of the clip `key`, a YouTube id and a start time: none, one, or
+    several if it isn't known which is the right one. `files` are all audio files under `source`, by their names without
+    the suffix; those in a folder named after the split come first.
     """
     youtube_id, start_time = key
     for name in (f"{youtube_id}_{start_time}", youtube_id):
@@ -150,7 +151,8 @@ def find_files(source: Path, files: dict[str, list[Path]], split: str, key: Clip
 def explain_unusable(
     source: Path, key: ClipKey, paths: list[Path], claims: dict[Path, list[str]], skipped: Mapping[Path, str]
 ) -> str:
-    """Return the reason why a clip can't be used: it has no audio file, or the right one is unknown; '' if it can be.
+    """Return the reason why a clip can't be used, '' if it can be: it has no audio file (`paths`), its file can't be
+    decoded (`skipped`), several files could be its audio, or its file could be that of several clips (`claims`).
 
     Args:
         source: Folder of the corpus, for the message.
@@ -171,7 +173,9 @@ def explain_unusable(
 
 
 def build_clip(split: str, key: ClipKey, rows: list[CsvRow], path: Path) -> SourceClip:
-    """Return the clip whose captions are in `rows` and whose audio is in the file `path`."""
+    """Return the clip whose captions are in `rows` and whose audio is in the file `path`. `key` is its YouTube id and
+    start time.
+    """
     recording = describe_file(path)
     return SourceClip(
         clip_id=f"audiocaps/{split}/{path.name}",

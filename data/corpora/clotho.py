@@ -88,8 +88,8 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_split(source: Path, split: str) -> Split:
-    """Read one split from its table of captions, its table of metadata if that exists, and the names of its audio
-    files. Clips of the table without an audio file are skipped.
+    """Read the split `split` in the corpus' folder `source` from its table of captions, its table of metadata if that
+    exists, and the names of its audio files. Clips of the table without an audio file are skipped.
     """
     table = read_csv(source / f"clotho_captions_{split}.csv", ["file_name", *CAPTION_COLUMNS])
     folder = require_directory(source / split)
@@ -172,8 +172,8 @@ def read_challenge(source: Path) -> Split:
 
 
 def read_relevance(source: Path, rows: list[CsvRow]) -> Split:
-    """Read the split `evaluation_2025`: the queries of DCASE 2025, each with all clips of the evaluation split that
-    match it.
+    """Return the split `evaluation_2025`: the queries of DCASE 2025 in `rows`, each with all clips of the evaluation
+    split that match it. `source` is the corpus' folder, whose tables name these clips.
 
     When the store is written, clips whose file is absent or truncated are removed from their queries and logged, and so
     are queries without any clip left. Raises UserError for a name that the evaluation split doesn't contain.
@@ -224,8 +224,9 @@ def parse_names(row: CsvRow) -> list[str]:
 
 
 def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str, metadata: CsvRow | None) -> SourceClip:
-    """Return the clip whose audio is in the file `path`. Its keywords, licence and source are taken from
-    `metadata`, its row of the table of metadata; they are empty if it has none.
+    """Return the clip with these captions whose audio is in the file `path`. Its keywords, licence and source are taken
+    from `metadata`, its row of the table of metadata, and are empty if that is None. `origin` is the table and row of
+    the captions, for messages.
     """
     recording = describe_file(path)
     keywords = metadata.get_optional("keywords").split(";") if metadata else []
@@ -243,8 +244,8 @@ def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str,
 
 
 def normalise_file_name(name: str) -> str:
-    """Return a file name in a form that is the same for names in tables and names on disk: a path as
-    `normalise_path` returns it, with '_' for a colon, the blank after it and blanks before it.
+    """Return a file name of Clotho in one form, since names in its tables and on disk differ: normalised as by
+    `normalise_path`, and with '_' for a colon and the spaces around it, unless no space follows the colon.
 
     Example:
         >>> normalise_file_name("Intersection Wet : Metro Pass.wav")

@@ -67,7 +67,9 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def report_further_files(source: Path, table: Path, listing: AudioListing, listed: set[str]) -> None:
-    """Log the files in the folder that the table doesn't name."""
+    """Log a warning about the audio files in `listing` that the table doesn't name, and about those that can't be used.
+    `source` is the corpus' folder, and `listed` the file names in the table.
+    """
 
     def is_further(path: Path) -> bool:
         return path.relative_to(source).as_posix() not in listed
@@ -89,8 +91,9 @@ def read_split(
     matcher: FileMatcher,
     matches: dict[str, list[str]],
 ) -> Split:
-    """Return one split, with a clip for each of its files that exist (in `on_disk`). The table's rows of a file
-    hold the captions of its clip; a file that doesn't exist is skipped.
+    """Return the split `split` with a clip for each of its files. `rows_by_file` has the table's rows, which hold the
+    captions, by file name, and `split_by_file` the split of each file. A name that is no file of `matcher` is skipped,
+    with a reason that depends on its possible files in `matches`.
     """
     names = [name for name in rows_by_file if split_by_file[name] == split]
     clips, set_aside = [], []
@@ -132,8 +135,9 @@ def read_stated_splits(rows_by_file: dict[str, list[CsvRow]]) -> dict[str, str]:
 
 
 def draw_splits(table: Path, names: list[str], seed: int) -> dict[str, str]:
-    """Divide files into splits at random, and return the split of each file by its name. The division depends on
-    the seed and the set of names only, not on their order; every split gets at least one file.
+    """Divide the files of a table into splits at random, and return the split of each file by its name. The division
+    depends only on the seed and the set of names, not on their order. Raises UserError for a negative seed, or if there
+    are fewer files than splits.
     """
     if seed < 0:
         raise UserError(f"seed={seed}: a seed must be at least 0; give another")

@@ -169,8 +169,8 @@ def _pick(rng: Generator, options: Sequence[str]) -> str:
 
 
 def _draw_scene(rng: Generator, entropy: tuple[int, int, int], config: Config) -> Scene | None:
-    """Return a random scene, or None if the sounds that were drawn are too many for a caption or too long for a
-    clip. `entropy` is kept in the scene, and seeds its rendering.
+    """Return a random scene drawn by `rng`, or None if the sounds that were drawn are too many for a caption or too
+    long for a clip of this config. `entropy` is kept in the scene, and seeds its rendering.
     """
     background = _pick(rng, list(BACKGROUNDS)) if rng.random() < BACKGROUND_SHARE else None
     kinds = rng.choice(list(FOREGROUNDS), size=rng.choice([1, 2, 3], p=NUM_EVENTS_SHARES), replace=False)
@@ -219,8 +219,8 @@ def render_blocks(scene: Scene) -> Iterator[Samples]:
 
 
 def _word_kind(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
-    """Return a random wording of a kind of sound in two forms: as a clause ("a dog barks twice") and with a
-    participle ("a dog barking twice"). `counts` are the possible endings that give the number of occurrences.
+    """Return a random wording of a kind of sound in two forms: as a clause ("a dog barks twice") and with a participle
+    ("a dog barking twice"). `counts` are the possible endings that tell how often the sound occurs.
     """
     wording = _pick(rng, WORDINGS[kind].split("; ")) + _pick(rng, counts)
     return re.sub(r"(\w+)/(\w+)", r"\1", wording), re.sub(r"(\w+)/(\w+)", r"\2", wording)
@@ -258,8 +258,8 @@ def _compose_sentences(rng: Generator, scene: Scene, number: int, excluded: tupl
 
 
 def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
-    """Draw random scenes until one has an identity that isn't in `taken`; add the identity to `taken`, and return
-    the scene. Raises UserError after MAX_DRAWS draws.
+    """Draw random scenes until one has an identity (its sounds) that isn't in `taken`; add the identity to `taken`, and
+    return the scene. `entropy` seeds its rendering. Raises UserError after MAX_DRAWS draws.
     """
     for _ in range(MAX_DRAWS):
         scene = _draw_scene(rng, entropy, config)
@@ -274,7 +274,7 @@ def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Co
 
 def read(source: Path | None, seed: int = 0, config: Config | None = None) -> list[Split]:
     """Return the splits of the corpus that a seed generates: development, validation and evaluation, in this order.
-    The audio of a clip is rendered when the clip is loaded.
+    `source` must be None. The audio of a clip is rendered when the clip is loaded.
 
     Raises UserError if a `source` is given, as nothing is read, if the seed is negative, and if there aren't enough
     different scenes for the clips of `config`.

@@ -77,8 +77,8 @@ def read(source: Path | None, seed: int = 0) -> list[Split]:
 
 
 def read_subset(source: Path, subset: str, table: Path) -> Split:
-    """Read one subset as a split: the rows of its table, matched with its recordings in archives and extracted
-    files. Rows that are invalid or have no recording are skipped.
+    """Read a subset of WavCaps as a split: the rows of its JSON file `table`, matched with its recordings in archives
+    and extracted files under `source`. Rows that are invalid or have no recording are skipped.
     """
     rows = read_rows(table)
     recordings, set_aside = find_recordings(source, subset)
@@ -113,7 +113,9 @@ def read_subset(source: Path, subset: str, table: Path) -> Split:
 
 
 def list_roots(source: Path, subset: str) -> list[Path]:
-    """Return the folders that may hold a subset's extracted recordings, or its archives; some may not exist."""
+    """Return the folders under `source` that may hold a subset's extracted recordings or archives, in order of
+    preference; some may not exist.
+    """
     names = (subset, f"{subset}_flac", f"{subset}_mp3")
     inside = [folder / name for folder in sorted(source.glob("*/")) for name in names if folder.name != "json_files"]
     return list(dict.fromkeys([source / "Zip_files" / subset, *(source / name for name in names), *inside]))
@@ -153,8 +155,8 @@ def is_text(value: Any) -> bool:
 
 
 def find_recordings(source: Path, subset: str) -> tuple[dict[str, Recording], list[SkippedItem]]:
-    """Find the recordings of a subset in its archives and among its extracted files. Return them by the stems of
-    their file names, and the skipped items. If several have the same name, the first is returned, archives before
+    """Find the recordings of a subset under `source`, in archives and extracted files. Return them by file name without
+    the suffix, and skipped items. If several recordings have the same name, FLAC is preferred to MP3, then archives to
     files.
     """
     recordings: dict[str, Recording] = {}
@@ -199,8 +201,8 @@ def is_outside_archive(name: str) -> bool:
 
 
 def build_clip(subset: str, row: dict[str, Any], origin: str, recording: Recording) -> SourceClip:
-    """Return the clip whose caption and keywords are in `row` and whose audio is `recording`. `origin` locates the
-    row in messages.
+    """Return the clip whose caption and keywords are in `row` of a subset's table and whose audio is `recording`.
+    `origin` is the table and the number of the row, for messages.
     """
     keywords = row.get("tags") or row.get("category") or []
     return SourceClip(

@@ -87,6 +87,7 @@ def _decode_path(path: Path, warn: Warn) -> Iterator[Samples]:
 
 def decode(file: BinaryIO, warn: Warn) -> Iterator[Samples]:
     """Decode a seekable audio file, and yield blocks of mono samples at SAMPLE_RATE_HZ, one block in memory at a time.
+    `warn` is called with a description of each change to the audio.
 
     A file of several streams, such as a chained Ogg file, is decoded to its end. The channels are averaged; if they
     cancel each other out, the strongest is taken instead. A recording beyond full scale is scaled down, and one that
@@ -144,7 +145,7 @@ def open_sound(stream: BinaryIO) -> soundfile.SoundFile:
 
 
 def read_blocks(audio: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """Yield blocks of samples, [BLOCK_FRAMES, channels] or shorter at the end."""
+    """Yield the samples of an open sound file in blocks [BLOCK_FRAMES, channels], the last of which may be shorter."""
     while len(block := audio.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
         yield block
 
@@ -167,7 +168,7 @@ def mix_down(block: NDArray[np.float32], channel: int | None) -> Samples:
 
 @dataclass
 class Levels:
-    """Levels in a stream: the peak and the energy of the channels' mean and of each channel."""
+    """Peak and energy (sum of squares) of a stream of samples: of the channels' mean, and of each channel."""
 
     mean_peak: float
     mean_energy: float
@@ -181,7 +182,8 @@ class Levels:
 
 
 def measure_levels(stream: BinaryIO) -> Levels | None:
-    """Return the levels in a stream, which is decoded once for this; None if they don't matter.
+    """Decode a stream, and return the peak and the energy of its channels and of their mean; None if neither can change
+    how the stream is decoded.
 
     They don't in a mono stream that 16 bits represent exactly. Peaks are measured only if 16 bits may not be enough.
     """
@@ -208,9 +210,9 @@ def find_peak(samples: Samples) -> np.float32:
 
 
 def choose_levels(streams: Sequence[BinaryIO], warn: Warn) -> tuple[list[int | None], float]:
-    """Return the channel to take of each stream, None for the channels' mean, and the gain of the whole recording.
-
-    Calls `warn` unless the means are taken and the gain is 1.
+    """Return a pair: for each stream, the index of the channel to use, or None for the mean of the channels; and the
+    factor by which the samples of all streams are multiplied. `warn` is called with a description if a channel replaces
+    a mean, if the factor isn't 1, or if the recording is silent but for noise below 16 bits.
     """
     channels: list[int | None] = []
     peak = 0.0
@@ -247,6 +249,6 @@ class _LibsndfileAdapter:
         self.file, self.tell, self.read = file, file.tell, file.read
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> None:
-        """Seek like a file; ignore a position that can't be reached."""
+        """Set the position as the `seek` of a file does; ignore a position that can't be reached."""
         with contextlib.suppress(OSError, ValueError):
             self.file.seek(offset, whence)

@@ -73,7 +73,10 @@ def check_container(file: BinaryIO) -> None:
 
 
 def check_chunks(file: BinaryIO, layout: ChunkLayout, size: int, *, is_rf64: bool) -> None:
-    """Find the chunk with the audio, and raise AudioError if its size contradicts the size of the file."""
+    """Raise AudioError if the size of the audio that the file's header states contradicts the size of the file, `size`
+    in bytes. `layout` says how the file is divided into chunks; in an RF64 file (`is_rf64`), the size of the audio is
+    in a chunk of its own.
+    """
     position, long_size = layout.first, None
     for _ in range(MAX_CHUNKS):
         chunk_id, stated = read_chunk_header(file, layout, position) if position < size else (b"", 0)
@@ -109,7 +112,9 @@ def check_chunks(file: BinaryIO, layout: ChunkLayout, size: int, *, is_rf64: boo
 
 
 def read_chunk_header(file: BinaryIO, layout: ChunkLayout, position: int) -> tuple[bytes, int]:
-    """Return the id of the chunk at a position, and the number of bytes of its contents; b'' at the end of the file."""
+    """Return the id of the chunk that begins at a byte position of a file, and the number of bytes of its contents; b''
+    and 0 at the end of the file. `layout` describes the format of the header.
+    """
     file.seek(position)
     header = file.read(layout.header_bytes)
     if len(header) < layout.header_bytes:
@@ -121,19 +126,25 @@ def read_chunk_header(file: BinaryIO, layout: ChunkLayout, position: int) -> tup
 
 
 def find_next_chunk(layout: ChunkLayout, position: int, stated: int) -> int:
-    """Return the position of the chunk after the one at `position`, whose contents have `stated` bytes."""
+    """Return the byte position of the chunk after the one at `position`, whose contents have `stated` bytes in a
+    container with this layout.
+    """
     end = position + layout.header_bytes + stated
     return end + -end % layout.alignment
 
 
 def require_complete_audio(stated: int, available: int) -> None:
-    """Raise AudioError if a file holds fewer bytes of audio than its header states."""
+    """Raise AudioError if a file has fewer bytes of audio, `available`, than its header states, `stated`; SIZE_SLACK
+    bytes may be missing.
+    """
     if available + SIZE_SLACK < stated:
         raise AudioError(f"truncated: its header states {stated:,} bytes of audio, {max(0, available):,} are there")
 
 
 def count_trailing_bytes(file: BinaryIO, layout: ChunkLayout, position: int, size: int) -> int:
-    """Return the number of bytes from `position` to the end of the file that aren't chunks; zeros aren't counted."""
+    """Return the number of bytes from `position` to the end of a file of `size` bytes that don't form chunks in this
+    layout; 0 if they are all zero.
+    """
     while position < size:
         chunk_id, stated = read_chunk_header(file, layout, position)
         end = find_next_chunk(layout, position, stated)

@@ -39,7 +39,9 @@ class SplicedFile(io.RawIOBase):
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position and return it. Raises ValueError if it is negative."""
+        """Set the position to `offset` bytes from the start, the current position or the end, as `whence` says (as in
+        `io`), and return it. Raises ValueError if the position is negative.
+        """
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: sum(self.lengths)}[whence]
         if base + offset < 0:
             raise ValueError(f"negative position {base + offset}")
@@ -47,7 +49,9 @@ class SplicedFile(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Read from the piece at the position, at most to the end of the piece; return 0 at the end of the file."""
+        """Fill the buffer from the piece at the current position, at most to the end of that piece. Return the number
+        of bytes read; 0 at the end of the file.
+        """
         start = self.position
         for piece, length in zip(self.pieces, self.lengths, strict=True):
             if start < length:
@@ -65,14 +69,16 @@ class SplicedFile(io.RawIOBase):
 
 
 def splice(file: BinaryIO, *pieces: Piece) -> BinaryIO:
-    """Return a buffered file that consists of pieces of another file and of additional bytes."""
+    """Return a readable file that consists of `pieces` in order: each is either bytes, or the first and the last
+    position (exclusive) of a part of `file`.
+    """
     return cast(BinaryIO, io.BufferedReader(SplicedFile(file, pieces), 2**16))
 
 
 def split_streams(file: BinaryIO, warn: Warn) -> list[BinaryIO]:
-    """Return the streams of an audio file, one after the other; the file itself if it consists of one.
-
-    Calls `warn` if the end of the file may be missing. Raises AudioError if it is missing.
+    """Return the streams of an audio file as one file object each, in order; the file itself if it has only one. `warn`
+    is called with a description if the end of the recording may be missing; if it is certainly missing, AudioError is
+    raised.
     """
     file.seek(0)
     head = file.read(42)
@@ -90,7 +96,8 @@ OGG_FIRST_PAGE, OGG_LAST_PAGE = 2, 4
 
 
 def split_ogg(file: BinaryIO, warn: Warn) -> list[BinaryIO]:
-    """Return the links of a chained Ogg file. Raises AudioError if the last page is incomplete.
+    """Return each stream of a chained Ogg file (several Ogg files joined end to end) as a file object. `warn` is called
+    with a message if the end of the last stream isn't marked. Raises AudioError if the last page is incomplete.
 
     A link begins with the first pages of its streams; a first page after another page begins the next link.
     """
@@ -120,7 +127,7 @@ def split_ogg(file: BinaryIO, warn: Warn) -> list[BinaryIO]:
 
 
 def find_bytes(file: BinaryIO, pattern: bytes, position: int) -> int | None:
-    """Return the first position of `pattern` after `position`; None if it doesn't occur."""
+    """Return the first position after `position` at which the bytes `pattern` occur in a file; None if they don't."""
     file.seek(position + 1)
     base, kept = position + 1, b""
     while block := file.read(2**16):
@@ -133,7 +140,8 @@ def find_bytes(file: BinaryIO, pattern: bytes, position: int) -> int | None:
 
 
 def add_flac_length(file: BinaryIO, head: bytes) -> BinaryIO:
-    """Return a FLAC file whose header states the number of samples, which is taken from the last frame if it is 0.
+    """Return a FLAC file whose header states the number of samples. If the header, at the beginning of the bytes
+    `head`, says 0 (unknown), the number is computed from the last frame.
 
     Raises AudioError if the last frame is incomplete. Format: https://www.rfc-editor.org/rfc/rfc9639.
     """
@@ -160,11 +168,9 @@ def add_flac_length(file: BinaryIO, head: bytes) -> BinaryIO:
 
 
 def read_flac_frame(header: bytes, max_block: int) -> int | None:
-    """Return the number of samples up to the end of the frame with this header; None if it isn't a header.
-
-    Args:
-        header: First 16 bytes of the frame.
-        max_block: Number of samples in each frame but the last, if all have the same.
+    """Return the number of samples of a FLAC stream up to the end of the frame that begins with the 16 bytes `header`;
+    None if they aren't a frame header. `max_block` is the number of samples in each frame but the last, if all have the
+    same.
     """
     if len(header) < 6 or header[0] != 0xFF or header[1] & 0xFE != 0xF8:
         return None
@@ -188,7 +194,9 @@ def read_flac_frame(header: bytes, max_block: int) -> int | None:
 
 
 def compute_crc(data: bytes, polynomial: int, num_bits: int) -> int:
-    """Return the cyclic redundancy check of bytes, most significant bit first; 0 if the bytes end with their check."""
+    """Return the cyclic redundancy check of `data`, a number of `num_bits` bits; 0 if the data ends with its own check.
+    `polynomial` is the generator polynomial without its highest bit; the most significant bit of each byte comes first.
+    """
     mask = (1 << num_bits) - 1
     table = []
     for byte in range(256):
@@ -214,12 +222,16 @@ class Mp3Frame:
 
     @property
     def format(self) -> tuple[int, int, bool]:
-        """Properties that don't change within a stream."""
+        """MPEG version, sample rate in Hz and whether the audio is mono, which are the same in all frames of a
+        stream.
+        """
         return self.version, self.rate_hz, self.is_mono
 
     @property
     def info_offset(self) -> int:
-        """Position in the first frame at which a header that counts the frames begins ("Xing" or "Info")."""
+        """Byte position within a stream's first frame at which its info header, "Xing" or "Info", begins if it has
+        one.
+        """
         if self.version == 3:
             return 21 if self.is_mono else 36
         return 13 if self.is_mono else 21
@@ -237,7 +249,9 @@ MAX_COUNT_DIFFERENCE = 2
 
 
 def parse_mp3_frame(header: bytes) -> Mp3Frame | None:
-    """Return the frame of layer III that begins with these four bytes; None if they aren't the header of one."""
+    """Return the MP3 frame that begins with these four bytes; None if they aren't the header of an MPEG layer III
+    frame.
+    """
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None
     version, bit_rate, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -253,14 +267,18 @@ MP3_HEAD_BYTES = 64
 
 
 def read_mp3_frame(file: BinaryIO, position: int) -> tuple[Mp3Frame | None, bytes]:
-    """Return the frame at a position, None if there is none, and the first bytes there."""
+    """Return the MP3 frame that begins at a byte position of a file, or None if none begins there, and the first
+    MP3_HEAD_BYTES bytes at that position.
+    """
     file.seek(position)
     head = file.read(MP3_HEAD_BYTES)
     return parse_mp3_frame(head[:4]), head
 
 
 def skip_id3_tags(file: BinaryIO, position: int) -> int:
-    """Return the position after the ID3v2 tags at `position`."""
+    """Return the byte position in a file after the ID3v2 tags that begin at `position`; `position` if there are
+    none.
+    """
     while True:
         file.seek(position)
         header = file.read(10)
@@ -271,7 +289,9 @@ def skip_id3_tags(file: BinaryIO, position: int) -> int:
 
 
 def is_mp3(file: BinaryIO, position: int) -> bool:
-    """Return whether MIN_SYNC_FRAMES frames of MP3 audio follow one another from a position on, or fill the file."""
+    """Return whether MP3 audio begins at a byte position of a file: MIN_SYNC_FRAMES frames one after the other, or
+    fewer if they reach the end of the file.
+    """
     size = file.seek(0, os.SEEK_END)
     for number in range(MIN_SYNC_FRAMES):
         frame, _ = read_mp3_frame(file, position)
@@ -282,7 +302,7 @@ def is_mp3(file: BinaryIO, position: int) -> bool:
 
 
 def find_mp3_frame(file: BinaryIO, position: int) -> int | None:
-    """Return the first position after `position` from which on there is MP3 audio; None if there is none."""
+    """Return the first byte position after `position` at which MP3 audio begins in a file; None if there is none."""
     candidate = find_bytes(file, b"\xff", position)
     while candidate is not None and not is_mp3(file, candidate):
         candidate = find_bytes(file, b"\xff", candidate)
@@ -291,7 +311,7 @@ def find_mp3_frame(file: BinaryIO, position: int) -> int | None:
 
 @dataclass
 class Mp3Stream:
-    """Stream in an MP3 file, while its frames are counted."""
+    """Stream in an MP3 file, with its first frame, its byte positions and the number of its frames."""
 
     start: int
     end: int
@@ -301,7 +321,8 @@ class Mp3Stream:
 
 
 def split_mp3(file: BinaryIO, position: int, warn: Warn) -> list[BinaryIO]:
-    """Return the streams of an MP3 file whose first frame is at `position`.
+    """Return the streams of an MP3 file as one file object each; the first frame is at byte `position`. `warn` is
+    called with a message if the last frame is incomplete.
 
     A stream begins with a frame that counts the frames, or where the sample rate or the number of channels changes. A
     stream without a correct count gets one. Other bytes between the frames, such as tags, are skipped.
@@ -327,7 +348,8 @@ def split_mp3(file: BinaryIO, position: int, warn: Warn) -> list[BinaryIO]:
 
 
 def read_frame_count(frame: Mp3Frame, head: bytes) -> int | None:
-    """Return the number of frames that a stream's header states, -1 if it is a header but doesn't state the number.
+    """Return the number of frames that a stream's info header (Xing, Info or VBRI) states. Return -1 if it doesn't
+    state the number, and None if the frame, which begins with the bytes `head`, is no info header but audio.
 
     Returns None if the frame, which begins with the bytes `head`, isn't a header but audio.
     """
@@ -338,7 +360,9 @@ def read_frame_count(frame: Mp3Frame, head: bytes) -> int | None:
 
 
 def open_mp3_stream(file: BinaryIO, stream: Mp3Stream) -> BinaryIO:
-    """Return a stream of an MP3 file with a header that counts its frames, unless its own header states no fewer."""
+    """Return a stream of an MP3 file as a file object. If its info header is missing or states too few frames, a header
+    with the right number is put in front.
+    """
     if stream.stated_frames is not None and stream.num_frames <= stream.stated_frames + MAX_COUNT_DIFFERENCE:
         return splice(file, (stream.start, stream.end))
     first = stream.first

@@ -221,9 +221,9 @@ def has_exclude_flag(duplicates: pa.Table) -> bool:
 
 
 def set_exclusion_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
-    """Read published lists of recording ids, and write them into the store as recordings to exclude from training.
-    With `keep`, they are added to the ids written before, which they replace otherwise. Call `update_exclusions`
-    afterwards.
+    """Write the recording ids in the published lists `paths` into the store at `location`, as recordings to exclude
+    from training. With `keep`, they are added to the ids written before, which they replace otherwise. Call
+    `update_exclusions` afterwards.
     """
     store = Store.of(location)
     listed = read_store_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
@@ -296,7 +296,8 @@ def read_json_list(path: Path, text: str) -> Iterator[str]:
 
 def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
     """Convert an id as written in a published list to a source id: 'freesound:ID', 'youtube:ID', 'bbc:ID' or
-    'soundbible:ID'. Raises UserError, with `origin`, if it isn't one.
+    'soundbible:ID'. `kind` is 'freesound' or 'youtube' if the list says so. Raises UserError, which begins with
+    `origin`, if the text isn't an id.
 
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.
 
@@ -319,9 +320,8 @@ def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
 
 
 def select_pairs(split: StoredSplit, excluded: Collection[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs of a split whose clips aren't in `excluded`, as two index arrays [num_pairs]. The first
-    holds each pair's clip, a row of the split's index; the second its caption, a position in the concatenated
-    captions of all clips.
+    """Return the pairs of a split whose clips aren't in `excluded` (clip ids), as two index arrays [num_pairs]: each
+    pair's clip, a row of the split's index; and its caption, a position in the concatenated captions of all clips.
     """
     captions = split.index["captions"].combine_chunks()
     clips = captions.value_parent_indices().to_numpy()

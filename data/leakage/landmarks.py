@@ -124,8 +124,9 @@ def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
 
 
 def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
-    """Yield power spectrograms [num_frames, phases, num_bins] of consecutive chunks of a recording. If it ends
-    within a frame, the phases of that frame that are missing are zero.
+    """Yield power spectrograms [num_frames, phases, num_bins] of a recording, given in blocks of samples, chunk by
+    chunk. The phases of a frame are windows that begin at fractions of it; those beyond the end of the recording are
+    zero.
     """
     hop = FRAME_SAMPLES // phases
     chunk_samples = CHUNK_FRAMES * FRAME_SAMPLES
@@ -185,8 +186,9 @@ def _running_max(values: NDArray[np.float32], radius: int, axis: int) -> NDArray
 
 
 def _pair_peaks(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pair each peak with the next peaks near it in time and frequency; the peaks must be in order of time. Return
-    the hash of each pair and the frame of its first peak: [2, num_landmarks].
+    """Pair each peak of a spectrogram with the next peaks near it in time and frequency. Return, as [2, num_landmarks],
+    the hash of each pair and the frame of its first peak. `frames` (ascending) and `bins` have the frame and the
+    frequency bin of each peak.
     """
     pairs = [np.zeros((2, 0), np.int64)]
     num_partners = np.zeros(len(frames), np.int64)
@@ -206,7 +208,7 @@ def _pair_peaks(frames: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[n
 
 
 def _slice_between(ticks: NDArray[np.int32], begin: int, end: int) -> NDArray[np.int32]:
-    """Return the values of an ascending array that are at least `begin` and less than `end`."""
+    """Return those times in `ticks`, an ascending array, that are at least `begin` and less than `end`."""
     # Bounds of another type would convert the whole array.
     return ticks[slice(*np.searchsorted(ticks, np.array([begin, end], np.int32)))]
 
@@ -272,7 +274,8 @@ class LandmarkIndex:
         return sorted(best.values(), key=lambda match: (-match.overlap_s, match.clip_id))
 
     def _find_between(self, query: Landmarks, start: int, stop: int) -> Iterator[Match]:
-        """Yield the matches of the part of a recording between the ticks `start` and `stop`.
+        """Yield the matches of a part of a recording, from the tick `start` to the tick `stop` (exclusive); `query` has
+        the recording's landmarks.
 
         Shapes: L landmarks of the part, H hits in the index, K hits at the offset of a candidate; all in order of time.
         """
@@ -317,9 +320,9 @@ class LandmarkIndex:
 
 
 def _find_candidate_offsets(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the offsets that occur most often in `frame_H`, the offset of each hit in frames: those with at least
-    MIN_VOTES hits, at most MAX_CANDIDATES, in descending order of hits. Of adjacent offsets, only the one with more
-    hits is returned.
+    """Return the offsets in time that occur most often in `frame_H`, which has the offset, in frames, of each match of
+    two landmarks: those with at least MIN_VOTES matches, at most MAX_CANDIDATES, the most frequent first. Of adjacent
+    offsets, only the more frequent one is returned.
 
     The hits at the next offset are counted as well, because a copy may lie between two frames.
     """

@@ -35,8 +35,9 @@ class Batch:
     def without_captions(
         cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int], num_samples: Tensor | None = None
     ) -> Self:
-        """Return a batch for embedding clips: `sizes` are the numbers of segments of the clips, the captions
-        are empty strings, and all mask draws are zero.
+        """Return a batch for embedding clips: `sizes` are the numbers of segments of the clips, `clips` their numbers,
+        and `num_samples` the samples of each segment that aren't padding. The captions are empty strings, and all mask
+        draws are zero.
         """
         draws = torch.zeros(len(segments), NUM_MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips), num_samples)
@@ -83,8 +84,8 @@ def count_samples_by_segment(counts: Sequence[int], sizes: Sequence[int], segmen
 
 
 def fill_segments(split: StoredSplit, clip: int, start: int, count: int, segments: NDArray[np.float32]) -> None:
-    """Decode `count` samples of a clip from sample `start` on into `segments` [num_segments, segment_samples], one
-    segment after the other, and set the rest to zero.
+    """Decode `count` samples of the split's clip with the index `clip`, from sample `start` on, into `segments`
+    [num_segments, segment_samples], one segment after the other, and set the rest to zero.
 
     Samples for which `segments` has no space aren't decoded.
     """

@@ -33,8 +33,9 @@ def load_clips(split: StoredSplit, segment_s: float, longest_s: float, batch_siz
 def load_files(
     paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, problems: FileProblems
 ) -> Iterator[Batch]:
-    """Yield batches of up to `batch_size` audio files in order, without captions, cut into segments and rounded to
-    16 bits as if they had been read from a store. `clips` of a batch holds indices into `paths`.
+    """Yield batches of up to `batch_size` audio files in order, without captions: the first `longest_s` seconds, cut
+    into segments and rounded to 16 bits as in a store. `clips` of a batch holds indices into `paths`; files that can't
+    be decoded, or are changed, are added to `problems`.
 
     At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped; the reason, and warnings
     about other files, are added to `problems`.
@@ -64,7 +65,8 @@ def load_files(
 
 
 def decode_start(path: Path, longest_samples: int) -> tuple[Samples, list[str]]:
-    """Return the first samples of an audio file, rounded to 16 bits, and warnings about changes to them.
+    """Return the first `longest_samples` samples of an audio file, rounded to 16 bits, and a list of warnings about
+    changes to the recording, such as that it was scaled down.
 
     Raises AudioError if the file can't be decoded, UserError if it can't be opened.
     """

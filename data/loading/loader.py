@@ -29,8 +29,9 @@ def load_epoch(
     world_size: int = 1,
     loader_workers: int = 0,
 ) -> Iterator[Batch]:
-    """Return an iterator over one rank's batches in an epoch, which consist of the rank's share of the pairs of
-    each global batch.
+    """Return an iterator over the batches of one rank in an epoch: the rank's share of the pairs of each global batch
+    in `batches` (arrays of pair indices). `world_size` is the number of ranks, and `loader_workers` the number of
+    processes that decode.
 
     If a small last batch leaves a rank without pairs, the rank gets a copy of the batch's first pair, so that it can
     take part in the step; `split_among_ranks` says which pairs count.
@@ -66,9 +67,9 @@ def load_epoch(
 def load_in_processes(
     pairs: ClipCaptionDataset, keys: Iterator[list[PairKey]], buffers: SharedBuffers, num_processes: int, start: str
 ) -> Iterator[Batch]:
-    """Yield a batch for each list of keys, in order, decoded by `num_processes` worker processes. A worker decodes
-    into a shared buffer if one is free; otherwise the batch is copied between processes. `start` is the method of
-    multiprocessing that starts them.
+    """Yield a batch of `pairs` for each list of keys, in order, decoded by `num_processes` worker processes. A worker
+    decodes into a shared buffer if one is free; otherwise the batch is copied between processes. `start` is the method
+    of multiprocessing that starts them, such as 'fork'.
     """
     loader = DataLoader(
         _BatchRequests(pairs, buffers),

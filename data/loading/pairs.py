@@ -124,8 +124,8 @@ class ClipCaptionDataset(Dataset[Batch]):
         return self.decode([epoch_and_pair])
 
     def decode(self, keys: Sequence[PairKey], allocate: Callable[[int], Tensor] | None = None) -> Batch:
-        """Return a batch of the pairs with these keys, (epoch, pair index). A pair's crop and its wording, the
-        caption or a paraphrase, depend on the epoch.
+        """Return a batch of the pairs with these keys, (epoch, pair index). A pair's crop and its wording, the caption
+        or a paraphrase, depend on the epoch. `allocate` may provide the memory for the batch's segments.
 
         Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments,
         [number, segment_samples]; by default it is newly allocated.
@@ -159,8 +159,8 @@ class ClipCaptionDataset(Dataset[Batch]):
         )
 
     def choose_caption(self, pair: int, swap_draw: float, variant_draw: float) -> str:
-        """Return the caption of a pair or, with the dataset's paraphrase probability, one of its paraphrases.
-        The draws are those of `data.captions.choose_wording`.
+        """Return the caption of the pair with the index `pair` or, with the dataset's paraphrase probability, one of
+        its paraphrases. `swap_draw` and `variant_draw`, random numbers from 0 to 1, decide whether and which.
         """
         split = int(self.split_of_pair[pair])
         caption: str = self._flat_captions[split][int(self.caption_of_pair[pair])].as_py()

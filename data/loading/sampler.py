@@ -18,8 +18,8 @@ def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[
 
 
 def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
-    """Divide a global batch, an array of pair indices, among ranks such that each has about the same number of
-    segments. Return the array of each rank.
+    """Divide a global batch, an array of pair indices, among `world_size` ranks such that each has about the same
+    number of segments. Return the array of each rank.
     """
     if world_size == 1:
         return [batch]
@@ -27,8 +27,9 @@ def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world
 
 
 def balance_among_ranks(sizes: Sequence[int], world_size: int) -> list[list[int]]:
-    """Divide items among ranks such that the total size of each rank's items is about the same: the largest item
-    first, each to the rank with the smallest total so far. Return the ascending indices of each rank's items.
+    """Divide items of these sizes among `world_size` ranks such that the total size of each rank's items is about the
+    same: the largest item first, each to the rank with the smallest total so far. Return the ascending indices of each
+    rank's items.
 
     This is Graham's list scheduling by longest processing time (1969): no rank exceeds the mean load by more than one
     item.

@@ -221,9 +221,8 @@ MARKING_CHECKS = frozenset({"under 20 words", "no name"})
 
 
 def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
-    """Check sentences that may replace a caption, and return each with the checks that it fails. A sentence that
-    repeats the caption, an earlier one of the sentences, or one of `earlier` (sentences already kept) fails as
-    well.
+    """Return each sentence that may replace a caption with the names of the checks that it fails. A sentence that
+    repeats the caption, one before it, or one of `earlier` (sentences already kept) fails as well.
 
     Sentences are compared as a text encoder gets them: in lower case, without punctuation.
     """
@@ -246,7 +245,9 @@ def choose_paraphrases(caption: str, answers: Sequence[str], number: int) -> lis
 
 
 def check_answers(caption: str, answers: Sequence[str]) -> list[CheckedSentence]:
-    """Return every sentence in a chat model's answers about a caption, in order, with the checks that it fails."""
+    """Return every sentence in a chat model's answers about a caption, in order, with the names of the checks that it
+    fails.
+    """
     checked: list[CheckedSentence] = []
     for answer in answers:
         checked += check_sentences(

@@ -284,9 +284,8 @@ class BatchRun:
         return num_answers
 
     async def write_answers(self, batch_id: str, content: bytes, recorded: set[str]) -> int:
-        """Write the answers in a batch's output file that are missing from the journal, and return their
-        number. `recorded` holds the keys of the requests whose answers are in the journal; the new ones are
-        added to it.
+        """Write the answers in `content`, a batch's output file, that the journal lacks, and return their number.
+        `recorded` has the keys of the requests whose answers are in the journal; those of the new ones are added.
         """
         file = io.BytesIO(content)
         offsets = find_offsets(file)

@@ -239,9 +239,9 @@ class ChatModel:
 
 
 def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> openai.AsyncOpenAI:
-    """Return OpenAI's client for the server at `base_url`; by default at OPENAI_BASE_URL, otherwise OpenAI's own.
-    The key is read from OPENAI_API_KEY; other servers may need none. Raises UserError if the key or the address is
-    missing or malformed.
+    """Return OpenAI's client for the server at `base_url`; by default at OPENAI_BASE_URL, otherwise OpenAI's own. It
+    sends requests by `http` and waits `timeout_s` for an answer. The key is read from OPENAI_API_KEY; other servers may
+    need none. Raises UserError if the key or the address is missing or malformed.
     """
     key = os.environ.get(KEY, "")
     base_url = base_url or os.environ.get(BASE_URL) or None
@@ -321,9 +321,8 @@ def parse_retry_after(headers: httpx2.Headers) -> float | None:
 
 
 def describe_error(error: openai.OpenAIError, client: openai.AsyncOpenAI, model: str) -> Exception:
-    """Return the exception to raise for an error of OpenAI's client; its message doesn't contain the API key.
-
-    It is a UserError if other requests would fail as well, and an UnansweredError otherwise.
+    """Return the exception to raise for an error of OpenAI's client in a request to `model`: a UserError if other
+    requests would fail as well, otherwise an UnansweredError. Its message doesn't contain the API key.
     """
     match error:
         case openai.AuthenticationError() | openai.PermissionDeniedError():

@@ -88,7 +88,9 @@ def parse_completion(body: Any) -> Answer | None:
 
 
 def cut_incomplete_sentence(text: str) -> str:
-    """Return a text that was cut short without its incomplete last sentence; unchanged if that is complete."""
+    """Return a text without its last sentence if that is incomplete, as in an answer that was cut short at a token
+    limit.
+    """
     if SENTENCE_ENDS.fullmatch(text.rstrip()):
         return text
     complete = match[0] if (match := SENTENCE_ENDS.match(text)) else ""
@@ -96,8 +98,8 @@ def cut_incomplete_sentence(text: str) -> str:
 
 
 def join_content(content: Any) -> str:
-    """Return the text of a message's content: a text, or a list of parts, of which those of a model's reasoning are
-    left out. Content in any other form is returned as JSON, so that nothing that was paid for is lost.
+    """Return the text of the 'content' field of a chat message, which is a string or a list of parts; a model's
+    reasoning is left out. Any other content is returned as JSON, so that nothing that was paid for is lost.
     """
     match content:
         case None:
@@ -112,7 +114,9 @@ def join_content(content: Any) -> str:
 
 
 def join_part(part: Any) -> str:
-    """Return the text of one part of a message's content; '' if it is reasoning, a refusal, or has no text."""
+    """Return the text of one part of a chat message's content; '' if the part is reasoning, is a refusal or has no
+    text.
+    """
     match part:
         case {"type": "thinking" | "reasoning" | "redacted_thinking" | "refusal"}:
             return ""
@@ -122,7 +126,9 @@ def join_part(part: Any) -> str:
 
 
 def find_reasoning(message: dict[str, Any]) -> str:
-    """Return the reasoning that a message has beside its content, or in parts of it; '' if there is none."""
+    """Return the reasoning that a model wrote before its answer, from a field of the chat message or from parts of its
+    content; '' if there is none.
+    """
     for name in REASONING_FIELDS:
         if isinstance(text := message.get(name), str) and text:
             return text
@@ -137,7 +143,9 @@ def find_reasoning(message: dict[str, Any]) -> str:
 
 
 def is_refusal_part(message: dict[str, Any]) -> bool:
-    """Return whether a message is a refusal, in its field or in a part of its content."""
+    """Return whether a chat message is a refusal: its field 'refusal' is not empty, or its content has a part of this
+    type.
+    """
     content = message.get("content")
     parts = content if isinstance(content, list) else ()
     return bool(message.get("refusal")) or any(
@@ -146,8 +154,8 @@ def is_refusal_part(message: dict[str, Any]) -> bool:
 
 
 def read_token_count(usage: Any, name: str) -> int | None:
-    """Return the token count `name` in the usage that a server reports; None if it is absent or not a whole number of
-    at least 0.
+    """Return the number of tokens under the key `name` in `usage`, the token counts that a server reports with an
+    answer; None if it isn't an integer of at least 0.
     """
     count = usage.get(name) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None

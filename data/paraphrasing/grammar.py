@@ -71,7 +71,9 @@ def write_paraphrases(caption: str, number: int) -> list[str]:
 
 
 def draw_wordings(rng: Generator, caption: str) -> Iterator[str]:
-    """Yield MAX_DRAWS random sentences with the content of a caption; some may be equal."""
+    """Yield MAX_DRAWS random sentences with the meaning of a caption; some may be equal. Yield nothing for a caption
+    that consists of several sentences.
+    """
     plain = " ".join(caption.strip().rstrip(".!? ").split())
     if not plain or answer_parsing.SENTENCE_END.search(plain):
         return
@@ -93,7 +95,7 @@ def write_audible(text: str) -> list[str]:
 
 
 def replace_verbs(rng: Generator, parsed: ParsedCaption) -> ParsedCaption:
-    """Return the clauses of a caption with random verbs replaced by others of the same meaning."""
+    """Return a parsed caption in which verbs, chosen at random, are replaced by others of the same meaning."""
     clauses = []
     for clause in parsed.clauses:
         verbs = tuple(
@@ -112,7 +114,7 @@ def is_replaceable(verb: str, clause: Clause) -> bool:
 
 
 def list_wordings(parsed: ParsedCaption) -> list[str]:
-    """Return all available phrasings of the clauses of a caption, such as 'A while B' and 'while B, A'."""
+    """Return all phrasings of a parsed caption that the grammar can write, such as 'A while B' and 'while B, A'."""
     clauses, links = parsed.clauses, parsed.links
     if not links:
         return list_single(clauses[0])
@@ -129,7 +131,7 @@ def list_wordings(parsed: ParsedCaption) -> list[str]:
 
 
 def list_single(clause: Clause) -> list[str]:
-    """Return the phrasings of a caption that consists of one clause."""
+    """Return the phrasings of one clause as a whole caption, such as 'a dog barks' and 'there is a dog barking'."""
     finite = list_finite(clause)
     wordings = list(finite)
     participle = clause.write("participle")
@@ -151,8 +153,8 @@ PLACE_BELONGS_TO_MORE = re.compile(r"\b(?:from|right|just|off|far|the|on|of|and)
 
 
 def list_finite(clause: Clause, can_last: bool = True) -> list[str]:
-    """Return a clause in the simple and in the progressive form, as far as it has them. If `can_last` is False, the
-    progressive form is left out unless it is the given one.
+    """Return a clause as text in the simple form ('a dog barks') and in the progressive form ('a dog is barking'), as
+    far as it has them. If `can_last` is False, the progressive form is left out unless the clause has it already.
     """
     forms: list[Form] = ["simple"]
     if can_last or clause.form == "progressive":
@@ -161,8 +163,8 @@ def list_finite(clause: Clause, can_last: bool = True) -> list[str]:
 
 
 def is_at_once(first: Clause, link: Link, second: Clause) -> bool:
-    """Return whether two clauses are certain to be at the same time, so that their order says nothing. 'and' may join
-    events in turn: 'a door opens and a man walks in'.
+    """Return whether the link says for certain that two clauses happen at the same time, so that they can change
+    places. 'and' often doesn't: 'a door opens and a man walks in'.
     """
     if not is_order_free(first, second):
         return False
@@ -172,12 +174,16 @@ def is_at_once(first: Clause, link: Link, second: Clause) -> bool:
 
 
 def is_order_free(first: Clause, second: Clause) -> bool:
-    """Return whether two clauses can change places without a word that then refers to nothing."""
+    """Return whether two clauses can change places. They can't if a word such as 'it' or 'the train' would then come
+    before what it refers to.
+    """
     return first.is_movable and second.is_movable and not second.mentions(first)
 
 
 def list_at_once(first: Clause, link: Link, second: Clause) -> list[str]:
-    """Return the phrasings of two clauses at the same time, in any order."""
+    """Return the phrasings, such as 'while B, A', of two clauses that happen at the same time and that `link` joins in
+    the caption.
+    """
     wordings = []
     seconds = list_finite(second)
     for text in list_finite(first):
@@ -199,7 +205,9 @@ def list_at_once(first: Clause, link: Link, second: Clause) -> list[str]:
 
 
 def list_in_turn(first: Clause, second: Clause) -> list[str]:
-    """Return the phrasings of two clauses of which the second follows the first."""
+    """Return the phrasings, such as 'A, then B' and 'after A, B', of two clauses of which the second happens after the
+    first.
+    """
     wordings = []
     participle = second.write("participle")
     firsts, seconds = list_finite(first, can_last=False), list_finite(second, can_last=False)
@@ -220,8 +228,8 @@ def list_in_turn(first: Clause, second: Clause) -> list[str]:
 
 
 def list_in_place(parsed: ParsedCaption) -> list[str]:
-    """Return phrasings in which the clauses of a caption keep their order; the forms of clauses and the words of
-    links vary.
+    """Return the phrasings of a parsed caption in which its clauses keep their order; the form of each clause and the
+    words that link them vary.
     """
     in_turn = not AT_ONCE.issuperset(parsed.links)
     wordings = [""]
@@ -235,7 +243,9 @@ def list_in_place(parsed: ParsedCaption) -> list[str]:
 
 
 def list_linked(clause: Clause, link: Link | None, in_turn: bool) -> list[tuple[str, str]]:
-    """Return each pair of the words of a link and a clause after it that can replace the given ones."""
+    """Return the ways to write a clause and the link before it, as pairs of the link's words and the clause's text.
+    `in_turn` tells whether the caption's events follow one another, so that the clause can't become progressive.
+    """
     given = clause.write(clause.form)
     assert given
     finite = [given] if clause.form in ("participle", "gerund") else list_finite(clause, not in_turn) or [given]

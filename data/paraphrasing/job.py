@@ -111,8 +111,8 @@ class ParaphraseJob:
         return journal_path(self.split)
 
     def iter_requests(self) -> Iterator[tuple[str, Request]]:
-        """Yield the id of a clip and the request about one of its captions, for all captions of all clips that
-        have a word, in the order of the shards. No audio is read.
+        """Yield pairs of a clip's id and the request about one of its captions, for all captions that have a word, in
+        the order of the shards. No audio is read.
         """
         for number in range(len(self.split.clips_manifest.shards)):
             clips = self.split.read_shard(number).select(["clip_id", "captions", "keywords"])
@@ -282,8 +282,8 @@ class Budget:
 
 
 def estimate_tokens(request: Request, answer_log: AnswerLog) -> tuple[float, float]:
-    """Return the numbers of tokens of a request and of its answer: the averages so far, or an estimate before the
-    first answer.
+    """Return two numbers of tokens, of a request and of its answer: the averages of the answers in `answer_log` or, if
+    there are none, estimates from the length of the prompt and the number of sentences asked for.
     """
     if number := answer_log.tokens.answers:
         return answer_log.tokens.input / number, answer_log.tokens.output / number

@@ -127,8 +127,8 @@ def count_complete_bytes(path: Path) -> int:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
-    """Yield the offset in bytes and the answer of each complete line in a journal; nothing if the file doesn't
-    exist.
+    """Yield pairs of the offset in bytes and the content of each complete line in a journal, which records one answer;
+    nothing if the file doesn't exist.
 
     Raises UserError if a complete line is not an answer.
     """

@@ -53,8 +53,8 @@ Gemma, and the tags that some models put around their answer.
 
 
 def strip_markup(text: str) -> str:
-    """Return a model's answer without its reasoning and without the special tokens of its template. A turn of the
-    user that the model has written after its answer is removed as well. '' if nothing else is left.
+    """Return a model's answer without its reasoning and without the special tokens of its chat template, such as
+    <|im_end|>; '' if nothing else is left. A turn of the user that the model wrote after its answer is removed as well.
     """
     text = remove_reasoning(select_final_message(text))
     if match := NEXT_TURN.search(text):
@@ -64,13 +64,14 @@ def strip_markup(text: str) -> str:
 
 
 def has_reasoning(text: str) -> bool:
-    """Return whether an answer contains a model's reasoning."""
+    """Return whether the text of a chat model's answer contains its reasoning, such as a <think> block."""
     return bool(OPENING.search(text) or CLOSING.search(text) or OTHER_CHANNEL.search(text))
 
 
 def remove_reasoning(text: str) -> str:
-    """Return an answer without its reasoning, which may consist of several blocks. The first block may lack its
-    beginning, which many templates write themselves; what follows a block without an end is reasoning.
+    """Return the text of a chat model's answer without blocks of reasoning, such as <think>...</think>. The first block
+    may lack its beginning, which many chat templates write themselves; a block without an end reaches to the end of the
+    text.
     """
     answer: list[str] = []
     depth = start = 0
@@ -87,8 +88,8 @@ def remove_reasoning(text: str) -> str:
 
 
 def select_final_message(text: str) -> str:
-    """Return the answer in a text with the channels of gpt-oss: its last message on the channel 'final', or, without
-    one, what is outside its other messages. A text without channels is returned unchanged.
+    """Return the answer in a text of gpt-oss, which writes messages on named channels: the last message on the channel
+    'final' or, without one, the text outside the other channels' messages. Any other text is returned unchanged.
     """
     if finals := list(FINAL_CHANNEL.finditer(text)):
         return text[finals[-1].end() :]

@@ -45,8 +45,9 @@ class ParaphraseOutcome:
 def filter_paraphrases(
     job: ParaphraseJob, answer_log: AnswerLog, attempts: int, outcome: ParaphraseOutcome
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
-    """Check the answers about each caption of a split. Yield its row of the review page and its row of the table of
-    paraphrases, which is None if the caption has no paraphrase; add both to the counts in `outcome`.
+    """Check the answers about each caption of a split. Yield pairs: the caption's row of the review page, and its row
+    of the table of paraphrases, or None without a paraphrase. Both are added to the counts in `outcome`; a caption is
+    asked about up to `attempts` times.
     """
     for clip_id, request in job.iter_requests():
         lines = answer_log.read_lines(request)
@@ -78,8 +79,9 @@ def filter_paraphrases(
 
 
 def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be_incomplete: bool) -> ParaphraseOutcome:
-    """Write the split's table of paraphrases from the answers so far, and return the counts. The existing table is
-    kept if no caption has a paraphrase, or if captions are unanswered and `may_be_incomplete` is False.
+    """Write the split's table of paraphrases from the answers so far, and return the counts. A caption counts as
+    answered after `attempts` answers or with all its paraphrases. The existing table is kept if no caption has a
+    paraphrase, or if captions are unanswered and `may_be_incomplete` is False.
     """
     complete = may_be_incomplete or all(answer_log.is_done(request, attempts) for request in job.distinct_requests())
     outcome = ParaphraseOutcome()
@@ -98,8 +100,8 @@ def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be
 
 
 def format_summary(outcome: ParaphraseOutcome, job: ParaphraseJob, budget: Budget) -> list[str]:
-    """Return lines of text that summarise a run: the paraphrases, their cost, and the captions without all their
-    paraphrases.
+    """Return lines of text that summarise a run: the numbers of paraphrases in `outcome`, their cost so far, and the
+    captions without all their paraphrases.
     """
     lines = [
         (
@@ -148,8 +150,8 @@ def write_review(split: StoredSplit, model: str, instruction: str, path: Path) -
 
 
 def iter_table_rows(job: ParaphraseJob, table: dict[tuple[str, str], list[str]]) -> Iterator[ReviewRow]:
-    """Yield a row of the review page for each caption of a split. `table` holds the paraphrases by clip id and
-    caption hash.
+    """Yield a row of the review page for each caption of the job's split. `table` has the paraphrases by clip id and
+    caption hash (`data.captions.hash_caption`).
     """
     for clip_id, request in job.iter_requests():
         paraphrases = table.get((clip_id, hash_caption(request.caption)), [])

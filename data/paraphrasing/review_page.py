@@ -35,8 +35,8 @@ class ReviewRow:
 
 
 def write_page(path: Path, name: str, model: str, instruction: str, rows: Iterable[ReviewRow]) -> None:
-    """Write the review page of the split `name`, 'corpus/split', as an HTML file. The page is never held in memory
-    as a whole.
+    """Write the review page of the split `name`, 'corpus/split', as an HTML file with a row for each caption. The page
+    names the model and the instruction that wrote the paraphrases. It is never held in memory as a whole.
     """
     environment = jinja2.Environment(autoescape=True)
     stream = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).stream(

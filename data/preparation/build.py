@@ -64,7 +64,9 @@ class PreparationProgress(ProgressLine):
         super().__init__(logger)
 
     def add_clips(self, num_clips: int, num_samples: int, num_bytes: int) -> None:
-        """Count clips that are done, with their samples and the bytes that were read for them, and report progress."""
+        """Count `num_clips` clips as done, with their numbers of samples and of bytes that were read for them, and
+        report progress.
+        """
         self.done_clips += num_clips
         self.done_samples += num_samples
         self.done_bytes += num_bytes
@@ -85,7 +87,8 @@ class PreparationProgress(ProgressLine):
 def prepare_corpus(
     corpus: str, source: Path | None, store: Path, codec: Codec | None = None, seed: int = 0
 ) -> list[StoredSplit]:
-    """Write the splits of a corpus into a store, in parallel, and update the store's exclusions.
+    """Write the splits of a corpus into a store, in parallel, and update the store's exclusions. The corpus is read
+    from the folder `source`, and its audio is stored in the format `codec`, by default the corpus module's choice.
 
     Recordings that can't be decoded are skipped and logged. A split without clips and sources isn't written, and is
     removed if it existed before. Re-run an interrupted preparation to resume it.
@@ -125,9 +128,9 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
 
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
-    """Write one split into a store and return it; shards that an earlier preparation has completed are kept. Captions
-    without a word are skipped. A split without clips and sources isn't written, an earlier version of it is removed,
-    and None is returned.
+    """Write one split into a store, its audio in the format `codec`, and return it; shards that an earlier preparation
+    has completed are kept. Captions without a word are skipped. If the split has neither clips nor sources, an earlier
+    version is removed, and None is returned.
     """
     split = drop_wordless(split)
     name = f"{split.corpus}/{split.name}"
@@ -153,8 +156,8 @@ def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None
 
 
 def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]:
-    """Write those shards of a split that are missing in `folder`, in parallel, the largest first. Return the
-    summaries of all its shards in order.
+    """Write those shards of a split that are missing in `folder`, in parallel, the largest first, with audio in the
+    format `codec`. Return the summaries of all its shards in order.
     """
     size = min(MAX_CLIPS_PER_SHARD, max(MIN_CLIPS_PER_SHARD, len(split.clips) // SHARDS_PER_SPLIT))
     parts = [split.clips[start : start + size] for start in range(0, len(split.clips), size)]
@@ -178,33 +181,41 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
 def run_in_parallel(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], num_clips: int, num_bytes: int
 ) -> IndexedResults:
-    """Call a function with each tuple of arguments in `work`, in threads of this process if the input is small,
-    otherwise on Ray. Return an iterator over the index of the tuple and the result of each call, in order of
-    completion.
+    """Call a function with each tuple of arguments in `work`, in threads of this process if the input, `num_clips`
+    clips of `num_bytes` bytes in total, is small, otherwise on Ray. Return an iterator over pairs of the tuple's index
+    and the call's result, in order of completion.
     """
     return run_in_threads(function, work) if can_run_locally(num_clips, num_bytes) else run_on_ray(function, work)
 
 
 def can_run_locally(num_clips: int, num_bytes: int) -> bool:
-    """Return whether an input is so small that threads of this process have read it before Ray would have started."""
+    """Return whether `num_clips` clips of `num_bytes` bytes in total are so little that threads of this process read
+    them before Ray would have started.
+    """
     return num_clips <= MAX_LOCAL_CLIPS and num_bytes <= MAX_LOCAL_BYTES
 
 
 def count_clips_and_bytes(splits: Sequence[StoredSplit]) -> tuple[int, int]:
-    """Return the number of clips of splits, and their size in bytes as 16-bit PCM."""
+    """Return two numbers for some splits together: that of their clips, and that of the bytes of their audio as 16-bit
+    PCM.
+    """
     splits_with_clips = [split for split in splits if not split.manifest.clips_of]
     num_samples = sum(int(split.manifest.num_samples) for split in splits_with_clips)
     return sum(len(split.index) for split in splits_with_clips), num_samples * PCM16_BYTES
 
 
 def list_warnings(split: Split, summaries: Sequence[ShardSummary]) -> list[str]:
-    """Return the warnings about clips that were changed when they were decoded, each with the origin of the clip."""
+    """Return the warnings about clips of a split that were changed when they were decoded, each with the origin of the
+    clip. They are taken from the summaries of its shards.
+    """
     warnings = {clip_id: texts for summary in summaries for clip_id, texts in summary.warnings.items()}
     return [f"{clip.origin}: {text}" for clip in split.clips for text in warnings.get(clip.clip_id, ())]
 
 
 def log_items(kind: str, split: Split, lines: Sequence[str]) -> None:
-    """Log the skipped items of a split, or the warnings about its clips, at most MAX_LOGGED_ITEMS one by one."""
+    """Log lines of text about the skipped items of a split, or warnings about its clips, at most MAX_LOGGED_ITEMS one
+    by one. `kind` is the first word of each message.
+    """
     for line in lines[:MAX_LOGGED_ITEMS]:
         logger.warning("%s: %s", kind, line)
     if len(lines) > MAX_LOGGED_ITEMS:

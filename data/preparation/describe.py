@@ -53,8 +53,9 @@ def format_published_count(name: str) -> str:
 
 
 def describe_store(store: Store, console: Console, picture: Path, list_all: bool) -> None:
-    """Print a table of a store's splits and a summary of its exclusions and duplicates, and plot clip durations and
-    caption lengths into the PNG file `picture`. With `list_all`, also print every skipped and every excluded clip.
+    """Print a table of a store's splits and a summary of its exclusions and duplicates on `console`, and plot clip
+    durations and caption lengths into the PNG file `picture`. With `list_all`, also print every skipped and every
+    excluded clip.
 
     Raises UserError if the store is empty or the picture can't be written.
     """

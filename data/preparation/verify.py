@@ -68,7 +68,9 @@ def check_other_tables(split: StoredSplit) -> list[str]:
 
 
 def check_shard(split: StoredSplit, number: int) -> list[str]:
-    """Decode all clips of one shard, and compare them with the split's index. Return a message for each problem."""
+    """Decode all clips of the shard with this number, and compare them with the split's index. Return a message for
+    each problem.
+    """
     path = split.get_shard_path(number)
     try:
         table = split.read_shard(number)
@@ -92,8 +94,8 @@ def check_shard(split: StoredSplit, number: int) -> list[str]:
 
 
 def check_audio(split: StoredSplit, clip: int, row: dict[str, Any]) -> list[str]:
-    """Decode a clip completely, and compare its number of samples and its digest with `row`, its row of the index.
-    Return a message for each problem.
+    """Decode the clip with the index `clip` completely, and compare its number of samples and its digest with `row`,
+    its row of the split's index. Return a message for each problem.
     """
     digest, num_samples = hashlib.sha256(), 0
     try:

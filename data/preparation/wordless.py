@@ -8,8 +8,8 @@ from data.schema import SkippedItem, SourceClip, Split, get_file_name
 
 
 def drop_wordless(split: Split) -> Split:
-    """Return a split without the captions and queries that have no word; each is a skipped item of the split, with its
-    table and row.
+    """Return a split without the captions and queries that contain no word, such as '...'. Each of them is added to the
+    split's skipped items, with its table and row.
 
     A clip is skipped if none of its captions has a word, since it can neither be trained on nor searched for. Clips
     that have no captions by design, and queries without relevant clips, are kept: both are part of a challenge.
@@ -51,7 +51,7 @@ def drop_wordless(split: Split) -> Split:
 
 
 def remove_captions(clip: SourceClip, indices: list[int]) -> SourceClip:
-    """Return a clip without the captions at some indices."""
+    """Return a clip without the captions at these positions, counted from 0."""
     kept = [index for index in range(len(clip.captions)) if index not in indices]
     return dataclasses.replace(
         clip,

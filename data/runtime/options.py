@@ -33,8 +33,9 @@ HELP_INDENT = 32
 
 
 def option(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
-    """Return a dataclass field that declares the command-line option --NAME, where NAME is the field's name.
-    Without a default, the option is required.
+    """Return a dataclass field that declares the command-line option --NAME, where NAME is the field's name. The help
+    shows its description; without a default, the option is required. `settings` are further ones, as argparse takes
+    them.
 
     `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which the help
     lists the option.
@@ -43,8 +44,8 @@ def option(description: str, default: Any = dataclasses.MISSING, **settings: Any
 
 
 def positional(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
-    """Return a dataclass field that declares a positional argument of the command line; with a default it is
-    optional.
+    """Return a dataclass field that declares a positional argument of the command line, with its description in the
+    help; with a default it is optional. `settings` are passed to argparse, as by `option`.
     """
     return option(description, default, is_positional=True, **settings)
 
@@ -57,7 +58,8 @@ def group(title: str) -> Any:
 
 
 def parse(options: type[T], argv: Sequence[str], prog: str, description: str | None, epilog: str = "") -> T:
-    """Parse the words of a command line, and return an instance of `options`, a dataclass of options.
+    """Parse `argv`, the words of a command line, and return an instance of `options`, a dataclass of options. The other
+    parameters are the program's name and texts for the help, as argparse takes them.
 
     Raises SystemExit as argparse does: for --help, and with status 2 if an option is wrong.
     """
@@ -67,7 +69,7 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str | N
 
 def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """Return argparse's parser for a dataclass of options. Its usage line names only the required options and the
-    positional arguments.
+    positional arguments; `prog`, `description` and `epilog` are those of `argparse.ArgumentParser`.
     """
     parser = argparse.ArgumentParser(
         prog=prog, description=description, epilog=epilog,
@@ -85,8 +87,8 @@ def build_parser(options: type, prog: str, description: str | None, epilog: str 
 def add_options(
     parser: argparse.ArgumentParser, options: type, title: str, groups: dict[str, argparse._ActionsContainer]
 ) -> None:
-    """Add an argument to the parser for each field of a dataclass of options. The help lists them under `title`,
-    except fields with a `section` of their own.
+    """Add an argument to the parser for each field of a dataclass of options. The help lists them under `title`, except
+    fields with a `section` of their own; `groups` has the parser's sections by title.
 
     `groups` are the sections of the help so far, by title; new ones are added to it.
     """
@@ -160,7 +162,9 @@ def run_command(
     default: Command[Any],
     others: Mapping[str, Command[Any]] = MappingProxyType({}),
 ) -> int | None:
-    """Run the command of `others` that the first word names, otherwise the default command; return its exit status.
+    """Run a command with the words of a command line, `argv`, and return its exit status: the command of `others` that
+    the first word names, otherwise the default one. `prog` and `description` are the program's name and text in the
+    help.
 
     Options that the default command shares with the named one, such as --store, may precede its name. The flag --NAME
     works in place of the word NAME, for commands that were options in earlier versions: `--evaluate FILE` is
@@ -201,7 +205,7 @@ def index_of_command(words: Sequence[str], commands: Iterable[Command[Any]]) -> 
 
 
 def typed_fields(options: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
-    """Yield the fields of a dataclass of options with their types, including those of its groups."""
+    """Yield pairs of a field and its type for a dataclass of options, including the fields of its groups."""
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
         if "title" in field.metadata:

@@ -43,8 +43,8 @@ IndexedResults = Iterator[tuple[int, Any]]
 
 
 def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None) -> None:
-    """Connect to a running Ray cluster, of this machine or at RAY_ADDRESS, or start one on this machine. Ray's
-    output on the console is suppressed.
+    """Connect to a running Ray cluster, of this machine or at RAY_ADDRESS, or start one on this machine, whose
+    processes import the modules `preload` in advance. Ray's output on the console is suppressed.
 
     Processes of a cluster started here import the modules of `preload` in advance. Ray starts one process per CPU, so
     this is skipped on machines with more than `MAX_PRELOADED` CPUs. Without the dashboard there is no State API, which
@@ -86,9 +86,8 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
 
 
 def require_short_temporary_folder() -> None:
-    """Make Ray use /tmp if the paths of its sockets below TMPDIR would be too long for the operating system.
-
-    Raises UserError if RAY_TMPDIR, which the user chose for Ray, is too long.
+    """Make Ray use /tmp if the paths of its sockets below TMPDIR would be too long for the operating system. Raises
+    UserError if RAY_TMPDIR, which the user chose for Ray, is too long.
     """
     chosen = os.environ.get("RAY_TMPDIR")
     folder = chosen or os.environ.get("TMPDIR") or DEFAULT_TEMPORARY_FOLDER
@@ -122,8 +121,8 @@ def put_in_object_store(value: Any) -> Any:
 
 
 def run_in_threads(function: Callable[..., Any], work: Sequence[tuple[Any, ...]]) -> IndexedResults:
-    """Call a function with each tuple of arguments in `work`, in threads of this process. Yield the index of the
-    tuple and the result of each call, in order of completion.
+    """Call a function with each tuple of arguments in `work`, in threads of this process. Yield pairs of the tuple's
+    index and the call's result, in order of completion.
 
     The first error is raised, and calls that haven't started are cancelled.
     """
@@ -141,7 +140,8 @@ def run_on_ray(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
 ) -> IndexedResults:
     """Call a function with each tuple of arguments in `work` on a Ray cluster, which is started if none is running.
-    Yield the index of the tuple and the result of each call, in order of completion.
+    Yield pairs of the tuple's index and the call's result, in order of completion. Each call reserves `cpus` CPUs and
+    `gpus` GPUs.
 
     Each call gets `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
     cancelled; a lost worker raises UserError.

@@ -151,8 +151,8 @@ def _decode_member(member: ArchiveMember, warn: Warn) -> Iterator[Samples]:
 
 
 def open_segments(paths: Sequence[Path], offset: int) -> io.BufferedReader:
-    """Open consecutive segments of an archive as one unseekable stream, which starts at byte `offset` of the first.
-    Raises BadZipFile if there are none.
+    """Open the files `paths`, consecutive segments of an archive, as one unseekable stream that starts at byte `offset`
+    of the first. Raises BadZipFile if there are none.
     """
     if not paths:
         raise BadZipFile("it names a segment that doesn't exist")

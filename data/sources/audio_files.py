@@ -14,14 +14,18 @@ logger = logging.getLogger("chorale.files")
 
 @dataclass(frozen=True)
 class AudioListing:
-    """Files in a folder and its subfolders: audio files, audio files that can't be used, and other files."""
+    """Files in a folder and its subfolders: usable audio files, audio files that can't be used with the reasons, and
+    files that aren't audio.
+    """
 
     paths: list[Path]  # sorted
     skipped: dict[Path, str]  # the reason by path
     others: list[Path]
 
     def log_unusable(self, folder: Path) -> None:
-        """Log each audio file that can't be used, how to convert those in other formats, and the number of others."""
+        """Log a warning for each audio file that can't be used, with instructions for converting it, and the number of
+        files that aren't audio. `folder` is named in the messages.
+        """
         for path, reason in self.skipped.items():
             logger.warning("skipped: %s: %s", path, reason)
         suffixes = Counter(path.suffix.lower() for path in self.skipped if path.suffix.lower() in CONVERTIBLE_SUFFIXES)
@@ -50,7 +54,9 @@ class FileProblems:
 
 
 def list_files(folder: Path) -> AudioListing:
-    """List the files in a folder and its subfolders. Raises UserError if the folder can't be read."""
+    """List the files in a folder and its subfolders, divided into usable audio files, unusable ones and others, by
+    their suffixes. Raises UserError if the folder can't be read.
+    """
     paths, skipped, others = [], dict[Path, str](), []
     for path in iter_files(folder):
         suffix = path.suffix.lower()
@@ -66,7 +72,9 @@ def list_files(folder: Path) -> AudioListing:
 
 
 def list_audio_files(folder: Path) -> AudioListing:
-    """List the files in a folder and its subfolders. Raises UserError if there is no audio file that can be used."""
+    """List the files in a folder and its subfolders, divided into usable audio files, unusable ones and others. Raises
+    UserError if the folder doesn't exist or has no usable audio file.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} isn't a folder")
     listing = list_files(folder)

@@ -52,7 +52,9 @@ def require_directory(path: Path) -> Path:
 def read_csv(
     path: Path, columns: list[str], encoding: str = "utf-8", may_be_empty: Collection[str] = ()
 ) -> list[CsvRow]:
-    """Return the rows of a CSV file whose header contains at least `columns`, in any order.
+    """Return the rows of a CSV file in an encoding, whose header contains at least `columns`, in any order. Raises
+    UserError for a malformed table or row. Cells in these columns must not be empty, except in those that
+    `may_be_empty` names.
 
     Raises UserError if the file is absent, has no rows or has another encoding, or if a column is missing or occurs
     twice. Raises UserError that names every wrong row if rows don't have as many cells as the header, as after a line
@@ -82,7 +84,7 @@ def read_csv(
 
 
 def format_problems(path: Path, problems: list[str]) -> str:
-    """Return a message about all problems of a table, one per line, at most MAX_LISTED_PROBLEMS of them."""
+    """Return a message about the problems of the table at `path`, one per line, at most MAX_LISTED_PROBLEMS of them."""
     if len(problems) == 1:
         return problems[0]
     further = len(problems) - MAX_LISTED_PROBLEMS

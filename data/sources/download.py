@@ -39,7 +39,8 @@ CHUNK_BYTES = 2**16
 
 
 def fetch_files(base_url: str, md5_by_name: dict[str, str], target: Path) -> None:
-    """Download the file BASE_URL/NAME into `target` for each NAME in `md5_by_name`, and verify its MD5 checksum.
+    """Download files into the folder `target`, and verify their checksums: the file `base_url`/NAME for each NAME in
+    `md5_by_name`, which has the MD5 checksums in hexadecimal.
 
     An existing file with the right checksum is kept, without a request. Raises UserError if a file can't be downloaded
     or has another checksum.
@@ -91,8 +92,8 @@ def open_session() -> requests.Session:
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "hashlib._Hash", checksum: str) -> None:
-    """Download one file to `path`, or the part of it that is missing, and verify its checksum. `checksum` is in
-    hexadecimal; `empty_digest` is the hash object that computes it, before any data.
+    """Download the file at `url` to `path`, or the part of it that is missing, and verify its checksum. `checksum` is
+    in hexadecimal; `empty_digest` is a new hash object of its algorithm.
 
     Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
     """
@@ -147,7 +148,9 @@ def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "h
 def resume_download(
     session: requests.Session, url: str, part: Path, empty_digest: "hashlib._Hash", checksum: str, progress: Progress
 ) -> str:
-    """Append the data that is still missing to the file `part`, and return the checksum of the complete file.
+    """Append the data of the file at `url` that is still missing to the file `part`, and return the checksum of the
+    complete file, in hexadecimal. `checksum` is the expected one, `empty_digest` a new hash object of its algorithm,
+    and `progress` shows the progress.
 
     If the connection drops, it is made again as long as each attempt brings some bytes. No If-Range header is needed:
     the name of `part` contains the checksum of the complete file, which is verified at the end.

@@ -18,19 +18,21 @@ MIN_SIMILARITY = 0.6
 
 
 def normalise_path(name: str) -> str:
-    """Return a path with slashes, without "./" and repeated slashes, with composed letters (NFC)."""
+    """Return a path in one form: slashes instead of backslashes, no "./" and no repeated slashes, and Unicode in the
+    composed form NFC.
+    """
     parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
     kept = [part for part in parts if part not in ("", ".")]
     return ("/" if parts[0] == "" else "") + "/".join(kept)
 
 
 def fold_case(name: str) -> str:
-    """Return a normalised path without distinction of case."""
+    """Return a path in one form that ignores the difference of upper and lower case."""
     return unicodedata.normalize("NFC", normalise_path(name).casefold())
 
 
 def group_by_form(names: Iterable[str], normalise: Normalise) -> dict[str, list[str]]:
-    """Return names by their normalised form, sorted."""
+    """Return lists of the names that `normalise` converts to the same form, by that form; each list is sorted."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         groups[normalise(name)].append(name)
@@ -38,7 +40,7 @@ def group_by_form(names: Iterable[str], normalise: Normalise) -> dict[str, list[
 
 
 class FileMatcher:
-    """Files on disk, matched with the names that a table gives them.
+    """Finder of the files on disk that the file names in a table stand for, even if these are written differently.
 
     Args:
         names: Paths of the files on disk, relative to the corpus' folder, with slashes.
@@ -52,7 +54,8 @@ class FileMatcher:
         self.by_form = group_by_form(self.names, normalise)
 
     def match(self, listed: Iterable[str]) -> dict[str, list[str]]:
-        """Return the files that each name in a table may stand for: none, one, or several if the name is ambiguous.
+        """Return, for each file name in a table (`listed`), the paths of the files that it may stand for: none, one, or
+        several if the name is ambiguous.
 
         A name that differs from a file's name in case stands for that file only if no other name does.
         """
@@ -66,7 +69,9 @@ class FileMatcher:
         return matches
 
     def find_same_form(self, name: str) -> list[str]:
-        """Return the files whose normalised names are that of a name in a table, or the exact one."""
+        """Return the files on disk whose normalised path is that of a name in a table. If a file has exactly this name,
+        only that one is returned.
+        """
         if name in self.exact:
             return [name]
         forms = [self.normalise(form) for form in self.list_forms(name)]
@@ -77,7 +82,9 @@ class FileMatcher:
         return fold_case(self.normalise(name))
 
     def list_forms(self, name: str) -> list[str]:
-        """Return a name, and if it is an absolute path, the paths that it may be relative to the corpus' folder."""
+        """Return the paths, relative to the corpus' folder, that a name in a table may mean: the name itself or, for an
+        absolute path, each of its endings.
+        """
         normalised = normalise_path(name)
         without_drive = re.sub(r"^[A-Za-z]:(?=/)", "", normalised)
         if not without_drive.startswith("/"):
@@ -88,14 +95,18 @@ class FileMatcher:
         return ["/".join(parts[start:]) for start in range(len(parts))]
 
     def suggest(self, name: str) -> str:
-        """Return the name of the file that an absent one may be, by its last part; '' if no file is similar."""
+        """Return the file whose last path component is most similar to that of a name without a file; '' if none is
+        similar.
+        """
         last = fold_case(name).rpartition("/")[2]
         lasts = {fold_case(other).rpartition("/")[2]: other for other in self.names}
         similar = difflib.get_close_matches(last, lasts, 1, MIN_SIMILARITY)
         return lasts[similar[0]] if similar else ""
 
     def explain_missing(self, name: str, files: Sequence[str], folder: Path) -> str:
-        """Return why a table's name doesn't identify a file, given the files that it may stand for."""
+        """Return the reason why a name in a table identifies no file, as text for a message. `files` are the files that
+        the name may stand for, if it is ambiguous; `folder` is the corpus' folder.
+        """
         if files:
             return f"{name!r} could be any of {', '.join(map(repr, files))}: use the exact name in the table"
         suggestion = self.suggest(name)

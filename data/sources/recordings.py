@@ -18,8 +18,8 @@ logger = logging.getLogger("chorale.files")
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Recording on disk: its location, for messages, and the fields of `data.schema.SourceClip` that depend on the
-    file.
+    """Recording on disk: its location, for messages, the function that decodes it, a text that changes with the file,
+    and its size in bytes.
     """
 
     location: str
@@ -29,14 +29,14 @@ class Recording:
 
 
 def describe_file(path: Path) -> Recording:
-    """Return the description of the recording in an audio file, which isn't decoded yet."""
+    """Return the location, size and decoding function of the recording in an audio file, without decoding it."""
     status = path.stat()
     revision = f"{status.st_size}-{status.st_mtime_ns}"
     return Recording(str(path), partial(decode_file, path), revision, status.st_size)
 
 
 def describe_member(member: ArchiveMember) -> Recording:
-    """Return the description of the recording in a file of an archive, which isn't decoded yet."""
+    """Return the location, size and decoding function of the recording in a file of an archive, without decoding it."""
     info = member.info
     location = f"{member.segments[-1]}/{info.filename}"
     return Recording(location, partial(decode_member, member), f"{info.file_size}-{info.CRC:08x}", info.file_size)
@@ -78,7 +78,7 @@ def iter_files(folder: Path) -> Iterator[Path]:
 
 
 def find_encoding_problem(path: Path) -> str:
-    """Return why a path can't be stored in tables; '' if it can."""
+    """Return the reason why a path can't be stored in tables: it isn't valid UTF-8. Return '' if it is."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

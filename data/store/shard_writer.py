@@ -70,7 +70,8 @@ def build_shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> 
 
 
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
-    """Decode the clips and write them as one shard, then its summary beside it.
+    """Decode the clips of a split and write them with their captions as one shard, the file `path`, in the format
+    `codec`; then write the shard's summary beside it, and return it. Clips that can't be decoded are skipped.
 
     Clips that can't be decoded are skipped. At most about HELD_BYTES of audio are held in memory.
     """
@@ -122,9 +123,8 @@ EncodedAudio = bytes | mmap.mmap
 def encode_blocks(
     blocks: Iterable[Samples], codec: Codec, folder: Path, digest: "hashlib._Hash"
 ) -> tuple[EncodedAudio, int]:
-    """Encode a clip's samples in the format of a store, and return its audio and its number of samples.
-
-    Audio that is too long for memory is spooled to a temporary file in `folder`.
+    """Encode the samples of a clip in the format `codec`, and return its audio and its number of samples. `digest` is
+    updated with the samples as 16-bit PCM; audio that is too long for memory is kept in a temporary file in `folder`.
     """
     with tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder)) as file:
         spool = cast(BinaryIO, file)
@@ -158,7 +158,7 @@ class _ShardFile:
             self.sink.close()
 
     def write_clip(self, clip: SourceClip, audio: EncodedAudio, num_samples: int) -> None:
-        """Append a clip, whose audio is already encoded, to the shard."""
+        """Append a clip to the shard, whose audio of `num_samples` samples is already encoded."""
         self.sink.mapped = audio if isinstance(audio, mmap.mmap) else None
         ends = pa.py_buffer(np.array([0, len(audio)], "<i8"))
         row = {
@@ -195,7 +195,9 @@ class _PiecewiseFile(io.FileIO):
 
 
 def locate_audio(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield the offset and the length, in bytes, of each clip's audio in a shard file, in the order of the clips."""
+    """Yield the position of each clip's audio in a shard file, in the order of the clips, as pairs of offset and length
+    in bytes.
+    """
     with pa.memory_map(str(path)) as file:
         buffer = file.read_buffer()
         shard = pa.ipc.open_file(buffer)

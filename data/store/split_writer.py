@@ -63,10 +63,8 @@ def write_paraphrases(folder: Path, paraphrases: Iterable[Paraphrase]) -> None:
 
 
 def compute_fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | None = None) -> str:
-    """Return 16 hexadecimal digits that identify a split's contents, independent of order, codec and path.
-    `digests` are the digests of its clips by clip id.
-
-    Queries are included only if they aren't the clips' captions.
+    """Return 16 hexadecimal digits that identify a split's contents, independent of order, codec and path. `digests`
+    are the digests of its clips by clip id; `queries` are given only if they aren't the clips' captions.
     """
     lines = "".join(f"{clip_id}\t{digest}\n" for clip_id, digest in sorted(digests.items()))
     if queries is not None:
@@ -75,8 +73,9 @@ def compute_fingerprint(digests: Mapping[str, str], queries: Sequence[Query] | N
 
 
 def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[ShardSummary]) -> None:
-    """Write the tables of a split whose shards exist, then its manifest, which replaces the previous version of the
-    split. Files that only the previous version needed are removed.
+    """Write the tables of a split into its folder, then its manifest, which replaces the previous version of the split.
+    `shards` are the summaries of its shards, written before in the format `codec`. Files that only the previous version
+    needed are removed.
 
     If the queries refer to the clips of another split, that split has to exist in the store.
     """
@@ -137,7 +136,9 @@ def write_split(folder: Path, split: Split, codec: Codec, shards: Sequence[Shard
 
 
 def collect_skipped(split: Split, shards: Sequence[ShardSummary]) -> list[SkippedItem]:
-    """Return the skipped items of a split: those found while reading its tables, then clips that can't be decoded."""
+    """Return the skipped items of a split: those found while reading its tables, then clips that can't be decoded
+    according to the summaries of its shards.
+    """
     reasons = {clip_id: reason for shard in shards for clip_id, reason in shard.set_aside.items()}
     undecodable = [
         SkippedItem(clip.origin, reasons[clip.clip_id], "undecodable", get_file_name(clip.clip_id))

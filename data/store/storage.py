@@ -201,7 +201,9 @@ def clear_mapped_files() -> None:
 
 @functools.cache
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Return the file system of a URI, opened once per process, and the path of the store in it."""
+    """Return two values for a URI: its file system, opened once per process, and the path of the store in that file
+    system.
+    """
     try:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError) as error:
@@ -271,7 +273,9 @@ class _RemoteFile:
         return pa.py_buffer(fetched)
 
     def slice(self, offset: int, num_bytes: int) -> pa.Buffer:
-        """Return a range of bytes, joined from blocks. Raises IndexError if the file is shorter."""
+        """Return `num_bytes` bytes of the file from the position `offset` on, joined from blocks. Raises IndexError if
+        the file is shorter.
+        """
         parts, end = [], offset + num_bytes
         while offset < end:
             index, begin = divmod(offset, BLOCK_BYTES)

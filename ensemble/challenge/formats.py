@@ -108,7 +108,7 @@ def rank_files(scores_QF: Scores, number: int) -> NDArray[np.int64]:
 
 def iter_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
     """Yield the rows of an output file of DCASE 2023: the header, then each query with the names of its NUM_RANKED best
-    files.
+    files. `scores_QF` are the scores of all files of the evaluation set for each query.
     """
     files = evaluation.files
     yield ["caption", *(f"fname_{rank}" for rank in range(1, NUM_RANKED + 1))]
@@ -117,8 +117,8 @@ def iter_ranked_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[S
 
 
 def iter_score_rows(scores_QF: Scores, evaluation: EvaluationSet) -> Iterator[Sequence[Any]]:
-    """Yield the rows of an output file of DCASE 2025: the header, then each query with the scores of all files. Scores
-    keep all their digits, so that their order is preserved.
+    """Yield the rows of an output file of DCASE 2025: the header, then each query of the evaluation set with its scores
+    of all files, `scores_QF`. Scores keep all their digits, so that their order is preserved.
     """
     yield ["index", *evaluation.files]
     for query, scores in zip(evaluation.queries, scores_QF.tolist(), strict=True):
@@ -144,11 +144,15 @@ class Challenge:
         return f"{prefix}_{self.task}_{number}"
 
     def output_name(self, prefix: str, number: int) -> str:
-        """Return the path, in the submission's zip file, of a system's output file."""
+        """Return the path of a system's output file in the submission's zip file. `prefix` is LASTNAME_INSTITUTE, and
+        `number` that of the system, from 1.
+        """
         return self._path(prefix, number, self.output)
 
     def meta_name(self, prefix: str, number: int) -> str:
-        """Return the path, in the submission's zip file, of a system's metadata file."""
+        """Return the path of a system's metadata file in the submission's zip file. `prefix` is LASTNAME_INSTITUTE, and
+        `number` that of the system, from 1.
+        """
         return self._path(prefix, number, self.meta)
 
     def _path(self, prefix: str, number: int, ending: str) -> str:
@@ -179,7 +183,7 @@ def find_challenge(name: str) -> Challenge:
 
 
 def require_min_files(name: str, evaluation: EvaluationSet) -> None:
-    """Raise UserError if an evaluation set has too few files for a challenge's format."""
+    """Raise UserError if an evaluation set has fewer files than the output of the challenge `name` must contain."""
     min_files, number = find_challenge(name).min_files, len(evaluation.files)
     if number < min_files:
         raise UserError(f"{evaluation.split} has {number} files, but {name} needs at least {min_files}")
@@ -203,7 +207,7 @@ def quote_field(value: Any) -> str:
 
 
 def write_yaml(path: Path, value: Mapping[str, Any], comment: str) -> None:
-    """Write a YAML file that begins with a comment atomically."""
+    """Write a dict as a YAML file, atomically. The file begins with `comment`, each line of which gets a '# '."""
     with atomic_write(path) as temporary:
         text = yaml.safe_dump(dict(value), allow_unicode=True, sort_keys=False, width=100)
         temporary.write_text("".join(f"# {line}\n" for line in comment.splitlines()) + text, "utf-8", newline="\n")

@@ -82,8 +82,8 @@ def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
 
 
 def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorage) -> SystemMember:
-    """Return a member of a system, whose model must be in the run storage. Raises UserError if the model is missing or
-    unreadable.
+    """Return a candidate as a member of a system with this weight, whose model must be in the run storage. Raises
+    UserError, which names the ensemble's file `path` and the member, if the model is missing or unreadable.
     """
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
@@ -114,7 +114,7 @@ def list_stages(trial: Trial) -> list[Trial]:
 
 
 def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> None:
-    """Raise UserError if a member was trained on the evaluation set."""
+    """Raise UserError if a member of one of the systems was trained on clips of `split`, the evaluation set."""
     evaluation_splits = {split.name, str(split.clips_manifest.split_id)}
     for system in systems:
         for member in system.members:
@@ -127,7 +127,8 @@ def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> Non
 
 
 def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, threads: int) -> Embeddings:
-    """Return the embeddings of a split by the model of a trial, computed on a GPU if this process has one.
+    """Return the embeddings of the split `split_name` in a store by the model of the trial with this signature,
+    computed with `threads` CPU threads, or on a GPU if this process has one.
 
     Raises UserError if the model can't be loaded.
     """
@@ -205,7 +206,7 @@ def embed_all(systems: Sequence[System], split: StoredSplit, runs: RunStorage) -
 
 
 def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
-    """Raise UserError, which names the member, if its embeddings contain NaN or infinity."""
+    """Raise UserError, which names the member, if the embeddings that its model returned contain NaN or infinity."""
     if not (np.isfinite(embeddings.audio_AD).all() and np.isfinite(embeddings.text_QD).all()):
         raise UserError(
             f"member {member.candidate.name!r} ({embeddings.signature}) returns embeddings that aren't finite"
@@ -213,8 +214,8 @@ def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
 
 
 def compute_system_scores(system: System, embeddings: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
-    """Return a system's scores [Q, A]: its members' scores, combined by its ensemble's fusion and divided by the sum of
-    the weights.
+    """Return a system's scores of a split [Q, A]: its members' scores, combined by its ensemble's fusion and divided by
+    the sum of the weights. `embeddings` has each member's embeddings of the split, by signature.
     """
     candidates = [member.candidate for member in system.members]
     reference, first = embeddings[candidates[0].signature], candidates[0]

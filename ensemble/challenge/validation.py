@@ -85,8 +85,9 @@ def list_names(path: Path) -> list[str]:
 
 
 def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
-    """Return a description of each problem of a submission's zip file, beginning with the name of the file in it; [] if
-    the submission is valid.
+    """Return a description of each problem of a submission's zip file, given the name of the challenge, such as
+    'dcase2023', and the evaluation set that it must cover. Problems of a file begin with its name; [] if the submission
+    is valid.
 
     Raises UserError if it isn't a zip file.
     """
@@ -127,8 +128,9 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
 def group_by_system(
     contents: Mapping[str, bytes], challenge: str
 ) -> tuple[dict[str, dict[str, tuple[str, bytes]]], list[str]]:
-    """Return the files of a zip by system, as {label: {kind: (name, content)}} with the kinds OUTPUT and META, and the
-    names of all other files except technical reports (PDF).
+    """Return the files in a zip by system, as {label: {kind: (name, content)}} with the kinds OUTPUT and META, and a
+    list of the names of all other files except technical reports (PDF). `challenge` is the name of the challenge, whose
+    rules for file names apply.
     """
     systems: dict[str, dict[str, tuple[str, bytes]]] = {}
     others = []
@@ -179,7 +181,9 @@ def shorten_error(error: Exception) -> str:
 
 
 def check_text(data: bytes) -> list[str]:
-    """Return a list with the problem of a file's text encoding; [] if it is UTF-8 without a byte order mark."""
+    """Return a list with a description of the problem if the bytes of a file aren't UTF-8 without a byte order mark;
+    otherwise [].
+    """
     if data.startswith(BOM):
         return ["it begins with a byte order mark: save it as UTF-8 without one"]
     try:
@@ -191,8 +195,8 @@ def check_text(data: bytes) -> list[str]:
 
 
 def read_table(data: bytes, numbers: bool) -> pa.Table:
-    """Return the table in a CSV file. All columns are text or, if `numbers` is true, all but the first are numbers.
-    Raises ArrowInvalid with the reason if that is impossible.
+    """Return the table in a CSV file with the bytes `data`. All columns are text or, if `numbers` is true, all but the
+    first are numbers. Raises ArrowInvalid with the reason if that is impossible.
     """
     # Without threads: a reader's thread that outlives the command aborts its process.
     reading = pa.csv.ReadOptions(block_size=len(data) + 1, use_threads=False)
@@ -204,7 +208,9 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
 
 
 def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield a description of each problem of an output file of DCASE 2023, which ranks ten files for each caption."""
+    """Yield a description of each problem of an output file of DCASE 2023 with the bytes `data`: it must rank ten files
+    of the evaluation set for each caption. `label`, the system's name, is not used.
+    """
     try:
         table = read_table(data, numbers=False)
     except pa.ArrowInvalid as error:
@@ -226,8 +232,8 @@ def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterato
 
 
 def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield a description of each problem of an output file of DCASE 2025, which has the scores of all files for each
-    caption.
+    """Yield a description of each problem of an output file of DCASE 2025 with the bytes `data`: it must have the
+    scores of all files of the evaluation set for each caption. `label`, the system's name, is not used.
     """
     try:
         table = read_table(data, numbers=True)
@@ -251,7 +257,9 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
 
 
 def check_captions(captions: Sequence[str], expected: Sequence[str]) -> Iterator[str]:
-    """Yield a description of each caption that occurs more or less often in a table than it should."""
+    """Yield a description of each caption that occurs more or less often in a table (`captions`) than in the evaluation
+    set (`expected`).
+    """
     if len(captions) != len(expected):
         yield f"it has {len(captions)} rows for {len(expected)} captions"
     counts, expected_counts = Counter(captions), Counter(expected)
@@ -268,7 +276,9 @@ def make_output_check(challenge: str) -> Check:
 
 
 def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator[str]:
-    """Yield a description of each problem of a system's metadata file."""
+    """Yield a description of each problem of the metadata file, YAML with the bytes `data`, of the system with this
+    label. `evaluation` is not used.
+    """
     try:
         value = yaml.safe_load(data)
     except yaml.YAMLError as error:
@@ -292,7 +302,9 @@ def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterat
 
 
 def check_authors(authors: Any) -> Iterator[str]:
-    """Yield a description of each problem of the list of authors in the metadata."""
+    """Yield a description of each problem of the list of authors in the metadata: no author, a missing field, or not
+    exactly one corresponding author.
+    """
     if not isinstance(authors, list) or not authors:
         yield "submission.authors is missing: give --authors"
         return
@@ -305,8 +317,8 @@ def check_authors(authors: Any) -> Iterator[str]:
 
 
 def check_results(results: Any) -> Iterator[str]:
-    """Yield a description of each problem of the metrics in the metadata, which are those on the development set's test
-    split.
+    """Yield a description of each metric in the metadata that is missing or not between 0 and 1. `results` has the
+    metrics on the development set's test split, by name.
     """
     for name in METRICS:
         value = results.get(name) if isinstance(results, dict) else None

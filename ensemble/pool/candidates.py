@@ -65,8 +65,8 @@ class Candidate:
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
-    """Return the finished trials of sweeps as candidates, sorted by signature, even if they were trained by another
-    sweep.
+    """Return the finished trials of sweeps as candidates, sorted by signature, even if another sweep trained them. With
+    `conditions` such as 'NAME=VALUE', only trials with these settings are returned.
 
     Args:
         ledger: the ledger of the trials.
@@ -127,7 +127,9 @@ def list_score_files(folder: Path) -> list[str]:
 def load_pool(
     ledger: Ledger | None, candidates: Sequence[Candidate], role: Role, artifacts: Mapping[str, str] | None = None
 ) -> ScoreMatrices:
-    """Return the candidates' score matrices on a split, in the order of the candidates.
+    """Return the candidates' score matrices on the split with this role, in the order of the candidates. A trial's
+    scores are computed from its embeddings: by default those of its best epoch, otherwise those in the file that
+    `artifacts` has for its signature.
 
     Args:
         ledger: the ledger of the trials; not needed for files of scores.
@@ -164,7 +166,7 @@ def load_pool(
 
 
 def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
-    """Return an explanation of how two pools differ in their queries, relevant clips or groups; '' if they agree."""
+    """Return a text that says how two pools differ in their queries, relevant clips or groups; '' if they agree."""
 
     def pairs(pool: ScoreMatrices) -> set[tuple[int, int]]:
         return set(zip(pool.relevance.query_P.tolist(), pool.relevance.clip_P.tolist(), strict=True))
@@ -206,8 +208,9 @@ def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]
 def align_scores(
     embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate
 ) -> tuple[ReadScores, ReadScores]:
-    """Return two functions that compute blocks of a trial's score matrix, with the queries and clips in the order of
-    `reference`. The first takes a range of queries, the second a range of clips.
+    """Return two functions that compute blocks of a trial's score matrix from its embeddings, with queries and clips in
+    the order of the embeddings `reference`. The first function takes a range of queries, the second a range of clips.
+    `candidate` and `first` are the two trials, for messages.
     """
     require_same_split(embeddings, reference, candidate, first)
     rows = find_order(build_query_keys(embeddings), build_query_keys(reference))
@@ -223,7 +226,9 @@ def align_scores(
 
 
 def require_same_split(embeddings: Embeddings, reference: Embeddings, candidate: Candidate, first: Candidate) -> None:
-    """Raise UserError unless both trials have embedded the same split with the same contents."""
+    """Raise UserError, which names both candidates, unless their embeddings (`embeddings` and `reference`) are of the
+    same split with the same contents.
+    """
     if (embeddings.split, embeddings.fingerprint) != (reference.split, reference.fingerprint):
         raise UserError(
             f"trials differ in their splits and can't be compared: {candidate.name!r} has {embeddings.split} "
@@ -232,12 +237,16 @@ def require_same_split(embeddings: Embeddings, reference: Embeddings, candidate:
 
 
 def compute_cosines(first_ND: NDArray[np.float32], second_MD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return dot products [N, M], summed in float64 so that they do not depend on the size of the blocks."""
+    """Return the dot product of each vector of `first_ND` with each of `second_MD` [N, M], summed in float64 so that it
+    does not depend on the number of vectors.
+    """
     return (first_ND.astype(np.float64) @ second_MD.astype(np.float64).T).astype(np.float32)
 
 
 def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...], int]]:
-    """Return a key for each query: its text, its relevant clips, and a counter that tells repetitions of both apart."""
+    """Return a key for each query of a split, so that queries can be matched between trials: its text, its relevant
+    clips, and a number that counts repetitions of both.
+    """
     repetitions: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
     for text, relevant in zip(embeddings.queries, embeddings.relevant_clip_ids, strict=True):
@@ -248,7 +257,8 @@ def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...],
 
 
 def find_order(keys: Sequence[object], target_keys: Sequence[object]) -> list[int]:
-    """Return the index in `keys` of each key of `target_keys`.
+    """Return the index in `keys` of each key of `target_keys`, which must be the same keys in any order; otherwise
+    UserError is raised.
 
     Raises UserError unless both contain the same keys, each once.
     """
@@ -259,8 +269,8 @@ def find_order(keys: Sequence[object], target_keys: Sequence[object]) -> list[in
 
 
 def load_file_scores(folder: Path, candidates: Sequence[Candidate], role: Role) -> ScoreMatrices:
-    """Return the score matrices of candidates from one folder, memory-mapped. Raises UserError that names the file and
-    the problem.
+    """Return the score matrices of candidates whose files lie in one folder, for the split with this role,
+    memory-mapped. Raises UserError that names the file and the problem.
     """
     arrays = [read_scores(candidate.locate_scores(role)) for candidate in candidates]
     first = candidates[0].locate_scores(role)

@@ -21,8 +21,8 @@ NUM_BOOTSTRAP_SAMPLES = 1000
 
 
 def fuse_block(pool: ScoreMatrices, weights: Sequence[float], first: int, last: int) -> NDArray[Any]:
-    """Return the weighted sum of the members' scores for the queries from `first` to `last` (exclusive), in float64:
-    [last - first, A].
+    """Return the weighted sum of the candidates' scores for the queries from `first` to `last` (exclusive), as float64
+    [last - first, A]. `weights` has a weight for each candidate of the pool.
     """
     members = [model for model, weight in enumerate(weights) if weight]
     fused_QA = np.zeros((last - first, pool.num_clips))
@@ -32,8 +32,8 @@ def fuse_block(pool: ScoreMatrices, weights: Sequence[float], first: int, last: 
 
 
 def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -> NDArray[np.float64]:
-    """Return a candidate's scores for the queries from `first` to `last` (exclusive): [last - first, A]. Raises
-    UserError if one isn't finite.
+    """Return the scores of the candidate with the index `model` in the pool, for the queries from `first` to `last`
+    (exclusive): [last - first, A]. Raises UserError if one isn't finite.
     """
     scores_QA = pool.reads[model](first, last).astype(np.float64)
     if not np.isfinite(scores_QA).all():
@@ -67,8 +67,8 @@ def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArra
 
 
 def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
-    """Yield the queries in blocks: the first and the last query (exclusive), a mask of their pairs [P], and the
-    relevance of these queries, numbered from 0.
+    """Yield the queries of a pool in blocks, each as four values: the first query, the last one (exclusive), a mask of
+    the block's pairs [P], and the relevant clips of its queries, which are numbered from 0.
     """
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):
@@ -83,8 +83,8 @@ def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool
 
 
 def compute_metric_by_step(pool: ScoreMatrices, history: Sequence[int], name: str) -> tuple[Estimate, ...]:
-    """Return a metric and its interval after each step of an ensemble that grows by one candidate per step. `history`
-    has the index of the candidate that each step adds.
+    """Return the metric `name`, with its interval, after each step of an ensemble that grows by one candidate of the
+    pool per step. `history` has the index of the candidate that each step adds.
     """
     values_SQ = (
         retrieval.find_metric(name)(ranks_P, pool.relevance) for ranks_P in compute_ranks_by_step(pool, history)
@@ -93,13 +93,16 @@ def compute_metric_by_step(pool: ScoreMatrices, history: Sequence[int], name: st
 
 
 def compute_per_query(pool: ScoreMatrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
-    """Return the value of each named metric for each query [Q], for the ensemble with these weights."""
+    """Return, by name, the value of each of some metrics for each query [Q], for the ensemble in which the candidates
+    of the pool have these weights.
+    """
     ranks_P = compute_ranks(pool, weights)
     return {name: retrieval.find_metric(name)(ranks_P, pool.relevance) for name in names}
 
 
 def compare_systems(pool: ScoreMatrices, systems: Mapping[str, Sequence[float]], names: Sequence[str]) -> SplitMetrics:
-    """Return each system's metrics on a split, and the difference of the first two as 'difference'.
+    """Return the metrics `names` of each system on a split with their intervals, and the difference of the first two
+    systems as 'difference'. A system is given by the weight of each candidate of the pool.
 
     Args:
         pool: the scores of all candidates.
@@ -116,12 +119,16 @@ def compare_systems(pool: ScoreMatrices, systems: Mapping[str, Sequence[float]],
 
 
 def estimate_all(per_query: Mapping[str, PerQuery], relevant: Relevance) -> dict[str, Estimate]:
-    """Return each metric's mean over queries with its interval, by name."""
+    """Return the mean over queries of each metric with its 95 % bootstrap interval, by name. `per_query` has the
+    metrics' values for each query, and `relevant` the groups of queries that are resampled together.
+    """
     return {name: estimate(values_Q, relevant) for name, values_Q in per_query.items()}
 
 
 def estimate(values_Q: PerQuery, relevant: Relevance) -> Estimate:
-    """Return a metric's mean over queries with its 95 % bootstrap interval."""
+    """Return the mean of a metric over queries with its 95 % bootstrap interval. `values_Q` has the metric of each
+    query, and `relevant` the groups of queries that are resampled together.
+    """
     return Estimate(
         float(values_Q.mean()), bootstrap.bootstrap_interval(values_Q, relevant, draws=NUM_BOOTSTRAP_SAMPLES)
     )

@@ -100,7 +100,8 @@ class ScoreMatrices:
 def from_arrays(
     names: Sequence[str], split: str, fingerprint: str, relevant: Relevance, arrays: Sequence[NDArray[Any]]
 ) -> ScoreMatrices:
-    """Return a pool of score matrices [Q, A] that are in memory or memory-mapped.
+    """Return a pool of the score matrices in `arrays` [Q, A], one for each candidate in `names`, which are in memory or
+    memory-mapped. `split` and `fingerprint` identify the split; `relevant` has its relevant clips.
 
     Args:
         names: names of the candidates.

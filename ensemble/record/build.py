@@ -35,8 +35,8 @@ def describe_method(config: SelectionConfig) -> str:
 
 
 def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
-    """Return, by name, the configs of the methods that a selection is compared with. They share its settings where
-    those apply.
+    """Return, by name, the configs of the methods that a selection among `num_candidates` candidates is compared with.
+    They share the settings of its config where those apply.
     """
     greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
     among = config.among
@@ -51,7 +51,7 @@ def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[
 
 
 def build_member(candidate: Candidate, weight: float) -> Member:
-    """Return a candidate as a member of an ensemble, without its contribution to the metric."""
+    """Return a candidate as a member of an ensemble with this weight, without its contribution to the metric."""
     if candidate.run:
         return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
     return Member(candidate.name, weight, folder=str(candidate.folder))
@@ -60,8 +60,8 @@ def build_member(candidate: Candidate, weight: float) -> Member:
 def build_members(
     candidates: Sequence[Candidate], shares: Sequence[attribution.Attribution], selection: Selection, ledger: Ledger
 ) -> tuple[Member, ...]:
-    """Return an ensemble's members, the highest weight first, with their contributions to the metric and what is needed
-    to train them again.
+    """Return the members of a selected ensemble, the highest weight first, each with its contribution to the metric (in
+    `shares`) and what the ledger has of its training, which is needed to train it again.
     """
     return tuple(
         replace(
@@ -97,9 +97,9 @@ def list_additions(selection: Selection) -> list[int]:
 def build_nested_metrics(
     result: NestedCvResult, pruned: PrunedPool, folds: int, apparent: float, redoes_epochs: bool
 ) -> NestedMetrics:
-    """Return the metrics of nested cross-validation with their intervals, and the selection optimism.
-
-    `apparent` is the ensemble's metric on the validation split that it was selected on.
+    """Return the metrics of nested cross-validation with their intervals, and the selection optimism: `apparent`, the
+    metric on the split that was selected on, minus the cross-validated metric. The number of folds, and whether each
+    trial's epoch was chosen anew in each fold (`redoes_epochs`), are recorded with them.
     """
     relevant = retrieval.Relevance(pruned.query_P, pruned.query_P, pruned.group_Q)
     ensemble, best_single = (
@@ -116,8 +116,8 @@ def make_single_weights(index: int, num_candidates: int) -> list[int]:
 def compute_split_metrics(
     source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitMetrics, dict[str, Estimates]]:
-    """Return the metrics on a split of the first two of `systems`, with their difference, and by name those of all
-    others. `systems` has a weight for each candidate, by the name of a system.
+    """Return the metrics on a split of the first two of `systems`, with their difference, and a dict of those of the
+    other systems by name. A system has a weight for each candidate of `source`; `metrics` are the names of the metrics.
     """
     split_metrics = evaluation.compare_systems(source, systems, metrics)
     others = {name: split_metrics.systems[name] for name in list(systems)[2:]}
@@ -128,7 +128,8 @@ def compute_split_metrics(
 def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], role: Role
 ) -> list[Candidate]:
-    """Return an ensemble's members as candidates. Raises UserError with the name of a member that no longer exists.
+    """Return the members of the ensemble in the file `path` as candidates. Trials are found in the ledger, and files of
+    scores for the split with this role in `folders`. Raises UserError with the name of a member that no longer exists.
 
     Files of scores are searched in `folders`, starting with the folder that the ensemble names; without `folders`, only
     in that one.

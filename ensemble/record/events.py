@@ -20,8 +20,8 @@ def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
 def log_event(
     ledger: Ledger, kind: EventKind, name: str, ensemble: Ensemble, files: Sequence[Path], sweep_run_id: str
 ) -> int:
-    """Log a selection or an evaluation of an ensemble in the ledger. Return the number of earlier looks at its test
-    split; 0 without test metrics.
+    """Log a selection or an evaluation (`kind`) of an ensemble in the ledger as an MLflow run `name` with these files,
+    below the run of its sweep. Return the number of earlier looks at its test split; 0 without test metrics.
     """
     test = ensemble.test.fingerprint if ensemble.test else ""
     members = ",".join(member.signature or member.name for member in ensemble.members)
@@ -40,7 +40,7 @@ def log_and_count(ledger: Ledger, event: Event) -> int:
 
 
 def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
-    """Yield the metrics of an ensemble as MLflow takes them: name, value and step."""
+    """Yield the metrics of an ensemble as MLflow takes them, as triples of name, value and step."""
     metric = ensemble.metric
     for split in ("validation", "test"):
         if split_metrics := ensemble.metrics_on(split):
@@ -66,7 +66,9 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
 
 
 def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:
-    """Yield name, value and step for each value that isn't None. The step is the position of the value, from 1."""
+    """Yield a triple of name, value and step for each value that isn't None. The step is the position of the value,
+    from 1.
+    """
     for step, value in enumerate(values, start=1):
         if value is not None:
             yield name, value, step

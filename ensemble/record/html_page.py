@@ -39,6 +39,7 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
 
 def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
     """Return those plots of an ensemble that there are data for, as SVG by name: 'size', 'likeness' and 'front'.
+    `metric` is the name of the metric, for the axes.
 
     The members are labelled with `numbers`, by default with 1, 2, ...
     """
@@ -71,7 +72,9 @@ def render_svg(draw: Callable[[Axes], None], width: float, height: float) -> Mar
 
 
 def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str) -> None:
-    """Draw the metric, with intervals, against the number of steps of the selection, in one line per split."""
+    """Draw the metric, with intervals, against the number of steps of the selection. `sizes` has the metric after each
+    step by split; each split has a line.
+    """
     from matplotlib.ticker import MaxNLocator
 
     for (split, points), colour in zip(sizes.items(), ("C0", "C1"), strict=False):
@@ -86,7 +89,9 @@ def draw_sizes(axes: Axes, sizes: Mapping[str, Sequence[Estimate]], metric: str)
 
 
 def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], labels: Sequence[str]) -> None:
-    """Draw a heat map of the members' error correlation: the correlation of their metric values over queries."""
+    """Draw a heat map of the error correlation of each two members: the correlation of their metric values over
+    queries. `labels` are the members' names at its edges.
+    """
     image = axes.imshow(correlation, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(len(labels)), labels)
@@ -94,7 +99,7 @@ def draw_error_correlation(axes: Axes, correlation: Sequence[Sequence[float]], l
 
 
 def draw_pareto_front(axes: Axes, front: Sequence[ParetoPoint], metric: str, cost: str | None) -> None:
-    """Draw the Pareto front of metric and cost."""
+    """Draw the Pareto front of metric and cost. `metric` and `cost` are their names, for the axes."""
     costs = [point.cost for point in front]
     axes.step(costs, [100 * point.value for point in front], where="post", marker="o", markersize=4)
     axes.set_xlabel(cost or "cost")

@@ -43,10 +43,9 @@ class EnsembleRow:
 def load_ensemble_rows(
     ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, role: Role
 ) -> tuple[list[EnsembleRow], list[str]]:
-    """Return a row for each text-to-audio ensemble that was selected from these trials, the newest first. Equal
-    ensembles have one row.
-
-    Also returned are the reasons why other ensembles can't be shown.
+    """Return a row for each text-to-audio ensemble selected from the sweeps' evaluated trials, with its metrics on the
+    split with this role, the newest first; and the reasons why other ensembles can't be shown. Equal ensembles have one
+    row.
     """
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
     rows: dict[tuple[Any, ...], EnsembleRow] = {}
@@ -88,8 +87,8 @@ def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Even
 def evaluate_ensemble(
     name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, role: Role
 ) -> EnsembleRow:
-    """Return the row of an ensemble. Its metrics are computed from its members' embeddings; if some are missing, they
-    are those logged when it was selected.
+    """Return the row of an ensemble with its metrics on the split with this role, computed from the scores in
+    `evaluated`. If embeddings of a member are missing, the metrics are those logged when the ensemble was selected.
     """
     missing_numbers = [str(row.number) for row in members if row.candidate.signature not in evaluated.indices]
     if not missing_numbers:
@@ -111,6 +110,8 @@ def evaluate_ensemble(
 def select_member_scores(
     source: ScoreMatrices, indices: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
 ) -> ScoreMatrices:
-    """Return the members' score matrices from those of all trials, with the ensemble's fusion applied."""
+    """Return the score matrices of an ensemble's members with its fusion applied, taken from `source`, those of all
+    trials. `indices` has each trial's position in it by signature.
+    """
     member_scores = source.select([indices[row.candidate.signature] for row in members])
     return score_matrices.apply_fusion(member_scores, ensemble.fusion)

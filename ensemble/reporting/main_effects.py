@@ -114,7 +114,9 @@ class InteractionTable:
 
 
 def estimate_main_effects(configs: Sequence[Trial], values_N: Sequence[float]) -> tuple[list[Level], list[str]]:
-    """Return each factor's main effects on a metric: its mean at each level, adjusted for the other factors.
+    """Return the main effects of trials' settings on a metric, and the names of the settings (factors) that are left
+    out since they can't be told apart from others. An effect is the mean at one value of a factor, adjusted for the
+    other factors; `values_N` has the metric of each trial.
 
     The effects are those of an additive model fitted by ordinary least squares; for a full grid the means are plain
     means. With r the row of the design matrix that corresponds to a level's mean, its t-interval has the variance
@@ -157,7 +159,8 @@ def estimate_main_effects(configs: Sequence[Trial], values_N: Sequence[float]) -
 
 
 def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
-    """Return a design matrix [N, K] with linearly independent columns, and the columns of each factor.
+    """Return the design matrix [N, K] of a linear model, with linearly independent columns, and the slice of columns of
+    each factor by name. `codes` has the level of each trial, as a number from 0, by factor.
 
     A factor with a column that depends linearly on those of earlier factors is left out, so that the mean of every
     level is estimable.
@@ -174,7 +177,9 @@ def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.flo
 
 
 def compute_interval(mean: float, variance: float | None, degrees_of_freedom: int) -> tuple[float, float] | None:
-    """Return the 95 % t-interval of a mean; None if no degrees of freedom are left to estimate its variance."""
+    """Return the lower and the upper limit of the 95 % t-interval of a mean with this variance; None if no degrees of
+    freedom are left to estimate the variance.
+    """
     if variance is None:
         return None
     from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes 0.7 s to import
@@ -186,8 +191,8 @@ def compute_interval(mean: float, variance: float | None, degrees_of_freedom: in
 def compute_interaction(
     configs: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
 ) -> InteractionTable | None:
-    """Return the mean of a metric for each combination of the levels of two factors: the first two of `levels`, seeds
-    excluded. Return None if there are fewer than two.
+    """Return the mean of a metric (`values_N`, one per trial) for each combination of the levels of two factors: the
+    first two in `levels`, seeds excluded. Return None if there are fewer than two.
 
     The factor with more levels is that of the rows, which suits narrow screens.
     """
@@ -212,15 +217,17 @@ def compute_interaction(
 
 
 def sum_contrasts(codes_N: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-    """Return sum-to-zero contrasts of a factor [N, number - 1]; the last level's effect follows from the others."""
+    """Return sum-to-zero contrasts [N, number - 1] of a factor with `number` levels, for trials with the levels
+    `codes_N`; the last level's effect follows from the others.
+    """
     one_hot = np.eye(number)[codes_N]
     columns: NDArray[np.float64] = one_hot[:, :-1] - one_hot[:, -1:]
     return columns
 
 
 def make_level_sort_key(level: str) -> tuple[float, str]:
-    """Return the key by which the levels of a factor are sorted: the number at the end of a level if there is one,
-    otherwise its text.
+    """Return the pair by which the levels of a factor are sorted: the number at the end of the text, or infinity if
+    there is none, and the text.
     """
     words = level.split()
     try:

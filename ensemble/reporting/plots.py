@@ -41,7 +41,8 @@ def set_integer_ticks(axes: Axes) -> None:
 
 
 def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequence[float]) -> None:
-    """Draw the validation loss of one pair of encoders: the mean over seeds, with a band from minimum to maximum.
+    """Draw the validation loss by epoch for one pair of encoders: for each of `bands`, the mean over seeds, and a band
+    from minimum to maximum. `shares` are all paraphrase probabilities, which determine the colours.
 
     A paraphrase probability has the same colour in all plots with the same `shares`.
     """
@@ -60,8 +61,8 @@ def draw_bands(axes: Axes, title: str, bands: Sequence[SeedBand], shares: Sequen
 
 
 def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any], metric: str) -> None:
-    """Draw a metric after each epoch. Each trial has a line, each pair of encoders a colour, and each paraphrase
-    probability a line style.
+    """Draw a metric after each epoch. Each of the trials in `rows` has a line, each pair of encoders a colour (in
+    `colours`), and each paraphrase probability a line style.
     """
     shares = sorted({row.trial.paraphrase_probability for row in rows})
     for row in rows:

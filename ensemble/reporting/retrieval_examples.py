@@ -93,8 +93,8 @@ def build_examples(source: ScoreMatrices, ensemble: Ensemble, split: Embeddings)
 
 
 def rank_clips(scores_A: NDArray[Any], relevant: set[int], named_A: Sequence[tuple[str, str]]) -> list[RetrievedClip]:
-    """Return the TOP clips with the highest scores, then the relevant clips that rank below them; among equal scores,
-    relevant clips rank last.
+    """Return the TOP clips with the highest scores, then the clips in `relevant` (indices) that rank below them; among
+    equal scores, relevant clips rank last. `named_A` has each clip's id and one of its captions.
     """
     is_relevant_A = np.isin(np.arange(len(scores_A)), list(relevant))
     order = np.lexsort((is_relevant_A, -scores_A))
@@ -109,7 +109,9 @@ def rank_clips(scores_A: NDArray[Any], relevant: set[int], named_A: Sequence[tup
 def load_excerpts(
     store: Location, examples: Sequence[RetrievalExample], split_name: str, fingerprint: str
 ) -> PlayableClips:
-    """Return an excerpt of each clip in the examples. Raises UserError if the store lacks the split."""
+    """Return an excerpt of each clip in the examples, read from the split `split_name` of a store; a fingerprint other
+    than the given one is reported as a problem. Raises UserError if the store lacks the split.
+    """
     split = open_split(store, split_name)
     changed = (
         [f"{split.store}/{split_name} has changed since it was embedded: recordings may not match the clips"]
@@ -145,7 +147,7 @@ def abbreviate(problems: Sequence[str]) -> list[str]:
 
 
 def encode_excerpt(split: StoredSplit, clip: int) -> str:
-    """Return the first EXCERPT_S seconds of a clip as a data URI with an MP3."""
+    """Return the first EXCERPT_S seconds of a clip, given by its index in the split, as a data URI with an MP3."""
     samples = split.read_window(clip, 0, min(round(EXCERPT_S * SAMPLE_RATE_HZ), int(split.num_samples[clip])))
     file = io.BytesIO()
     resampled = soxr.resample(samples, SAMPLE_RATE_HZ, EXCERPT_RATE_HZ)

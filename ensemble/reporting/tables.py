@@ -63,8 +63,8 @@ class ReportTable:
         return [name for name in METRICS if any(name in line.published for line in self.lines)]
 
     def list_columns(self) -> list[tuple[str, bool]]:
-        """Return the columns after the labels. Each is the name of a metric, and whether the column has the paper's
-        values.
+        """Return the columns after the labels as pairs: the name of a metric, and whether the column has the paper's
+        values instead of ours.
         """
         return [(name, paper) for name in METRICS for paper in (False, True) if not paper or name in self.published]
 
@@ -74,8 +74,8 @@ class ReportTable:
 
 
 def format_cells(table: ReportTable, line: TableLine) -> list[str]:
-    """Return the cells of a line as text: its labels, then each metric with its limits in brackets, and the paper's
-    values.
+    """Return the cells of a line of the table as text: its labels, then each metric with its limits in brackets, and
+    the paper's values.
     """
     cells = list(line.labels)
     for name, is_papers in table.list_columns():
@@ -123,7 +123,7 @@ def escape_latex(text: str) -> str:
 
 
 def format_latex_cells(table: ReportTable, line: TableLine) -> list[str]:
-    """Return a line's cells in LaTeX; an ensemble's name spans the columns of the other labels."""
+    """Return the cells of a line of the table in LaTeX; an ensemble's name spans the columns of the other labels."""
     labels = [escape_latex(label) for label in line.labels]
     if line.is_ensemble:
         labels = [labels[0], rf"\multicolumn{{{len(labels) - 1}}}{{l}}{{{labels[1]}}}"]

@@ -65,7 +65,8 @@ def reset_seeds(trial: Trial) -> Trial:
 
 
 def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[TrialRow], list[str]]:
-    """Return the candidates' trials as rows without metrics, and the reasons why others are left out.
+    """Return the candidates' trials as rows of the table, without metrics, and a list of messages about candidates that
+    are left out because their configs can't be read.
 
     Rows are grouped by pair of encoders, with pretrainings before fine-tunings and seeds next to each other.
     """
@@ -115,7 +116,9 @@ class EvaluatedTrials:
 
 
 def evaluate_rows(ledger: Ledger, rows: Sequence[TrialRow], role: Role) -> EvaluatedTrials:
-    """Return the rows with their metrics on a split; rows without metrics have the reason in `missing`."""
+    """Return the rows with their metrics on the split with this role; rows without metrics have the reason in
+    `missing`.
+    """
     embedded_rows, reasons = [], {}
     for row in rows:
         try:
@@ -183,10 +186,8 @@ class SeedBand:
 
 
 def build_bands(rows: Sequence[TrialRow], metric: str = "validation_loss") -> dict[str, list[SeedBand]]:
-    """Return the data of plots like the paper's Figure 2. Each plot has a band per paraphrase probability of
-    fine-tunings whose other settings are the same.
-
-    The keys are the titles of the plots.
+    """Return the data of plots like the paper's Figure 2, by title: for fine-tunings that differ only in seeds and
+    paraphrase probability, a band of the metric's learning curves for each probability.
     """
     settings = {
         setting: rows_with_curve
@@ -213,7 +214,9 @@ def build_titles(settings: Sequence[Trial]) -> list[str]:
 
 
 def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, tuple[float, float, float]]:
-    """Return, by epoch, the mean, minimum and maximum of the curves, for the epochs that all of them have."""
+    """Return the mean, the minimum and the maximum of some curves by epoch, as triples, for the epochs that all of them
+    have.
+    """
     shared = sorted(set.intersection(*(set(curve) for curve in curves)))
     values = {epoch: [curve[epoch] for curve in curves] for epoch in shared}
     return {

@@ -37,7 +37,9 @@ class Attribution:
 
 
 def attribute_members(pruned: PrunedPool, selection: Selection, seed: int = 0) -> list[Attribution]:
-    """Return the contribution of each member to the metric, the highest weight first.
+    """Return the contribution of each member of a selection to the metric: alone, when it is left out, and its Shapley
+    value; the highest weight first. For large ensembles Shapley values are estimated from random orders, which the seed
+    determines.
 
     The Shapley value (Shapley 1953) of a member is the increase of the metric when it joins, averaged over all orders
     in which the members can join, each with its weight. The values add up to the ensemble's metric; the empty ensemble
@@ -73,8 +75,8 @@ def attribute_members(pruned: PrunedPool, selection: Selection, seed: int = 0) -
 
 
 def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
-    """Return the integer score of the ensemble of each subset of `members` [2 ** len(members)], each member with its
-    count. Bit m of a subset stands for members[m].
+    """Return the integer scores [2 ** len(members)] of the ensembles of all subsets of `members`, each with its integer
+    weight in `counts`. Bit m of a subset stands for members[m].
 
     The loop that scores all subsets at once takes five seconds to compile after an installation, so it is used only for
     more than MAX_ONE_BY_ONE members.
@@ -91,15 +93,17 @@ def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequen
 
 
 def score_members(pruned: PrunedPool, models: Sequence[int], selection: Selection) -> int:
-    """Return the integer score of an ensemble of some members of a selection, with their weights in it."""
+    """Return the integer score of the ensemble of those members of a selection whose indices are in `models`, with
+    their weights in the selection.
+    """
     counts = np.zeros(pruned.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
     return int(pruned.score_ensemble(counts.tolist()).sum())
 
 
 def compute_shapley(scores_S: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the Shapley value of each of N members from the score of every subset [2 ** N]; bit m of a subset stands
-    for member m.
+    """Return the Shapley value of each of N members, given the score of each subset of them [2 ** N]; bit m of a subset
+    stands for member m.
     """
     number = int(math.log2(len(scores_S)))
     subsets = np.arange(len(scores_S))
@@ -117,7 +121,9 @@ def compute_shapley(scores_S: NDArray[np.float64]) -> NDArray[np.float64]:
 def estimate_shapley(
     pruned: PrunedPool, members: Sequence[int], counts: Sequence[int], seed: int
 ) -> NDArray[np.float64]:
-    """Return the Shapley values [N] of members, estimated from NUM_ORDERS random orders in which they join."""
+    """Return the Shapley values [N] of members with the integer weights `counts`, estimated from NUM_ORDERS random
+    orders in which they join.
+    """
     rng = np.random.default_rng(seed)
     total_N = np.zeros(len(members))
     for _ in range(NUM_ORDERS):
@@ -131,8 +137,8 @@ def estimate_shapley(
 
 
 def compute_error_correlation(pruned: PrunedPool, models: Sequence[int]) -> NDArray[np.float64]:
-    """Return the error correlation of each two candidates [N, N]: the correlation of their metric values over
-    queries.
+    """Return the error correlation [N, N] of each two of the candidates `models`: the correlation of their metric
+    values over queries.
     """
     values_NQ = pruned.single_scores[list(models)].astype(np.float64)
     centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)
@@ -151,7 +157,8 @@ class ParetoSelection:
 
 
 def compute_pareto_front(pruned: PrunedPool, config: SelectionConfig, costs: Sequence[float]) -> list[ParetoSelection]:
-    """Return the ensembles on the Pareto front of metric and cost, the cheapest first.
+    """Return the ensembles on the Pareto front of metric and cost, the cheapest first, found by the method in `config`.
+    `costs` has the cost of each candidate; an ensemble costs the sum over its members.
 
     The cost of an ensemble is the total cost of its distinct members. For the method 'exact' the front is that of all
     ensembles of equal weights. Greedy selection is repeated under budgets that are spaced geometrically from the cost
@@ -176,5 +183,5 @@ def compute_pareto_front(pruned: PrunedPool, config: SelectionConfig, costs: Seq
 
 
 def compute_cost(selection: Selection, costs: Sequence[float]) -> float:
-    """Return the total cost of an ensemble's members."""
+    """Return the total cost of a selection's members; `costs` has the cost of each candidate."""
     return sum(costs[model] for model in selection.members)

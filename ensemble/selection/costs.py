@@ -16,7 +16,7 @@ NUM_REPEATS = 7
 
 
 def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> list[float]:
-    """Return the cost of each candidate, in the order of the candidates.
+    """Return the cost of each candidate, in their order, of the kind `kind`, such as the number of parameters.
 
     Args:
         kind: 'parameters' (their number), 'latency' (ms per query, measured here), or the path of a JSON file

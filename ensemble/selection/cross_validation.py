@@ -40,7 +40,8 @@ class NestedCvResult:
 
 
 def assign_folds(group_Q: NDArray[np.int64], num_folds: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold of each query [Q], drawn at random; all queries of a group are in one fold.
+    """Return the fold of each query [Q], from 0 to `num_folds` - 1, drawn at random. All queries with the same group in
+    `group_Q` are in one fold.
 
     Raises UserError if there are fewer groups than folds.
     """
@@ -55,8 +56,9 @@ def assign_folds(group_Q: NDArray[np.int64], num_folds: int, seed: int = 0) -> N
 
 
 def cross_validate(pool_for: PoolForQueries, config: SelectionConfig, fold_Q: NDArray[np.int64]) -> NestedCvResult:
-    """Return the result of nested cross-validation: for each fold, select on the queries of the other folds, and
-    evaluate on the queries of that fold.
+    """Return the result of nested cross-validation: for each fold of `fold_Q`, select on the queries of the other folds
+    by the method in `config`, and evaluate on the queries of that fold. `pool_for` returns the candidates' scores for a
+    mask of queries to select on.
 
     Args:
         pool_for: function that returns the pruned pool, with epochs chosen on the queries of a mask [Q].

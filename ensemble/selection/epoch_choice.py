@@ -31,8 +31,8 @@ class EpochScores:
     values_EQ: NDArray[np.float64]
 
     def find_best_file(self, include_Q: NDArray[np.bool_]) -> str:
-        """Return the file with the embeddings of the epoch that has the highest mean metric on the queries of a mask
-        [Q].
+        """Return the file with the embeddings of the epoch that has the highest mean metric on the queries of the mask
+        `include_Q`.
         """
         return self.files[int(np.argmax(self.values_EQ[:, include_Q].mean(axis=1)))]
 
@@ -56,7 +56,9 @@ def load_epoch_scores(ledger: Ledger, candidates: Sequence[Candidate]) -> dict[s
 
 
 def choose_epoch_files(epochs: Mapping[str, EpochScores], include_Q: NDArray[np.bool_]) -> dict[str, str]:
-    """Return, by signature, the file with the embeddings of each trial's best epoch on the queries of a mask [Q]."""
+    """Return, by signature, the file with the embeddings of each trial's best epoch, judged by the queries of the mask
+    `include_Q` only.
+    """
     return {signature: scores.find_best_file(include_Q) for signature, scores in epochs.items()}
 
 

@@ -38,8 +38,9 @@ def score_subsets(
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
 ) -> NDArray[np.integer]:
-    """Return the integer score of the ensemble of each subset of some candidates [2 ** len(models)]; the empty subset
-    scores 0.
+    """Return the integer scores [2 ** len(models)] of the ensembles of all subsets of the candidates `models`, on all
+    queries or those in the mask `include_Q`; the empty subset scores 0. Members have equal weights unless `counts`
+    gives each candidate's weight.
 
     Args:
         pruned: the pruned pool.
@@ -61,8 +62,8 @@ def score_subsets(
 
 
 def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence[int] | None) -> NDArray[Any]:
-    """Return the columns of a score matrix [.., M] that belong to some candidates, each multiplied by the candidate's
-    count.
+    """Return the columns of a score matrix [.., M] that belong to the candidates `models`, each multiplied by the
+    candidate's integer weight in `counts` (1 if it is None).
     """
     columns = scores[:, list(models)]
     return np.ascontiguousarray(columns if counts is None else columns.astype(np.float64) * np.asarray(counts))
@@ -71,8 +72,9 @@ def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence
 def search_subsets(
     pruned: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
-    """Return the scores of all subsets, summed over some queries, in the smallest integer type that holds them. `rows`
-    and `target_PM` have a column for each candidate of the subsets.
+    """Return the integer score of each subset of some candidates [S], summed over the queries with these indices.
+    `rows` has the kept scores of each chunk of the pruned pool, and `target_PM` the relevant clips' scores, with a
+    column for each of these candidates.
     """
     from ensemble.selection.subset_kernels import add_subset_scores, count_low_models
 
@@ -110,8 +112,8 @@ def search_subsets(
 
 
 def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
-    """Return the estimated time in seconds of scoring all subsets of some candidates, measured on a sample of the
-    queries.
+    """Return the estimated time in seconds that `score_subsets` takes for the candidates `models`, measured on a sample
+    of the queries.
     """
     queries = np.unique(np.linspace(0, pruned.num_queries - 1, min(NUM_TIMED_QUERIES, pruned.num_queries)).astype(int))
     tried = models[:MAX_TIMED_MODELS]
@@ -133,8 +135,8 @@ def estimate_seconds(pruned: PrunedPool, models: Sequence[int]) -> float:
 
 
 def find_first_subset(subsets: NDArray[np.int64], num_models: int) -> int:
-    """Return the one of these non-empty subsets that has the fewest candidates; ties go to the one whose candidates
-    come first.
+    """Return the one of some non-empty subsets of `num_models` candidates, as bit masks, that has the fewest
+    candidates; ties go to the one whose candidates come first.
     """
     sizes = np.bitwise_count(subsets)
     subsets = subsets[sizes == sizes.min()]

@@ -108,15 +108,21 @@ class SelectionProblem:
         return int(self.pruned.score_ensemble(counts.tolist())[self.include_Q].sum())
 
     def fits_budget(self, history: Sequence[int], model: int) -> bool:
-        """Return whether a candidate can be added to the members in `history` within the budget."""
+        """Return whether the total cost of the members in `history` together with the candidate `model` is within the
+        budget.
+        """
         return not self.costs or sum(self.costs[member] for member in {*history, model}) <= self.budget
 
     def find_best(self, scores_M: NDArray[np.int64], among: Iterable[int]) -> int:
-        """Return the candidate with the highest score; ties go to the first by name."""
+        """Return the index of the candidate with the highest score in `scores_M`, of the candidates `among`; ties go to
+        the first by name.
+        """
         return max(among, key=lambda model: (scores_M[model], -self.by_name[model]))
 
     def choose_better(self, first: Selection, second: Selection) -> Selection:
-        """Return the ensemble with the better metric; ties go to the smaller ensemble, then to the first."""
+        """Return the one of two ensembles with the better metric; ties go to the one with the smaller sum of integer
+        weights, then to `first`.
+        """
         return max(first, second, key=lambda selection: (selection.value, -sum(selection.counts)))
 
 
@@ -128,7 +134,9 @@ def select(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> Selection:
-    """Return the ensemble with the best metric that the configured method finds.
+    """Return the ensemble with the best metric that the method in `config` finds in a pruned pool, on the queries of
+    the mask `include_Q` and from the `allowed` candidates. With `costs`, greedy selection keeps the total cost of the
+    members within `budget`.
 
     Args:
         pruned: the candidates' scores, pruned for the metric.
@@ -159,7 +167,8 @@ def select(
 
 
 def select_by(metric: str | Metric, pool: ScoreMatrices, config: SelectionConfig | None = None) -> Selection:
-    """Select an ensemble from score matrices by the name of a metric, or by a function of an ensemble's mean scores.
+    """Select an ensemble from the score matrices in `pool` by the name of a metric, or by a function that returns the
+    metric of an ensemble's mean scores.
 
     Named metrics use compiled kernels. A function uses `ensemble.selection.reference`, which is slow and keeps all
     scores in memory.
@@ -193,8 +202,8 @@ def build_problem(
     costs: Sequence[float] = (),
     budget: float = math.inf,
 ) -> SelectionProblem:
-    """Return the problem that `select` solves for these arguments: the candidates that can be selected, and the
-    queries.
+    """Return the problem that `select` solves for the same arguments, with defaults filled in and the candidates that
+    can be selected: the `allowed` ones and, if `config.among` is set, only the best of them.
     """
     order = sorted(range(pruned.num_models), key=lambda model: pruned.names[model])
     by_name = {model: index for index, model in enumerate(order)}
@@ -216,7 +225,9 @@ def select_best_subset(problem: SelectionProblem) -> Selection:
 
 
 def to_selection(problem: SelectionProblem, subset: int, score: int) -> Selection:
-    """Return the ensemble of equal weights of a subset of the allowed candidates, whose bit m stands for allowed[m]."""
+    """Return the selection of a subset of the allowed candidates with equal weights. Bit m of `subset` stands for
+    `problem.allowed[m]`, and `score` is the ensemble's integer score.
+    """
     counts = np.bincount(
         [problem.allowed[bit] for bit in exhaustive.list_bits(subset)], minlength=problem.pruned.num_models
     )
@@ -226,8 +237,9 @@ def to_selection(problem: SelectionProblem, subset: int, score: int) -> Selectio
 def select_by_cost(
     pruned: PrunedPool, config: SelectionConfig, costs: Sequence[float]
 ) -> list[tuple[float, Selection]]:
-    """Return the ensembles of equal weights on the Pareto front of cost and metric, the cheapest first, each after its
-    total cost.
+    """Return the ensembles of equal weights on the Pareto front of cost and metric, as pairs of total cost and
+    selection, the cheapest first. They are found among all subsets of the candidates that `config` allows; `costs` has
+    the cost of each candidate.
     """
     problem = build_problem(pruned, config)
     scores_S = exhaustive.score_subsets(pruned, problem.allowed)
@@ -243,8 +255,8 @@ def select_by_cost(
 
 
 def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Selection:
-    """Add, up to `max_size` times, the candidate whose addition gives the best metric, and return the best of the
-    resulting ensembles.
+    """Select greedily: add, up to `config.max_size` times, the candidate whose addition gives the best metric. Return
+    the best ensemble on the way.
     """
     pruned = problem.pruned
     ensemble = IncrementalEnsemble(pruned, problem.include_Q)
@@ -274,7 +286,8 @@ def select_forward(problem: SelectionProblem, config: SelectionConfig) -> Select
 
 def find_smallest_within_one_error(problem: SelectionProblem, history: Sequence[int], best: int) -> int:
     """Return the smallest size at which the metric is worse than at the size `best` by at most one standard error of
-    the difference. The ensemble of a size has the first candidates of `history`.
+    the difference. The ensemble of a size consists of the first candidates in `history`, the order in which they were
+    added.
 
     The standard error is that of the mean paired difference over groups of queries (the one-standard-error rule of
     Breiman et al. 1984).
@@ -295,8 +308,8 @@ def find_smallest_within_one_error(problem: SelectionProblem, history: Sequence[
 
 
 def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selection:
-    """Return the mean of ensembles that are each selected (and, if configured, refined) from a random subset of the
-    candidates.
+    """Return the mean of `config.bags` ensembles, each selected (and, if configured, refined) from a random subset of
+    the problem's candidates.
 
     Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
     WEIGHT_RESOLUTION if the least common multiple is larger.
@@ -317,8 +330,8 @@ def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selecti
 
 
 def refine(problem: SelectionProblem, config: SelectionConfig, selection: Selection) -> Selection:
-    """Return the selection, improved: remove members one by one, then replace one, and repeat this as long as the
-    metric rises.
+    """Return a selection improved by backward elimination of members and then the exchange of one, repeated as long as
+    the metric rises.
     """
     while (better := swap_member(problem, config, eliminate_members(problem, selection))).value > selection.value:
         selection = better
@@ -326,8 +339,8 @@ def refine(problem: SelectionProblem, config: SelectionConfig, selection: Select
 
 
 def eliminate_members(problem: SelectionProblem, selection: Selection) -> Selection:
-    """Remove one member after another, the one whose removal is best, until removal would lower the metric (backward
-    elimination). Return the ensemble that is left.
+    """Remove members one by one, each time the one without which the metric is best, until a removal would lower the
+    metric (backward elimination). Return the selection that is left.
     """
     while sum(selection.counts) > 1:
         counts = np.array(selection.counts)
@@ -344,7 +357,9 @@ def eliminate_members(problem: SelectionProblem, selection: Selection) -> Select
 
 
 def swap_member(problem: SelectionProblem, config: SelectionConfig, selection: Selection) -> Selection:
-    """Return the best ensemble with one member replaced by another candidate, or the selection if none is better."""
+    """Return the best ensemble that results if one member of a selection is replaced by another candidate; the
+    selection itself if none is better.
+    """
     best = selection
     for removed in sorted(selection.members, key=problem.by_name.__getitem__):
         counts = np.array(selection.counts)

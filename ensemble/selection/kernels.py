@@ -20,7 +20,9 @@ ROUNDING = 2.0**-21
 
 @intrinsic
 def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
-    """Return a pointer to an address, whose type is that of the array's entries."""
+    """Return a pointer to a memory address, given as an integer. Its type is that of a pointer to the array's
+    entries.
+    """
     pointer = types.CPointer(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -30,7 +32,8 @@ def pointer_like(typing_context: Any, address: Any, array: Any) -> Any:
 
 
 def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any:
-    """Return the result of `prune_queries_at` for the scores of all candidates, each contiguous float32 [queries, A].
+    """Call `prune_queries_at` with the scores of all candidates, one contiguous float32 array [queries, A] each, and
+    the other arguments; return its result.
 
     That function takes addresses because numba would compile it again for each number of arrays.
     """
@@ -40,11 +43,13 @@ def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any
 @njit(nogil=True, cache=True)
 def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, clip_P, num_clips,
                    rows, low_L, high_L, target_PM, always_P, first_P, last_P, single_PM):  # fmt: skip
-    """Write the scores that can affect the metric to `rows`, query by query, until `rows` is full. Each row has all
-    candidates' scores of one clip.
+    """Find, for each relevant clip of the queries from `query` to `last_query` (exclusive), the clips that rank above
+    it by some candidates but not by all, and write all candidates' scores of these clips to `rows` [L, M], until it is
+    full. Return the next query, the number of rows written, and the index of a candidate with a score that isn't finite
+    (-1 if there is none). The arrays from `low_L` to `single_PM`, which are explained in `PrunedPool` and `Chunk`, are
+    written as well.
 
-    The score arrays start at `base_query`. Returns the next query, the number of rows used, and a candidate with a
-    score that isn't finite in that query (-1 if there is none).
+    The score arrays start at `base_query`; their addresses are in `addresses`.
     """
     num_models = len(addresses)
     above_A = np.empty(num_clips, np.int32)
@@ -105,7 +110,9 @@ def prune_queries_at(addresses, base_query, query, last_query, k, pair_first_Q, 
 @njit(nogil=True, cache=True)
 def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, last_P, always_P, rows, low_L, high_L,
                      target_PM, added, sum_L, table, factor_Q, by_hit, first_only):  # fmt: skip
-    """Return, for each candidate, the score over some queries of an ensemble to which it is added: [M].
+    """Return, for each candidate, the integer score of the current ensemble with that candidate added [M], summed over
+    the queries from `first_query` to `last_query` (exclusive) that `include_Q` contains. The other arrays are those of
+    `PrunedPool`, `Chunk` and `RankGains`; `sum_L` and `added` describe the ensemble.
 
     `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
     it does not include yet. Candidates are compared one by one only for entries whose order one of them can change.
@@ -169,7 +176,8 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
 
 @njit(nogil=True, cache=True)
 def score_ranks(ranks, pairs, table, by_hit, first_only):
-    """Return the integer score of a query from the ranks of its relevant clips, which are sorted in place.
+    """Return a query's integer score, computed from the ranks of its `pairs` relevant clips in `ranks`, which is sorted
+    in place, by the gains in `table`. `by_hit` and `first_only` are explained in `RankGains`.
 
     Each rank counts all clips with at least the relevant clip's score. The last of m relevant clips with the equal rank
     r therefore keeps it, and the first gets r - m + 1, as in `trainables.retrieval.spread_tied_ranks`.
@@ -195,8 +203,9 @@ def score_ranks(ranks, pairs, table, by_hit, first_only):
 @njit(nogil=True, cache=True)
 def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always_P, rows, target_PM,
          members, weights, rank_P):  # fmt: skip
-    """Write the rank of each pair's clip in a weighted ensemble to `rank_P`; clips with an equal score count as ranked
-    before it. Ranks beyond the metric's k plus the number of the query's other pairs are lower bounds.
+    """Write the rank of the relevant clip of each pair to `rank_P`, in the ensemble of `members` with these weights,
+    for the queries from `first_query` to `last_query` (exclusive). Clips with an equal score count as ranked before it.
+    The other arrays are those of `PrunedPool` and `Chunk`.
     """
     for pair in range(pair_first_Q[first_query], pair_first_Q[last_query]):
         up = always_P[pair]
@@ -211,7 +220,10 @@ def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always
 
 @njit(nogil=True, cache=True)
 def score_queries(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
-    """Return the integer score of each query [Q] from the ranks of its relevant clips."""
+    """Return the integer score of each query [Q], computed from the ranks of its relevant clips in `rank_P`. The gains
+    of the ranks (`table`, `factor_Q`, `by_hit` and `first_only`) are explained in `RankGains`, `pair_first_Q` in
+    `PrunedPool`.
+    """
     num_queries = len(pair_first_Q) - 1
     scores_Q = np.zeros(num_queries, np.int64)
     ranks = np.empty(len(rank_P), np.int32)

@@ -33,7 +33,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Part of a pruned pool: the kept scores of some queries. Each row has all candidates' scores of one clip."""
+    """Part of a pruned pool: the kept scores of the queries from `first_query` to `last_query` (exclusive). Each row
+    has all candidates' scores of one clip.
+    """
 
     first_query: int
     last_query: int
@@ -44,7 +46,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PrunedPool:
-    """Pool reduced to the scores that can affect one metric of any ensemble."""
+    """Pool of candidates reduced to the scores that can affect one metric of an ensemble, for any weights."""
 
     names: tuple[str, ...]
     gains: RankGains
@@ -92,9 +94,9 @@ class PrunedPool:
             yield from workers.map(work, self.chunks)
 
     def compute_ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
-        """Return, for each pair of a query and a relevant clip, the clip's rank in an ensemble [P], at which
-        clips with an equal score count as ranked before it. Ranks beyond the metric's k plus the number of the query's
-        other pairs are lower bounds.
+        """Return the rank of each pair's relevant clip in the ensemble with these weights [P]; clips with an equal
+        score count as ranked before it. Ranks beyond the metric's k plus the number of the query's other pairs are
+        lower bounds.
         """
         from ensemble.selection.kernels import compute_ranks
 
@@ -113,7 +115,9 @@ class PrunedPool:
         return rank_P
 
     def score_ranks(self, rank_P: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the integer score of each query [Q] from the ranks of its relevant clips."""
+        """Return the integer score of each query [Q], computed from the ranks of the relevant clips of all pairs,
+        `rank_P`.
+        """
         from ensemble.selection.kernels import score_queries
 
         scores_Q: NDArray[np.int64] = score_queries(
@@ -122,14 +126,16 @@ class PrunedPool:
         return scores_Q
 
     def score_ensemble(self, counts: Sequence[float]) -> NDArray[np.int64]:
-        """Return an ensemble's integer score on each query [Q]; 0 for an empty ensemble."""
+        """Return the integer score on each query [Q] of the ensemble in which each candidate has its weight in
+        `counts`; 0 for an empty ensemble.
+        """
         if not any(counts):
             return np.zeros(self.num_queries, np.int64)
         return self.score_ranks(self.compute_ranks(counts))
 
     def sort_candidates(self, scores_M: NDArray[np.int64] | None = None) -> list[int]:
-        """Return the indices of the candidates by descending score; ties are sorted by name. By default, a score is
-        that of the candidate alone on all queries.
+        """Return the indices of the candidates by descending score in `scores_M`; ties are sorted by name. By default,
+        a candidate's score is that of the candidate alone on all queries.
         """
         order_M = self.single_scores.sum(axis=1) if scores_M is None else scores_M
         return sorted(range(self.num_models), key=lambda model: (-order_M[model], self.names[model]))
@@ -177,7 +183,8 @@ class IncrementalEnsemble:
 
 
 def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> PrunedPool:
-    """Return a pool reduced to the scores that can affect a metric of any ensemble.
+    """Return a pool reduced to the scores that can affect the metric `metric_name` of any ensemble. The scores are read
+    by several threads.
 
     The pool is read once, from the first query to the last.
 

@@ -37,12 +37,13 @@ class RankGains:
     perfect_score: int  # score of a perfect query
 
     def to_metric(self, total: int, num_queries: int) -> float:
-        """Return the metric's mean over `num_queries` queries whose integer scores add up to `total`."""
+        """Return the metric's mean over queries, given the sum of their integer scores, `total`, and their number."""
         return total / (self.perfect_score * num_queries)
 
 
 def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
-    """Return the integer gains of a metric, given by name as `trainables.retrieval.find_metric` takes it.
+    """Return the integer gains of a metric, given by a name such as 'map10', for queries with these relevant clips out
+    of `num_clips` clips. Raises UserError for a name that is unknown or of a metric without gains.
 
     Raises UserError for an unknown name, or a metric that has no gains.
     """
@@ -79,7 +80,7 @@ def build_gains(name: str, relevant: Relevance, num_clips: int) -> RankGains:
 
 
 def build_table(gains: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return a table of gains for the ranks from 0 to k + 1, from those of the ranks 1 to k. The first and the last
-    entry are 0.
+    """Return an int64 array of gains for the ranks 0 to k + 1, from the gains for the ranks 1 to k. The first and the
+    last entry are 0.
     """
     return np.concatenate([[0], gains, [0]]).astype(np.int64)

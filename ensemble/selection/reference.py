@@ -36,7 +36,8 @@ def select_greedily(
     replacement: bool = True,
 ) -> ReferenceResult:
     """Add, `max_size` times, the candidate whose addition gives the best metric of the mean scores, and return the best
-    of the resulting ensembles.
+    of the resulting ensembles. `scores_MQA` has each candidate's scores, and `names` their names; with `replacement`, a
+    candidate can be added several times.
 
     Ties between candidates go to the one whose name comes first, ties between sizes to the smallest. Without
     `replacement` a candidate is added at most once.

@@ -22,8 +22,8 @@ NUM_LOW, MANY_MODELS = 6, 20
 
 
 class Entries(NamedTuple):
-    """Clips of a query that outrank a relevant clip in some subsets' ensembles but not in all, one row each.
-    `difference_LM` has the clip's score minus the relevant clip's.
+    """Clips whose order relative to a relevant clip differs between subsets of the candidates, one row for each such
+    clip and relevant clip of a query. `difference_LM` has the clip's score minus the relevant clip's.
     """
 
     difference_LM: NDArray[np.float64]
@@ -35,7 +35,9 @@ class Entries(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Path from the root of the tree of subsets to the current node."""
+    """Path from the root of the tree of subsets to the current node, with one row per depth. An undecided entry is one
+    of `Entries` whose order the candidates below the node can still change.
+    """
 
     entry_D: NDArray[np.int32]  # [depths, L] undecided entries
     sum_D: NDArray[np.float64]  # [depths, L] sums of their differences over the included candidates
@@ -47,15 +49,18 @@ class Tree(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def count_low_models(num_models):
-    """Return the number of low candidates, whose subsets are counted at once at the leaves of the tree."""
+    """Return the number of the first candidates that aren't branched on: at a leaf of the tree, all their subsets are
+    scored at once.
+    """
     return min(NUM_LOW + (num_models >= MANY_MODELS), num_models)
 
 
 @njit(nogil=True, cache=True)
 def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit,
                       first_only, prefix, prefix_bits, node_scores, leaf_scores):  # fmt: skip
-    """Add the scores of some queries for all subsets with a prefix, whose bits say which of the last `prefix_bits`
-    candidates a subset contains.
+    """Add the integer scores of some queries to `node_scores` and `leaf_scores`, for all subsets of the candidates that
+    contain, of the last `prefix_bits` candidates, exactly those whose bits are set in `prefix`. The other arrays are
+    those of `PrunedPool`, `Chunk` and `RankGains`.
 
     Scores that all subsets below a node share are added to `node_scores`, a heap [2 * number of leaves]; the others to
     `leaf_scores` [number of leaves, S].
@@ -120,7 +125,9 @@ def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, ta
 
 @njit(nogil=True, inline="always")
 def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
-    """Return the largest number of rows, and the largest number of pairs, that one of the queries has; at least 1."""
+    """Return two numbers, each the maximum over some queries and at least 1: the number of kept rows and the number of
+    pairs of one query. The arrays are those of `PrunedPool`.
+    """
     max_rows, max_pairs = 1, 1
     for query in queries:
         first, last = pair_first_Q[query], pair_first_Q[query + 1]
@@ -131,7 +138,9 @@ def count_max_rows_and_pairs(queries, pair_first_Q, first_P, last_P):
 
 @njit(nogil=True, inline="always")
 def allocate_entries(max_rows, num_models, low):
-    """Return arrays for the entries of one query, not filled in yet."""
+    """Return `Entries` for one query, not filled in yet, with room for `max_rows` clips. `low` is the number of first
+    candidates whose subsets are scored at once.
+    """
     return Entries(
         np.empty((max_rows, num_models)),
         np.zeros((max_rows, num_models + 1)),
@@ -144,7 +153,9 @@ def allocate_entries(max_rows, num_models, low):
 
 @njit(nogil=True, inline="always")
 def allocate_tree(depths, max_rows, max_pairs):
-    """Return arrays for a path in the tree, not filled in yet."""
+    """Return a `Tree`, not filled in yet, with room for a path of `depths` nodes and for a query of `max_rows` entries
+    and `max_pairs` relevant clips.
+    """
     return Tree(
         np.empty((depths, max_rows), np.int32),
         np.empty((depths, max_rows)),
@@ -157,8 +168,9 @@ def allocate_tree(depths, max_rows, max_pairs):
 
 @njit(nogil=True, inline="always")
 def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, target_PM, low):
-    """Write a query's entries to `entries`, and return their number. Clips that outrank the relevant clip in all
-    subsets, or in none, are not entries; the former are counted in `up_P`.
+    """Write the `Entries` of one query to `entries`, and return their number; the query's pairs are the `pairs` ones
+    from index `first` on. `up_P` is set to the number of clips that outrank each relevant clip in all subsets, which
+    are not entries. The other arrays are those of `PrunedPool` and `Chunk`.
     """
     num_models, used = rows.shape[1], 0
     difference_LM, least_LM, greatest_LM, low_LS, rounded_LS, pair_L = entries
@@ -187,7 +199,9 @@ def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, t
 
 @njit(nogil=True, inline="always")
 def start_tree(tree, entries, used, prefix, prefix_bits):
-    """Initialise the root of the tree with all entries and their sums over the candidates of the prefix."""
+    """Initialise the root of the tree in place. Its undecided entries are the first `used` ones, each with the sum of
+    its differences over the candidates whose bits are set in `prefix`, of the last `prefix_bits` ones.
+    """
     num_models = entries.difference_LM.shape[1]
     for entry in range(used):
         start = 0.0
@@ -200,8 +214,8 @@ def start_tree(tree, entries, used, prefix, prefix_bits):
 
 @njit(nogil=True, inline="always")
 def drop_decided(tree, entries, depth, models_left):
-    """Drop those entries of a node whose order relative to the relevant clip no further candidate can change, and
-    return how many entries remain.
+    """Remove, in place, the entries of the tree's node at `depth` whose order relative to the relevant clip is the same
+    for all choices of the first `models_left` candidates. Return the number of entries that remain.
 
     An entry that is certain to be positive is counted as above its pair; one that is certain to be negative is not.
     """
@@ -219,7 +233,9 @@ def drop_decided(tree, entries, depth, models_left):
 
 @njit(nogil=True, inline="always")
 def make_child(tree, entries, depth, model, pairs):
-    """Initialise a node's next child: first the one that excludes a candidate, then the one that includes it."""
+    """Write the next child of the tree's node at `depth` to the row `depth + 1` of `tree`: first the child that
+    excludes the candidate `model`, then the one that includes it. `pairs` is the number of the query's relevant clips.
+    """
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1
     for index in range(tree.size_D[depth]):
@@ -235,8 +251,9 @@ def make_child(tree, entries, depth, model, pairs):
 
 @njit(nogil=True, inline="always")
 def add_two_scores(scores, tree, entries, depth, query_table, low):
-    """Add the scores of the low candidates' subsets for a query with one pair and one undecided entry, where only two
-    scores are possible.
+    """Add a query's score to `scores` [S], for each subset of the first `low` candidates. The query has one relevant
+    clip, and its leaf at `depth` one undecided entry, so that only two ranks are possible; `query_table` has the
+    query's score by rank.
     """
     entry, total, up = tree.entry_D[depth, 0], tree.sum_D[depth, 0], tree.up_DP[depth, 0]
     last, sums = len(query_table) - 1, entries.rounded_LS[entry]
@@ -256,7 +273,9 @@ def add_two_scores(scores, tree, entries, depth, query_table, low):
 
 @njit(nogil=True, inline="always")
 def count_subsets(count_PS, tree, entries, depth, pairs, low):
-    """Write the rank of each pair's clip for each subset of the low candidates to `count_PS`."""
+    """Write the rank of each relevant clip of a query to `count_PS`, for each subset of the first `low` candidates, at
+    the leaf `depth` of the tree. `pairs` is the number of the query's relevant clips.
+    """
     for number in range(pairs):
         count_PS[number, :] = tree.up_DP[depth, number]
     for index in range(tree.size_D[depth]):

@@ -41,14 +41,15 @@ SearchHit = tuple[float, str]
 
 @dataclass(frozen=True)
 class AudioIndex:
-    """Recordings sorted by path, with the vectors that an ensemble gives them."""
+    """Paths of recordings, sorted, and the vectors [A, D] that an ensemble gives them."""
 
     paths: list[str]
     vectors_AD: NDArray[np.float32]
 
 
 def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
-    """Return the index of recordings in a folder, which must be by this ensemble.
+    """Return the index of recordings in a folder. `models` is the ensemble that it must have been created with;
+    otherwise, or if there is no index, UserError is raised.
 
     Args:
         folder: the folder of the index.
@@ -69,7 +70,8 @@ def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
 def search_index(
     models: EnsembleModels, index: AudioIndex, sentences: Sequence[str], top: int
 ) -> list[list[SearchHit]]:
-    """Return the recordings with the highest scores for each sentence, the best first; ties are sorted by path.
+    """Return, for each sentence, the `top` recordings with the highest scores as pairs of score and path, the best
+    first; ties are sorted by path. `models` is the ensemble that the index was created with.
 
     Args:
         models: the models of the ensemble.
@@ -95,7 +97,8 @@ def search_index(
 
 
 def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProblems:
-    """Embed the new and changed audio files of a folder, and write the index.
+    """Embed the new and changed audio files in the folder `audio` with an ensemble's models, and write the index in
+    `folder`. Return the files that were skipped or changed, with the reasons.
 
     A file with the contents of a recording in the index, such as one that was moved, gets that recording's vector.
     Files of the folder that no longer exist are removed from the index, and so are recordings whose file was moved to
@@ -167,7 +170,9 @@ def update_locked_index(folder: Path, audio: Path, listing: AudioListing, models
 
 
 def read_stamps(paths: Sequence[Path], problems: FileProblems) -> dict[str, Stamp]:
-    """Return the size and modification time of each file; files that can't be read are added to `problems`."""
+    """Return the size in bytes and the modification time in nanoseconds of each file, by path. Files that can't be read
+    are added to `problems`.
+    """
     stamps: dict[str, Stamp] = {}
     for path in paths:
         try:
@@ -180,7 +185,9 @@ def read_stamps(paths: Sequence[Path], problems: FileProblems) -> dict[str, Stam
 
 
 def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's contents; '' if it can't be read, which is reported when it is decoded."""
+    """Return the SHA-256 of a file's contents in hexadecimal; '' if the file can't be read, which is reported when it
+    is decoded.
+    """
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -191,7 +198,9 @@ def hash_file(path: str) -> str:
 def reuse_vectors(
     index: AudioIndex, audio: Path, known: Mapping[str, Stamp], stamps: Mapping[str, Stamp], changed: Sequence[str]
 ) -> tuple[AudioIndex, list[str]]:
-    """Return the index without recordings that changed or no longer exist, and the files that have to be embedded.
+    """Return the index without recordings that changed or no longer exist in the folder `audio`, and those of the
+    `changed` paths that have to be embedded. `known` has the size, time and SHA-256 of each indexed file, `stamps`
+    those of the files in the folder.
 
     Changed files with the contents of a recording in the index are added to it with that recording's vector.
     """
@@ -211,13 +220,16 @@ def reuse_vectors(
 
 
 def is_moved(path: str, known: Mapping[str, Stamp], digests: Collection[object]) -> bool:
-    """Return whether a recording's file no longer exists, and its contents are those of another file."""
+    """Return whether the file of an indexed recording no longer exists and another file has the same contents. `known`
+    has each indexed file's SHA-256, and `digests` those of the other files.
+    """
     stamp = known.get(path, [])
     return len(stamp) > 2 and stamp[2] in digests and not Path(path).exists()
 
 
 def split_off_part(todo: list[str], num_indexed: int) -> tuple[list[str], list[str]]:
-    """Return the files to embed before the index is written again, and the remaining ones.
+    """Return two lists of paths: the files in `todo` to embed before the index is written again, and the remaining
+    ones. `num_indexed` is the number of recordings in the index.
 
     The parts grow with the index, so that writing it takes a small share of the time.
     """
@@ -226,8 +238,8 @@ def split_off_part(todo: list[str], num_indexed: int) -> tuple[list[str], list[s
 
 
 def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object], changed: set[str]) -> list[int]:
-    """Return the rows of the index to keep: those of recordings in other folders, and of unchanged files in the folder
-    `audio`.
+    """Return the rows of the index to keep: recordings outside the folder `audio`, and those in it whose file exists (a
+    key of `current`) and isn't in `changed`.
     """
     return [
         row
@@ -237,7 +249,9 @@ def find_kept_rows(index: AudioIndex, audio: Path, current: Mapping[str, object]
 
 
 def write_index(folder: Path, index: AudioIndex, stamps: Mapping[str, Stamp], models: EnsembleModels) -> None:
-    """Write an index, with the stamps last, so that an interruption causes files to be embedded again.
+    """Write an index into a folder: the vectors, then `stamps`, the size, modification time and SHA-256 of each file.
+    They come last, so that an interruption causes files to be embedded again. `models` is the ensemble that gave the
+    vectors.
 
     Recordings that lost their stamps in an earlier interruption stay in the index without one.
     """

@@ -158,10 +158,8 @@ def read_mean_ensemble(path: Path) -> Ensemble:
 
 
 def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | None, scratch: Path) -> Path:
-    """Return the local folder of a member's model: beside an exported ensemble.json, or fetched from the run storage
-    into `scratch`.
-
-    Raises UserError if it is in neither.
+    """Return the local folder of the model of the member `entry`: beside the exported ensemble.json at `path`, or
+    fetched from the run storage into `scratch`. Raises UserError if it is in neither.
     """
     signature = entry.signature
     exported = path.parent / MEMBERS / signature

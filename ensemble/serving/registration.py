@@ -17,7 +17,8 @@ REQUIREMENTS = ("annotated_types", "dacite", "filelock", "hear21passt", "hugging
 
 
 def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
-    """Log an exported ensemble with an index as an MLflow model, and register it.
+    """Log the exported ensemble in `folder`, with the index in the folder `index`, as an MLflow model, register it
+    under a name, and return its URI.
 
     Args:
         folder: the folder of the exported ensemble.

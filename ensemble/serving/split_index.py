@@ -18,7 +18,8 @@ from trainables.records.ledger import Ledger
 def concatenate_embeddings(
     ledger: Ledger, candidates: Sequence[Candidate], weights: Sequence[float], role: Role
 ) -> Embeddings:
-    """Return the concatenated embeddings of an ensemble's members, each multiplied by the square root of its weight.
+    """Return the concatenated embeddings of an ensemble's members, each multiplied by the square root of its weight,
+    for the split with this role. `candidates` are the members, and `weights` must sum to 1.
 
     The weights must sum to 1: then vectors have length 1, and dot products are the weighted means of the members'.
     Raises UserError if a candidate is a file of scores, or the trials were evaluated on different splits.

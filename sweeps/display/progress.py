@@ -68,8 +68,8 @@ COLUMNS = (
 
 
 def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
-    """Return a table of the trials that are running or ended without finishing. Its title consists of `heading`,
-    the number of trials in each state, and the estimated time left.
+    """Return a table of the trials (`lines`) that are running or ended without finishing. Its title consists of
+    `heading`, the number of trials in each state, and the estimated time left.
     """
     states = [line.state for line in lines]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(["finished", "running", *states]))
@@ -192,7 +192,9 @@ class SweepDisplay:
         self.print_line(f"{line.name}: started")
 
     def show_epoch(self, signature: str, metrics: Mapping[str, float]) -> None:
-        """Update a trial's progress with the metrics of an epoch that it has finished, and print them."""
+        """Update the progress of the trial with this signature by the metrics of an epoch that it has finished, and
+        print them.
+        """
         line, epoch = self.lines[signature], int(metrics["epoch"])
         line.epoch = max(line.epoch, epoch)
         line.update(metrics)
@@ -210,8 +212,8 @@ class SweepDisplay:
             self.print_line(f"{self.lines[signature].name}: finished by another command")
 
     def show_end(self, signature: str, state: str) -> None:
-        """Set the state of a trial that has ended ('finished', 'failed', 'stopped' or 'held by another
-        command'), and print it.
+        """Set the state of the trial with this signature, which has ended ('finished', 'failed', 'stopped' or 'held by
+        another command'), and print it.
         """
         line = self.lines[signature]
         line.state = state

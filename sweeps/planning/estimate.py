@@ -61,8 +61,8 @@ def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
 
 
 def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> float:
-    """Return the estimated GPU seconds of all epochs of a trial, given the data in one epoch: the floating-point
-    operations divided by the GPU's rate.
+    """Return the estimated GPU seconds of all epochs of a trial, given the amount of data in one epoch: the
+    floating-point operations divided by the GPU's rate.
 
     An encoder that is trained costs three forward passes, a frozen one a single pass.
     """
@@ -76,7 +76,9 @@ def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> f
 def count_epoch_work(
     store: Store, train: tuple[str, ...], segment_s: float, longest_s: float, batch_size: int
 ) -> EpochWork:
-    """Return the amount of data in an epoch over the splits `train`, without clips that are excluded from training.
+    """Return the amount of data in an epoch over the splits `train`: pairs, segments of `segment_s` seconds, and tokens
+    per caption in batches of `batch_size`. Clips that are excluded from training don't count, nor does what is after
+    the first `longest_s` seconds of a clip.
 
     A batch's captions are padded to the longest one, whose length is estimated as the maximum of `batch_size` captions.
     """
@@ -97,9 +99,9 @@ def count_epoch_work(
 
 @functools.cache
 def count_flops(config: Any, stand_in: Any, *num_tokens: float) -> float:
-    """Return the number of floating-point operations in an encoder's forward pass: for one segment or, with
-    `num_tokens`, for one caption of that length. If the size of the encoder is unknown, the encoder `stand_in` is
-    counted instead.
+    """Return the number of floating-point operations in the forward pass of the encoder with this config: for one
+    segment or, with `num_tokens`, for one caption of that length. If the encoder's size is unknown, the encoder with
+    the config `stand_in` is counted instead.
     """
     num_flops = encoders.module_of_config(config).flops(config, *num_tokens)
     return float(encoders.module_of_config(stand_in).flops(stand_in, *num_tokens) if num_flops is None else num_flops)
@@ -117,10 +119,9 @@ def find_unknown_encoders(trial: Trial) -> dict[str, Any]:
 def build_estimate_table(
     stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
 ) -> TextTable:
-    """Return a table with a row for each trial of a sweep: its stage, with how many others it shares its
-    pretraining, whether it has finished, and its estimated GPU hours.
-
-    `stages` holds the trials by signature, `finished` the signatures of finished trials.
+    """Return a table with a row for each trial of a sweep: its stage, with how many others it shares its pretraining,
+    whether it has finished, and its estimated GPU hours. `stages` has the trials by signature, `finished` the
+    signatures of those that have finished.
     """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     num_fine_tunings = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
@@ -141,7 +142,9 @@ def build_estimate_table(
 def describe_estimate(
     stages: Sequence[Mapping[str, Trial]], finished: Collection[str], store: Location, gpu: Gpu = A10G
 ) -> str:
-    """Return a text with the remaining and the total GPU hours of a sweep, and the assumptions of the estimate."""
+    """Return a text with the remaining and the total GPU hours of a sweep, and the assumptions of the estimate.
+    `stages` has the trials by signature, `finished` the signatures of those that have finished.
+    """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
     seconds = {signature: estimate_seconds(trial, store, gpu) for signature, trial in trials.items()}
     remaining_s = sum(value for signature, value in seconds.items() if signature not in finished)

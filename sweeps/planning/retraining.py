@@ -31,9 +31,9 @@ class Retraining:
 
 
 def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) -> list[Retraining]:
-    """Return the retraining of each member of an ensemble: the trial that replaces it, on all splits.
-
-    Raises UserError, with the path of the ensemble, if a member cannot be retrained.
+    """Return the retraining of each member of an ensemble: the trial that replaces it, on all splits. `first_stage`
+    says whether pretrainings are trained again as well. Raises UserError, which names the file `path` and the member,
+    if a member cannot be retrained.
     """
     retrainings = []
     for index, member in enumerate(ensemble.members):
@@ -45,8 +45,8 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the retraining of a member; a member without a fine-tuning is kept if only fine-tunings are retrained.
-    Raises UserError, with the reason, if it cannot be retrained.
+    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; in the latter case a
+    member without a fine-tuning is kept. Raises UserError, with the reason, if it cannot be retrained.
     """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
@@ -61,8 +61,9 @@ def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
 
 
 def extend_to_all_splits(trial: Trial, member: Member, first_stage: FirstStage) -> Trial:
-    """Return a trial that is also trained on the validation and the test split. Each retrained stage ends after the
-    epoch that was best in the member's own training.
+    """Return a member's trial changed to train on the validation and the test split, too, from `first_stage`
+    ('pretraining' or 'finetuning') on. Each retrained stage ends after the epoch that was best in the member's own
+    training.
     """
     held_out = (trial.validation, trial.test)
     parent = trial.pretraining
@@ -99,7 +100,8 @@ def add_splits(train: Sequence[str], further: Sequence[str]) -> tuple[str, ...]:
 def build_retrained_ensemble(
     ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]
 ) -> Ensemble:
-    """Return the ensemble of the retrained members, with the weights of the selected ensemble.
+    """Return the ensemble of the retrained members, with the weights of the selected ensemble. `retrainings` has the
+    trial that replaces each member, and `runs` each trial's signature and MLflow run id.
 
     `runs` maps each trial to its signature and run id. The selected ensemble, with its metrics, is stored in
     `before_retraining`; the metrics of retrained members are unknown.

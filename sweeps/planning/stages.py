@@ -15,8 +15,9 @@ Stages = list[dict[str, Trial]]
 
 
 def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
-    """Return the trials of each stage by signature, each trial once: the pretrainings, including those that the
-    fine-tunings start from, then the fine-tunings.
+    """Return two dicts of trials by signature, each trial once: the pretrainings, including those that the fine-tunings
+    start from, and the fine-tunings. The signatures are computed with `fingerprints`, which identify the splits and the
+    published weights.
     """
     with_parents = [parent for trial in trials if (parent := trial.pretraining)] + list(trials)
     stages: Stages = [{}, {}]
@@ -26,7 +27,9 @@ def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stage
 
 
 def find_parents(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
-    """Return the signature of each trial's pretraining by the trial's own signature; None if it has none."""
+    """Return the signature of each trial's pretraining, None if it has none, by the trial's own signature. Signatures
+    are computed with `fingerprints`, which identify the splits and the published weights.
+    """
     return {
         signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
         for signature, trial in trials.items()

@@ -117,8 +117,8 @@ class JobQueue:
         self.waiting = set(self.jobs) - set(self.ready)
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
-        """Return two costs: of the longest chain of jobs that begins with this job, and of this job and all
-        jobs that depend on it.
+        """Return two costs for the job with this key: the total cost of the costliest chain of jobs that depend on each
+        other and begin with it, and the cost of this job and all jobs that depend on it.
         """
         dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
         cost = self.jobs[key].cost
@@ -159,8 +159,8 @@ class JobQueue:
         return None
 
     def done(self, key: str, succeeded: bool) -> None:
-        """Free the resources of a job that has ended. The jobs that depend on it become ready, or are dropped
-        if it did not succeed.
+        """Free the resources of the job with this key, which has ended. The jobs that depend on it become ready if it
+        `succeeded`, and are dropped otherwise.
         """
         self.free_resources.release(self.running.pop(key) or [])
         if succeeded:

@@ -66,9 +66,9 @@ class SweepContext:
 
 
 def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
-    """Train one trial; Ray Tune calls this function in the trial's process. Return the metrics of the best epoch
-    and the key 'finished'; or only the key 'held' if another command holds the trial's lease, or 'failed', with the
-    traceback, after an error.
+    """Train one trial; Ray Tune calls this function in the trial's process. Return the metrics of the best epoch and
+    the key 'finished'; or only the key 'held' if another command holds the trial's lease, or 'failed', with the
+    traceback, after an error. `config` has the trial, `sweep` what all trials of the sweep share.
 
     Errors of a trial are reported as an outcome, not raised: Tune retries a function that raises, which is meant for
     lost drivers.
@@ -128,16 +128,16 @@ def bundle_of_process(resources: Allocation) -> Bundle:
 
 
 def make_job(signature: str, parent: str | None, cost: float, resources: Allocation) -> Job:
-    """Return the job of a trial for the job queue. `parent` is the signature of its pretraining, `cost` its
-    expected duration.
+    """Return the job of a trial for the job queue, which needs these resources. `parent` is the signature of its
+    pretraining, and `cost` its expected duration in seconds.
     """
     workers = [] if trains_in_process(resources) else [resources.worker] * resources.workers
     return Job(signature, (bundle_of_process(resources), *workers), cost, parent)
 
 
 def resources_of_process(config: Mapping[str, Any], sweep: SweepContext) -> tune.PlacementGroupFactory:
-    """Return the resources that Ray Tune reserves for the process of a trial. `config` is the config of the trial
-    in Tune.
+    """Return the resources that Ray Tune reserves for the process of a trial. `config` is the trial's config in Tune,
+    and `sweep` has the resources of each stage.
     """
     bundle = bundle_of_process(sweep.resources[config["work"]["stage"]])
     return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
@@ -155,19 +155,21 @@ class TuneCallback(tune.Callback):
         return {}  # Tune pickles a sweep to restore it; here a sweep resumes from the ledger
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show on the display that a trial has started."""
+        """Show on the display that a trial has started. Ray Tune calls this method; only `trial` is used."""
         self.display.show_start(trial.config["work"]["signature"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Show an epoch of a trial on the display when Tune reports its metrics."""
+        """Show an epoch of a trial on the display when the trial reports its metrics, `result`. Ray Tune calls this
+        method; the other arguments are not used.
+        """
         if "train_loss" in result and FINISHED not in result:
             self.display.show_epoch(trial.config["work"]["signature"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show the outcome of a trial that ended without an error; release its lease if the scheduler has
-        stopped it.
+        """Show the outcome of a trial that ended without an error, and release its lease if the scheduler has stopped
+        it. Ray Tune calls this method; only `trial` is used.
         """
         signature = trial.config["work"]["signature"]
         outcome = find_outcome(trial.last_result)
@@ -176,7 +178,9 @@ class TuneCallback(tune.Callback):
         self.display.show_end(signature, "held by another command" if outcome == HELD else outcome)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Release the lease of a trial whose process was lost more often than MAX_RESTARTS, and show it as failed."""
+        """Release the lease of a trial whose process was lost more often than MAX_RESTARTS, and show it as failed. Ray
+        Tune calls this method; only `trial` is used.
+        """
         release_trials(self.ledger, self.sweep, [trial.config["work"]["signature"]])
         self.display.show_end(trial.config["work"]["signature"], FAILED)
 
@@ -189,7 +193,9 @@ def find_outcome(result: Mapping[str, Any]) -> str:
 
 
 def release_trials(ledger: Ledger, sweep: SweepContext, signatures: Sequence[str]) -> None:
-    """Release this command's leases of these trials, and mark the trials that no process trains as KILLED."""
+    """Release the leases that this command holds of the trials with these signatures, and mark those that no process
+    trains any more as KILLED.
+    """
     for signature in signatures:
         leases.release_own(sweep.site.runs, signature, sweep.command)
         run = ledger.find_trial(signature)
@@ -216,7 +222,7 @@ class AshaByStage(FIFOScheduler):
         self.schedulers[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return Ray Tune's decision after a result that a trial has reported: CONTINUE or STOP."""
+        """Return Ray Tune's decision after a trial has reported the metrics `result`: CONTINUE or STOP."""
         if FINISHED in result:
             return str(TrialScheduler.CONTINUE)
         return str(self.schedulers[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
@@ -232,8 +238,9 @@ def run_trials(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> dict[str, str]:
-    """Run trials through Ray Tune, each after its pretraining has finished. Return the outcome of each trial that
-    was started, by signature.
+    """Run trials through Ray Tune, each after its pretraining has finished, and return the outcome of each that was
+    started, by signature. `parents` and `costs` have each trial's pretraining (its signature) and expected duration in
+    seconds. `max_concurrent` bounds how many run at a time; `with_asha` stops unpromising ones early.
 
     The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
     not stop the others. Trials held by another command, and those that depend on them, are not run.

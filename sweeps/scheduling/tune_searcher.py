@@ -58,8 +58,8 @@ class QueueSearcher(Searcher):
         return self.configs[key]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Report the end of a trial to the job queue, which frees its resources and, if it succeeded, makes the
-        trials that depend on it ready.
+        """Report the end of the trial with Tune's id `trial_id` to the job queue, which frees its resources and, unless
+        there was an `error` or it was stopped, makes the trials that depend on it ready. `result` is not used.
         """
         succeeded = not error and self.succeeded(self.keys[trial_id])
         self.queue.done(self.keys.pop(trial_id), succeeded)

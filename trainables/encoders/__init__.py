@@ -23,7 +23,9 @@ Kind = Literal["audio", "text"]
 
 
 def list_families(kind: Kind) -> list[str]:
-    """Return the names of the encoder families of a kind, sorted: ['cnn', 'cnn14', 'passt'] for audio."""
+    """Return the names of the encoder families of a kind, 'audio' or 'text', sorted: ['cnn', 'cnn14', 'passt'] for
+    audio.
+    """
     package = importlib.import_module(f"{__name__}.{kind}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
@@ -48,8 +50,8 @@ def family_name(config: Any) -> str:
 
 
 def config_of_variant(kind: Kind, name: str) -> Any:
-    """Return the encoder's Config for a name 'family:variant', such as 'passt:N' or 'huggingface:FOLDER'. Raises
-    UserError, which lists the known names, for an unknown one.
+    """Return the Config of an encoder of a kind, 'audio' or 'text', for a name 'family:variant', such as 'passt:N' or
+    'huggingface:FOLDER'. Raises UserError, which lists the known names, for an unknown one.
     """
     stem, _, variant = name.partition(":")
     family = load_family(kind, stem)
@@ -79,8 +81,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: Kind, value: dict[str, Any]) -> Any:
-    """Return the encoder's Config for a dict that `to_json` returned. Raises UserError for an unknown family or
-    setting.
+    """Return the Config of an encoder, given as the dict that `to_json` returned. `kind` is 'audio' or 'text'. Raises
+    UserError for an unknown family or setting.
     """
     if not isinstance(value, dict) or "family" not in value:
         raise UserError(f"{kind} encoder: it must be settings with a family, not {value!r}")

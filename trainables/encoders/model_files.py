@@ -47,8 +47,8 @@ WEIGHT_FILES = (
 
 @dataclass(frozen=True)
 class Module:
-    """Entry of a modules.json: the kind of a module, such as 'Pooling', and the folder of its files, relative to the
-    model's; '' is that folder itself.
+    """Entry of sentence-transformers' modules.json: the kind of a module, such as 'Pooling', and the folder of its
+    files, relative to the model's; '' is that folder itself.
     """
 
     kind: str
@@ -56,8 +56,9 @@ class Module:
 
 
 def parse_modules(entries: Any, source: str) -> list[Module]:
-    """Return the modules in the content of a modules.json, in order. Raises UserError, which begins with `source`, if
-    it is malformed, begins with another module than a transformer, or needs code from outside sentence-transformers.
+    """Return the modules listed in the content of a modules.json (sentence-transformers), in order. Raises UserError,
+    which begins with `source`, if it is malformed, doesn't begin with a transformer, or needs code from outside
+    sentence-transformers.
     """
     try:
         ordered = sorted(entries, key=lambda entry: int(entry["idx"]))
@@ -97,7 +98,7 @@ def find_body(folder: Path) -> Path:
 
 
 def require_model_folder(folder: Path) -> None:
-    """Raise UserError unless a folder has a transformer's config.json and weights."""
+    """Raise UserError if a folder lacks the config.json or the weights of a transformers model."""
     body = find_body(folder)
     missing = [CONFIG_FILE] if not (body / CONFIG_FILE).is_file() else []
     missing += [WEIGHT_FILES[0][0]] if not list_weights(body) else []
@@ -109,8 +110,8 @@ def require_model_folder(folder: Path) -> None:
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """Return the files of weights in a folder that are read, sorted: safetensors if there are any, otherwise torch's
-    files.
+    """Return the paths of the files in a folder from which weights are loaded, sorted: safetensors if there are any,
+    otherwise torch's files.
     """
     for patterns in WEIGHT_FILES:
         if paths := list(match_files(folder, patterns)):
@@ -126,8 +127,8 @@ def match_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
 
 
 def hash_model(folder: Path, with_layers: bool) -> str:
-    """Return the SHA-256 of the names and contents of a model's weights, tokenizer and configuration, in hexadecimal.
-    Other files in the folder, such as a README, don't count. `with_layers` includes what a modules.json defines.
+    """Return the SHA-256 of the names and contents of a model's weights, tokenizer and configuration files in a folder,
+    in hexadecimal. `with_layers` includes the layers that sentence-transformers' modules.json defines.
 
     Raises UserError if the folder has no weights.
     """

@@ -69,7 +69,9 @@ def hash_file(path: Path) -> str:
 
 @functools.cache
 def hash_file_version(path: Path, num_bytes: int, modified_ns: int) -> str:
-    """Return the SHA-256 of a file in hexadecimal. The size and the modification time are keys of the cache only."""
+    """Return the SHA-256 of a file in hexadecimal, from a cache if it was computed for the same size (`num_bytes`) and
+    modification time (`modified_ns`).
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -93,7 +95,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
-    """Load the weights in a published checkpoint into a network, except for those whose names are in `unused`.
+    """Load the weights in the published checkpoint at `path` into a network, in place, except for those whose names are
+    in `unused`.
 
     Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's,
     or if a weight isn't finite.
@@ -140,8 +143,8 @@ def require_finite_weights(network: nn.Module, source: Path | str) -> None:
 def require_matching_weights(
     source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
 ) -> None:
-    """Raise UserError if a checkpoint's weights don't match the network, that is, unless all three collections of names
-    are empty. The message starts with `source` and lists the first names of each collection.
+    """Raise UserError, which begins with `source`, if a checkpoint's weights don't match a network: if any name of a
+    weight is in `missing` or `unexpected`, or in `misshapen`, with its shapes.
     """
     kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
     differences = [f"{len(names)} {kind} ({format_names(names)})" for kind, names in kinds.items() if names]

@@ -25,8 +25,8 @@ from trainables.trial import TRIAL_FILE, Trial
 
 
 def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEncoder) -> None:
-    """Write a trained model to the run storage under the trial's signature, where fine-tunings look for it. The write
-    is atomic, and a model that is already stored is kept.
+    """Write a trial's trained model, `network`, to the run storage under the trial's signature, where fine-tunings look
+    for it. The write is atomic, and a model that is already stored is kept.
     """
     with runs.make_scratch() as scratch:
         checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.copy_weights(network))
@@ -41,8 +41,9 @@ def log_artifacts(
     validation: StoredSplit,
     test: StoredSplit,
 ) -> None:
-    """Embed the validation and the test split, log the embeddings and the trial's config to MLflow, and read the
-    embeddings back as a check. Test metrics are not computed.
+    """Embed the validation and the test split with the trained model `network`, log the embeddings and the trial's
+    config to MLflow, and read the embeddings back as a check. Test metrics are not computed. The embeddings are marked
+    with the trial's signature.
 
     Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings.
     """

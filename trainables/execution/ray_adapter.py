@@ -37,7 +37,8 @@ from trainables.training.train import OnCheckpoint, OutOfMemoryError
 
 
 def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
-    """Train a trial with Ray Train, from its last checkpoint if there is one, and return the best epoch's metrics.
+    """Train the trial of a job with Ray Train, from its last checkpoint if there is one, and return the best epoch's
+    metrics. `callbacks` are passed to Ray Train.
 
     The caller renews the lease meanwhile. Raises UserError if a worker raised one or if the store has changed, and
     LeaseLostError if another process has taken the trial over.
@@ -102,7 +103,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnCheckpoint:
     """Return the callback that a training calls after each epoch and when a checkpoint is due. On rank 0 it logs the
-    epoch's metrics to MLflow and writes the checkpoint; on other ranks it only reports to Ray Train.
+    epoch's metrics to MLflow and writes the checkpoint if the lease is still held; on other ranks it only reports to
+    Ray Train.
 
     A checkpoint is written while training continues; the next checkpoint waits until it is written. When MLflow has
     received all earlier metrics, and if the lease is still held, it is recorded as the last complete checkpoint.

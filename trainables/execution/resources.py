@@ -76,8 +76,9 @@ class ResourceRequest:
 def allocate(
     nodes: Sequence[Bundle], request: ResourceRequest, trials: int = 1, concurrent: int | None = None
 ) -> Allocation:
-    """Return the number of workers of each trial and the resources of each worker. `trials` is the number of trials, of
-    which `concurrent` run at the same time; None: all of them.
+    """Return the number of workers of each trial and the resources of each worker on the cluster's nodes, as `request`
+    says, with defaults for what it leaves open. `trials` is the number of trials, of which `concurrent` run at the same
+    time; None: all of them.
 
     A worker gets a GPU if there are any, and an equal share of its node's CPUs; a trial of a sweep gets one worker
     unless more are requested. Raises UserError that names what is missing if the request cannot be placed.
@@ -119,7 +120,9 @@ def count_workers_on_gpus(node: Bundle, resources: Allocation) -> float:
 
 
 def require_placeable(resources: Allocation, nodes: Sequence[Bundle]) -> None:
-    """Raise UserError if the workers of one trial don't fit on the nodes, even if nothing else runs there."""
+    """Raise UserError if the workers of one trial, which need `resources`, don't fit on the nodes, even if nothing else
+    runs there.
+    """
     placeable = count_placeable_workers(resources, nodes)
     if placeable >= resources.workers:
         return

@@ -105,8 +105,9 @@ def train_rank(
     before_outcome: Callable[[], None] = lambda: None,
     rank: int = 0,
 ) -> None:
-    """Train a trial on one rank. When training has ended, rank 0 stores the model and logs the trial's config and
-    embeddings to MLflow.
+    """Train the trial of the job `work` on one rank; at the end, rank 0 stores the model and logs the trial's config
+    and embeddings to MLflow. `make_report` makes the callback for epochs and checkpoints, `resume_from` is the folder
+    of a checkpoint to resume from, and `scratch` a folder for temporary files.
 
     `make_report` returns the callback for epochs and checkpoints, `resume_from` is the folder of a checkpoint of the
     training, and `before_outcome` is called when training has ended. Raises UserError, whose message is recorded in
@@ -146,8 +147,8 @@ def train_rank(
 
 
 def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:
-    """Log the metrics of a checkpoint's epochs that the MLflow run lacks, such as a new run for a trial whose run was
-    deleted or whose tracking store was lost.
+    """Log those metrics of epochs, stored in a checkpoint, that the MLflow run lacks, as after the run or the tracking
+    store was lost. `checkpoints`, the place of the trial's checkpoints, is named in messages.
 
     Raises UserError, which names the trial's `checkpoints`, if the checkpoint lacks them as well because an earlier
     version wrote it.
@@ -167,7 +168,8 @@ def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:
 
 
 def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
-    """Train a trial on one rank in this process, from its last checkpoint if there is one.
+    """Train the trial of the job `work` on one rank in this process, from its last checkpoint if there is one, and
+    return the best epoch's metrics. `on_epoch` is called with the metrics of each epoch.
 
     Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
     ends the training. Raises UserError if the user has to correct something, and LeaseLostError if another process has
@@ -212,7 +214,7 @@ def release_memory(device: torch.device) -> None:
 
 def make_reporter(writer: CheckpointWriter, log: RunLog, on_epoch: OnEpoch) -> OnCheckpoint:
     """Return the callback that a training on one rank calls after each epoch and when a checkpoint is due. It logs the
-    epoch's metrics to MLflow, starts writing the checkpoint, and calls `on_epoch` with the metrics.
+    epoch's metrics to MLflow, starts writing the checkpoint by `writer`, and calls `on_epoch` with the metrics.
     """
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
@@ -250,7 +252,9 @@ class CheckpointWriter:
         self.thread.shutdown()
 
     def write(self, snapshot: Snapshot, log: RunLog) -> None:
-        """Wait until the previous checkpoint is written, then start writing this one in the background."""
+        """Wait until the previous checkpoint is written, then start writing `snapshot`, a copy of the training's state,
+        in the background. It counts as complete once MLflow has received what was logged to `log`.
+        """
         self.wait()
         self.number += 1
         self.pending = self.thread.submit(self.write_now, snapshot, f"checkpoint_{self.number:06}", log)
@@ -262,7 +266,9 @@ class CheckpointWriter:
             pending.result()
 
     def write_now(self, snapshot: Snapshot, name: str, log: RunLog) -> None:
-        """Write a checkpoint to the folder `name`, record it as the last complete one, and remove the earlier ones."""
+        """Write `snapshot`, a copy of the training's state, as a checkpoint to the folder `name`; once MLflow has
+        received what was logged to `log`, record it as the last complete one, and remove the earlier ones.
+        """
         folder = f"trials/{self.lease.folder}"
         with_retries(lambda: self.runs.write_folder(f"{folder}/{name}", snapshot.write))
         commit_checkpoint(self.runs, self.lease, name, log)
@@ -332,7 +338,7 @@ def make_embeddings_logger(log: RunLog, signature: str) -> OnEmbeddings:
 
 def make_step_logger(log: RunLog, epochs: int) -> Callable[[TrainingStep], None]:
     """Return a callback that takes each training step, and logs a summary of the latest steps to MLflow about every
-    LOG_STEPS_EVERY_S seconds.
+    LOG_STEPS_EVERY_S seconds. The summary contains the estimated time until `epochs` epochs are done.
     """
     steps: list[TrainingStep] = []
     logged_at = time.monotonic()

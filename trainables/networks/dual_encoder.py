@@ -67,8 +67,8 @@ class DualEncoder(nn.Module):
         return self.log_temperature.exp()
 
     def embed_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [B, D] of clips: the encoder's mean over each clip's segments, projected and
-        normalised.
+        """Return the embeddings [B, D] of the clips in a batch: the encoder's mean over each clip's segments, projected
+        and normalised. `generator` draws random numbers for augmentation in training.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
             features_SW = embed_segments(self.audio, batch, generator)
@@ -85,15 +85,16 @@ class DualEncoder(nn.Module):
         return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
 
     def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the embeddings of clips [B, D] and captions [B, D], and the temperature. One call returns all three,
-        since DDP needs all parameters to be used in one forward pass.
+        """Return three tensors: the embeddings of the clips of a batch [B, D], those of the captions with these tokens
+        [B, D], and the temperature. One call returns all, since DDP needs all parameters to be used in one forward
+        pass. `generator` is for augmentation.
         """
         return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
 
 
 def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Return the encoder's outputs [S, W] for the segments of a batch. An encoder that `reads_num_samples` gets the
-    number of samples of each segment, too.
+    """Return an audio encoder's outputs [S, W] for the segments of a batch. `generator` is for augmentation. An encoder
+    that `reads_num_samples` gets the number of samples of each segment, too.
     """
     if getattr(audio, "reads_num_samples", False):
         return audio(batch.segments, batch.mask_draws, generator, num_samples_S=batch.count_samples())
@@ -152,7 +153,7 @@ def restore(trial: Trial, folder: Path) -> DualEncoder:
 
 
 def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
-    """Return a trial's dual encoder, made of the given encoders."""
+    """Return a trial's dual encoder, made of the encoders `audio` and `text`."""
     network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
     network.log_temperature.requires_grad_(not trial.fixed_temperature)
     return network

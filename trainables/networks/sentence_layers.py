@@ -51,11 +51,15 @@ class PoolingLayer(nn.Module):
         self.modes = tuple(modes)
 
     def forward(self, states_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the vectors [B, W x modes] of captions; each caption's tokens come first, then padding."""
+        """Return one vector per caption [B, W x modes], given the vectors of its tokens [B, L, W] and the mask of
+        tokens [B, L]. Each caption's tokens come first, then padding.
+        """
         return torch.cat([self.pool(mode, states_BLW, mask_BL) for mode in self.modes], dim=1)
 
     def pool(self, mode: str, states_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the vectors [B, W] of captions by one mode."""
+        """Return one vector per caption [B, W], pooled from the vectors of its tokens [B, L, W] by one mode, such as
+        'mean'. `mask_BL` is 0 for padding.
+        """
         if mode == "cls":
             return states_BLW[:, 0]
         if mode == "lasttoken":
@@ -132,18 +136,23 @@ class SentenceLayers(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, states_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the vectors [B, self.width] of captions, given the transformer's output for their tokens."""
+        """Return one vector per caption [B, self.width], given the transformer's output for its tokens [B, L, W] and
+        the mask of tokens [B, L].
+        """
         vectors: Tensor = self.layers(self.pooling(states_BLW, mask_BL))
         return vectors
 
 
 def plain_layers(pooling: str, width: int) -> SentenceLayers:
-    """Return pooling alone, as a Config of `trainables.encoders.text.huggingface` names it."""
+    """Return pooling alone, without further layers, for a transformer of this width; `pooling` is its name in the
+    Config of `trainables.encoders.text.huggingface`.
+    """
     return SentenceLayers({"modes": [POOLING_MODE[pooling]], "layers": []}, width)
 
 
 def load_layers(modules: Sequence[model_files.Module], find_file: FileFinder, width: int) -> SentenceLayers:
-    """Return the layers that a modules.json lists after its transformer, with their weights.
+    """Return the layers that a modules.json lists after its transformer, with their weights. `modules` is its content;
+    `find_file` returns the local path of a file of the model, and `width` is the size of the transformer's output.
 
     Raises UserError if a module is unknown or malformed, or if its weights are missing or don't match.
     """
@@ -169,8 +178,8 @@ def load_layers(modules: Sequence[model_files.Module], find_file: FileFinder, wi
 
 
 def restore_layers(folder: Path, pooling: str, width: int) -> SentenceLayers:
-    """Return the layers whose settings `save_settings` wrote to a folder, without their weights; pooling alone if it
-    wrote none.
+    """Return the layers whose settings `save_settings` wrote to a folder, without their weights; if it wrote none,
+    pooling alone. `width` is the size of the transformer's output.
     """
     path = folder / LAYERS_FILE
     return SentenceLayers(model_files.read_json(path), width) if path.is_file() else plain_layers(pooling, width)
@@ -185,8 +194,8 @@ def save_settings(layers: SentenceLayers, folder: Path) -> None:
 
 
 def read_config(module: model_files.Module, find_file: FileFinder) -> dict[str, Any]:
-    """Return the config.json of a module; an empty dict for one without settings. Raises UserError if it is
-    malformed.
+    """Return the config.json of a module, which `find_file` locates; an empty dict for a module without one. Raises
+    UserError if it is malformed.
     """
     path = find_file(f"{module.folder}/{model_files.CONFIG_FILE}")
     config = model_files.read_json(path) if path else {}
@@ -196,8 +205,8 @@ def read_config(module: model_files.Module, find_file: FileFinder) -> dict[str, 
 
 
 def read_token_settings(body: model_files.Module, find_file: FileFinder) -> dict[str, Any]:
-    """Return those of sentence-transformers' settings that change a caption's tokens: `max_tokens` and the default
-    `prompt`, if there are any.
+    """Return those settings of sentence-transformers that change a caption's tokens: `max_tokens` and the default
+    `prompt`, if there are any. `body` is the module of the transformer, whose files `find_file` locates.
     """
     settings: dict[str, Any] = {}
     sentence_file, prompts_file = model_files.SENTENCE_CONFIG_FILES
@@ -213,8 +222,8 @@ def read_token_settings(body: model_files.Module, find_file: FileFinder) -> dict
 
 
 def describe_module(module: model_files.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a module after the transformer, by the names of `SentenceLayers`. Raises UserError for a
-    kind that isn't supported, or for unusable settings.
+    """Return the settings of a module after the transformer in the form that `SentenceLayers` takes; `config` is its
+    config.json. Raises UserError for a kind of module that isn't supported, or for unusable settings.
     """
     try:
         if module.kind == "Pooling":
@@ -263,7 +272,9 @@ def read_activation(path: str) -> str:
 
 
 def load_layer_weights(layer: nn.Module, module: model_files.Module, find_file: FileFinder) -> None:
-    """Load a module's weights into its layer. Raises UserError if they are missing or don't match."""
+    """Load the weights of a module, whose files `find_file` locates, into its layer. Raises UserError if they are
+    missing or don't match.
+    """
     safe, torch_file = (find_file(f"{module.folder}/{names[0]}") for names in model_files.WEIGHT_FILES)
     path = safe or torch_file
     if path is None:

@@ -56,8 +56,8 @@ AUDIO_REMEDY = "check that the weights are this model's, and what the encoder co
 
 
 def require_working_encoders(trials: Collection[Trial], weights: Path | None) -> None:
-    """Build every encoder of the trials, and embed a few sentences or segments of noise with it. `weights` is the
-    folder of published checkpoints.
+    """Build each encoder of the trials once and embed a few sentences or segments of noise with it. Raises UserError if
+    that fails or the vectors are unusable. `weights` is the folder of published checkpoints; None downloads them.
 
     Raises UserError if an encoder can't be built or used, if it has weights that aren't finite, or if its vectors have
     another shape than [inputs, width], aren't finite, are the same for different inputs, or depend on other inputs.
@@ -73,8 +73,9 @@ def require_working_encoders(trials: Collection[Trial], weights: Path | None) ->
 
 @torch.no_grad()
 def require_working_text_encoder(config: TextConfig, encoder: Any) -> None:
-    """Raise UserError if a text encoder doesn't embed SENTENCES as the contract of text encoders says, or can't embed a
-    sentence of many words. Warn if the encoder reads fewer tokens than its config's `max_tokens`.
+    """Raise UserError if a text encoder's vectors have a wrong shape, aren't finite, are equal for different sentences,
+    or depend on the other sentences in the batch; or if its tokenizer knows no word. Log a warning if it reads fewer
+    tokens than `config.max_tokens`.
     """
     name = encoders.format_label(config)
     published.require_finite_weights(encoder, name)
@@ -102,8 +103,9 @@ def require_working_text_encoder(config: TextConfig, encoder: Any) -> None:
 
 @torch.no_grad()
 def require_working_audio_encoder(config: AudioConfig, encoder: Any) -> None:
-    """Raise UserError if an audio encoder doesn't embed two segments, of noise and of softer noise that ends after half
-    of the segment, as the contract of audio encoders says.
+    """Raise UserError if an audio encoder returns vectors of a wrong shape, vectors that aren't finite, equal vectors
+    for different segments, or a vector that depends on the other segments in the batch. `config` is the encoder's
+    config.
     """
     name = encoders.format_label(config)
     published.require_finite_weights(encoder, name)
@@ -121,7 +123,9 @@ def require_working_audio_encoder(config: AudioConfig, encoder: Any) -> None:
 
 
 def require_vectors(name: str, vectors: Any, shape: tuple[int, int]) -> None:
-    """Raise UserError if an encoder's output isn't a tensor of the given shape, or isn't finite."""
+    """Raise UserError if `vectors`, the output of the encoder `name`, isn't a tensor of this shape, or has entries that
+    aren't finite.
+    """
     if not isinstance(vectors, Tensor) or tuple(vectors.shape) != shape:
         actual = list(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
         raise UserError(
@@ -138,8 +142,9 @@ def require_vectors(name: str, vectors: Any, shape: tuple[int, int]) -> None:
 def require_distinct(
     name: str, vectors_BW: Tensor, pairs: list[tuple[int, int]], labels: list[str], remedy: str
 ) -> None:
-    """Raise UserError, which ends with `remedy`, if the vectors of a pair of different inputs are the same. `labels`
-    are the inputs as the message calls them.
+    """Raise UserError if the vectors of two different inputs are the same. `pairs` are the pairs of rows of
+    `vectors_BW` to compare, and `labels` the inputs as text; the message begins with the encoder's name and ends with
+    `remedy`.
     """
     min_distance = MIN_DIFFERENCE * float(vectors_BW.norm(dim=1).mean())
     for first, second in pairs:
@@ -148,8 +153,8 @@ def require_distinct(
 
 
 def require_independent(name: str, batched_W: Tensor, alone_W: Tensor, label: str) -> None:
-    """Raise UserError if the vector of an input, which the message calls `label`, isn't the same in a batch and
-    alone.
+    """Raise UserError if the encoder `name` returns different vectors for the same input in a batch, `batched_W`, and
+    alone, `alone_W`. The message calls the input `label`.
     """
     if float((batched_W - alone_W).norm()) > MAX_BATCH_EFFECT * float(alone_W.norm()):
         raise UserError(
@@ -160,7 +165,9 @@ def require_independent(name: str, batched_W: Tensor, alone_W: Tensor, label: st
 
 @contextlib.contextmanager
 def encoder_errors_as_user_errors(config: AudioConfig | TextConfig) -> Iterator[None]:
-    """Re-raise any error in building or using an encoder as a UserError that names the encoder."""
+    """Raise any error in the `with` block, in which an encoder is built or used, as a UserError that names the
+    encoder.
+    """
     try:
         yield
     except UserError:

@@ -59,8 +59,8 @@ def copy_weights(model: DualEncoder) -> Weights:
 
 
 def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) -> None:
-    """Write a model to a folder, which is created if it doesn't exist: its weights, its config and the tokenizer of its
-    text encoder.
+    """Write a model to a folder, which is created if it doesn't exist: its weights, the config of its trial, and the
+    tokenizer of its text encoder `text`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text.save_tokenizer(folder)
@@ -68,7 +68,7 @@ def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) 
 
 
 def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
-    """Write a model's weights and config to an existing folder, without the tokenizer."""
+    """Write a model's weights and the config of its trial to an existing folder, without the tokenizer."""
     save_file(weights, folder / MODEL_FILE)
     write_json(folder / TRIAL_FILE, trials.to_json(trial))
 
@@ -108,7 +108,9 @@ class Snapshot:
 def take_snapshot(
     trial: Trial, model: DualEncoder, optimizer: torch.optim.Optimizer, progress: TrainingProgress, best: Weights
 ) -> Snapshot:
-    """Return a copy of the state of a training. `best` isn't copied, since training never changes it in place."""
+    """Return a copy of the state of a training: the model's weights, its tokenizer, the optimizer's state and the
+    progress. `best`, the weights of the best epoch, isn't copied, since training never changes it in place.
+    """
     moments = {
         f"{name}/{key}": tensor.detach().cpu().clone()
         for name, parameter in model.named_parameters()
@@ -128,8 +130,8 @@ def load_progress(folder: Path) -> TrainingProgress:
 def load_training(
     folder: Path, model: DualEncoder, optimizer: torch.optim.Optimizer
 ) -> tuple[TrainingProgress, Weights]:
-    """Restore model and optimizer in place from a checkpoint; return the training's progress and the best epoch's
-    weights, which are empty before the first epoch has ended.
+    """Restore model and optimizer in place from the checkpoint in a folder. Return the training's progress, and the
+    weights of the best epoch by name, {} before the first epoch has ended.
     """
     weights = load_file(folder / MODEL_FILE)
     model.load_state_dict(weights)

@@ -253,8 +253,8 @@ def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
 
 
 def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the parsed JSON of an ensemble.json file of format 2, converted to format 3. Raises UserError that names
-    an invalid field.
+    """Return the content of an ensemble.json file of format 2, which has been parsed as JSON, converted to format 3.
+    Raises UserError, which begins with `where`, for an invalid field.
     """
     metric = content.get("metric", "map10")
 

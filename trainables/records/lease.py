@@ -108,7 +108,9 @@ class Lease:
 
 
 def lease_file(signature: str, number: int) -> str:
-    """Return the name of a lease's file in the run storage."""
+    """Return the name, in the run storage, of the file of the lease with this number of the trial with this
+    signature.
+    """
     return f"leases/{signature}/{number}.json"
 
 
@@ -119,8 +121,8 @@ def find_newest_number(runs: RunStorage, signature: str) -> int:
 
 
 def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | None]:
-    """Return the number of a trial's newest lease, and the process that acquired it, even if that process has ended.
-    The number is 0 if there is no lease; the holder is None if there is none or it was released.
+    """Return two values for the trial with this signature: the number of its newest lease, 0 if there is none; and the
+    process that acquired it, even if that process has ended, or None if there is no lease or it was released.
     """
     number = find_newest_number(runs, signature)
     contents = runs.read(lease_file(signature, number)) if number else None
@@ -129,8 +131,8 @@ def find_last_holder(runs: RunStorage, signature: str) -> tuple[int, Holder | No
 
 
 def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) -> Holder | None:
-    """Return the process that holds a valid lease of a trial. Return None if there is no lease, or if it was released,
-    has expired, or its process has ended.
+    """Return the process that holds a valid lease of the trial with this signature. Return None if there is no lease,
+    if it was released, if it was renewed `expires_s` seconds ago or earlier, or if its process has ended.
     """
     number, current = find_last_holder(runs, signature)
     if current is None or current.has_ended():
@@ -145,8 +147,8 @@ def find_holder(runs: RunStorage, signature: str, expires_s: float = EXPIRES_S) 
 def acquire(
     runs: RunStorage, signature: str, command: str = COMMAND_ID, expires_s: float = EXPIRES_S
 ) -> "Lease | Holder":
-    """Try to acquire the lease of a trial. Return the lease or, if a process of another command holds one, that
-    process.
+    """Try to acquire the lease of the trial with this signature. Return the lease or, if a process of another command
+    holds one, that process. A lease expires if it isn't renewed for `expires_s` seconds.
 
     A command has at most one process per trial, so a lease that is held by the same command belongs to a lost process,
     and is taken over immediately.
@@ -216,8 +218,8 @@ class Heartbeat:
 
 
 def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> None:
-    """Release the lease of a trial if it was acquired by a process of the command with this identifier, even if that
-    process has ended. Leases of other commands are kept.
+    """Release the lease of the trial with this signature if a process of the command with the identifier `command`
+    acquired it, even if that process has ended. Leases of other commands are kept.
     """
     with log_storage_errors(signature):
         number, current = find_last_holder(runs, signature)

@@ -116,7 +116,8 @@ class Ledger(Protocol):
         """Return the signature of the trial that is logged to an MLflow run, or None."""
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
-        """Mark a trial as running, and return the id of the run that it is logged to: its existing run, or a new one.
+        """Mark a trial as running, and return the id of the MLflow run that it is logged to: its existing run, or a new
+        one. `parent` is the signature of its pretraining, and `sweep_run_id` the run of its sweep.
 
         `parent` is the signature of the pretraining. Only the holder of the trial's lease may call this method, since
         otherwise two runs could be created.
@@ -128,17 +129,19 @@ class Ledger(Protocol):
         """
 
     def mark_ended(self, run_id: str, status: Status) -> None:
-        """Mark a run as FAILED or KILLED; if its trial is requested again, it resumes from its last checkpoint."""
+        """Mark a run as ended with the status FAILED or KILLED; if its trial is requested again, it resumes from its
+        last checkpoint.
+        """
 
     def load_best_metrics(self, run: TrialRun) -> Metrics:
         """Return the metrics of a trial's best epoch by name, and the number of that epoch as `epoch`."""
 
     def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
-        """Return the named metrics of a trial after each epoch, as {name: {epoch: value}}."""
+        """Return the named metrics of the trial logged to `run` after each epoch, as {name: {epoch: value}}."""
 
     def load_embeddings(self, run: TrialRun, file: str) -> Embeddings:
-        """Return a trial's embeddings of a split from one of its files: `VALIDATION_FILE`, `TEST_FILE` or one that
-        `list_epochs` returns.
+        """Return a trial's embeddings of a split from a file logged to its run: `VALIDATION_FILE`, `TEST_FILE` or one
+        that `list_epochs` returns.
 
         Raises MissingArtifactError if the file no longer exists, and UserError if the trial was trained on all splits,
         so that it has no embeddings.
@@ -174,8 +177,8 @@ class Ledger(Protocol):
         """Return the names of all sweeps, the newest first."""
 
     def iter_events(self, kind: EventKind, test_fingerprint: str | None = None) -> Iterator[EventRun]:
-        """Yield selections or evaluations of ensembles, the newest first. If `test_fingerprint` is given, yield only
-        those with metrics on the test split with this fingerprint.
+        """Yield selections ('ensemble') or evaluations ('evaluation') of ensembles, whichever `kind` names, the newest
+        first. With `test_fingerprint`, yield only those with metrics on the test split with this fingerprint.
         """
 
     def log_event(self, event: Event) -> None:

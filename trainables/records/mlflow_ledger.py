@@ -107,8 +107,8 @@ class MlflowLedger(Ledger):
             yield path
 
     def _locate_artifacts(self, run_id: str, artifacts: str) -> str:
-        """Return the URI of the folder of a run's files: the one beside the tracking store if that exists, since the
-        stated one is absolute and the folder may have been moved.
+        """Return the URI of the folder of a run's files: the one beside the tracking store if that exists, otherwise
+        `artifacts`, the one that MLflow states, which is absolute and wrong after a move.
         """
         beside = self.artifacts / run_id / "artifacts" if self.artifacts else None
         return beside.as_uri() if beside and beside.is_dir() else artifacts
@@ -276,7 +276,8 @@ def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None
 
 
 def create_experiment(tracking_uri: str, artifacts: str | None, folder: Path | None = None) -> MlflowLedger:
-    """Return the ledger in a tracking store, whose MLflow experiment is created or restored if necessary.
+    """Return the ledger in the tracking store at an URI, whose MLflow experiment is created or restored if necessary.
+    `artifacts` is the URI of the folder for its files, by default the tracking server's.
 
     `artifacts` is the URI of the folder for its files; None: the tracking server's default. `folder` is that folder if
     the tracking store lies beside it: runs whose files are stated to be elsewhere, because both were moved, are
@@ -368,7 +369,9 @@ class LedgerOptions:
 
 
 def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings as MLflow's parameters: {'schedule': {'epochs': 5}} gives ('schedule.epochs', 5)."""
+    """Yield nested settings as pairs of name and value, as MLflow's parameters: {'schedule': {'epochs': 5}} gives
+    ('schedule.epochs', 5). Each name begins with `prefix`.
+    """
     for key, item in value.items():
         if isinstance(item, dict):
             yield from flatten_settings(item, f"{prefix}{key}.")

@@ -130,8 +130,8 @@ class RunLog:
         )
 
     def log_steps(self, steps: Sequence[TrainingStep], epochs: int) -> None:
-        """Log the mean loss and the timings of some steps, and the estimated time that remains, in the background.
-        MLflow's step is the number of the last of them.
+        """Log the mean loss and the timings of some steps, and the estimated time until `epochs` epochs are done, in
+        the background. MLflow's step is the number of the last of them.
         """
         last, metrics = steps[-1], summarise_steps(steps)
         left_s = (epochs - last.epoch) * last.number / last.epoch * metrics["step_s"]
@@ -143,7 +143,7 @@ class RunLog:
         self.log_metrics({f"{STEP}{name}": value for name, value in values.items()}, last.number)
 
     def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics in the background, with a number as MLflow's step."""
+        """Log metrics, given as values by name, in the background. `step` is MLflow's step."""
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
@@ -176,7 +176,9 @@ class RunLog:
         self.client.set_tag(self.run_id, name, value)
 
     def refuse(self, reason: str) -> None:
-        """Record the reason why the training cannot continue as a tag of the run; '' removes an earlier reason."""
+        """Record in the run, as a tag, the reason why the training cannot continue; '' removes an earlier reason.
+        Nothing is raised.
+        """
         self.set_tag(REFUSED, reason)
 
     def refusal(self) -> str:
@@ -209,8 +211,8 @@ class RunLog:
 
 
 def load_best_metrics(client: MlflowClient, run_id: str) -> Metrics:
-    """Return the metrics of a trial's best epoch by name, as logged in MLflow, and the number of that epoch as
-    `epoch`. Raises UserError if the run has no metrics.
+    """Return the metrics of a trial's best epoch by name, as logged to the MLflow run `run_id`, and the number of that
+    epoch as `epoch`. Raises UserError if the run has no metrics.
     """
     run = client.get_run(run_id)
     if "best_epoch" not in run.data.metrics:

@@ -137,8 +137,8 @@ class RunStorage:
         return folder.is_dir() and not has_complete_weights(folder)
 
     def store_model(self, signature: str, folder: Path) -> None:
-        """Store the folder of a trial's trained model atomically, unless the trial already has one. In a local storage
-        the folder is moved instead of copied.
+        """Store a folder with the trained model of the trial with this signature atomically, unless the trial already
+        has one. In a local storage the folder is moved instead of copied.
         """
         target = f"models/{signature}"
         if self.has_model(signature):
@@ -169,8 +169,8 @@ class RunStorage:
         return tempfile.TemporaryDirectory(dir=models, prefix=".")
 
     def fetch_model(self, signature: str, scratch: Path) -> Path:
-        """Return the local folder of a trial's trained model; from an object store it is copied into `scratch`
-        first.
+        """Return the local folder of the trained model of the trial with this signature; from an object store it is
+        copied into `scratch` first.
         """
         return self.fetch(f"models/{signature}", scratch)
 

@@ -54,7 +54,9 @@ class StepTimer:
             yield batch
 
     def record_step(self, number: int, epoch: float, loss: float, num_pairs: int) -> TrainingStep:
-        """Record that a step has finished, and return its measurements."""
+        """Record that the step with this number has finished, and return its measurements. `epoch` is the number of
+        epochs done so far, with a fraction; `loss` is the loss of the step's batch, and `num_pairs` its size.
+        """
         duration_s = time.monotonic() - self.step_started_at
         self.steps.append(
             TrainingStep(number, epoch, loss, num_pairs, duration_s, self.waited_s, measure_peak_memory(self.device))

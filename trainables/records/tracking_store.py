@@ -14,19 +14,19 @@ SERVER_ANSWERS_WITHIN_S = 10
 
 
 def local_tracking_uri(runs: Path) -> str:
-    """Return the URI of a tracking store on one machine: an SQLite file in the run storage, given as an absolute
-    path.
+    """Return the URI of MLflow's tracking store on one machine: an SQLite file in `runs`, the absolute path of the run
+    storage.
     """
     return f"sqlite:///{runs / 'mlflow.db'}"
 
 
 def locate_artifacts_folder(runs: RunStorage) -> str:
-    """Return the URI of the folder of the run storage for the files of MLflow's runs."""
+    """Return the URI of the folder in the run storage where MLflow keeps the files of its runs."""
     return runs.locate("artifacts") if runs.is_remote else (runs.folder / "artifacts").as_uri()
 
 
 def move_artifacts(folder: Path, old: str, new: str) -> None:
-    """Replace the beginning `old` of all URIs of artifacts in the SQLite tracking store of a folder by `new`.
+    """Replace the beginning `old` of the URIs of runs' files by `new`, in the SQLite tracking store in a folder.
 
     MLflow has no interface for this; it keeps absolute URIs, so that a tracking store whose folder was moved or renamed
     writes new files to the old folder.
@@ -43,7 +43,7 @@ def move_artifacts(folder: Path, old: str, new: str) -> None:
 
 
 def explain_missing_store(folder: Path) -> str:
-    """Return why a run storage has no tracking store, and the remedy."""
+    """Return a message that says why a run storage's folder has no tracking store, and what to do."""
     missing = f"{folder} holds no runs ({folder / 'mlflow.db'} is missing)"
     if any((folder / "trials").glob("*")):
         return (
@@ -54,8 +54,8 @@ def explain_missing_store(folder: Path) -> str:
 
 
 def sqlite_folder(runs: RunStorage) -> Path:
-    """Return the folder of the run storage that contains the SQLite tracking store. Raises UserError for a run storage
-    in an object store.
+    """Return the folder of a run storage, in which MLflow's SQLite file lies. Raises UserError for a run storage in an
+    object store, which can't hold one.
     """
     if runs.is_remote:
         raise UserError(f"{runs} can't hold an SQLite file: name an MLflow server with --tracking-uri")
@@ -63,7 +63,7 @@ def sqlite_folder(runs: RunStorage) -> Path:
 
 
 def require_server(tracking_uri: str) -> None:
-    """Raise UserError if the tracking URI is an HTTP address at which no MLflow server answers."""
+    """Raise UserError if the tracking URI is an HTTP address at which nothing or another server than MLflow answers."""
     if not tracking_uri.startswith(("http://", "https://")):
         return
     import requests
@@ -82,8 +82,8 @@ def require_server(tracking_uri: str) -> None:
 
 
 def make_absolute(tracking_uri: str) -> str:
-    """Return a tracking URI that is valid in any working directory: Ray's workers have working directories of their
-    own.
+    """Return a tracking URI without relative paths, which is therefore valid in any working directory, such as those of
+    Ray's workers.
 
     Example:
         >>> make_absolute("sqlite:////data/mlflow.db"), make_absolute("http://host:5000")

@@ -29,7 +29,9 @@ def fastest_device() -> torch.device:
 
 
 def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
-    """Return the embeddings of a split's clips and queries by a model. The model is left in evaluation mode."""
+    """Return the embeddings of a split's clips and queries by the model of a trial, whose signature is recorded with
+    them. The model is left in evaluation mode.
+    """
     queries: list[str] = split.queries["text"].to_pylist()
     clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
     audio, _ = embed_audio(model, trial, clips)
@@ -49,8 +51,8 @@ def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredS
 def embed_audio(
     model: DualEncoder, trial: Trial, batches: Iterable[Batch]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the embeddings [A, D] of the clips in `batches`, and each clip's index as given in its batch [A]. The
-    model is left in evaluation mode.
+    """Return the embeddings [A, D] of the clips in `batches` by the model of a trial, and an array of each clip's
+    number as given in its batch [A]. The model is left in evaluation mode.
     """
     model.eval()
     device, unused = next(model.parameters()).device, torch.Generator()
@@ -64,7 +66,9 @@ def embed_audio(
 
 @torch.inference_mode()
 def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> NDArray[np.float32]:
-    """Return the embeddings [Q, D] of sentences, which are normalised first. The model is left in evaluation mode."""
+    """Return the embeddings [Q, D] of sentences, which are normalised first, by the model of a trial. The model is left
+    in evaluation mode.
+    """
     model.eval()
     device = next(model.parameters()).device
     vectors = [torch.zeros(0, trial.embedding_size)]
@@ -78,8 +82,8 @@ def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> ND
 def embed_files(
     model: DualEncoder, trial: Trial, paths: Sequence[Path]
 ) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
-    """Return the embeddings [A, D] of audio files, the paths of these files, and the files that were skipped or changed
-    with the reasons.
+    """Return three values: the embeddings [A, D] of audio files by the model of a trial, the paths of the files that
+    could be embedded, and the files that were skipped or changed, with the reasons.
     """
     problems = FileProblems()
     batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, problems)

@@ -23,8 +23,8 @@ Forward = Callable[[int, Batch], Outputs]
 
 
 def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
-    """Return the outputs of all parts of a batch, concatenated and without a graph of activations. They are leaf
-    tensors: the loss's backward pass leaves its gradients there for `backward_by_parts`.
+    """Return the outputs of `forward` for all parts of a batch, concatenated and without a graph of activations. They
+    are leaf tensors: the loss's backward pass leaves its gradients there for `backward_by_parts`.
     """
     with torch.no_grad():
         outputs = [forward(number, part) for number, part in enumerate(parts)]
@@ -33,8 +33,8 @@ def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
 
 
 def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs, network: torch.nn.Module) -> None:
-    """Embed one part of a batch after the other again, backpropagate the loss's gradients at `outputs` through the
-    network, and add them to its parameters' gradients.
+    """Embed one part of a batch after the other again with `forward`, backpropagate the gradients that the loss left at
+    `outputs` through the network, and add them to its parameters' gradients.
 
     If the network is wrapped in DDP, ranks exchange gradients once, with the last part.
     """

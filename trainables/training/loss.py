@@ -12,8 +12,8 @@ from torch import Tensor
 
 
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
-    """Return the NT-Xent loss, the normalised temperature-scaled cross entropy (Chen et al. 2020), of B pairs as a
-    float32 scalar.
+    """Return the NT-Xent loss, the normalised temperature-scaled cross entropy (Chen et al. 2020), as a float32 scalar.
+    `audio_BD` and `text_BD` are the normalised embeddings of B pairs, and `clips_B` has a number for the clip of each.
 
     It is -(r + c) / 2, with r and c the means over all positive entries of the log-softmax of cosine / temperature
     along rows and along columns. Embeddings must have norm 1. Two pairs of the same clip are positives of each other,
@@ -28,8 +28,8 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 
 
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. Gradients flow back to each rank's own
-    rows.
+    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. `local_LX` are this rank's rows, and
+    `counts` the number of rows to use from each rank. Gradients flow back to each rank's own rows.
 
     `counts` gives the number of rows to use from each rank, which may be one fewer than the rank has.
     """
@@ -52,12 +52,12 @@ class AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors of all ranks, in the order of ranks."""
+        """Return the tensors `local` of all ranks, in the order of ranks."""
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, local.contiguous())
         return tuple(gathered)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return the gradient of this rank's tensor: its own part of the gradients, times the number of ranks."""
+        """Return the gradient of this rank's tensor: its own one of the `gradients`, times the number of ranks."""
         return gradients[dist.get_rank()] * dist.get_world_size()

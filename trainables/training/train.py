@@ -82,7 +82,8 @@ def train(
     execution: Execution = DEFAULT,
 ) -> DualEncoder:
     """Train a trial to its end, and return the model. On rank 0 it has the weights of the best epoch by validation
-    mAP@10, or of the trial's final epoch.
+    mAP@10, or of the trial's final epoch. `start` says where training starts, `execution` how it is computed;
+    `callbacks` are called after steps and epochs.
 
     With several ranks, every rank calls this function, and computes its share of every batch. Raises UserError if the
     loss isn't finite, and OutOfMemoryError if memory runs out.
@@ -158,8 +159,9 @@ def train(
 def epoch_metrics(
     trial: Trial, progress: TrainingProgress, network: DualEncoder, optimizer: torch.optim.Optimizer, num_batches: int
 ) -> Metrics:
-    """Return the metrics logged after an epoch, by name: losses, temperature, learning rate and best epoch so far.
-    Validation metrics and times are not among them.
+    """Return the metrics of the epoch that has ended, by name: mean loss over its `num_batches` batches, temperature,
+    learning rate and best epoch so far, taken from the progress, the network and the optimizer. Validation metrics and
+    times are not among them.
     """
     best = {} if trial.final_epoch else {"best_map10": progress.best_map10}
     return best | {
@@ -182,8 +184,8 @@ def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
 
 
 def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDataset) -> DualEncoder:
-    """Return the model that a training starts with: that of the checkpoint or of the pretrained model in `start`,
-    otherwise one with initial weights.
+    """Return the model that a trial's training starts with: that of the checkpoint or of the pretrained model in
+    `start`, otherwise one with initial weights, whose vocabulary may be learned from the captions of `pairs`.
     """
     if folder := start.resume_from or start.pretrained:
         return checkpoint.load_model(folder, trial)
@@ -194,8 +196,8 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
 
 
 def prepare_network(network: DualEncoder, device: torch.device, execution: Execution) -> None:
-    """Apply the execution settings to a model in place: activation checkpointing and compilation. On a GPU, also let
-    torch multiply float32 matrices in TF32.
+    """Apply the execution settings to the model `network` in place: activation checkpointing and compilation. On a GPU,
+    also let torch multiply float32 matrices in TF32.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 on tensor cores
@@ -206,7 +208,8 @@ def prepare_network(network: DualEncoder, device: torch.device, execution: Execu
 
 
 def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> DistributedDataParallel:
-    """Return the model wrapped in DDP, which exchanges gradients between ranks in a fixed order.
+    """Return the model `network` of a trial wrapped in DDP (DistributedDataParallel), which exchanges gradients between
+    ranks in a fixed order.
 
     DDP orders its buckets by the arrival of the first step's gradients, so from the second step, gradients of three or
     more ranks are summed in another order. A first step on silence, whose gradients are discarded, makes the order the
@@ -234,8 +237,8 @@ def clip_gradients(parameters: Iterable[Tensor], norm: float | None) -> None:
 
 
 def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: Execution) -> None:
-    """Raise UserError if batch normalisation would be trained on several ranks or with micro-batches, each of which
-    would have statistics of its own.
+    """Raise UserError if the network trains batch normalisation and `world_size`, the number of ranks, is above 1 or
+    `execution` has micro-batches, since each of them would have statistics of its own.
     """
     learned = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
     if learned and (world_size > 1 or execution.micro_batch):
@@ -248,8 +251,9 @@ def refuse_shared_statistics(network: DualEncoder, world_size: int, execution: E
 def embed_part(
     network: DualEncoder | DistributedDataParallel, trial: Trial, rank: int, step: int, number: int, part: Batch
 ) -> Outputs:
-    """Return the embeddings of clips and captions, and the temperature, for a part of this rank's share of a batch.
-    Repeated calls return the same values, dropout included.
+    """Return the outputs of the network for a part of this rank's share of a batch: embeddings of clips and of
+    captions, and the temperature. `step` and `number`, the part's number, seed the random numbers, so that repeated
+    calls return the same values, dropout included.
     """
     model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
     device, generator = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
@@ -260,8 +264,8 @@ def embed_part(
 
 @contextlib.contextmanager
 def explain_out_of_memory(step: int, parts: Sequence[Batch]) -> Iterator[None]:
-    """Turn a GPU's out-of-memory error in the `with` block into OutOfMemoryError, whose message names the settings to
-    lower.
+    """Turn a GPU's out-of-memory error in the `with` block into OutOfMemoryError, whose message names the step, the
+    size of the batch's parts, and the settings to lower.
     """
     try:
         yield
@@ -286,7 +290,9 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
 
 
 def format_loss_error(loss: float, step: int, clip_ids: Iterable[str]) -> UserError:
-    """Return the error for a loss that is not finite; its message names the step and the clips of the batch."""
+    """Return the error to raise for a loss that is not finite; its message names the step and the clips of the batch,
+    `clip_ids`.
+    """
     return UserError(
         f"the loss of step {step + 1} is {loss}: training has ended, and its last checkpoint is kept. Lower the "
         f"learning rate, or check the clips of the batch: {', '.join(sorted(set(clip_ids)))}"
@@ -301,8 +307,8 @@ def take_snapshot(
     progress: TrainingProgress,
     best: Weights,
 ) -> Snapshot | None:
-    """Return a copy of the state that a checkpoint holds, so that it can be written while training continues; None on
-    ranks other than 0.
+    """Return a copy of the state of a training that a checkpoint holds (its network, optimizer and progress), so that
+    it can be written while training continues; None on ranks other than 0. `best` are the weights of the best epoch.
     """
     return checkpoint.take_snapshot(trial, network, optimizer, progress, best) if rank == 0 else None
 
@@ -310,8 +316,8 @@ def take_snapshot(
 def validate(
     network: DualEncoder, trial: Trial, split: StoredSplit, epoch: int, on_embeddings: OnEmbeddings
 ) -> Metrics:
-    """Return the retrieval metrics on the validation split by name, and under 'validation_loss' the loss of the split
-    as one batch.
+    """Return the network's retrieval metrics on the validation split by name, and under 'validation_loss' the loss of
+    the split as one batch. `on_embeddings` is called with the number of the epoch, from 1, and the embeddings.
 
     A trial with a final epoch is not validated, since it may have been trained on the validation split.
     """

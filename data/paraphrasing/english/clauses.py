@@ -112,8 +112,9 @@ REFERENCES = parse_words("another other others also too same first second next l
 
 @dataclass(frozen=True)
 class Clause:
-    """Clause of a caption. `rest` is everything after the subject and the auxiliary verb; each '{}' in it stands for a
-    verb of `verbs`. `is_plural` is the number of the subject, None if it isn't known.
+    """Clause of a caption, such as 'a dog barks in the distance'. `rest` is everything after the subject and the
+    auxiliary verb, with '{}' for each verb of `verbs` (infinitives). `is_plural` tells whether the subject is plural,
+    None if that isn't known.
     """
 
     form: Form
@@ -124,30 +125,34 @@ class Clause:
 
     @property
     def is_movable(self) -> bool:
-        """True if no pronoun or similar word of this clause refers to another clause; 'inside' is inside something
-        that was named before.
+        """True if the clause can stand before the others of its caption, since none of its words, such as 'it' or
+        'another', refers to another clause.
         """
         words = f"{self.subject} {self.rest}".split()
         return (PRONOUNS | REFERENCES).isdisjoint(words) and words[-1] != "inside"
 
     def mentions(self, other: "Clause") -> bool:
-        """Return whether this clause says 'the train' after another clause has spoken of a train."""
+        """Return whether this clause refers to something that the clause `other` names: 'the train' after 'a train
+        passes'.
+        """
         words = set(f"{other.subject} {other.rest}".split())
         definite = re.findall(r"\b(?:the|that|this|these|those) (?:[a-z]+ )?([a-z]+)", f"{self.subject} {self.rest}")
         return not words.isdisjoint({noun for noun in definite if noun not in PREPOSITIONS})
 
     @property
     def is_lasting(self) -> bool:
-        """True if the clause can be progressive."""
+        """True if the clause makes sense in the progressive form ('a dog is barking'), which verbs of short events
+        don't have.
+        """
         return all(verb in IS_LASTING for verb in self.verbs) and not ADVERBS_OF_COUNT.search(self.rest)
 
     @property
     def is_indefinite(self) -> bool:
-        """True if the subject can follow 'there is'."""
+        """True if the subject can follow 'there is': it doesn't begin with 'the', 'his' or the like."""
         return self.subject.split()[0] not in DEFINITE
 
     def write(self, form: Form) -> str | None:
-        """Return the clause in another form; None if it doesn't have that form, or if its number isn't known."""
+        """Return the clause as text in a form such as 'progressive'; None if it can't be written in that form."""
         if form == self.form:
             return self._format(form)
         if self.form == "gerund" or form == "gerund":
@@ -167,7 +172,9 @@ class Clause:
         return f"{self.subject} {auxiliary}{self.rest.format(*inflected)}".strip()
 
     def write_passive(self) -> str | None:
-        """Return the clause in the passive voice, 'a drum is hit by a man'; None if it has no such form."""
+        """Return the clause as text in the passive voice, 'a drum is hit by a man' for 'a man hits a drum'; None if it
+        has no passive.
+        """
         if len(self.verbs) != 1 or self.verbs[0] not in PARTICIPLES or self.form not in ("simple", "progressive"):
             return None
         if not (match := OBJECT.fullmatch(self.rest)) or match[1] in NOT_OBJECTS:
@@ -189,7 +196,9 @@ NOT_OBJECTS = PREPOSITIONS | parse_words(
 
 
 def parse_clause(text: str) -> Clause | None:
-    """Return the clause that a text consists of; None if the text isn't a clause of this grammar."""
+    """Return the clause that a text consists of, such as 'a dog is barking'; None if it isn't one that this grammar
+    covers.
+    """
     words = text.split()
     if not words or re.search(r"[,;:(){}\"/&]", text):
         return None
@@ -212,13 +221,14 @@ def parse_clause(text: str) -> Clause | None:
 
 
 def has_participle(clause: Clause | None) -> TypeGuard[Clause]:
-    """Return whether a text was a clause with a participle, 'a dog barking'."""
+    """Return whether `clause` is not None and consists of a subject and a participle, such as 'a dog barking'."""
     return clause is not None and clause.form == "participle"
 
 
 def parse_after_auxiliary(words: Sequence[str], index: int, is_plural: bool | None) -> Clause | None:
-    """Return the progressive clause that the words are, whose 'is', 'are' or 'can' is at an index; None if they are
-    another clause. 'birds can be heard chirping' is read as 'birds are chirping'.
+    """Return the progressive clause that the words form, whose 'is', 'are' or 'can' is at `index`; None if they form no
+    such clause. `is_plural` is the number of the subject. 'birds can be heard chirping' is read as 'birds are
+    chirping'.
     """
     if is_plural is None:
         return None
@@ -236,14 +246,16 @@ def parse_after_auxiliary(words: Sequence[str], index: int, is_plural: bool | No
 
 
 def is_inside_subject(words: Sequence[str], index: int) -> bool:
-    """Return whether 'of' or 'and' at an index belongs to a subject: 'a group of people', 'a man and a woman'."""
+    """Return whether the 'of' or 'and' at `index` of the words is part of a subject: 'a group of people', 'a man and a
+    woman'.
+    """
     if words[index] == "of":
         return words[index - 1] in GROUPS
     return words[index] == "and" and is_plural_subject(words[:index]) is not None
 
 
 def is_plural_subject(words: Sequence[str]) -> bool | None:
-    """Return whether the subject that the words are is plural; None if they aren't a complete subject."""
+    """Return whether the subject that the words form is plural; None if they don't form a complete subject."""
     if "and" in words:
         index = words.index("and")
         parts = words[:index], words[index + 1 :]
@@ -258,7 +270,9 @@ def is_plural_subject(words: Sequence[str]) -> bool | None:
 
 
 def is_plural_noun_phrase(words: Sequence[str]) -> bool | None:
-    """Return whether an article, adjectives and a noun are plural; None if the words aren't a complete noun phrase."""
+    """Return whether the noun phrase that the words form, such as 'a small dog', is plural; None if they don't form a
+    complete one.
+    """
     if not words or not NOT_IN_SUBJECT.isdisjoint(words) or words[-1] in DETERMINERS | (NOUNS_IN_ING - {"something"}):
         return None
     if any(word in BY_PARTICIPLE or word in OTHER_VERBS or not re.fullmatch(r"[a-z'-]+", word) for word in words):
@@ -277,8 +291,9 @@ def is_plural_noun_phrase(words: Sequence[str]) -> bool | None:
 
 
 def build_clause(form: Form, subject: Sequence[str], words: Sequence[str], is_plural: bool | None) -> Clause | None:
-    """Return the clause with a subject and the words after it, which begin with its verb; None if the words contain
-    anything but verbs in the same form, objects and places.
+    """Return the clause in this form with a subject and the words after it, of which the first is its verb. Return None
+    if the words contain anything but verbs in that form, objects and places. `is_plural` tells whether the subject is
+    plural.
     """
     lookup = BY_PARTICIPLE if form != "simple" else {verb: verb for verb in VERBS} if is_plural else BY_THIRD_PERSON
     verbs, rest = [lookup[words[0]]], ["{}"]
@@ -306,7 +321,9 @@ def build_clause(form: Form, subject: Sequence[str], words: Sequence[str], is_pl
 
 
 def can_be_in_rest(word: str, before: str, second_before: str) -> bool:
-    """Return whether a word can be part of an object or a place, judged by the two words before it; verbs can't."""
+    """Return whether a word can be part of a clause's object or place, given the word before it and the one before
+    that; verbs can't.
+    """
     if word in NOT_IN_REST or not re.fullmatch(r"[a-z'-]+", word):
         return False
     begins = before in PREPOSITIONS - {"to"} or before in DETERMINERS

@@ -32,14 +32,16 @@ AT_ONCE: frozenset[Link] = frozenset({"while", "as", "with", "and"})
 
 @dataclass(frozen=True)
 class ParsedCaption:
-    """Clauses of a caption, and the links between them."""
+    """Clauses of a caption in order, and the links, such as 'while', between each two of them."""
 
     clauses: tuple[Clause, ...]
     links: tuple[Link, ...]
 
 
 def parse_caption(caption: str) -> ParsedCaption | None:
-    """Return the clauses of a caption; None if any part of it isn't covered by the grammar."""
+    """Return a caption divided into clauses and the words that link them; None if the grammar doesn't cover all of
+    it.
+    """
     text = " ".join(caption.strip().rstrip(".!? ").split())
     if PROPER.search(text):
         return None
@@ -60,7 +62,9 @@ def parse_caption(caption: str) -> ParsedCaption | None:
 
 
 def parse_linked(text: str) -> ParsedCaption | None:
-    """Return the clauses of a text in which links separate them; None if the text can't be divided completely."""
+    """Return a text divided into clauses and the links, such as 'while', that separate them; None if it can't be
+    divided completely.
+    """
     if clause := parse_clause(text):
         return ParsedCaption((clause,), ()) if clause.subject else None
     for left, link, right in iter_divisions(text):
@@ -75,13 +79,17 @@ def parse_linked(text: str) -> ParsedCaption | None:
 
 
 def iter_divisions(text: str) -> Iterator[tuple[str, Link, str]]:
-    """Yield each division of a text into what is before a link, the link, and what is after it."""
+    """Yield each way to divide a text at a link, such as 'while': the text before it, the link, and the text after
+    it.
+    """
     for match in LINK.finditer(text):
         yield text[: match.start()], LINKS[match[0]], text[match.end() :]
 
 
 def is_consistent(first: Clause, link: Link, second: Clause) -> bool:
-    """Return whether two clauses can be joined by a link: 'with' and 'followed by' precede participles."""
+    """Return whether a link can join two clauses, by their forms: after 'with' and 'followed by', for instance, the
+    second clause must have a participle, as in 'with birds chirping'.
+    """
     if link in ("with", "followed by"):
         return second.form == "participle"
     if link in ("as", "before"):

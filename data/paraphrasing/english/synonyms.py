@@ -38,7 +38,9 @@ NO_DIRECTION = "".join(
 
 @dataclass(frozen=True)
 class Substitution:
-    """Words that can replace each other: each of `words`, where it is between the patterns `before` and `after`."""
+    """Words and what can replace them. Any of `words` can replace any other one where the pattern `before` precedes it
+    and `after` follows it; if there are `targets`, only these replace them.
+    """
 
     words: tuple[str, ...]
     after: str = r"\b"
@@ -114,7 +116,7 @@ DEPENDENT_START = re.compile(r"(?:when|if|as|after|while|once|before|first|at fi
 
 
 def substitute_words(rng: Generator, text: str) -> str:
-    """Return a text in which random words are replaced by others of the same meaning."""
+    """Return a text in which words and phrases, chosen at random, are replaced by others of the same meaning."""
     for pattern, targets in SUBSTITUTIONS:
         text = replace_matches(rng, pattern, targets, text)
     if not DEPENDENT_START.match(text):
@@ -127,20 +129,24 @@ def substitute_words(rng: Generator, text: str) -> str:
 
 
 def write_outdoors(match: re.Match[str]) -> str:
-    """Return 'barks outdoors' for a match of 'barks outside'; the match if the word before isn't a verb, as in 'the
-    street outside'.
+    """Return 'barks outdoors' for a match of 'barks outside'. If the word before 'outside' isn't a verb, as in 'the
+    street outside', the matched text is returned unchanged.
     """
     is_verb = match[1] in BY_PARTICIPLE or match[1] in BY_THIRD_PERSON or match[1] in VERBS
     return f"{match[1]} outdoors" if is_verb else match[0]
 
 
 def replace_matches(rng: Generator, pattern: re.Pattern[str], targets: Sequence[str], text: str) -> str:
-    """Return a text in which each match of a pattern is kept or replaced by one of `targets`, all equally likely."""
+    """Return a text in which each match of the pattern is either kept or replaced by one of the texts `targets`, all
+    equally likely.
+    """
     return pattern.sub(lambda match: draw_one(rng, (match[0], *targets)), text)
 
 
 def write_continues(match: re.Match[str]) -> str:
-    """Return 'continues to bark' for a match of 'keeps barking'; the match if the verb isn't known."""
+    """Return 'continues to bark' for a match of 'keeps barking'. If the verb isn't known, the matched text is returned
+    unchanged.
+    """
     verb = BY_PARTICIPLE.get(match[3])
     return f"continue{match[2]} to {verb}" if verb else match[0]
 

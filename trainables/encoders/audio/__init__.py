@@ -29,7 +29,7 @@ class AudioConfig(Protocol):
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Names of the augmentations in training, such as 'SpecAugment' and 'patchout'."""
+        """Names of the augmentations used in training, such as 'SpecAugment' and 'patchout', for reports."""
 
     @property
     def patch_overlap(self) -> tuple[int, int] | None:
@@ -54,7 +54,8 @@ class AudioEncoder(Protocol):
     def __call__(
         self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator, **optional: Tensor
     ) -> Tensor:
-        """Return the embeddings [S, width] of S segments of N samples.
+        """Return the embeddings [S, width] of S segments of N samples. `mask_draws` and `generator` are the random
+        numbers and the generator for augmentation in training.
 
         `mask_draws` [S, data.loading.batch.NUM_MASK_DRAWS] are uniform numbers for SpecAugment; `generator` draws
         the jitter and the dropped patches that a global batch shares. Both are used in training only.

@@ -40,7 +40,7 @@ class Config:
 
     @property
     def final_bands(self) -> int:
-        """Number of frequency bands after the last stage."""
+        """Number of frequency bands that the network has left after its last stage."""
         bands: int = self.front_end.num_mels // self.stem_stride // 2 ** (len(self.channels) - 1)
         return bands
 

@@ -56,7 +56,9 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Numbers of rows (frequency) and columns (time) of patches in a whole segment, before patchout."""
+        """Numbers of rows (frequency) and columns (time) of spectrogram patches in a whole segment, before any are
+        dropped in training.
+        """
         rows = (self.front_end.num_mels - self.patch[0]) // self.stride[0] + 1
         columns = (self.segment_frames - self.patch[1]) // self.stride[1] + 1
         return rows, min(columns, self.num_frames // self.stride[1])
@@ -68,7 +70,9 @@ class Config:
 
     @property
     def augmentations(self) -> tuple[str, ...]:
-        """Names of the augmentations in training: those of the log-mel front end, and 'patchout'."""
+        """Names of the augmentations used in training: those of the log-mel front end, and 'patchout', which drops
+        spectrogram patches.
+        """
         return self.front_end.augmentations + ("patchout",) * bool(self.patchout_frequency or self.patchout_time)
 
     @property
@@ -127,7 +131,7 @@ def release_url(config: Config) -> str:
 
 def flops(config: Config) -> float:
     """Return the number of floating-point operations of the forward pass of one segment in training: those of embedding
-    all patches, and of the transformer on the patches that patchout leaves.
+    all spectrogram patches, and of the transformer on the patches that aren't dropped (patchout).
     """
     rows, columns = config.grid
     patches = operations.count_convolution(1, config.width, config.patch, rows * columns)

@@ -177,8 +177,8 @@ def look_up_commit(model: str) -> str:
 
 
 def locate_model(config: Config, weights: Path | None) -> str:
-    """Return where transformers finds the model: a local directory, or the model's id on the hub. Raises UserError if a
-    directory `weights` is given and does not contain the hub's model.
+    """Return where transformers finds the model that a config names: a local directory, or the model's id on the hub.
+    Raises UserError if a directory `weights` is given and does not contain the hub's model.
     """
     if weights is None or Path(config.model).is_dir():
         return config.model

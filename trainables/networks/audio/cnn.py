@@ -13,7 +13,7 @@ from trainables.networks.audio.log_mel import LogMel
 
 
 def build(config: Config, weights: Path | None = None) -> "CnnEncoder":
-    """Return the network with random initial weights; `weights` is not used."""
+    """Return the network that a config describes, with random initial weights; `weights` is not used."""
     return CnnEncoder(config)
 
 
@@ -47,8 +47,8 @@ class CnnEncoder(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, nn.Sequential)]
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, width] of S segments of N samples; `mask_draws` and `generator` are used in
-        training only.
+        """Return the embeddings [S, width] of S segments of N samples; `mask_draws` and `generator` are random numbers
+        and a generator for augmentation, which are used in training only.
         """
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
@@ -58,7 +58,9 @@ class CnnEncoder(nn.Module):
 
 
 def make_convolution(channels_in: int, channels_out: int) -> nn.Module:
-    """Return a 3 x 3 convolution with group normalisation (one group) and ReLU."""
+    """Return a 3 x 3 convolution from `channels_in` to `channels_out` channels, followed by group normalisation (one
+    group) and ReLU.
+    """
     layer = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return nn.Sequential(layer, nn.GroupNorm(1, channels_out), nn.ReLU())

@@ -29,8 +29,8 @@ from trainables.networks.audio import log_mel
 
 
 def build(config: Config, weights: Path | None = None) -> "Cnn14Encoder":
-    """Return the network with its initial weights. Published ones are read from the directory `weights` if it is given,
-    and otherwise downloaded.
+    """Return the network that a config describes, with its initial weights. Published ones are read from the directory
+    `weights` if it is given, and otherwise downloaded.
 
     Raises UserError if the file is missing, truncated, or of another network.
     """
@@ -87,7 +87,9 @@ class Cnn14Encoder(nn.Module):
         return self
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, W] of segments [S, N]; `generator` is not used."""
+        """Return the embeddings [S, W] of segments [S, N]. `mask_draws` are random numbers for SpecAugment in training;
+        `generator` is not used.
+        """
         config = self.config
         log_mel_SMT = self.bn0(log_mel.transform_in_blocks(segments_SN, self.compute_log_mel).unsqueeze(2)).squeeze(2)
         if self.training:

@@ -68,8 +68,8 @@ class LogMel(nn.Module):
         )
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the normalised log-mel spectrograms [S, M, T] of segments [S, N]. In training, the mel filters are
-        jittered, and mel bands and frames are masked.
+        """Return the normalised log-mel spectrograms [S, M, T] of segments [S, N]. In training, `generator` jitters the
+        mel filters, and mel bands and frames are masked where the random numbers `mask_draws` say.
         """
         config = self.config
         bank = self.draw_filter_bank(generator) if self.training else self.bank
@@ -81,7 +81,7 @@ class LogMel(nn.Module):
 
     def compute_log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
         """Return the natural logarithm of the mel spectrogram [S, M, T] of segments [S, N], neither masked nor
-        normalised.
+        normalised. `bank` holds the mel filters [M, fft_samples / 2 + 1].
         """
         emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
         spectrum = torch.stft(
@@ -106,8 +106,8 @@ def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tenso
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor) -> Tensor:
-    """Return the spectrograms with one stripe of up to `max_width` entries along `dim` set to zero in each segment, as
-    in SpecAugment (Park et al. 2019).
+    """Return log-mel spectrograms with one stripe of up to `max_width` entries along `dim` set to zero in each segment,
+    as in SpecAugment (Park et al. 2019). `draws_S2` has two random numbers per segment, for its width and position.
 
     `draws_S2` holds the stripe's width and position as uniform numbers on [0, 1).
     """

@@ -28,8 +28,8 @@ and backward, float32, one thread).
 
 
 def build(config: Config, weights: Path | None = None) -> "PasstEncoder":
-    """Return the network with its initial weights. Published ones are read from the directory `weights` if it is given,
-    and otherwise downloaded.
+    """Return the network that a config describes, with its initial weights. Published ones are read from the directory
+    `weights` if it is given, and otherwise downloaded.
 
     Raises UserError if the file is missing, truncated, or of another network.
     """
@@ -91,7 +91,9 @@ class PasstEncoder(nn.Module):
         return list(self.net.blocks)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, width] of segments [S, N]; in training, `generator` draws the patches to drop."""
+        """Return the embeddings [S, width] of segments [S, N]. In training, `mask_draws` are random numbers for
+        SpecAugment, and `generator` draws the patches to drop.
+        """
         net: Any = self.net
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         patches_SDFT = net.patch_embed.proj(log_mel_SMT.unsqueeze(1))
@@ -128,15 +130,17 @@ class Attention(nn.Module):
 
 
 def attend(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
-    """Return scaled dot-product attention [S, H, L, E] for H heads of E entries, computed as plain matrix products."""
+    """Return scaled dot-product attention of queries, keys and values, all [S, H, L, E]: H heads of E entries, L
+    positions. It is computed as plain matrix products.
+    """
     scores_SHLL = query_SHLE @ key_SHLE.mT * query_SHLE.shape[-1] ** -0.5
     mixed_SHLE: Tensor = scores_SHLL.softmax(dim=-1) @ value_SHLE
     return mixed_SHLE
 
 
 def drop_patches(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return the patches without `count` randomly drawn rows or columns along `dim` (structured patchout). The same
-    ones are dropped from all segments of the batch.
+    """Return spectrogram patches [S, D, F, T] without `count` rows (dim 2) or columns (dim 3), drawn by `generator`
+    (structured patchout). The same ones are dropped from all segments of the batch.
     """
     if count == 0:
         return patches_SDFT

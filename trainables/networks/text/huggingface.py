@@ -84,8 +84,8 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
-    """Return the network without its trained weights, which the caller loads. The model's shape, its layers' settings
-    and the tokenizer are read from `folder`, where `save_tokenizer` wrote them.
+    """Return the network of a config without its trained weights, which the caller loads. The model's shape, its
+    layers' settings and the tokenizer are read from `folder`, where `save_tokenizer` wrote them.
     """
     shape = AutoConfig.from_pretrained(folder)
     shape.use_cache = False
@@ -123,23 +123,26 @@ def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
-    """Return the local path of a file of a model, which is downloaded from the hub if necessary; None if the model has
-    no such file. Raises OSError if the hub can't be reached.
+    """Return the local path of the file `name` of a model, which is downloaded from the hub if necessary; None if the
+    model has no such file. `location` is a local folder, or the model's id on the hub with an optional revision. Raises
+    OSError if the hub can't be reached.
     """
     path = cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None
 
 
 def find_modules(config: Config, find_file: Callable[[str], Path | None]) -> list[model_files.Module]:
-    """Return the modules of a sentence-transformers model; an empty list for any other model. Raises UserError if
-    they can't be used.
+    """Return the modules that sentence-transformers' modules.json lists for the model of a config; an empty list for a
+    model without that file, which `find_file` locates. Raises UserError if they can't be used.
     """
     path = find_file(model_files.MODULES_FILE) if huggingface.may_define_layers(config) else None
     return model_files.parse_modules(model_files.read_json(path), str(path)) if path else []
 
 
 def require_pooling(config: Config, layers: SentenceLayers) -> None:
-    """Raise UserError if a config names another pooling than the model's modules.json."""
+    """Raise UserError if a config names another pooling than `layers`, which were read from the model's
+    modules.json.
+    """
     mode = POOLING_MODE[config.pooling]
     if config.pooling != "first" and layers.pooling.modes != (mode,):
         raise UserError(
@@ -179,8 +182,8 @@ def get_text_body(model: Any) -> Any:
 
 
 def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
-    """Raise UserError if a tokenizer is empty, which is what transformers returns for a folder without a tokenizer's
-    files, or if it has words that the model has no vectors for.
+    """Raise UserError, which names the model's location, if a tokenizer has no words, as transformers returns for a
+    folder without a tokenizer's files, or if it has words for which the model `body` has no vectors.
     """
     words = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if not words:
@@ -221,7 +224,8 @@ def filter_body_weights(model: Any, body: Any, names: Collection[str]) -> list[s
 
 
 def count_positions(shape: Any, body: Any) -> int | None:
-    """Return how many tokens a model has positions for; None if there is no limit.
+    """Return the maximum number of tokens for which a transformers model `body` with the config `shape` has positions;
+    None if there is no limit.
 
     A table of positions may start with rows that no token uses: up to that of the padding token, as in RoBERTa, or a
     constant number, as in BART.

@@ -18,8 +18,8 @@ PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
-    """Return the network with random initial weights, and a vocabulary learned from normalised `captions`; `weights` is
-    not used.
+    """Return the network that a config describes, with random initial weights, and a vocabulary learned from normalised
+    `captions`; `weights` is not used.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -39,8 +39,8 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
 
 
 def restore(config: Config, folder: Path) -> "TransformerEncoder":
-    """Return the network without its trained weights, which the caller loads. The vocabulary is read from `folder`,
-    where `save_tokenizer` wrote it.
+    """Return the network of a config without its trained weights, which the caller loads. The vocabulary is read from
+    `folder`, where `save_tokenizer` wrote it.
     """
     return TransformerEncoder(config, Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
 
