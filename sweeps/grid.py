@@ -67,7 +67,7 @@ class SpaceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Command-line options shared by sweeps and retrainings."""
+    """Command-line options that sweeping a space and retraining an ensemble share."""
 
     ledger: LedgerOptions = group("results")
     name: str = option("name of the sweep (default: the date)", "")

@@ -33,6 +33,18 @@ def test_a_misspelt_key_is_refused(config):
         validate_config(prepare_config({**config, "setup_comands": []}))
 
 
+@both
+def test_authentication_does_not_depend_on_what_a_node_has_run_before(config):
+    assert any("RAY_AUTH_MODE=disabled' > ~/.chorale" in command for command in config["setup_commands"])
+
+
+@pytest.mark.parametrize("kind", AWS["available_node_types"])
+def test_disks_are_encrypted_and_metadata_need_a_token(kind):
+    settings = AWS["available_node_types"][kind]["node_config"]
+    assert settings["MetadataOptions"]["HttpTokens"] == "required"
+    assert all(device["Ebs"]["Encrypted"] for device in settings["BlockDeviceMappings"])
+
+
 def test_a_misspelt_key_or_an_unknown_head_among_the_node_types_is_refused():
     types = AWS["available_node_types"]
     with pytest.raises(Exception, match="min_wrokers"):

@@ -35,9 +35,9 @@ class Batch:
     def without_captions(
         cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int], num_samples: Tensor | None = None
     ) -> Self:
-        """Return a batch for embedding clips: `sizes` are the numbers of segments of the clips, `clips` their numbers,
-        and `num_samples` the samples of each segment that aren't padding. The captions are empty strings, and all mask
-        draws are zero.
+        """Return a batch for embedding clips, with empty captions. `sizes` has the number of segments of each clip,
+        `clips` the index of each clip in its split or list of files, and `num_samples` how many samples of each segment
+        aren't padding; by default, none of them is.
         """
         draws = torch.zeros(len(segments), NUM_MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips), num_samples)

@@ -63,7 +63,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """Message to send: the instruction, the caption, and the tags in brackets."""
+        """Text to send to the model: the instruction, then the caption with the clip's keywords in brackets."""
         return f"{INSTRUCTION.format(number=self.number)}\n\n{self.caption} [{', '.join(self.tags)}]"
 
     @property

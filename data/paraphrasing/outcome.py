@@ -28,8 +28,8 @@ MAX_LOGGED_INCOMPLETE = 20
 
 @dataclass
 class ParaphraseOutcome:
-    """Result of paraphrasing a split: the number of its captions with all, without any and without enough
-    paraphrases, and the number of sentences that fail each check.
+    """Result of paraphrasing a split: the numbers of its captions with as many paraphrases as requested, with fewer,
+    and with none, and the number of sentences that were dropped by each check.
     """
 
     captions: int = 0
@@ -100,8 +100,8 @@ def write_table(job: ParaphraseJob, answer_log: AnswerLog, attempts: int, may_be
 
 
 def format_summary(outcome: ParaphraseOutcome, job: ParaphraseJob, budget: Budget) -> list[str]:
-    """Return lines of text that summarise a run: the numbers of paraphrases in `outcome`, their cost so far, and the
-    captions without all their paraphrases.
+    """Return lines of text that summarise a paraphrasing: how many captions have all, some or none of the requested
+    paraphrases, and what they have cost so far.
     """
     lines = [
         (

@@ -162,9 +162,9 @@ def run_command(
     default: Command[Any],
     others: Mapping[str, Command[Any]] = MappingProxyType({}),
 ) -> int | None:
-    """Run a command with the words of a command line, `argv`, and return its exit status: the command of `others` that
-    the first word names, otherwise the default one. `prog` and `description` are the program's name and text in the
-    help.
+    """Parse the command line `argv`, run the command, and return its exit status; None means success. The command is
+    the one of `others` that the first word names, or `default`. The help shows `prog` as the program's name, and
+    `description`.
 
     Options that the default command shares with the named one, such as --store, may precede its name. The flag --NAME
     works in place of the word NAME, for commands that were options in earlier versions: `--evaluate FILE` is

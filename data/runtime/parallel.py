@@ -8,6 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
@@ -67,6 +68,7 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
+            protect_token()
             return
         except ConnectionError as error:
             raise UserError(
@@ -83,6 +85,13 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
                     "or stop them with `ray stop`, then run the command again"
                 ) from error
             logger.warning("Ray didn't start (%s); trying again", reason)
+
+
+def protect_token() -> None:
+    """Make the token of this user's Ray clusters, which Ray writes with mode 0644, readable by this user only."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)
 
 
 def require_short_temporary_folder() -> None:

@@ -172,8 +172,8 @@ class SweepDisplay:
             self.live.stop()
 
     def poll(self) -> None:
-        """Read the metrics of running trials from MLflow every few seconds, in a thread of its own, until the
-        display ends.
+        """Read the metrics of running trials from MLflow every few seconds and show them, until the display ends. This
+        method blocks; the display runs it in a thread.
         """
         while not self.has_ended.wait(ASK_EVERY_S):
             for run in self.ledger.iter_running_trials():

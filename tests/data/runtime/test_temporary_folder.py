@@ -1,11 +1,11 @@
-"""The folder of Ray's sockets, whose paths must not be too long."""
+"""What Ray writes on this machine: sockets, whose paths must not be too long, and a token."""
 
 import os
 
 import pytest
 
 from data.errors import UserError
-from data.runtime.parallel import require_short_temporary_folder
+from data.runtime.parallel import protect_token, require_short_temporary_folder
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +36,14 @@ def test_other_environments_stay_as_they_are(name, value, environment, caplog):
     require_short_temporary_folder()
     assert "RAY_TMPDIR" not in os.environ
     assert not caplog.messages
+
+
+def test_the_token_of_ray_is_made_private(environment, tmp_path):
+    environment.setenv("HOME", str(tmp_path))
+    protect_token()
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    protect_token()
+    assert token.stat().st_mode & 0o777 == 0o600
