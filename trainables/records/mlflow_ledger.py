@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -231,8 +232,19 @@ class MlflowLedger(Ledger):
         for first in range(0, len(entries), MAX_METRICS_PER_REQUEST):
             self.client.log_batch(run_id, metrics=entries[first : first + MAX_METRICS_PER_REQUEST])
         for file in event.files:
-            self.client.log_artifact(run_id, str(file))
+            self._log_artifact(run_id, file)
         self.finish(run_id)
+
+    def _log_artifact(self, run_id: str, file: Path) -> None:
+        """Log a file with a new run: to the folder beside the tracking store if there is one, where `_locate_artifacts`
+        looks for it. MLflow would write to the place that it states, which is wrong after a move.
+        """
+        if self.artifacts is None:
+            self.client.log_artifact(run_id, str(file))
+            return
+        folder = self.artifacts / run_id / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder)
 
     def open_event_file(self, run: EventRun, name: str) -> contextlib.AbstractContextManager[Path]:
         return self._open_artifact(run.run_id, run.artifacts, name)

@@ -10,6 +10,7 @@ import pytest
 
 from data.errors import UserError
 from sweeps import spaces
+from trainables.records.ledger import Event
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, flatten_settings, open_ledger
 from trainables.records.tracking_store import make_absolute
 from trainables.trial import TRIAL_FILE
@@ -75,6 +76,9 @@ def test_a_folder_of_runs_that_was_moved_works(tmp_path, trial):
     shutil.move(old, new)
     reader = open_ledger(new)
     assert reader.load_config(reader.find_trial("before")) == {"signature": "before"}
+    (tmp_path / "ensemble.json").write_text("{}")
+    reader.log_event(Event("ensemble", "e", "before", "", "", {}, [], [tmp_path / "ensemble.json"]))
+    assert not old.exists()
     ledger = create_ledger(new)
     run_id = log_config(ledger, trial, "after")
     assert (new / "artifacts" / run_id / "artifacts" / TRIAL_FILE).exists()

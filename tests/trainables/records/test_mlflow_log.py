@@ -1,17 +1,25 @@
 """What a training tells MLflow: on a real server that goes away, and by many at once."""
 
+import ast
+import tempfile
 import threading
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
+from sweeps import spaces
 from trainables.records import mlflow_log
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, VALIDATION_FILE, Embeddings, write_embeddings
 from trainables.records.mlflow_ledger import create_ledger
 from trainables.records.mlflow_log import RunLog
 from trainables.records.timing import TrainingStep
+from trainables.trial import TRIAL_FILE
 
 TRIALS, EPOCHS = 100, 5
+ROOT = Path(__file__).parents[3]
 
 
 def history(client, run_id, name):
@@ -38,6 +46,36 @@ def test_what_is_told_while_the_server_is_away_is_there_once_it_is_back(ledger, 
     start()
     log.flush()
     assert history(ledger.client, run_id, "map10") == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+def test_files_read_from_a_server_leave_nothing_behind(ledger, tmp_path, monkeypatch):
+    trial = spaces.demo(spaces.Splits("c/train", "c/validation", "c/test", ("c/train",)), "float32")[0]
+    run_id = ledger.claim(trial, "abc", None)
+    vectors = np.eye(3, 8, dtype=np.float32)
+    written = Embeddings("abc", "c/validation", "f", list("xyz"), list("uvw"), [["x"], ["y"], ["z"]], vectors, vectors)
+    write_embeddings(tmp_path / VALIDATION_FILE, written)
+    ledger.client.log_artifact(run_id, str(tmp_path / VALIDATION_FILE), EMBEDDINGS_FOLDER)
+    ledger.client.log_dict(run_id, {"name": "config"}, TRIAL_FILE)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    run = ledger.find_trial("abc")
+    assert ledger.load_config(run) == {"name": "config"}
+    embeddings = ledger.load_embeddings(run, VALIDATION_FILE)
+    assert not list(scratch.iterdir())
+    np.testing.assert_array_equal(embeddings.audio_AD, vectors)
+
+
+def test_one_function_downloads_artifacts():
+    """MLflow leaves what it downloads without a folder in the temporary folder for ever."""
+    callers = [
+        (path.name, function.name)
+        for package in ("data", "trainables", "sweeps", "ensemble")
+        for path in (ROOT / package).rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef) and "download_artifacts" in ast.unparse(function)
+    ]
+    assert callers == [("mlflow_log.py", "open_artifact")]
 
 
 def test_a_hundred_trials_at_once_lose_nothing(ledger):
