@@ -121,7 +121,7 @@ def read_split(
 
 def read_stated_splits(rows_by_file: dict[str, list[CsvRow]]) -> dict[str, str]:
     """Return the split of each file, by file name, as stated in the column `split` of its rows. Raises UserError if
-    a split is unknown or the rows of a file name different splits.
+    a split is unknown or empty, or if the rows of a file name different splits.
     """
     stated = {}
     for name, rows in rows_by_file.items():

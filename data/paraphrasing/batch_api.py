@@ -163,7 +163,7 @@ class BatchRun:
     async def list_uncollected(self) -> list[tuple[str, str]]:
         """Return the batches of this split, model and instruction whose answers have not been collected, as
         pairs of the id of the file of requests and the id of the batch. Files of requests for which the server
-        has no batch are forgotten.
+        has no batch are left out, and removed from the record of batches.
         """
         open_batches = find_open_batches(self.job)
         on_server = {batch.input_file_id: batch.id async for batch in self.fetch_uncollected()}

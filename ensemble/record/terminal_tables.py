@@ -85,7 +85,7 @@ def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
 
 
 def build_method_table(ensemble: Ensemble) -> TextTable:
-    """Return the table of the compared methods, with their metrics."""
+    """Return the table of the compared selection methods, with their metrics on the validation and the test split."""
     metric = ensemble.metric
     rows = [
         (

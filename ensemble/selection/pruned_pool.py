@@ -94,9 +94,9 @@ class PrunedPool:
             yield from workers.map(work, self.chunks)
 
     def compute_ranks(self, weights: Sequence[float]) -> NDArray[np.int32]:
-        """Return the rank of each pair's relevant clip in the ensemble with these weights [P]; clips with an equal
-        score count as ranked before it. Ranks beyond the metric's k plus the number of the query's other pairs are
-        lower bounds.
+        """Return, for each query with each of its relevant clips, the clip's rank in the ensemble with these weights
+        [P]; clips with an equal score count as ranked before it. Large ranks, which can't affect the metric, may be
+        smaller than the true ones.
         """
         from ensemble.selection.kernels import compute_ranks
 

@@ -291,9 +291,9 @@ def is_plural_noun_phrase(words: Sequence[str]) -> bool | None:
 
 
 def build_clause(form: Form, subject: Sequence[str], words: Sequence[str], is_plural: bool | None) -> Clause | None:
-    """Return the clause in this form with a subject and the words after it, of which the first is its verb. Return None
-    if the words contain anything but verbs in that form, objects and places. `is_plural` tells whether the subject is
-    plural.
+    """Return the clause in this form with a subject and the words after it, of which the first is its verb, such as
+    'barks', 'outside'. Return None unless these words are verbs in the given form with their objects and places.
+    `is_plural` says whether the subject is plural; None if that is unknown.
     """
     lookup = BY_PARTICIPLE if form != "simple" else {verb: verb for verb in VERBS} if is_plural else BY_THIRD_PERSON
     verbs, rest = [lookup[words[0]]], ["{}"]
