@@ -14,3 +14,7 @@ docs:
     python docs/write_architecture.py
     python docs/write_results.py
     python -m sphinx -W -q docs docs/_build
+
+# Known weaknesses of the pinned dependencies (needs the network)
+audit:
+    uv tool run pip-audit -r constraints.txt --no-deps --disable-pip

@@ -174,7 +174,9 @@ def start_object_store():
 
 
 @pytest.fixture
-def object_store_keys(monkeypatch):
+def object_store_keys(monkeypatch, tmp_path):
+    """The keys of the object store in the environment, and a folder of state that isn't the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
 

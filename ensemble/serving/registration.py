@@ -1,5 +1,6 @@
 """Registration of an exported ensemble, with an index, as an MLflow model."""
 
+import importlib.metadata
 from pathlib import Path
 
 from ensemble.serving import audio_index, bundle
@@ -13,7 +14,7 @@ PACKAGES = ("data", "trainables", "ensemble")
 REQUIREMENTS = ("annotated_types", "dacite", "filelock", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore",
                 "pyarrow", "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
                 "transformers")  # fmt: skip
-"""Requirements of the MLflow model."""
+"""Requirements of the MLflow model, in the versions that are installed here."""
 
 
 def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -> str:
@@ -40,7 +41,7 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
             python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
             artifacts={"ensemble": str(folder), "index": str(index)},
             code_paths=[str(ROOT / package) for package in PACKAGES],
-            pip_requirements=list(REQUIREMENTS),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in REQUIREMENTS],
             registered_model_name=name,
         )
     return f"models:/{name}/{logged.registered_model_version}"

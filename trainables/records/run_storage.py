@@ -12,6 +12,7 @@ are read from the environment or from the machine's role, never from the URI.
 
 import functools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -153,10 +154,12 @@ class RunStorage:
 
     @property
     def local_folder(self) -> Path:
-        """Local folder for files that only this machine needs: the storage itself or, for an object store, a temporary
-        folder.
+        """Local folder for files that only this machine needs: the storage itself or, for an object store, the user's
+        folder of state ($XDG_STATE_HOME or ~/.local/state).
         """
-        return Path(tempfile.gettempdir()) / "chorale" if self.is_remote else self.folder
+        if not self.is_remote:
+            return self.folder
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "chorale"
 
     def make_scratch(self) -> tempfile.TemporaryDirectory[str]:
         """Return a temporary folder in which a model is written before it is stored: beside the stored models, so that
