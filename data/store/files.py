@@ -24,6 +24,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # after a crash, the name must not exist without the contents
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk is reported without a name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

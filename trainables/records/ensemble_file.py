@@ -220,8 +220,8 @@ def write_ensemble(path: Path, ensemble: Ensemble) -> None:
 
 
 SIGNATURE_RULE = (
-    "a signature consists of 16 lowercase hexadecimal digits (leave it out for a file of scores; if you didn't edit the "
-    "file, don't use it)"
+    "a signature consists of 16 lowercase hexadecimal digits (leave it out for a file of scores; don't use a file that "
+    "somebody else edited)"
 )
 """Part of the message about any other signature."""
 

@@ -468,7 +468,7 @@ def test_an_export_copies_regular_files_alone_and_leaves_nothing_behind(
             os.mkfifo(model / "notes.txt")
         case "broken weights":
             (model / "model.safetensors").write_bytes(b"SECRET")
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     done = call_command(
         "ensemble/export.py", "--ensemble", bundle_of_a_stranger / "ensemble.json", "--out", tmp_path / "new" / "out"
     )
@@ -477,7 +477,7 @@ def test_an_export_copies_regular_files_alone_and_leaves_nothing_behind(
     assert {"pipe": "neither a file nor a folder", "broken weights": "can't be loaded"}.get(
         kind, "is a link"
     ) in done.stderr
-    assert {path for path in tmp_path.rglob("*")} == before
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):

@@ -285,7 +285,7 @@ class EvilTokenizer(PreTrainedTokenizerFast):
 @pytest.mark.parametrize("kind", ["config", "tokenizer"])
 @pytest.mark.parametrize("use", ["build", "restore", "flops"])
 def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(kind, use, tmp_path, monkeypatch, trial):
-    """transformers would ask on standard input, which holds the sentences of a search."""
+    """The library would ask on standard input, which holds the sentences of a search."""
     folder = write_model(tmp_path / "model", "bert")
     config = Config(str(folder), pooling="mean")
     (folder / "evil.py").write_text(EVIL)
@@ -308,7 +308,7 @@ def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(kind, use, tm
     if kind == "tokenizer":  # transformers has a class of its own for it
         assert load(config)
     else:
-        with pytest.raises(UserError, match="needs Python code that comes with the model .* never run"):
+        with pytest.raises(UserError, match=r"needs Python code that comes with the model .* never run"):
             load(config)
     assert sys.stdin.read() == "y\nrain\n"
     assert set(tmp_path.rglob("*")) == before
