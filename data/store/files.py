@@ -58,11 +58,6 @@ def write_arrow_table(path: Path, table: pa.Table) -> None:
         writer.write_table(table)
 
 
-def read_arrow_table(path: Path) -> pa.Table:
-    """Read an Arrow IPC file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
 def hash_json(value: Any) -> str:
     """Return 16 hexadecimal digits that identify a JSON value, from the SHA-256 of its text."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

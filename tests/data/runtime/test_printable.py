@@ -1,4 +1,4 @@
-"""Names of files, captions and names in archives reach a terminal as text alone, and become paths only as bare names."""
+"""Names of files, captions and names in archives reach a terminal as text, and become paths only as bare names."""
 
 import ast
 import contextlib
