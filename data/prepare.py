@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
 
 from data import corpora
 from data.corpora import Corpus
@@ -33,6 +32,7 @@ from data.preparation.build import (
     update_duplicates,
 )
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, option, positional, run_command
 from data.store import storage
 from data.store.locks import lock_folder
@@ -164,7 +164,7 @@ def describe_command(options: DescribeOptions) -> None:
     """
     store = Store.of(options.store)
     picture = options.png or (Path("store.png") if store.is_remote else store.path / "describe.png")
-    describe.describe_store(store, Console(), picture, options.list)
+    describe.describe_store(store, PlainConsole(), picture, options.list)
 
 
 def exclude_command(options: ExcludeOptions) -> None:

@@ -12,11 +12,12 @@ Guide: docs/searching.md
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
+import contextlib
 import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,21 +60,43 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
         runs: the run storage with the members' models.
 
     Raises:
-        UserError: if the folder exists, a model is missing, or the ensemble's fusion isn't the mean of scores.
+        UserError: if the folder exists, a model is missing or has a link among its files, or the ensemble's fusion
+            isn't the mean of scores. Nothing is left of the folder.
     """
     ensemble = bundle.read_mean_ensemble(path)
     if out.exists():
         raise UserError(f"{out} already exists: give another folder, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
+    with created_parents(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         staging = Path(scratch) / "whole"
         for entry in ensemble.members:
             folder = bundle.locate_member(entry, path, runs, Path(scratch))
-            shutil.copytree(folder, staging / MEMBERS / entry.signature, dirs_exist_ok=True)
+            copy_regular_files(folder, staging / MEMBERS / entry.signature)
         write_ensemble(staging / ENSEMBLE_FILE, ensemble)
         (staging / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
         bundle.load_models(staging)
         rename_folder(staging, out)
+
+
+@contextlib.contextmanager
+def created_parents(path: Path) -> Iterator[None]:
+    """Create the folders that `path` lies in; remove the new ones if the block ends with an error."""
+    new = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def copy_regular_files(folder: Path, to: Path) -> None:
+    """Copy a folder of regular files, with its subfolders. Raises UserError for anything else in it, such as a link."""
+    for path in bundle.list_regular_files(folder):
+        target = to / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target, follow_symlinks=False)
 
 
 def build_readme(ensemble: Ensemble) -> str:

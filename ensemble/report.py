@@ -21,10 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from data.errors import UserError
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, group, option, run_command
 from data.store.files import atomic_write
 from data.store.stored_split import open_split
@@ -247,20 +247,20 @@ def run(options: Options) -> None:
         "report.tex": "% \\usepackage{booktabs}\n" + "\n".join(map(to_latex, tables)),
         "report.html": render_page(ReportContent(title, tables, notes, evaluated.rows, newest, examples, clips)),
     }
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = PlainConsole()
     earlier = log_look_at_test(ledger, sweeps, evaluated.rows, fingerprint, texts) if role == "test" else 0
     for table in tables:
         print_table(table)
     for note in (*notes, *(f"Recordings are missing: {problem}" for problem in clips.problems)):
-        console.print(note)
+        console.print_line(note)
     if not ensembles:
-        console.print(f"These trials have no ensemble: run python ensemble/select.py --sweep {sweeps[0].name}")
+        console.print_line(f"These trials have no ensemble: run python ensemble/select.py --sweep {sweeps[0].name}")
     if role == "test":
-        console.print(f"Looks at {split} before this one: {earlier}")
+        console.print_line(f"Looks at {split} before this one: {earlier}")
     (folder / SEEDS_FILE).unlink(missing_ok=True)  # left by an earlier report
     for file, text in texts.items():
         write_text(folder / file, text)
-        console.print(f"Wrote {folder / file} ({format_size(folder / file)})")
+        console.print_line(f"Wrote {folder / file} ({format_size(folder / file)})")
 
 
 def log_look_at_test(

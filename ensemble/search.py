@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rich.console import Console
-
 from data.captions import normalise
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, option, positional, run_command
 from ensemble.serving import audio_index, bundle
 from trainables.records.run_storage import RunStorage
@@ -78,7 +77,7 @@ def iter_lines(file: BinaryIO) -> Iterator[str]:
             yield sentence
 
 
-def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int) -> None:
+def print_hits(console: PlainConsole, hits: Sequence[audio_index.SearchHit], top: int) -> None:
     """Print the `top` best recordings whose files exist, and log up to as many better ones whose files don't. `hits`
     are pairs of score and path, the best first.
     """
@@ -87,7 +86,7 @@ def print_hits(console: Console, hits: Sequence[audio_index.SearchHit], top: int
         if num_printed == top:
             break
         if Path(path).exists():
-            console.print(f"{score:.4f}  {path}", markup=False)
+            console.print_line(f"{score:.4f}  {path}")
             num_printed += 1
         else:
             gone.append(path)
@@ -108,7 +107,7 @@ def run(options: Options) -> None:
     index = audio_index.open_index(options.index, models)
     took_s = time.perf_counter() - began
     logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
-    console = Console(soft_wrap=True, highlight=False)
+    console = PlainConsole()
     for sentence in read_sentences(options):
         began = time.perf_counter()
         hits = audio_index.search_index(models, index, [sentence], options.top + MAX_GONE_HITS)[0]

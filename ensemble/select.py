@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from data.errors import UserError
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, group, option, positional, run_command
+from data.runtime.printable import require_bare_name
 from data.store.files import atomic_write
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
@@ -177,7 +178,9 @@ def read_task(options: Options) -> SelectionTask:
     return SelectionTask(ledger, sweeps, candidates, validation, pruned, config, options)
 
 
-def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: Console) -> None:
+def print_expected_time(
+    pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
+) -> None:
     """Print, for each config that scores all subsets of the candidates, the number of subsets and the estimated time,
     also in cross-validation with `folds` folds.
     """
@@ -190,7 +193,7 @@ def print_expected_time(pruned: PrunedPool, configs: Sequence[SelectionConfig], 
                 message += (
                     f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each fold's on the queries of the others
                 )
-            console.print(message)
+            console.print_line(message)
 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
@@ -216,8 +219,11 @@ def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQue
 
 def select(options: Options) -> None:
     """Select an ensemble, compute its test metrics once, log both, and write ensemble.json and its HTML page."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = PlainConsole()
     task = read_task(options)
+    name = task.sweeps[0].name if task.sweeps else options.pool[0].resolve().name
+    if not options.out:
+        require_bare_name(name, "--pool", "name the folder to write with --out")
     pruned, config, sweeps, runs = task.pruned, task.config, task.sweeps, options.ledger.location
     others = build.list_compared_methods(config, len(task.candidates)) if options.compare else {}
     print_expected_time(pruned, list(dict.fromkeys([config, *others.values()])), options.folds, console)
@@ -233,7 +239,6 @@ def select(options: Options) -> None:
             for point in points))  # fmt: skip
     if not options.no_test:
         ensemble = look_at_test(ensemble, task, selection, compared)
-    name = sweeps[0].name if sweeps else options.pool[0].resolve().name
     folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
     with tempfile.TemporaryDirectory() as scratch:  # the look at test is logged before any metric is shown
@@ -244,7 +249,7 @@ def select(options: Options) -> None:
         files = [copy_atomically(path, folder / path.name) for path in written]
     print_ensemble(ensemble, None if options.no_test else earlier)
     for path in files:
-        console.print(f"Wrote {path}", markup=False)
+        console.print_line(f"Wrote {path}")
 
 
 def copy_atomically(path: Path, to: Path) -> Path:
@@ -379,7 +384,7 @@ def export(options: ExportOptions) -> None:
     target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_embeddings(target, split_index.concatenate_embeddings(ledger, candidates, shares, options.split))
-    Console(soft_wrap=True, highlight=False).print(f"Wrote {target}", markup=False)
+    PlainConsole().print_line(f"Wrote {target}")
 
 
 COMMANDS: dict[str, Command[Any]] = {

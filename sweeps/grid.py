@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rich.console import Console
-
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, changed_options, flag, group, option, positional, run_command
+from data.runtime.printable import parse_bare_name
 from data.runtime.tables import print_table
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
@@ -70,7 +70,7 @@ class SweepOptions:
     """Command-line options that sweeping a space and retraining an ensemble share."""
 
     ledger: LedgerOptions = group("results")
-    name: str = option("name of the sweep (default: the date)", "")
+    name: str = option("name of the sweep (default: the date)", "", type=parse_bare_name)
     dry_run: bool = option("print the trials and the estimated cost, then exit", False)
     weights: Path | None = option(
         "folder of published checkpoints, for machines without internet", None, metavar="DIR")  # fmt: skip
@@ -194,7 +194,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     from sweeps.planning import estimate
 
     if options.dry_run:
-        print_table(Console(), estimate.build_estimate_table(stages, finished, store))
+        print_table(PlainConsole(), estimate.build_estimate_table(stages, finished, store))
         print_line(estimate.describe_estimate(stages, finished, store))
         return [], 0
 
@@ -230,13 +230,14 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
     for signature in finished:
         progress[signature].state = "finished"
     try:
-        with SweepDisplay(progress, Console(soft_wrap=True), ledger) as display:
+        with SweepDisplay(progress, PlainConsole(soft_wrap=True), ledger) as display:
             parents, with_asha = find_parents(trials_by_signature, fingerprints), plan.scheduler == "asha"
             run_until_done(unfinished, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
     except KeyboardInterrupt:
         ray_tune.release_trials(ledger, sweep, list(unfinished))
         ledger.mark_ended(run_id, "KILLED")
-        print_line(f"\nInterrupted. To resume from the last checkpoint of each trial: {plan.command}")
+        print_line()
+        print_line(f"Interrupted. To resume from the last checkpoint of each trial: {plan.command}")
         raise
     num_unfinished = show_results(ledger, stages)
     if num_unfinished:
@@ -358,7 +359,7 @@ def show_status(options: StatusOptions) -> None:
         signature: leases.find_holder(options.ledger.location, signature) is not None for signature in sweep.signatures
     }
     print_table(
-        Console(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
+        PlainConsole(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
     )
 
 

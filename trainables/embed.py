@@ -18,6 +18,7 @@ from data.captions import normalise
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
+from data.runtime.printable import require_bare_name
 from data.sources.audio_files import AudioListing, list_audio_files
 from data.sources.csv_tables import read_csv, read_text
 from trainables.records.embeddings import Embeddings, write_embeddings
@@ -69,6 +70,8 @@ def find_model_folder(name: str, ledger: LedgerOptions, scratch: Path) -> Path:
     if Path(name).exists():
         raise UserError(f"{name} holds no trained model ({TRIAL_FILE} is missing)")
     signature = ledger.open().find_signature(name)
+    if signature is not None:
+        require_bare_name(signature, f"the run {name}: its signature", "correct the run's tag in MLflow")
     if signature is None or not runs.has_model(signature):
         raise UserError(
             f"{name!r} is neither the folder of a model nor the signature or MLflow run of a trained trial in {runs}"

@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
+from data.runtime.console import PlainConsole
 from data.runtime.options import Command, changed_options, group, option, run_command
 from data.splits import SplitOptions, Splits
 from data.store.storage import Store
@@ -96,7 +96,7 @@ class TrainingProgressLine:
         self.text = "starting workers"
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self.poll, daemon=True)
-        console = Console(stderr=True)
+        console = PlainConsole(stderr=True)
         self.live = Live(console=console, get_renderable=lambda: Text(self.text), transient=True)
 
     def __enter__(self) -> "TrainingProgressLine":
@@ -234,7 +234,7 @@ def fit_and_mark_failure(ledger: Ledger, work: TrainingJob) -> Metrics:
 def print_result(metrics: Metrics, signature: str) -> None:
     """Print a trial's signature and the metrics of its best epoch on the validation split, in percent."""
     scores = ", ".join(f"{name} {100 * metrics[name]:.2f}" for name in METRICS)
-    Console(soft_wrap=True).print(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}", highlight=False)
+    PlainConsole().print_line(f"{signature}: best epoch {metrics['best_epoch']:.0f}: {scores}")
 
 
 @command

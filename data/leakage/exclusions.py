@@ -23,7 +23,9 @@ from data import corpora
 from data.errors import UserError
 from data.schema import DUPLICATES, EXCLUSIONS, LISTED, SplitId
 from data.sources.json_text import parse_json
+from data.store.arrow_tables import open_table
 from data.store.files import hash_json, write_arrow_table
+from data.store.manifest import read_json_object
 from data.store.storage import MANIFEST, Location, Store
 from data.store.stored_split import StoredSplit, open_split
 
@@ -59,10 +61,10 @@ class SharedSource:
 
 def read_store_table(store: Store, name: str, schema: pa.Schema) -> pa.Table:
     """Read a table that describes the store as a whole, such as exclusions.arrow; return an empty table with the
-    columns of `schema` if the file doesn't exist.
+    columns of `schema` if the file doesn't exist. Raises UserError if it is damaged.
     """
     try:
-        return pa.ipc.open_file(store.read(name)).read_all()
+        return open_table(store.read(name), f"{store}/{name}", "prepare a corpus of the store again", schema)
     except FileNotFoundError:
         return schema.empty_table()
 
@@ -135,15 +137,19 @@ def is_current(store: Store, table: pa.Table) -> bool:
     """Return whether a table was computed from the splits that the store holds now: its metadata contain exactly
     their names and fingerprints.
     """
-    splits: dict[str, str] = json.loads((table.schema.metadata or {}).get(SPLIT_FINGERPRINTS, b"{}"))
-    return splits == read_fingerprints(store)
+    try:
+        splits = parse_json((table.schema.metadata or {}).get(SPLIT_FINGERPRINTS, b"{}"))
+    except ValueError:
+        return False
+    return bool(splits == read_fingerprints(store))
 
 
 def read_fingerprints(store: Store) -> dict[str, str]:
     """Return the fingerprint of each split in a store by the split's name, as stated in its manifest; '' if the
     manifest states none.
     """
-    return {name: json.loads(store.read(f"{name}/{MANIFEST}")).get("fingerprint", "") for name in store.list_splits()}
+    manifests = {name: read_json_object(store, f"{name}/{MANIFEST}") for name in store.list_splits()}
+    return {name: manifest.get("fingerprint", "") for name, manifest in manifests.items()}
 
 
 def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:

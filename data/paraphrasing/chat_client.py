@@ -7,10 +7,12 @@ slowly while requests succeed.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
 import re
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -256,6 +258,11 @@ def connect(base_url: str | None, timeout_s: float, http: LimitedClient) -> open
         raise UserError(f"--base-url (or {BASE_URL}) contains a user before an @: remove it, and set {KEY} to the key")
     if base_url is not None and not is_address(base_url):
         raise UserError(f"--base-url (or {BASE_URL}) {base_url!r} isn't an address such as http://localhost:8000/v1")
+    if key and base_url is not None and is_exposed(base_url):
+        raise UserError(
+            f"--base-url (or {BASE_URL}) {base_url!r}: {KEY} would be sent over the network unencrypted; use https, or "
+            f"unset {KEY} if this server needs none"
+        )
     for name in ("httpx2", "openai"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they log each request and each retry
     return openai.AsyncOpenAI(
@@ -270,6 +277,22 @@ def is_address(text: str) -> bool:
     except httpx2.InvalidURL:
         return False
     return url.scheme in ("http", "https") and bool(url.host)
+
+
+def is_exposed(base_url: str) -> bool:
+    """Return whether requests to an address are unencrypted and leave this machine and private networks: the scheme is
+    http, and the host's name doesn't stand for loopback, private or link-local addresses alone.
+    """
+    url = httpx2.URL(base_url)
+    if url.scheme != "http":
+        return False
+    try:
+        texts = {str(entry[4][0]) for entry in socket.getaddrinfo(url.host, url.port or 80)}
+    except (OSError, UnicodeError):
+        return True  # a proxy may know the host
+    addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in texts]
+    plain = [getattr(address, "ipv4_mapped", None) or address for address in addresses]
+    return not all(address.is_loopback or address.is_private or address.is_link_local for address in plain)
 
 
 def parse_filter_error(error: openai.OpenAIError) -> Answer | None:

@@ -41,7 +41,7 @@ MAX_LOGGED_ITEMS = 20
 @contextlib.contextmanager
 def lock_store(store: Path) -> Iterator[None]:
     """Hold the write lock of a store within the context; its folder is created if absent. Raises UserError if
-    another command holds the lock, or the store can't be written.
+    another command holds the lock, and OSError, which names a file, if the store can't be written.
 
     The lock of a killed process is released.
     """
@@ -51,8 +51,8 @@ def lock_store(store: Path) -> Iterator[None]:
     except ConnectionError:  # raised by Ray, not by the file system
         raise
     except OSError as error:
-        problem = f"{error.filename or store} can't be written: {error.strerror or error}"
-        raise UserError(f"{problem}; fix the cause, then re-run the same command to resume") from error
+        error.filename = error.filename or str(store)  # a full disk is reported without a name
+        raise
 
 
 class PreparationProgress(ProgressLine):

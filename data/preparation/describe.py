@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Console
 from rich.table import Table
 
 from data import corpora
@@ -21,6 +20,8 @@ from data.leakage.exclusions import (
     read_exclusions,
     read_store_table,
 )
+from data.runtime.console import PlainConsole
+from data.runtime.printable import escape_controls
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -52,7 +53,7 @@ def format_published_count(name: str) -> str:
     return " or ".join(f"{count:,} ({version})" for version, count in counts.items())
 
 
-def describe_store(store: Store, console: Console, picture: Path, list_all: bool) -> None:
+def describe_store(store: Store, console: PlainConsole, picture: Path, list_all: bool) -> None:
     """Print a table of a store's splits and a summary of its exclusions and duplicates on `console`, and plot clip
     durations and caption lengths into the PNG file `picture`. With `list_all`, also print every skipped and every
     excluded clip.
@@ -71,8 +72,8 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
     for split in splits:
         manifest = split.manifest
         table.add_row(
-            split.name,
-            f"{manifest.num_clips:,}" if not manifest.clips_of else f"of {manifest.clips_of}",
+            escape_controls(split.name),
+            f"{manifest.num_clips:,}" if not manifest.clips_of else escape_controls(f"of {manifest.clips_of}"),
             f"{manifest.num_listed:,}",
             format_published_count(split.name),
             f"{manifest.num_samples / SAMPLE_RATE_HZ / 3600:,.2f}",
@@ -80,9 +81,9 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
             f"{manifest.num_set_aside:,}",
             f"{left_out[split.name]:,}",
             split.codec,
-            split.fingerprint,
+            escape_controls(split.fingerprint),
         )
-    Console(file=console.file, width=max(160, console.width)).print(table)
+    PlainConsole(file=console.file, width=max(160, console.width)).print(table)
     clips = sum(split.manifest.num_clips for split in splits)
     hours = sum(split.manifest.num_samples for split in splits) / SAMPLE_RATE_HZ / 3600
     lines = [f"{clips:,} clips, {hours:,.2f} h", *format_exclusions(store), *format_duplicates(store)]
@@ -97,12 +98,12 @@ def describe_store(store: Store, console: Console, picture: Path, list_all: bool
         ]
         lines += [f"excluded: {row['clip_id']}: {row['reason']}" for row in read_exclusions(store).to_pylist()]
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print_line(line)
     try:
         plot_distributions(splits, picture)
     except OSError as error:
         raise UserError(f"{picture} can't be written: {error.strerror}; name another with --png") from error
-    console.print(f"distributions: {picture}", markup=False, highlight=False, soft_wrap=True)
+    console.print_line(f"distributions: {picture}")
 
 
 def format_exclusions(store: Location) -> list[str]:

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from data import waveform
 from data.errors import UserError
@@ -57,13 +56,11 @@ def check_other_tables(split: StoredSplit) -> list[str]:
     num_set_aside = split.manifest.num_set_aside
     if len(split.set_aside) != num_set_aside:
         problems.append(f"{len(split.set_aside)} clips skipped, {num_set_aside} in the manifest")
-    for what, read in (("sources", lambda: split.sources), ("paraphrases", split.read_paraphrases)):
+    for what, read in (("sources", lambda: split.sources), ("paraphrases", split.read_paraphrases_table)):
         try:
             read()
-        except (pa.ArrowException, KeyError) as error:
+        except UserError as error:
             problems.append(f"its {what} can't be read: {error}")
-        except UserError:
-            pass  # paraphrases are optional
     return problems
 
 
@@ -74,7 +71,7 @@ def check_shard(split: StoredSplit, number: int) -> list[str]:
     path = split.get_shard_path(number)
     try:
         table = split.read_shard(number)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UserError) as error:
         return [f"{path} can't be read: {error}"]
     if table.schema != CLIPS:
         return [f"{path} doesn't have the columns that this version writes"]

@@ -19,9 +19,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data.errors import unknown_name_error
+from data.runtime.printable import escape_controls
 
 T = TypeVar("T")
 
@@ -67,11 +68,20 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str | N
     return build(options, vars(parser.parse_args(argv)))
 
 
+class PrintableParser(argparse.ArgumentParser):
+    """Parser whose errors show control characters of the words of a command line, which a shell may take from the
+    names of files.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escape_controls(message))
+
+
 def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """Return argparse's parser for a dataclass of options. Its usage line names only the required options and the
     positional arguments; `prog`, `description` and `epilog` are those of `argparse.ArgumentParser`.
     """
-    parser = argparse.ArgumentParser(
+    parser = PrintableParser(
         prog=prog, description=description, epilog=epilog,
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=HELP_INDENT),
     )  # fmt: skip

@@ -4,9 +4,10 @@ import logging
 import time
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from data.runtime.console import PlainConsole
 
 LOG_INTERVAL_S = 10.0
 """Interval between progress messages if standard error isn't a terminal."""
@@ -22,7 +23,7 @@ class ProgressLine:
     def __init__(self, logger: logging.Logger) -> None:
         self.logger = logger
         self.started = self.said = time.monotonic()
-        self.live = Live(console=Console(stderr=True), get_renderable=lambda: Text(self.line()), transient=True)
+        self.live = Live(console=PlainConsole(stderr=True), get_renderable=lambda: Text(self.line()), transient=True)
 
     def __enter__(self) -> Self:
         if self.live.console.is_terminal:

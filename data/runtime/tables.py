@@ -2,10 +2,12 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
+
+from data.runtime.printable import escape_controls
 
 GAP = "  "
 """Space between two columns, and indentation of continuation lines."""
@@ -36,7 +38,8 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self.format_for_width(options.max_width) if console.is_terminal else self.format_plain():
+        table = replace(self, rows=[list(map(escape_controls, row)) for row in self.rows])
+        for line in table.format_for_width(options.max_width) if console.is_terminal else table.format_plain():
             yield Segment(line)
             yield Segment.line()
 

@@ -84,13 +84,14 @@ def read_csv(
 
 
 def format_problems(path: Path, problems: list[str]) -> str:
-    """Return a message about the problems of the table at `path`, one per line, at most MAX_LISTED_PROBLEMS of them."""
+    """Return a message about all problems of a table, at most MAX_LISTED_PROBLEMS of them."""
     if len(problems) == 1:
         return problems[0]
     further = len(problems) - MAX_LISTED_PROBLEMS
     more = [f"and {further:,} more"] if further > 0 else []
     hint = "put captions with line breaks in quotes, and fill or remove rows with empty cells"
-    return "\n".join([f"{path}: {len(problems):,} problems; {hint}:", *problems[:MAX_LISTED_PROBLEMS], *more])
+    listed = "; ".join([*problems[:MAX_LISTED_PROBLEMS], *more])
+    return f"{path}: {len(problems):,} problems ({hint}): {listed}"
 
 
 def read_header(path: Path) -> list[str]:

@@ -21,12 +21,12 @@ from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.hf_api import RepoFile
 from py7zr.exceptions import ArchiveError
 from requests.adapters import HTTPAdapter
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from urllib3.util import Retry
 
 from data.errors import UserError
+from data.runtime.console import PlainConsole
 
 logger = logging.getLogger("chorale.download")
 
@@ -98,7 +98,7 @@ def fetch_file(session: requests.Session, url: str, path: Path, empty_digest: "h
     Raises UserError as `fetch_files` does. Downloaded data with a wrong checksum is removed.
     """
     part = path.with_name(f"{path.name}.{checksum[:8]}.part")
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with Progress(

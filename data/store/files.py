@@ -25,6 +25,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         sync(temporary)  # after a crash, the name must not exist without the contents
         temporary.replace(path)
         sync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk is reported without a name
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,11 +83,6 @@ def write_arrow_table(path: Path, table: pa.Table) -> None:
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-
-
-def read_arrow_table(path: Path) -> pa.Table:
-    """Read an Arrow IPC file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def hash_json(value: Any) -> str:

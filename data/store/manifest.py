@@ -1,17 +1,23 @@
 """Manifest of a split: the small file that describes the split and is written last."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dacite
 
 from data.errors import UserError
+from data.runtime.printable import require_bare_name
 from data.schema import FORMAT_VERSION, SplitId
 from data.sources.json_text import parse_json
 from data.store.files import write_json
 from data.store.storage import MANIFEST, Store
 from data.waveform import Codec
+
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+"""Form of a split's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +72,55 @@ def read_manifest(store: Store, name: str) -> Manifest:
     can't be read.
     """
     try:
-        read = parse_json(store.read(f"{name}/{MANIFEST}"))
-        version = read.get("format_version")
+        content = read_json_object(store, f"{name}/{MANIFEST}")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{store} holds no split {name!r} (it holds: {', '.join(store.list_splits()) or 'nothing'}); "
             f"prepare it with: {format_prepare_command(store, name)}"
         ) from None
-    except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"{store}/{name}/{MANIFEST} isn't a JSON object ({error}); "
-            f"prepare this split again: {format_prepare_command(store, name)}"
-        ) from error
+    version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{store}/{name} has schema version {version}, but this code reads version {FORMAT_VERSION}; "
             f"prepare it again: {format_prepare_command(store, name)}"
         )
     try:
-        return dacite.from_dict(Manifest, read, dacite.Config(cast=[tuple]))
-    except dacite.DaciteError as error:
+        manifest = dacite.from_dict(Manifest, content, dacite.Config(cast=[tuple]))
+        require_own_names(manifest, name)
+    except (dacite.DaciteError, UserError) as error:
         raise UserError(
             f"{store}/{name}/{MANIFEST}: {error}; prepare this split again: {format_prepare_command(store, name)}"
         ) from error
+    return manifest
+
+
+def read_json_object(store: Store, name: str) -> dict[str, Any]:
+    """Return the content of a JSON file of a split: an object. `name` is its path relative to the store.
+
+    Raises FileNotFoundError if the file doesn't exist, and UserError if it holds anything else.
+    """
+    try:
+        content = parse_json(store.read(name))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+    except ValueError as error:
+        command = format_prepare_command(store, name)
+        raise UserError(f"{store}/{name} isn't a JSON object ({error}); prepare this split again: {command}") from error
+    return content
+
+
+def require_own_names(manifest: Manifest, name: str) -> None:
+    """Raise UserError unless a manifest names files in the folder of its split `name`, 'corpus/split', and its
+    fingerprints are fingerprints: they become parts of paths.
+    """
+    if str(manifest.split_id) != name:
+        raise UserError(f"it is the manifest of {str(manifest.split_id)!r}")
+    files = (manifest.index, manifest.queries, manifest.set_aside, manifest.sources, *manifest.shards)
+    for file in files if manifest.clips_of is None else (*files, manifest.clips_of):
+        require_bare_name(file, "the name", "don't use a store that somebody else has edited")
+    for fingerprint in filter(None, (manifest.fingerprint, manifest.clips_fingerprint)):
+        if not FINGERPRINT.fullmatch(fingerprint):
+            raise UserError(f"the fingerprint is {fingerprint!r}: it must consist of 16 lowercase hexadecimal digits")
 
 
 def format_prepare_command(store: Store, name: str) -> str:

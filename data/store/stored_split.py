@@ -13,16 +13,29 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data import waveform
 from data.errors import UserError
-from data.schema import Samples, SkippedItem
-from data.store.manifest import Manifest, format_prepare_command, read_manifest
+from data.schema import CLIPS, INDEX, PARAPHRASES, QUERIES, SKIPPED_ITEMS, SOURCES, Samples, SkippedItem
+from data.store.arrow_tables import open_table
+from data.store.manifest import Manifest, format_prepare_command, read_json_object, read_manifest
 from data.store.storage import Location, Store
 from data.waveform import AudioError, Codec
 
 PARAPHRASES_FILE = "paraphrases.arrow"
+
+CLIP_ID = r"^[^/]+/[^/]+/(?s:.)"
+"""Beginning of a clip's id: 'corpus/split/' and a name."""
+
+SCHEMAS = {"index": INDEX, "queries": QUERIES, "set_aside": SKIPPED_ITEMS, "sources": SOURCES}
+"""Columns of a split's tables, by the field of the manifest that names the table's file."""
+
+SUMMARY_KEYS = ("set_aside", "warnings")
+"""Keys of the summary of a shard that are read: undecodable clips with reasons, and warnings about others; older stores
+have no warnings.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,9 @@ class StoredSplit:
     @cached_property
     def index(self) -> pa.Table:
         """Clips without their audio, sorted by id, with the columns of `data.schema.INDEX`."""
-        return self.read_table("index", self.clips_manifest)
+        index = self.read_table("index", self.clips_manifest)
+        require_valid_locations(index, self.clips_manifest, f"{self.store}/{self.name}")
+        return index
 
     @cached_property
     def queries(self) -> pa.Table:
@@ -97,7 +112,10 @@ class StoredSplit:
         for shard in self.clips_manifest.shards:
             name = self.clips_manifest.get_path(f"{Path(shard).with_suffix('.json')}")
             try:
-                summaries.append(json.loads(self.store.read(name)))
+                summary = read_json_object(self.store, name)
+                summaries.append(
+                    {key: require_dict(summary.get(key, {}), f"{self.store}/{name}: {key}") for key in SUMMARY_KEYS}
+                )
             except FileNotFoundError:
                 raise UserError(
                     f"{self.store}/{name} is absent: prepare this split again: "
@@ -114,15 +132,24 @@ class StoredSplit:
 
     def read_table(self, kind: str, manifest: Manifest) -> pa.Table:
         """Read a table of a split. `kind` is the field of the manifest that names the table's file, such as
-        'queries'.
+        'queries'. Raises UserError if it is damaged.
         """
-        return pa.ipc.open_file(self.store.map(manifest.get_path(getattr(manifest, kind)))).read_all()
+        path = manifest.get_path(getattr(manifest, kind))
+        return self.open_table(self.store.map(path), path, SCHEMAS[kind], optional=("kind", "file"))
+
+    def open_table(self, contents: pa.Buffer | bytes, path: str, schema: pa.Schema, **options: Any) -> pa.Table:
+        """Return the table in a file of the store. Raises UserError if it is damaged or lacks columns of `schema`;
+        `options` are those of `arrow_tables.open_table`.
+        """
+        remedy = f"prepare this split again: {format_prepare_command(self.store, self.name)}"
+        return open_table(contents, f"{self.store}/{path}", remedy, schema, **options)
 
     def read_shard(self, number: int) -> pa.Table:
         """Return the clips of the shard with this number, including their audio, with the columns of
-        `data.schema.CLIPS`.
+        `data.schema.CLIPS`. The audio isn't read. Raises UserError if the file is damaged.
         """
-        return pa.ipc.open_file(self.store.map(self.get_shard_path(number))).read_all()
+        path = self.get_shard_path(number)
+        return self.open_table(self.store.map(path), path, CLIPS, unread="audio")
 
     def get_shard_path(self, number: int) -> str:
         """Return the path, relative to the store, of the shard with this number."""
@@ -192,14 +219,33 @@ class StoredSplit:
     def read_paraphrases_table(self) -> pa.Table | None:
         """Return the table of paraphrases (`data.schema.PARAPHRASES`); None if the split has no such file."""
         try:
-            return pa.ipc.open_file(self.store.read(f"{self.name}/{PARAPHRASES_FILE}")).read_all()
+            contents = self.store.read(path := f"{self.name}/{PARAPHRASES_FILE}")
         except FileNotFoundError:
             return None
+        return self.open_table(contents, path, PARAPHRASES, optional=("model", "instruction", "time"))
 
     def compute_paraphrases_fingerprint(self) -> str:
         """Return 16 hexadecimal digits that identify the contents of the paraphrases, independent of their order."""
         lines = sorted(json.dumps([*key, variants]) for key, variants in self.read_paraphrases().items())
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def require_dict(value: Any, where: str) -> dict[str, Any]:
+    """Return a value that is a dict. Raises UserError for any other, which begins with `where`."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} isn't a JSON object: prepare its split again")
+    return value
+
+
+def require_valid_locations(index: pa.Table, manifest: Manifest, where: str) -> None:
+    """Raise UserError if a clip in a split's index has no file's name in its id, or isn't in any of its shards."""
+    is_valid = (
+        pc.match_substring_regex(index["clip_id"], CLIP_ID),
+        pc.and_(pc.greater_equal(index["shard"], 0), pc.less(index["shard"], len(manifest.shards))),
+        *(pc.greater_equal(index[name], 0) for name in ("num_samples", "offset", "num_bytes")),
+    )
+    if not all(pc.all(condition, min_count=0).as_py() for condition in is_valid):
+        raise UserError(f"{where}: its index has clips that aren't in its shards: prepare this split again")
 
 
 ABSENT_SUFFIX = " is absent"

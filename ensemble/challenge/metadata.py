@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, SplitId
 from ensemble.challenge.systems import System, SystemMember, list_stages
+from ensemble.challenge.yaml_text import MAX_BYTES, parse_yaml
 from trainables import encoders
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
 from trainables.trial import Trial
@@ -68,11 +67,12 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
     Raises UserError if the file can't be read or contains no such list.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = parse_yaml(file.read(MAX_BYTES + 1))
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} isn't YAML in UTF-8: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UserError(f"{path} isn't YAML in UTF-8: {error}") from error
     authors = content.get("authors") if isinstance(content, dict) else content
     if not isinstance(authors, list) or not authors or not all(isinstance(author, dict) for author in authors):
         raise UserError(

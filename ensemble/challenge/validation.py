@@ -3,7 +3,9 @@
 Names, headers and fields are therefore listed here again.
 """
 
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -14,16 +16,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import yaml
 
 from data.errors import UserError
 from ensemble.challenge.formats import EvaluationSet
+from ensemble.challenge.yaml_text import parse_yaml
 
 Check = Callable[[bytes, str, EvaluationSet], Iterator[str]]
 """Function from a file's content, its system's label and the evaluation set to an iterator of problems."""
 
 MAX_LISTED_PROBLEMS = 5
 """Maximum number of problems listed per table; the rest are counted."""
+
+MAX_MEMBER_BYTES, MAX_TOTAL_BYTES = 2**28, 2**30
+"""Maximum size of a file in a zip, and of all. The scores of the challenge's captions for its files take 20 MB."""
+
+BLOCK_BYTES = 2**20
+
+MAX_COLUMNS = 20_000
+"""Maximum number of columns of a table. The challenge has about a thousand files."""
+
+READ_ERRORS = (
+    zipfile.BadZipFile, RuntimeError, EOFError, ValueError, LookupError, OverflowError, OSError, struct.error,
+    zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""Errors of Python's decompressors for damaged, encrypted or unsupported files in a zip."""
 
 BOM = b"\xef\xbb\xbf"
 
@@ -80,8 +96,38 @@ def list_names(path: Path) -> list[str]:
             return archive.namelist()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
         raise UserError(f"{path} isn't a zip file: {error}") from error
+
+
+def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Return the contents of a zip's files, checked by their checksums, by name. Technical reports are checked and left
+    empty.
+
+    No more than MAX_MEMBER_BYTES of a file are read, and MAX_TOTAL_BYTES of all, whatever sizes the zip declares.
+    Raises ValueError, with the reason, if a file can't be read, or is too large.
+    """
+    contents: dict[str, bytes] = {}
+    total = 0
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in names:
+                limit = min(MAX_MEMBER_BYTES, MAX_TOTAL_BYTES - total)
+                blocks, size = [], 0
+                declared = archive.getinfo(name).file_size
+                if declared > limit:
+                    raise ValueError(f"{name} has {declared:,} bytes: at most {limit:,} are read")
+                with archive.open(name) as file:
+                    while block := file.read(BLOCK_BYTES):
+                        size += len(block)
+                        if size > limit:
+                            raise ValueError(f"{name} has more than {limit:,} bytes")
+                        blocks += [] if is_report(name) else [block]
+                contents[name] = b"".join(blocks)
+                total += size
+    except READ_ERRORS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    return contents
 
 
 def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list[str]:
@@ -97,11 +143,10 @@ def find_problems(path: Path, challenge: str, evaluation: EvaluationSet) -> list
         f"{name} points outside the zip" for name in names if ".." in PurePosixPath(name).parts or name[:1] == "/"
     ]
     form = re.compile(rf"[^_/\s]+_[^_/\s]+_{TASKS[challenge]}_[1-4]")
-    with zipfile.ZipFile(path) as archive:
-        try:
-            contents = {name: archive.read(name) for name in names if not name.endswith("/")}
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-            return [*problems, f"its contents can't be read: {error}"]
+    try:
+        contents = read_members(path, [name for name in dict.fromkeys(names) if not name.endswith("/")])
+    except ValueError as error:
+        return [*problems, f"its contents can't be read: {error}"]
     systems, others = group_by_system(contents, challenge)
     expected = " and ".join(
         name.format(system="LASTNAME_INSTITUTE_TASK", number="NUMBER") for name in names_of.values()
@@ -198,6 +243,9 @@ def read_table(data: bytes, numbers: bool) -> pa.Table:
     """Return the table in a CSV file with the bytes `data`. All columns are text or, if `numbers` is true, all but the
     first are numbers. Raises ArrowInvalid with the reason if that is impossible.
     """
+    num_columns = data.partition(b"\n")[0].count(b",") + 1
+    if num_columns > MAX_COLUMNS:
+        raise pa.ArrowInvalid(f"its header has {num_columns:,} columns: at most {MAX_COLUMNS:,} are read")
     # Without threads: a reader's thread that outlives the command aborts its process.
     reading = pa.csv.ReadOptions(block_size=len(data) + 1, use_threads=False)
     parsing = pa.csv.ParseOptions(newlines_in_values=True)
@@ -213,7 +261,7 @@ def check_ranking(data: bytes, label: str, evaluation: EvaluationSet) -> Iterato
     """
     try:
         table = read_table(data, numbers=False)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         yield f"it isn't a table: {shorten_error(error)}"
         return
     header = ["caption", "fname_1", "fname_2", "fname_3", "fname_4", "fname_5",
@@ -237,7 +285,7 @@ def check_matrix(data: bytes, label: str, evaluation: EvaluationSet) -> Iterator
     """
     try:
         table = read_table(data, numbers=True)
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         yield f"it isn't a table of scores: {shorten_error(error)}"
         return
     first, *names = table.column_names
@@ -280,8 +328,8 @@ def check_metadata(data: bytes, label: str, evaluation: EvaluationSet) -> Iterat
     label. `evaluation` is not used.
     """
     try:
-        value = yaml.safe_load(data)
-    except yaml.YAMLError as error:
+        value = parse_yaml(data)
+    except ValueError as error:
         yield f"it isn't YAML: {shorten_error(error)}"
         return
     if value_at(value, "submission.label") != label:

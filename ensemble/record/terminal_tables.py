@@ -1,8 +1,7 @@
 """Terminal tables of an ensemble."""
 
-from rich.console import Console
-
 from data.runtime import tables
+from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable
 from trainables.records.ensemble_file import Ensemble, SplitMetrics
 from trainables.retrieval import METRIC_TITLES
@@ -13,10 +12,10 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
 
     `earlier` is the number of earlier looks at the test split; None if this is no look.
     """
-    console = Console(highlight=False)
+    console = PlainConsole()
 
     def say(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=not console.is_terminal)
+        console.print_line(text, soft_wrap=not console.is_terminal)
 
     if ensemble.best_single:
         tables.print_table(console, build_member_table(ensemble))

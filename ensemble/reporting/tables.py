@@ -5,11 +5,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
+from data.runtime.console import PlainConsole
+from data.runtime.printable import escape_controls
 from ensemble.reporting.paper_results import METRICS
 from trainables.retrieval import METRIC_TITLES
 
@@ -162,7 +162,7 @@ def print_table(table: ReportTable) -> None:
         for index, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
             if name != METRICS[0]:
                 row[index] = row[index].partition(" ")[0]
-        shown.add_row(*map(Text, row))  # brackets in a cell are not markup
-    wide = Console(width=MAX_TERMINAL_WIDTH)
+        shown.add_row(*map(escape_controls, row))
+    wide = PlainConsole(width=MAX_TERMINAL_WIDTH)
     width = Measurement.get(wide, wide.options, shown).maximum
-    Console(width=max(Console().width, width), highlight=False).print(shown, markup=False)
+    PlainConsole(width=max(PlainConsole().width, width)).print(shown)

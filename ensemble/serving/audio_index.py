@@ -64,6 +64,8 @@ def open_index(folder: Path, models: EnsembleModels) -> AudioIndex:
     embeddings = read_embeddings(path)
     if embeddings.signature != models.signature:
         raise UserError(f"{folder} is the index of another ensemble ({embeddings.signature}, not {models.signature})")
+    if embeddings.audio_AD.shape[1] != models.embedding_size or not np.isfinite(embeddings.audio_AD).all():
+        raise UserError(f"{path} is damaged: its vectors aren't those of this ensemble; remove it, and run --add again")
     return AudioIndex(embeddings.clip_ids, embeddings.audio_AD)
 
 
@@ -130,7 +132,7 @@ def update_locked_index(folder: Path, audio: Path, listing: AudioListing, models
     index, known = AudioIndex([], np.zeros((0, models.embedding_size), np.float32)), dict[str, Stamp]()
     if (folder / VECTORS_FILE).exists():
         index = open_index(folder, models)
-        stored = read_json(folder / FILES_FILE) if (folder / FILES_FILE).exists() else {}
+        stored = read_known_stamps(folder / FILES_FILE)
         known = {path: stored[path] for path in index.paths if path in stored}
     changed = [path for path in stamps if known.get(path, [])[:2] != stamps[path]]
     for path, stamp in stamps.items():
@@ -167,6 +169,26 @@ def update_locked_index(folder: Path, audio: Path, listing: AudioListing, models
     if num_reused:
         logger.info("%d files have the contents of recordings in the index: not embedded again", num_reused)
     return problems
+
+
+def read_known_stamps(path: Path) -> dict[str, Stamp]:
+    """Return the stamps of the files in an index; none if the file doesn't exist. Whatever isn't a stamp is left out,
+    so that its file is embedded again.
+
+    Raises UserError if the file isn't a JSON object.
+    """
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} isn't a JSON object: remove it, and all files are embedded again")
+    return {name: stamp for name, stamp in content.items() if is_stamp(stamp)}
+
+
+def is_stamp(value: object) -> bool:
+    """Return whether a value is a stamp: a size, a time and, except in older indexes, a SHA-256."""
+    match value:
+        case [int(), int()] | [int(), int(), str()]:
+            return True
+    return False
 
 
 def read_stamps(paths: Sequence[Path], problems: FileProblems) -> dict[str, Stamp]:

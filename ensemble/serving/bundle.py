@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,8 +139,17 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
     with tempfile.TemporaryDirectory() as scratch:
         for entry in entries:
             folder = locate_member(entry, path, runs, Path(scratch))
-            model = load_model(folder).to(fastest_device())
-            members.append(LoadedMember(model, trials.load_trial(folder), entry.weight / total_weight))
+            try:
+                model, trial = load_model(folder), trials.load_trial(folder)
+            except UserError:
+                raise
+            except Exception as error:  # what a damaged file raises depends on the parser: JSON, safetensors, tokenizer
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"{path}: the model of member {entry.name!r} in {folder} can't be loaded: {reason}; copy or export "
+                    "the ensemble again"
+                ) from error
+            members.append(LoadedMember(model.to(fastest_device()), trial, entry.weight / total_weight))
     described = json.dumps([[entry.signature, entry.weight / total_weight] for entry in entries])
     return EnsembleModels(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
 
@@ -169,3 +179,20 @@ def locate_member(entry: ensemble_file.Member, path: Path, runs: RunStorage | No
         other_location = "" if runs is None else f" or {runs.locate(f'models/{signature}')}"
         raise UserError(f"{path}: the model of member {entry.name!r} no longer exists in {exported}{other_location}")
     return runs.fetch_model(signature, scratch / signature)
+
+
+def list_regular_files(folder: Path) -> list[Path]:
+    """Return the paths of all files in a folder and its subfolders, sorted.
+
+    Raises UserError for a link, a pipe or a device, the folder itself included: the folder may be a stranger's, and a
+    link could bring any file of this machine into a copy of the folder.
+    """
+    files = []
+    for path in [folder, *sorted(folder.rglob("*"))]:
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            files.append(path)
+        elif not stat.S_ISDIR(mode):
+            kind = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise UserError(f"{path} is {kind}, and only regular files are copied: remove it, or replace it by a file")
+    return files

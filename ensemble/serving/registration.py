@@ -29,10 +29,14 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
 
     Returns:
         The URI of the model, such as 'models:/NAME/1'.
+
+    Raises:
+        UserError: if the index is another ensemble's, or there is a link among its files.
     """
     import mlflow
 
     audio_index.open_index(index, bundle.load_models(folder))
+    bundle.list_regular_files(index)  # MLflow would upload what a link names
     mlflow.set_tracking_uri(ledger.tracking_uri)
     run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
     with mlflow.start_run(run_id=run_id):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 
+from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable
 from trainables.records.ledger import Ledger, TrialRun
 from trainables.records.mlflow_log import STEP
@@ -148,7 +148,7 @@ class SweepDisplay:
     lines elsewhere.
     """
 
-    def __init__(self, lines: Mapping[str, TrialProgress], console: Console, ledger: Ledger) -> None:
+    def __init__(self, lines: Mapping[str, TrialProgress], console: PlainConsole, ledger: Ledger) -> None:
         self.lines = dict(lines)
         self.console = console
         self.ledger = ledger
@@ -222,4 +222,4 @@ class SweepDisplay:
     def print_line(self, message: str) -> None:
         """Print a message, unless the display is a table on a terminal."""
         if not self.console.is_terminal:
-            self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self.console.print_line(message)

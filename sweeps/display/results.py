@@ -1,7 +1,6 @@
 """Table of a sweep's finished trials."""
 
-from rich.console import Console
-
+from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable, print_table
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
@@ -9,9 +8,8 @@ from trainables.retrieval import METRIC_TITLES, METRICS
 
 
 def print_line(message: str = "") -> None:
-    """Print a message to the user, without wrapping, markup or highlighting."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(message)
+    """Print a message to the user as one line."""
+    PlainConsole().print_line(message)
 
 
 def show_results(ledger: Ledger, stages: Stages) -> int:
@@ -35,7 +33,7 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
     for metrics, name, signature in rows:
         values = [f"{100 * metrics[name]:.2f}" if name in metrics else "-" for name in METRICS]
         formatted_rows.append((name, f"{metrics['best_epoch']:.0f}", *values, signature))
-    print_table(Console(), TextTable("Finished trials, on the validation split", columns, formatted_rows))
+    print_table(PlainConsole(), TextTable("Finished trials, on the validation split", columns, formatted_rows))
     for name in unfinished:
         print_line(f"not finished: {name}")
     return len(unfinished)

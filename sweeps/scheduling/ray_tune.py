@@ -287,9 +287,7 @@ def run_trials(
             error = str(result.error or result.metrics[FAILED]).strip()
             error_file = Path(result.path) / "error.txt"
             error_file.write_text(error, encoding="utf-8")
-            display.console.print(
-                f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {error_file})",
-                markup=False,
-                highlight=False,
+            display.console.print_line(
+                f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {error_file})", soft_wrap=False
             )
     return outcomes

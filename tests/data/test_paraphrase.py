@@ -18,7 +18,7 @@ from answer_styles import BROKEN, FINAL, WASTED
 from chat_server import reword
 
 from data.captions import hash_caption
-from data.paraphrasing import grammar
+from data.paraphrasing import chat_client, grammar
 from data.paraphrasing.async_runner import ParaphraseProgress, ParaphraseRun
 from data.paraphrasing.chat_client import (
     MAX_PAUSES,
@@ -490,12 +490,25 @@ def test_errors_do_not_raise_the_number_of_requests():
         ("", "ftp://localhost/v1", "isn't an address"),
         ("", "http://me:sk-1@localhost:1/v1", "contains a user before an @"),
         ("", "me:sk-1@localhost:1", "contains a user before an @"),
+        ("sk-1", "http://8.8.8.8/v1", "OPENAI_API_KEY would be sent over the network unencrypted; use https, or unset"),
+        ("sk-1", "HTTP://[::ffff:8.8.8.8]/v1", "unencrypted"),
+        ("sk-1", "http://8.8.8.8:443/v1", "unencrypted"),
+        ("sk-1", "http://no-such-host.invalid/v1", "unencrypted"),
     ],
 )
 def test_a_key_or_an_address_that_cannot_be_is_named(store_of, key, url, why, run):
     said = run(store_of(5), "--model", "parrot", "--base-url", url, key=key, status=2)
     assert why in said
     assert "sk-" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:1/v1", "http://127.0.0.2/v1", "http://[::1]:8000", "http://10.1.2.3/v1", "http://192.168.0.7:80",
+     "http://172.16.0.1", "http://169.254.0.1", "http://[fd00::1]/v1", "https://8.8.8.8/v1"],
+)  # fmt: skip
+def test_a_key_may_be_sent_encrypted_or_within_a_private_network(url):
+    assert not chat_client.is_exposed(url)
 
 
 def test_the_key_is_never_told(store_of, chat_server, run):

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data.errors import UserError
-from data.store.files import read_arrow_table, write_arrow_table
+from data.store.arrow_tables import open_table
+from data.store.files import write_arrow_table
 from trainables.retrieval import Scores
 
 EMBEDDINGS_FOLDER = "embeddings"
@@ -22,6 +23,15 @@ TEST_FILE = "test.arrow"
 """Artifacts of a trial's run: `embeddings/validation.arrow`, `embeddings/test.arrow`, and
 `embeddings/epochs/0001.arrow` for each epoch.
 """
+
+SCHEMA = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("relevant_clip_ids", pa.list_(pa.string()), nullable=False),
+    ]
+)
+"""Columns of a file of embeddings, besides `vector`, whose type depends on the size of the embeddings."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +71,19 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 def read_embeddings(path: Path) -> Embeddings:
     """Return the embeddings in a file that `write_embeddings` wrote. Raises UserError for any other file."""
     try:
-        table = read_arrow_table(path)
+        table = open_table(path, str(path), "write it again", SCHEMA)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         vectors = table["vector"].combine_chunks()
-        matrix = vectors.flatten().to_numpy().reshape(len(table), -1)
+        if not pa.types.is_fixed_size_list(vectors.type) or vectors.type.value_type != pa.float32():
+            raise ValueError(f"its vectors are of type {vectors.type}")
+        if has_nulls(vectors):
+            raise ValueError("some of its vectors are missing")
+        matrix = vectors.flatten().to_numpy().reshape(len(table), vectors.type.list_size)
         num_clips = pc.sum(pc.equal(table["kind"], "clip")).as_py() or 0
+        if table["kind"].to_pylist() != ["clip"] * num_clips + ["query"] * (len(table) - num_clips):
+            raise ValueError("its rows aren't clips, then queries")
+        if "'" in metadata["fingerprint"]:  # it is quoted in queries to MLflow
+            raise ValueError(f"its fingerprint is {metadata['fingerprint']!r}")
         names, relevant = table["name"].to_pylist(), table["relevant_clip_ids"].slice(num_clips).to_pylist()
         return Embeddings(
             **{key: metadata[key] for key in ("signature", "split", "fingerprint")},
@@ -75,8 +93,13 @@ def read_embeddings(path: Path) -> Embeddings:
             audio_AD=matrix[:num_clips],
             text_QD=matrix[num_clips:],
         )
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} isn't a file of embeddings: {error}") from error
+
+
+def has_nulls(vectors: pa.FixedSizeListArray) -> bool:
+    """Return whether a vector, or a number in one, is missing."""
+    return bool(vectors.null_count or vectors.flatten().null_count)
 
 
 def epoch_file_name(epoch: int) -> str:

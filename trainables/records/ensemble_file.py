@@ -1,6 +1,7 @@
 """The file of a selected ensemble, ensemble.json: its fields, and the only code that reads, validates and writes it."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Predicate
 
 from data.errors import UserError
 from data.store.files import read_json, write_json
@@ -32,6 +33,14 @@ FUSION_LABELS: Mapping[Fusion, str] = {
 }
 
 NotNegative = Annotated[float, Ge(0)]
+
+SIGNATURE = re.compile(r"[0-9a-f]{16}")
+"""Form of a trial's signature, which is part of paths and of queries: 16 lowercase hexadecimal digits."""
+
+
+def is_signature(text: str) -> bool:
+    """Return whether a text has the form of a trial's signature."""
+    return SIGNATURE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Member:
 
     name: str
     weight: NotNegative
-    signature: str = ""  # signature of a trial; '' for a file of scores
+    signature: Annotated[str, Predicate(is_signature)] = ""  # signature of a trial; absent for a file of scores
     run_id: str = ""
     folder: str = ""  # folder of a file of scores
     count: Annotated[int, Ge(0)] | None = None  # number of times that the selection added it
@@ -184,7 +193,10 @@ def read_ensemble(path: Path) -> Ensemble:
             f"{path}: format_version is {version!r}, and this version of Chorale reads formats up to {FORMAT_VERSION}: "
             "update Chorale, or select the ensemble again"
         )
-    ensemble = parse_content(migrate_format_2(content, str(path)) if version < FORMAT_VERSION else content, path)
+    try:
+        ensemble = parse_content(migrate_format_2(content, str(path)) if version < FORMAT_VERSION else content, path)
+    except RecursionError as error:
+        raise UserError(f"{path}: before_retraining is nested too deeply: select the ensemble again") from error
     require_consistent_weights(ensemble, path)
     return ensemble
 
@@ -207,6 +219,13 @@ def write_ensemble(path: Path, ensemble: Ensemble) -> None:
     write_json(path, {"format_version": FORMAT_VERSION, **always, **content})
 
 
+SIGNATURE_RULE = (
+    "a signature consists of 16 lowercase hexadecimal digits (leave it out for a file of scores; don't use a file that "
+    "somebody else edited)"
+)
+"""Part of the message about any other signature."""
+
+
 @cache
 def type_adapter() -> "TypeAdapter[Ensemble]":
     """Return pydantic's converter between `Ensemble` and JSON. It is built at the first call."""
@@ -227,7 +246,8 @@ def parse_content(content: Mapping[str, Any], path: Path) -> Ensemble:
         first = error.errors()[0]
         field_path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
         actual = "" if first["type"] == "missing" else f", not {repr(first['input'])[:80]}"
-        raise UserError(f"{path}: {field_path}: {first['msg']}{actual}") from error
+        rule = SIGNATURE_RULE if first["type"] == "predicate_failed" else first["msg"]
+        raise UserError(f"{path}: {field_path}: {rule}{actual}") from error
 
 
 def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from data.errors import UserError
+from data.runtime.printable import require_bare_name
 from trainables.records.embeddings import Embeddings
 from trainables.records.timing import Metrics
 from trainables.trial import Trial
@@ -62,6 +63,12 @@ class Sweep:
     name: str
     signatures: list[str]
     description: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        remedy = "rename its run in MLflow, or name another sweep"
+        require_bare_name(self.name, "the ledger's sweep", remedy)
+        for signature in self.signatures:
+            require_bare_name(signature, f"the sweep {self.name}: the signature", remedy)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import ast
 import csv
 import io
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from data.splits import Splits
 from data.store.locks import lock_folder
 from data.store.stored_split import open_split
 from ensemble import search
+from ensemble.export import export_ensemble
 from ensemble.serving import audio_index, bundle, registration
 from trainables import trial as trials
 from trainables.networks import dual_encoder
@@ -443,6 +445,67 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
         other.write_text(json.dumps(changed | change))
         with pytest.raises(UserError, match=why):
             bundle.load_models(other, RunStorage.of(runs))
+
+
+def tree(folder):
+    """Every path below a folder, with what a link points to and the contents of a file."""
+    return {
+        path: path.readlink() if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def bundle_of_a_stranger(ensemble, runs, tmp_path):
+    """An exported ensemble, below folders, with a file that isn't of it at its root."""
+    (tmp_path / "downloads" / "bundle").mkdir(parents=True)
+    (tmp_path / "downloads" / "bundle" / ".bashrc").write_text("echo OWNED")
+    folder = tmp_path / "downloads" / "bundle" / "a" / "b" / "c"
+    export_ensemble(ensemble, folder, RunStorage.of(runs))
+    return folder
+
+
+def test_a_member_with_a_path_for_a_signature_is_not_exported(bundle_of_a_stranger, call_command, tmp_path):
+    path = bundle_of_a_stranger / "ensemble.json"
+    content = json.loads(path.read_text())
+    content["members"].append({"name": "evil", "weight": 0, "signature": "../../../.."})
+    path.write_text(json.dumps(content))
+    before = tree(tmp_path)
+    done = call_command("ensemble/export.py", "--ensemble", path, "--out", tmp_path / "new" / "out")
+    assert done.returncode == 2
+    assert "members[2].signature: a signature consists of 16 lowercase hexadecimal digits" in done.stderr
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["link to a file", "link to a folder", "linked model", "pipe", "broken weights"])
+def test_an_export_copies_regular_files_alone_and_leaves_nothing_behind(
+    kind, bundle_of_a_stranger, call_command, tmp_path
+):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "id").write_text("SECRET")
+    model = min((bundle_of_a_stranger / "members").iterdir())
+    match kind:
+        case "link to a file":
+            (model / "notes.txt").symlink_to(tmp_path / "private" / "id")
+        case "link to a folder":
+            (model / "more").symlink_to(tmp_path / "private")
+        case "linked model":
+            model.rename(tmp_path / "private" / "model")
+            model.symlink_to(tmp_path / "private" / "model")
+        case "pipe":
+            os.mkfifo(model / "notes.txt")
+        case "broken weights":
+            (model / "model.safetensors").write_bytes(b"SECRET")
+    before = set(tmp_path.rglob("*"))
+    done = call_command(
+        "ensemble/export.py", "--ensemble", bundle_of_a_stranger / "ensemble.json", "--out", tmp_path / "new" / "out"
+    )
+    assert done.returncode == 2
+    assert str(model) in done.stderr or kind == "broken weights"
+    assert {"pipe": "neither a file nor a folder", "broken weights": "can't be loaded"}.get(
+        kind, "is a link"
+    ) in done.stderr
+    assert set(tmp_path.rglob("*")) == before
 
 
 def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, runs, sounds, call_command, tmp_path):

@@ -4,8 +4,8 @@ import io
 import re
 
 import pytest
-from rich.console import Console
 
+from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable, print_table
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, estimate_time_left, load_progress
 from sweeps.spaces import Splits, demo
@@ -19,7 +19,7 @@ def ledger(make_memory_ledger, tmp_path):
 @pytest.fixture
 def make_display(ledger):
     def make(**settings):
-        console = Console(file=io.StringIO(), width=160, **settings)
+        console = PlainConsole(file=io.StringIO(), width=160, **settings)
         return SweepDisplay(
             {"a": TrialProgress("first", "pretraining", 3), "b": TrialProgress("second", "pretraining", 3)},
             console,
@@ -51,7 +51,7 @@ def test_without_a_terminal_each_epoch_is_a_line(make_display):
 
 
 def shown(sheet, width=160, **settings):
-    console = Console(file=io.StringIO(), width=width, **settings)
+    console = PlainConsole(file=io.StringIO(), width=width, **settings)
     print_table(console, sheet)
     return console.file.getvalue()
 
@@ -154,7 +154,9 @@ def test_a_wide_terminal_has_a_trial_a_line():
 
 
 def test_the_live_table_cuts_nothing_off_in_80_columns(ledger):
-    console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True, color_system=None, soft_wrap=True)
+    console = PlainConsole(
+        file=io.StringIO(), width=80, height=25, force_terminal=True, color_system=None, soft_wrap=True
+    )
     with SweepDisplay({"a": busy_line(), "b": busy_line(LONGEST)}, console, ledger):
         pass
     frame = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", console.file.getvalue())

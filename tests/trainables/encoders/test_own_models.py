@@ -4,8 +4,11 @@ All are real models of transformers, tiny and with random weights, and real fold
 vectors the library itself computes for comparison.
 """
 
+import io
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,6 +269,57 @@ def test_the_tokenizer_of_a_larger_model_is_refused(tmp_path, check):
     write_tokenizer(folder, vocabulary=[*VOCABULARY, *(f"word{number}" for number in range(100))])
     with pytest.raises(UserError, match=rf"has {len(VOCABULARY) + 100} tokens, .* vectors for {len(VOCABULARY)}"):
         check(Config(str(folder)))
+
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("marker").touch()
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+class Evil(PretrainedConfig):
+    model_type = "evil"
+class EvilTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("kind", ["config", "tokenizer"])
+@pytest.mark.parametrize("use", ["build", "restore", "flops"])
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(kind, use, tmp_path, monkeypatch, trial):
+    """The library would ask on standard input, which holds the sentences of a search."""
+    folder = write_model(tmp_path / "model", "bert")
+    config = Config(str(folder), pooling="mean")
+    (folder / "evil.py").write_text(EVIL)
+    file = folder / {"config": "config.json", "tokenizer": "tokenizer_config.json"}[kind]
+    changes = {
+        "config": {"model_type": "evil", "architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Evil"}},
+        "tokenizer": {
+            "tokenizer_class": "EvilTokenizer",
+            "auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]},
+        },
+    }[kind]
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\nrain\n"))
+    before = set(tmp_path.rglob("*"))
+    load = {
+        "build": build,
+        "restore": lambda config: load_network_module(config).restore(config, folder),
+        "flops": lambda config: huggingface.flops(config, 10),
+    }[use]
+    if kind == "tokenizer":  # transformers has a class of its own for it
+        assert load(config)
+    else:
+        with pytest.raises(UserError, match=r"needs Python code that comes with the model .* never run"):
+            load(config)
+    assert sys.stdin.read() == "y\nrain\n"
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_transformers_is_called_where_code_of_a_model_is_refused_alone():
+    """A call elsewhere could leave `trust_remote_code` out."""
+    calls = re.compile(r"Auto\w+\.from_\w+|import .*\bAuto[A-Z]|trust_remote_code")
+    modules = [path for package in ("data", "trainables", "sweeps", "ensemble") for path in Path(package).rglob("*.py")]
+    assert modules
+    assert [path.name for path in modules if calls.search(path.read_text())] == ["pretrained_files.py"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -26,9 +26,21 @@ weights = st.floats(0.001, 1000)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 estimates = st.builds(Estimate, numbers, st.tuples(numbers, numbers))
 by_metric = st.dictionaries(texts, estimates, max_size=2)
+signatures = st.just("") | st.text("0123456789abcdef", min_size=16, max_size=16)
 trials = st.none() | st.dictionaries(texts, st.none() | numbers | st.lists(numbers), max_size=2)
 members = st.builds(
-    Member, texts, weights, texts, texts, texts, st.none(), numbers, numbers, numbers, trials, st.none() | st.integers()
+    Member,
+    texts,
+    weights,
+    signatures,
+    texts,
+    texts,
+    st.none(),
+    numbers,
+    numbers,
+    numbers,
+    trials,
+    st.none() | st.integers(),
 )
 splits = st.builds(SplitMetrics, texts, texts, st.dictionaries(texts, by_metric, max_size=2))
 nested = st.builds(NestedMetrics, st.integers(2, 9), estimates, estimates, numbers, st.booleans())
@@ -107,6 +119,23 @@ def test_a_wrong_field_is_named_with_its_file(content, where, tmp_path):
     with pytest.raises(UserError, match=where) as caught:
         read_ensemble(path)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "signature", ["../x", "/etc", "a/b", "a'b", "", "..", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef\n"]
+)
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_signature_that_is_no_signature_is_refused_wherever_a_member_is(signature, version, tmp_path):
+    """It becomes a part of paths, and of queries to MLflow."""
+    other = member(signature=signature)
+    nested = {"members": [other], "metric": "map10"}
+    methods = {"methods": [{"name": "all", "members": [other], "validation": {}}]}
+    for change in ({"members": [member(), other | {"weight": 0}]}, {"best_single": other}, methods,
+                   {"before_retraining": nested}):  # fmt: skip
+        path = tmp_path / "ensemble.json"
+        path.write_text(json.dumps({"format_version": version, "members": [member()], **change}))
+        with pytest.raises(UserError, match=r"signature: a signature consists of 16 lowercase hexadecimal digits"):
+            read_ensemble(path)
 
 
 FIGURES = {"map10": 0.5, "map10_interval": [0.4, 0.6]}

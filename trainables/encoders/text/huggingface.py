@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from data.errors import UserError, unknown_name_error
-from trainables.encoders import model_files, operations
+from trainables.encoders import model_files, operations, pretrained_files
 
 Pooling = Literal["first", "mean", "last"]
 
@@ -136,10 +136,10 @@ def flops(config: Config, num_tokens: float) -> float | None:
     """
     size = SIZES.get(config.model)
     if Path(config.model).is_dir():
-        from transformers import AutoConfig
-
         try:
-            shape = AutoConfig.from_pretrained(model_files.find_body(Path(config.model)))
+            shape = pretrained_files.load_shape(model_files.find_body(Path(config.model)))
+        except UserError as error:
+            raise UserError(f"text encoder {config.model!r}: {error}") from error
         except Exception as error:  # truncated files raise any error of the JSON parser
             raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
         numbers = (getattr(shape, name, None) for name in ("num_hidden_layers", "hidden_size"))

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from data.errors import UserError
-from trainables.encoders import model_files, published
+from trainables.encoders import model_files, pretrained_files, published
 from trainables.encoders.text import Tokens, huggingface
 from trainables.encoders.text.huggingface import Config
 from trainables.networks.sentence_layers import (
@@ -47,11 +46,11 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     try:
         modules = find_modules(config, find_file)
         files = {"revision": revision, "subfolder": modules[0].folder if modules else ""}
-        shape = AutoConfig.from_pretrained(location, **files)
+        shape = pretrained_files.load_shape(location, **files)
         prepare_shape(shape, config.dropout)
-        tokenizer = AutoTokenizer.from_pretrained(location, **files)
+        tokenizer = pretrained_files.load_tokenizer(location, **files)
         with without_load_report():
-            model, differences = AutoModel.from_pretrained(
+            model, differences = pretrained_files.load_body(
                 location,
                 config=shape,
                 dtype=torch.float32,
@@ -87,11 +86,11 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
     """Return the network of a config without its trained weights, which the caller loads. The model's shape, its
     layers' settings and the tokenizer are read from `folder`, where `save_tokenizer` wrote them.
     """
-    shape = AutoConfig.from_pretrained(folder)
+    shape = pretrained_files.load_shape(folder)
     shape.use_cache = False
     layers = restore_layers(folder, config.pooling, get_width(shape))
-    body = get_text_body(AutoModel.from_config(shape, dtype=torch.float32))
-    encoder = HuggingFaceEncoder(config, shape, body, AutoTokenizer.from_pretrained(folder), layers)
+    body = get_text_body(pretrained_files.build_body(shape, folder, dtype=torch.float32))
+    encoder = HuggingFaceEncoder(config, shape, body, pretrained_files.load_tokenizer(folder), layers)
     freeze_unused_weights(encoder)
     return encoder
 
