@@ -117,7 +117,7 @@ def download_corpus(module: Corpus, target: Path | None, corpus: str) -> None:
 
 
 def verify_command(options: StoreOptions) -> int:
-    """Read a store back and compare checksums. Return the exit status, 1 if something is wrong; each problem is logged.
+    """Read a store back and compare checksums; the exit status is 1 if something is wrong.
 
     Examples:
         python data/prepare.py verify

@@ -181,18 +181,14 @@ def read_task(options: Options) -> SelectionTask:
 def print_expected_time(
     pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
 ) -> None:
-    """Print, for each config that scores all subsets of the candidates, the number of subsets and the estimated time,
-    also in cross-validation with `folds` folds.
-    """
+    """Print the number of subsets and the estimated time, also of `folds` folds, of configs that score all subsets."""
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
             once_s = exhaustive.estimate_seconds(pruned, models)
             message = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
-            if folds:
-                message += (
-                    f", and {once_s * (folds - 1):.1f} s in {folds} folds"  # each fold's on the queries of the others
-                )
+            if folds:  # each fold selects on the queries of the others
+                message += f", and {once_s * (folds - 1):.1f} s in {folds} folds"
             console.print_line(message)
 
 

@@ -27,7 +27,7 @@ from data.runtime.tables import print_table
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
-from sweeps.display.results import print_line, show_results
+from sweeps.display.results import format_mlflow_command, print_line, show_results
 from sweeps.planning.retraining import FirstStage, Retraining, build_retrained_ensemble, plan_retrainings
 from sweeps.planning.stages import Stages, find_finished, find_parents, group_by_stage, mark_damaged
 from sweeps.spaces import Space, check_trials, find_space, list_spaces, with_seeds
@@ -371,13 +371,6 @@ def format_resume_command(options: SweepOptions, *words: str) -> str:
             values = value if isinstance(value, tuple) else [] if value is True else [value]
             command += [flag(name), *map(str, values)]
     return shlex.join(command)
-
-
-def format_mlflow_command(tracking_uri: str) -> str:
-    """Return the command that shows the runs in MLflow, or an MLflow server's address for a browser."""
-    if tracking_uri.startswith("http"):
-        return f"{tracking_uri} in a browser"
-    return f"mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def format_select_command(options: Options) -> str:

@@ -21,7 +21,7 @@ from data.leakage.exclusions import (
     read_store_table,
 )
 from data.runtime.console import PlainConsole
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 from data.schema import DUPLICATES, SAMPLE_RATE_HZ, SplitId
 from data.store.storage import Location, Store
 from data.store.stored_split import StoredSplit, open_split
@@ -72,8 +72,8 @@ def describe_store(store: Store, console: PlainConsole, picture: Path, list_all:
     for split in splits:
         manifest = split.manifest
         table.add_row(
-            escape_controls(split.name),
-            f"{manifest.num_clips:,}" if not manifest.clips_of else escape_controls(f"of {manifest.clips_of}"),
+            make_printable(split.name),
+            f"{manifest.num_clips:,}" if not manifest.clips_of else make_printable(f"of {manifest.clips_of}"),
             f"{manifest.num_listed:,}",
             format_published_count(split.name),
             f"{manifest.num_samples / SAMPLE_RATE_HZ / 3600:,.2f}",
@@ -81,7 +81,7 @@ def describe_store(store: Store, console: PlainConsole, picture: Path, list_all:
             f"{manifest.num_set_aside:,}",
             f"{left_out[split.name]:,}",
             split.codec,
-            escape_controls(split.fingerprint),
+            make_printable(split.fingerprint),
         )
     PlainConsole(file=console.file, width=max(160, console.width)).print(table)
     clips = sum(split.manifest.num_clips for split in splits)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from data.errors import UserError
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 
 GC_THRESHOLD = 50_000
 """Number of objects allocated between two garbage collections in a command's process; Python's default is 700.
@@ -63,11 +63,11 @@ class PrintableFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the name is logging's
         """Return the message of a record; one of this project's messages is one line, whatever names are in it."""
-        return escape_controls(super().formatMessage(record), "" if record.name.startswith(OWN_LOGGERS) else "\n\t")
+        return make_printable(super().formatMessage(record), "" if record.name.startswith(OWN_LOGGERS) else "\n\t")
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message of a record with its traceback, if it has one."""
-        return escape_controls(super().format(record), "\n\t")
+        return make_printable(super().format(record), "\n\t")
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
@@ -112,7 +112,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
 
 def write_error(message: str) -> None:
     """Write an error message to standard error as one line."""
-    sys.stderr.write(f"error: {escape_controls(message)}\n")
+    sys.stderr.write(f"error: {make_printable(message)}\n")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 
 
 class PlainConsole(Console):
@@ -20,7 +20,7 @@ class PlainConsole(Console):
 
     def print_line(self, text: str = "", soft_wrap: bool = True) -> None:
         """Print one line of text. `soft_wrap` leaves its wrapping to the terminal."""
-        self.print(escape_controls(text), soft_wrap=soft_wrap)
+        self.print(make_printable(text), soft_wrap=soft_wrap)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Yield the segments of whatever is printed, with control characters shown, except line breaks and tabs, which
@@ -28,4 +28,4 @@ class PlainConsole(Console):
         """
         for segment in super().render(renderable, options):
             is_text = segment.control is None
-            yield Segment(escape_controls(segment.text, "\n\t"), segment.style) if is_text else segment
+            yield Segment(make_printable(segment.text, "\n\t"), segment.style) if is_text else segment

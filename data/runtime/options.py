@@ -22,7 +22,7 @@ from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from data.errors import unknown_name_error
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class PrintableParser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        super().error(escape_controls(message))
+        super().error(make_printable(message))
 
 
 def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:

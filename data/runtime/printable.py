@@ -1,5 +1,5 @@
-"""Text from strangers in messages and paths: control characters are shown, and names are checked before they become
-paths.
+"""Text in messages and paths: control characters are shown, credentials are hidden, and names are checked before they
+become paths.
 
 The names of files and of members of archives, captions, and the answers of servers may contain characters that move a
 terminal's cursor, change its title or end a line, so that a message could hide another or forge one.
@@ -21,6 +21,29 @@ file name that aren't UTF-8), and separators of lines and paragraphs.
 
 FIRST_BYTE, LAST_BYTE = 0xDC80, 0xDCFF
 """First and last surrogate that stands for a byte of a name that isn't UTF-8 (PEP 383)."""
+
+
+CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
+"""Pattern of the user and the password in a URI."""
+
+SECRET_SETTING = re.compile(r"([?&][\w-]*(?:key|secret|token|password|signature)[\w-]*=)[^&\s'\"]+", re.IGNORECASE)
+"""Pattern of a setting in a URI, such as '?access_key=...', whose value is secret."""
+
+
+def make_printable(text: str, keep: str = "") -> str:
+    r"""Return text for a terminal or a log: credentials in URIs are hidden, and control characters except those in
+    `keep` are replaced by their numbers.
+
+    Example:
+        >>> print(make_printable("http://me:secret@host/a?api-key=1 \x1b"))
+        http://***@host/a?api-key=*** \x1b
+    """
+    return escape_controls(hide_credentials(text), keep)
+
+
+def hide_credentials(text: str) -> str:
+    """Return text in which users, passwords and keys in URIs are replaced by '***'."""
+    return SECRET_SETTING.sub(r"\1***", CREDENTIALS.sub("***@", text)) if "://" in text else text
 
 
 def escape_controls(text: str, keep: str = "") -> str:

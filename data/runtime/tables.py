@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 
 GAP = "  "
 """Space between two columns, and indentation of continuation lines."""
@@ -38,7 +38,7 @@ class TextTable:
     rows: Sequence[Sequence[str]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = replace(self, rows=[list(map(escape_controls, row)) for row in self.rows])
+        table = replace(self, rows=[list(map(make_printable, row)) for row in self.rows])
         for line in table.format_for_width(options.max_width) if console.is_terminal else table.format_plain():
             yield Segment(line)
             yield Segment.line()

@@ -9,7 +9,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from data.runtime.console import PlainConsole
-from data.runtime.printable import escape_controls
+from data.runtime.printable import make_printable
 from ensemble.reporting.paper_results import METRICS
 from trainables.retrieval import METRIC_TITLES
 
@@ -162,7 +162,7 @@ def print_table(table: ReportTable) -> None:
         for index, (name, _) in enumerate(table.list_columns(), start=len(table.headings)):
             if name != METRICS[0]:
                 row[index] = row[index].partition(" ")[0]
-        shown.add_row(*map(escape_controls, row))
+        shown.add_row(*map(make_printable, row))
     wide = PlainConsole(width=MAX_TERMINAL_WIDTH)
     width = Measurement.get(wide, wide.options, shown).maximum
     PlainConsole(width=max(PlainConsole().width, width)).print(shown)

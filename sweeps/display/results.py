@@ -37,3 +37,10 @@ def show_results(ledger: Ledger, stages: Stages) -> int:
     for name in unfinished:
         print_line(f"not finished: {name}")
     return len(unfinished)
+
+
+def format_mlflow_command(tracking_uri: str) -> str:
+    """Return the command that shows the runs in MLflow, or an MLflow server's address for a browser."""
+    if tracking_uri.startswith("http"):
+        return f"{tracking_uri} in a browser"
+    return f"mlflow ui --backend-store-uri {tracking_uri}"

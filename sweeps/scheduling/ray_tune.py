@@ -15,6 +15,7 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from data.runtime.printable import hide_credentials
 from sweeps.display.progress import SweepDisplay
 from sweeps.scheduling.job_queue import Job, JobQueue
 from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, QueueSearcher
@@ -286,7 +287,7 @@ def run_trials(
         if outcomes[signature] == FAILED:
             error = str(result.error or result.metrics[FAILED]).strip()
             error_file = Path(result.path) / "error.txt"
-            error_file.write_text(error, encoding="utf-8")
+            error_file.write_text(hide_credentials(error), encoding="utf-8")
             display.console.print_line(
                 f"{trials[signature].name} failed: {error.splitlines()[-1]} (see {error_file})", soft_wrap=False
             )

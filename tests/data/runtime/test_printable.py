@@ -21,7 +21,7 @@ from rich.table import Table
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
-from data.runtime.printable import escape_controls, parse_bare_name, require_bare_name
+from data.runtime.printable import escape_controls, hide_credentials, parse_bare_name, require_bare_name
 from data.runtime.tables import Column, TextTable, print_table
 from trainables.records.ledger import Sweep
 
@@ -68,7 +68,7 @@ def test_the_words_of_libraries_keep_their_lines_and_others_are_one_line(capsys)
     def main(argv):
         logging.getLogger("chorale.x").warning("%s", HOSTILE)
         logging.getLogger("data.store.storage").warning("%s", HOSTILE)
-        logging.getLogger("mlflow.x").warning("two\nlines\x1b[2K")
+        logging.getLogger("a_library.x").warning("two\nlines\x1b[2K")
         raise UserError(f"{HOSTILE} is wrong")
 
     assert main([]) == 2
@@ -140,8 +140,8 @@ def test_consoles_are_made_and_printed_to_where_control_characters_are_shown_alo
                     calls.append(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
     assert sorted(calls) == [
         "data/preparation/describe.py: PlainConsole(file=console.file, width=max(160, console.width)).print(table)",
-        "data/runtime/command_line.py: sys.stderr.write(f'error: {escape_controls(message)}\\n')",
-        "data/runtime/console.py: self.print(escape_controls(text), soft_wrap=soft_wrap)",
+        "data/runtime/command_line.py: sys.stderr.write(f'error: {make_printable(message)}\\n')",
+        "data/runtime/console.py: self.print(make_printable(text), soft_wrap=soft_wrap)",
         "data/runtime/tables.py: console.print(table, soft_wrap=True)",
         "ensemble/reporting/tables.py: PlainConsole(width=max(PlainConsole().width, width)).print(shown)",
     ]
@@ -265,3 +265,37 @@ def test_a_name_that_is_taken_is_a_name_in_its_folder(name):
     assert path.parent == Path("/runs")
     assert parse_bare_name(name) == name
     assert json.loads(json.dumps(name)) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hunter2@host:5000/a@b", "http://***@host:5000/a@b"),
+        ("s3://KEY:hunter2@bucket/store", "s3://***@bucket/store"),
+        ("see https://hunter2@host, and s3://bucket", "see https://***@host, and s3://bucket"),
+        ("s3://b/runs?access_key=hunter2&region=eu", "s3://b/runs?access_key=***&region=eu"),
+        ("'https://h/v1?api-key=hunter2'", "'https://h/v1?api-key=***'"),
+        ("http://host:5000/path", "http://host:5000/path"),
+        ("someone@example.org: a@b", "someone@example.org: a@b"),
+        ("huggingface:NAME/MODEL@REVISION", "huggingface:NAME/MODEL@REVISION"),
+    ],
+)
+def test_credentials_in_uris_are_hidden(text, shown):
+    assert hide_credentials(text) == shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sweeps/grid.py", "--tracking-uri", "http://me:hunter2@127.0.0.1:9"],
+        ["ensemble/select.py", "--tracking-uri", "http://me:hunter2@127.0.0.1:9", "--no-test"],
+        ["sweeps/grid.py", "status", "--runs", "s3://b/runs?secret_key=hunter2"],
+        ["sweeps/grid.py", "status", "--runs", "s3://me:hunter2@b/runs"],
+        ["data/prepare.py", "describe", "--store", "s3://me:hunter2@b/store?endpoint_override=127.0.0.1:9&scheme=http"],
+        ["ensemble/report.py", "--tracking-uri", "sqlite://me:hunter2@host/x"],
+    ],
+)
+def test_no_message_contains_a_secret(words, call_command):
+    done = call_command(*words)
+    assert done.returncode == 2
+    assert "hunter2" not in done.stdout + done.stderr
