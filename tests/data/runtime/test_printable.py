@@ -68,7 +68,7 @@ def test_the_words_of_libraries_keep_their_lines_and_others_are_one_line(capsys)
     def main(argv):
         logging.getLogger("chorale.x").warning("%s", HOSTILE)
         logging.getLogger("data.store.storage").warning("%s", HOSTILE)
-        logging.getLogger("mlflow.x").warning("two\nlines\x1b[2K")
+        logging.getLogger("library.x").warning("two\nlines\x1b[2K")
         raise UserError(f"{HOSTILE} is wrong")
 
     assert main([]) == 2
