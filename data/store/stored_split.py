@@ -135,21 +135,39 @@ class StoredSplit:
         'queries'. Raises UserError if it is damaged.
         """
         path = manifest.get_path(getattr(manifest, kind))
-        return self.open_table(self.store.map(path), path, SCHEMAS[kind], optional=("kind", "file"))
+        return self.open_table(self.map(path), path, SCHEMAS[kind], optional=("kind", "file"))
+
+    def map(self, path: str) -> pa.Buffer:
+        """Return the contents of a file that the manifest names, memory-mapped. Raises UserError if it is absent or
+        can't be read.
+        """
+        try:
+            return self.store.map(path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(self.explain_unreadable(path, error)) from error
+
+    def explain_unreadable(self, path: str, error: Exception) -> str:
+        """Return a message about an error of reading a file of the store, with the remedy."""
+        reason = "is absent" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"
+        return f"{self.store}/{path} {reason}; {self.remedy}"
+
+    @property
+    def remedy(self) -> str:
+        """The remedy for damaged files, for messages."""
+        return f"prepare this split again: {format_prepare_command(self.store, self.name)}"
 
     def open_table(self, contents: pa.Buffer | bytes, path: str, schema: pa.Schema, **options: Any) -> pa.Table:
         """Return the table in a file of the store. Raises UserError if it is damaged or lacks columns of `schema`;
         `options` are those of `arrow_tables.open_table`.
         """
-        remedy = f"prepare this split again: {format_prepare_command(self.store, self.name)}"
-        return open_table(contents, f"{self.store}/{path}", remedy, schema, **options)
+        return open_table(contents, f"{self.store}/{path}", self.remedy, schema, **options)
 
     def read_shard(self, number: int) -> pa.Table:
         """Return the clips of the shard with this number, including their audio, with the columns of
         `data.schema.CLIPS`. The audio isn't read. Raises UserError if the file is damaged.
         """
         path = self.get_shard_path(number)
-        return self.open_table(self.store.map(path), path, CLIPS, unread="audio")
+        return self.open_table(self.map(path), path, CLIPS, unread="audio")
 
     def get_shard_path(self, number: int) -> str:
         """Return the path, relative to the store, of the shard with this number."""
@@ -178,9 +196,15 @@ class StoredSplit:
         return cast(NDArray[np.int64], self.index[name].combine_chunks().to_numpy())
 
     def open_clip(self, clip: int) -> BinaryIO:
-        """Open the encoded audio of a clip as a seekable file object. `clip` is an index into `clip_ids`."""
+        """Open the encoded audio of a clip as a seekable file object. `clip` is an index into `clip_ids`. Raises
+        UserError if the shard is absent or shorter.
+        """
         shard, offset, num_bytes = (column[clip].item() for column in self._audio_positions)
-        return self.store.open(self.get_shard_path(shard), offset, num_bytes)
+        path = self.get_shard_path(shard)
+        try:
+            return self.store.open(path, offset, num_bytes)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(self.explain_unreadable(path, error)) from error
 
     def decode_window(self, clip: int, start: int, out: Samples) -> None:
         """Fill `out` with the samples of a clip from sample `start` on; `clip` is an index into `clip_ids`.

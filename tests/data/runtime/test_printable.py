@@ -77,6 +77,12 @@ def test_the_words_of_libraries_keep_their_lines_and_others_are_one_line(capsys)
     ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_tracking_server(monkeypatch):
+    """The ledger is that of --runs, whatever other tests have left in the environment."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="module")
 def hostile_corpus(tmp_path_factory):
     """A corpus whose table, recordings and captions have such names, one of which can't be decoded."""
@@ -161,7 +167,10 @@ def test_consoles_are_made_and_printed_to_where_control_characters_are_shown_alo
             ["ensemble/select.py", "--metric", "map10", "--pool", "{corpus}", "--runs", "{file}/runs"],
             "file/runs can't be used: Not a directory; check the path: a part of it is a file",
         ),
-        (["sweeps/grid.py", "--runs", "{long}"], "can't be used: File name too long; give a shorter name"),
+        (
+            ["sweeps/grid.py", "--dry-run", "--store", "{corpus}/absent", "--runs", "{long}"],
+            "can't be used: File name too long; give a shorter name",
+        ),
         (["data/prepare.py", "verify", "--store", "{loop}"], "Symlink loop"),
         (["data/prepare.py", "exclude", "--store", "{corpus}/store", "{corpus}"], "Is a directory"),
     ],

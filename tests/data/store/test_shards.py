@@ -13,7 +13,8 @@ import soundfile
 from data.decoding.audio import decode_file
 from data.errors import UserError
 from data.schema import CLIPS, INDEX, QUERIES, SAMPLE_RATE_HZ, Paraphrase, Query, SkippedItem, Split
-from data.store import shard_writer, split_writer, stored_split
+from data.store import shard_writer, split_writer, storage, stored_split
+from data.store.files import write_arrow_table
 from data.waveform import CODECS, AudioError, to_pcm16
 
 
@@ -96,6 +97,56 @@ def test_reading_allocates_no_memory_for_audio(make_clip, noise, write_split, tm
     assert sum(table.nbytes for table in tables) > 4 * 2 * 64_000
     assert len(split.open_clip(3).read()) == 2 * 64_000
     assert pa.total_allocated_bytes() - before < 64_000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("index", "../../../private.arrow"), ("queries", "/etc/passwd"), ("sources", ".."), ("set_aside", ""),
+        ("shards", ["below/clips.arrow"]), ("shards", ["clips\n.arrow"]), ("clips_of", "../other"),
+        ("corpus", "../test"), ("split", "train/../train"), ("fingerprint", "../../x"), ("clips_fingerprint", "x'y"),
+    ],
+)  # fmt: skip
+def test_a_manifest_names_nothing_outside_the_folder_of_its_split(field, value, clips, write_split, tmp_path):
+    """Its names and fingerprints are parts of paths, of files that are read and of files that are written."""
+    path = tmp_path / "store" / "test" / "train" / "manifest.json"
+    write_split(clips)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=rf"test/train/manifest.json: .*{re.escape(repr(value)[2:-2])}"):
+        stored_split.open_split(tmp_path / "store", "test/train")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("shard", 7), ("shard", -1), ("offset", -1), ("num_bytes", -5), ("num_samples", -1), ("clip_id", "1.wav")],
+)
+def test_an_index_that_leads_out_of_its_shards_is_refused(column, value, clips, write_split):
+    split = write_split(clips)
+    path = split.store.path / split.manifest.get_path(split.manifest.index)
+    rows = split.index.to_pylist()
+    rows[1][column] = value
+    path.unlink()  # it is still mapped
+    write_arrow_table(path, pa.Table.from_pylist(rows, schema=INDEX))
+    storage.clear_mapped_files()
+    with pytest.raises(UserError, match="its index has clips that aren't in its shards: prepare this split again"):
+        assert stored_split.open_split(split.store, split.name).index
+
+
+def test_an_absent_or_empty_file_of_a_split_is_named(clips, write_split):
+    split = write_split(clips)
+    names = [split.manifest.index, split.manifest.queries, split.manifest.sources, *split.manifest.shards]
+    paths = [split.store.path / split.manifest.get_path(name) for name in names]
+    for path in paths:
+        path.unlink()
+    storage.clear_mapped_files()
+    reads = (lambda: split.read_table("index", split.manifest), lambda: split.queries, lambda: split.sources,
+             lambda: split.read_shard(0))  # fmt: skip
+    for path, read in zip(paths, reads, strict=False):
+        with pytest.raises(UserError, match=rf"{path.name} is absent; prepare this split again: python"):
+            read()
+        path.touch()
+        with pytest.raises(UserError, match=rf"{path.name} is damaged: .*; prepare this split again: python"):
+            read()
 
 
 def test_a_torn_stored_clip_is_named(clips, write_split):

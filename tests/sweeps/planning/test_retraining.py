@@ -151,6 +151,10 @@ def test_a_pretraining_that_goes_by_losses_can_stay_as_it_is(tmp_path):
     assert (member.trial.pretraining, member.trial.final_epoch) == (own.pretraining, 3)
 
 
+class BeginsError(Exception):
+    """The command has come to where it would start Ray."""
+
+
 @pytest.fixture
 def retrain(call_command, tmp_path, monkeypatch):
     """Runs the command in this process up to where it would start Ray; and the ensemble that it would retrain."""
@@ -159,7 +163,7 @@ def retrain(call_command, tmp_path, monkeypatch):
     path.write_text(json.dumps({"members": [entry()]}))
 
     def begins(arguments):
-        raise InterruptedError
+        raise BeginsError
 
     monkeypatch.setattr(grid, "start_cluster", begins)
 
@@ -178,10 +182,10 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
     assert refused.returncode == 2
     assert re.search("--name first: a sweep of that name exists and isn't this retraining of .*ensem", refused.stderr)
     assert ledger.find_sweep("first").signatures == ["0" * 16]
-    with pytest.raises(InterruptedError):
+    with pytest.raises(BeginsError):
         run("--retrain", moved, "--name", "final")
     ledger.start_sweep("final", ["0" * 16], {"retrain": [str(moved), "pretraining"]})
-    with pytest.raises(InterruptedError):  # the same command goes on
+    with pytest.raises(BeginsError):  # the same command goes on
         run("--retrain", moved, "--name", "final")
     refused = run("--retrain", moved, "--name", "final", "--retrain-from", "finetuning")
     assert refused.returncode == 2
