@@ -18,6 +18,7 @@ import filelock
 
 from data.errors import UserError
 from data.sources.json_text import parse_json
+from data.store.files import sync
 
 Line = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Journal:
             stack.enter_context(lock_journal(self.path))
             self.file = stack.enter_context(self.path.open("ab", buffering=0))
             # Without this, a power cut may remove the file even though its contents were synced.
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
             self.size = count_complete_bytes(self.path)
             self.file.truncate(self.size)
             self.stack = stack.pop_all()
@@ -101,15 +102,6 @@ def lock_journal(path: Path) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise UserError(f"another command is writing to {path}: wait until it has ended") from None
-
-
-def sync_folder(path: Path) -> None:
-    """Sync a folder to disk, so that a file created in it survives a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def count_complete_bytes(path: Path) -> int:
