@@ -45,6 +45,8 @@ INTEGER_PEAK = 256
 MAX_DURATION_S = 24 * 3600
 """Maximum duration of a recording: an hour of silence is 300 kB of FLAC, and 230 MB in a store."""
 
+TOO_LONG = f"lasts more than {MAX_DURATION_S // 3600} hours: split it"
+
 QUIET_PEAK = 16 / PCM16_FULL_SCALE
 """Peak below which a recording with more than 16 bits is amplified, since 16 bits would distort or silence it."""
 AMPLIFIED_PEAK = 0.1
@@ -119,7 +121,7 @@ def decode(file: BinaryIO, warn: Warn) -> Iterator[Samples]:
                     resampled = mono if audio.samplerate == SAMPLE_RATE_HZ else resampler.resample_chunk(mono)
                     num_resampled += len(resampled)
                     if num_resampled > MAX_DURATION_S * SAMPLE_RATE_HZ:
-                        raise AudioError(f"lasts more than {MAX_DURATION_S // 3600} hours: split it")
+                        raise AudioError(TOO_LONG)
                     yield resampled
                 rest = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
                 num_resampled += len(rest)
@@ -137,10 +139,14 @@ def decode(file: BinaryIO, warn: Warn) -> Iterator[Samples]:
 
 
 def open_sound(stream: BinaryIO) -> soundfile.SoundFile:
-    """Open a stream with libsndfile. Raises AudioError if its sample rate is too low."""
+    """Open a stream with libsndfile. Raises AudioError if its sample rate is too low, or if its header states a
+    duration beyond MAX_DURATION_S.
+    """
     audio = soundfile.SoundFile(_LibsndfileAdapter(stream))
     if audio.samplerate < MIN_RATE_HZ:
         raise AudioError(f"its header states a sample rate of {audio.samplerate} Hz; the minimum is {MIN_RATE_HZ}")
+    if UNKNOWN_LENGTH > audio.frames > MAX_DURATION_S * audio.samplerate:
+        raise AudioError(TOO_LONG)
     return audio
 
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import soxr
 
+from data.decoding import audio
 from data.decoding.audio import SCALED_PEAK, decode_file, mix_down
 from data.decoding.streams import compute_crc
 from data.errors import UserError
@@ -395,3 +396,21 @@ def test_the_reason_names_the_format_and_the_remedy(head, reason, tmp_path):
 def test_the_mean_of_channels_is_numpys_to_the_last_bit(num_channels):
     block = np.random.default_rng(0).normal(size=(10_000, num_channels)).astype(np.float32)
     np.testing.assert_array_equal(mix_down(block, None), block.mean(axis=1))
+
+
+def test_a_recording_of_more_than_a_day_is_refused_before_it_is_decoded(tmp_path):
+    """56 kB of silence, which would take gigabytes in a store; its header is enough to refuse it."""
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 1_000, 1, "PCM_16") as file:
+        for _ in range(25):
+            file.write(np.zeros(3_600 * 1_000, np.int16))
+    assert (tmp_path / "long.flac").stat().st_size < 2**20
+    with pytest.raises(AudioError, match="lasts more than 24 hours: split it"):
+        next(decode_file(tmp_path / "long.flac"))
+
+
+def test_streams_that_are_together_too_long_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_DURATION_S", 5)
+    parts = [encode(tone(4), format="OGG", subtype="VORBIS")] * 2
+    assert count_seconds(parts[0], tmp_path) == pytest.approx(4, abs=0.01)
+    with pytest.raises(AudioError, match="lasts more than"):
+        decode_bytes(b"".join(parts), tmp_path)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.errors import UserError
-from data.runtime.parallel import protect_token, require_short_temporary_folder
+from data.runtime.parallel import protect_token, require_short_temporary_folder, start_ray
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +47,22 @@ def test_the_token_of_ray_is_made_private(environment, tmp_path):
     token.chmod(0o644)
     protect_token()
     assert token.stat().st_mode & 0o777 == 0o600
+
+
+def test_ray_that_does_not_start_is_tried_again_and_then_named(monkeypatch, caplog):
+    """The error is Ray's own, of a start that took too long."""
+    import ray
+
+    attempts = []
+
+    def time_out(**_):
+        attempts.append(1)
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", time_out)
+    with pytest.raises(UserError, match=r"Ray doesn't start on this machine \(The current node timed out.*`ray stop`"):
+        start_ray()
+    assert len(attempts) == 3
+    assert caplog.text.count("trying again") == 2

@@ -90,6 +90,16 @@ def test_a_member_too_long_for_memory_is_decoded_from_disk(stored, noise, monkey
     np.testing.assert_array_equal(decoded(member), noise(0.02))
 
 
+def test_a_member_that_unpacks_to_many_times_its_size_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "SPOOLED_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.flac", bytes(2**22))
+    (member,) = archives.list_members(tmp_path / "bomb.zip")
+    monkeypatch.setattr(archives, "open_segments", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(AudioError, match="unpacks to more than 20 times its size: 4,194,304 bytes"):
+        decoded(member)
+
+
 @needs_zip
 def test_an_absent_segment_is_named(packed):
     path = packed("-0", "-s", "64k")

@@ -57,6 +57,21 @@ def public_folder():
         yield Path(folder)
 
 
+def test_a_named_pipe_is_logged_and_not_waited_for(tmp_path, caplog):
+    (tmp_path / "a.wav").touch()
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert [path.name for path in list_files(tmp_path).paths] == ["a.wav"]
+    assert "pipe.wav' is neither a file nor a folder" in caplog.text
+
+
+def test_a_name_with_a_line_break_is_skipped(tmp_path):
+    for name in ("a.wav", "b\nc.wav", "d\x1b[2K.wav"):
+        (tmp_path / name).touch()
+    listing = list_files(tmp_path)
+    assert [path.name for path in listing.paths] == ["a.wav"]
+    assert set(listing.skipped.values()) == {"its path contains a line break or another control character: rename it"}
+
+
 def test_a_subfolder_that_can_not_be_read_is_named_and_the_rest_is_listed(public_folder):
     """As another user, in a process of its own: root can read every folder."""
     (public_folder / "lost+found").mkdir(mode=0)
