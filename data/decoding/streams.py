@@ -325,8 +325,8 @@ def split_mp3(file: BinaryIO, position: int, warn: Warn) -> list[BinaryIO]:
     called with a message if the last frame is incomplete.
 
     A stream begins with an info header, a frame that states the number of frames, or where the sample rate or the
-    number of channels changes. If the info header is missing or states too few frames, it is replaced by a right one.
-    Other bytes between the frames, such as tags, are skipped.
+    number of channels changes. A stream whose info header is missing or states too few frames is returned with a header
+    that states the right number. Other bytes between the frames, such as tags, are skipped.
     """
     size = file.seek(0, os.SEEK_END)
     streams: list[Mp3Stream] = []

@@ -80,8 +80,7 @@ def find_duplicates(split: StoredSplit, first: int, index: LandmarkIndex) -> lis
     as a held-out clip.
 
     Of several matches, the row names the held-out clip with the longest overlap. A clip of a held-out split that is
-    also used for training isn't compared with its own corpus, whose splits are used as published; any other clip isn't
-    compared with its own split.
+    also used for training isn't compared with its own corpus, whose splits are used as published.
     """
     skipped_prefix = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
     rows = []

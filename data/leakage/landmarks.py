@@ -125,8 +125,8 @@ def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
 
 def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
     """Yield power spectrograms [num_frames, phases, num_bins] of consecutive chunks of a recording, whose samples are
-    given in blocks of any length. Each frame has `phases` overlapping windows, which begin at equal distances within
-    it. Windows that would exceed the end of the recording are zero.
+    given in blocks of any length. Each frame has `phases` windows, which begin at equal distances within it. Windows
+    that would exceed the end of the recording are zero.
     """
     hop = FRAME_SAMPLES // phases
     chunk_samples = CHUNK_FRAMES * FRAME_SAMPLES
