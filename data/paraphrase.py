@@ -176,7 +176,7 @@ def paraphrase_command(options: AskOptions) -> int:
 
 
 def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
-    """Raise UserError if an option is given that has no effect with a chat model or, if `by_rules`, with the rules."""
+    """Raise UserError for an option that has no effect with the rules (`by_rules`), or with or without --batch."""
     if by_rules:
         reason = f"{grammar.NAME} needs no server and costs nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]

@@ -168,8 +168,8 @@ def describe_command(options: DescribeOptions) -> None:
 
 
 def exclude_command(options: ExcludeOptions) -> None:
-    """Replace a store's lists of ids to exclude from training by those given, by none if none are given, and recompute
-    its exclusions.
+    """Replace a store's lists of ids to exclude from training by the given files, and recompute its exclusions. Without
+    files, the lists are removed.
 
     Examples:
         python data/prepare.py exclude --store store blacklist.json more_ids.csv
@@ -220,8 +220,7 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command that `argv`, by default the program's arguments, names, and return its exit status; None means 0.
-    """
+    """Run the command that `argv` (by default, the program's arguments) names, and return its exit status."""
     return run_command(argv, "prepare.py", __doc__, Command(PrepareOptions, prepare_command), COMMANDS)
 
 

@@ -90,7 +90,7 @@ def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Return a number in the format `form`, such as '.3f'; '' if there is none yet."""
+    """Return a number in the format `form`, such as '.3f'; '' for None, a number that isn't known yet."""
     return "" if value is None else f"{value:{form}}"
 
 
@@ -121,8 +121,8 @@ def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
 def load_progress(
     ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
 ) -> list[TrialProgress]:
-    """Return the progress of a sweep's trials as logged in MLflow. `trials` holds the name, stage, epochs and cost
-    of each trial by signature; `held` says whether a command is training it.
+    """Return the progress of a sweep's trials as logged in MLflow. `trials` holds the name, stage, epochs and cost of
+    each trial by signature; `held` says by signature whether a command is training the trial.
     """
     lines = []
     for signature, description in trials.items():
