@@ -200,8 +200,8 @@ def run_command(
 
 
 def index_of_command(words: Sequence[str], commands: Iterable[Command[Any]]) -> int:
-    """Return the index of the word that may name a command: the first that is neither an option with a single value
-    nor the value of one. It is len(words) if there is none.
+    """Return the index of the word that may name a command: the first word after the options that take a value, and
+    their values, with which `words` may begin. Return len(words) if no word follows these.
     """
     takes_one: dict[str, bool] = {}
     for field, annotation in (pair for command in commands for pair in typed_fields(command.options)):

@@ -52,7 +52,9 @@ class Manifest:
 
     @property
     def clips_split_id(self) -> SplitId:
-        """Name, as corpus and split, of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Name, as corpus and split, of the split whose clips are used: this one, unless the manifest's field
+        `clips_of` names another split of the same corpus.
+        """
         return SplitId(self.corpus, self.clips_of or self.split)
 
     def get_path(self, file: str) -> str:

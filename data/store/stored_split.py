@@ -83,7 +83,9 @@ class StoredSplit:
 
     @property
     def clips_set_aside(self) -> list[SkippedItem]:
-        """Skipped items, with reasons, of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Skipped items, with reasons, of the split whose clips are used: this one, unless its manifest names another
+        as `clips_of`.
+        """
         return parse_skipped_items(self.read_table("set_aside", self.clips_manifest))
 
     def read_undecodable_clips(self) -> dict[str, str]:

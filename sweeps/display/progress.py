@@ -100,7 +100,8 @@ def format_duration(seconds: float | None) -> str:
 
 
 def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
-    """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if unknown.
+    """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if no running
+    trial has logged yet how long it will take.
 
     Waiting trials are assumed to take as long as their cost says, relative to the running trials' cost and duration.
     """

@@ -45,8 +45,8 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; in the latter case a
-    member without a fine-tuning is kept. Raises UserError, with the reason, if it cannot be retrained.
+    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; with 'finetuning', a
+    member that was only pretrained is kept as it is. Raises UserError, with the reason, if it cannot be retrained.
     """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
