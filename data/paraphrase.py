@@ -176,7 +176,7 @@ def paraphrase_command(options: AskOptions) -> int:
 
 
 def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
-    """Raise UserError if an option is given that the model or mode would ignore."""
+    """Raise UserError for an option that has no effect with the rules (`by_rules`), or with or without --batch."""
     if by_rules:
         reason = f"{grammar.NAME} needs no server and costs nothing"
         ignored = ["batch", "batch_size", "base_url", "budget", "concurrency", "poll", "price", "timeout"]
@@ -190,7 +190,7 @@ def refuse_ignored_options(options: AskOptions, by_rules: bool) -> None:
 
 
 def make_model(options: AskOptions, by_rules: bool) -> "ParaphraseModel":
-    """Return the model to ask: the rule-based paraphraser or a server's chat model."""
+    """Return the model to ask: the rule-based paraphraser if `by_rules`, otherwise a server's chat model."""
     from data.paraphrasing import chat_client  # the client of a server takes half a second to import
 
     if by_rules:
@@ -214,7 +214,7 @@ def refuse_open_batch(job: ParaphraseJob) -> None:
 def ask_in_batches(
     options: AskOptions, job: ParaphraseJob, journal: Journal, answer_log: AnswerLog, budget: Budget
 ) -> str:
-    """Ask about all captions through the Batch API; return the reason why some weren't asked about, or ''."""
+    """Ask about all captions by the Batch API; return the reason why some weren't asked about, '' if all were."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 
@@ -260,8 +260,8 @@ def find_price(options: AskOptions) -> Price | None:
 
 
 def require_same_model(split: StoredSplit, model: str, instruction: str, replace: bool) -> bool:
-    """Return True if a split has no paraphrases or all are by this model and instruction, and False if it has others
-    that `replace` allows to overwrite. Raises UserError if it doesn't allow that.
+    """Return True if a split has no paraphrases or all are by this model and instruction; False if they are by another
+    and `replace` allows to overwrite them. Raises UserError if `replace` is False in that case.
     """
     author = find_author(split)
     if not author or author == (model, instruction) or author == (model, None):

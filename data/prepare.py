@@ -168,7 +168,8 @@ def describe_command(options: DescribeOptions) -> None:
 
 
 def exclude_command(options: ExcludeOptions) -> None:
-    """Replace a store's lists of ids to exclude from training, and recompute its exclusions.
+    """Replace a store's lists of ids to exclude from training by the given files, and recompute its exclusions. Without
+    files, the lists are removed.
 
     Examples:
         python data/prepare.py exclude --store store blacklist.json more_ids.csv
@@ -185,7 +186,8 @@ def exclude_command(options: ExcludeOptions) -> None:
 
 
 def duplicates_command(options: DuplicateOptions) -> None:
-    """Find training clips that sound the same as a held-out clip under another id.
+    """Find training clips that sound the same as a held-out clip under another id, and write them into the store. They
+    are excluded from training only with --exclude-duplicates.
 
     Examples:
         python data/prepare.py duplicates --store store
@@ -218,7 +220,7 @@ COMMANDS: dict[str, Command[Any]] = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run the command that the words of a command line name, and return its exit status."""
+    """Run the command that `argv` (by default, the program's arguments) names, and return its exit status."""
     return run_command(argv, "prepare.py", __doc__, Command(PrepareOptions, prepare_command), COMMANDS)
 
 

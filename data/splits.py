@@ -15,9 +15,9 @@ logger = logging.getLogger("chorale.splits")
 
 @dataclass(frozen=True)
 class Splits:
-    """Splits for training, validation and test, each named 'corpus/split'.
+    """Splits for pretraining, fine-tuning, validation and test, each named 'corpus/split'.
 
-    Fine-tuning uses `train` alone.
+    Pretraining uses all splits in `pretrain`, and fine-tuning the split `train` alone.
     """
 
     train: str
@@ -64,8 +64,8 @@ def find_splits(corpus: str, store: Store, pretrain_on: Sequence[str] = (), hold
 
 
 def get_splits_by_role(corpus: str) -> dict[str, str]:
-    """Return the names of a corpus' splits, 'corpus/split', by role: 'train', 'validation' and 'test'. Raises
-    UserError if the corpus has no roles.
+    """Return the names of a corpus' splits, 'corpus/split', by role: 'train', 'validation' and 'test'. Raises UserError
+    for a corpus whose splits have no roles, because it is only for pretraining.
     """
     names = {role: f"{corpus}/{split}" for role, split in corpora.load(corpus).ROLES.items()}
     if not names:

@@ -79,9 +79,9 @@ def encode(blocks: Iterable[Samples], codec: Codec, file: BinaryIO, digest: "has
 
 def decode_window(audio: BinaryIO, codec: Codec, start: int, out: Samples) -> None:
     """Fill the array `out` with a stored clip's samples from sample `start` on, without decoding the rest of the clip.
-    `audio` is a file that contains the clip in the format `codec`. Raises AudioError if the clip is shorter or damaged.
+    `audio` is a file object that holds only this clip, in the format `codec`.
 
-    `audio` is opened at the clip. Raises AudioError if the clip is truncated or shorter.
+    Raises AudioError if the clip is damaged, or has fewer samples from `start` on than `out` has space for.
     """
     if codec == "pcm16":
         audio.seek(start * PCM16_BYTES)

@@ -83,7 +83,7 @@ class SweepOptions:
     )
 
     def allocate_by_stage(self, nodes: Sequence[Bundle], num_trials: int) -> dict[str, Allocation]:
-        """Return the resources of one of `num_trials` trials by stage. Raises UserError if the nodes can't hold it."""
+        """Return the resources of each of `num_trials` trials by stage. Raises UserError if none fits on the nodes."""
         fine_tuning = allocate(nodes, self.compute.request, num_trials, self.max_concurrent)
         pretraining = replace(fine_tuning, workers=self.pretraining_workers or fine_tuning.workers)
         require_placeable(pretraining, nodes)
@@ -250,7 +250,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
 
 
 def describe_sweep(plan: SweepPlan, progress: Mapping[str, TrialProgress]) -> dict[str, Any]:
-    """Return what the ledger keeps of a sweep: its plan's description, its store, and each trial's name and cost."""
+    """Return what the ledger keeps of a sweep: the plan's description, its store, and the trials' names and costs."""
     return {
         **plan.description,
         "store": str(plan.store),
@@ -302,7 +302,9 @@ def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
 
 
 def require_unused_name(options: RetrainOptions, path: Path, identity: list[str], ledger: Ledger) -> None:
-    """Raise UserError if a retraining would overwrite the ensemble that it retrains, or another sweep."""
+    """Raise UserError if a retraining would overwrite, in the file `path`, the ensemble that it retrains, or another
+    sweep with its name. A sweep with the same `identity` is an earlier run of this retraining.
+    """
     if path.resolve() == options.ensemble.resolve():
         raise UserError(f"--name {options.name}: {path} is the ensemble that is retrained; give another name")
     if (
@@ -333,7 +335,9 @@ def write_retrained_ensemble(
 def describe_allocation(
     resources: Mapping[str, Allocation], nodes: Sequence[Bundle], max_concurrent: int | None
 ) -> str:
-    """Return in words how many trials run at a time on the nodes, at most `max_concurrent`, and on which resources."""
+    """Return in words the resources of trials, and how many run at a time on the nodes: at most `max_concurrent`, or as
+    many as fit if that is None.
+    """
     fine_tuning = resources["fine-tuning"]
     num_placeable = count_placeable_workers(fine_tuning, nodes) // fine_tuning.workers
     device = f"{fine_tuning.gpus_per_worker:g} GPU" if fine_tuning.gpus_per_worker else "CPU"

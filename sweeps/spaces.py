@@ -176,7 +176,7 @@ def deduplicate(*trials: Trial) -> list[Trial]:
 
 def with_seeds(trials: Sequence[Trial], seeds: int | None = None, pretraining_seeds: int | None = None) -> list[Trial]:
     """Return each trial with several consecutive seeds, beginning with its own: `seeds` for each fine-tuning,
-    `pretraining_seeds` for each pretraining. No trial is returned twice.
+    `pretraining_seeds` for each pretraining; None means that no seeds are added. No trial is returned twice.
 
     `seeds` is the number of seeds of each fine-tuning of one pretraining; trials without a pretraining are unchanged.
     `pretraining_seeds` is the number of seeds of each pretraining. The seeds of the pretraining's fine-tunings are

@@ -24,10 +24,11 @@ class Corpus(Protocol):
     CODEC: Codec  # default format of the stored audio
 
     def read(self, source: Path | None, seed: int) -> list[Split]:
-        """Read the tables of a corpus in the folder `source`, and return the splits found there, without
-        decoding audio. `seed` determines whatever is random in the corpus, such as a division into splits.
+        """Read the tables of a corpus in the folder `source`, and return the splits found there, without decoding
+        audio. `seed` determines whatever is random in the corpus, such as a division into splits. `source` is None for
+        a corpus that is generated instead of read.
 
-        Clips without a file are skipped. Raises UserError if the tables are invalid or no clip exists.
+        Clips without a file are skipped. Raises UserError if the tables are invalid or no clip has a file.
         """
 
     def download(self, target: Path) -> None:

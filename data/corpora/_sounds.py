@@ -93,8 +93,8 @@ def _struck(duration_s: float, freqs_hz: Wave, decays_s: Wave, levels: Wave) -> 
 
 
 def _wander(rng: Generator, duration_s: float, rate_hz: float) -> Wave:
-    """Return a slow random curve of `duration_s` seconds with values between 0 and 1, which turns about `rate_hz` times
-    a second.
+    """Return a slow random curve of `duration_s` seconds: straight lines between random values from 0 to 1, `rate_hz`
+    of them per second.
     """
     points = rng.uniform(size=int(duration_s * rate_hz) + 2)
     return np.interp(_time(duration_s) * rate_hz, np.arange(len(points)), points)

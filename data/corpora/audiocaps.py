@@ -111,7 +111,9 @@ def group_by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def find_table_folder(source: Path) -> Path:
-    """Return the folder with the tables: that of version 1 if it exists, otherwise that of version 2."""
+    """Return the folder under `source` with the tables: those of version 1 of AudioCaps if they exist, otherwise those
+    of version 2.
+    """
     existing = [folder for name in TABLE_FOLDERS if (folder := source / name).is_dir()]
     if len(existing) > 1:
         logger.warning(
@@ -123,8 +125,8 @@ def find_table_folder(source: Path) -> Path:
 
 
 def group_rows(rows: list[CsvRow]) -> tuple[dict[ClipKey, list[CsvRow]], list[SkippedItem]]:
-    """Group the rows of a table by clip, that is by youtube_id and start_time. Return the rows of each clip by these
-    two, and the skipped rows: those that repeat the id and the caption of an earlier row of the same clip.
+    """Group the rows of a table by clip, that is by youtube_id and start_time. Return the rows of each clip by this
+    pair of values, and the skipped rows: those that repeat the id and the caption of an earlier row of the same clip.
     """
     rows_by_clip: dict[ClipKey, dict[tuple[str, str], CsvRow]] = {}
     set_aside = []
@@ -157,8 +159,8 @@ def explain_unusable(
     Args:
         source: Folder of the corpus, for the message.
         key: Id and start time of the clip.
-        paths: Candidate files of the clip.
-        claims: For each file, the rows whose clips have it as a candidate.
+        paths: Files that may hold the clip's audio.
+        claims: For each file, the rows of the clips whose audio it may hold.
         skipped: Why files can't be decoded.
     """
     if not paths:

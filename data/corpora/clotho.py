@@ -192,7 +192,8 @@ def read_relevance(source: Path, rows: list[CsvRow]) -> Split:
 
 
 def find_relevance_table(source: Path) -> list[CsvRow]:
-    """Return the rows of the annotations of DCASE 2025, which are recognised by their columns; [] if there are none.
+    """Return the rows of the table with the annotations of DCASE 2025, a CSV file in the folder `source` that is
+    recognised by its name or its columns; [] if there is none.
 
     Raises UserError if a column is missing, or if several tables contain different annotations.
     """
@@ -245,7 +246,7 @@ def build_clip(clip_id: str, path: Path, captions: tuple[str, ...], origin: str,
 
 def normalise_file_name(name: str) -> str:
     """Return a file name of Clotho in one form, since names in its tables and on disk differ: normalised as by
-    `normalise_path`, and with '_' for a colon and the spaces around it, unless no space follows the colon.
+    `normalise_path`, and with '_' in place of each colon that a space follows, and of the spaces around that colon.
 
     Example:
         >>> normalise_file_name("Intersection Wet : Metro Pass.wav")

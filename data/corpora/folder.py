@@ -92,8 +92,8 @@ def read_split(
     matches: dict[str, list[str]],
 ) -> Split:
     """Return the split `split` with a clip for each of its files. `rows_by_file` has the table's rows, which hold the
-    captions, by file name, and `split_by_file` the split of each file. A name that is no file of `matcher` is skipped,
-    with a reason that depends on its possible files in `matches`.
+    captions, by file name, and `split_by_file` the split of each file. A name for which `matcher` has no file is
+    skipped; `matches` has the files that it may stand for, which the reason mentions.
     """
     names = [name for name in rows_by_file if split_by_file[name] == split]
     clips, set_aside = [], []

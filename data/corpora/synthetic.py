@@ -220,7 +220,8 @@ def render_blocks(scene: Scene) -> Iterator[Samples]:
 
 def _word_kind(rng: Generator, kind: str, counts: tuple[str, ...] = ("",)) -> tuple[str, str]:
     """Return a random wording of a kind of sound in two forms: as a clause ("a dog barks twice") and with a participle
-    ("a dog barking twice"). `counts` are the possible endings that tell how often the sound occurs.
+    ("a dog barking twice"). One of `counts`, such as ' twice', is appended to tell how often the sound occurs; ''
+    appends nothing.
     """
     wording = _pick(rng, WORDINGS[kind].split("; ")) + _pick(rng, counts)
     return re.sub(r"(\w+)/(\w+)", r"\1", wording), re.sub(r"(\w+)/(\w+)", r"\2", wording)
@@ -258,8 +259,9 @@ def _compose_sentences(rng: Generator, scene: Scene, number: int, excluded: tupl
 
 
 def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Config, taken: set[object]) -> Scene:
-    """Draw random scenes until one has an identity (its sounds) that isn't in `taken`; add the identity to `taken`, and
-    return the scene. `entropy` seeds its rendering. Raises UserError after MAX_DRAWS draws.
+    """Draw random scenes until one has other sounds than all scenes before. `taken` has the identities of these scenes
+    (`Scene.identity`); add that of the new scene, and return the scene. `entropy` seeds its rendering. Raises UserError
+    after MAX_DRAWS draws.
     """
     for _ in range(MAX_DRAWS):
         scene = _draw_scene(rng, entropy, config)
@@ -274,7 +276,8 @@ def _draw_unique_scene(rng: Generator, entropy: tuple[int, int, int], config: Co
 
 def read(source: Path | None, seed: int = 0, config: Config | None = None) -> list[Split]:
     """Return the splits of the corpus that a seed generates: development, validation and evaluation, in this order.
-    `source` must be None. The audio of a clip is rendered when the clip is loaded.
+    `source` must be None. The audio of a clip is rendered when the clip is loaded. `config` is the size of the corpus;
+    None means the default size.
 
     Raises UserError if a `source` is given, as nothing is read, if the seed is negative, and if there aren't enough
     different scenes for the clips of `config`.

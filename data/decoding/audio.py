@@ -188,10 +188,11 @@ class Levels:
 
 
 def measure_levels(stream: BinaryIO) -> Levels | None:
-    """Decode a stream, and return the peak and the energy of its channels and of their mean; None if neither can change
-    how the stream is decoded.
+    """Decode a stream, and return the peak and the energy of its channels and of their mean; None if the stream needs
+    no change of channel or level, whatever they are.
 
-    They don't in a mono stream that 16 bits represent exactly. Peaks are measured only if 16 bits may not be enough.
+    That is so for a mono stream in a format that can't exceed the range of 16 bits. Peaks are measured only if 16 bits
+    may not be enough.
     """
     stream.seek(0)
     with open_sound(stream) as audio, np.errstate(over="ignore", invalid="ignore"):
@@ -246,9 +247,10 @@ def choose_levels(streams: Sequence[BinaryIO], warn: Warn) -> tuple[list[int | N
 
 
 class _LibsndfileAdapter:
-    """Open file as libsndfile calls it: seeks before the start of the file, caused by a broken header, are ignored.
+    """Adapter through which libsndfile reads an open file: seeks before the start of the file, caused by a broken
+    header, are ignored.
 
-    Errors raised in a callback from C can't be caught; they would be printed.
+    Without it, such a seek would raise an error in a function called from C, where it is printed and can't be caught.
     """
 
     def __init__(self, file: BinaryIO) -> None:

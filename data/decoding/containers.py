@@ -58,7 +58,8 @@ MAX_AIFF_SLACK = 8
 
 
 def check_container(file: BinaryIO) -> None:
-    """Raise AudioError if a file was cut off, if its header wasn't finished, or if its sizes have wrapped.
+    """Raise AudioError if a file was cut off, if its header wasn't finished, or if the size in its header has
+    overflowed, because the file is larger than its format can state.
 
     Files in other formats than WAV, RF64, AIFF, W64, CAF and AU are not checked. The position in the file changes.
     """

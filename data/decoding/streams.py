@@ -99,7 +99,7 @@ def split_ogg(file: BinaryIO, warn: Warn) -> list[BinaryIO]:
     """Return each stream of a chained Ogg file (several Ogg files joined end to end) as a file object. `warn` is called
     with a message if the end of the last stream isn't marked. Raises AudioError if the last page is incomplete.
 
-    A link begins with the first pages of its streams; a first page after another page begins the next link.
+    Each page is marked if it begins a stream. A marked page after an unmarked one begins the next of the joined files.
     """
     size = file.seek(0, os.SEEK_END)
     starts, flags, was_first = [0], 0, True
@@ -324,8 +324,9 @@ def split_mp3(file: BinaryIO, position: int, warn: Warn) -> list[BinaryIO]:
     """Return the streams of an MP3 file as one file object each; the first frame is at byte `position`. `warn` is
     called with a message if the last frame is incomplete.
 
-    A stream begins with a frame that counts the frames, or where the sample rate or the number of channels changes. A
-    stream without a correct count gets one. Other bytes between the frames, such as tags, are skipped.
+    A stream begins with an info header, a frame that states the number of frames, or where the sample rate or the
+    number of channels changes. A stream whose info header is missing or states too few frames is returned with a header
+    that states the right number. Other bytes between the frames, such as tags, are skipped.
     """
     size = file.seek(0, os.SEEK_END)
     streams: list[Mp3Stream] = []
@@ -348,10 +349,8 @@ def split_mp3(file: BinaryIO, position: int, warn: Warn) -> list[BinaryIO]:
 
 
 def read_frame_count(frame: Mp3Frame, head: bytes) -> int | None:
-    """Return the number of frames that a stream's info header (Xing, Info or VBRI) states. Return -1 if it doesn't
-    state the number, and None if the frame, which begins with the bytes `head`, is no info header but audio.
-
-    Returns None if the frame, which begins with the bytes `head`, isn't a header but audio.
+    """Return the number of frames that a stream's info header (Xing, Info or VBRI) states. Return -1 if the header
+    doesn't state it, and None if the frame, which begins with the bytes `head`, isn't an info header but audio.
     """
     info = head[frame.info_offset : frame.info_offset + 12]
     if info[:4] in (b"Xing", b"Info"):

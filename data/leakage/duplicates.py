@@ -41,16 +41,17 @@ def split_into_parts(splits: Iterable[StoredSplit]) -> list[Part]:
 
 
 def compute_index_landmarks(split: StoredSplit, first: int) -> list[tuple[str, Landmarks]]:
-    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at
-    index `first`, for building an index. Return pairs of clip id and landmarks.
+    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at index
+    `first`, for building an index of held-out clips. Return pairs of clip id and landmarks.
     """
     return compute_part_landmarks(split, first, PHASES)
 
 
 def compute_part_landmarks(split: StoredSplit, first: int, phases: int = 1) -> list[tuple[str, Landmarks]]:
-    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at
-    index `first`. Return pairs of clip id and landmarks. By default these can be searched for in an index; with
-    `phases=PHASES`, an index can be built from them.
+    """Compute the landmarks (audio fingerprints) of CLIPS_PER_PART clips of a split, beginning with the clip at index
+    `first`. Return pairs of clip id and landmarks. With one phase, an index can be searched for these landmarks; with
+    `phases=PHASES`, an index can be built from them. A phase is one analysis of the audio, shifted by a fraction of a
+    frame.
     """
     clips = range(first, min(first + CLIPS_PER_PART, len(split.index)))
     return [
@@ -78,8 +79,8 @@ def find_duplicates(split: StoredSplit, first: int, index: LandmarkIndex) -> lis
     `first`. Return a row of the table of duplicates (`data.schema.DUPLICATES`) for each clip that sounds the same
     as a held-out clip.
 
-    Of several matches, the row names the held-out clip with the longest overlap. A held-out split that is also used for
-    training isn't compared with its own corpus, whose splits are used as published.
+    Of several matches, the row names the held-out clip with the longest overlap. A clip of a held-out split that is
+    also used for training isn't compared with its own corpus, whose splits are used as published.
     """
     skipped_prefix = split.manifest.corpus + "/" if is_held_out(split.name) else split.name + "/"
     rows = []

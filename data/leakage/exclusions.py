@@ -51,7 +51,9 @@ UNKNOWN_IDS = {"", "not found", "na"}
 
 @dataclass(frozen=True)
 class SharedSource:
-    """Source of clips in a training split and in a held-out split of the same corpus."""
+    """Recording, named by its source id such as 'freesound:ID', of which a training split and a held-out split of the
+    same corpus both contain clips: the ids of these clips, and the number of captions of those in training.
+    """
 
     source: str
     training_clip_ids: list[str]
@@ -153,8 +155,9 @@ def read_fingerprints(store: Store) -> dict[str, str]:
 
 
 def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dict[str, str]]:
-    """Yield a row of the table of exclusions (`data.schema.EXCLUSIONS`) for each clip of the splits that must not
-    be trained on, with the first reason that applies.
+    """Yield a row of the table of exclusions (`data.schema.EXCLUSIONS`) for each clip in `splits` that must not be
+    trained on. The reason is the first that applies: its source is that of a held-out split of another corpus, a
+    published list names it, or it sounds like a held-out clip.
     """
     held_out: dict[str, list[str]] = {}
     for split in splits:
@@ -186,9 +189,10 @@ def find_exclusions(store: Store, splits: Sequence[StoredSplit]) -> Iterator[dic
 
 
 def find_shared_sources(splits: Sequence[StoredSplit]) -> Iterator[SharedSource]:
-    """Yield the sources of clips in a training split and in a held-out split of the same corpus.
+    """Yield each recording (source id) of which a training split and a held-out split of the same corpus both contain
+    clips.
 
-    They are part of the published splits, and their clips aren't excluded from training.
+    The corpus was published with these recordings in both splits, and their clips aren't excluded from training.
     """
     with_clips = [split for split in splits if not split.manifest.clips_of]
     held_out: dict[tuple[str, str], list[str]] = {}
@@ -228,8 +232,8 @@ def has_exclude_flag(duplicates: pa.Table) -> bool:
 
 def set_exclusion_lists(location: Location, paths: Sequence[Path], keep: bool) -> None:
     """Write the recording ids in the published lists `paths` into the store at `location`, as recordings to exclude
-    from training. With `keep`, they are added to the ids written before, which they replace otherwise. Call
-    `update_exclusions` afterwards.
+    from training. With `keep`, the ids written by earlier calls stay; without it, they are removed. Call
+    `update_exclusions` afterwards, which computes the excluded clips from the ids.
     """
     store = Store.of(location)
     listed = read_store_table(store, LISTED_FILE, LISTED).to_pylist() if keep else []
@@ -302,7 +306,7 @@ def read_json_list(path: Path, text: str) -> Iterator[str]:
 
 def parse_source_id(text: str, origin: str, kind: str | None = None) -> str:
     """Convert an id as written in a published list to a source id: 'freesound:ID', 'youtube:ID', 'bbc:ID' or
-    'soundbible:ID'. `kind` is 'freesound' or 'youtube' if the list says so. Raises UserError, which begins with
+    'soundbible:ID'. `kind` is 'freesound' or 'youtube' if the list says so. Raises UserError, whose message begins with
     `origin`, if the text isn't an id.
 
     Without a kind, up to ten digits are a Freesound id; eleven characters, or twelve that begin with Y, a YouTube id.

@@ -124,9 +124,9 @@ def compute_landmarks(blocks: Iterable[Samples], phases: int = 1) -> Landmarks:
 
 
 def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[NDArray[np.float32]]:
-    """Yield power spectrograms [num_frames, phases, num_bins] of a recording, given in blocks of samples, chunk by
-    chunk. The phases of a frame are windows that begin at fractions of it; those beyond the end of the recording are
-    zero.
+    """Yield power spectrograms [num_frames, phases, num_bins] of consecutive chunks of a recording, whose samples are
+    given in blocks of any length. Each frame has `phases` windows, which begin at equal distances within it. Windows
+    that would exceed the end of the recording are zero.
     """
     hop = FRAME_SAMPLES // phases
     chunk_samples = CHUNK_FRAMES * FRAME_SAMPLES
@@ -146,7 +146,9 @@ def _compute_spectrograms(blocks: Iterable[Samples], phases: int) -> Iterator[ND
 
 
 def _compute_spectrogram(samples: Samples, hop: int, phases: int) -> NDArray[np.float32]:
-    """Return the power spectrogram [num_frames, phases, num_bins] of samples. Windows begin every `hop` samples."""
+    """Return the power spectrogram [num_frames, phases, num_bins] of samples. Windows begin every `hop` samples, and
+    each frame consists of `phases` consecutive windows; the last frame is filled up with zeros.
+    """
     windows = sliding_window_view(samples, WINDOW_SAMPLES)[::hop] * _hann_window()
     spectrum = scipy.fft.rfft(windows, axis=1)[:, : MAX_BIN + NEAR_BINS]
     power = np.zeros((-(-len(spectrum) // phases) * phases, spectrum.shape[1]), np.float32)
@@ -160,8 +162,9 @@ def _hann_window() -> NDArray[np.float32]:
 
 
 def _find_peaks(power: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the frame, the phase and the bin of each peak of a spectrogram: [3, num_peaks]. The first and the last
-    LOUD_FRAMES frames are only used for comparison, and have no peaks.
+    """Return the frame, the phase and the bin of each peak of a power spectrogram [num_frames, phases, num_bins], as an
+    array [3, num_peaks]. In the first and the last LOUD_FRAMES frames no peaks are searched for; they are only compared
+    with. Frames are counted after the first LOUD_FRAMES, and bins from MIN_BIN on.
     """
     inner = power[LOUD_FRAMES:-LOUD_FRAMES, :, MIN_BIN:MAX_BIN]
     around = slice(LOUD_FRAMES - NEAR_FRAMES, len(power) - LOUD_FRAMES + NEAR_FRAMES)
@@ -260,10 +263,10 @@ class LandmarkIndex:
         """Return the recordings in the index that are the same sound as the one with the landmarks `query`: at
         most one match for each, those with the longest overlap first.
 
-        The landmarks of `query` have one phase. Two recordings are the same sound if they agree in MIN_AGREEING_SHARE
-        of the sounding time of their overlap, for at least MIN_OVERLAP_S (MIN_CONTAINED_OVERLAP_S if one contains the
-        other), by at least MIN_LANDMARKS_PER_S landmarks per second. This can also hold for two mixes over the same
-        background recording.
+        The landmarks of `query` must have been computed with `phases=1`. Two recordings are the same sound if they
+        agree in MIN_AGREEING_SHARE of the sounding time of their overlap, for at least MIN_OVERLAP_S
+        (MIN_CONTAINED_OVERLAP_S if one contains the other), by at least MIN_LANDMARKS_PER_S landmarks per second. This
+        can also hold for two mixes over the same background recording.
         """
         best: dict[str, Match] = {}
         longest = int(np.diff(self.starts).max(initial=0))
@@ -277,7 +280,8 @@ class LandmarkIndex:
         """Yield the matches of a part of a recording, from the tick `start` to the tick `stop` (exclusive); `query` has
         the recording's landmarks.
 
-        Shapes: L landmarks of the part, H hits in the index, K hits at the offset of a candidate; all in order of time.
+        Shapes: L landmarks of the part; H hits, each a landmark of the part and an equal one in the index; K hits at
+        one of the most frequent offsets in time between the two. All are in the order of the part's landmarks.
         """
         part = slice(*np.searchsorted(query.ticks, [start, stop]))
         hash_L, tick_L = query.hashes[part].astype(np.int64), query.ticks[part]
@@ -324,7 +328,7 @@ def _find_candidate_offsets(frame_H: NDArray[np.int32]) -> NDArray[np.int32]:
     two landmarks: those with at least MIN_VOTES matches, at most MAX_CANDIDATES, the most frequent first. Of adjacent
     offsets, only the more frequent one is returned.
 
-    The hits at the next offset are counted as well, because a copy may lie between two frames.
+    The matches at the next offset count for an offset as well, because a copy may lie between two frames.
     """
     ordered = np.sort(frame_H)
     firsts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))

@@ -36,8 +36,8 @@ class Batch:
         cls, segments: Tensor, sizes: Sequence[int], clips: Sequence[int], num_samples: Tensor | None = None
     ) -> Self:
         """Return a batch for embedding clips, with empty captions. `sizes` has the number of segments of each clip,
-        `clips` the index of each clip in its split or list of files, and `num_samples` how many samples of each segment
-        aren't padding; by default, none of them is.
+        `clips` the index of each clip in its split or list of files, and `num_samples` the number of the clip's samples
+        in each segment, which zeros follow; None means that no segment is padded with zeros.
         """
         draws = torch.zeros(len(segments), NUM_MASK_DRAWS)
         return cls(segments, torch.tensor(sizes), draws, [""] * len(clips), torch.tensor(clips), num_samples)

@@ -34,11 +34,10 @@ def load_files(
     paths: Sequence[Path], segment_s: float, longest_s: float, batch_size: int, problems: FileProblems
 ) -> Iterator[Batch]:
     """Yield batches of up to `batch_size` audio files in order, without captions: the first `longest_s` seconds, cut
-    into segments and rounded to 16 bits as in a store. `clips` of a batch holds indices into `paths`; files that can't
-    be decoded, or are changed, are added to `problems`.
+    into segments and rounded to 16 bits as in a store. `clips` of a batch holds indices into `paths`.
 
-    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped; the reason, and warnings
-    about other files, are added to `problems`.
+    At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped, and the reason is added
+    to `problems`; so are warnings about changes to the audio of decoded files.
     """
     segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):

@@ -34,7 +34,7 @@ def load_epoch(
     processes that decode.
 
     If a small last batch leaves a rank without pairs, the rank gets a copy of the batch's first pair, so that it can
-    take part in the step; `split_among_ranks` says which pairs count.
+    take part in the step. The copy must not count in the loss: `split_among_ranks` returns the shares without copies.
 
     Args:
         pairs: Pairs to decode.
@@ -67,9 +67,9 @@ def load_epoch(
 def load_in_processes(
     pairs: ClipCaptionDataset, keys: Iterator[list[PairKey]], buffers: SharedBuffers, num_processes: int, start: str
 ) -> Iterator[Batch]:
-    """Yield a batch of `pairs` for each list of keys, in order, decoded by `num_processes` worker processes. A worker
-    decodes into a shared buffer if one is free; otherwise the batch is copied between processes. `start` is the method
-    of multiprocessing that starts them, such as 'fork'.
+    """Yield a batch of `pairs` for each list of keys, pairs of epoch and pair index, in order, decoded by
+    `num_processes` worker processes. A worker decodes into a shared buffer if one is free; otherwise the batch is
+    copied between processes. `start` is the method of multiprocessing that starts them, such as 'fork'.
     """
     loader = DataLoader(
         _BatchRequests(pairs, buffers),
@@ -88,9 +88,9 @@ def load_in_processes(
 
 
 class _BatchRequests(Dataset[Any]):
-    """Dataset whose items are batches. A request is the number of a shared buffer, or None, and the keys of the
-    pairs. With a buffer, segments are decoded into it, and only the rest of the batch is returned, as arrays and a
-    list of captions.
+    """Dataset whose items are batches. A request consists of the number of a shared buffer, or None if none is free,
+    and of the keys of the pairs (epoch and pair index). An item is the same number and the batch. With a buffer,
+    segments are decoded into it, and only the rest of the batch is returned, as arrays and a list of captions.
     """
 
     def __init__(self, pairs: ClipCaptionDataset, buffers: SharedBuffers) -> None:

@@ -87,7 +87,8 @@ class ClipCaptionDataset(Dataset[Batch]):
             yield from flat.take(pa.array(self.caption_of_pair[self.split_of_pair == split])).to_pylist()
 
     def _find_paraphrases(self) -> None:
-        """Look up the paraphrases of each pair's caption, and store them in `variants` and `variants_of_pair`.
+        """Look up the paraphrases of each pair's caption. Store the column of paraphrases of each split's table in
+        `variants`, and the row of each pair in its split's column in `variants_of_pair`, -1 if its caption has none.
         Raises UserError if no caption of a split has any.
         """
         for number, split in enumerate(self.splits):

@@ -19,7 +19,7 @@ def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[
 
 def split_among_ranks(pairs: ClipCaptionDataset, batch: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]:
     """Divide a global batch, an array of pair indices, among `world_size` ranks such that each has about the same
-    number of segments. Return the array of each rank.
+    number of segments. Return the array of each rank, which is empty if there are fewer pairs than ranks.
     """
     if world_size == 1:
         return [batch]

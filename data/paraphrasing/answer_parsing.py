@@ -221,8 +221,9 @@ MARKING_CHECKS = frozenset({"under 20 words", "no name"})
 
 
 def check_sentences(caption: str, sentences: Sequence[str], earlier: Sequence[str] = ()) -> list[CheckedSentence]:
-    """Return each sentence that may replace a caption with the names of the checks that it fails. A sentence that
-    repeats the caption, one before it, or one of `earlier` (sentences already kept) fails as well.
+    """Return all of `sentences`, each written to replace a caption, with the names of the checks that each fails. A
+    sentence also fails if it repeats the caption, a sentence before it, or one of `earlier` (sentences that are kept
+    already).
 
     Sentences are compared as a text encoder gets them: in lower case, without punctuation.
     """

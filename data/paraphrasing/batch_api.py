@@ -74,8 +74,9 @@ def batches_file(job: ParaphraseJob) -> Path:
 
 
 def read_batches(job: ParaphraseJob) -> dict[str, Entry]:
-    """Return all batches submitted for a split, by any model and instruction. A key is the id of a file of
-    requests; its value is a dictionary with the fields of `Entry`.
+    """Return all batches submitted for a split, by any model and instruction. A key is the id of a file of requests;
+    its value has the 'model', the 'instruction', the id of the 'batch' ('' if it isn't known yet) and the 'state',
+    'open' or 'collected'.
     """
     path = batches_file(job)
     return read_json(path) if path.exists() else {}

@@ -197,8 +197,8 @@ class ChatModel:
         await self.client.close()
 
     async def ask(self, request: Request) -> Answer:
-        """Send a request, retrying if necessary, and return the model's answer. Raises errors as
-        `ParaphraseModel.ask` does.
+        """Send a request, retrying if necessary, and return the model's answer. Raises UnansweredError if this request
+        fails, and UserError if no other request would succeed either.
         """
         task = asyncio.current_task()
         self.asking.add(task)

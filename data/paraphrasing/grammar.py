@@ -244,7 +244,8 @@ def list_in_place(parsed: ParsedCaption) -> list[str]:
 
 def list_linked(clause: Clause, link: Link | None, in_turn: bool) -> list[tuple[str, str]]:
     """Return the ways to write a clause and the link before it, as pairs of the link's words and the clause's text.
-    `in_turn` tells whether the caption's events follow one another, so that the clause can't become progressive.
+    `link` is None for the first clause of a caption; the link's words are '' then. `in_turn` tells whether the
+    caption's events follow one another, so that the clause can't become progressive.
     """
     given = clause.write(clause.form)
     assert given

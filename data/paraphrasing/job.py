@@ -161,8 +161,8 @@ class AnswerLog:
             self.add_line(offset, line)
 
     def add_line(self, offset: int, line: Line) -> None:
-        """Add an answer, given as a line of the journal and its offset in the file in bytes. Answers by other
-        models are ignored.
+        """Add an answer, given as a line of the journal and its offset in the file in bytes. An answer by another model
+        than the job's is ignored; one to another instruction is only counted for the budget.
         """
         if line["model"] != self.job.model:
             return

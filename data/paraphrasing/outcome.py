@@ -46,8 +46,8 @@ def filter_paraphrases(
     job: ParaphraseJob, answer_log: AnswerLog, attempts: int, outcome: ParaphraseOutcome
 ) -> Iterator[tuple[ReviewRow, Paraphrase | None]]:
     """Check the answers about each caption of a split. Yield pairs: the caption's row of the review page, and its row
-    of the table of paraphrases, or None without a paraphrase. Both are added to the counts in `outcome`; a caption is
-    asked about up to `attempts` times.
+    of the table of paraphrases, which is None if it has no paraphrase. Each caption and its sentences are added to the
+    counts in `outcome`. A caption with too few paraphrases counts as unanswered until it has `attempts` answers.
     """
     for clip_id, request in job.iter_requests():
         lines = answer_log.read_lines(request)

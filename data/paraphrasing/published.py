@@ -14,7 +14,9 @@ from data.store.stored_split import StoredSplit
 
 @dataclass
 class ImportResult:
-    """Result of matching a file of published paraphrases with a split's captions."""
+    """Result of matching a file of published paraphrases with a split's captions: the usable paraphrases of each
+    caption, the entries of the file about other captions, and the number of sentences that each check has rejected.
+    """
 
     variants: dict[tuple[str, str], tuple[str, ...]]  # by clip and caption
     unknown: list[str]  # descriptions of entries whose caption isn't in the split

@@ -90,8 +90,8 @@ def prepare_corpus(
     """Write the splits of a corpus into a store, in parallel, and update the store's exclusions. The corpus is read
     from the folder `source`, and its audio is stored in the format `codec`, by default the corpus module's choice.
 
-    Recordings that can't be decoded are skipped and logged. A split without clips and sources isn't written, and is
-    removed if it existed before. Re-run an interrupted preparation to resume it.
+    Recordings that can't be decoded are skipped and logged. A split that has no clips, and whose tables list no
+    recordings, isn't written, and is removed if it existed before. Re-run an interrupted preparation to resume it.
 
     Args:
         corpus: Name of the corpus.
@@ -129,8 +129,8 @@ def prepare_if_absent(corpus: str, store: Store) -> None:
 
 def prepare_split(split: Split, store: Path, codec: Codec) -> StoredSplit | None:
     """Write one split into a store, its audio in the format `codec`, and return it; shards that an earlier preparation
-    has completed are kept. Captions without a word are skipped. If the split has neither clips nor sources, an earlier
-    version is removed, and None is returned.
+    has completed are kept. Captions without a word are skipped. If the split has no clips and its tables list no
+    recordings, an earlier version of it is removed from the store, and None is returned.
     """
     split = drop_wordless(split)
     name = f"{split.corpus}/{split.name}"
@@ -213,8 +213,8 @@ def list_warnings(split: Split, summaries: Sequence[ShardSummary]) -> list[str]:
 
 
 def log_items(kind: str, split: Split, lines: Sequence[str]) -> None:
-    """Log lines of text about the skipped items of a split, or warnings about its clips, at most MAX_LOGGED_ITEMS one
-    by one. `kind` is the first word of each message.
+    """Log lines of text about the skipped items of a split, or warnings about its clips, each as one message. Of more
+    than MAX_LOGGED_ITEMS lines, only the number of the others is logged. `kind` is the first word of each message.
     """
     for line in lines[:MAX_LOGGED_ITEMS]:
         logger.warning("%s: %s", kind, line)

@@ -107,7 +107,9 @@ def describe_store(store: Store, console: PlainConsole, picture: Path, list_all:
 
 
 def format_exclusions(store: Location) -> list[str]:
-    """Return a line of text with the number of clips excluded from training, for each split that has such clips."""
+    """Return lines of text: for each split with clips that are excluded from training, the number of these clips, then
+    for each corpus the recordings that its training split and its held-out splits share.
+    """
     counts: Counter[str] = Counter(read_exclusions(store)["split"].to_pylist())
     excluded = [f"excluded from training: {count:,} clips of {name}" for name, count in sorted(counts.items())]
     return [*excluded, *format_shared_sources(store)]

@@ -19,7 +19,9 @@ class PlainConsole(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def print_line(self, text: str = "", soft_wrap: bool = True) -> None:
-        """Print one line of text. `soft_wrap` leaves its wrapping to the terminal."""
+        """Print one line of text. With `soft_wrap`, a long line is printed whole, for the terminal to wrap; otherwise
+        it is broken between words.
+        """
         self.print(make_printable(text), soft_wrap=soft_wrap)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -35,11 +35,10 @@ HELP_INDENT = 32
 
 def option(description: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
     """Return a dataclass field that declares the command-line option --NAME, where NAME is the field's name. The help
-    shows its description; without a default, the option is required. `settings` are further ones, as argparse takes
-    them.
+    shows its description; without a default, the option is required.
 
-    `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which the help
-    lists the option.
+    The other `settings` are passed to `argparse.ArgumentParser.add_argument`, except `section`: the title under which
+    the help lists the option.
     """
     return dataclasses.field(default=default, metadata={"help": description, **settings})
 
@@ -98,7 +97,7 @@ def add_options(
     parser: argparse.ArgumentParser, options: type, title: str, groups: dict[str, argparse._ActionsContainer]
 ) -> None:
     """Add an argument to the parser for each field of a dataclass of options. The help lists them under `title`, except
-    fields with a `section` of their own; `groups` has the parser's sections by title.
+    fields with a `section` of their own.
 
     `groups` are the sections of the help so far, by title; new ones are added to it.
     """
@@ -201,8 +200,8 @@ def run_command(
 
 
 def index_of_command(words: Sequence[str], commands: Iterable[Command[Any]]) -> int:
-    """Return the index of the word that may name a command: the first that is neither an option with a single value
-    nor the value of one. It is len(words) if there is none.
+    """Return the index of the word that may name a command: the first word after the options that take a value, and
+    their values, with which `words` may begin. Return len(words) if no word follows these.
     """
     takes_one: dict[str, bool] = {}
     for field, annotation in (pair for command in commands for pair in typed_fields(command.options)):

@@ -44,12 +44,13 @@ IndexedResults = Iterator[tuple[int, Any]]
 
 
 def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None) -> None:
-    """Connect to a running Ray cluster, of this machine or at RAY_ADDRESS, or start one on this machine, whose
-    processes import the modules `preload` in advance. Ray's output on the console is suppressed.
+    """Connect to a running Ray cluster, of this machine or at RAY_ADDRESS, or start one on this machine; do nothing if
+    this process is connected already. Ray's output on the console is suppressed.
 
     Processes of a cluster started here import the modules of `preload` in advance. Ray starts one process per CPU, so
-    this is skipped on machines with more than `MAX_PRELOADED` CPUs. Without the dashboard there is no State API, which
-    Ray Train uses to release the resources of a stopped trial. Raises UserError if the named cluster doesn't respond.
+    this is skipped on machines with more than `MAX_PRELOADED` CPUs. `include_dashboard` is passed to Ray; None leaves
+    the choice to Ray. Without the dashboard there is no State API, which Ray Train uses to release the resources of a
+    stopped trial. Raises UserError if the named cluster doesn't respond.
     """
     import ray
 
@@ -149,10 +150,9 @@ def run_on_ray(
     function: Callable[..., Any], work: Sequence[tuple[Any, ...]], cpus: float = 1, gpus: float = 0
 ) -> IndexedResults:
     """Call a function with each tuple of arguments in `work` on a Ray cluster, which is started if none is running.
-    Yield pairs of the tuple's index and the call's result, in order of completion. Each call reserves `cpus` CPUs and
-    `gpus` GPUs.
+    Yield pairs of the tuple's index and the call's result, in order of completion.
 
-    Each call gets `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
+    Each call reserves `cpus` CPUs and `gpus` GPUs of one node. The first error is raised, and the other calls are
     cancelled; a lost worker raises UserError.
     """
     import ray

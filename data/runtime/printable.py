@@ -72,10 +72,10 @@ def escape_character(character: str) -> str:
 
 
 def parse_bare_name(text: str) -> str:
-    """Return the text of a command-line option that becomes the name of a folder, for argparse; '' stands for the
-    option's default.
+    """Return the text of a command-line option that becomes the name of a folder, for argparse; '' is returned as well,
+    and stands for the option's default.
 
-    Raises argparse.ArgumentTypeError for a text that isn't a bare name.
+    Raises argparse.ArgumentTypeError for '.', '..' and any text with a separator or a control character.
     """
     try:
         return text and require_bare_name(text, "the name", "give another one")

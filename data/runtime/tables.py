@@ -96,7 +96,8 @@ def compute_max_width(lines: Sequence[str]) -> int:
 
 def wrap_text(text: str, width: int, indent: str = "") -> list[str]:
     """Return a text as lines of at most `width` characters, broken between words if possible. Each line begins with
-    `indent`; without one, only lines after the first are indented.
+    `indent`; if that is '', the first line isn't indented, and each further line begins with the space that separates
+    columns (GAP).
     """
     lines = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent or GAP, break_on_hyphens=False)
     return [line.replace(NO_BREAK, " ") for line in lines]

@@ -52,9 +52,8 @@ def require_directory(path: Path) -> Path:
 def read_csv(
     path: Path, columns: list[str], encoding: str = "utf-8", may_be_empty: Collection[str] = ()
 ) -> list[CsvRow]:
-    """Return the rows of a CSV file in an encoding, whose header contains at least `columns`, in any order. Raises
-    UserError for a malformed table or row. Cells in these columns must not be empty, except in those that
-    `may_be_empty` names.
+    """Return the rows of a CSV file in the given encoding, whose header contains at least `columns`, in any order.
+    Cells in these columns must not be empty, except in the columns that `may_be_empty` names.
 
     Raises UserError if the file is absent, has no rows or has another encoding, or if a column is missing or occurs
     twice. Raises UserError that names every wrong row if rows don't have as many cells as the header, as after a line
@@ -102,7 +101,7 @@ def read_header(path: Path) -> list[str]:
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """Return the text of a table. Raises UserError if it can't be read or isn't in that encoding."""
+    """Return the text of a table. Raises UserError if it can't be read or isn't in the given encoding."""
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")
     except FileNotFoundError:

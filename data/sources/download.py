@@ -186,7 +186,9 @@ def resume_download(
 
 
 def require_inside(name: str, origin: str) -> None:
-    """Raise UserError, with `origin`, if a relative file name points outside the folder that it is relative to."""
+    """Raise UserError, whose message begins with `origin`, if a relative file name points outside the folder that it is
+    relative to.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{origin}: the name {name!r} points outside its folder; nothing was written")

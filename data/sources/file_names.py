@@ -57,7 +57,8 @@ class FileMatcher:
         """Return, for each file name in a table (`listed`), the paths of the files that it may stand for: none, one, or
         several if the name is ambiguous.
 
-        A name that differs from a file's name in case stands for that file only if no other name does.
+        A name that differs from a file's name only in upper and lower case may stand for that file unless another name
+        in the table matches the file without that difference.
         """
         matches = {name: self.find_same_form(name) for name in dict.fromkeys(listed)}
         claimed = {file for files in matches.values() for file in files}
@@ -95,8 +96,8 @@ class FileMatcher:
         return ["/".join(parts[start:]) for start in range(len(parts))]
 
     def suggest(self, name: str) -> str:
-        """Return the file whose last path component is most similar to that of a name without a file; '' if none is
-        similar.
+        """Return the file on disk whose name, without its folders, is most similar to that of `name`, a name in a table
+        for which there is no file; '' if none is similar.
         """
         last = fold_case(name).rpartition("/")[2]
         lasts = {fold_case(other).rpartition("/")[2]: other for other in self.names}

@@ -54,7 +54,8 @@ class BlockCache:
     """Disk cache of files and of blocks of files fetched from an object store, shared by all processes of this
     machine.
 
-    Keys are SHA-256 digests, followed by '.INDEX' for blocks.
+    A key is the SHA-256 of the store's location and the file's path; that of a block ends with '.INDEX', the number of
+    the block in the file.
     """
 
     folder: Path
@@ -62,7 +63,10 @@ class BlockCache:
 
     @classmethod
     def from_environment(cls) -> "BlockCache":
-        """Return the cache that the environment variables define. Raises UserError if the size isn't a number."""
+        """Return the cache that the environment variables CHORALE_CACHE, its folder, and CHORALE_CACHE_GB, its maximum
+        size, define; without them, a cache of 50 GB in the user's cache folder. Raises UserError if the size isn't a
+        number.
+        """
         folder = (
             os.environ.get("CHORALE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/chorale"
         )

@@ -17,7 +17,9 @@ from data.sources.json_text import parse_json
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which is renamed to `path` if the block ends without an error."""
+    """Yield a temporary path beside `path`. If the block ends without an error, the file there is renamed to `path`,
+    replacing an existing file; otherwise it is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:

@@ -52,7 +52,9 @@ class Manifest:
 
     @property
     def clips_split_id(self) -> SplitId:
-        """Name, as corpus and split, of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Name, as corpus and split, of the split whose clips are used: this one, unless the manifest's field
+        `clips_of` names another split of the same corpus.
+        """
         return SplitId(self.corpus, self.clips_of or self.split)
 
     def get_path(self, file: str) -> str:
@@ -97,7 +99,7 @@ def read_manifest(store: Store, name: str) -> Manifest:
 def read_json_object(store: Store, name: str) -> dict[str, Any]:
     """Return the content of a JSON file of a split: an object. `name` is its path relative to the store.
 
-    Raises FileNotFoundError if the file doesn't exist, and UserError if it holds anything else.
+    Raises FileNotFoundError if the file doesn't exist, and UserError if it holds no JSON object.
     """
     try:
         content = parse_json(store.read(name))
@@ -111,7 +113,7 @@ def read_json_object(store: Store, name: str) -> dict[str, Any]:
 
 def require_own_names(manifest: Manifest, name: str) -> None:
     """Raise UserError unless a manifest names files in the folder of its split `name`, 'corpus/split', and its
-    fingerprints are fingerprints: they become parts of paths.
+    fingerprints consist of 16 hexadecimal digits: names and fingerprints become parts of paths.
     """
     if str(manifest.split_id) != name:
         raise UserError(f"it is the manifest of {str(manifest.split_id)!r}")

@@ -71,7 +71,7 @@ def build_shard_name(number: int, clips: Sequence[SourceClip], codec: Codec) -> 
 
 def write_shard(path: Path, corpus: str, split: str, clips: Sequence[SourceClip], codec: Codec) -> ShardSummary:
     """Decode the clips of a split and write them with their captions as one shard, the file `path`, in the format
-    `codec`; then write the shard's summary beside it, and return it. Clips that can't be decoded are skipped.
+    `codec`; then write the shard's summary beside it, and return it.
 
     Clips that can't be decoded are skipped. At most about HELD_BYTES of audio are held in memory.
     """

@@ -83,7 +83,9 @@ class StoredSplit:
 
     @property
     def clips_set_aside(self) -> list[SkippedItem]:
-        """Skipped items, with reasons, of the split whose clips are used: this one, unless `clips_of` names another."""
+        """Skipped items, with reasons, of the split whose clips are used: this one, unless its manifest names another
+        as `clips_of`.
+        """
         return parse_skipped_items(self.read_table("set_aside", self.clips_manifest))
 
     def read_undecodable_clips(self) -> dict[str, str]:
@@ -131,8 +133,8 @@ class StoredSplit:
         return set(self.read_table("sources", self.manifest)["source"].to_pylist())
 
     def read_table(self, kind: str, manifest: Manifest) -> pa.Table:
-        """Read a table of a split. `kind` is the field of the manifest that names the table's file, such as
-        'queries'. Raises UserError if it is damaged.
+        """Read a table of the split that `manifest` describes: this split, or the one whose clips it uses. `kind` is
+        the field of the manifest that names the table's file, such as 'queries'. Raises UserError if it is damaged.
         """
         path = manifest.get_path(getattr(manifest, kind))
         return self.open_table(self.map(path), path, SCHEMAS[kind], optional=("kind", "file"))
@@ -255,14 +257,16 @@ class StoredSplit:
 
 
 def require_dict(value: Any, where: str) -> dict[str, Any]:
-    """Return a value that is a dict. Raises UserError for any other, which begins with `where`."""
+    """Return a value that is a dict. Raises UserError, whose message begins with `where`, for any other value."""
     if not isinstance(value, dict):
         raise UserError(f"{where} isn't a JSON object: prepare its split again")
     return value
 
 
 def require_valid_locations(index: pa.Table, manifest: Manifest, where: str) -> None:
-    """Raise UserError if a clip in a split's index has no file's name in its id, or isn't in any of its shards."""
+    """Raise UserError, whose message begins with `where`, if the id of a clip in a split's index doesn't contain the
+    name of a file, or if the clip isn't in any of the split's shards.
+    """
     is_valid = (
         pc.match_substring_regex(index["clip_id"], CLIP_ID),
         pc.and_(pc.greater_equal(index["shard"], 0), pc.less(index["shard"], len(manifest.shards))),

@@ -90,7 +90,7 @@ def build_table(lines: Sequence[TrialProgress], heading: str) -> TextTable:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """Return a number in the format `form`, such as '.3f'; '' if there is none yet."""
+    """Return a number in the format `form`, such as '.3f'; '' for None, a number that isn't known yet."""
     return "" if value is None else f"{value:{form}}"
 
 
@@ -100,7 +100,8 @@ def format_duration(seconds: float | None) -> str:
 
 
 def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
-    """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if unknown.
+    """Return the estimated seconds until the sweep's end, if as many trials run at a time as now; None if no running
+    trial has logged yet how long it will take.
 
     Waiting trials are assumed to take as long as their cost says, relative to the running trials' cost and duration.
     """
@@ -121,8 +122,8 @@ def estimate_time_left(lines: Sequence[TrialProgress]) -> float | None:
 def load_progress(
     ledger: Ledger, trials: Mapping[str, Mapping[str, Any]], held: Mapping[str, bool]
 ) -> list[TrialProgress]:
-    """Return the progress of a sweep's trials as logged in MLflow. `trials` holds the name, stage, epochs and cost
-    of each trial by signature; `held` says whether a command is training it.
+    """Return the progress of a sweep's trials as logged in MLflow. `trials` holds the name, stage, epochs and cost of
+    each trial by signature; `held` says by signature whether a command is training the trial.
     """
     lines = []
     for signature, description in trials.items():

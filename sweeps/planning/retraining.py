@@ -45,8 +45,8 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; in the latter case a
-    member without a fine-tuning is kept. Raises UserError, with the reason, if it cannot be retrained.
+    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; with 'finetuning', a
+    member that was only pretrained is kept as it is. Raises UserError, with the reason, if it cannot be retrained.
     """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
@@ -78,7 +78,8 @@ def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:
     """Return `epoch`, the best epoch of a stage, after checking that a retraining of the stage can end after it.
     `name` is what messages call the epoch.
 
-    Raises UserError if the stage has no such epoch, or its learning rate depends on validation losses.
+    Raises UserError if `epoch` is None or the stage has no such epoch, or its learning rate depends on validation
+    losses.
     """
     if not isinstance(stage.schedule, Schedule):
         alternative = ", or keep the pretraining with --retrain-from finetuning" if stage.stage == "pretraining" else ""
@@ -101,10 +102,10 @@ def build_retrained_ensemble(
     ensemble: Ensemble, retrainings: Sequence[Retraining], runs: Mapping[Trial, tuple[str, str]]
 ) -> Ensemble:
     """Return the ensemble of the retrained members, with the weights of the selected ensemble. `retrainings` has the
-    trial that replaces each member, and `runs` each trial's signature and MLflow run id.
+    trial that replaces each member, and `runs` the signature and the MLflow run id of each of these trials.
 
-    `runs` maps each trial to its signature and run id. The selected ensemble, with its metrics, is stored in
-    `before_retraining`; the metrics of retrained members are unknown.
+    The returned ensemble contains the selected one, with its metrics, as `before_retraining`; the metrics of retrained
+    members are unknown.
     """
     members = []
     for retraining in retrainings:

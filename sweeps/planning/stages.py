@@ -43,8 +43,8 @@ def find_finished(signatures: Iterable[str], ledger: Ledger, runs: RunStorage) -
 
 
 def mark_damaged(unfinished: Iterable[str], ledger: Ledger, runs: RunStorage) -> None:
-    """Mark the trials whose models are damaged, as after a power cut, as FAILED in the ledger, so that they are trained
-    again from their last complete checkpoints.
+    """Mark those of the `unfinished` trials (signatures) that had finished but whose models are damaged, as after a
+    power cut, as FAILED in the ledger, so that they are trained again from their last complete checkpoints.
     """
     for signature in unfinished:
         run = ledger.find_finished_trial(signature)

@@ -129,16 +129,16 @@ def bundle_of_process(resources: Allocation) -> Bundle:
 
 
 def make_job(signature: str, parent: str | None, cost: float, resources: Allocation) -> Job:
-    """Return the job of a trial for the job queue, which needs these resources. `parent` is the signature of its
-    pretraining, and `cost` its expected duration in seconds.
+    """Return the job of a trial for the job queue; the trial needs these resources. `parent` is the signature of its
+    pretraining, None if it has none, and `cost` its expected duration in seconds.
     """
     workers = [] if trains_in_process(resources) else [resources.worker] * resources.workers
     return Job(signature, (bundle_of_process(resources), *workers), cost, parent)
 
 
 def resources_of_process(config: Mapping[str, Any], sweep: SweepContext) -> tune.PlacementGroupFactory:
-    """Return the resources that Ray Tune reserves for the process of a trial. `config` is the trial's config in Tune,
-    and `sweep` has the resources of each stage.
+    """Return the resources that Ray Tune reserves for the process of a trial. `config` is the dictionary that Tune
+    passes to `run_trial` and that names the trial's stage, and `sweep` has the resources of each stage.
     """
     bundle = bundle_of_process(sweep.resources[config["work"]["stage"]])
     return tune.PlacementGroupFactory([{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {})])
@@ -240,11 +240,13 @@ def run_trials(
     with_asha: bool,
 ) -> dict[str, str]:
     """Run trials through Ray Tune, each after its pretraining has finished, and return the outcome of each that was
-    started, by signature. `parents` and `costs` have each trial's pretraining (its signature) and expected duration in
-    seconds. `max_concurrent` bounds how many run at a time; `with_asha` stops unpromising ones early.
+    started, by signature. `parents` and `costs` have by signature each trial's pretraining (its signature; None if it
+    has none) and expected duration in seconds. At most `max_concurrent` run at a time, or as many as fit on the cluster
+    if that is None; `with_asha` stops unpromising ones early.
 
     The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
-    not stop the others. Trials held by another command, and those that depend on them, are not run.
+    not stop the others. Trials held by another command, and fine-tunings whose pretraining failed, was stopped or is
+    held, are not run.
     """
     jobs, configs = [], {}
     for signature, trial in trials.items():

@@ -25,8 +25,9 @@ def run_until_done(
     with_asha: bool,
 ) -> None:
     """Run the trials in `todo`, by signature, until each has finished or failed, or has been stopped by the scheduler;
-    a trial is not run if its pretraining fails. `parents` and `costs` have each trial's pretraining (its signature) and
-    expected duration in seconds. At most `max_concurrent` run at a time; `with_asha` stops unpromising ones early.
+    a trial is not run if its pretraining fails. `parents` and `costs` have by signature each trial's pretraining (its
+    signature; None if it has none) and expected duration in seconds. At most `max_concurrent` run at a time, or as many
+    as fit on the cluster if that is None; `with_asha` stops unpromising ones early.
 
     A trial that another command trains is waited for, and trained here if that command releases or loses its lease.
     """

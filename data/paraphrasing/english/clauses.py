@@ -227,8 +227,8 @@ def has_participle(clause: Clause | None) -> TypeGuard[Clause]:
 
 def parse_after_auxiliary(words: Sequence[str], index: int, is_plural: bool | None) -> Clause | None:
     """Return the progressive clause that the words form, whose 'is', 'are' or 'can' is at `index`; None if they form no
-    such clause. `is_plural` is the number of the subject. 'birds can be heard chirping' is read as 'birds are
-    chirping'.
+    such clause. `is_plural` says whether the subject is plural; None means that the words before `index` are no
+    subject, so that there is no clause. 'birds can be heard chirping' is read as 'birds are chirping'.
     """
     if is_plural is None:
         return None

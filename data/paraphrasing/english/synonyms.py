@@ -49,7 +49,7 @@ class Substitution:
 
     @property
     def pattern(self) -> re.Pattern[str]:
-        """Pattern of each occurrence."""
+        """Pattern of each place in a text where one of `words` can be replaced."""
         return re.compile(rf"(?:{self.before})(?:{'|'.join(map(re.escape, self.words))}){self.after}")
 
 
