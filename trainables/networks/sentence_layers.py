@@ -44,7 +44,9 @@ FileFinder = Callable[[str], Path | None]
 
 
 class PoolingLayer(nn.Module):
-    """Layer that makes one vector per caption out of a vector per token: by each mode, concatenated."""
+    """Layer that makes one vector per caption out of a vector per token. It pools the tokens by each of its modes, such
+    as 'mean', and concatenates the results.
+    """
 
     def __init__(self, modes: Sequence[str]) -> None:
         super().__init__()
@@ -178,16 +180,16 @@ def load_layers(modules: Sequence[model_files.Module], find_file: FileFinder, wi
 
 
 def restore_layers(folder: Path, pooling: str, width: int) -> SentenceLayers:
-    """Return the layers whose settings `save_settings` wrote to a folder, without their weights; if it wrote none,
-    pooling alone. `width` is the size of the transformer's output.
+    """Return the layers whose settings `save_settings` wrote to a folder, without their weights. If the folder has no
+    such settings, return a layer for `pooling` alone. `width` is the size of the transformer's output.
     """
     path = folder / LAYERS_FILE
     return SentenceLayers(model_files.read_json(path), width) if path.is_file() else plain_layers(pooling, width)
 
 
 def save_settings(layers: SentenceLayers, folder: Path) -> None:
-    """Write the settings of layers that a modules.json defined to a folder; nothing for pooling alone, which the
-    trial's config names.
+    """Write the settings of layers that come from a modules.json to a folder. Nothing is written if there is a single
+    pooling mode without further layers or settings, since the trial's config contains that mode.
     """
     if layers.settings.keys() != {"modes", "layers"} or layers.settings["layers"] or len(layers.pooling.modes) > 1:
         (folder / LAYERS_FILE).write_text(json.dumps(layers.settings, indent=2) + "\n", encoding="utf-8")

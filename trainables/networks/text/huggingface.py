@@ -131,8 +131,9 @@ def find_model_file(location: str, revision: str | None, name: str) -> Path | No
 
 
 def find_modules(config: Config, find_file: Callable[[str], Path | None]) -> list[model_files.Module]:
-    """Return the modules that sentence-transformers' modules.json lists for the model of a config; an empty list for a
-    model without that file, which `find_file` locates. Raises UserError if they can't be used.
+    """Return the modules that sentence-transformers' modules.json lists for the model of a config. Return an empty list
+    if the model has no such file, or its layers are not used. `find_file` returns the local path of a file of the
+    model. Raises UserError if the modules can't be used.
     """
     path = find_file(model_files.MODULES_FILE) if huggingface.may_define_layers(config) else None
     return model_files.parse_modules(model_files.read_json(path), str(path)) if path else []
@@ -273,8 +274,8 @@ class HuggingFaceEncoder(nn.Module):
         """Return B captions as token ids, truncated to the config's `max_tokens`, or to the model's limit if that is
         lower, and padded at the end to the longest caption.
 
-        The padding is masked, so that a tokenizer without a padding token is padded with token 0. A caption without
-        any token is such a token, unmasked.
+        The padding is masked, so that a tokenizer without a padding token is padded with token 0. A caption for which
+        the tokenizer returns no token gets one padding token, which isn't masked.
         """
         prompted = [self.layers.prompt + caption for caption in captions]
         encoded = self.tokenizer(prompted, truncation=True, max_length=self.max_tokens)["input_ids"]
