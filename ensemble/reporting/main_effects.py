@@ -87,8 +87,9 @@ def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
 
 
 def is_determined_by(levels: Sequence[str], earlier: Sequence[str]) -> bool:
-    """Return whether each level of an earlier factor occurs with a single level of this factor. Both arguments have a
-    level for each trial.
+    """Return whether a factor follows from an earlier one: whether all trials with the same level of the earlier factor
+    have the same level of this one. `levels` has this factor's level in each trial, and `earlier` that of the earlier
+    factor.
     """
     return len(set(zip(levels, earlier, strict=True))) == len(set(earlier))
 
@@ -159,8 +160,9 @@ def estimate_main_effects(configs: Sequence[Trial], values_N: Sequence[float]) -
 
 
 def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
-    """Return the design matrix [N, K] of a linear model, with linearly independent columns, and the slice of columns of
-    each factor by name. `codes` has the level of each trial, as a number from 0, by factor.
+    """Return the design matrix [N, K] of a linear model, with a row for each of N trials and K linearly independent
+    columns, and a dict with each factor's slice of the columns by name. `codes` has, by factor, the level of each trial
+    as a number from 0.
 
     A factor with a column that depends linearly on those of earlier factors is left out, so that the mean of every
     level is estimable.

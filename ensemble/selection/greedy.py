@@ -62,7 +62,9 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """Step of a selection: the candidate that was added, removed or both, and the metric afterwards."""
+    """Step of a selection: the index of the candidate that was added and of the one that was removed, None if there was
+    none, and the ensemble's metric afterwards.
+    """
 
     value: float
     added: int | None = None
@@ -71,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Selection:
-    """Selected ensemble, its metric, and the trajectory of the selection."""
+    """Selected ensemble, its metric, and the steps in which it was selected."""
 
     counts: tuple[int, ...]  # integer weight of each of the M candidates
     value: float
@@ -147,7 +149,7 @@ def select(
         budget: maximum total cost of the members, for greedy selection.
 
     Returns:
-        The ensemble, its metric on these queries, and the trajectory.
+        The ensemble, its metric on these queries, and the steps in which it was selected.
 
     Raises:
         UserError: if there are too many candidates to score all subsets.

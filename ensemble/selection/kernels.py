@@ -35,7 +35,7 @@ def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any
     """Call `prune_queries_at` with the scores of all candidates, one contiguous float32 array [queries, A] each, and
     the other arguments; return its result.
 
-    That function takes addresses because numba would compile it again for each number of arrays.
+    `prune_queries_at` takes the arrays' addresses, since numba would compile it again for each number of arrays.
     """
     return prune_queries_at(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
 
@@ -114,8 +114,9 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
     the queries from `first_query` to `last_query` (exclusive) that `include_Q` contains. The other arrays are those of
     `PrunedPool`, `Chunk` and `RankGains`; `sum_L` and `added` describe the ensemble.
 
-    `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
-    it does not include yet. Candidates are compared one by one only for entries whose order one of them can change.
+    `sum_L` has, for each row of `rows`, the sum over members of the clip's score minus the relevant clip's score. The
+    members in `added` are not in the sum yet: their differences are added to it in place. Candidates are compared one
+    by one only for rows whose order relative to the relevant clip one of them can change.
     """
     num_models, k = rows.shape[1], len(table) - 2
     total_M = np.zeros(num_models, np.int64)

@@ -64,8 +64,9 @@ class StepTimer:
         return self.steps[-1]
 
     def summarise_epoch(self) -> Metrics:
-        """Return the metrics of `summarise_steps` for the steps since the last call, and their total duration in
-        seconds as 'training_s'.
+        """Return, by name, the metrics of the steps since the last call: seconds per step, pairs per second, the
+        fraction of time spent waiting for data, peak memory in GB, and the steps' total duration in seconds,
+        'training_s'.
         """
         steps, self.steps = self.steps, []
         return summarise_steps(steps) | {"training_s": sum(step.duration_s for step in steps)}
