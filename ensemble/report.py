@@ -205,8 +205,8 @@ def explain_newest(
 
 
 def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], role: Role) -> None:
-    """Create the report's folder, `out`. Raise UserError if that is impossible, or if the store lacks the split with
-    this role on which the trials in `rows` were evaluated.
+    """Create the report's folder, `out`. Raise UserError if that is impossible, or if a store is given that lacks the
+    split with this role on which the trials in `rows` were evaluated.
 
     It is called before the look at test, which a failed report would waste.
     """

@@ -181,9 +181,7 @@ def read_task(options: Options) -> SelectionTask:
 def print_expected_time(
     pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
 ) -> None:
-    """Print, for configs that score all subsets, their number and the estimated time, also of cross-validation in
-    `folds`.
-    """
+    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds."""
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:

@@ -183,7 +183,8 @@ def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
 
 def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
     """Return the part of the metadata that lists external data: corpora other than the challenge's own, and the
-    published weights that training started from, each with its name and purpose.
+    published weights that training started from, each with its name and purpose. `stages` are the trainings of all
+    members, pretrainings included.
     """
     splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != CHALLENGE_CORPUS]
     corpora = [

@@ -101,8 +101,8 @@ def list_names(path: Path) -> list[str]:
 
 
 def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Return the contents of a zip's files, checked by their checksums, by name. Technical reports are checked and left
-    empty.
+    """Return the contents of the files `names` of a zip, by name, after a check by their checksums. Technical reports
+    are checked, too, but their contents are returned as empty bytes.
 
     No more than MAX_MEMBER_BYTES of a file are read, and MAX_TOTAL_BYTES of all, whatever sizes the zip declares.
     Raises ValueError, with the reason, if a file can't be read, or is too large.

@@ -65,8 +65,8 @@ class Candidate:
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
-    """Return the finished trials of sweeps as candidates, sorted by signature, even if another sweep trained them. With
-    `conditions` such as 'NAME=VALUE', only trials with these settings are returned.
+    """Return the finished trials of sweeps as candidates, sorted by signature, including those that another sweep
+    trained. With `conditions` such as 'NAME=VALUE', only trials that meet all of them are returned.
 
     Args:
         ledger: the ledger of the trials.

@@ -35,8 +35,9 @@ def describe_method(config: SelectionConfig) -> str:
 
 
 def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
-    """Return, by name, the configs of the methods that a selection among `num_candidates` candidates is compared with.
-    They share the settings of its config where those apply.
+    """Return, by name, the configs of the methods with which a selection by `config` is compared. Each of them has
+    those settings of `config` that its method uses. If there are many candidates (`num_candidates`), the method that
+    scores all subsets may be limited to the best ones.
     """
     greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
     among = config.among
@@ -130,9 +131,9 @@ def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], role: Role
 ) -> list[Candidate]:
     """Return the members of the ensemble in the file `path` as candidates. Trials are found in the ledger. A file of
-    scores must exist for the split with this role; it is searched in `folders`, first in the one that the ensemble
-    names, or only in the latter if `folders` is empty. Raises UserError with the name of a member that no longer
-    exists.
+    scores must exist for the split with this role. It is searched in `folders`, starting with the folder that the
+    ensemble names if that is one of them; if `folders` is empty, only in the folder that the ensemble names. Raises
+    UserError with the name of a member that no longer exists.
     """
     candidates = []
     for member in ensemble.members:

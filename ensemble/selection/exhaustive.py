@@ -38,9 +38,9 @@ def score_subsets(
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
 ) -> NDArray[np.integer]:
-    """Return the integer scores [2 ** len(models)] of the ensembles of all subsets of the candidates `models`, on all
-    queries or those in the mask `include_Q`; the empty subset scores 0. Members have equal weights unless `counts`
-    gives each candidate's weight.
+    """Return the scores [2 ** len(models)] of the ensembles of all subsets of the candidates `models`: the metric
+    summed over all queries or those in the mask `include_Q`, scaled to an integer; the empty subset scores 0. Members
+    have equal weights unless `counts` gives each candidate's weight.
 
     Args:
         pruned: the pruned pool.

@@ -102,11 +102,13 @@ class SelectionProblem:
     budget: float = math.inf  # maximum total cost of the members
 
     def to_metric(self, score: int) -> float:
-        """Return the metric's mean over the included queries, from their total integer score."""
+        """Return the metric's mean over the included queries, given its sum, scaled to an integer (`score`)."""
         return self.pruned.gains.to_metric(int(score), int(self.include_Q.sum()))
 
     def score(self, counts: Counts) -> int:
-        """Return the integer score of an ensemble, summed over the included queries; the empty ensemble scores 0."""
+        """Return the score of an ensemble: the metric summed over the included queries, scaled to an integer. The empty
+        ensemble scores 0. `counts` has the weight of each candidate.
+        """
         return int(self.pruned.score_ensemble(counts.tolist())[self.include_Q].sum())
 
     def fits_budget(self, history: Sequence[int], model: int) -> bool:
@@ -313,8 +315,8 @@ def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selecti
     """Return the mean of `config.bags` ensembles, each selected (and, if configured, refined) from a random subset of
     the problem's candidates.
 
-    Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
-    WEIGHT_RESOLUTION if the least common multiple is larger.
+    The weights of the mean are stored as integers. They are exact unless the least common multiple of the ensembles'
+    sizes is above WEIGHT_RESOLUTION; then they are rounded to multiples of one over WEIGHT_RESOLUTION.
     """
     rng = np.random.default_rng(config.seed)
     number = max(1, round(config.bag_share * len(problem.allowed)))

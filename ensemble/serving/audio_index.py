@@ -221,11 +221,12 @@ def hash_file(path: str) -> str:
 def reuse_vectors(
     index: AudioIndex, audio: Path, known: Mapping[str, Stamp], stamps: Mapping[str, Stamp], changed: Sequence[str]
 ) -> tuple[AudioIndex, list[str]]:
-    """Return the index without recordings that changed or no longer exist in the folder `audio`, and those of the
-    `changed` paths that have to be embedded. `known` has the size, time and SHA-256 of each indexed file, `stamps`
-    those of the files in the folder.
+    """Return two values: the index without the recordings that changed or no longer exist in the folder `audio`; and
+    those of the `changed` paths that have to be embedded. `known` has the size, time and SHA-256 of each indexed file,
+    `stamps` those of the files in the folder.
 
-    Changed files with the contents of a recording in the index are added to it with that recording's vector.
+    A file in `changed` with the same contents as an indexed recording is added to the returned index with that
+    recording's vector.
     """
     rows_by_digest = {known[path][2]: row for row, path in enumerate(index.paths) if len(known.get(path, [])) > 2}
     reused = {path: rows_by_digest[digest] for path in changed if (digest := str(stamps[path][2])) in rows_by_digest}

@@ -95,8 +95,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
-    """Load the weights in the published checkpoint at `path` into a network, in place, except for those whose names are
-    in `unused`.
+    """Load the weights in the published checkpoint at `path` into a network, in place. Weights of the file whose names
+    are in `unused` are ignored.
 
     Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's,
     or if a weight isn't finite.

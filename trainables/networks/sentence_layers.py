@@ -224,8 +224,9 @@ def read_token_settings(body: model_files.Module, find_file: FileFinder) -> dict
 
 
 def describe_module(module: model_files.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a module after the transformer in the form that `SentenceLayers` takes; `config` is its
-    config.json. Raises UserError for a kind of module that isn't supported, or for unusable settings.
+    """Return the settings of a module after the transformer as a dict: for a Pooling its pooling modes, otherwise the
+    kind of the layer and its sizes or rates. `config` is the module's config.json. Raises UserError for a kind of
+    module that isn't supported, or for unusable settings.
     """
     try:
         if module.kind == "Pooling":
@@ -252,7 +253,7 @@ def describe_module(module: model_files.Module, config: dict[str, Any]) -> dict[
 
 
 def read_modes(config: dict[str, Any]) -> list[str]:
-    """Return the pooling modes in the config.json of a Pooling. Raises ValueError if one is unknown."""
+    """Return the pooling modes in the config.json of a Pooling module. Raises ValueError if one is unknown."""
     if (mode := config.get("pooling_mode")) is not None:
         modes = [mode] if isinstance(mode, str) else list(mode)
     else:
@@ -263,8 +264,8 @@ def read_modes(config: dict[str, Any]) -> list[str]:
 
 
 def read_activation(path: str) -> str:
-    """Return the name of a class of torch.nn, such as 'Tanh', for its import path in a Dense's config.json. Raises
-    ValueError for anything else, since it would be code from outside torch.
+    """Return the name of a class of torch.nn, such as 'Tanh', for its import path in the config.json of a Dense module.
+    Raises ValueError for anything else, since it would be code from outside torch.
     """
     name = path.split(".")[-1]
     is_known = name == "Identity" or hasattr(nn.modules.activation, name)

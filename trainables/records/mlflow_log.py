@@ -73,7 +73,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 def with_retries(function: Callable[[], Result]) -> Result:
     """Call a function and return its result. If it fails because storage or the tracking store is full or unreachable,
-    it is called again, for up to RETRY_FOR_S seconds.
+    call it again, for up to RETRY_FOR_S seconds, and then raise its error.
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),

@@ -72,8 +72,8 @@ class StepTimer:
         return summarise_steps(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_checkpoint_due(self) -> bool:
-        """Return whether `checkpoint_every_s` seconds have passed since the last checkpoint that was due. Rank 0's
-        clock decides for all ranks, so every rank must call this method.
+        """Return whether `checkpoint_every_s` seconds have passed since the method last returned True, or since the
+        start. Rank 0's clock decides for all ranks, so every rank must call this method.
         """
         is_due = bool(
             broadcast_from_rank_0(time.monotonic() - self.checkpointed_at >= self.checkpoint_every_s, self.device)

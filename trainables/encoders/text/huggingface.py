@@ -149,8 +149,9 @@ def flops(config: Config, num_tokens: float) -> float | None:
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: the SHA-256 of a local directory's weights, tokenizer and
-    configuration, or 'model@commit' for a model on the hub. Raises UserError if the model can't be found.
+    """Return a string that identifies the initial weights. For a model in a local directory, also one in `weights`, it
+    contains the SHA-256 of the model's weights, tokenizer and configuration; for a model on the hub, 'model@commit'.
+    Raises UserError if the model can't be found.
     """
     folder = Path(locate_model(config, weights))
     version = "" if config.model in SIZES else LOADING_VERSION

@@ -76,8 +76,8 @@ class Cnn14Encoder(nn.Module):
         return [self.get_submodule(f"conv_block{number}") for number in range(1, len(self.config.channels) + 1)]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode, and return the network. If `frozen_statistics` is set, batch normalisation
-        stays in evaluation mode.
+        """Set training or evaluation mode, and return the network. If `frozen_statistics` is set in its config, batch
+        normalisation stays in evaluation mode.
         """
         super().train(mode)
         if self.config.frozen_statistics:

@@ -97,7 +97,9 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Don't log transformers' report of missing and unexpected weights, which lists those of unused parts, too."""
+    """Suppress, in the `with` block, transformers' log message on missing and unexpected weights, which lists weights
+    that are not used, too.
+    """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -108,7 +110,7 @@ def without_load_report() -> Iterator[None]:
 
 def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
     """Disable the gradients of weights that take no part in embedding a caption, such as Longformer's for global
-    attention, since DDP waits for a gradient of each parameter. The variants have none.
+    attention, since DDP waits for a gradient of each parameter. The models of VARIANTS have no such weights.
     """
     if encoder.config.model in huggingface.SIZES or torch.is_inference_mode_enabled():
         return
