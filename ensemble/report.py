@@ -59,8 +59,8 @@ class Options:
 
 def build_labels(row: TrialRow, number: str, others: str, seed: str) -> list[str]:
     """Return the texts in the label columns (LABELS) of a line of the table, which stands for one trial, or for trials
-    that differ only in their seeds. `number`, `others` and `seed` are the texts for its number, its other settings and
-    its seeds.
+    that differ only in their seeds. `number` and `seed` are the texts in the columns of those names; `others` is a text
+    with the settings that have no column of their own.
     """
     return [
         number, row.key.audio, f"{row.trial.audio.segment_s:g} s", row.overlap, row.key.text,
@@ -205,8 +205,8 @@ def explain_newest(
 
 
 def require_accessible_paths(out: Path, store: str | None, rows: Sequence[TrialRow], role: Role) -> None:
-    """Create the report's folder, `out`. Raise UserError if that is impossible, or if the store lacks the split with
-    this role on which the trials in `rows` were evaluated.
+    """Create the report's folder, `out`. Raise UserError if that is impossible, or if a store is given that lacks the
+    split with this role on which the trials in `rows` were evaluated.
 
     It is called before the look at test, which a failed report would waste.
     """

@@ -181,7 +181,7 @@ def read_task(options: Options) -> SelectionTask:
 def print_expected_time(
     pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
 ) -> None:
-    """Print the number of subsets and the estimated time, also of `folds` folds, of configs that score all subsets."""
+    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds."""
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
@@ -193,8 +193,8 @@ def print_expected_time(
 
 
 def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
-    """Return two values: a function from a mask of queries to the pruned pool, with each trial's epoch chosen on these
-    queries; and whether that holds for all candidates, since the epochs of a candidate may not have been stored.
+    """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch is the best
+    on these queries; and whether it does so for all candidates, not only for those with embeddings of every epoch.
     """
     options = task.options
     epochs = epoch_choice.load_epoch_scores(task.ledger, task.candidates)

@@ -132,7 +132,7 @@ def write_submission(
 
 
 def pick(values: Sequence[str], number: int) -> str | None:
-    """Return the value for the system with this number, counted from 1; None if no values were given."""
+    """Return, from `values`, the one for the system with this number, counted from 1; None if `values` is empty."""
     return values[number - 1] if values else None
 
 

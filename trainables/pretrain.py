@@ -111,8 +111,8 @@ class TrainingProgressLine:
         self.live.stop()
 
     def poll(self) -> None:
-        """Read the latest metrics from MLflow every POLL_EVERY_S seconds and update the line, until training has
-        ended.
+        """Read the latest metrics from MLflow every POLL_EVERY_S seconds and update the line, until the context manager
+        exits. The method blocks, and is run in a thread.
         """
         log = RunLog(self.tracking_uri, self.run_id)
         printed, printed_at = "", time.monotonic()
@@ -157,8 +157,9 @@ def build_trial(options: TrialOptions, splits: Splits) -> Trial:
 
 
 def run(options: Options) -> int:
-    """Pretrain the trial that the options define, or print its result if it has already finished; return the exit
-    status. Raises UserError if another process is training it.
+    """Pretrain the trial that the options define, wait for the end, and print its result; if the trial has already
+    finished, only print the result. Return the exit status, 0. Raises UserError if another process is training the
+    trial.
     """
     settings, compute = options.trial, options.compute
     recipes.find_recipe(settings.recipe)  # refuse unknown names before slow imports

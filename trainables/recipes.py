@@ -82,9 +82,10 @@ def baseline(audio: str, text: str, splits: Splits, precision: Precision) -> Tri
     is below 0.001. Both thresholds are halved here, since the baseline's loss is the sum over both directions, and the
     loss here is their mean.
 
-    Differences from the baseline: all captions of a clip are positives of it, whereas the baseline's loss ignores the
-    other captions; the validation loss is computed over the split as one batch, not over batches of 32 (assumed: the
-    thresholds suit both); the best epoch is the one with the best mAP@10; CNN14's last layer isn't followed by dropout.
+    Differences from the baseline: all captions of a clip are positives of it, whereas for a pair, the baseline's loss
+    ignores the other captions of its clip; the validation loss is computed over the split as one batch, not over
+    batches of 32 (assumed: the thresholds suit both); the best epoch is the one with the best mAP@10; CNN14's last
+    layer isn't followed by dropout.
     """
     return replace(
         paper(audio, text, splits, precision),

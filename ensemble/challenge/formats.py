@@ -88,8 +88,9 @@ def read_evaluation_set(split: StoredSplit) -> EvaluationSet:
 
 
 def extend_to_all_files(scores_QA: Scores, evaluation: EvaluationSet) -> Scores:
-    """Return the scores [Q, F] of all files of the evaluation set, with the columns sorted by file name. Files that
-    could not be decoded get scores below all others, in descending order of their names.
+    """Return the scores [Q, F] of all F files of the evaluation set, with the columns sorted by file name. `scores_QA`
+    has a column for each of the A files that could be decoded. The other files get scores below all others, in
+    descending order of their names.
     """
     columns = {name: column for column, name in enumerate(evaluation.files)}
     scores_QF = np.empty((len(scores_QA), len(columns)))
@@ -198,7 +199,7 @@ def write_csv(path: Path, rows: Iterator[Sequence[Any]]) -> None:
 
 
 def quote_field(value: Any) -> str:
-    """Return a field of a CSV file (RFC 4180).
+    """Return a value as the text of a field of a CSV file (RFC 4180), in quotes if it contains a special character.
 
     Python's csv module leaves a carriage return without quotes if lines end with a line feed.
     """

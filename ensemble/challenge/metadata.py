@@ -83,10 +83,10 @@ def read_authors(path: Path) -> list[dict[str, Any]]:
 
 
 def choose_label(label: str | None, authors: Iterable[Mapping[str, Any]]) -> str:
-    """Return the beginning of the systems' labels, LASTNAME_INSTITUTE: the given one, otherwise one made from the
-    corresponding author, otherwise LABEL_PLACEHOLDER.
+    """Return the beginning of the systems' labels, LASTNAME_INSTITUTE: `label` if it is given, otherwise one made from
+    the corresponding author, otherwise LABEL_PLACEHOLDER.
 
-    Raises UserError if the given one isn't LASTNAME_INSTITUTE.
+    Raises UserError if `label` is given but isn't of the form LASTNAME_INSTITUTE.
     """
     if label:
         if not re.fullmatch(r"[^\W_]+(-[^\W_]+)*_[^\W_]+(-[^\W_]+)*", label):
@@ -183,7 +183,8 @@ def build_member_entry(member: SystemMember, system: System) -> dict[str, Any]:
 
 def list_external_data(stages: Sequence[Trial]) -> list[dict[str, str]]:
     """Return the part of the metadata that lists external data: corpora other than the challenge's own, and the
-    published weights that training started from, each with its name and purpose.
+    published weights that training started from, each with its name and purpose. `stages` are the trainings of all
+    members, pretrainings included.
     """
     splits = [split for trial in stages for split in trial.train if SplitId.parse(split).corpus != CHALLENGE_CORPUS]
     corpora = [
@@ -211,8 +212,8 @@ def is_of_corpus(split: str, corpus: str) -> bool:
 
 
 def list_results(ensemble: Ensemble) -> dict[str, float | None]:
-    """Return an ensemble's metrics on the development set's test split, as fractions by title; None if unknown. If
-    members were retrained, the metrics are those from before.
+    """Return an ensemble's metrics on the development set's test split, as fractions by title; a metric that was not
+    computed is None. If members were retrained, the metrics are those of the ensemble before the retraining.
     """
     test = ensemble.test_when_selected
     metrics = test.systems.get("ensemble", {}) if test else {}

@@ -83,8 +83,8 @@ def guess_challenge(path: Path) -> str:
 
 
 def build_pattern(name: str, system: str = ".+") -> str:
-    """Return the regular expression for a pattern of FILE_NAMES, with the groups `system` and `number`. The argument
-    `system` is the regular expression of the former.
+    """Return the regular expression for a file name of FILE_NAMES, with the groups `system` and `number` in place of
+    '{system}' and '{number}'. The argument `system` is the regular expression that the group `system` has to match.
     """
     return re.escape(name).replace(r"\{system\}", f"(?P<system>{system})").replace(r"\{number\}", r"(?P<number>\d+)")
 
@@ -101,8 +101,8 @@ def list_names(path: Path) -> list[str]:
 
 
 def read_members(path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """Return the contents of a zip's files, checked by their checksums, by name. Technical reports are checked and left
-    empty.
+    """Return the contents of the files `names` of a zip, by name, after a check by their checksums. Technical reports
+    are checked, too, but their contents are returned as empty bytes.
 
     No more than MAX_MEMBER_BYTES of a file are read, and MAX_TOTAL_BYTES of all, whatever sizes the zip declares.
     Raises ValueError, with the reason, if a file can't be read, or is too large.
@@ -202,8 +202,9 @@ def list_reports(path: Path) -> list[str]:
 
 
 def find_name_differences(evaluation: EvaluationSet, names: Collection[str]) -> Iterator[str]:
-    """Yield a problem for each file of the evaluation set that isn't among `names`, the names of the challenge's audio
-    files, and for each of these that isn't in the evaluation set. Names are compared byte for byte.
+    """Yield a description of each difference between the files of the evaluation set and `names`, the names of the
+    challenge's audio files: first the files that only the evaluation set has, then those that it lacks. Names are
+    compared byte for byte.
     """
     known = set(evaluation.files)
     for name in sorted(known - set(names)):

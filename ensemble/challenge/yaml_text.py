@@ -42,8 +42,8 @@ def parse_yaml(data: bytes) -> Any:
 
 
 def require_bounded(value: Any) -> None:
-    """Raise ValueError if a value takes too much space when it is written out, as messages do: by aliases of aliases,
-    an alias of what contains it, or a long number.
+    """Raise ValueError if a value would take too much space when it is written out, for example in a message. That is
+    so if YAML's aliases repeat other aliases or the list that they are in, or if a number is very long.
     """
     size, todo = 0, [value]
     while todo:

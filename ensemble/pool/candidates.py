@@ -65,8 +65,8 @@ class Candidate:
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
-    """Return the finished trials of sweeps as candidates, sorted by signature, even if another sweep trained them. With
-    `conditions` such as 'NAME=VALUE', only trials with these settings are returned.
+    """Return the finished trials of sweeps as candidates, sorted by signature, including those that another sweep
+    trained. With `conditions` such as 'NAME=VALUE', only trials that meet all of them are returned.
 
     Args:
         ledger: the ledger of the trials.
@@ -257,10 +257,9 @@ def build_query_keys(embeddings: Embeddings) -> list[tuple[str, tuple[str, ...],
 
 
 def find_order(keys: Sequence[object], target_keys: Sequence[object]) -> list[int]:
-    """Return the index in `keys` of each key of `target_keys`, which must be the same keys in any order; otherwise
-    UserError is raised.
+    """Return the index in `keys` of each key of `target_keys`.
 
-    Raises UserError unless both contain the same keys, each once.
+    Raises UserError unless both contain the same keys, each once, in any order.
     """
     index_of = {key: index for index, key in enumerate(keys)}
     if index_of.keys() != set(target_keys) or len(keys) != len(target_keys):
@@ -307,9 +306,11 @@ def read_scores(path: Path) -> NDArray[Any]:
 
 
 def read_relevance(folder: Path, shape: tuple[int, ...]) -> Relevance:
-    """Return the relevant clips and the groups of the queries in a folder of score matrices of this shape.
+    """Return the relevant clips and the groups of the queries, read from the files in a folder of score matrices of
+    this `shape`. Without a file of groups, the queries with the same relevant clips form a group.
 
-    Raises UserError if the file has another form, refers to a clip that doesn't exist, or leaves a query without one.
+    Raises UserError if the content of a file doesn't fit the shape, refers to a clip that doesn't exist, or leaves a
+    query without a relevant clip.
     """
     path = folder / f"{RELEVANCE}.npy"
     array = read_array(path)

@@ -43,8 +43,8 @@ def read_finite_scores(pool: ScoreMatrices, model: int, first: int, last: int) -
 
 
 def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.int64]:
-    """Return, for each pair of a query and a relevant clip, the clip's rank in an ensemble, from 1: [P]. `weights` has
-    a weight for each candidate of the pool.
+    """Return, for each of the P pairs of a query and a relevant clip, the clip's rank in an ensemble, from 1: [P].
+    `weights` has a weight for each candidate of the pool.
     """
     ranks_P = np.empty(len(pool.relevance.query_P), np.int64)
     for first, last, block_P, part in iter_blocks(pool):
@@ -53,8 +53,8 @@ def compute_ranks(pool: ScoreMatrices, weights: Sequence[float]) -> NDArray[np.i
 
 
 def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArray[np.int64]:
-    """Return the rank of each pair's clip after each step of an ensemble that grows by one candidate per step: [S, P].
-    `history` has the index of the candidate that each step adds.
+    """Return the rank of the relevant clip of each of P pairs of query and clip, after each of the S steps of an
+    ensemble that grows by one candidate per step: [S, P]. `history` has the index of the candidate that each step adds.
     """
     ranks_SP = np.empty((len(history), len(pool.relevance.query_P)), np.int64)
     for first, last, block_P, part in iter_blocks(pool):
@@ -67,8 +67,9 @@ def compute_ranks_by_step(pool: ScoreMatrices, history: Sequence[int]) -> NDArra
 
 
 def iter_blocks(pool: ScoreMatrices) -> Iterator[tuple[int, int, NDArray[np.bool_], Relevance]]:
-    """Yield the queries of a pool in blocks, each as four values: the first query, the last one (exclusive), a mask of
-    the block's pairs [P], and the relevant clips of its queries, which are numbered from 0.
+    """Yield the queries of a pool in blocks, each as four values: the index of its first query, that of its last query
+    (exclusive), a mask [P] of those pairs of a query and a relevant clip that belong to the block, and these pairs, in
+    which the queries are numbered from 0 within the block.
     """
     relevant = pool.relevance
     for first in range(0, pool.num_queries, BLOCK_QUERIES):
@@ -93,8 +94,8 @@ def compute_metric_by_step(pool: ScoreMatrices, history: Sequence[int], name: st
 
 
 def compute_per_query(pool: ScoreMatrices, weights: Sequence[float], names: Sequence[str]) -> dict[str, PerQuery]:
-    """Return, by name, the value of each of some metrics for each query [Q], for the ensemble in which the candidates
-    of the pool have these weights.
+    """Return the value of each of the metrics `names` for each query [Q], by the metric's name. They are those of the
+    ensemble in which the candidates of the pool have these weights.
     """
     ranks_P = compute_ranks(pool, weights)
     return {name: retrieval.find_metric(name)(ranks_P, pool.relevance) for name in names}

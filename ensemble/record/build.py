@@ -35,8 +35,9 @@ def describe_method(config: SelectionConfig) -> str:
 
 
 def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[str, SelectionConfig]:
-    """Return, by name, the configs of the methods that a selection among `num_candidates` candidates is compared with.
-    They share the settings of its config where those apply.
+    """Return, by name, the configs of the methods with which a selection by `config` is compared. Each of them has
+    those settings of `config` that its method uses. If there are many candidates (`num_candidates`), the method that
+    scores all subsets may be limited to the best ones.
     """
     greedy = replace(config, refine=False) if config.method == "greedy" else SelectionConfig(among=config.among)
     among = config.among
@@ -116,8 +117,9 @@ def make_single_weights(index: int, num_candidates: int) -> list[int]:
 def compute_split_metrics(
     source: ScoreMatrices, systems: Mapping[str, Sequence[float]], metrics: Sequence[str]
 ) -> tuple[SplitMetrics, dict[str, Estimates]]:
-    """Return the metrics on a split of the first two of `systems`, with their difference, and a dict of those of the
-    other systems by name. A system has a weight for each candidate of `source`; `metrics` are the names of the metrics.
+    """Return two values for a split: the metrics of the first two of `systems` with their difference, and a dict of the
+    metrics of the remaining systems by name. A system is given by a weight for each candidate of `source`; `metrics`
+    are the names of the metrics.
     """
     split_metrics = evaluation.compare_systems(source, systems, metrics)
     others = {name: split_metrics.systems[name] for name in list(systems)[2:]}
@@ -128,11 +130,10 @@ def compute_split_metrics(
 def find_member_candidates(
     ensemble: Ensemble, path: Path, ledger: Ledger, folders: Sequence[Path], role: Role
 ) -> list[Candidate]:
-    """Return the members of the ensemble in the file `path` as candidates. Trials are found in the ledger, and files of
-    scores for the split with this role in `folders`. Raises UserError with the name of a member that no longer exists.
-
-    Files of scores are searched in `folders`, starting with the folder that the ensemble names; without `folders`, only
-    in that one.
+    """Return the members of the ensemble in the file `path` as candidates. Trials are found in the ledger. A file of
+    scores must exist for the split with this role. It is searched in `folders`, starting with the folder that the
+    ensemble names if that is one of them; if `folders` is empty, only in the folder that the ensemble names. Raises
+    UserError with the name of a member that no longer exists.
     """
     candidates = []
     for member in ensemble.members:

@@ -20,8 +20,9 @@ def count_looks_at_test(ledger: Ledger, fingerprint: str) -> int:
 def log_event(
     ledger: Ledger, kind: EventKind, name: str, ensemble: Ensemble, files: Sequence[Path], sweep_run_id: str
 ) -> int:
-    """Log a selection or an evaluation (`kind`) of an ensemble in the ledger as an MLflow run `name` with these files,
-    below the run of its sweep. Return the number of earlier looks at its test split; 0 without test metrics.
+    """Log a selection or an evaluation (`kind`) of an ensemble in the ledger as an MLflow run `name` with these files.
+    The run is a child of the run `sweep_run_id` of its sweep; '' if there is no sweep. Return the number of earlier
+    looks at its test split; 0 without test metrics.
     """
     test = ensemble.test.fingerprint if ensemble.test else ""
     members = ",".join(member.signature or member.name for member in ensemble.members)

@@ -38,7 +38,8 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
 
 
 def draw_plots(ensemble: Ensemble, metric: str, numbers: Sequence[int] = ()) -> dict[str, Markup]:
-    """Return those plots of an ensemble that there are data for, as SVG by name: 'size', 'likeness' and 'front'.
+    """Return those plots of an ensemble that there are data for, as SVG by name: 'size', the metric after each step of
+    the selection; 'likeness', the error correlation of the members; and 'front', the Pareto front of cost and metric.
     `metric` is the name of the metric, for the axes.
 
     The members are labelled with `numbers`, by default with 1, 2, ...

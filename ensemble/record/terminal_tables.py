@@ -69,8 +69,9 @@ def build_metric_table(ensemble: Ensemble) -> TextTable:
 
 
 def describe_difference(ensemble: Ensemble, test: SplitMetrics) -> str:
-    """Return a sentence on the difference on test between the ensemble and the best single candidate or heaviest
-    member, with its interval.
+    """Return a sentence on the ensemble's metric on test minus that of the system that it was compared with, and on
+    whether the interval of the difference includes zero. That system is the best single candidate or, if `test` lacks
+    that one, the heaviest member.
     """
     metric = ensemble.metrics[0]
     difference = test.systems["difference"][metric]

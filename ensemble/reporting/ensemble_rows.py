@@ -43,9 +43,9 @@ class EnsembleRow:
 def load_ensemble_rows(
     ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, role: Role
 ) -> tuple[list[EnsembleRow], list[str]]:
-    """Return a row for each text-to-audio ensemble selected from the sweeps' evaluated trials, with its metrics on the
-    split with this role, the newest first; and the reasons why other ensembles can't be shown. Equal ensembles have one
-    row.
+    """Return two values: a row for each text-to-audio ensemble selected from the sweeps' evaluated trials, with its
+    metrics on the split with this role, the newest first; and a sentence with the reason for each ensemble of the
+    sweeps that can't be shown. Equal ensembles have one row, audio-to-text ensembles none.
     """
     by_signature = {row.candidate.signature: row for row in evaluated.rows}
     rows: dict[tuple[Any, ...], EnsembleRow] = {}

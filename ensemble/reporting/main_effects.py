@@ -72,7 +72,8 @@ def format_setting(value: Any) -> str:
 
 
 def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
-    """Return the factors in which the trials differ: by name, the level of the factor in each trial.
+    """Return the factors, that is, the settings in which the trials differ: by name, the factor's value (its level) in
+    each trial.
 
     Settings that are the same in all trials are left out, and so are those determined by an earlier factor: the length
     of segments differs between PaSST-S15 and PaSST-N, but it follows from the audio encoder.
@@ -87,15 +88,18 @@ def find_varying_factors(configs: Sequence[Trial]) -> dict[str, list[str]]:
 
 
 def is_determined_by(levels: Sequence[str], earlier: Sequence[str]) -> bool:
-    """Return whether each level of an earlier factor occurs with a single level of this factor. Both arguments have a
-    level for each trial.
+    """Return whether a factor follows from an earlier one: whether all trials with the same level of the earlier factor
+    have the same level of this one. `levels` has this factor's level in each trial, and `earlier` that of the earlier
+    factor.
     """
     return len(set(zip(levels, earlier, strict=True))) == len(set(earlier))
 
 
 @dataclass(frozen=True)
 class Level:
-    """Mean of a metric over the trials that share a level of a factor, adjusted for the other factors."""
+    """Mean of a metric over the trials with one value (level) of a setting (factor), adjusted for the settings in which
+    they differ.
+    """
 
     factor: str
     level: str
@@ -106,7 +110,7 @@ class Level:
 
 @dataclass(frozen=True)
 class InteractionTable:
-    """Mean of a metric for each combination of the levels of two factors."""
+    """Mean of a metric for each combination of the values (levels) of two settings (factors)."""
 
     factors: tuple[str, str]  # the factor of the rows, and that of the columns
     levels: tuple[list[str], list[str]]
@@ -159,8 +163,9 @@ def estimate_main_effects(configs: Sequence[Trial], values_N: Sequence[float]) -
 
 
 def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.float64], dict[str, slice]]:
-    """Return the design matrix [N, K] of a linear model, with linearly independent columns, and the slice of columns of
-    each factor by name. `codes` has the level of each trial, as a number from 0, by factor.
+    """Return the design matrix [N, K] of a linear model, with a row for each of N trials and K linearly independent
+    columns, and a dict with each factor's slice of the columns by name. `codes` has, by factor, the level of each trial
+    as a number from 0.
 
     A factor with a column that depends linearly on those of earlier factors is left out, so that the mean of every
     level is estimable.
@@ -177,8 +182,8 @@ def build_design(codes: Mapping[str, NDArray[np.int64]]) -> tuple[NDArray[np.flo
 
 
 def compute_interval(mean: float, variance: float | None, degrees_of_freedom: int) -> tuple[float, float] | None:
-    """Return the lower and the upper limit of the 95 % t-interval of a mean with this variance; None if no degrees of
-    freedom are left to estimate the variance.
+    """Return the lower and the upper limit of the 95 % t-interval of a mean with this variance. Return None if
+    `variance` is None, which means that there are too few trials to estimate it.
     """
     if variance is None:
         return None
@@ -191,8 +196,8 @@ def compute_interval(mean: float, variance: float | None, degrees_of_freedom: in
 def compute_interaction(
     configs: Sequence[Trial], values_N: Sequence[float], levels: Sequence[Level]
 ) -> InteractionTable | None:
-    """Return the mean of a metric (`values_N`, one per trial) for each combination of the levels of two factors: the
-    first two in `levels`, seeds excluded. Return None if there are fewer than two.
+    """Return the mean of a metric (`values_N`, one per trial) for each combination of the values of two settings: the
+    first two settings in `levels` that aren't seeds. Return None if there are fewer than two.
 
     The factor with more levels is that of the rows, which suits narrow screens.
     """

@@ -84,7 +84,9 @@ def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any]
 
 
 def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
-    """Draw each factor's levels as points with intervals, one below the other, grouped by factor."""
+    """Draw the mean of the metric for each value of each setting as a point with its interval, one below the other,
+    grouped by setting.
+    """
     y, previous = 0.0, levels[0].factor
     positions: list[float] = []
     for level in levels:
@@ -100,16 +102,16 @@ def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
 
 
 def format_level(level: Level) -> str:
-    """Return the label of a level in the plot: its factor, its name and the number of trials in its mean. A long label
-    has two lines.
+    """Return the label of a setting's value in the plot of main effects: the setting, its value and the number of
+    trials in the mean. A long label has two lines.
     """
     parts = (level.factor, level.level)
     return ("\n" if sum(map(len, parts)) > 28 else ": ").join(parts) + f" ({level.number})"
 
 
 def draw_interaction(axes: Axes, interaction: InteractionTable) -> None:
-    """Draw a heat map of the levels of two factors with the mean of the metric in each cell; cells without a trial stay
-    blank.
+    """Draw a heat map with a row for each value of one setting, a column for each value of another, and the mean of the
+    metric in each cell; cells without a trial stay blank.
     """
     percent = 100 * interaction.means
     low, high = np.nanmin(percent), np.nanmax(percent)

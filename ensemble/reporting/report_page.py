@@ -42,7 +42,7 @@ class ReportContent:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Total cost of the trials of a stage, in hours; None where it is unknown."""
+    """Total cost of the trials of a stage, in hours; None where the cost of one of them is unknown."""
 
     stage: str
     num_trials: int
@@ -100,7 +100,7 @@ def draw_ensemble_plots(newest: EnsembleRow | None) -> dict[str, Markup]:
 
 
 def summarise_costs(rows: Sequence[TrialRow]) -> list[StageCost]:
-    """Return the total cost of each stage's trials."""
+    """Return, for each stage, the total hours, GPU hours and CPU hours of its trials."""
     costs = []
     for stage in dict.fromkeys(row.trial.stage for row in rows):
         stage_rows = [row for row in rows if row.trial.stage == stage]

@@ -60,7 +60,7 @@ class RetrievalExample:
 
     @property
     def rank(self) -> int | None:
-        """Rank of the first relevant clip, from 1; None if there is none."""
+        """Rank of the best-ranked relevant clip, from 1; None if the query has no relevant clip."""
         return min((clip.rank for clip in (*self.best, *self.missed) if clip.is_relevant), default=None)
 
 

@@ -89,7 +89,9 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
 
 
 def make_sort_key(trial: Trial) -> tuple[Any, ...]:
-    """Return the key by which trials are sorted in the table."""
+    """Return the key by which trials are sorted in the table: by encoders, stage, paraphrase probability, learning rate
+    and all settings but the seeds, then by seeds.
+    """
     rate = trial.schedule.peak_rate
     return (
         paper_results.make_key(trial),

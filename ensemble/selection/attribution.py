@@ -75,8 +75,9 @@ def attribute_members(pruned: PrunedPool, selection: Selection, seed: int = 0) -
 
 
 def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequence[int]) -> NDArray[np.integer]:
-    """Return the integer scores [2 ** len(members)] of the ensembles of all subsets of `members`, each with its integer
-    weight in `counts`. Bit m of a subset stands for members[m].
+    """Return the scores [2 ** len(members)] of the ensembles of all subsets of `members`, each the metric summed over
+    the queries, scaled to an integer. Each member has its integer weight in `counts`. Bit m of a subset's index stands
+    for members[m].
 
     The loop that scores all subsets at once takes five seconds to compile after an installation, so it is used only for
     more than MAX_ONE_BY_ONE members.
@@ -93,8 +94,8 @@ def score_all_subsets(pruned: PrunedPool, members: Sequence[int], counts: Sequen
 
 
 def score_members(pruned: PrunedPool, models: Sequence[int], selection: Selection) -> int:
-    """Return the integer score of the ensemble of those members of a selection whose indices are in `models`, with
-    their weights in the selection.
+    """Return the score of the ensemble of those members of a selection whose indices are in `models`, with their
+    weights in the selection: the metric summed over the queries, scaled to an integer.
     """
     counts = np.zeros(pruned.num_models, np.int64)
     counts[list(models)] = [selection.counts[model] for model in models]
@@ -137,8 +138,8 @@ def estimate_shapley(
 
 
 def compute_error_correlation(pruned: PrunedPool, models: Sequence[int]) -> NDArray[np.float64]:
-    """Return the error correlation [N, N] of each two of the candidates `models`: the correlation of their metric
-    values over queries.
+    """Return the error correlation [N, N] of each two of the N candidates with the indices `models`: the correlation of
+    their metric values over queries.
     """
     values_NQ = pruned.single_scores[list(models)].astype(np.float64)
     centred = values_NQ - values_NQ.mean(axis=1, keepdims=True)

@@ -38,9 +38,9 @@ def score_subsets(
     include_Q: NDArray[np.bool_] | None = None,
     counts: Sequence[int] | None = None,
 ) -> NDArray[np.integer]:
-    """Return the integer scores [2 ** len(models)] of the ensembles of all subsets of the candidates `models`, on all
-    queries or those in the mask `include_Q`; the empty subset scores 0. Members have equal weights unless `counts`
-    gives each candidate's weight.
+    """Return the scores [2 ** len(models)] of the ensembles of all subsets of the candidates `models`: the metric
+    summed over all queries or those in the mask `include_Q`, scaled to an integer; the empty subset scores 0. Members
+    have equal weights unless `counts` gives each candidate's weight.
 
     Args:
         pruned: the pruned pool.
@@ -72,9 +72,9 @@ def select_columns(scores: NDArray[Any], models: Sequence[int], counts: Sequence
 def search_subsets(
     pruned: PrunedPool, rows: Sequence[NDArray[Any]], target_PM: NDArray[Any], queries: NDArray[np.int64]
 ) -> NDArray[np.integer]:
-    """Return the integer score of each subset of some candidates [S], summed over the queries with these indices.
-    `rows` has the kept scores of each chunk of the pruned pool, and `target_PM` the relevant clips' scores, with a
-    column for each of these candidates.
+    """Return the integer score of each subset of some candidates [S], summed over the queries whose indices are
+    `queries`. Both `rows`, the kept scores in each chunk of the pruned pool, and `target_PM`, the relevant clips'
+    scores, have a column for each of these candidates only.
     """
     from ensemble.selection.subset_kernels import add_subset_scores, count_low_models
 

@@ -62,7 +62,9 @@ class SelectionConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """Step of a selection: the candidate that was added, removed or both, and the metric afterwards."""
+    """Step of a selection: the index of the candidate that was added and of the one that was removed, None if there was
+    none, and the ensemble's metric afterwards.
+    """
 
     value: float
     added: int | None = None
@@ -71,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Selection:
-    """Selected ensemble, its metric, and the trajectory of the selection."""
+    """Selected ensemble, its metric, and the steps in which it was selected."""
 
     counts: tuple[int, ...]  # integer weight of each of the M candidates
     value: float
@@ -100,11 +102,13 @@ class SelectionProblem:
     budget: float = math.inf  # maximum total cost of the members
 
     def to_metric(self, score: int) -> float:
-        """Return the metric's mean over the included queries, from their total integer score."""
+        """Return the metric's mean over the included queries, given its sum, scaled to an integer (`score`)."""
         return self.pruned.gains.to_metric(int(score), int(self.include_Q.sum()))
 
     def score(self, counts: Counts) -> int:
-        """Return the integer score of an ensemble, summed over the included queries; the empty ensemble scores 0."""
+        """Return the score of an ensemble: the metric summed over the included queries, scaled to an integer. The empty
+        ensemble scores 0. `counts` has the weight of each candidate.
+        """
         return int(self.pruned.score_ensemble(counts.tolist())[self.include_Q].sum())
 
     def fits_budget(self, history: Sequence[int], model: int) -> bool:
@@ -147,7 +151,7 @@ def select(
         budget: maximum total cost of the members, for greedy selection.
 
     Returns:
-        The ensemble, its metric on these queries, and the trajectory.
+        The ensemble, its metric on these queries, and the steps in which it was selected.
 
     Raises:
         UserError: if there are too many candidates to score all subsets.
@@ -311,8 +315,8 @@ def select_bagged(problem: SelectionProblem, config: SelectionConfig) -> Selecti
     """Return the mean of `config.bags` ensembles, each selected (and, if configured, refined) from a random subset of
     the problem's candidates.
 
-    Weights are integers: multiples of one over the least common multiple of the ensembles' sizes, or of one over
-    WEIGHT_RESOLUTION if the least common multiple is larger.
+    The weights of the mean are stored as integers. They are exact unless the least common multiple of the ensembles'
+    sizes is above WEIGHT_RESOLUTION; then they are rounded to multiples of one over WEIGHT_RESOLUTION.
     """
     rng = np.random.default_rng(config.seed)
     number = max(1, round(config.bag_share * len(problem.allowed)))

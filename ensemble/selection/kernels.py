@@ -35,7 +35,7 @@ def prune_queries(scores: Sequence[NDArray[np.float32]], *arguments: Any) -> Any
     """Call `prune_queries_at` with the scores of all candidates, one contiguous float32 array [queries, A] each, and
     the other arguments; return its result.
 
-    That function takes addresses because numba would compile it again for each number of arrays.
+    `prune_queries_at` takes the arrays' addresses, since numba would compile it again for each number of arrays.
     """
     return prune_queries_at(np.array([one.ctypes.data for one in scores], np.int64), *arguments)
 
@@ -114,8 +114,9 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
     the queries from `first_query` to `last_query` (exclusive) that `include_Q` contains. The other arrays are those of
     `PrunedPool`, `Chunk` and `RankGains`; `sum_L` and `added` describe the ensemble.
 
-    `sum_L` is the sum over members of the entry's score minus the relevant clip's score; `added` are the members that
-    it does not include yet. Candidates are compared one by one only for entries whose order one of them can change.
+    `sum_L` has, for each row of `rows`, the sum over members of the clip's score minus the relevant clip's score. The
+    members in `added` are not in the sum yet: their differences are added to it in place. Candidates are compared one
+    by one only for rows whose order relative to the relevant clip one of them can change.
     """
     num_models, k = rows.shape[1], len(table) - 2
     total_M = np.zeros(num_models, np.int64)
@@ -176,8 +177,9 @@ def score_candidates(first_query, last_query, pair_first_Q, include_Q, first_P, 
 
 @njit(nogil=True, cache=True)
 def score_ranks(ranks, pairs, table, by_hit, first_only):
-    """Return a query's integer score, computed from the ranks of its `pairs` relevant clips in `ranks`, which is sorted
-    in place, by the gains in `table`. `by_hit` and `first_only` are explained in `RankGains`.
+    """Return a query's integer score: the sum of the gains in `table` at the ranks of its relevant clips. `ranks` has
+    these ranks in its first `pairs` entries, which are sorted in place. With `by_hit`, the gain of the h-th relevant
+    clip is multiplied by h; with `first_only`, only the first one counts.
 
     Each rank counts all clips with at least the relevant clip's score. The last of m relevant clips with the equal rank
     r therefore keeps it, and the first gets r - m + 1, as in `trainables.retrieval.spread_tied_ranks`.
@@ -220,9 +222,9 @@ def compute_ranks(first_query, last_query, pair_first_Q, first_P, last_P, always
 
 @njit(nogil=True, cache=True)
 def score_queries(pair_first_Q, rank_P, table, factor_Q, by_hit, first_only):
-    """Return the integer score of each query [Q], computed from the ranks of its relevant clips in `rank_P`. The gains
-    of the ranks (`table`, `factor_Q`, `by_hit` and `first_only`) are explained in `RankGains`, `pair_first_Q` in
-    `PrunedPool`.
+    """Return the integer score of each query [Q], computed from the ranks of its relevant clips in `rank_P`. `table`
+    has the gain of each rank, `factor_Q` a factor for each query, and `pair_first_Q` the index in `rank_P` of each
+    query's first relevant clip. `by_hit` and `first_only` are those of `score_ranks`.
     """
     num_queries = len(pair_first_Q) - 1
     scores_Q = np.zeros(num_queries, np.int64)

@@ -159,7 +159,9 @@ class IncrementalEnsemble:
         self.sums = {id(chunk): np.zeros(len(chunk.rows)) for chunk in self.pruned.chunks}
 
     def score_additions(self) -> NDArray[np.int64]:
-        """Return, for each candidate, the integer score of the ensemble with that candidate added: [M]."""
+        """Return, for each candidate, the score of the ensemble with that candidate added [M]: the metric summed over
+        the queries in `include_Q`, scaled to an integer. The ensemble itself stays the same.
+        """
         from ensemble.selection.kernels import score_candidates
 
         pruned, added = self.pruned, np.array(self.history[self.num_summed :], np.int64)
@@ -240,6 +242,8 @@ def prune(pool: ScoreMatrices, metric_name: str, threads: int | None = None) -> 
 
 
 def shrink(array: NDArray[Any], size: int) -> NDArray[Any]:
-    """Shrink an array in place to its first `size` rows, release the memory of the others, and return it."""
+    """Shrink an array in place to its first `size` rows, release the memory of the remaining rows, and return the
+    array.
+    """
     array.resize((size, *array.shape[1:]), refcheck=False)
     return array

@@ -21,7 +21,7 @@ Metric = Callable[[Scores], float]
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """Selected ensemble, its metric, and the trajectory of the selection."""
+    """Selected ensemble, its metric, and the steps in which it was selected."""
 
     weights: tuple[float, ...]  # of the M candidates; they sum to one
     value: float

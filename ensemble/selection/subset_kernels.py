@@ -22,8 +22,9 @@ NUM_LOW, MANY_MODELS = 6, 20
 
 
 class Entries(NamedTuple):
-    """Clips whose order relative to a relevant clip differs between subsets of the candidates, one row for each such
-    clip and relevant clip of a query. `difference_LM` has the clip's score minus the relevant clip's.
+    """Clips whose order relative to a relevant clip of a query differs between subsets of the candidates. Each of the L
+    rows stands for such a clip and one relevant clip, each of the M columns for a candidate; `difference_LM` has the
+    clip's score minus the relevant clip's.
     """
 
     difference_LM: NDArray[np.float64]
@@ -35,8 +36,9 @@ class Entries(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Path from the root of the tree of subsets to the current node, with one row per depth. An undecided entry is one
-    of `Entries` whose order the candidates below the node can still change.
+    """Path from the root of the tree of subsets to the current node, with one row per depth. At a node, some candidates
+    have been included or excluded; a row of `Entries` is undecided there if the remaining candidates can still change
+    which of its two clips ranks first.
     """
 
     entry_D: NDArray[np.int32]  # [depths, L] undecided entries
@@ -49,8 +51,8 @@ class Tree(NamedTuple):
 
 @njit(nogil=True, cache=True)
 def count_low_models(num_models):
-    """Return the number of the first candidates that aren't branched on: at a leaf of the tree, all their subsets are
-    scored at once.
+    """Return how many candidates, the first ones of `num_models`, are not included or excluded one by one in the tree
+    of subsets: all their subsets are scored at once at each leaf.
     """
     return min(NUM_LOW + (num_models >= MANY_MODELS), num_models)
 
@@ -59,11 +61,12 @@ def count_low_models(num_models):
 def add_subset_scores(queries, pair_first_Q, first_P, last_P, always_P, rows, target_PM, table, factor_Q, by_hit,
                       first_only, prefix, prefix_bits, node_scores, leaf_scores):  # fmt: skip
     """Add the integer scores of some queries to `node_scores` and `leaf_scores`, for all subsets of the candidates that
-    contain, of the last `prefix_bits` candidates, exactly those whose bits are set in `prefix`. The other arrays are
-    those of `PrunedPool`, `Chunk` and `RankGains`.
+    contain, of the last `prefix_bits` candidates, exactly those whose bits are set in `prefix`. The arrays that are
+    only read are those of `PrunedPool`, `Chunk` and `RankGains`.
 
-    Scores that all subsets below a node share are added to `node_scores`, a heap [2 * number of leaves]; the others to
-    `leaf_scores` [number of leaves, S].
+    A score that all subsets below a node of the tree share is added to `node_scores`, a heap [2 * number of leaves].
+    The others are added to `leaf_scores` [number of leaves, S], for each of the S subsets of the first candidates that
+    are scored at once.
     """
     num_models, k = rows.shape[1], len(table) - 2
     low = count_low_models(num_models)
@@ -168,9 +171,10 @@ def allocate_tree(depths, max_rows, max_pairs):
 
 @njit(nogil=True, inline="always")
 def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, target_PM, low):
-    """Write the `Entries` of one query to `entries`, and return their number; the query's pairs are the `pairs` ones
-    from index `first` on. `up_P` is set to the number of clips that outrank each relevant clip in all subsets, which
-    are not entries. The other arrays are those of `PrunedPool` and `Chunk`.
+    """Write the clips of one query whose order relative to a relevant clip depends on the subset to `entries`, and
+    return their number. The query's relevant clips are those of the `pairs` pairs from the index `first` on. `up_P` is
+    set to the number of clips that rank above each relevant clip in all subsets. The remaining arrays, which are only
+    read, are those of `PrunedPool` and `Chunk`.
     """
     num_models, used = rows.shape[1], 0
     difference_LM, least_LM, greatest_LM, low_LS, rounded_LS, pair_L = entries
@@ -199,8 +203,8 @@ def list_entries(entries, up_P, first, pairs, first_P, last_P, always_P, rows, t
 
 @njit(nogil=True, inline="always")
 def start_tree(tree, entries, used, prefix, prefix_bits):
-    """Initialise the root of the tree in place. Its undecided entries are the first `used` ones, each with the sum of
-    its differences over the candidates whose bits are set in `prefix`, of the last `prefix_bits` ones.
+    """Initialise the root of the tree in place. Its undecided entries are the first `used` rows of `entries`. Each has
+    the sum of its score differences over those of the last `prefix_bits` candidates whose bits are set in `prefix`.
     """
     num_models = entries.difference_LM.shape[1]
     for entry in range(used):
@@ -217,7 +221,7 @@ def drop_decided(tree, entries, depth, models_left):
     """Remove, in place, the entries of the tree's node at `depth` whose order relative to the relevant clip is the same
     for all choices of the first `models_left` candidates. Return the number of entries that remain.
 
-    An entry that is certain to be positive is counted as above its pair; one that is certain to be negative is not.
+    A removed entry that always has at least the relevant clip's score is counted in the relevant clip's rank.
     """
     kept = 0
     for index in range(tree.size_D[depth]):
@@ -233,8 +237,9 @@ def drop_decided(tree, entries, depth, models_left):
 
 @njit(nogil=True, inline="always")
 def make_child(tree, entries, depth, model, pairs):
-    """Write the next child of the tree's node at `depth` to the row `depth + 1` of `tree`: first the child that
-    excludes the candidate `model`, then the one that includes it. `pairs` is the number of the query's relevant clips.
+    """Write a child of the tree's node at `depth` to the row `depth + 1` of `tree`: the first call for a node writes
+    the child that excludes the candidate `model`, the second call the one that includes it. `pairs` is the number of
+    the query's relevant clips.
     """
     taken = tree.state_D[depth]
     tree.state_D[depth] += 1

@@ -100,7 +100,7 @@ def search_index(
 
 def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProblems:
     """Embed the new and changed audio files in the folder `audio` with an ensemble's models, and write the index in
-    `folder`. Return the files that were skipped or changed, with the reasons.
+    `folder`. Return the files that were skipped, or whose audio was changed when it was decoded, with the reasons.
 
     A file with the contents of a recording in the index, such as one that was moved, gets that recording's vector.
     Files of the folder that no longer exist are removed from the index, and so are recordings whose file was moved to
@@ -113,7 +113,7 @@ def update_index(folder: Path, audio: Path, models: EnsembleModels) -> FileProbl
         models: the models of the ensemble.
 
     Returns:
-        The files that were skipped or changed, with the reasons.
+        The files that were skipped, or whose audio was changed when it was decoded, with the reasons.
 
     Raises:
         UserError: if no audio file can be decoded, the index belongs to another ensemble, or another command is writing
@@ -172,10 +172,11 @@ def update_locked_index(folder: Path, audio: Path, listing: AudioListing, models
 
 
 def read_known_stamps(path: Path) -> dict[str, Stamp]:
-    """Return the stamps of the files in an index; none if the file doesn't exist. Whatever isn't a stamp is left out,
-    so that its file is embedded again.
+    """Return the stamp of each file in an index, that is, its size, modification time and SHA-256, by path; {} if the
+    file `path`, which contains them, doesn't exist. Whatever isn't a stamp is left out, so that its file is embedded
+    again.
 
-    Raises UserError if the file isn't a JSON object.
+    Raises UserError if the file `path` isn't a JSON object.
     """
     content = read_json(path) if path.exists() else {}
     if not isinstance(content, dict):
@@ -207,8 +208,8 @@ def read_stamps(paths: Sequence[Path], problems: FileProblems) -> dict[str, Stam
 
 
 def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's contents in hexadecimal; '' if the file can't be read, which is reported when it
-    is decoded.
+    """Return the SHA-256 of a file's contents in hexadecimal; '' if the file can't be read. The reason is not reported
+    here, but when the file is decoded.
     """
     try:
         with Path(path).open("rb") as file:
@@ -220,11 +221,12 @@ def hash_file(path: str) -> str:
 def reuse_vectors(
     index: AudioIndex, audio: Path, known: Mapping[str, Stamp], stamps: Mapping[str, Stamp], changed: Sequence[str]
 ) -> tuple[AudioIndex, list[str]]:
-    """Return the index without recordings that changed or no longer exist in the folder `audio`, and those of the
-    `changed` paths that have to be embedded. `known` has the size, time and SHA-256 of each indexed file, `stamps`
-    those of the files in the folder.
+    """Return two values: the index without the recordings that changed or no longer exist in the folder `audio`; and
+    those of the `changed` paths that have to be embedded. `known` has the size, time and SHA-256 of each indexed file,
+    `stamps` those of the files in the folder.
 
-    Changed files with the contents of a recording in the index are added to it with that recording's vector.
+    A file in `changed` with the same contents as an indexed recording is added to the returned index with that
+    recording's vector.
     """
     rows_by_digest = {known[path][2]: row for row, path in enumerate(index.paths) if len(known.get(path, [])) > 2}
     reused = {path: rows_by_digest[digest] for path in changed if (digest := str(stamps[path][2])) in rows_by_digest}
@@ -242,8 +244,8 @@ def reuse_vectors(
 
 
 def is_moved(path: str, known: Mapping[str, Stamp], digests: Collection[object]) -> bool:
-    """Return whether the file of an indexed recording no longer exists and another file has the same contents. `known`
-    has each indexed file's SHA-256, and `digests` those of the other files.
+    """Return whether the file of an indexed recording, `path`, no longer exists, and a new or changed file has the same
+    contents. `known` has the SHA-256 of each indexed file, and `digests` those of the new and changed files.
     """
     stamp = known.get(path, [])
     return len(stamp) > 2 and stamp[2] in digests and not Path(path).exists()

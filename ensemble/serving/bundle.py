@@ -73,8 +73,8 @@ class EnsembleModels:
         )
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
-        """Return the vectors of audio files [A, D], the paths of these files, and the files that were skipped or
-        changed with the reasons.
+        """Return three values: the vectors of audio files [A, D]; the paths of the files that could be embedded; and
+        the files that were skipped, or whose audio was changed when it was decoded, with the reasons.
 
         Members with the same segment length and maximum length share the decoded audio. A file is skipped if it can't
         be decoded for one of the members.
@@ -155,7 +155,8 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
 
 
 def read_mean_ensemble(path: Path) -> Ensemble:
-    """Return the ensemble in an ensemble.json file, which must be able to embed recordings.
+    """Return the ensemble in an ensemble.json file whose members can embed recordings and whose scores are dot
+    products.
 
     Raises UserError if its fusion isn't the mean of scores, or a member is a file of scores.
     """

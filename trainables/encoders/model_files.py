@@ -120,7 +120,9 @@ def list_weights(folder: Path) -> list[Path]:
 
 
 def match_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files in a folder whose names match one of the patterns, sorted."""
+    """Yield the paths of the files directly in a folder whose names match one of the shell patterns, such as '*.json',
+    sorted. Yield nothing if the folder doesn't exist.
+    """
     for path in sorted(folder.iterdir() if folder.is_dir() else []):
         if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
             yield path

@@ -17,8 +17,8 @@ OWN_CODE = "trust_remote_code"
 
 @contextlib.contextmanager
 def refuse_own_code(location: Path | str) -> Iterator[dict[str, bool]]:
-    """Yield the keyword arguments that make transformers refuse code of a model's own, and re-raise its error as
-    UserError.
+    """Yield the keyword argument with which transformers refuses to run Python code that comes with a model. In the
+    `with` block, that refusal is raised as UserError, which names `location`, the model's folder or id.
     """
     try:
         yield {OWN_CODE: False}
@@ -32,8 +32,8 @@ def refuse_own_code(location: Path | str) -> Iterator[dict[str, bool]]:
 
 
 def load_shape(location: Path | str, **options: Any) -> Any:
-    """Return transformers' config of the model in a folder or on the hub. Raises UserError if it needs code of its
-    own.
+    """Return transformers' config of the model in a folder or on the hub; `options` are passed to transformers. Raises
+    UserError if the model needs Python code that comes with it.
     """
     from transformers import AutoConfig
 
@@ -42,7 +42,9 @@ def load_shape(location: Path | str, **options: Any) -> Any:
 
 
 def load_tokenizer(location: Path | str, **options: Any) -> Any:
-    """Return the tokenizer in a folder or on the hub. Raises UserError if it needs code of its own."""
+    """Return the tokenizer in a folder or on the hub; `options` are passed to transformers. Raises UserError if it
+    needs Python code that comes with the model.
+    """
     from transformers import AutoTokenizer
 
     with refuse_own_code(location) as trust:
@@ -50,7 +52,9 @@ def load_tokenizer(location: Path | str, **options: Any) -> Any:
 
 
 def load_body(location: Path | str, **options: Any) -> Any:
-    """Return the model in a folder or on the hub, with its weights. Raises UserError if it needs code of its own."""
+    """Return the model in a folder or on the hub, with its weights; `options` are passed to transformers. Raises
+    UserError if the model needs Python code that comes with it.
+    """
     from transformers import AutoModel
 
     with refuse_own_code(location) as trust:
@@ -58,8 +62,8 @@ def load_body(location: Path | str, **options: Any) -> Any:
 
 
 def build_body(shape: Any, location: Path | str, **options: Any) -> Any:
-    """Return the model of a config that was read at `location`, with random weights. Raises UserError if it needs code
-    of its own.
+    """Return a model with random weights for a transformers config, `shape`, that was read at `location`; `options` are
+    passed to transformers. Raises UserError if the model needs Python code that comes with it.
     """
     from transformers import AutoModel
 

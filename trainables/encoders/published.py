@@ -95,8 +95,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_checkpoint(network: nn.Module, path: Path, unused: Collection[str] = ()) -> None:
-    """Load the weights in the published checkpoint at `path` into a network, in place, except for those whose names are
-    in `unused`.
+    """Load the weights in the published checkpoint at `path` into a network, in place. Weights of the file whose names
+    are in `unused` are ignored.
 
     Raises UserError, which lists the differences, if names or shapes of the file's weights differ from the network's,
     or if a weight isn't finite.
@@ -143,8 +143,9 @@ def require_finite_weights(network: nn.Module, source: Path | str) -> None:
 def require_matching_weights(
     source: Path | str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
 ) -> None:
-    """Raise UserError, which begins with `source`, if a checkpoint's weights don't match a network: if any name of a
-    weight is in `missing` or `unexpected`, or in `misshapen`, with its shapes.
+    """Raise UserError, which begins with `source`, if a checkpoint's weights don't match a network. `missing` has the
+    names of weights that only the network has, `unexpected` of those that only the checkpoint has, and `misshapen` of
+    those whose shapes differ; all three are empty if they match.
     """
     kinds = {"names are missing": missing, "names are unexpected": unexpected, "shapes differ": misshapen}
     differences = [f"{len(names)} {kind} ({format_names(names)})" for kind, names in kinds.items() if names]

@@ -38,7 +38,8 @@ AUTOSCALING_CONFIG = Path.home() / "ray_bootstrap_config.yaml"
 
 def fastest_precision_on(gpus_per_worker: float | None, nodes: Sequence[Bundle]) -> Precision:
     """Return the precision, 'bfloat16' or 'float32', in which the GPUs of the cluster's nodes multiply matrices
-    fastest. If `gpus_per_worker` is 0 or there are no GPUs, it is the fastest precision of this machine's processor.
+    fastest. If `gpus_per_worker` is 0 or there are no GPUs, it is the fastest precision of this machine's processor;
+    None means that the workers use GPUs if there are any.
 
     GPUs that cannot be queried, because they have not started yet or are all in use, are assumed to support bfloat16.
     """

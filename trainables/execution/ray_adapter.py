@@ -73,8 +73,8 @@ def fit(work: TrainingJob, callbacks: Sequence[UserCallback] = ()) -> Metrics:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train one rank of a trial in a Ray Train worker. `config` contains the TrainingJob under 'work', and the path or
-    URI of a checkpoint, or None, under 'resume_from'.
+    """Train one rank of a trial in a Ray Train worker. `config` contains the TrainingJob under 'work', and under
+    'resume_from' the path or URI of a checkpoint to resume from, or None to start anew.
 
     A UserError is recorded in MLflow, and the worker ends without an exception, since Ray would otherwise restart it.
     If the lease is lost before training starts, the worker ends, too.

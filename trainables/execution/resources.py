@@ -166,8 +166,8 @@ class ComputeOptions:
         return ResourceRequest(self.workers, self.gpus_per_worker, self.cpus_per_worker)
 
     def execution_on(self, resources: Allocation) -> Execution:
-        """Return the execution settings of trainings on these resources. Unless the option says otherwise, a worker
-        with a GPU gets up to MAX_LOADERS loader processes, and a worker without one gets none.
+        """Return the execution settings of trainings on these resources. Unless the command line gives a number of
+        loader processes, a worker with a GPU gets up to MAX_LOADERS of them, and a worker without one gets none.
         """
         spare = min(MAX_LOADERS, resources.threads - 1) if resources.gpus_per_worker else 0
         return Execution(

@@ -106,12 +106,12 @@ def train_rank(
     rank: int = 0,
 ) -> None:
     """Train the trial of the job `work` on one rank; at the end, rank 0 stores the model and logs the trial's config
-    and embeddings to MLflow. `make_report` makes the callback for epochs and checkpoints, `resume_from` is the folder
-    of a checkpoint to resume from, and `scratch` a folder for temporary files.
+    and embeddings to MLflow.
 
-    `make_report` returns the callback for epochs and checkpoints, `resume_from` is the folder of a checkpoint of the
-    training, and `before_outcome` is called when training has ended. Raises UserError, whose message is recorded in
-    MLflow, if the user has to correct something, and LeaseLostError if another process has taken the trial over.
+    `make_report` returns the callback for epochs and checkpoints. `resume_from` is the folder of a checkpoint of the
+    training; None: it starts anew. `scratch` is a folder for temporary files, and `before_outcome` is called when the
+    last epoch has ended. Raises UserError, whose message is recorded in MLflow, if the user has to correct something,
+    and LeaseLostError if another process has taken the trial over.
     """
     import torch
 
@@ -147,11 +147,11 @@ def train_rank(
 
 
 def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:
-    """Log those metrics of epochs, stored in a checkpoint, that the MLflow run lacks, as after the run or the tracking
-    store was lost. `checkpoints`, the place of the trial's checkpoints, is named in messages.
+    """Log the metrics of those epochs that the MLflow run lacks, for example because the tracking store was lost. They
+    are read from the folder `checkpoint`.
 
-    Raises UserError, which names the trial's `checkpoints`, if the checkpoint lacks them as well because an earlier
-    version wrote it.
+    Raises UserError if the checkpoint lacks them as well, because an earlier version wrote it. The message tells the
+    user to remove `checkpoints`, the place of the trial's checkpoints.
     """
     from trainables.records.checkpoint import load_progress
 
@@ -169,11 +169,11 @@ def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:
 
 def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
     """Train the trial of the job `work` on one rank in this process, from its last checkpoint if there is one, and
-    return the best epoch's metrics. `on_epoch` is called with the metrics of each epoch.
+    return the best epoch's metrics.
 
-    Returns the best epoch's metrics. `on_epoch` is called in the training's own thread: an exception that it raises
-    ends the training. Raises UserError if the user has to correct something, and LeaseLostError if another process has
-    taken the trial over.
+    `on_epoch` is called with the metrics of each epoch, in the training's own thread: an exception that it raises ends
+    the training. Raises UserError if the user has to correct something, and LeaseLostError if another process has taken
+    the trial over.
     """
     import torch
 

@@ -93,8 +93,9 @@ class DualEncoder(nn.Module):
 
 
 def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Return an audio encoder's outputs [S, W] for the segments of a batch. `generator` is for augmentation. An encoder
-    that `reads_num_samples` gets the number of samples of each segment, too.
+    """Return an audio encoder's outputs [S, W], W numbers for each of the S segments of a batch. `generator` is for
+    augmentation. An encoder with the attribute `reads_num_samples = True` gets the number of samples of each segment,
+    too.
     """
     if getattr(audio, "reads_num_samples", False):
         return audio(batch.segments, batch.mask_draws, generator, num_samples_S=batch.count_samples())

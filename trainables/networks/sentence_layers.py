@@ -44,7 +44,9 @@ FileFinder = Callable[[str], Path | None]
 
 
 class PoolingLayer(nn.Module):
-    """Layer that makes one vector per caption out of a vector per token: by each mode, concatenated."""
+    """Layer that makes one vector per caption out of a vector per token. It pools the tokens by each of its modes, such
+    as 'mean', and concatenates the results.
+    """
 
     def __init__(self, modes: Sequence[str]) -> None:
         super().__init__()
@@ -178,16 +180,16 @@ def load_layers(modules: Sequence[model_files.Module], find_file: FileFinder, wi
 
 
 def restore_layers(folder: Path, pooling: str, width: int) -> SentenceLayers:
-    """Return the layers whose settings `save_settings` wrote to a folder, without their weights; if it wrote none,
-    pooling alone. `width` is the size of the transformer's output.
+    """Return the layers whose settings `save_settings` wrote to a folder, without their weights. If the folder has no
+    such settings, return a layer for `pooling` alone. `width` is the size of the transformer's output.
     """
     path = folder / LAYERS_FILE
     return SentenceLayers(model_files.read_json(path), width) if path.is_file() else plain_layers(pooling, width)
 
 
 def save_settings(layers: SentenceLayers, folder: Path) -> None:
-    """Write the settings of layers that a modules.json defined to a folder; nothing for pooling alone, which the
-    trial's config names.
+    """Write the settings of layers that come from a modules.json to a folder. Nothing is written if there is a single
+    pooling mode without further layers or settings, since the trial's config contains that mode.
     """
     if layers.settings.keys() != {"modes", "layers"} or layers.settings["layers"] or len(layers.pooling.modes) > 1:
         (folder / LAYERS_FILE).write_text(json.dumps(layers.settings, indent=2) + "\n", encoding="utf-8")
@@ -222,8 +224,9 @@ def read_token_settings(body: model_files.Module, find_file: FileFinder) -> dict
 
 
 def describe_module(module: model_files.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a module after the transformer in the form that `SentenceLayers` takes; `config` is its
-    config.json. Raises UserError for a kind of module that isn't supported, or for unusable settings.
+    """Return the settings of a module after the transformer as a dict: for a Pooling its pooling modes, otherwise the
+    kind of the layer and its sizes or rates. `config` is the module's config.json. Raises UserError for a kind of
+    module that isn't supported, or for unusable settings.
     """
     try:
         if module.kind == "Pooling":
@@ -250,7 +253,7 @@ def describe_module(module: model_files.Module, config: dict[str, Any]) -> dict[
 
 
 def read_modes(config: dict[str, Any]) -> list[str]:
-    """Return the pooling modes in the config.json of a Pooling. Raises ValueError if one is unknown."""
+    """Return the pooling modes in the config.json of a Pooling module. Raises ValueError if one is unknown."""
     if (mode := config.get("pooling_mode")) is not None:
         modes = [mode] if isinstance(mode, str) else list(mode)
     else:
@@ -261,8 +264,8 @@ def read_modes(config: dict[str, Any]) -> list[str]:
 
 
 def read_activation(path: str) -> str:
-    """Return the name of a class of torch.nn, such as 'Tanh', for its import path in a Dense's config.json. Raises
-    ValueError for anything else, since it would be code from outside torch.
+    """Return the name of a class of torch.nn, such as 'Tanh', for its import path in the config.json of a Dense module.
+    Raises ValueError for anything else, since it would be code from outside torch.
     """
     name = path.split(".")[-1]
     is_known = name == "Identity" or hasattr(nn.modules.activation, name)

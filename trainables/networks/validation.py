@@ -56,11 +56,12 @@ AUDIO_REMEDY = "check that the weights are this model's, and what the encoder co
 
 
 def require_working_encoders(trials: Collection[Trial], weights: Path | None) -> None:
-    """Build each encoder of the trials once and embed a few sentences or segments of noise with it. Raises UserError if
-    that fails or the vectors are unusable. `weights` is the folder of published checkpoints; None downloads them.
+    """Build each encoder of the trials once and embed a few sentences or segments of noise with it. `weights` is the
+    folder of published checkpoints; None downloads them.
 
     Raises UserError if an encoder can't be built or used, if it has weights that aren't finite, or if its vectors have
-    another shape than [inputs, width], aren't finite, are the same for different inputs, or depend on other inputs.
+    another shape than [inputs, width], aren't finite, are the same for different inputs, or depend on the rest of the
+    batch.
     """
     for audio in dict.fromkeys(trial.audio for trial in trials):
         with encoder_errors_as_user_errors(audio):

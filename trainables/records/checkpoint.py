@@ -74,8 +74,8 @@ def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
 
 
 def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
-    """Return the model in a folder, on the CPU; `trial`, which must have the same encoders, replaces the folder's
-    config.
+    """Return the model in a folder, on the CPU. Its config is the one in the folder or, if `trial` is given, that
+    trial, which must have the same encoders.
     """
     model = restore(trial or load_trial(folder), folder)
     model.load_state_dict(load_file(folder / MODEL_FILE))

@@ -82,8 +82,8 @@ class Member:
 
 @dataclass(frozen=True)
 class SplitMetrics:
-    """Metrics on a split, by name: those of 'ensemble', those of what it is compared with, such as 'best_single', and
-    their 'difference'.
+    """Metrics on one split, by the name of a system: 'ensemble', the system that it is compared with, such as
+    'best_single', and 'difference', the ensemble's metrics minus that system's.
     """
 
     split: str
@@ -104,7 +104,7 @@ class NestedMetrics:
 
 @dataclass(frozen=True)
 class Method:
-    """Selection method that was compared with others, with the members that it selects and their metrics."""
+    """Selection method that was compared with others: the ensemble that it selects, and that ensemble's metrics."""
 
     name: str
     members: tuple[Member, ...]
@@ -115,8 +115,8 @@ class Method:
 
 @dataclass(frozen=True)
 class SelectionStep:
-    """Step of a selection: the candidates that were added and removed, by signature or name (None: no candidate), and
-    the ensemble's metric afterwards.
+    """Step of a selection: the candidate that was added and the one that was removed, each by signature or name (None:
+    no candidate), and the ensemble's metric afterwards.
     """
 
     value: float
@@ -162,8 +162,8 @@ class Ensemble:
 
     @property
     def weights(self) -> list[float]:
-        """Weight of each member. They are the members' counts, if known, since sums of scores weighted by integers are
-        exact.
+        """Weight of each member, in the order of the members. It is the number of times that the selection added the
+        member, if that is known, since sums of scores weighted by integers are exact.
         """
         return [member.weight if member.count is None else member.count for member in self.members]
 
@@ -173,8 +173,8 @@ class Ensemble:
 
     @property
     def test_when_selected(self) -> SplitMetrics | None:
-        """Test metrics of the ensemble as it was selected: if its members were retrained, those from before. None if
-        they have not been computed.
+        """Test metrics of the ensemble as it was selected: if its members were retrained, the metrics before the
+        retraining. None if they have not been computed.
         """
         return self.test or (self.before_retraining.test if self.before_retraining else None)
 

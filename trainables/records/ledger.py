@@ -112,7 +112,9 @@ class Ledger(Protocol):
         """Yield the trials that are being trained."""
 
     def find_trial(self, signature: str) -> TrialRun | None:
-        """Return the trial with this signature, or None. Of several runs, a finished one is preferred."""
+        """Return the trial with this signature; None if the ledger has none. Of several runs, a finished one is
+        preferred.
+        """
 
     def find_finished_trial(self, signature: str) -> TrialRun | None:
         """Return the trial with this signature if it has finished, otherwise None."""
@@ -120,14 +122,16 @@ class Ledger(Protocol):
         return run if run and run.status == "FINISHED" else None
 
     def find_signature(self, run_id: str) -> str | None:
-        """Return the signature of the trial that is logged to an MLflow run, or None."""
+        """Return the signature of the trial that is logged to an MLflow run; None if there is no such run, or it isn't
+        that of a trial.
+        """
 
     def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
         """Mark a trial as running, and return the id of the MLflow run that it is logged to: its existing run, or a new
-        one. `parent` is the signature of its pretraining, and `sweep_run_id` the run of its sweep.
+        one. `sweep_run_id` is the run of its sweep, None outside of a sweep; `parent` is the signature of the
+        pretraining that it starts from, None if it starts from none.
 
-        `parent` is the signature of the pretraining. Only the holder of the trial's lease may call this method, since
-        otherwise two runs could be created.
+        Only the holder of the trial's lease may call this method, since otherwise two runs could be created.
         """
 
     def finish(self, run_id: str) -> None:

@@ -289,11 +289,10 @@ def create_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None
 
 def create_experiment(tracking_uri: str, artifacts: str | None, folder: Path | None = None) -> MlflowLedger:
     """Return the ledger in the tracking store at an URI, whose MLflow experiment is created or restored if necessary.
-    `artifacts` is the URI of the folder for its files, by default the tracking server's.
 
-    `artifacts` is the URI of the folder for its files; None: the tracking server's default. `folder` is that folder if
-    the tracking store lies beside it: runs whose files are stated to be elsewhere, because both were moved, are
-    corrected.
+    `artifacts` is the URI of the folder for the files of runs; None: the tracking server's default. `folder` is the
+    local path of that folder if the tracking store lies beside it, otherwise None. If both were moved together, the
+    URIs that the tracking store has for existing files are corrected.
     """
     from mlflow.exceptions import MlflowException
 

@@ -73,7 +73,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
 def with_retries(function: Callable[[], Result]) -> Result:
     """Call a function and return its result. If it fails because storage or the tracking store is full or unreachable,
-    it is called again, for up to RETRY_FOR_S seconds.
+    call it again, for up to RETRY_FOR_S seconds, and then raise its error.
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
@@ -205,7 +205,9 @@ class RunLog:
         self.client.log_artifacts(self.run_id, str(folder))
 
     def open_artifact(self, name: str) -> contextlib.AbstractContextManager[Path]:
-        """Return a context manager whose value is the local path of one of the run's artifacts; see `open_artifact`."""
+        """Return a context manager whose value is the local path of the run's artifact `name`. A download is removed at
+        the end of the `with` block. Raises OSError or MlflowException if the artifact can't be reached.
+        """
         artifacts = self.client.get_run(self.run_id).info.artifact_uri
         return open_artifact(f"{artifacts}/{name}", self.client.tracking_uri)
 

@@ -64,15 +64,16 @@ class StepTimer:
         return self.steps[-1]
 
     def summarise_epoch(self) -> Metrics:
-        """Return the metrics of `summarise_steps` for the steps since the last call, and their total duration in
-        seconds as 'training_s'.
+        """Return, by name, the metrics of the steps since the last call: seconds per step, pairs per second, the
+        fraction of time spent waiting for data, peak memory in GB, and the steps' total duration in seconds,
+        'training_s'.
         """
         steps, self.steps = self.steps, []
         return summarise_steps(steps) | {"training_s": sum(step.duration_s for step in steps)}
 
     def is_checkpoint_due(self) -> bool:
-        """Return whether `checkpoint_every_s` seconds have passed since the last checkpoint that was due. Rank 0's
-        clock decides for all ranks, so every rank must call this method.
+        """Return whether `checkpoint_every_s` seconds have passed since the method last returned True, or since the
+        start. Rank 0's clock decides for all ranks, so every rank must call this method.
         """
         is_due = bool(
             broadcast_from_rank_0(time.monotonic() - self.checkpointed_at >= self.checkpoint_every_s, self.device)

@@ -63,7 +63,9 @@ def sqlite_folder(runs: RunStorage) -> Path:
 
 
 def require_server(tracking_uri: str) -> None:
-    """Raise UserError if the tracking URI is an HTTP address at which nothing or another server than MLflow answers."""
+    """Raise UserError if the tracking URI is an HTTP address, and no server or a server other than MLflow's answers
+    there.
+    """
     if not tracking_uri.startswith(("http://", "https://")):
         return
     import requests

@@ -9,8 +9,8 @@ from data.errors import UserError
 class Execution:
     """Execution settings of a training; they are not part of a trial.
 
-    They don't change what is computed, except for the order in which numbers are added and for the units that dropout
-    drops, as with the number of ranks.
+    They don't change what is computed, with two exceptions, which also depend on the number of ranks: the order in
+    which numbers are added, and the units that dropout drops.
     """
 
     loader_workers: int = 0  # processes that load batches, for each rank; 0: the training process loads them

@@ -82,8 +82,9 @@ def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> ND
 def embed_files(
     model: DualEncoder, trial: Trial, paths: Sequence[Path]
 ) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
-    """Return three values: the embeddings [A, D] of audio files by the model of a trial, the paths of the files that
-    could be embedded, and the files that were skipped or changed, with the reasons.
+    """Return three values: the embeddings [A, D] of audio files by the model of a trial; the paths of the files that
+    could be embedded; and the files that were skipped, or whose audio was changed when it was decoded, with the
+    reasons.
     """
     problems = FileProblems()
     batches = load_files(paths, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH, problems)

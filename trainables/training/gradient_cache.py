@@ -33,8 +33,8 @@ def embed_by_parts(forward: Forward, parts: Sequence[Batch]) -> Outputs:
 
 
 def backward_by_parts(forward: Forward, parts: Sequence[Batch], outputs: Outputs, network: torch.nn.Module) -> None:
-    """Embed one part of a batch after the other again with `forward`, backpropagate the gradients that the loss left at
-    `outputs` through the network, and add them to its parameters' gradients.
+    """Embed the parts of a batch again with `forward`, one after the other, and backpropagate through the network the
+    gradients that the loss left at `outputs`. They are added to the gradients of the network's parameters.
 
     If the network is wrapped in DDP, ranks exchange gradients once, with the last part.
     """

@@ -13,11 +13,12 @@ from torch import Tensor
 
 def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor) -> Tensor:
     """Return the NT-Xent loss, the normalised temperature-scaled cross entropy (Chen et al. 2020), as a float32 scalar.
-    `audio_BD` and `text_BD` are the normalised embeddings of B pairs, and `clips_B` has a number for the clip of each.
+    `audio_BD` and `text_BD` are the embeddings of the clips and of the captions of B pairs, which must have norm 1.
+    `clips_B` has a number for the clip of each pair.
 
-    It is -(r + c) / 2, with r and c the means over all positive entries of the log-softmax of cosine / temperature
-    along rows and along columns. Embeddings must have norm 1. Two pairs of the same clip are positives of each other,
-    as in the code of the paper's authors. `clips_B` identifies the clip of each pair.
+    In the matrix of cosine / temperature with a row for each clip and a column for each caption, an entry is positive
+    if both belong to the same clip, as in the code of the paper's authors. The loss is -(r + c) / 2, with r and c the
+    means over all positive entries of the log-softmax along rows and along columns.
     """
     with torch.autocast(audio_BD.device.type, enabled=False):
         logits_BB = audio_BD.float() @ text_BD.float().T / temperature.float()
@@ -28,8 +29,8 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
 
 
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. `local_LX` are this rank's rows, and
-    `counts` the number of rows to use from each rank. Gradients flow back to each rank's own rows.
+    """Return the rows of all ranks, concatenated in the order of ranks: [B, X]. `local_LX` are this rank's rows.
+    Gradients flow back to each rank's own rows.
 
     `counts` gives the number of rows to use from each rank, which may be one fewer than the rank has.
     """

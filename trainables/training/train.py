@@ -59,7 +59,9 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TrainingStart:
-    """Folders that a training starts from: a checkpoint, a pretrained model and published weights."""
+    """Folders that a training starts from: a checkpoint, a pretrained model and published weights. A new training has
+    no checkpoint, and a pretraining no pretrained model.
+    """
 
     pretrained: Path | None = None  # the model that a fine-tuning starts from
     resume_from: Path | None = None  # a checkpoint of the same training

@@ -82,8 +82,9 @@ VARIANTS = {
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: 'random', the address of the released file or, if a
-    directory `weights` is given, the SHA-256 of the released file in it.
+    """Return a string that identifies the initial weights: 'random' if the config has no published weights. Published
+    ones are identified by the address of the released file or, if a directory `weights` is given, by the SHA-256 of the
+    released file in it.
     """
     if not config.pretrained:
         return "random"

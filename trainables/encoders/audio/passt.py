@@ -111,8 +111,9 @@ VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: 'random', the name of hear21passt's release or, if a
-    directory `weights` is given, the SHA-256 of the released file in it.
+    """Return a string that identifies the initial weights: 'random' if the config has no published weights. Published
+    ones are identified by the name of hear21passt's release or, if a directory `weights` is given, by the SHA-256 of
+    the released file in it.
 
     A release's name identifies its weights, since releases don't change.
     """

@@ -25,8 +25,8 @@ HUB_NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
 class Config:
     """Configuration of a text encoder. `model` is the id of a model on the Hugging Face hub, or a local directory.
 
-    If the model has a modules.json, that defines the pooling and further layers; a `pooling` other than the default
-    must then be the same.
+    If the model has a modules.json, that file defines the pooling and further layers. A `pooling` other than the
+    default must then be the one in that file.
     """
 
     model: str
@@ -122,8 +122,8 @@ def format_name(config: Config) -> str:
 
 
 def may_define_layers(config: Config) -> bool:
-    """Return whether the layers of a modules.json are used if the model has one. VARIANTS are loaded without: the
-    layers of all-mpnet-base-v2 are its mean and a normalisation, which the baseline doesn't have.
+    """Return whether the layers that a model's modules.json lists are used, if the model has one. They are not for
+    VARIANTS: the layers of all-mpnet-base-v2 are its mean and a normalisation, which the baseline doesn't have.
     """
     return config.model not in SIZES or (config.pooling == "first" and config.model not in PLAIN_MODELS)
 
@@ -149,8 +149,9 @@ def flops(config: Config, num_tokens: float) -> float | None:
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
-    """Return a string that identifies the initial weights: the SHA-256 of a local directory's weights, tokenizer and
-    configuration, or 'model@commit' for a model on the hub. Raises UserError if the model can't be found.
+    """Return a string that identifies the initial weights. For a model in a local directory, also one in `weights`, it
+    contains the SHA-256 of the model's weights, tokenizer and configuration; for a model on the hub, 'model@commit'.
+    Raises UserError if the model can't be found.
     """
     folder = Path(locate_model(config, weights))
     version = "" if config.model in SIZES else LOADING_VERSION
@@ -177,8 +178,8 @@ def look_up_commit(model: str) -> str:
 
 
 def locate_model(config: Config, weights: Path | None) -> str:
-    """Return where transformers finds the model that a config names: a local directory, or the model's id on the hub.
-    Raises UserError if a directory `weights` is given and does not contain the hub's model.
+    """Return where transformers finds the model that a config names: the path of a local directory, or the model's id
+    on the hub. A model of the hub must be in the directory `weights` if that is given. Raises UserError if it isn't.
     """
     if weights is None or Path(config.model).is_dir():
         return config.model

@@ -76,8 +76,8 @@ class Cnn14Encoder(nn.Module):
         return [self.get_submodule(f"conv_block{number}") for number in range(1, len(self.config.channels) + 1)]
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode, and return the network. If `frozen_statistics` is set, batch normalisation
-        stays in evaluation mode.
+        """Set training or evaluation mode, and return the network. If `frozen_statistics` is set in its config, batch
+        normalisation stays in evaluation mode.
         """
         super().train(mode)
         if self.config.frozen_statistics:
@@ -87,8 +87,8 @@ class Cnn14Encoder(nn.Module):
         return self
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, W] of segments [S, N]. `mask_draws` are random numbers for SpecAugment in training;
-        `generator` is not used.
+        """Return the embeddings [S, W], of W numbers each, of S segments of N samples [S, N]. `mask_draws` are random
+        numbers for SpecAugment in training; `generator` is not used.
         """
         config = self.config
         log_mel_SMT = self.bn0(log_mel.transform_in_blocks(segments_SN, self.compute_log_mel).unsqueeze(2)).squeeze(2)
@@ -107,7 +107,9 @@ class Cnn14Encoder(nn.Module):
         return features_SW.relu()
 
     def compute_log_mel(self, segments_SN: Tensor) -> Tensor:
-        """Return the mel spectrogram [S, M, T] of segments [S, N], in decibels."""
+        """Return the mel spectrograms [S, M, T] of segments [S, N], in decibels: M mel bands in T frames for each of S
+        segments.
+        """
         spectrum = torch.stft(
             segments_SN, WINDOW_SAMPLES, hop_length=HOP_SAMPLES, window=self.window, return_complex=True
         )
@@ -128,6 +130,8 @@ class ConvBlock(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, features_SCTM: Tensor) -> Tensor:
-        """Return features [S, channels_out, T, M] of features [S, channels_in, T, M]."""
+        """Return the block's output [S, channels_out, T, M] for its input [S, channels_in, T, M]: features of S
+        segments at T frames and M mel bands.
+        """
         features_SCTM = functional.relu_(self.bn1(self.conv1(features_SCTM)))
         return functional.relu_(self.bn2(self.conv2(features_SCTM)))

@@ -27,7 +27,9 @@ CPU_BLOCK = 4
 
 
 class LogMel(nn.Module):
-    """Front end that computes normalised log-mel spectrograms [S, M, T] of samples [S, N]."""
+    """Front end that computes normalised log-mel spectrograms [S, M, T], with M mel bands and T frames, of S segments
+    of N samples.
+    """
 
     window: Tensor
     bank: Tensor
@@ -40,7 +42,9 @@ class LogMel(nn.Module):
         self.register_buffer("bank", self.make_filter_bank(config.fmin_hz, config.fmax_hz), persistent=False)
 
     def make_filter_bank(self, fmin_hz: float, fmax_hz: float) -> Tensor:
-        """Return Kaldi's triangular mel filters from `fmin_hz` to `fmax_hz`: [M, fft_samples / 2 + 1]."""
+        """Return Kaldi's triangular mel filters from `fmin_hz` to `fmax_hz`: the weight of each frequency in each of M
+        mel bands [M, fft_samples / 2 + 1].
+        """
         config = self.config
         bank, _ = get_mel_banks(
             config.num_mels,
@@ -55,8 +59,9 @@ class LogMel(nn.Module):
         return nn.functional.pad(bank, (0, 1))  # Kaldi has no Nyquist bin
 
     def draw_filter_bank(self, generator: torch.Generator) -> Tensor:
-        """Return mel filters [M, fft_samples / 2 + 1] whose frequency limits are drawn at random. All ranks draw the
-        same limits for a batch, since their generators have the same seed.
+        """Return mel filters, the weight of each frequency in each of M mel bands [M, fft_samples / 2 + 1], whose
+        frequency limits are drawn at random. All ranks draw the same limits for a batch, since their generators have
+        the same seed.
         """
         config = self.config
         low, high = (
@@ -68,8 +73,9 @@ class LogMel(nn.Module):
         )
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the normalised log-mel spectrograms [S, M, T] of segments [S, N]. In training, `generator` jitters the
-        mel filters, and mel bands and frames are masked where the random numbers `mask_draws` say.
+        """Return the normalised log-mel spectrograms [S, M, T], with M mel bands and T frames, of S segments of N
+        samples. In training, the mel filters' limits are drawn by `generator`, and mel bands and frames are masked
+        where the random numbers `mask_draws` say.
         """
         config = self.config
         bank = self.draw_filter_bank(generator) if self.training else self.bank
@@ -80,8 +86,8 @@ class LogMel(nn.Module):
         return (log_mel_SMT + NORMALISE_SHIFT) / NORMALISE_SCALE
 
     def compute_log_mel(self, segments_SN: Tensor, bank: Tensor) -> Tensor:
-        """Return the natural logarithm of the mel spectrogram [S, M, T] of segments [S, N], neither masked nor
-        normalised. `bank` holds the mel filters [M, fft_samples / 2 + 1].
+        """Return the natural logarithm of the mel spectrograms [S, M, T], with M mel bands and T frames, of S segments
+        of N samples, neither masked nor normalised. `bank` holds the mel filters [M, fft_samples / 2 + 1].
         """
         emphasised = segments_SN[:, 1:] - PRE_EMPHASIS * segments_SN[:, :-1]
         spectrum = torch.stft(
@@ -106,10 +112,11 @@ def transform_in_blocks(segments_SN: Tensor, transform: Callable[[Tensor], Tenso
 
 
 def mask_stripes(log_mel_SMT: Tensor, dim: int, max_width: int, draws_S2: Tensor) -> Tensor:
-    """Return log-mel spectrograms with one stripe of up to `max_width` entries along `dim` set to zero in each segment,
-    as in SpecAugment (Park et al. 2019). `draws_S2` has two random numbers per segment, for its width and position.
+    """Return log-mel spectrograms with one stripe of mel bands (`dim` 1) or frames (`dim` 2) set to zero in each
+    segment, as in SpecAugment (Park et al. 2019). A stripe is at most `max_width` wide.
 
-    `draws_S2` holds the stripe's width and position as uniform numbers on [0, 1).
+    `draws_S2` has two uniform random numbers on [0, 1) for each segment: they determine the stripe's width and
+    position.
     """
     size = log_mel_SMT.shape[dim]
     width_S = (draws_S2[:, 0] * min(max_width, size)).floor()

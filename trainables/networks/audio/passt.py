@@ -91,7 +91,7 @@ class PasstEncoder(nn.Module):
         return list(self.net.blocks)
 
     def forward(self, segments_SN: Tensor, mask_draws: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the embeddings [S, width] of segments [S, N]. In training, `mask_draws` are random numbers for
+        """Return the embeddings [S, width] of S segments of N samples. In training, `mask_draws` are random numbers for
         SpecAugment, and `generator` draws the patches to drop.
         """
         net: Any = self.net
@@ -120,7 +120,9 @@ class Attention(nn.Module):
         self.qkv, self.proj = original.qkv, original.proj
 
     def forward(self, tokens_SLD: Tensor) -> Tensor:
-        """Return the output of self-attention [S, L, D] for tokens [S, L, D]."""
+        """Return the output of self-attention [S, L, D] for tokens [S, L, D]: L vectors of D numbers for each of S
+        segments.
+        """
         query_SHLE, key_SHLE, value_SHLE = self.qkv(tokens_SLD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         is_fused = tokens_SLD.device.type in FUSED_DEVICES
         function = nn.functional.scaled_dot_product_attention if is_fused else attend
@@ -139,8 +141,9 @@ def attend(query_SHLE: Tensor, key_SHLE: Tensor, value_SHLE: Tensor) -> Tensor:
 
 
 def drop_patches(patches_SDFT: Tensor, dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return spectrogram patches [S, D, F, T] without `count` rows (dim 2) or columns (dim 3), drawn by `generator`
-    (structured patchout). The same ones are dropped from all segments of the batch.
+    """Return the embedded spectrogram patches [S, D, F, T] of S segments, D numbers for each patch, without `count` of
+    the F rows (`dim` 2) or of the T columns (`dim` 3), which `generator` draws (structured patchout). The same ones are
+    dropped from all segments of the batch.
     """
     if count == 0:
         return patches_SDFT

@@ -97,7 +97,9 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Don't log transformers' report of missing and unexpected weights, which lists those of unused parts, too."""
+    """Suppress, in the `with` block, transformers' log message on missing and unexpected weights, which lists weights
+    that are not used, too.
+    """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -108,7 +110,7 @@ def without_load_report() -> Iterator[None]:
 
 def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
     """Disable the gradients of weights that take no part in embedding a caption, such as Longformer's for global
-    attention, since DDP waits for a gradient of each parameter. The variants have none.
+    attention, since DDP waits for a gradient of each parameter. The models of VARIANTS have no such weights.
     """
     if encoder.config.model in huggingface.SIZES or torch.is_inference_mode_enabled():
         return
@@ -131,8 +133,9 @@ def find_model_file(location: str, revision: str | None, name: str) -> Path | No
 
 
 def find_modules(config: Config, find_file: Callable[[str], Path | None]) -> list[model_files.Module]:
-    """Return the modules that sentence-transformers' modules.json lists for the model of a config; an empty list for a
-    model without that file, which `find_file` locates. Raises UserError if they can't be used.
+    """Return the modules that sentence-transformers' modules.json lists for the model of a config. Return an empty list
+    if the model has no such file, or its layers are not used. `find_file` returns the local path of a file of the
+    model. Raises UserError if the modules can't be used.
     """
     path = find_file(model_files.MODULES_FILE) if huggingface.may_define_layers(config) else None
     return model_files.parse_modules(model_files.read_json(path), str(path)) if path else []
@@ -273,8 +276,8 @@ class HuggingFaceEncoder(nn.Module):
         """Return B captions as token ids, truncated to the config's `max_tokens`, or to the model's limit if that is
         lower, and padded at the end to the longest caption.
 
-        The padding is masked, so that a tokenizer without a padding token is padded with token 0. A caption without
-        any token is such a token, unmasked.
+        The padding is masked, so that a tokenizer without a padding token is padded with token 0. A caption for which
+        the tokenizer returns no token gets one padding token, which isn't masked.
         """
         prompted = [self.layers.prompt + caption for caption in captions]
         encoded = self.tokenizer(prompted, truncation=True, max_length=self.max_tokens)["input_ids"]
