@@ -99,8 +99,8 @@ def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds:
 
 
 def build_ensemble_line(row: EnsembleRow, role: Role) -> TableLine:
-    """Return an ensemble as a line of the table for the split with this role; beside the test metrics stand the
-    paper's.
+    """Return an ensemble as a line of the table for the split with this role. For the test split, the metrics
+    that the paper reports for such an ensemble stand beside them.
     """
     metric = row.ensemble.metric
     by = "" if metric == "map10" else f", by {METRIC_TITLES.get(metric, metric)}"

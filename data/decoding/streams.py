@@ -140,8 +140,8 @@ def find_bytes(file: BinaryIO, pattern: bytes, position: int) -> int | None:
 
 
 def add_flac_length(file: BinaryIO, head: bytes) -> BinaryIO:
-    """Return a FLAC file whose header states the number of samples. If the header, at the beginning of the bytes
-    `head`, says 0 (unknown), the number is computed from the last frame.
+    """Return a seekable FLAC file whose header states the number of samples. If the header says 0 (unknown), the number
+    is computed from the last frame. `head` are the first bytes of `file`, whose position doesn't matter.
 
     Raises AudioError if the last frame is incomplete. Format: https://www.rfc-editor.org/rfc/rfc9639.
     """

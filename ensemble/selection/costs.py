@@ -69,7 +69,9 @@ def count_parameters(folder: Path) -> float:
 
 
 def measure_latency_ms(folder: Path) -> float:
-    """Return the median time in milliseconds in which the model in a folder embeds one query on the CPU."""
+    """Return the median time in milliseconds in which the trained model of a trial, in a folder, embeds a sentence on the
+    CPU.
+    """
     import torch
 
     from trainables.records.checkpoint import load_model

@@ -137,8 +137,8 @@ def write_outdoors(match: re.Match[str]) -> str:
 
 
 def replace_matches(rng: Generator, pattern: re.Pattern[str], targets: Sequence[str], text: str) -> str:
-    """Return a text in which each match of the pattern is either kept or replaced by one of the texts `targets`, all
-    equally likely.
+    """Return a text in which each match of the pattern is either kept or replaced by one of the texts `targets`.
+    Keeping it and each of the texts are equally likely.
     """
     return pattern.sub(lambda match: draw_one(rng, (match[0], *targets)), text)
 
