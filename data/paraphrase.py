@@ -214,7 +214,7 @@ def refuse_open_batch(job: ParaphraseJob) -> None:
 def ask_in_batches(
     options: AskOptions, job: ParaphraseJob, journal: Journal, answer_log: AnswerLog, budget: Budget
 ) -> str:
-    """Ask about all unanswered captions by the Batch API and wait for the answers. Return why some weren't asked; or ''."""
+    """Ask about all captions without answers by the Batch API, and wait. Return why some weren't asked about, or ''."""
     from data.paraphrasing import chat_client
     from data.paraphrasing.batch_api import BatchRun
 

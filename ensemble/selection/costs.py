@@ -69,7 +69,7 @@ def count_parameters(folder: Path) -> float:
 
 
 def measure_latency_ms(folder: Path) -> float:
-    """Return the median time in milliseconds in which the trained model of a trial, in a folder, embeds a sentence on the
+    """Return the median time in milliseconds in which a trial's trained model, in a folder, embeds a sentence on the
     CPU.
     """
     import torch
