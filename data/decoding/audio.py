@@ -188,11 +188,10 @@ class Levels:
 
 
 def measure_levels(stream: BinaryIO) -> Levels | None:
-    """Decode a stream, and return the peak and the energy of its channels and of their mean; None if the stream needs
-    no change of channel or level, whatever they are.
+    """Decode a stream, and return the peak and the energy of its channels and of their mean. Return None, without
+    decoding, for a mono stream in a format of at most 16 bits, whose level and channel are never changed.
 
-    That is so for a mono stream in a format that can't exceed the range of 16 bits. Peaks are measured only if 16 bits
-    may not be enough.
+    In a format of at most 16 bits, the peaks are left at zero.
     """
     stream.seek(0)
     with open_sound(stream) as audio, np.errstate(over="ignore", invalid="ignore"):

@@ -10,7 +10,8 @@ from data.loading.pairs import ORDER_STREAM, ClipCaptionDataset
 
 
 def order_epoch(pairs: ClipCaptionDataset, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:
-    """Return the global batches of an epoch, each as an array of pair indices. The order is random: every pair
+    """Return the global batches of an epoch, each as an array of pair indices. The order is random, but
+    determined by the pairs' seed and the number of the epoch: every rank and every repetition get the same. Each pair
     occurs once, and a batch has `batch_size` pairs, except a smaller last one.
     """
     order = np.random.default_rng([pairs.seed, ORDER_STREAM, epoch]).permutation(len(pairs))
