@@ -43,8 +43,8 @@ def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 class AllGather(torch.autograd.Function):
-    """All-gather with gradients. Each rank gives a tensor of the same shape and receives a tuple with the tensors of all
-    ranks; backward, it receives its own part of the gradient, times the number of ranks.
+    """All-gather with gradients. Each rank gives a tensor of the same shape and receives a tuple with the tensors of
+    all ranks; backward, it receives its own part of the gradient, times the number of ranks.
 
     Each rank computes the same loss over the same gathered batch, so all ranks have the same gradient and needn't
     exchange it. DDP then takes the mean of parameters' gradients over ranks, and the factor turns it into the sum: a
