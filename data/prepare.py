@@ -9,7 +9,9 @@ Examples:
 Guide: docs/corpora.md
 """
 
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,13 +202,16 @@ def duplicates_command(options: DuplicateOptions) -> None:
 
 
 def upload_command(options: UploadOptions) -> None:
-    """Copy a store to an object store.
+    """Copy a store to an object store. Other commands can't write to the store meanwhile.
 
     Examples:
         python data/prepare.py upload --store store --to s3://bucket/store
         python data/prepare.py upload --to "s3://bucket/store?endpoint_override=host:9000&scheme=http"
     """
-    storage.upload_store(Store.of(options.store), options.to)
+    store = Store.of(options.store)
+    is_writable = store.path.is_dir() and os.access(store.path, os.W_OK)
+    with lock_store(store.path) if is_writable else contextlib.nullcontext():
+        storage.upload_store(store, options.to)
 
 
 COMMANDS: dict[str, Command[Any]] = {

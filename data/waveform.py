@@ -6,6 +6,7 @@ Everything here is a pure function. Samples are float32 [num_samples], mono, at 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ class AudioBlocks(Iterator[Samples]):
 
     def __init__(self, decode: Callable[[Callable[[str], None]], Iterator[Samples]]) -> None:
         self.warnings: list[str] = []  # complete when all blocks have been read
+        self.scratch: Path | None = None  # folder for temporary files, set before reading; None: the system's
         self._blocks = decode(self.warnings.append)
 
     def __next__(self) -> Samples:

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.options import Command, group, option, run_command
 from data.store.files import rename_folder
+from data.store.scratch import create_scratch_folder
 from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
 from ensemble.serving.registration import register_model
@@ -66,10 +66,10 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
     ensemble = bundle.read_mean_ensemble(path)
     if out.exists():
         raise UserError(f"{out} already exists: give another folder, or remove it")
-    with created_parents(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
-        staging = Path(scratch) / "whole"
+    with created_parents(out), create_scratch_folder(out.parent) as scratch:
+        staging = scratch / "whole"
         for entry in ensemble.members:
-            folder = bundle.locate_member(entry, path, runs, Path(scratch))
+            folder = bundle.locate_member(entry, path, runs, scratch)
             copy_regular_files(folder, staging / MEMBERS / entry.signature)
         write_ensemble(staging / ENSEMBLE_FILE, ensemble)
         (staging / "README.md").write_text(build_readme(ensemble), encoding="utf-8")

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -170,12 +171,28 @@ def write_shards(split: Split, folder: Path, codec: Codec) -> list[ShardSummary]
     work = [(paths[number], split.corpus, split.name, parts[number], codec) for number in todo]
     clips_left = sum(len(parts[number]) for number in todo)
     bytes_left = sum(num_bytes[number] for number in todo)
+    warn_if_space_is_short(folder, bytes_left)
     with PreparationProgress(f"{split.corpus}/{split.name}", clips_left, bytes_left) as progress:
         for position, summary in run_in_parallel(shard_writer.write_shard, work, clips_left, bytes_left):
             number = todo[position]
             summaries[number] = summary
             progress.add_clips(len(parts[number]), summary.num_samples, num_bytes[number])
     return [summaries[number] for number in range(len(parts))]
+
+
+def warn_if_space_is_short(folder: Path, num_bytes: int) -> None:
+    """Log a warning if fewer than `num_bytes` bytes, the size of the recordings to be read, are free on the disk of a
+    folder. The size of the shards can't be known in advance: it depends on sampling rates, channels and codecs.
+    """
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < num_bytes:
+        logger.warning(
+            "%.1f GB of recordings are to be read, and %.1f GB are free in %s: if they don't suffice, free space and "
+            "run the same command again; shards that are complete are kept",
+            num_bytes / 1e9,
+            free_bytes / 1e9,
+            folder,
+        )
 
 
 def run_in_parallel(

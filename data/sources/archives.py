@@ -12,7 +12,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -125,17 +125,20 @@ def list_segment_paths(path: Path, num_segments: int) -> tuple[Path, ...]:
 def decode_member(member: ArchiveMember) -> AudioBlocks:
     """Decode a member of an archive into blocks of samples; its checksum is verified before the first block.
 
-    The blocks raise AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
+    A member of more than SPOOLED_BYTES is unpacked to a temporary file, in the folder `scratch` of the blocks. The
+    blocks raise AudioError if the member or its audio is corrupt, and UserError if the archive no longer exists.
     """
-    return AudioBlocks(lambda warn: _decode_member(member, warn))
+    blocks = AudioBlocks(lambda warn: _decode_member(member, warn, lambda: blocks.scratch))
+    return blocks
 
 
-def _decode_member(member: ArchiveMember, warn: Warn) -> Iterator[Samples]:
+def _decode_member(member: ArchiveMember, warn: Warn, get_scratch: Callable[[], Path | None]) -> Iterator[Samples]:
     if member.info.file_size > max(SPOOLED_BYTES, MAX_COMPRESSION_RATIO * member.info.compress_size):
         raise AudioError(
             f"unpacks to more than {MAX_COMPRESSION_RATIO} times its size: {member.info.file_size:,} bytes"
         )
-    with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as spool:
+    scratch = get_scratch()
+    with tempfile.SpooledTemporaryFile(SPOOLED_BYTES, dir=str(scratch) if scratch else None) as spool:
         try:
             with open_segments(member.segments[member.info.volume :], member.info.header_offset) as stream:
                 signature, name_bytes, extra_bytes = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))

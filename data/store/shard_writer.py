@@ -124,8 +124,11 @@ def encode_blocks(
     blocks: Iterable[Samples], codec: Codec, folder: Path, digest: "hashlib._Hash"
 ) -> tuple[EncodedAudio, int]:
     """Encode the samples of a clip in the format `codec`, and return its audio and its number of samples. `digest` is
-    updated with the samples as 16-bit PCM; audio that is too long for memory is kept in a temporary file in `folder`.
+    updated with the samples as 16-bit PCM. Temporary files, for audio that is too long for memory and for what is
+    unpacked from archives, are in `folder`.
     """
+    if isinstance(blocks, AudioBlocks):
+        blocks.scratch = folder
     with tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder)) as file:
         spool = cast(BinaryIO, file)
         num_samples = waveform.encode(blocks, codec, spool, digest)

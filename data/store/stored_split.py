@@ -148,6 +148,20 @@ class StoredSplit:
         except (OSError, pa.ArrowException) as error:
             raise UserError(self.explain_unreadable(path, error)) from error
 
+    def map_files(self) -> None:
+        """Map the tables and shards of the split into memory, without reading the shards. This process, and processes
+        forked from it, can then read them even if the split is prepared again, which removes files that are no longer
+        needed.
+
+        Does nothing for an object store, where files are not removed. Raises UserError if a file is absent.
+        """
+        if self.store.is_remote:
+            return
+        for table in (self.index, self.queries):
+            assert table is not None
+        for number in range(len(self.clips_manifest.shards)):
+            self.map(self.get_shard_path(number))
+
     def explain_unreadable(self, path: str, error: Exception) -> str:
         """Return a message about an error of reading a file of the store, with the remedy."""
         reason = "is absent" if isinstance(error, FileNotFoundError) else f"can't be read: {error}"

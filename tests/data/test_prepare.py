@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -408,3 +409,23 @@ def test_three_corpora_in_one_store_as_they_are_published(published, prepare, tm
     same = {row["clip_id"]: row["held_out_clip_id"] for row in sounds}
     planted = [clip_id for clip_id in by_id if clip_id.startswith("wavcaps/FreeSound/")]
     assert all(same[clip_id].startswith("clotho/evaluation/") for clip_id in planted)
+
+
+def test_recordings_larger_than_the_free_space_are_pointed_out(prepare, corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    arguments = "folder", "--source", str(corpus), "--store"
+    assert "GB are free" not in prepare(*arguments, str(tmp_path / "a")).stderr
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    done = prepare(*arguments, str(tmp_path / "b"))
+    assert done.returncode == 0
+    assert f"0.0 GB are free in {tmp_path / 'b' / 'folder' / 'train'}: if they don't suffice, free space" in done.stderr
+
+
+def test_a_store_is_not_uploaded_while_another_command_writes_to_it(prepare, corpus, tmp_path):
+    store = tmp_path / "store"
+    assert prepare("folder", "--source", str(corpus), "--store", str(store)).returncode == 0
+    with build.lock_store(store):
+        assert_refused(
+            prepare("upload", "--store", str(store), "--to", "s3://bucket/store?region=us-east-1"),
+            f"another command is writing to {store}; wait until it has finished",
+        )

@@ -29,8 +29,8 @@ def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEnc
     for it. The write is atomic, and a model that is already stored is kept.
     """
     with runs.make_scratch() as scratch:
-        checkpoint.save_model(Path(scratch) / "model", trial, network.text, checkpoint.copy_weights(network))
-        runs.store_model(signature, Path(scratch) / "model")
+        checkpoint.save_model(scratch / "model", trial, network.text, checkpoint.copy_weights(network))
+        runs.store_model(signature, scratch / "model")
 
 
 def log_artifacts(

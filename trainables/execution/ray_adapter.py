@@ -1,5 +1,7 @@
 """Adapter to Ray Train: train a trial on several workers. No other module of the package imports ray.train."""
 
+import atexit
+import contextlib
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from ray.train import (
 from ray.train.torch import TorchTrainer, get_device
 
 from data.errors import UserError
+from data.store.scratch import create_scratch_folder
 from trainables.execution.session import (
     CPU_ALLOCATOR,
     TrainingJob,
@@ -84,7 +87,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     if RunLog(work.site.tracking_uri, work.run_id).refusal() or not work.lease.is_held(work.site.runs):
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with create_scratch_folder() as folder:
         earlier = Checkpoint(config["resume_from"]) if config["resume_from"] else None
         checkpoint = ray.train.get_checkpoint() or earlier
         try:
@@ -92,8 +95,8 @@ def train_worker(config: dict[str, Any]) -> None:
                 work,
                 get_device(),
                 lambda log: make_reporter(log, work.site.runs, work.lease, rank),
-                Path(checkpoint.to_directory(Path(folder) / "checkpoint")) if checkpoint else None,
-                Path(folder),
+                Path(checkpoint.to_directory(folder / "checkpoint")) if checkpoint else None,
+                folder,
                 rank=rank,
             )
         except UserError as error:
@@ -114,6 +117,10 @@ def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnC
     written = threading.Event()
     written.set()
     has_earlier = True
+    # It is used until the process ends, since Ray may still upload a checkpoint when the training has returned.
+    scratch = contextlib.ExitStack()
+    folder = scratch.enter_context(create_scratch_folder())
+    atexit.register(scratch.close)
 
     def report(metrics: Metrics, snapshot: Snapshot | None) -> None:
         if snapshot is None or rank != 0:
@@ -141,7 +148,7 @@ def make_reporter(log: RunLog, runs: RunStorage, lease: Lease, rank: int) -> OnC
 
         ray.train.report(
             metrics,
-            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp()),
+            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp(dir=folder)),
             checkpoint_upload_mode=checkpoint_upload_mode,
             delete_local_checkpoint_after_upload=True,
             checkpoint_upload_fn=write,

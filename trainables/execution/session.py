@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import UserError
+from data.store.scratch import create_scratch_folder
 from trainables.execution.resources import Allocation
 from trainables.records.lease import Lease
 from trainables.records.mlflow_log import RunLog, with_retries
@@ -132,6 +132,9 @@ def train_rank(
             callbacks = replace(callbacks, on_embeddings=make_embeddings_logger(log, lease.signature))
         pretrained = site.runs.fetch_model(work.parent, scratch / "pretrained") if work.parent else None
         start = TrainingStart(pretrained, resume_from, site.weights)
+        splits = {name: open_split(site.store, name) for name in {*trial.train, trial.validation, trial.test}}
+        for split in splits.values():
+            split.map_files()  # they stay readable if the split is prepared again during the training
         network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
     except UserError as error:
@@ -142,7 +145,7 @@ def train_rank(
     if rank == 0:
         lease.require(site.runs)
         with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network))
-        validation, test = open_split(site.store, trial.validation), open_split(site.store, trial.test)
+        validation, test = splits[trial.validation], splits[trial.test]
         with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test))
 
 
@@ -184,15 +187,15 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
     device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
     release_memory(device)  # the traceback of an error may still hold the previous trial's objects
     try:
-        with tempfile.TemporaryDirectory() as folder, CheckpointWriter(site.runs, lease) as writer:
+        with create_scratch_folder() as folder, CheckpointWriter(site.runs, lease) as writer:
             earlier = find_last_checkpoint(site.runs, lease)
-            resume_from = site.runs.fetch(earlier, Path(folder) / "checkpoint") if earlier else None
+            resume_from = site.runs.fetch(earlier, folder / "checkpoint") if earlier else None
             train_rank(
                 work,
                 device,
                 lambda log: make_reporter(writer, log, on_epoch),
                 resume_from,
-                Path(folder),
+                folder,
                 before_outcome=writer.wait,
             )
     finally:

@@ -14,8 +14,8 @@ import functools
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
 from data.store.files import rename_folder, sync
+from data.store.scratch import create_scratch_folder
 from data.store.storage import open_filesystem
 
 MAX_HEADER_BYTES = 2**27
@@ -161,15 +162,11 @@ class RunStorage:
             return self.folder
         return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "chorale"
 
-    def make_scratch(self) -> tempfile.TemporaryDirectory[str]:
-        """Return a temporary folder in which a model is written before it is stored: beside the stored models, so that
-        it can be moved, or anywhere on this machine for an object store.
+    def make_scratch(self) -> AbstractContextManager[Path]:
+        """Return a context manager that creates a temporary folder, in which a model is written before it is stored:
+        beside the stored models, so that it can be moved, or anywhere on this machine for an object store.
         """
-        if self.is_remote:
-            return tempfile.TemporaryDirectory()
-        models = self.folder / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=models, prefix=".")
+        return create_scratch_folder(None if self.is_remote else self.folder / "models")
 
     def fetch_model(self, signature: str, scratch: Path) -> Path:
         """Return the local folder of the trained model of the trial with this signature; from an object store it is
@@ -192,10 +189,10 @@ class RunStorage:
         A local folder is renamed once it is complete; in an object store it is copied file by file.
         """
         if self.is_remote:
-            with tempfile.TemporaryDirectory() as scratch:
-                write(Path(scratch))
+            with create_scratch_folder() as scratch:
+                write(scratch)
                 filesystem, path = open_filesystem(self.locate(name))
-                pyarrow.fs.copy_files(scratch, path, pyarrow.fs.LocalFileSystem(), filesystem)
+                pyarrow.fs.copy_files(str(scratch), path, pyarrow.fs.LocalFileSystem(), filesystem)
             return
         target = self.folder / name
         part = target.with_name(f".{target.name}.part")

@@ -4,13 +4,17 @@ import pickle
 import random
 import shutil
 import subprocess
+import tempfile
 import zipfile
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from data.errors import UserError
 from data.sources import archives
+from data.store.shard_writer import write_shard
 from data.waveform import AudioError
 
 needs_zip = pytest.mark.skipif(not shutil.which("zip"), reason="Debian's zip is absent: it splits archives")
@@ -190,3 +194,18 @@ def test_a_mutated_archive_is_read_or_named(tmp_path, write_audio):
             except (UserError, AudioError) as error:
                 outcomes.add(type(error))
         assert outcomes == {"read", UserError, AudioError}
+
+
+def test_a_long_member_is_unpacked_beside_the_shard(stored, tmp_path, monkeypatch, make_clip):
+    """Not in the system's temporary folder, which may be small, or in memory."""
+    path, _ = stored
+    (member,) = archives.list_members(path)
+    expected = decoded(member)
+    monkeypatch.setattr(archives, "SPOOLED_BYTES", 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(FileNotFoundError):
+        decoded(member)
+    clip = replace(make_clip("a.wav", expected, ("A dog.",)), load=partial(archives.decode_member, member))
+    summary = write_shard(tmp_path / "shard.arrow", "test", "train", [clip], "pcm16")
+    assert summary.num_samples == len(expected)
+    assert not summary.set_aside

@@ -436,3 +436,17 @@ def samples_of(clip):
 
 def folder_of(split):
     return split.store.path / split.name
+
+
+def test_mapped_files_stay_readable_when_the_split_is_prepared_again(clips, make_clip, noise, write_split, tmp_path):
+    """As under a training that is running. Fails without `map_files`: the shards are read by name."""
+    split = write_split(clips)
+    split.map_files()
+    expected = [samples_of(clip) for clip in clips]
+    again = write_split([make_clip("other.wav", noise(0.3, 9), ("Other.",))])
+    folder = tmp_path / "store" / split.name
+    assert not any((folder / name).exists() for name in split.manifest.shards)
+    assert again.clip_ids != split.clip_ids
+    for index, samples in enumerate(expected):
+        np.testing.assert_array_equal(split.read_window(index, 0, len(samples)), samples)
+    assert len(split.queries) == 6

@@ -7,17 +7,28 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from data.corpora import synthetic
 from data.errors import UserError
+from data.store.stored_split import open_split
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, commit_file, find_last_checkpoint, train_in_process
 from trainables.records import lease as leases
 from trainables.records.checkpoint import PROGRESS_FILE
-from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, TEST_FILE, VALIDATION_FILE
+from trainables.records.embeddings import (
+    EMBEDDINGS_FOLDER,
+    EPOCHS_FOLDER,
+    TEST_FILE,
+    VALIDATION_FILE,
+    read_embeddings,
+)
 from trainables.records.lease import LeaseLostError
 from trainables.records.mlflow_ledger import create_ledger
+from trainables.records.mlflow_log import RunLog
 from trainables.records.run_storage import RunStorage
 from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE
+
+OTHER_SIZES = synthetic.Config(development=5, validation=5, evaluation=5, min_duration_s=5.0, max_duration_s=6.0)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +111,28 @@ def test_a_training_that_was_ended_goes_on_from_its_last_checkpoint_to_the_same_
     assert [epoch["epoch"] for epoch in reported] == list(range(2, trial.epochs + 1))
     assert_same(weights_of(runs, again), alone[2])
     assert not (runs.folder / "trials" / work.lease.folder).exists()
+
+
+def test_a_training_uses_the_splits_that_it_started_with_though_they_are_prepared_again(
+    alone, trial, store, ledger, tmp_path, write_split
+):
+    """Their shards are removed while it runs. The model and the clips of its embeddings are those of an undisturbed
+    training.
+    """
+    again, runs = shutil.copytree(store, tmp_path / "store"), RunStorage.of(tmp_path / "runs")
+    shards = sorted(again.glob("*/*/clips-*.arrow"))
+
+    def prepare_again(metrics):
+        if metrics["epoch"] == 1:
+            for split in synthetic.read(None, 1, OTHER_SIZES):
+                write_split(again, split, "pcm16")
+            assert not any(shard.exists() for shard in shards)
+
+    work = work_of(trial, again, runs, ledger)
+    assert train_in_process(work, prepare_again)["map10"] == alone[1]["map10"]
+    assert_same(weights_of(runs, work), alone[2])
+    with RunLog(ledger.tracking_uri, work.run_id).open_artifact(f"{EMBEDDINGS_FOLDER}/{TEST_FILE}") as path:
+        assert read_embeddings(path).clip_ids == open_split(store, trial.test).clip_ids
 
 
 def copy_of_storage(work, to):

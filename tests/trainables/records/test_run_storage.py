@@ -24,7 +24,7 @@ def runs(request, tmp_path):
 def model(runs):
     """A model's folder, ready to be taken in."""
     with runs.make_scratch() as scratch:
-        yield write_model(Path(scratch) / "model")
+        yield write_model(scratch / "model")
 
 
 def write_model(folder):
