@@ -1,7 +1,11 @@
 """cluster.yaml and cluster-local.yaml against Ray's own schema, Ray's autoscaler and EC2's API, without a cloud."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import botocore.session
@@ -36,6 +40,24 @@ def test_a_misspelt_key_is_refused(config):
 @both
 def test_authentication_does_not_depend_on_what_a_node_has_run_before(config):
     assert any("RAY_AUTH_MODE=disabled' > ~/.chorale" in command for command in config["setup_commands"])
+
+
+@both
+def test_logs_of_earlier_weeks_are_removed_and_those_of_today_kept(config, tmp_path):
+    """The command itself, with another folder; where no Ray has run, it succeeds, too."""
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        (command,) = [command for command in commands if command.startswith("find /tmp/ray")]
+        assert command.count("/tmp/ray") == 1
+        folder = tmp_path / "ray"
+        assert subprocess.run(command.replace("/tmp/ray", str(folder)), shell=True).returncode == 0
+        for name, days in (("session_2026-01-01_00-00-00_1_1", 8), ("session_2026-01-08_00-00-00_1_1", 6)):
+            (folder / name / "logs").mkdir(parents=True, exist_ok=True)
+            modified_s = time.time() - days * 24 * 3600
+            os.utime(folder / name, (modified_s, modified_s))
+        (folder / "session_latest").symlink_to(folder / "session_2026-01-08_00-00-00_1_1")
+        assert subprocess.run(command.replace("/tmp/ray", str(folder)), shell=True).returncode == 0
+        assert sorted(path.name for path in folder.iterdir()) == ["session_2026-01-08_00-00-00_1_1", "session_latest"]
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", AWS["available_node_types"])
