@@ -154,7 +154,10 @@ def load_progress(folder: Path) -> TrainingProgress:
     path = folder / PROGRESS_FILE
     with refuse_damage(str(path), REMEDY):
         content = json.loads(path.read_text(encoding="utf-8"))
-        return dacite.from_dict(TrainingProgress, content, dacite.Config(strict=True, cast=[tuple]))
+        progress = dacite.from_dict(TrainingProgress, content, dacite.Config(strict=True, cast=[tuple]))
+        if not all("epoch" in metrics for metrics in progress.history):
+            raise ValueError("an epoch in its history has no number")
+        return progress
 
 
 def load_training(
@@ -185,11 +188,11 @@ def load_moments(path: Path, model: DualEncoder) -> dict[int, Weights]:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     moments = {}
     for index, (name, parameter) in enumerate(trained.items()):
-        found = {key: state.pop(f"{name}/{key}") for key in MOMENTS if f"{name}/{key}" in state}
+        tensors = {key: state.pop(f"{name}/{key}") for key in MOMENTS if f"{name}/{key}" in state}
         expected = {key: torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
-        if found and {key: tensor.shape for key, tensor in found.items()} != expected:
+        if tensors and {key: tensor.shape for key, tensor in tensors.items()} != expected:
             raise ValueError(f"{path.name}: the state of {name!r} is incomplete or misshapen")
-        moments[index] = found
+        moments[index] = tensors
     if state:
         raise ValueError(f"{path.name}: the state {min(state)!r} belongs to no parameter")
     return moments
