@@ -190,8 +190,15 @@ def from_json(value: dict[str, Any]) -> Trial:
 
 
 def load_trial(folder: Path) -> Trial:
-    """Return the config of the trained model in a folder. Raises UserError if the folder has no trial.json."""
+    """Return the config of the trained model in a folder. Raises UserError if the folder has no trial.json, or if that
+    file is damaged.
+    """
+    path = folder / TRIAL_FILE
     try:
-        return from_json(json.loads((folder / TRIAL_FILE).read_text(encoding="utf-8")))
+        return from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is missing)") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} isn't the config of a model ({error}): copy the model again, or train it again") from (
+            error
+        )

@@ -10,7 +10,6 @@ dataset and its checksums, and one downloader based on requests and urllib3 fetc
 import hashlib
 import logging
 import shutil
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
@@ -19,7 +18,6 @@ import py7zr
 import requests
 from huggingface_hub import HfApi, get_token, hf_hub_url
 from huggingface_hub.hf_api import RepoFile
-from py7zr.exceptions import ArchiveError
 from requests.adapters import HTTPAdapter
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -221,11 +219,13 @@ def extract_archive(archive: Path, target: Path) -> None:
         for path, file in zip(paths, files, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             (scratch / file.filename).replace(path)
-    except (ArchiveError, LZMAError, EOFError) as error:
-        raise UserError(f"{archive} can't be extracted: {error}; remove it and download it again") from error
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"{archive} can't be extracted into {target}: {error}; fix the cause, then re-run the same command"
         ) from error
+    except Exception as error:  # what py7zr raises for a damaged archive depends on where in it the damage is
+        raise UserError(f"{archive} can't be extracted: {error}; remove it and download it again") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

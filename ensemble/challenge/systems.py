@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 
 from data.errors import UserError
 from data.runtime.parallel import run_on_ray, start_ray
@@ -94,12 +93,12 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
         )
     try:
         trial = trials.from_json(json.loads(written))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} was trained by another version of this code: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
         try:
             parameters = count_parameters(runs.fetch_model(candidate.signature, Path(scratch) / "model"))
-        except (OSError, SafetensorError) as error:
+        except (OSError, UserError) as error:
             raise UserError(f"{where}: its weights can't be read: {error}") from error
     if not parameters:
         raise UserError(
@@ -140,11 +139,7 @@ def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = runs.fetch_model(signature, Path(scratch) / "model")
-        try:
-            network, trial = load_model(folder), trials.load_trial(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the model {folder} can't be loaded: {reason}; train it again") from error
+        network, trial = load_model(folder), trials.load_trial(folder)
         return embed_split(network.to(fastest_device()), trial, signature, open_split(store, split_name))
 
 

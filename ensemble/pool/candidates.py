@@ -289,8 +289,8 @@ def read_array(path: Path) -> NDArray[Any]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path} isn't a NumPy file of numbers: {error}") from error
+    except Exception as error:  # what np.load raises for a damaged header depends on Python's tokenizer and parser
+        raise UserError(f"{path} isn't a NumPy file of numbers: {error}; write it again with np.save") from error
 
 
 def read_scores(path: Path) -> NDArray[Any]:

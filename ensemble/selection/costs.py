@@ -57,14 +57,19 @@ def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
 
 
 def count_parameters(folder: Path) -> float:
-    """Return the number of parameters of the model in a folder; 0 if there are no weights."""
+    """Return the number of parameters of the model in a folder; 0 if there are no weights. Raises UserError if a file
+    of weights is damaged.
+    """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     for path in sorted(folder.rglob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            total += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} can't be read ({error}): copy the model again, or train it again") from error
     return float(total)
 
 

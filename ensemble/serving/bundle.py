@@ -141,14 +141,8 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
             folder = locate_member(entry, path, runs, Path(scratch))
             try:
                 model, trial = load_model(folder), trials.load_trial(folder)
-            except UserError:
-                raise
-            except Exception as error:  # what a damaged file raises depends on the parser: JSON, safetensors, tokenizer
-                reason = " ".join(str(error).split())
-                raise UserError(
-                    f"{path}: the model of member {entry.name!r} in {folder} can't be loaded: {reason}; copy or export "
-                    "the ensemble again"
-                ) from error
+            except UserError as error:
+                raise UserError(f"{path}: member {entry.name!r}: {error}") from error
             members.append(LoadedMember(model.to(fastest_device()), trial, entry.weight / total_weight))
     described = json.dumps([[entry.signature, entry.weight / total_weight] for entry in entries])
     return EnsembleModels(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)

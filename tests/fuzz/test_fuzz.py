@@ -18,6 +18,7 @@ import subprocess
 import sys
 import traceback
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +33,9 @@ EXTRA_BYTES = 4 * 2**30
 KINDS = {
     "ensemble.json", "index.arrow", "files.json", "validation.arrow", "manifest.json", "index", "queries", "set_aside",
     "sources", "clips", "summary", "paraphrases.arrow", "exclusions.arrow", "dcase2023.zip", "dcase2025.zip",
-    "authors.yaml",
+    "authors.yaml", "recordings.7z", "recordings.zip", "trial.json", "model.safetensors", "tokenizer.json",
+    "best.safetensors", "optimizer.safetensors", "progress.json", "modules.json", "published.pt", "scores.npy",
+    "relevance.npy", "groups.npy",
 }  # fmt: skip
 
 
@@ -53,6 +56,8 @@ def test_a_mutated_file_of_a_stranger_is_read_or_refused_and_nothing_else_is_wri
 
 def build(root):
     """Write every kind of file with the project's own functions, from small models, recordings and a split."""
+    import torch
+
     from data.leakage.exclusions import build_fingerprint_metadata
     from data.schema import EXCLUSIONS, Paraphrase, Query, SourceClip, Split
     from data.store import shard_writer, split_writer
@@ -116,6 +121,11 @@ def build(root):
     authors = "- {lastname: Doe, firstname: Jo, email: a@b, corresponding: true, affiliation: {abbreviation: EX}}\n"
     (root / "authors.yaml").write_text(authors * 2)
     write_submissions(root, store)
+    write_archives(root)
+    write_checkpoint(root / "checkpoint")
+    write_model_folder(root / "text")
+    torch.save(make_small_network().state_dict(), root / "published.pt")
+    write_scores(root / "pool")
     return models
 
 
@@ -149,6 +159,74 @@ def write_submissions(root, store):
     shutil.rmtree(root / "zip")
 
 
+def write_archives(root):
+    """The recordings in a 7z archive and in a zip archive."""
+    import py7zr
+
+    with py7zr.SevenZipFile(root / "recordings.7z", "w") as archive:
+        archive.writeall(root / "sounds", "sounds")
+    with zipfile.ZipFile(root / "recordings.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((root / "sounds").iterdir()):
+            archive.write(path, f"sounds/{path.name}")
+
+
+def write_checkpoint(folder):
+    """A checkpoint of an interrupted training, after a step of the optimizer."""
+    from trainables.networks import dual_encoder
+    from trainables.records import checkpoint
+
+    trial = tiny(0)
+    network = dual_encoder.build(trial, ["a dog barks", "rain falls"])
+    optimizer = take_step(network)
+    progress = checkpoint.TrainingProgress(
+        1, 1, 0.5, 2, 1, 0.25, validation_losses=(0.75,), history=({"epoch": 1, "map10": 0.25},)
+    )
+    best = checkpoint.copy_weights(network)
+    checkpoint.take_snapshot(trial, network, optimizer, progress, best).write(folder)
+
+
+def take_step(network, optimizer=None):
+    """The optimizer of a network, after a step with gradients of 0."""
+    import torch
+
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = optimizer or torch.optim.Adam(trained)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def make_small_network():
+    """A network of few weights, which stands for a published one."""
+    import torch
+
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+
+
+def write_model_folder(folder):
+    """A folder of sentence-transformers, of whose files only those are real that list or describe others."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2))
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+
+
+def write_scores(folder):
+    """A folder of the score matrices of two systems."""
+    rng = np.random.default_rng(2)
+    (folder / "validation").mkdir(parents=True)
+    for name in ("scores", "other"):
+        np.save(folder / "validation" / f"{name}.npy", rng.normal(size=(12, 6)))
+    np.save(folder / "validation" / "relevance.npy", np.arange(12) % 6)
+    np.save(folder / "validation" / "groups.npy", np.arange(12) // 2)
+
+
 def list_files(root):
     """The file of each kind, by the name of the kind."""
     folder = root / "store" / "clotho" / "challenge"
@@ -164,13 +242,23 @@ def list_files(root):
         "exclusions.arrow": root / "store" / "exclusions.arrow",
     }
     files |= {kind: folder / manifest[kind] for kind in ("index", "queries", "set_aside", "sources")}
-    alone = ("validation.arrow", "dcase2023.zip", "dcase2025.zip", "authors.yaml")
+    member = root / "bundle" / "members" / ("0" * 16)
+    files |= {name: member / name for name in ("trial.json", "model.safetensors", "tokenizer.json")}
+    files |= {name: root / "checkpoint" / name for name in ("best.safetensors", "optimizer.safetensors")}
+    files |= {"progress.json": root / "checkpoint" / "progress.json", "modules.json": root / "text" / "modules.json"}
+    files |= {name: root / "pool" / "validation" / name for name in ("scores.npy", "relevance.npy", "groups.npy")}
+    alone = (
+        "validation.arrow", "dcase2023.zip", "dcase2025.zip", "authors.yaml", "recordings.7z", "recordings.zip",
+        "published.pt",
+    )  # fmt: skip
     return files | {name: root / name for name in alone}
 
 
 def make_readers(root, models):
     """A function for each kind of file, which reads it as the commands do; its argument is a folder for output."""
+    from data.sources.download import extract_archive
     from ensemble.challenge.metadata import read_authors
+    from trainables.encoders.published import load_checkpoint
 
     store = partial(read_store, root / "store")
     return {
@@ -181,7 +269,18 @@ def make_readers(root, models):
         "dcase2023.zip": lambda out: read_submission(root / "dcase2023.zip", "dcase2023"),
         "dcase2025.zip": lambda out: read_submission(root / "dcase2025.zip", "dcase2025"),
         "authors.yaml": lambda out: read_authors(root / "authors.yaml"),
+        "recordings.7z": lambda out: extract_archive(root / "recordings.7z", out / "below" / "extracted"),
+        "recordings.zip": lambda out: read_recordings(root / "recordings.zip"),
+        "published.pt": lambda out: load_checkpoint(make_small_network(), root / "published.pt"),
+        "modules.json": lambda out: read_model_folder(root / "text"),
     } | dict.fromkeys(
+        ("trial.json", "model.safetensors", "tokenizer.json"), lambda out: read_model(root)
+    ) | dict.fromkeys(
+        ("best.safetensors", "optimizer.safetensors", "progress.json"),
+        lambda out: read_checkpoint(root / "checkpoint"),
+    ) | dict.fromkeys(
+        ("scores.npy", "relevance.npy", "groups.npy"), lambda out: read_scores(root / "pool")
+    ) | dict.fromkeys(
         ("manifest.json", "index", "queries", "set_aside", "sources", "clips", "summary", "paraphrases.arrow",
          "exclusions.arrow"),
         lambda out: store(),
@@ -261,6 +360,65 @@ def read_submission(path, challenge):
         raise UserError("; ".join(problems))
 
 
+def read_recordings(path):
+    from data.errors import UserError
+    from data.sources.archives import decode_member, list_members
+    from data.waveform import AudioError
+
+    for member in list_members(path):
+        try:
+            for _ in decode_member(member):
+                pass
+        except AudioError as error:  # a preparation lists the recording as skipped, with this reason
+            raise UserError(f"{member.info.filename}: {error}") from error
+
+
+def read_model(root):
+    from ensemble.selection import costs
+    from ensemble.serving import bundle
+    from trainables.trial import load_trial
+
+    folder = root / "bundle" / "members" / ("0" * 16)
+    costs.count_parameters(folder)
+    load_trial(folder)
+    bundle.load_models(root / "bundle").embed_text(["a dog barks"])
+
+
+def read_checkpoint(folder):
+    import torch
+
+    from trainables.records import checkpoint
+    from trainables.trial import load_trial
+
+    trial, model = load_trial(folder), checkpoint.load_model(folder)
+    optimizer = torch.optim.Adam([parameter for parameter in model.parameters() if parameter.requires_grad])
+    progress, best = checkpoint.load_training(folder, model, optimizer)
+    take_step(model, optimizer)
+    model.load_state_dict(best)
+    trial.is_over(progress.epochs_done, progress.validation_losses)
+    assert all("epoch" in metrics for metrics in progress.history)
+
+
+def read_model_folder(folder):
+    from trainables.encoders import model_files
+
+    model_files.require_model_folder(folder)
+    model_files.hash_model(folder, with_layers=True)
+
+
+def read_scores(folder):
+    from ensemble.pool import candidates, evaluation, score_matrices
+    from ensemble.selection import greedy
+    from ensemble.selection.pruned_pool import prune
+
+    found = candidates.find_score_files([folder])
+    pool = candidates.load_pool(None, found, "validation")
+    for scores, fusion in ((pool, "mean"), (pool, "zscore"), (score_matrices.transpose(pool), "rank")):
+        fused = score_matrices.apply_fusion(scores, fusion)
+        selection = greedy.select(prune(fused, "map10", threads=1), greedy.SelectionConfig(max_size=3))
+        evaluation.compare_systems(fused, {"selected": selection.weights, "mean": [1, 1]}, ["map10"])
+
+
 WORDS = (
     b"null", b"-1", b"1e999", b"NaN", b"true", b"{}", b"[]", b'""', b'"../../../../etc"', b'"/etc"', b'".."',
     b'"\\ud800"', b'"\\u0000"', b"9" * 5_000, b"[" * 100_000, b"9223372036854775808", b'"x"',
@@ -272,15 +430,32 @@ NUMBERS = [
 NUMBERS += [(2**63 - 1).to_bytes(8, "little"), (2**40).to_bytes(8, "little")]
 
 
+HEADERS = dict.fromkeys(("model.safetensors", "best.safetensors", "optimizer.safetensors"), (0, 8))
+HEADERS |= dict.fromkeys(("scores.npy", "relevance.npy", "groups.npy"), (8, 2))
+"""Where files have the length of a header of text that follows it, and the number of bytes of that length."""
+
+
 def mutated(contents, name, number):
-    """The contents with one to four random edits; those of a zip are edits of the zip, or of a file in it."""
+    """The contents with one to four random edits; those of a zip are edits of the zip, or of a file in it, and those of
+    a file with a header of text are edits of the file, or one of its header.
+    """
     rng = random.Random(f"{name} {number}")
-    if name.endswith(".zip") and rng.randrange(3):
+    if name.endswith((".zip", ".pt")) and rng.randrange(3):
         return mutated_zip(contents, rng)
+    if name in HEADERS and rng.randrange(2):
+        return mutated_header(contents, rng, *HEADERS[name])
     edit = mutated_text if name.endswith((".json", ".yaml")) or name == "summary" else mutated_bytes
     for _ in range(rng.choice((1, 1, 2, 4))):
         contents = edit(contents, rng)
-    return contents
+    return with_checksums(contents) if name.endswith(".7z") and rng.randrange(2) else contents
+
+
+def with_checksums(archive):
+    """A 7z archive with the checksums of its two headers corrected, without which no further byte of them is read."""
+    start, size = int.from_bytes(archive[12:20], "little"), int.from_bytes(archive[20:28], "little")
+    header_sum = zlib.crc32(archive[32 + start : 32 + start + size]).to_bytes(4, "little")
+    start_header = archive[12:28] + header_sum
+    return archive[:8] + zlib.crc32(start_header).to_bytes(4, "little") + start_header + archive[32:]
 
 
 def mutated_zip(contents, rng):
@@ -292,6 +467,15 @@ def mutated_zip(contents, rng):
             edit = rng.choice((mutated_text, mutated_bytes)) if name == chosen else lambda data, _: data
             after.writestr(name, edit(before.read(name), rng))
     return out.getvalue()
+
+
+def mutated_header(contents, rng, position, width):
+    """A file with its header of text edited, and the length of the header corrected."""
+    begin = position + width
+    end = begin + int.from_bytes(contents[position:begin], "little")
+    header = mutated_text(contents[begin:end], rng)
+    length = min(len(header), 2 ** (8 * width) - 1)
+    return contents[:position] + length.to_bytes(width, "little") + header + contents[end:]
 
 
 def mutated_text(contents, rng):

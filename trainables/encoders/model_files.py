@@ -63,7 +63,9 @@ def parse_modules(entries: Any, source: str) -> list[Module]:
     try:
         ordered = sorted(entries, key=lambda entry: int(entry["idx"]))
         modules = [(str(entry["type"]), Module(str(entry["type"]).split(".")[-1], entry["path"])) for entry in ordered]
-    except (TypeError, KeyError, ValueError) as error:
+        if not all(isinstance(module.folder, str) for _, module in modules):
+            raise TypeError("a path isn't text")
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise UserError(f"{source} isn't a list of sentence-transformers' modules ({error!r})") from error
     for path, module in modules:
         if not path.startswith("sentence_transformers."):
@@ -79,7 +81,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises UserError if it can't be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({error}): copy the model's files again") from error
 
 

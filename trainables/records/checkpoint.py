@@ -11,16 +11,20 @@ A checkpoint of an unfinished training contains, in addition:
     FOLDER/progress.json           steps, epochs, losses and metrics so far
 """
 
+import contextlib
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import dacite
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data.errors import UserError
 from data.store.files import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
@@ -31,6 +35,12 @@ from trainables.trial import MODEL_FILE, TRIAL_FILE, Trial, load_trial
 OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"
 PROGRESS_FILE = "progress.json"
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""Keys of Adam's state of a parameter."""
+
+REMEDY = "to train again from the start, remove the trial's checkpoints (trials/SIGNATURE-* in the run storage)"
+"""End of the errors about a damaged checkpoint of an unfinished training."""
 
 Weights = dict[str, Tensor]
 
@@ -51,6 +61,20 @@ class TrainingProgress:
     def __post_init__(self) -> None:
         self.validation_losses = tuple(self.validation_losses)  # JSON has lists instead of tuples
         self.history = tuple(self.history)
+
+
+@contextlib.contextmanager
+def refuse_damage(what: str, remedy: str) -> Iterator[None]:
+    """Raise UserError for each error in the `with` block, other than a UserError or a lack of GPU memory: `what` can't
+    be loaded, the reason, and the `remedy`.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what a damaged file raises depends on the parser: JSON, safetensors, tokenizer
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{what} can't be loaded: {reason}; {remedy}") from error
 
 
 def copy_weights(model: DualEncoder) -> Weights:
@@ -76,10 +100,13 @@ def save_weights(folder: Path, trial: Trial, weights: Weights) -> None:
 def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
     """Return the model in a folder, on the CPU. Its config is the one in the folder or, if `trial` is given, that
     trial, which must have the same encoders.
+
+    Raises UserError if a file of the model is missing or damaged, or doesn't fit the config.
     """
-    model = restore(trial or load_trial(folder), folder)
-    model.load_state_dict(load_file(folder / MODEL_FILE))
-    return model
+    with refuse_damage(f"the model in {folder}", "copy or export it again, or train it again"):
+        model = restore(trial or load_trial(folder), folder)
+        model.load_state_dict(load_file(folder / MODEL_FILE))
+        return model
 
 
 @dataclass(frozen=True)
@@ -123,8 +150,14 @@ def take_snapshot(
 
 
 def load_progress(folder: Path) -> TrainingProgress:
-    """Return the training's progress at the checkpoint in a folder."""
-    return TrainingProgress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
+    """Return the training's progress at the checkpoint in a folder. Raises UserError if its file is damaged."""
+    path = folder / PROGRESS_FILE
+    with refuse_damage(str(path), REMEDY):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        progress = dacite.from_dict(TrainingProgress, content, dacite.Config(strict=True, cast=[tuple]))
+        if not all("epoch" in metrics for metrics in progress.history):
+            raise ValueError("an epoch in its history has no number")
+        return progress
 
 
 def load_training(
@@ -132,17 +165,34 @@ def load_training(
 ) -> tuple[TrainingProgress, Weights]:
     """Restore model and optimizer in place from the checkpoint in a folder. Return the training's progress, and the
     weights of the best epoch by name, {} before the first epoch has ended.
+
+    Raises UserError if a file of the checkpoint is missing or damaged, or doesn't fit the model.
     """
-    weights = load_file(folder / MODEL_FILE)
-    model.load_state_dict(weights)
-    state = load_file(folder / OPTIMIZER_FILE)
-    moments = {
-        index: {key.rpartition("/")[2]: tensor for key, tensor in state.items() if key.rpartition("/")[0] == name}
-        for index, name in enumerate(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    }
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-    progress = load_progress(folder)
-    best = folder / BEST_FILE
-    if best.exists():
-        return progress, load_file(best)
-    return progress, weights if progress.best_epoch else {}
+    progress, best_path = load_progress(folder), folder / BEST_FILE
+    with refuse_damage(f"the checkpoint in {folder}", REMEDY):
+        weights = load_file(folder / MODEL_FILE)
+        best = load_file(best_path) if best_path.exists() else weights if progress.best_epoch else {}
+        if best:
+            model.load_state_dict(best)  # refuses those of another model now, not at the end of training
+        model.load_state_dict(weights)
+        moments = load_moments(folder / OPTIMIZER_FILE, model)
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return progress, best
+
+
+def load_moments(path: Path, model: DualEncoder) -> dict[int, Weights]:
+    """Return Adam's state of the model's trained parameters, by their index, from a file of a checkpoint; that of a
+    parameter is empty before its first gradient. Raises ValueError if the file is another model's.
+    """
+    state = load_file(path)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moments = {}
+    for index, (name, parameter) in enumerate(trained.items()):
+        tensors = {key: state.pop(f"{name}/{key}") for key in MOMENTS if f"{name}/{key}" in state}
+        expected = {key: torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
+        if tensors and {key: tensor.shape for key, tensor in tensors.items()} != expected:
+            raise ValueError(f"{path.name}: the state of {name!r} is incomplete or misshapen")
+        moments[index] = tensors
+    if state:
+        raise ValueError(f"{path.name}: the state {min(state)!r} belongs to no parameter")
+    return moments

@@ -143,6 +143,7 @@ def scores(shape=(QUERIES, CLIPS), dtype=np.float32):
         ("ours.npy", np.full((QUERIES, CLIPS), 1e40), "ours: query 0 has a score that isn't finite"),
         ("ours.npy", np.full((QUERIES, CLIPS), 1e-50), "ours has scores too close to 0 for float32"),
         ("ours.npy", b"nonsense", "isn't a NumPy file"),
+        ("ours.npy", b"\x93NUMPY\x01\x00\x01\x00(", "isn't a NumPy file .*write it again with np.save"),
         ("relevance.npy", None, "relevance.npy can't be read: No such file"),
         ("relevance.npy", np.full(QUERIES, CLIPS), "query 0 refers to clip 12 of 12"),
         ("relevance.npy", np.zeros((QUERIES, CLIPS), bool), "query 0 has no relevant clip"),

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.captions import normalise
@@ -375,6 +376,41 @@ def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store
     expected, loaded = (embed_split(network, long_trial, "", split) for network in (run.network, load_model(tmp_path)))
     assert np.array_equal(loaded.audio_AD, expected.audio_AD)
     assert np.array_equal(loaded.text_QD, expected.text_QD)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        (TRIAL_FILE, lambda path: path.write_text("{"), "trial.json isn't the config of a model .*train it again"),
+        (MODEL_FILE, lambda path: path.write_bytes(b"torn"), "the model in .* can't be loaded: .*train it again"),
+        (BEST_FILE, lambda path: save_file({"other": torch.zeros(1)}, path), "can't be loaded: .*Missing key"),
+        (OPTIMIZER_FILE, lambda path: path.unlink(), "the checkpoint in .* can't be loaded: .*No such file"),
+        (
+            OPTIMIZER_FILE,
+            lambda path: save_file(load_file(path) | {"other/step": torch.zeros(1)}, path),
+            "'other/step'",
+        ),
+        (OPTIMIZER_FILE, lambda path: save_file(without_one(load_file(path)), path), "is incomplete or misshapen"),
+        (
+            PROGRESS_FILE,
+            lambda path: path.write_text("[]"),
+            "progress.json can't be loaded: .*train again from the start",
+        ),
+        (PROGRESS_FILE, lambda path: path.write_text('{"epochs_done": null}'), "progress.json can't be loaded"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_remedy(run, long_trial, tmp_path, file, damage, said):
+    folder = shutil.copytree(run.folder / "2", tmp_path / "2")
+    damage(folder / file)
+    with pytest.raises(UserError, match=said):
+        trials.load_trial(folder)
+        network = load_model(folder)
+        optimizer = torch.optim.Adam(parameter for parameter in network.parameters() if parameter.requires_grad)
+        checkpoint.load_training(folder, network, optimizer)
+
+
+def without_one(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if name != max(state)}
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
