@@ -1,6 +1,9 @@
 """Registration of an exported ensemble, with an index, as an MLflow model."""
 
+import contextlib
 import importlib.metadata
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ensemble.serving import audio_index, bundle
@@ -37,9 +40,8 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
 
     audio_index.open_index(index, bundle.load_models(folder))
     bundle.list_regular_files(index)  # MLflow would upload what a link names
-    mlflow.set_tracking_uri(ledger.tracking_uri)
     run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
-    with mlflow.start_run(run_id=run_id):
+    with use_tracking_uri(ledger.tracking_uri), mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name="ensemble",
             python_model=str(ROOT / "ensemble" / "serving" / "mlflow_model.py"),
@@ -49,3 +51,20 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
             registered_model_name=name,
         )
     return f"models:/{name}/{logged.registered_model_version}"
+
+
+@contextlib.contextmanager
+def use_tracking_uri(uri: str) -> Iterator[None]:
+    """Let MLflow's functions use the tracking server at `uri` in the `with` block, and the earlier one afterwards.
+
+    `mlflow.set_tracking_uri` also sets the environment variable MLFLOW_TRACKING_URI, which later commands of this
+    process, and processes that it starts, would use.
+    """
+    import mlflow
+
+    earlier = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(earlier)  # None unsets it
