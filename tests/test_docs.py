@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import click
+import mlflow
 import pytest
 
 from data.runtime import options
@@ -114,7 +115,8 @@ def example_folder(swept, tones, tone_store, copy_runs, call_command, tmp_path, 
     monkeypatch.chdir(tmp_path)
     selected = call_command("ensemble/select.py", "--no-test")
     assert selected.returncode == 0, selected.stderr
-    return tmp_path
+    yield tmp_path
+    mlflow.set_tracking_uri(None)  # that of an example, for other tests and the processes that they start
 
 
 RUNNABLE = [page for page in PAGES[2:] if any(run for _, run in blocks(page, "bash")) or blocks(page, "python")]
