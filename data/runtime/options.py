@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
@@ -76,13 +77,23 @@ class PrintableParser(argparse.ArgumentParser):
         super().error(make_printable(message))
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formatter of the help that wraps the paragraphs of the description at the width of the terminal, and keeps
+    paragraphs with indented lines, such as examples.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if "\n " in part else textwrap.fill(part, width) for part in paragraphs)
+
+
 def build_parser(options: type, prog: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
     """Return argparse's parser for a dataclass of options. Its usage line names only the required options and the
     positional arguments; `prog`, `description` and `epilog` are those of `argparse.ArgumentParser`.
     """
     parser = PrintableParser(
         prog=prog, description=description, epilog=epilog,
-        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=HELP_INDENT),
+        formatter_class=functools.partial(HelpFormatter, max_help_position=HELP_INDENT),
     )  # fmt: skip
     add_options(parser, options, "", {"": parser})
     required = [action for action in parser._actions if action.required and action.option_strings]

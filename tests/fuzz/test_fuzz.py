@@ -411,8 +411,8 @@ def read_scores(folder):
     from ensemble.selection import greedy
     from ensemble.selection.pruned_pool import prune
 
-    found = candidates.find_score_files([folder])
-    pool = candidates.load_pool(None, found, "validation")
+    score_files = candidates.find_score_files([folder])
+    pool = candidates.load_pool(None, score_files, "validation")
     for scores, fusion in ((pool, "mean"), (pool, "zscore"), (score_matrices.transpose(pool), "rank")):
         fused = score_matrices.apply_fusion(scores, fusion)
         selection = greedy.select(prune(fused, "map10", threads=1), greedy.SelectionConfig(max_size=3))
