@@ -9,7 +9,6 @@ Guide: docs/searching.md
 
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from data.runtime.options import Command, group, option, run_command
 from data.runtime.printable import require_bare_name
 from data.sources.audio_files import AudioListing, list_audio_files
 from data.sources.csv_tables import read_csv, read_text
+from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import Embeddings, write_embeddings
 from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.trial import TRIAL_FILE, load_trial
@@ -86,8 +86,8 @@ def run(options: Options) -> None:
     listing = list_audio_files(options.audio) if options.audio else AudioListing([], {}, [])
     paths = listing.paths
     sentences = read_sentences(options.captions) if options.captions else []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = find_model_folder(options.checkpoint, options.ledger, Path(scratch) / "m")
+    with create_scratch_folder() as scratch:
+        folder = find_model_folder(options.checkpoint, options.ledger, scratch / "m")
         from trainables.records.checkpoint import load_model  # imports torch: only once there is a model to load
         from trainables.training.embedding import embed_files, embed_text, fastest_device
 

@@ -1,7 +1,6 @@
 """Trial: the config of one training, with everything that can change its result."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, get_args
 import dacite
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig
 from trainables.encoders.text import TextConfig
@@ -195,10 +195,10 @@ def load_trial(folder: Path) -> Trial:
     """
     path = folder / TRIAL_FILE
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")))
+        return from_json(parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no trained model ({TRIAL_FILE} is missing)") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} isn't the config of a model ({error}): copy the model again, or train it again") from (
             error
         )

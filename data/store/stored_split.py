@@ -157,10 +157,9 @@ class StoredSplit:
         """
         if self.store.is_remote:
             return
-        for table in (self.index, self.queries):
-            assert table is not None
-        for number in range(len(self.clips_manifest.shards)):
-            self.map(self.get_shard_path(number))
+        names = (self.clips_manifest.index, *self.clips_manifest.shards)
+        for path in (self.manifest.get_path(self.manifest.queries), *map(self.clips_manifest.get_path, names)):
+            self.map(path)
 
     def explain_unreadable(self, path: str, error: Exception) -> str:
         """Return a message about an error of reading a file of the store, with the remedy."""

@@ -5,9 +5,7 @@ Shapes: Q queries, A clips.
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ import numpy as np
 from data.errors import UserError
 from data.runtime.parallel import run_on_ray, start_ray
 from data.runtime.progress import ProgressLine
+from data.sources.json_text import parse_json
+from data.store.scratch import create_scratch_folder
 from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge.formats import Scores
 from ensemble.pool import evaluation, score_matrices
@@ -92,12 +92,12 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
             "give its run storage with --runs"
         )
     try:
-        trial = trials.from_json(json.loads(written))
-    except (ValueError, RecursionError) as error:
+        trial = trials.from_json(parse_json(written))
+    except ValueError as error:
         raise UserError(f"{where} was trained by another version of this code: {error}") from error
-    with tempfile.TemporaryDirectory() as scratch:
+    with create_scratch_folder() as scratch:
         try:
-            parameters = count_parameters(runs.fetch_model(candidate.signature, Path(scratch) / "model"))
+            parameters = count_parameters(runs.fetch_model(candidate.signature, scratch / "model"))
         except (OSError, UserError) as error:
             raise UserError(f"{where}: its weights can't be read: {error}") from error
     if not parameters:
@@ -137,8 +137,8 @@ def embed_member(runs: RunStorage, signature: str, store: str, split_name: str, 
     from trainables.training.embedding import embed_split, fastest_device
 
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = runs.fetch_model(signature, Path(scratch) / "model")
+    with create_scratch_folder() as scratch:
+        folder = runs.fetch_model(signature, scratch / "model")
         network, trial = load_model(folder), trials.load_trial(folder)
         return embed_split(network.to(fastest_device()), trial, signature, open_split(store, split_name))
 

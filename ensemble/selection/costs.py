@@ -1,13 +1,13 @@
 """Costs of candidates: parameters, measured latency of a query, or values from a file."""
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
+from data.store.scratch import create_scratch_folder
 from ensemble.pool.candidates import Candidate
 from trainables.records.run_storage import RunStorage
 
@@ -35,8 +35,8 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
             raise UserError(
                 f"--cost {kind}: {candidate.name!r} has no model; give a JSON file with the cost of each candidate"
             )
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = runs.fetch_model(candidate.signature, Path(scratch) / "model")
+        with create_scratch_folder() as scratch:
+            folder = runs.fetch_model(candidate.signature, scratch / "model")
             costs.append(count_parameters(folder) if kind == "parameters" else measure_latency_ms(folder))
     return costs
 
@@ -44,7 +44,7 @@ def load_costs(kind: str, candidates: Sequence[Candidate], runs: RunStorage) -> 
 def read_cost_file(path: Path, candidates: Sequence[Candidate]) -> list[float]:
     """Return the candidates' costs from a JSON file {name: cost}. Raises UserError if one is missing or not above 0."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--cost: {path} isn't 'parameters', 'latency' or a JSON file of costs: {error}") from error
     costs = []

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.sources.audio_files import FileProblems
+from data.store.scratch import create_scratch_folder
 from trainables import trial as trials
 from trainables.records import ensemble_file
 from trainables.records.ensemble_file import Ensemble, read_ensemble, require_mean_fusion
@@ -136,9 +136,9 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
     entries = [entry for entry in ensemble.members if entry.weight]
     total_weight = sum(entry.weight for entry in entries)
     members = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with create_scratch_folder() as scratch:
         for entry in entries:
-            folder = locate_member(entry, path, runs, Path(scratch))
+            folder = locate_member(entry, path, runs, scratch)
             try:
                 model, trial = load_model(folder), trials.load_trial(folder)
             except UserError as error:

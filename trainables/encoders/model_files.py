@@ -7,13 +7,13 @@ and its weights.
 
 import fnmatch
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 from trainables.encoders import published
 
 MODULES_FILE = "modules.json"
@@ -80,8 +80,8 @@ def parse_modules(entries: Any, source: str) -> list[Module]:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises UserError if it can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): copy the model's files again") from error
 
 

@@ -13,7 +13,6 @@ A checkpoint of an unfinished training contains, in addition:
 
 import contextlib
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 from data.store.files import write_json
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
@@ -153,7 +153,7 @@ def load_progress(folder: Path) -> TrainingProgress:
     """Return the training's progress at the checkpoint in a folder. Raises UserError if its file is damaged."""
     path = folder / PROGRESS_FILE
     with refuse_damage(str(path), REMEDY):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         progress = dacite.from_dict(TrainingProgress, content, dacite.Config(strict=True, cast=[tuple]))
         if not all("epoch" in metrics for metrics in progress.history):
             raise ValueError("an epoch in its history has no number")

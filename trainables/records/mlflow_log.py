@@ -19,6 +19,7 @@ import tenacity
 from obstore.exceptions import BaseError
 
 from data.errors import UserError
+from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import (
     EMBEDDINGS_FOLDER,
     EPOCHS_FOLDER,
@@ -107,8 +108,8 @@ def open_artifact(uri: str, tracking_uri: str) -> Iterator[Path]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, dst_path=folder))
+    with create_scratch_folder() as folder:
+        yield Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, dst_path=str(folder)))
 
 
 class RunLog:

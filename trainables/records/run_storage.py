@@ -11,7 +11,6 @@ are read from the environment or from the machine's role, never from the URI.
 """
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
+from data.sources.json_text import parse_json
 from data.store.files import rename_folder, sync
 from data.store.scratch import create_scratch_folder
 from data.store.storage import open_filesystem
@@ -221,7 +221,7 @@ def read_stated_size(path: Path) -> int:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, MAX_HEADER_BYTES))
     try:
-        tensors: dict[str, dict[str, list[int]]] = json.loads(header)
+        tensors: dict[str, dict[str, list[int]]] = parse_json(header)
     except ValueError:
         return -1
     ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
