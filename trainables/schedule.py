@@ -11,7 +11,8 @@ from data.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning-rate schedule with linear warm-up, cosine decay, then a constant final rate.
+    """Learning-rate schedule with linear warm-up, cosine decay, then a constant final rate; with several cycles, this
+    schedule is repeated (warm restarts, Loshchilov and Hutter 2017).
 
     The pretraining of the paper's authors takes 16 epochs: the rate warms up over [0, 1) and decays over [1, 15); the
     last epoch has the final rate. Their fine-tuning is assumed to have the same shape over 5 epochs.
@@ -19,26 +20,40 @@ class Schedule:
 
     peak_rate: float
     final_rate: float
-    epochs: int
-    warmup_epochs: float = 1.0
-    final_epochs: float = 1.0
+    epochs: int  # of all cycles together
+    warmup_epochs: float = 1.0  # in each cycle
+    final_epochs: float = 1.0  # in each cycle
+    cycles: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_rate <= self.peak_rate:
             raise UserError(f"final_rate is {self.final_rate}: it must be from 0 to peak_rate ({self.peak_rate})")
         if self.epochs < 1:
             raise UserError(f"epochs is {self.epochs}: at least 1 is needed")
-        if min(self.warmup_epochs, self.final_epochs) < 0 or self.warmup_epochs + self.final_epochs > self.epochs:
+        if self.cycles < 1 or self.epochs % self.cycles:
             raise UserError(
-                f"{self.warmup_epochs} warm-up and {self.final_epochs} final epochs don't fit into {self.epochs}: "
-                f"lower them or raise epochs"
+                f"{self.cycles} cycles don't divide {self.epochs} epochs: a cycle has the same whole number of epochs "
+                "as the others; change cycles or epochs"
             )
+        if min(self.warmup_epochs, self.final_epochs) < 0 or self.warmup_epochs + self.final_epochs > self.cycle_epochs:
+            raise UserError(
+                f"{self.warmup_epochs} warm-up and {self.final_epochs} final epochs don't fit into "
+                f"{self.cycle_epochs}: lower them or raise epochs"
+            )
+
+    @property
+    def cycle_epochs(self) -> int:
+        """Number of epochs of a cycle."""
+        return self.epochs // self.cycles
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
         """Return the learning rate after `epoch` epochs, which may be a fraction; `validation_losses` is ignored."""
+        if epoch >= self.epochs:
+            return self.final_rate
+        epoch %= self.cycle_epochs
         if epoch < self.warmup_epochs:
             return self.peak_rate * epoch / self.warmup_epochs
-        decay_end = self.epochs - self.final_epochs
+        decay_end = self.cycle_epochs - self.final_epochs
         if epoch >= decay_end:
             return self.final_rate
         progress = (epoch - self.warmup_epochs) / (decay_end - self.warmup_epochs)

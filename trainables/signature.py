@@ -23,7 +23,7 @@ from data.store.stored_split import open_split
 from trainables import encoders
 from trainables.trial import Trial, iter_stages
 
-TRAINING_VERSION = 3
+TRAINING_VERSION = 4
 """Version of the training code, part of every signature. Raise it with a change that makes the same config train to
 another result.
 """

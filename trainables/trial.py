@@ -20,6 +20,14 @@ TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
 
 Precision = Literal["float32", "bfloat16"]
 
+ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles")
+"""Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
+defaults, so that the files of other trials stay as they were.
+"""
+
+NAMED_SETTINGS = ("fixed_temperature", "log_temperature", "reset_temperature", "shared_mask")
+"""Settings that a trial's name mentions if they are on."""
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -67,6 +75,9 @@ class Trial:
     embedding_size: int = 1024
     temperature: float = 0.01  # initial value; from the authors' published settings
     fixed_temperature: bool = False  # the temperature is not learned
+    log_temperature: bool = False  # the temperature's logarithm is learned, which moves it more slowly
+    reset_temperature: bool = False  # a fine-tuning starts with `temperature`, not with its pretraining's learned one
+    shared_mask: bool = False  # one SpecAugment mask for all segments of a batch, as in the authors' code
     frozen_audio: bool = False  # the audio encoder isn't trained, only its projection
     frozen_text: bool = False
     paraphrase_probability: float = 0.0
@@ -86,6 +97,12 @@ class Trial:
             raise UserError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 pairs")
         if self.temperature <= 0:
             raise UserError(f"temperature is {self.temperature}: it must be above 0")
+        if self.fixed_temperature and self.log_temperature:
+            raise UserError("log_temperature: the temperature isn't learned, since fixed_temperature is set; unset one")
+        if self.reset_temperature and not self.pretraining:
+            raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
+        if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
+            raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
         if self.precision not in get_args(Precision):
             raise UserError(f"precision is {self.precision!r}: it must be {' or '.join(get_args(Precision))}")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -147,6 +164,7 @@ class Trial:
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
+        parts += [name.replace("_", " ") for name in NAMED_SETTINGS if getattr(self, name)]
         parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []
         return " ".join([*parts, f"seed {self.seed}"])
 
@@ -159,19 +177,25 @@ def iter_stages(trial: Trial) -> Iterator[Trial]:
 
 
 def to_json(trial: Trial) -> dict[str, Any]:
-    """Return the trial as a dict for JSON, including its encoders and its pretraining; `final_epoch` is omitted if it
-    is None.
+    """Return the trial as a dict for JSON, including its encoders and its pretraining. Settings of ADDED_SETTINGS are
+    omitted while they have their defaults.
     """
-    fields = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
-    if trial.final_epoch is None:
-        del fields["final_epoch"]
     return {
-        **fields,
+        **list_fields(trial),
         "audio": encoders.to_json(trial.audio),
         "text": encoders.to_json(trial.text),
         "train": list(trial.train),
-        "schedule": dataclasses.asdict(trial.schedule),
+        "schedule": list_fields(trial.schedule),
         "pretraining": to_json(trial.pretraining) if trial.pretraining else None,
+    }
+
+
+def list_fields(config: Trial | Schedule | Plateau) -> dict[str, Any]:
+    """Return the fields of a config by name, without those of ADDED_SETTINGS that have their defaults."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in ADDED_SETTINGS or getattr(config, field.name) != field.default
     }
 
 

@@ -34,6 +34,7 @@ def test_the_decay_is_a_cosine():
         Schedule(8e-6, 1e-7, epochs=5),
         Schedule(1e-3, 0.0, epochs=3, warmup_epochs=0.5, final_epochs=0.0),
         Schedule(1e-3, 1e-3, epochs=4, warmup_epochs=2.0),
+        Schedule(1e-3, 0.0, epochs=6, final_epochs=0.0, cycles=2),
     ],
 )
 def test_the_rate_has_no_jumps_and_stays_within_its_limits(schedule):
@@ -57,11 +58,23 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
         ({"epochs": 1}, "don't fit into 1"),
         ({"warmup_epochs": -1.0}, "don't fit"),
         ({"final_epochs": -1.0}, "don't fit"),
+        ({"cycles": 0}, "0 cycles don't divide 5 epochs"),
+        ({"cycles": 2}, "2 cycles don't divide 5 epochs"),
+        ({"cycles": 5}, "don't fit into 1"),
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_refused(setting: dict[str, Any], message):
     with pytest.raises(UserError, match=message):
         Schedule(**{"peak_rate": 1.0, "final_rate": 0.1, "epochs": 5} | setting)
+
+
+def test_each_cycle_is_the_schedule_of_its_epochs():
+    once, twice = (Schedule(1e-3, 1e-5, epochs=5 * cycles, cycles=cycles) for cycles in (1, 2))
+    for epoch in np.linspace(0, 5, 51)[:-1]:
+        assert twice.rate(epoch) == pytest.approx(once.rate(epoch))
+        assert twice.rate(5 + epoch) == pytest.approx(once.rate(epoch))
+    assert twice.rate(10) == once.rate(5) == 1e-5
+    assert [twice.is_over(epoch) for epoch in (5, 9, 10)] == [False, False, True]
 
 
 def test_a_schedule_is_over_after_its_last_epoch_whatever_the_losses():

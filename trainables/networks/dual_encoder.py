@@ -3,8 +3,7 @@
 Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the embeddings.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +18,22 @@ from trainables.networks import load_network_module
 from trainables.trial import Trial
 
 
+TEMPERATURE_PARAMETERS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "signed_temperature": (torch.positive, torch.abs),
+    "log_temperature": (torch.log, torch.exp),
+}
+"""Parameters from which the temperature is computed, by name: the function from a temperature to the parameter, and the
+one back. A dual encoder has one of them.
+"""
+
+
 class DualEncoder(nn.Module):
     """Dual encoder: an audio and a text encoder, a linear projection for each, and the temperature of the loss.
 
-    A frozen encoder is not trained and stays in evaluation mode, without dropout and masks.
+    A frozen encoder is not trained and stays in evaluation mode, without dropout and masks. The learned parameter is
+    the temperature itself, whose absolute value is used, as in the code of the paper's authors; with `log_temperature`
+    it is the temperature's logarithm. Adam moves a parameter by about the learning rate in each step, so that near 0.01
+    it moves the temperature itself about a hundred times faster than its logarithm.
     """
 
     audio: AudioEncoder
@@ -36,6 +47,7 @@ class DualEncoder(nn.Module):
         temperature: float,
         frozen_audio: bool = False,
         frozen_text: bool = False,
+        log_temperature: bool = False,
     ) -> None:
         super().__init__()
         self.audio, self.text = audio, text
@@ -44,7 +56,9 @@ class DualEncoder(nn.Module):
             encoder.requires_grad_(False)
         self.audio_projection = nn.Linear(audio.width, embedding_size)
         self.text_projection = nn.Linear(text.width, embedding_size)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.temperature_name = "log_temperature" if log_temperature else "signed_temperature"
+        self.register_parameter(self.temperature_name, nn.Parameter(torch.tensor(0.0)))
+        self.set_temperature(temperature)
 
     @property
     def frozen(self) -> list[nn.Module]:
@@ -60,11 +74,32 @@ class DualEncoder(nn.Module):
         return self
 
     @property
+    def temperature_parameter(self) -> nn.Parameter:
+        """Parameter from which the temperature is computed: its logarithm, or the temperature itself with any sign."""
+        return self.get_parameter(self.temperature_name)
+
+    @property
     def temperature(self) -> Tensor:
-        """Temperature, by which the loss divides the cosines. The parameter is its logarithm, so that it stays
-        positive.
+        """Temperature, by which the loss divides the cosines. It is positive."""
+        _, to_temperature = TEMPERATURE_PARAMETERS[self.temperature_name]
+        return to_temperature(self.temperature_parameter)
+
+    @torch.no_grad()
+    def set_temperature(self, temperature: float) -> None:
+        """Set the temperature, which must be positive."""
+        to_parameter, _ = TEMPERATURE_PARAMETERS[self.temperature_name]
+        self.temperature_parameter.copy_(to_parameter(torch.tensor(temperature)))
+
+    def convert_temperature(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a dual encoder, by name, with its temperature as the parameter that this one has. The
+        other one may learn the temperature's logarithm, as all models of version 3 of the training did.
         """
-        return self.log_temperature.exp()
+        converted = dict(weights)
+        to_parameter, _ = TEMPERATURE_PARAMETERS[self.temperature_name]
+        for name, (_, to_temperature) in TEMPERATURE_PARAMETERS.items():
+            if name != self.temperature_name and name in converted:
+                converted[self.temperature_name] = to_parameter(to_temperature(converted.pop(name)))
+        return converted
 
     def embed_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return the embeddings [B, D] of the clips in a batch: the encoder's mean over each clip's segments, projected
@@ -155,6 +190,14 @@ def restore(trial: Trial, folder: Path) -> DualEncoder:
 
 def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
     """Return a trial's dual encoder, made of the encoders `audio` and `text`."""
-    network = DualEncoder(audio, text, trial.embedding_size, trial.temperature, trial.frozen_audio, trial.frozen_text)
-    network.log_temperature.requires_grad_(not trial.fixed_temperature)
+    network = DualEncoder(
+        audio,
+        text,
+        trial.embedding_size,
+        trial.temperature,
+        trial.frozen_audio,
+        trial.frozen_text,
+        trial.log_temperature,
+    )
+    network.temperature_parameter.requires_grad_(not trial.fixed_temperature)
     return network

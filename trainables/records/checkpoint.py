@@ -105,7 +105,7 @@ def load_model(folder: Path, trial: Trial | None = None) -> DualEncoder:
     """
     with refuse_damage(f"the model in {folder}", "copy or export it again, or train it again"):
         model = restore(trial or load_trial(folder), folder)
-        model.load_state_dict(load_file(folder / MODEL_FILE))
+        model.load_state_dict(model.convert_temperature(load_file(folder / MODEL_FILE)))
         return model
 
 

@@ -6,7 +6,7 @@ Shapes: B pairs of all ranks together, L pairs of one rank, P pairs of the valid
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.captions import normalise
 from data.errors import UserError
 from data.leakage.exclusions import read_excluded_ids
-from data.loading.batch import Batch
+from data.loading.batch import NUM_MASK_DRAWS, Batch
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
 from data.loading.sampler import order_epoch, split_among_ranks
@@ -190,7 +190,10 @@ def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDat
     `start`, otherwise one with initial weights, whose vocabulary may be learned from the captions of `pairs`.
     """
     if folder := start.resume_from or start.pretrained:
-        return checkpoint.load_model(folder, trial)
+        network = checkpoint.load_model(folder, trial)
+        if trial.reset_temperature and not start.resume_from:
+            network.set_temperature(trial.temperature)
+        return network
     if trial.pretraining:
         raise ValueError("a fine-tuning needs the folder of its pretrained model")
     captions = [normalise(caption) for caption in pairs.iter_captions()]
@@ -258,7 +261,10 @@ def embed_part(
     calls return the same values, dropout included.
     """
     model = cast(DualEncoder, network.module if isinstance(network, DistributedDataParallel) else network)
-    device, generator = model.log_temperature.device, seed_step(trial.seed, step, rank, number)
+    device, generator = model.temperature_parameter.device, seed_step(trial.seed, step, rank, number)
+    if trial.shared_mask:
+        shared_draws = torch.rand(NUM_MASK_DRAWS, generator=generator)
+        part = replace(part, mask_draws=shared_draws.expand(len(part.segments), -1))
     with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
         outputs: Outputs = network(part.to(device), model.text.tokenize(part.captions).to(device), generator)
     return outputs

@@ -61,7 +61,7 @@ def test_a_frozen_encoder_has_no_gradient_and_computes_as_in_evaluation(any_tria
     trial = replace(any_trial, **{f"frozen_{kind}": True for kind in frozen})
     network = dual_encoder.build(trial, CAPTIONS).train()
     learned = {name.partition(".")[0] for name in gradients(network, trial)}
-    assert learned == {"audio", "text", "audio_projection", "text_projection", "log_temperature"} - set(frozen)
+    assert learned == {"audio", "text", "audio_projection", "text_projection", "signed_temperature"} - set(frozen)
     assert {name for name, one in network.named_parameters() if not one.requires_grad} == {
         name for name, _ in network.named_parameters() if name.startswith(tuple(f"{kind}." for kind in frozen))
     }

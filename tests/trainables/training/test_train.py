@@ -236,7 +236,7 @@ def test_a_frozen_encoder_stays_as_it_was_and_the_rest_learns_through_an_interru
     start = Run(replace(frozen, schedule=STILL), store, tmp_path / "start").weights(1)
     changed = {name for name, tensor in whole.weights(2).items() if not torch.equal(tensor, start[name])}
     assert {name.partition(".")[0] for name in changed} == {
-        "audio", "audio_projection", "text_projection", "log_temperature"
+        "audio", "audio_projection", "text_projection", "signed_temperature"
     }  # fmt: skip
     assert not [name for name in load_file(tmp_path / "whole" / "2" / OPTIMIZER_FILE) if name.startswith("text.")]
     resumed = Run(frozen, store, tmp_path / "resumed", resume_from=tmp_path / "whole" / "1")
