@@ -11,7 +11,6 @@ Guide: docs/sweeps.md
 
 import datetime
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +20,22 @@ from typing import Any, Literal, TypeVar
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
-from data.runtime.options import Command, changed_options, flag, group, option, positional, run_command
+from data.runtime.options import Command, group, option, positional, run_command
 from data.runtime.printable import parse_bare_name
 from data.runtime.tables import print_table
 from data.splits import SplitOptions, Splits, is_built_on_demand
 from data.store.storage import Store, StoreOptions
 from sweeps.display.progress import SweepDisplay, TrialProgress, build_table, load_progress
-from sweeps.display.results import format_mlflow_command, print_line, show_results
+from sweeps.display.results import (
+    format_mlflow_command,
+    format_resume_command,
+    format_select_command,
+    print_line,
+    show_results,
+)
+from sweeps.planning.distillation import DistillationOptions, make_students
 from sweeps.planning.retraining import FirstStage, Retraining, build_retrained_ensemble, plan_retrainings
-from sweeps.planning.stages import Stages, find_finished, find_parents, group_by_stage, mark_damaged
+from sweeps.planning.stages import Stages, find_finished, find_requirements, group_by_stage, mark_damaged
 from sweeps.spaces import Space, check_trials, find_space, list_spaces, with_seeds
 from trainables.execution.resources import (
     Allocation,
@@ -63,6 +69,7 @@ class SpaceOptions:
     )
     scheduler: Scheduler = option("asha stops unpromising trials early", "none")
     precision: Precision | None = option("precision (default: the fastest that the hardware supports)", None)
+    distillation: DistillationOptions = group("distillation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ def run_space(options: Options) -> int:
     )
     stages, num_unfinished = run_sweep(options, plan, ledger)
     if stages:
-        print_line(f"Next:                 {format_select_command(options)}")
+        print_line(f"Next:                 {format_select_command(options.ledger, options.name)}")
     return 1 if num_unfinished else 0
 
 
@@ -231,8 +238,8 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
         progress[signature].state = "finished"
     try:
         with SweepDisplay(progress, PlainConsole(soft_wrap=True), ledger) as display:
-            parents, with_asha = find_parents(trials_by_signature, fingerprints), plan.scheduler == "asha"
-            run_until_done(unfinished, parents, costs, sweep, ledger, display, options.max_concurrent, with_asha)
+            requirements, with_asha = find_requirements(trials_by_signature, fingerprints), plan.scheduler == "asha"
+            run_until_done(unfinished, requirements, costs, sweep, ledger, display, options.max_concurrent, with_asha)
     except KeyboardInterrupt:
         ray_tune.release_trials(ledger, sweep, list(unfinished))
         ledger.mark_ended(run_id, "KILLED")
@@ -285,12 +292,13 @@ def prepare_splits(options: SplitOptions, store: Store) -> Splits:
 
 
 def build_trials(options: Options, named_space: Space, splits: Splits, nodes: Sequence[Bundle]) -> list[Trial]:
-    """Return the trials of the space function `named_space` on the splits, with the requested precision and seeds."""
+    """Return the trials of the space function `named_space` on the splits, with the options' seeds and teachers."""
     from trainables.execution.nodes import fastest_precision_on
 
     precision = options.precision or fastest_precision_on(options.compute.gpus_per_worker, nodes)
     named_trials = check_trials(named_space(splits, precision))
-    return check_trials(with_seeds(named_trials, options.seeds, options.pretraining_seeds))
+    trials = with_seeds(named_trials, options.seeds, options.pretraining_seeds)
+    return check_trials(make_students(trials, options.distillation))
 
 
 def list_retrained_trials(retrainings: Sequence[Retraining]) -> list[Trial]:
@@ -365,23 +373,6 @@ def show_status(options: StatusOptions) -> None:
     print_table(
         PlainConsole(), build_table(load_progress(ledger, sweep.description["trials"], held), f"Sweep {sweep.name}, ")
     )
-
-
-def format_resume_command(options: SweepOptions, *words: str) -> str:
-    """Return the command line, with `words` after the program's name, that resumes the sweep with these options."""
-    command = ["python", "sweeps/grid.py", *words]
-    for name, value in changed_options(options).items():
-        if name != "ensemble":
-            values = value if isinstance(value, tuple) else [] if value is True else [value]
-            command += [flag(name), *map(str, values)]
-    return shlex.join(command)
-
-
-def format_select_command(options: Options) -> str:
-    """Return the command line that selects an ensemble from the trials of this sweep."""
-    ledger = options.ledger
-    words = ["python", "ensemble/select.py", "--metric", "map10", "--runs", ledger.runs, "--sweep", options.name]
-    return shlex.join([*words, *(["--tracking-uri", ledger.tracking_uri] if ledger.tracking_uri else [])])
 
 
 COMMANDS: dict[str, Command[Any]] = {

@@ -17,7 +17,7 @@ from data.errors import UserError, unknown_name_error
 from data.splits import Splits
 from trainables import recipes
 from trainables.schedule import Schedule
-from trainables.trial import Precision, Trial, iter_stages
+from trainables.trial import Precision, Trial, iter_required_trials
 
 Space = Callable[[Splits, Precision], list[Trial]]
 
@@ -118,6 +118,20 @@ def table2(splits: Splits, precision: Precision) -> list[Trial]:
     )
 
 
+def salsa(splits: Splits, precision: Precision) -> list[Trial]:
+    """Return the two stages of CP-JKU's system for DCASE 2024 with the audio encoders of the paper and roberta-large.
+
+    The first stage is the paper's pretraining with a fixed temperature of 0.05. In the second one, each model is
+    fine-tuned on the training split, as a student of all models of the first stage.
+    """
+    first_stage = [
+        replace(recipes.paper(audio, "huggingface:roberta-large", splits, precision), temperature=0.05,
+                fixed_temperature=True)
+        for audio in PAPER_PAIRS
+    ]  # fmt: skip
+    return [*first_stage, *(recipes.distilled_fine_tuning(trial, first_stage, splits) for trial in first_stage)]
+
+
 def full(splits: Splits, precision: Precision) -> list[Trial]:
     """Return every audio encoder of the paper's table with every text encoder, each pair fine-tuned with all
     combinations of the peak learning rates in RATES and the paraphrase probabilities in PROBABILITIES.
@@ -201,9 +215,9 @@ def shift_seeds(trial: Trial, shift: int) -> Trial:
 def check_trials(trials: object) -> list[Trial]:
     """Return the trials of a space. Raises UserError if they cannot be one sweep.
 
-    A space must return a non-empty list of trials, without repetitions. All trials and pretrainings must have the same
-    validation and test splits, since the candidates of a pool do. A trial must not be trained on these splits, unless
-    it ends at a given epoch and is not evaluated.
+    A space must return a non-empty list of trials, without repetitions. All trials, pretrainings and teachers must have
+    the same validation and test splits, since the candidates of a pool do. A trial must not be trained on these splits,
+    unless it ends at a given epoch and is not evaluated; such a trial can't be a teacher of others.
     """
     if not isinstance(trials, list | tuple):
         raise UserError(f"the space returned a {type(trials).__name__}: it must return a list of trials")
@@ -216,19 +230,19 @@ def check_trials(trials: object) -> list[Trial]:
         if (first := number_of_trial.setdefault(trial, number)) < number:
             raise UserError(f"entries {first} and {number} of the space are the same trial, {trial.name}: remove one")
     first_trial = trials[0]
-    for trial in (part for listed in trials for part in iter_stages(listed)):
+    for trial in (part for listed in trials for part in iter_required_trials(listed)):
         for role in ("validation", "test"):
             split, other = getattr(first_trial, role), getattr(trial, role)
             if split != other:
                 raise UserError(
                     f"the {role} split of {first_trial.name} is {split}, that of {trial.name} is {other}: a sweep's "
-                    f"trials, and their pretrainings, are compared on the same splits"
+                    "trials, their pretrainings and their teachers are compared on the same splits"
                 )
-        overlap = {*trial.train} & {trial.validation, trial.test}
-        if overlap and trial.final_epoch is None:
+        evaluated = {trial.validation, trial.test}
+        if trial.final_epoch is None and (overlap := trial.training_splits & evaluated):
             raise UserError(
-                f"{trial.name} would be trained on and evaluated on {', '.join(sorted(overlap))}: "
-                "remove it from the training splits, or evaluate on another one"
+                f"{trial.name} would be trained on and evaluated on {', '.join(sorted(overlap))}, itself or by its "
+                "pretraining or a teacher: remove it from the training splits, or evaluate on another one"
             )
     return list(trials)
 

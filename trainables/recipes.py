@@ -8,14 +8,14 @@ trials with `dataclasses.replace`.
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from data.errors import unknown_name_error
 from data.splits import Splits
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
-from trainables.trial import Precision, Trial
+from trainables.trial import Precision, Teacher, Trial
 
 Recipe = Callable[[str, str, Splits, Precision], Trial]
 """Function from the audio and text encoder as 'family:variant', splits and precision to a pretraining."""
@@ -68,6 +68,28 @@ def paper_fine_tuning(
         schedule=Schedule(peak_rate, min(1e-7, peak_rate), epochs=5, warmup_epochs=1.0, final_epochs=1.0),
         paraphrase_probability=paraphrase_probability,
         pretraining=pretraining,
+    )
+
+
+def distilled_fine_tuning(pretraining: Trial, teachers: Sequence[Trial], splits: Splits) -> Trial:
+    """Return the second stage of CP-JKU's system for DCASE 2024: a fine-tuning of `pretraining` on the training split
+    alone, of 20 epochs from a peak learning rate of 2e-5 to 1e-7, as a student of `teachers`, all with the same weight.
+
+    From its published code (Primus and Widmer 2024): the loss is the cross entropy with the teachers' scores alone, at
+    a fixed temperature of 0.05 in both; the rate decays until epoch 15. Different here: SpecAugment is as in the paper
+    of 2023, and the optimiser is Adam, which equals AdamW without weight decay.
+    """
+    return replace(
+        pretraining,
+        train=(splits.train,),
+        schedule=Schedule(peak_rate=2e-5, final_rate=1e-7, epochs=20, warmup_epochs=1.0, final_epochs=5.0),
+        pretraining=pretraining,
+        temperature=0.05,
+        fixed_temperature=True,
+        reset_temperature=not pretraining.fixed_temperature or pretraining.temperature != 0.05,
+        teachers=tuple(Teacher(teacher) for teacher in teachers),
+        teacher_temperature=0.05,
+        hard_share=0.0,
     )
 
 

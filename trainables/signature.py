@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.errors import UserError
 from data.leakage.exclusions import compute_exclusions_fingerprint
 from data.store.storage import Location
 from data.store.stored_split import open_split
 from trainables import encoders
-from trainables.trial import Trial, iter_stages
+from trainables.encoders import published
+from trainables.trial import Teacher, Trial, iter_required_trials
 
 TRAINING_VERSION = 4
 """Version of the training code, part of every signature. Raise it with a change that makes the same config train to
@@ -40,22 +42,24 @@ class Fingerprints:
     exclusions: Mapping[tuple[str, ...], str]  # by the training splits of a trial
     paraphrases: Mapping[str, str]  # by split, if its paraphrases are used
     weights: Mapping[Any, str]  # initial weights, by the encoder's Config
+    teacher_files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of files of teachers, by path
 
 
 def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
-    """Return the fingerprints that the signatures of trials and of their pretrainings depend on. Each split and each
-    file of weights is read once.
+    """Return the fingerprints that the signatures of trials, of their pretrainings and of their teachers depend on.
+    Each split and each file is read once.
 
     Published weights are those in the directory `weights`; without a directory, those that would be downloaded. Raises
-    UserError if the store lacks a split or its paraphrases, or if weights can't be found.
+    UserError if the store lacks a split or its paraphrases, or if weights or a teacher's file can't be found.
     """
-    all_trials = list(dict.fromkeys(stage for trial in trials for stage in iter_stages(trial)))
+    all_trials = list(dict.fromkeys(required for trial in trials for required in iter_required_trials(trial)))
     names = dict.fromkeys(name for trial in all_trials for name in (*trial.train, trial.validation, trial.test))
     splits = {name: open_split(store, name) for name in names}
     paraphrased = dict.fromkeys(
         name for trial in all_trials if trial.paraphrase_probability > 0 for name in trial.train
     )
     configs = dict.fromkeys(config for trial in all_trials for config in (trial.audio, trial.text))
+    files = dict.fromkeys(file for trial in all_trials for teacher in trial.teachers for file in teacher.files)
     return Fingerprints(
         splits={name: split.fingerprint for name, split in splits.items()},
         exclusions={
@@ -63,6 +67,7 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
         },
         paraphrases={name: splits[name].compute_paraphrases_fingerprint() for name in paraphrased},
         weights={config: encoders.module_of_config(config).weights_fingerprint(config, weights) for config in configs},
+        teacher_files={file: hash_teacher_file(file) for file in files},
     )
 
 
@@ -81,8 +86,31 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     }
     if trial.paraphrase_probability > 0:
         settings["paraphrases"] = {name: fingerprints.paraphrases[name] for name in trial.train}
+    if trial.teachers:
+        total = sum(teacher.weight for teacher in trial.teachers)
+        settings["teachers"] = [
+            {"teacher": identify_teacher(teacher, fingerprints), "share": teacher.weight / total}
+            for teacher in trial.teachers
+        ]
     normalised = json.loads(json.dumps(settings), parse_int=float)  # 30 and 30.0 have the same signature
     return hashlib.sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identify_teacher(teacher: Teacher, fingerprints: Fingerprints) -> str | list[str]:
+    """Return what identifies a teacher in the signature of its student: the signature of its trial, or the fingerprints
+    of its files.
+    """
+    if teacher.trial:
+        return sign(teacher.trial, fingerprints)
+    return [fingerprints.teacher_files[file] for file in teacher.files]
+
+
+def hash_teacher_file(path: str) -> str:
+    """Return the SHA-256 of a teacher's file of embeddings or scores. Raises UserError if it can't be read."""
+    try:
+        return published.hash_file(Path(path))
+    except OSError as error:
+        raise UserError(f"the file of a teacher, {path}, can't be read: {error.strerror}") from error
 
 
 def compute_signature(trial: Trial, store: Location, weights: Path | None = None) -> str:

@@ -20,7 +20,8 @@ TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
 
 Precision = Literal["float32", "bfloat16"]
 
-ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles")
+ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
+                  "teacher_temperature", "hard_share")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
 """
@@ -58,11 +59,38 @@ def fastest_cpu_precision() -> Precision:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """Teacher of a student: a trial that is trained before the student, or files with the output of any other model.
+
+    Files are embeddings (`trainables.records.embeddings`) of the clips and normalised captions of a split, or scores as
+    a NumPy array [captions, clips] of cosines, with the clips in the order of the store and the captions clip by clip.
+    """
+
+    trial: "Trial | None" = None
+    weight: float = 1.0  # relative to the student's other teachers
+    files: tuple[str, ...] = ()  # absolute path of a file for each of the student's training splits
+
+    def __post_init__(self) -> None:
+        if (self.trial is None) == (not self.files):
+            raise UserError("a teacher is either a trial or a list of files: give one of them")
+        if not self.weight > 0:
+            raise UserError(f"the weight of a teacher is {self.weight}: it must be above 0")
+
+    @property
+    def name(self) -> str:
+        """Human-readable name: that of the trial, or the paths of the files."""
+        return self.trial.name if self.trial else ", ".join(self.files)
+
+
+@dataclass(frozen=True)
 class Trial:
     """Config of one training. The defaults are the paper's, as far as they don't depend on the stage.
 
     If `pretraining` is given, training starts from the best epoch of that trial, which must have the same encoders and
     embedding size.
+
+    If `teachers` are given, the trial is a student: it learns their scores in each batch (`soft_cross_entropy`), and
+    the labels with the share `hard_share` of the loss.
     """
 
     audio: AudioConfig
@@ -86,6 +114,9 @@ class Trial:
     clip_norm: float | None = None  # maximum norm of all gradients; None: no clipping, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
+    teachers: tuple[Teacher, ...] = ()
+    teacher_temperature: float = 0.05  # divides the mean of the teachers' cosines before the softmax
+    hard_share: float = 0.0  # share of the loss on labels (NT-Xent) in that of a student
     final_epoch: int | None = None  # train on all splits to the end of this epoch, without validation
 
     def __post_init__(self) -> None:
@@ -95,14 +126,6 @@ class Trial:
             raise UserError(f"paraphrase_probability is {self.paraphrase_probability}: it must be from 0 to 1")
         if self.batch_size < 2:
             raise UserError(f"batch_size is {self.batch_size}: a contrastive loss needs at least 2 pairs")
-        if self.temperature <= 0:
-            raise UserError(f"temperature is {self.temperature}: it must be above 0")
-        if self.fixed_temperature and self.log_temperature:
-            raise UserError("log_temperature: the temperature isn't learned, since fixed_temperature is set; unset one")
-        if self.reset_temperature and not self.pretraining:
-            raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
-        if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
-            raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
         if self.precision not in get_args(Precision):
             raise UserError(f"precision is {self.precision!r}: it must be {' or '.join(get_args(Precision))}")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -111,13 +134,26 @@ class Trial:
             raise UserError(f"seed is {self.seed}: it must be 0 or more")
         if self.longest_audio_s <= 0:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
+        if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
+            raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
+        self.check_temperature()
         self.check_final_epoch()
+        self.check_teachers()
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
             self.pretraining.audio,
             self.pretraining.text,
             self.pretraining.embedding_size,
         ):
             raise UserError("a fine-tuning must have its pretraining's encoders and embedding size")
+
+    def check_temperature(self) -> None:
+        """Raise UserError if the temperature isn't above 0, or if a setting of it has no effect."""
+        if self.temperature <= 0:
+            raise UserError(f"temperature is {self.temperature}: it must be above 0")
+        if self.fixed_temperature and self.log_temperature:
+            raise UserError("log_temperature: the temperature isn't learned, since fixed_temperature is set; unset one")
+        if self.reset_temperature and not self.pretraining:
+            raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
 
     def check_final_epoch(self) -> None:
         """Raise UserError if `final_epoch` is set, but exceeds the schedule's epochs or the schedule depends on
@@ -131,6 +167,25 @@ class Trial:
             raise UserError(
                 "final_epoch: training to a fixed epoch has no validation, but Plateau needs it: use Schedule"
             )
+
+    def check_teachers(self) -> None:
+        """Raise UserError if a setting of the distillation is out of range or has no effect, or if a teacher hasn't one
+        file for each training split.
+        """
+        if self.teacher_temperature <= 0:
+            raise UserError(f"teacher_temperature is {self.teacher_temperature}: it must be above 0")
+        if not 0 <= self.hard_share < 1:
+            raise UserError(f"hard_share is {self.hard_share}: it must be at least 0 and below 1")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("teacher_temperature", "hard_share"):
+            if not self.teachers and getattr(self, name) != defaults[name]:
+                raise UserError(f"{name} has no effect without teachers: add teachers, or leave it at {defaults[name]}")
+        for teacher in self.teachers:
+            if teacher.files and len(teacher.files) != len(self.train):
+                raise UserError(
+                    f"the teacher {teacher.name} has {len(teacher.files)} files: give one for each of the training "
+                    f"splits ({', '.join(self.train)})"
+                )
 
     @property
     def stage(self) -> str:
@@ -150,8 +205,8 @@ class Trial:
 
     @property
     def training_splits(self) -> set[str]:
-        """Names of the splits that the trial or its pretraining is trained on."""
-        return {name for stage in iter_stages(self) for name in stage.train}
+        """Names of the splits that the trial, its pretraining or a teacher is trained on."""
+        return {name for trial in iter_required_trials(self) for name in trial.train}
 
     @property
     def name(self) -> str:
@@ -164,6 +219,7 @@ class Trial:
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
+        parts += [f"student of {len(self.teachers)}"] if self.teachers else []
         parts += [name.replace("_", " ") for name in NAMED_SETTINGS if getattr(self, name)]
         parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []
         return " ".join([*parts, f"seed {self.seed}"])
@@ -176,12 +232,41 @@ def iter_stages(trial: Trial) -> Iterator[Trial]:
         yield from iter_stages(trial.pretraining)
 
 
+def list_requirements(trial: Trial) -> list[Trial]:
+    """Return the trials that must have finished before a trial can start: its pretraining and its teachers."""
+    pretraining = [trial.pretraining] if trial.pretraining else []
+    return [*pretraining, *(teacher.trial for teacher in trial.teachers if teacher.trial)]
+
+
+def iter_required_trials(trial: Trial) -> Iterator[Trial]:
+    """Yield a trial, the trials that it requires (its pretraining and its teachers), and those that these require. A
+    trial that is required several times is yielded several times.
+    """
+    yield trial
+    for required in list_requirements(trial):
+        yield from iter_required_trials(required)
+
+
+def describe_teachers(trial: Trial) -> str:
+    """Return the names and weights of a trial's teachers as text."""
+    return ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in trial.teachers)
+
+
 def to_json(trial: Trial) -> dict[str, Any]:
     """Return the trial as a dict for JSON, including its encoders and its pretraining. Settings of ADDED_SETTINGS are
     omitted while they have their defaults.
     """
+    teachers = [
+        {
+            "trial": to_json(teacher.trial) if teacher.trial else None,
+            "weight": teacher.weight,
+            "files": list(teacher.files),
+        }
+        for teacher in trial.teachers
+    ]
     return {
         **list_fields(trial),
+        **({"teachers": teachers} if teachers else {}),
         "audio": encoders.to_json(trial.audio),
         "text": encoders.to_json(trial.text),
         "train": list(trial.train),
@@ -208,9 +293,23 @@ def from_json(value: dict[str, Any]) -> Trial:
         settings["audio"] = encoders.from_json("audio", settings["audio"])
         settings["text"] = encoders.from_json("text", settings["text"])
         settings["pretraining"] = from_json(settings["pretraining"]) if settings["pretraining"] else None
+        settings["teachers"] = tuple(map(teacher_from_json, settings.get("teachers", ())))
         return dacite.from_dict(Trial, settings, dacite.Config(strict=True, cast=[tuple]))
     except (dacite.DaciteError, KeyError) as error:
         raise UserError(f"not a trial: {error}") from error
+
+
+def teacher_from_json(value: dict[str, Any]) -> Teacher:
+    """Return the teacher for an entry of the list `teachers` of a trial in JSON. Raises UserError for a malformed
+    one.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"not a teacher: it must be an object with settings by name, not {value!r}")
+    try:
+        trial = from_json(value["trial"]) if value["trial"] else None
+        return dacite.from_dict(Teacher, value | {"trial": trial}, dacite.Config(strict=True, cast=[tuple]))
+    except (dacite.DaciteError, KeyError) as error:
+        raise UserError(f"not a teacher: {error}") from error
 
 
 def load_trial(folder: Path) -> Trial:

@@ -132,7 +132,7 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
                 )
                 or "none",
                 "training_data": join_unique(split for trial in stages for split in trial.train),
-                "loss_function": "NT-Xent",
+                "loss_function": join_unique(loss for trial in stages for loss in list_losses(trial)),
                 "optimizer": "Adam",
                 "learning_rate": join_unique(f"{trial.schedule.peak_rate:g} ({trial.stage})" for trial in stages),
                 "batch_size": join_unique(str(trial.batch_size) for trial in stages),
@@ -154,6 +154,11 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
 def join_unique(words: Iterable[str]) -> str:
     """Return the words in order of their first occurrence, each once, separated by commas."""
     return ", ".join(dict.fromkeys(words))
+
+
+def list_losses(trial: Trial) -> list[str]:
+    """Return the names of the losses that a trial is trained with."""
+    return ["NT-Xent"] * (not trial.teachers or trial.hard_share > 0) + ["distillation"] * bool(trial.teachers)
 
 
 def describe_augmentations(trial: Trial) -> list[str]:

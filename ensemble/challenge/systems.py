@@ -31,7 +31,7 @@ from trainables.records.ensemble_file import Ensemble, read_ensemble
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import RunStorage
 from trainables.retrieval import Relevance
-from trainables.trial import Trial, iter_stages
+from trainables.trial import Trial, iter_required_trials
 
 logger = logging.getLogger("chorale.systems")
 
@@ -108,8 +108,10 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
 
 
 def list_stages(trial: Trial) -> list[Trial]:
-    """Return the stages of a trial, from the first pretraining to the trial itself."""
-    return list(iter_stages(trial))[::-1]
+    """Return the stages of a trial, from the first pretraining to the trial itself; before them, those of its
+    teachers.
+    """
+    return list(dict.fromkeys(list(iter_required_trials(trial))[::-1]))
 
 
 def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> None:

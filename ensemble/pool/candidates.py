@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError
+from data.sources.numpy_files import read_array
 from ensemble.pool import score_matrices
 from ensemble.pool.score_matrices import ReadScores, ScoreMatrices
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
@@ -281,16 +282,6 @@ def load_file_scores(folder: Path, candidates: Sequence[Candidate], role: Role) 
     digest = hashlib.sha256(repr(shape).encode() + relevant.query_P.tobytes() + relevant.clip_P.tobytes())
     names = [candidate.name for candidate in candidates]
     return score_matrices.from_arrays(names, str(folder / role), digest.hexdigest()[:16], relevant, arrays)
-
-
-def read_array(path: Path) -> NDArray[Any]:
-    """Return the array in a NumPy file, memory-mapped. Raises UserError if the file is missing or invalid."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror or error}") from error
-    except Exception as error:  # what np.load raises for a damaged header depends on Python's tokenizer and parser
-        raise UserError(f"{path} isn't a NumPy file of numbers: {error}; write it again with np.save") from error
 
 
 def read_scores(path: Path) -> NDArray[Any]:

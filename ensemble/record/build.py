@@ -54,7 +54,8 @@ def list_compared_methods(config: SelectionConfig, num_candidates: int) -> dict[
 def build_member(candidate: Candidate, weight: float) -> Member:
     """Return a candidate as a member of an ensemble with this weight, without its contribution to the metric."""
     if candidate.run:
-        return Member(candidate.name, weight, candidate.signature, candidate.run.run_id)
+        run = candidate.run
+        return Member(candidate.name, weight, candidate.signature, run.run_id, teachers=run.teachers)
     return Member(candidate.name, weight, folder=str(candidate.folder))
 
 

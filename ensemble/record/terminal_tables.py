@@ -20,6 +20,9 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
     if ensemble.best_single:
         tables.print_table(console, build_member_table(ensemble))
         say(f"Best single candidate: {ensemble.best_single.name}")
+    for member, teachers in ensemble.list_students():
+        names = ", ".join(f"{teacher.name} ({teacher.signature})" for teacher in teachers)
+        say(f"{member.name} ({member.signature}) is a student of other members: {names}")
     tables.print_table(console, build_metric_table(ensemble))
     if ensemble.test:
         say(describe_difference(ensemble, ensemble.test))

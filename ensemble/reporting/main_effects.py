@@ -3,6 +3,7 @@
 Shapes: N trials, K coefficients.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,14 @@ def list_stage_settings(trial: Trial, prefix: str) -> dict[str, str]:
 
     The peak rate of a fine-tuning is relative to that of its pretraining, and the final rate to the peak rate.
     """
-    settings: dict[str, Any] = dict(flatten_settings(trials.to_json(trial) | {"pretraining": None}))
+    own_settings = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
+    described = {
+        "schedule": dataclasses.asdict(trial.schedule),
+        "teachers": trials.describe_teachers(trial) or NO_LEVEL,
+    }
+    settings: dict[str, Any] = dict(
+        flatten_settings(own_settings | trials.to_json(trial) | described | {"pretraining": None})
+    )
     for name in (*NON_FACTORS, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
         del settings[name]
     peak, final = trial.schedule.peak_rate, trial.schedule.final_rate

@@ -55,8 +55,12 @@ def find_published(trial: Trial) -> PaperMetrics | None:
 
 
 def matches_paper_recipe(trial: Trial) -> bool:
-    """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates."""
+    """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates, without
+    teachers.
+    """
     rate = trial.schedule.peak_rate
+    if trial.teachers:
+        return False
     if trial.pretraining:
         is_fine_tuned_so = (rate, trial.train) == (FINE_TUNING_RATE, TRAIN)
         is_share = trial.paraphrase_probability in (0.0, PAPER_PARAPHRASES)

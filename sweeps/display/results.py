@@ -1,9 +1,14 @@
-"""Table of a sweep's finished trials."""
+"""Table of a sweep's finished trials, and the commands that a user may run next."""
+
+import shlex
+from typing import Any
 
 from data.runtime.console import PlainConsole
+from data.runtime.options import changed_options, flag
 from data.runtime.tables import Column, TextTable, print_table
 from sweeps.planning.stages import Stages
 from trainables.records.ledger import Ledger
+from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.retrieval import METRIC_TITLES, METRICS
 
 
@@ -44,3 +49,21 @@ def format_mlflow_command(tracking_uri: str) -> str:
     if tracking_uri.startswith("http"):
         return f"{tracking_uri} in a browser"
     return f"mlflow ui --backend-store-uri {tracking_uri}"
+
+
+def format_resume_command(options: Any, *words: str) -> str:
+    """Return the command line of grid.py, with `words` after the program's name, that resumes the sweep with these
+    options.
+    """
+    command = ["python", "sweeps/grid.py", *words]
+    for name, value in changed_options(options).items():
+        if name != "ensemble":
+            values = value if isinstance(value, tuple) else [] if value is True else [value]
+            command += [flag(name), *map(str, values)]
+    return shlex.join(command)
+
+
+def format_select_command(ledger: LedgerOptions, sweep: str) -> str:
+    """Return the command line that selects an ensemble from the trials of the sweep with this name."""
+    words = ["python", "ensemble/select.py", "--metric", "map10", "--runs", ledger.runs, "--sweep", sweep]
+    return shlex.join([*words, *(["--tracking-uri", ledger.tracking_uri] if ledger.tracking_uri else [])])

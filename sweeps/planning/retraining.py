@@ -53,6 +53,11 @@ def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
     trial = trials.from_json(member.trial)
     if trial.final_epoch is not None:
         raise UserError("it is already trained on all splits")
+    if trial.teachers:
+        raise UserError(
+            "it is a student, whose teachers know the training splits only: retraining it on all splits would need "
+            "retrained teachers; remove the member from the file, or retrain its teachers as an ensemble"
+        )
     if first_stage == "finetuning" and trial.pretraining is None:
         return Retraining(member, trial, is_retrained=False)
     if first_stage == "pretraining" and trial.pretraining and member.pretraining_epoch is None:

@@ -1,12 +1,13 @@
 """Trials of a sweep grouped by stage."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import RunStorage
 from trainables.signature import Fingerprints, sign
-from trainables.trial import Trial
+from trainables.trial import Trial, iter_required_trials
 
 logger = logging.getLogger("chorale.sweep")
 
@@ -14,24 +15,53 @@ Stages = list[dict[str, Trial]]
 """Trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
-def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
-    """Return two dicts of trials by signature, each trial once: the pretrainings, including those that the fine-tunings
-    start from, and the fine-tunings. The signatures are computed with `fingerprints`, which identify the splits and the
-    published weights.
+@dataclass(frozen=True)
+class Required:
+    """Signatures of the trials that must finish before a trial can start."""
+
+    pretraining: str | None = None
+    teachers: tuple[str, ...] = ()
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys([*([self.pretraining] if self.pretraining else []), *self.teachers]))
+
+
+Requirements = Mapping[str, Required]
+"""What each trial requires, by its signature."""
+
+
+def iter_all_required(signature: str, requirements: Requirements) -> Iterator[str]:
+    """Yield the signature of a trial, those of the trials that it requires, and those of the trials that these
+    require, as far as they are in `requirements`.
     """
-    with_parents = [parent for trial in trials if (parent := trial.pretraining)] + list(trials)
+    yield signature
+    for required in requirements[signature].signatures if signature in requirements else ():
+        yield from iter_all_required(required, requirements)
+
+
+def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
+    """Return two dicts of trials by signature, each trial once: the pretrainings and the fine-tunings, including those
+    that other trials require as their pretraining or as a teacher. The signatures are computed with `fingerprints`,
+    which identify the splits and the published weights.
+    """
     stages: Stages = [{}, {}]
-    for trial in with_parents:
+    all_trials = dict.fromkeys(required for listed in trials for required in reversed([*iter_required_trials(listed)]))
+    for trial in all_trials:
         stages[trial.pretraining is not None].setdefault(sign(trial, fingerprints), trial)
     return stages
 
 
-def find_parents(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> dict[str, str | None]:
-    """Return the signature of each trial's pretraining, None if it has none, by the trial's own signature. Signatures
-    are computed with `fingerprints`, which identify the splits and the published weights.
+def find_requirements(trials: Mapping[str, Trial], fingerprints: Fingerprints) -> Requirements:
+    """Return, by the signature of each trial, the trials that it requires. Signatures are computed with
+    `fingerprints`, which identify the splits and the published weights.
     """
     return {
-        signature: sign(trial.pretraining, fingerprints) if trial.pretraining else None
+        signature: Required(
+            sign(trial.pretraining, fingerprints) if trial.pretraining else None,
+            tuple(sign(teacher.trial, fingerprints) for teacher in trial.teachers if teacher.trial),
+        )
         for signature, trial in trials.items()
     }
 

@@ -8,7 +8,7 @@ if they would fit, since small trials that overtake a large one could keep the l
 import math
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from trainables.execution.resources import Bundle
@@ -19,14 +19,14 @@ UNIT = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """Trial in the job queue: its key, the resources of its processes, its expected duration, and the job that must
+    """Trial in the job queue: its key, the resources of its processes, its expected duration, and the jobs that must
     succeed first.
     """
 
     key: str
     bundles: tuple[Bundle, ...]  # resources of each process; Ray may place processes on different nodes
     cost: float = 1.0  # expected duration, in a unit shared by all jobs
-    parent: str | None = None  # job that must succeed first; a parent that isn't in the queue has succeeded already
+    requires: tuple[str, ...] = ()  # jobs that must succeed first; one that isn't in the queue has succeeded already
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class FreeResources:
 
 
 class JobQueue:
-    """Queue of the jobs to run on a cluster. A job starts after the job that it depends on has succeeded; of the
+    """Queue of the jobs to run on a cluster. A job starts after the jobs that it depends on have succeeded; of the
     jobs that are ready, the one with the longest chain of dependent jobs starts first.
 
     A job's chain is its own cost plus that of the longest chain of jobs that depend on it. Of equal chains, the one
@@ -108,21 +108,30 @@ class JobQueue:
         # The placements of a job are None if its nodes were lost and it waits for new placements.
         self.running: dict[str, list[Placement] | None] = {}
         self.children: defaultdict[str, list[str]] = defaultdict(list)
+        self.chain_costs: dict[str, float] = {}
         for job in self.jobs.values():
-            if job.parent in self.jobs:
-                self.children[job.parent].append(job.key)
+            for required in dict.fromkeys(job.requires):
+                if required in self.jobs:
+                    self.children[required].append(job.key)
         order = sorted(self.jobs, key=self.chain_and_total_cost, reverse=True)
         self.positions = {key: position for position, key in enumerate(order)}
-        self.ready = [key for key in order if self.jobs[key].parent not in self.jobs]
-        self.waiting = set(self.jobs) - set(self.ready)
+        # The jobs that each waiting job still waits for.
+        self.waiting = {job.key: unmet for job in self.jobs.values() if (unmet := self.jobs.keys() & set(job.requires))}
+        self.ready = [key for key in order if key not in self.waiting]
 
     def chain_and_total_cost(self, key: str) -> tuple[float, float]:
         """Return two costs for the job with this key: the total cost of the costliest chain of jobs that depend on each
         other and begin with it, and the cost of this job and all jobs that depend on it.
         """
-        dependents = [self.chain_and_total_cost(child) for child in self.children.get(key, [])]
-        cost = self.jobs[key].cost
-        return cost + max((chain for chain, _ in dependents), default=0.0), cost + sum(work for _, work in dependents)
+        total = self.jobs[key].cost + sum(self.jobs[dependent].cost for dependent in self.find_dependents(key))
+        return self.chain_cost(key), total
+
+    def chain_cost(self, key: str) -> float:
+        """Return the total cost of the costliest chain of jobs that depend on each other and begin with this one."""
+        if key not in self.chain_costs:
+            chains = [self.chain_cost(child) for child in self.children.get(key, [])]
+            self.chain_costs[key] = self.jobs[key].cost + max(chains, default=0.0)
+        return self.chain_costs[key]
 
     @property
     def is_exhausted(self) -> bool:
@@ -163,16 +172,24 @@ class JobQueue:
         `succeeded`, and are dropped otherwise.
         """
         self.free_resources.release(self.running.pop(key) or [])
-        if succeeded:
-            for child in self.children.get(key, []):
-                self.waiting.remove(child)
-                insort(self.ready, child, key=self.positions.__getitem__)
-        else:
+        if not succeeded:
             self.dropped |= dict.fromkeys(self.find_dependents(key), key)
-            self.waiting -= self.dropped.keys()
-
-    def find_dependents(self, key: str) -> Iterator[str]:
-        """Yield the keys of all jobs that depend on a job, directly or through other jobs."""
+            self.waiting = {waiting: unmet for waiting, unmet in self.waiting.items() if waiting not in self.dropped}
+            return
         for child in self.children.get(key, []):
-            yield child
-            yield from self.find_dependents(child)
+            if child in self.waiting:
+                self.waiting[child].remove(key)
+                if not self.waiting[child]:
+                    del self.waiting[child]
+                    insort(self.ready, child, key=self.positions.__getitem__)
+
+    def find_dependents(self, key: str) -> set[str]:
+        """Return the keys of all jobs that depend on a job, directly or through other jobs."""
+        dependents: set[str] = set()
+        remaining = list(self.children.get(key, []))
+        while remaining:
+            child = remaining.pop()
+            if child not in dependents:
+                dependents.add(child)
+                remaining += self.children.get(child, [])
+        return dependents

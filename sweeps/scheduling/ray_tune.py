@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from data.runtime.printable import hide_credentials
 from sweeps.display.progress import SweepDisplay
+from sweeps.planning.stages import Requirements
 from sweeps.scheduling.job_queue import Job, JobQueue
 from sweeps.scheduling.tune_searcher import SEARCHER_ENVIRONMENT, QueueSearcher
 from trainables import trial as trial_records
@@ -84,7 +85,7 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     with Heartbeat(runs, lease, sweep.command):
         if run := ledger.find_finished_trial(signature):
             return ledger.load_best_metrics(run) | {FINISHED: True}
-        run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"])
+        run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"], work["teachers"])
         resources = sweep.resources[trial.stage]
         try:
             metrics = train_and_report(
@@ -128,12 +129,12 @@ def bundle_of_process(resources: Allocation) -> Bundle:
     return resources.worker if trains_in_process(resources) else Bundle(DRIVER_CPUS)
 
 
-def make_job(signature: str, parent: str | None, cost: float, resources: Allocation) -> Job:
-    """Return the job of a trial for the job queue; the trial needs these resources. `parent` is the signature of its
-    pretraining, None if it has none, and `cost` its expected duration in seconds.
+def make_job(signature: str, requires: tuple[str, ...], cost: float, resources: Allocation) -> Job:
+    """Return the job of a trial for the job queue; the trial needs these resources. `requires` has the signatures of
+    the trials that must finish first, and `cost` is its expected duration in seconds.
     """
     workers = [] if trains_in_process(resources) else [resources.worker] * resources.workers
-    return Job(signature, (bundle_of_process(resources), *workers), cost, parent)
+    return Job(signature, (bundle_of_process(resources), *workers), cost, requires)
 
 
 def resources_of_process(config: Mapping[str, Any], sweep: SweepContext) -> tune.PlacementGroupFactory:
@@ -231,7 +232,7 @@ class AshaByStage(FIFOScheduler):
 
 def run_trials(
     trials: Mapping[str, Trial],
-    parents: Mapping[str, str | None],
+    requirements: Requirements,
     costs: Mapping[str, float],
     sweep: SweepContext,
     ledger: Ledger,
@@ -239,21 +240,28 @@ def run_trials(
     max_concurrent: int | None,
     with_asha: bool,
 ) -> dict[str, str]:
-    """Run trials through Ray Tune, each after its pretraining has finished, and return the outcome of each that was
-    started, by signature. `parents` and `costs` have by signature each trial's pretraining (its signature; None if it
-    has none) and expected duration in seconds. At most `max_concurrent` run at a time, or as many as fit on the cluster
-    if that is None; `with_asha` stops unpromising ones early.
+    """Run trials through Ray Tune, each after the trials that it requires have finished, and return the outcome of each
+    that was started, by signature. `requirements` and `costs` have by signature what each trial requires and its
+    expected duration in seconds. At most `max_concurrent` run at a time, or as many as fit on the cluster if that is
+    None; `with_asha` stops unpromising ones early.
 
     The outcome is 'finished', 'failed', 'stopped' by the scheduler, or 'held' by another command. A failed trial does
-    not stop the others. Trials held by another command, and fine-tunings whose pretraining failed, was stopped or is
+    not stop the others. Trials held by another command, and trials that require one that failed, was stopped or is
     held, are not run.
     """
     jobs, configs = [], {}
     for signature, trial in trials.items():
-        parent = parents[signature]
-        jobs.append(make_job(signature, parent, costs[signature], sweep.resources[trial.stage]))
-        work = {"signature": signature, "parent": parent, "stage": trial.stage, "trial": trial_records.to_json(trial)}
-        configs[signature] = {"work": work}
+        required = requirements[signature]
+        jobs.append(make_job(signature, required.signatures, costs[signature], sweep.resources[trial.stage]))
+        configs[signature] = {
+            "work": {
+                "signature": signature,
+                "parent": required.pretraining,
+                "teachers": required.teachers,
+                "stage": trial.stage,
+                "trial": trial_records.to_json(trial),
+            }
+        }
     # Ray re-uses pre-started processes only for tasks that set no environment variables. Tune sets this variable for
     # PyTorch Lightning, which isn't used here.
     class_cache.DEFAULT_ENV_VARS.pop("PL_DISABLE_FORK", None)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 from sweeps.display.progress import SweepDisplay
+from sweeps.planning.stages import Requirements, iter_all_required
 from sweeps.scheduling import ray_tune
 from sweeps.scheduling.ray_tune import SweepContext
 from trainables.records import lease as leases
@@ -16,7 +17,7 @@ POLL_EVERY_S = 5.0
 
 def run_until_done(
     todo: Mapping[str, Trial],
-    parents: Mapping[str, str | None],
+    requirements: Requirements,
     costs: Mapping[str, float],
     sweep: SweepContext,
     ledger: Ledger,
@@ -25,18 +26,20 @@ def run_until_done(
     with_asha: bool,
 ) -> None:
     """Run the trials in `todo`, by signature, until each has finished or failed, or has been stopped by the scheduler;
-    a trial is not run if its pretraining fails. `parents` and `costs` have by signature each trial's pretraining (its
-    signature; None if it has none) and expected duration in seconds. At most `max_concurrent` run at a time, or as many
-    as fit on the cluster if that is None; `with_asha` stops unpromising ones early.
+    a trial is not run if one that it requires fails. `requirements` and `costs` have by signature what each trial
+    requires and its expected duration in seconds. At most `max_concurrent` run at a time, or as many as fit on the
+    cluster if that is None; `with_asha` stops unpromising ones early.
 
     A trial that another command trains is waited for, and trained here if that command releases or loses its lease.
     """
     remaining, unsuccessful = dict(todo), set[str]()
     while remaining:
         held = {signature for signature in remaining if leases.find_holder(sweep.site.runs, signature)}
-        runnable = {key: trial for key, trial in remaining.items() if not held & {key, parents[key]}}
+        runnable = without_dependents(remaining, held, requirements)
         if runnable:
-            outcomes = ray_tune.run_trials(runnable, parents, costs, sweep, ledger, display, max_concurrent, with_asha)
+            outcomes = ray_tune.run_trials(
+                runnable, requirements, costs, sweep, ledger, display, max_concurrent, with_asha
+            )
             unsuccessful |= {
                 signature for signature, outcome in outcomes.items() if outcome in (ray_tune.FAILED, ray_tune.STOPPED)
             }
@@ -45,4 +48,9 @@ def run_until_done(
         for signature in [key for key in remaining if ledger.find_finished_trial(key)]:
             display.show_finished(signature)
             del remaining[signature]
-        remaining = {key: trial for key, trial in remaining.items() if not unsuccessful & {key, parents[key]}}
+        remaining = without_dependents(remaining, unsuccessful, requirements)
+
+
+def without_dependents(trials: Mapping[str, Trial], excluded: set[str], requirements: Requirements) -> dict[str, Trial]:
+    """Return the trials, by signature, without the excluded ones and those that require one of them."""
+    return {key: trial for key, trial in trials.items() if not excluded & {*iter_all_required(key, requirements)}}

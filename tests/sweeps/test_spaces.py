@@ -186,13 +186,13 @@ def test_trials_of_one_name_and_different_settings_are_fine(tuned):
 
 
 def test_the_names_are_those_of_the_functions():
-    assert set(spaces.list_spaces()) == {"demo", "full", "small", "small_paraphrases", "table2"}
+    assert set(spaces.list_spaces()) == {"demo", "full", "salsa", "small", "small_paraphrases", "table2"}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("tiny", "known: demo, full, small, small_paraphrases, table2"),
+        ("tiny", "known: demo, full, salsa, small, small_paraphrases, table2"),
         ("absent.py:f", "doesn't exist"),
         ("{file}:nothing", "known: .*tiny"),
     ],

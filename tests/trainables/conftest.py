@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,15 +14,19 @@ from transformers import BertForPreTraining, DistilBertForMaskedLM, MPNetModel, 
 from data.corpora import synthetic
 from data.schema import Split
 from data.store import shard_writer, split_writer
+from data.store.stored_split import open_split
 from data.waveform import Codec
 from trainables.encoders.audio import cnn
 from trainables.encoders.text import transformer
+from trainables.records.embeddings import Embeddings, write_embeddings
 from trainables.schedule import Schedule
+from trainables.training.distillation import list_texts
 from trainables.trial import Trial
 
 SIZES = synthetic.Config(development=13, validation=6, evaluation=6, min_duration_s=5.0, max_duration_s=6.0)
 
 WriteTextModel = Callable[..., Path]
+WriteTeacher = Callable[..., Path]
 WriteSplit = Callable[[Path, Split, Codec], None]
 
 
@@ -128,3 +133,21 @@ def write_text_model() -> WriteTextModel:
 @pytest.fixture
 def fine_tuning(trial) -> Trial:
     return replace(trial, pretraining=replace(trial, paraphrase_probability=0.0))
+
+
+@pytest.fixture(scope="session")
+def write_teacher(store) -> WriteTeacher:
+    """Writes random embeddings of the training split, paraphrases included, as a teacher's."""
+
+    def write(path: Path, trial: Trial, seed: int = 0) -> Path:
+        (name,) = trial.train
+        split, rng = open_split(store, name), np.random.default_rng(seed)
+        texts = list_texts(split, trial.paraphrase_probability > 0)
+        vectors = rng.normal(size=(len(split.clip_ids) + len(texts), 8)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        audio, text = np.split(vectors, [len(split.clip_ids)])
+        relevant = [[] for _ in texts]
+        write_embeddings(path, Embeddings("", name, split.fingerprint, split.clip_ids, texts, relevant, audio, text))
+        return path
+
+    return write

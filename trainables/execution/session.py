@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from data.errors import UserError
 from data.store.scratch import create_scratch_folder
 from trainables.execution.resources import Allocation
+from trainables.execution.teachers import fetch_teachers
 from trainables.records.lease import Lease
 from trainables.records.mlflow_log import RunLog, with_retries
 from trainables.records.run_storage import RunStorage, has_complete_weights
@@ -131,7 +132,8 @@ def train_rank(
         if site.keep_epochs:
             callbacks = replace(callbacks, on_embeddings=make_embeddings_logger(log, lease.signature))
         pretrained = site.runs.fetch_model(work.parent, scratch / "pretrained") if work.parent else None
-        start = TrainingStart(pretrained, resume_from, site.weights)
+        teachers = fetch_teachers(trial, site, device, scratch)
+        start = TrainingStart(pretrained, resume_from, site.weights, teachers)
         splits = {name: open_split(site.store, name) for name in {*trial.train, trial.validation, trial.test}}
         for split in splits.values():
             split.map_files()  # they stay readable if the split is prepared again during the training

@@ -17,7 +17,6 @@ from trainables.encoders.text import TextEncoder, Tokens
 from trainables.networks import load_network_module
 from trainables.trial import Trial
 
-
 TEMPERATURE_PARAMETERS: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "signed_temperature": (torch.positive, torch.abs),
     "log_temperature": (torch.log, torch.exp),

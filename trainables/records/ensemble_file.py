@@ -78,6 +78,7 @@ class Member:
     epoch: int | None = None  # best epoch, from 1
     pretraining_epoch: int | None = None
     retrained: bool = False  # whether it was retrained on all splits after the selection
+    teachers: tuple[str, ...] = ()  # signatures of the trials that are its teachers
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,11 @@ class Ensemble:
         member, if that is known, since sums of scores weighted by integers are exact.
         """
         return [member.weight if member.count is None else member.count for member in self.members]
+
+    def list_students(self) -> list[tuple[Member, list[Member]]]:
+        """Return the members that are students of other members, each with these teachers."""
+        taught = [(one, [other for other in self.members if other.signature in one.teachers]) for one in self.members]
+        return [(member, teachers) for member, teachers in taught if teachers]
 
     def metrics_on(self, split: str) -> SplitMetrics | None:
         """Return the metrics on 'validation' or 'test'; None if they have not been computed."""

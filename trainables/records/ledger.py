@@ -42,6 +42,7 @@ class TrialRun:
     settings: Mapping[str, str] = field(default_factory=dict)  # flattened config: {'schedule.epochs': '5'}
     metrics: Metrics = field(default_factory=dict)  # last value of each metric
     pretraining: str | None = None  # signature of the trial that this one starts from
+    teachers: tuple[str, ...] = ()  # signatures of the trials that are its teachers
     gpus: float | None = None  # number of GPUs of all workers
     cpus: float | None = None  # number of CPUs of all workers
     hours: float = 0.0  # time from the first start to the end
@@ -126,10 +127,17 @@ class Ledger(Protocol):
         that of a trial.
         """
 
-    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
+    def claim(
+        self,
+        trial: Trial,
+        signature: str,
+        sweep_run_id: str | None,
+        parent: str | None = None,
+        teachers: Sequence[str] = (),
+    ) -> str:
         """Mark a trial as running, and return the id of the MLflow run that it is logged to: its existing run, or a new
         one. `sweep_run_id` is the run of its sweep, None outside of a sweep; `parent` is the signature of the
-        pretraining that it starts from, None if it starts from none.
+        pretraining that it starts from, None if it starts from none, and `teachers` has those of its teachers.
 
         Only the holder of the trial's lease may call this method, since otherwise two runs could be created.
         """

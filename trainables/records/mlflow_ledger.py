@@ -133,7 +133,14 @@ class MlflowLedger(Ledger):
             return None
         return tags.get("signature")
 
-    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, parent: str | None = None) -> str:
+    def claim(
+        self,
+        trial: Trial,
+        signature: str,
+        sweep_run_id: str | None,
+        parent: str | None = None,
+        teachers: Sequence[str] = (),
+    ) -> str:
         run = self.find_trial(signature)
         if run is not None:
             self.client.update_run(run.run_id, status="RUNNING")
@@ -141,10 +148,15 @@ class MlflowLedger(Ledger):
         tags = {"kind": "trial", "signature": signature, "stage": trial.stage}
         if parent:
             tags["pretraining"] = parent
+        if teachers:
+            tags["teachers"] = ",".join(teachers)
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
-        for name, value in flatten_settings(trials.to_json(trial)):
+        settings = trials.to_json(trial)
+        if trial.teachers:  # their whole configs are in trial.json
+            settings["teachers"] = trials.describe_teachers(trial)
+        for name, value in flatten_settings(settings):
             self.client.log_param(run_id, name, value)
         return run_id
 
@@ -261,6 +273,7 @@ def to_trial_run(run: Run) -> TrialRun:
         settings=dict(run.data.params),
         metrics=dict(run.data.metrics),
         pretraining=tags.get("pretraining"),
+        teachers=tuple(filter(None, tags.get("teachers", "").split(","))),
         gpus=float(tags["gpus"]) if "gpus" in tags else None,
         cpus=float(tags["cpus"]) if "cpus" in tags else None,
         hours=max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6),

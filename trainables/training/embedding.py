@@ -28,11 +28,15 @@ def fastest_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredSplit) -> Embeddings:
+def embed_split(
+    model: DualEncoder, trial: Trial, signature: str, split: StoredSplit, texts: Sequence[str] | None = None
+) -> Embeddings:
     """Return the embeddings of a split's clips and queries by the model of a trial, whose signature is recorded with
-    them. The model is left in evaluation mode.
+    them. If `texts` are given, they are embedded in place of the queries, without relevant clips. The model is left in
+    evaluation mode.
     """
-    queries: list[str] = split.queries["text"].to_pylist()
+    queries = split.queries["text"].to_pylist() if texts is None else list(texts)
+    relevant = split.queries["relevant_clip_ids"].to_pylist() if texts is None else [[] for _ in texts]
     clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
     audio, _ = embed_audio(model, trial, clips)
     return Embeddings(
@@ -41,7 +45,7 @@ def embed_split(model: DualEncoder, trial: Trial, signature: str, split: StoredS
         fingerprint=split.fingerprint,
         clip_ids=split.clip_ids,
         queries=queries,
-        relevant_clip_ids=split.queries["relevant_clip_ids"].to_pylist(),
+        relevant_clip_ids=relevant,
         audio_AD=audio,
         text_QD=embed_text(model, trial, queries),
     )

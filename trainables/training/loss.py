@@ -1,4 +1,4 @@
-"""The NT-Xent loss over the batch gathered from all ranks.
+"""The losses over the batch gathered from all ranks: NT-Xent, and the cross entropy with teachers' scores.
 
 Shapes: B pairs of all ranks together, L pairs of one rank, D dimensions.
 """
@@ -26,6 +26,24 @@ def nt_xent(audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Ten
         rows = logits_BB.log_softmax(dim=1)[positive_BB].mean()
         columns = logits_BB.log_softmax(dim=0)[positive_BB].mean()
         return -(rows + columns) / 2
+
+
+def soft_cross_entropy(audio_BD: Tensor, text_BD: Tensor, targets_BB: Tensor, temperature: Tensor) -> Tensor:
+    """Return the cross entropy of a student's scores in a batch with its teachers' as targets, a float32 scalar.
+    `audio_BD` and `text_BD` are the student's embeddings of the clips and captions of B pairs, of norm 1; `targets_BB`
+    are the teachers' logits, their cosines divided by their temperature, with a row for each clip.
+
+    The loss is (r + c) / 2, with r the mean over rows of the cross entropy between the softmax of the teachers' logits
+    and that of the student's cosines / temperature, and c the same along columns, as in the published code of CP-JKU's
+    system for DCASE 2024 (Primus and Widmer 2024).
+    """
+    with torch.autocast(audio_BD.device.type, enabled=False):
+        logits_BB = audio_BD.float() @ text_BD.float().T / temperature.float()
+        losses = [
+            -(targets_BB.softmax(dim) * logits_BB.log_softmax(dim)).sum(dim).mean()
+            for dim in (1, 0)
+        ]  # fmt: skip
+        return (losses[0] + losses[1]) / 2
 
 
 def gather_rows(local_LX: Tensor, counts: Sequence[int]) -> Tensor:

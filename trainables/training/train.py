@@ -35,9 +35,10 @@ from trainables.records.checkpoint import Snapshot, TrainingProgress, Weights
 from trainables.records.embeddings import Embeddings
 from trainables.records.timing import Metrics, StepTimer, TrainingStep, broadcast_from_rank_0, reset_peak_memory
 from trainables.training.compute import DEFAULT, Execution
+from trainables.training.distillation import TeacherTargets
 from trainables.training.embedding import embed_split
 from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
-from trainables.training.loss import gather_rows, nt_xent
+from trainables.training.loss import gather_rows, nt_xent, soft_cross_entropy
 from trainables.trial import Trial
 
 OnCheckpoint = Callable[[Metrics, Snapshot | None], None]
@@ -59,13 +60,14 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TrainingStart:
-    """Folders that a training starts from: a checkpoint, a pretrained model and published weights. A new training has
-    no checkpoint, and a pretraining no pretrained model.
+    """Folders and files that a training starts from: a checkpoint, a pretrained model, published weights, and what its
+    teachers have computed. A new training has no checkpoint, and a pretraining no pretrained model.
     """
 
     pretrained: Path | None = None  # the model that a fine-tuning starts from
     resume_from: Path | None = None  # a checkpoint of the same training
     weights: Path | None = None  # published checkpoints; None: download them
+    teachers: tuple[tuple[Path, ...], ...] = ()  # of each teacher, a file of embeddings or scores per training split
 
 
 NEW, CPU = TrainingStart(), torch.device("cpu")
@@ -92,6 +94,7 @@ def train(
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pairs, validation = open_pairs(trial, store), open_split(store, trial.validation)
+    targets = TeacherTargets(trial, pairs, start.teachers) if trial.teachers else None
     network = load_initial_model(trial, start, pairs).to(device)
     prepare_network(network, device, execution)
     refuse_shared_statistics(network.train(), world_size, execution)
@@ -115,13 +118,15 @@ def train(
             set_learning_rate(optimizer, trial.schedule.rate(done, progress.validation_losses))
             counts = [len(share) for share in split_among_ranks(pairs, pair_numbers, world_size)]
             clips_B = gather_rows(batch_of_rank.clips.to(device), counts)
+            targets_BB = compute_targets(targets, batch_of_rank, clips_B, counts)
             forward = partial(embed_part, distributed, trial, rank, progress.steps_done)
             parts = batch_of_rank.split(execution.micro_batch or len(batch_of_rank.captions))
             optimizer.zero_grad(set_to_none=True)
             with explain_out_of_memory(progress.steps_done, parts):
                 outputs = forward(0, batch_of_rank) if len(parts) == 1 else embed_by_parts(forward, parts)
                 audio_LD, text_LD, temperature = outputs
-                loss = nt_xent(gather_rows(audio_LD, counts), gather_rows(text_LD, counts), clips_B, temperature)
+                audio_BD, text_BD = gather_rows(audio_LD, counts), gather_rows(text_LD, counts)
+                loss = compute_loss(trial, audio_BD, text_BD, clips_B, temperature, targets_BB)
                 loss.backward()
                 if len(parts) > 1:
                     backward_by_parts(forward, parts, outputs, distributed)
@@ -156,6 +161,32 @@ def train(
     if rank == 0:
         network.load_state_dict(best)
     return network
+
+
+def compute_targets(
+    targets: TeacherTargets | None, batch_of_rank: Batch, clips_B: Tensor, counts: Sequence[int]
+) -> Tensor | None:
+    """Return the teachers' logits for the batch of all ranks [B, B], None without teachers. `batch_of_rank` is this
+    rank's share of the batch, `counts` the numbers of pairs of all ranks and `clips_B` all clips.
+    """
+    if targets is None:
+        return None
+    texts_L = targets.find_texts(batch_of_rank.captions).to(clips_B.device)
+    return targets.compute_logits(clips_B, gather_rows(texts_L, counts))
+
+
+def compute_loss(
+    trial: Trial, audio_BD: Tensor, text_BD: Tensor, clips_B: Tensor, temperature: Tensor, targets_BB: Tensor | None
+) -> Tensor:
+    """Return the loss of a batch: NT-Xent or, for a student, the cross entropy with its teachers' logits `targets_BB`
+    and the trial's share of NT-Xent. `audio_BD` and `text_BD` are the embeddings of B pairs, `clips_B` their clips.
+    """
+    if targets_BB is None:
+        return nt_xent(audio_BD, text_BD, clips_B, temperature)
+    soft = soft_cross_entropy(audio_BD, text_BD, targets_BB, temperature)
+    if not trial.hard_share:
+        return soft
+    return trial.hard_share * nt_xent(audio_BD, text_BD, clips_B, temperature) + (1 - trial.hard_share) * soft
 
 
 def epoch_metrics(

@@ -25,7 +25,7 @@ def started(queue):
 def pair(name, cost=10.0, children=2, bundles=CPU, child_cost=1.0):
     return [
         Job(name, bundles, cost),
-        *(Job(f"{name}{number}", bundles, child_cost, name) for number in range(children)),
+        *(Job(f"{name}{number}", bundles, child_cost, (name,)) for number in range(children)),
     ]
 
 
@@ -60,12 +60,12 @@ def test_the_longest_chain_starts_first_and_of_equal_ones_that_with_the_most_wor
 
 
 def test_a_fine_tuning_is_ready_at_once_where_its_pretraining_finished_before():
-    queue = JobQueue([Job("fine-tuning", CPU, 1, "finished long ago"), *pair("a")], [Bundle(2)])
+    queue = JobQueue([Job("fine-tuning", CPU, 1, ("finished long ago",)), *pair("a")], [Bundle(2)])
     assert started(queue) == ["a", "fine-tuning"]
 
 
 def test_a_failed_pretraining_drops_all_that_waits_for_it_and_nothing_else():
-    jobs = [*pair("a"), Job("a0-distilled", CPU, 1, "a0"), *pair("b")]
+    jobs = [*pair("a"), Job("a0-distilled", CPU, 1, ("a0",)), *pair("b")]
     queue = JobQueue(jobs, [Bundle(8)])
     assert started(queue) == ["a", "b"]
     queue.done("a", succeeded=False)
@@ -193,13 +193,17 @@ def test_in_any_sweep_all_starts_once_after_its_pretraining_and_no_slot_idles_wh
     rng = random.Random(seed)
     slots = rng.randint(1, 12)
     jobs = [job for name in "abcdefgh" for job in pair(name, rng.choice([1, 3, 9]), rng.randint(0, 5))]
+    for number in range(rng.randint(0, 4)):  # students, whose teachers may be students
+        required = rng.sample([job.key for job in jobs], rng.randint(1, 4))
+        jobs.append(Job(f"student{number}", CPU, rng.choice([1, 3]), (*required, required[0])))
+    rng.shuffle(jobs)
     durations = {job.key: rng.lognormvariate(0, 0.6) * job.cost for job in jobs}
     fails = {job.key for job in jobs if rng.random() < 0.1}
     queue = JobQueue(jobs, [Bundle(slots)])
     events = run(queue, durations, fails)
     assert queue.is_exhausted
-    parents = {job.key: job.parent for job in jobs}
-    ready, running, ended = {job.key for job in jobs if not job.parent}, set(), set()
+    requires = {job.key: set(job.requires) for job in jobs}
+    ready, running, ended, succeeded = {key for key, required in requires.items() if not required}, set(), set(), set()
     for (now, what, key), following in pairwise([*events, (float("inf"), "", "")]):
         if what == "start":
             assert key in ready
@@ -208,12 +212,14 @@ def test_in_any_sweep_all_starts_once_after_its_pretraining_and_no_slot_idles_wh
         else:
             running.remove(key)
             ended.add(key)
-            ready |= {child for child, parent in parents.items() if parent == key and key not in fails}
+            succeeded |= {key} - fails
+            ready |= {other for other, required in requires.items() if key in required and required <= succeeded}
         assert len(running) <= slots
         if following[0] > now:
             assert len(running) == slots or not ready
     assert ended | queue.dropped.keys() == durations.keys()
-    assert queue.dropped == {key: parent for key, parent in parents.items() if parent in fails}
+    assert all(requires[key] & (fails | queue.dropped.keys()) for key in queue.dropped)
+    assert not any(requires[key] & (fails | queue.dropped.keys()) for key in ended)
 
 
 def make_work(folder):

@@ -23,7 +23,7 @@ from trainables.schedule import Plateau
 from trainables.training.compute import Execution
 from trainables.training.loss import gather_rows, nt_xent
 from trainables.training.train import Callbacks, TrainingStart, seed_step, train
-from trainables.trial import Trial
+from trainables.trial import Teacher, Trial
 
 GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"
 RESUMED_AFTER = 2
@@ -50,6 +50,16 @@ def on_a_plateau(trial: Trial) -> Trial:
     return replace(with_patchout(trial), schedule=plateau, fixed_temperature=True)
 
 
+def as_student(trial: Trial) -> Trial:
+    """Two teachers, whose files the fixture writes."""
+    teachers = (Teacher(files=("first.arrow",)), Teacher(files=("second.arrow",), weight=3.0))
+    return replace(without_dropout(trial), teachers=teachers, teacher_temperature=0.1, hard_share=0.3)
+
+
+def start_of(trial: Trial, **start) -> TrainingStart:
+    return TrainingStart(teachers=tuple(tuple(map(Path, teacher.files)) for teacher in trial.teachers), **start)
+
+
 def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, micro_batch: int | None = None) -> None:
     """What a rank does: the gradients of one step, a training, and that training again from its first epoch's midst.
 
@@ -72,12 +82,12 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, mi
                 snapshot.write(own if metrics else own / f"step{snapshot.progress.steps_done}")
 
         execution = Execution(micro_batch=micro_batch, checkpoint_every_s=0)
-        network = train(trial, store, Callbacks(report), execution=execution)
+        network = train(trial, store, Callbacks(report), start_of(trial), execution=execution)
         if rank > 0:
             save_file(network.state_dict(), own / MODEL_FILE)  # the last epoch's: only rank 0 knows the best one
         (own / EPOCHS).write_text(json.dumps([metrics for metrics in epochs if metrics]))
         checkpoint = folder / "0" / f"step{RESUMED_AFTER}"
-        start, execution = TrainingStart(resume_from=checkpoint), Execution(micro_batch=micro_batch)
+        start, execution = start_of(trial, resume_from=checkpoint), Execution(micro_batch=micro_batch)
         resumed = train(trial, store, Callbacks(lambda *_: None), start, execution=execution)
         save_file(resumed.state_dict(), own / RESUMED)
     finally:
@@ -88,7 +98,7 @@ def work(rank: int, world_size: int, trial: Trial, store: Path, folder: Path, mi
 def write_gradients(
     rank: int, world_size: int, trial: Trial, store: Path, folder: Path, micro_batch: int | None
 ) -> None:
-    """Those of the training loop's first step; without the loop where there is one rank and no micro-batch."""
+    """Those of the training loop's first step; without the loop if there is one rank, no micro-batch and no teacher."""
     splits = [open_split(store, name) for name in trial.train]
     pairs = ClipCaptionDataset(
         splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed
@@ -100,7 +110,7 @@ def write_gradients(
     clips = gather_rows(batch.clips, counts)
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
     learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    if world_size > 1 or micro_batch:
+    if world_size > 1 or micro_batch or trial.teachers:
         gradients = gradients_in_training(trial, store, Execution(micro_batch=micro_batch))
     else:
         shared = seed_step(trial.seed, 0, rank)
@@ -123,7 +133,7 @@ def gradients_in_training(trial: Trial, store: Path, execution: Execution) -> li
 
     hook = register_optimizer_step_pre_hook(note)
     with pytest.raises(Enough):
-        train(trial, store, Callbacks(lambda *_: None), execution=execution)
+        train(trial, store, Callbacks(lambda *_: None), start_of(trial), execution=execution)
     hook.remove()
     return gradients
 
@@ -136,6 +146,7 @@ def gradients_in_training(trial: Trial, store: Path, execution: Execution) -> li
         (1, 16, with_patchout, 3),
         (2, 16, with_patchout, 3),
         (2, 16, on_a_plateau, 3),
+        (2, 16, as_student, 3),
     ],
     ids=[
         "2 ranks, last batch of 1",
@@ -143,13 +154,19 @@ def gradients_in_training(trial: Trial, store: Path, execution: Execution) -> li
         "micro-batches, patchout",
         "2 ranks, micro-batches, patchout",
         "2 ranks, micro-batches, plateau, fixed temperature",
+        "2 ranks, micro-batches, student",
     ],
 )
-def folders(request, trial, store, tmp_path_factory) -> list[Path]:
+def folders(request, trial, store, tmp_path_factory, write_teacher) -> list[Path]:
     """What one rank wrote, then what each of several did. The 65 pairs leave a last batch too small for all ranks."""
     world_size, batch_size, variant, micro_batch = request.param
     trial = replace(variant(trial), batch_size=batch_size)
     assert 0 < 65 % batch_size < max(world_size, 2)
+    teachers = [
+        replace(teacher, files=(str(write_teacher(tmp_path_factory.mktemp("teacher") / "e.arrow", trial, number)),))
+        for number, teacher in enumerate(trial.teachers)
+    ]
+    trial = replace(trial, teachers=tuple(teachers))
     one, several = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("several")
     work(0, 1, trial, store, one)
     torch.multiprocessing.spawn(work, args=(world_size, trial, store, several, micro_batch), nprocs=world_size)
