@@ -75,8 +75,8 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
             reason = str(error).partition(". ")[0]
             raise UserError(
                 f"{reason}: check that the cluster is running, RAY_ADDRESS "
-                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and, if it requires a token, RAY_AUTH_MODE=token and the "
-                "cluster's token in ~/.ray/auth_token; `ray stop` removes the remains of a cluster on this machine"
+                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and, if it requires a token, RAY_AUTH_MODE=token and "
+                "the cluster's token in ~/.ray/auth_token; `ray stop` removes the remains of a cluster on this machine"
             ) from error
         except Exception as error:  # Ray raises this class if its processes don't start in time
             ray.shutdown()
