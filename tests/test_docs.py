@@ -82,7 +82,7 @@ def check(words):
     elif program == "mlflow":
         check_click("mlflow.cli", rest)
     else:
-        assert program in {"export", "pre-commit"}, f"no parser is known for {program}"
+        assert program in {"chmod", "export", "pre-commit"}, f"no parser is known for {program}"
 
 
 def check_click(module, words):

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import soundfile
 import yaml
 from mlflow import MlflowClient
 
@@ -85,12 +88,18 @@ class Room:
     first_pid: int
 
     def ray(self, *words, **environment):
-        """Run one of Ray's commands in the room, as on a third machine of the hosts' network."""
+        """Run one of Ray's commands in the room, as on a third machine of the hosts' network: the user's."""
+        return self.run(Path(sys.prefix) / "bin/ray", *words, **environment)
+
+    def run(self, *words, **environment):
+        """Run a command on the user's machine."""
         enter = ["nsenter", "--target", str(self.first_pid), "--net", "--mount", "--pid", f"--wd={ROOT}", "--"]
         return subprocess.run(
-            [*enter, Path(sys.prefix) / "bin/ray", *words],
+            [*enter, *words],
             cwd=ROOT,
-            env=os.environ | {"RAY_TMPDIR": str(self.folder), "TMPDIR": str(self.folder)} | environment,
+            env=os.environ
+            | {"HOME": str(self.folder / "user"), "RAY_TMPDIR": str(self.folder), "TMPDIR": str(self.folder)}
+            | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -122,7 +131,7 @@ def room(tmp_path_factory):
     if missing := [name for name in PROGRAMS if not shutil.which(name)]:
         pytest.skip(f"not installed: {', '.join(missing)} (Debian: openssh-server, rsync, iproute2, curl)")
     folder = tmp_path_factory.mktemp("room")
-    for name in ("shared", "home", "head/home", "head/ray", "worker/home", "worker/ray"):
+    for name in ("shared", "home", "user/.ray", "head/home", "head/ray", "worker/home", "worker/ray"):
         (folder / name).mkdir(parents=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
     (folder / "sshd_config").write_text(SSHD.format(folder=folder))
@@ -151,7 +160,15 @@ def room(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_hosts(room, tone_store, space_file):
-    """cluster-local.yaml with the hosts' addresses and key. This Python stands for the one that it would set up."""
+    """cluster-local.yaml with the hosts' addresses and key. This Python stands for the one that it would set up.
+
+    On the head, a sweep of its own has left the token that Ray makes for it.
+    """
+    write_token(room)
+    (room.folder / "head/home/.ray").mkdir()
+    earlier = room.folder / "head/home/.ray/auth_token"
+    earlier.write_text(secrets.token_hex(32))
+    os.utime(earlier, (time.time() - 3600,) * 2)  # rsync takes files of the same size and second for the same
     shutil.copytree(tone_store, room.folder / "shared/store")
     shutil.copy(space_file, room.folder / "shared/own.py")
     config = yaml.safe_load((ROOT / "cluster-local.yaml").read_text())
@@ -167,10 +184,27 @@ def two_hosts(room, tone_store, space_file):
     return room
 
 
+def write_token(room):
+    """Make a new token on the user's machine, with the mode that Ray gives it."""
+    token = room.folder / "user/.ray/auth_token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o644)
+
+
+def up(room):
+    done = room.ray("up", "--yes", room.folder / "cluster-local.yaml", RAY_UP_enable_autoscaler_v2="0")
+    assert done.returncode == 0, done.stdout
+
+
+def wait_for_both(room):
+    both = "sum(node['Alive'] for node in ray.nodes()) == 2"
+    join = f"import ray, time; ray.init(logging_level='ERROR')\nwhile not {both}: time.sleep(1)"
+    room.execute(f'timeout 300 python -c "{join}"')
+
+
 @pytest.fixture(scope="module")
 def cluster_of_two(two_hosts):
-    up = two_hosts.ray("up", "--yes", two_hosts.folder / "cluster-local.yaml", RAY_UP_enable_autoscaler_v2="0")
-    assert up.returncode == 0, up.stdout
+    up(two_hosts)
     return two_hosts
 
 
@@ -187,10 +221,42 @@ def test_up_refuses_the_autoscaler_that_would_start_no_worker(two_hosts):
     assert "export RAY_UP_enable_autoscaler_v2=0" in up.stdout
 
 
-def test_up_joins_both_hosts_and_serves_mlflow(cluster_of_two):
-    join = "import ray, time; ray.init(logging_level='ERROR')\nwhile len(ray.nodes()) < 2: time.sleep(1)"
-    cluster_of_two.execute(f'timeout 300 python -c "{join}"')
+def test_up_without_a_token_names_the_file(two_hosts, tmp_path):
+    done = two_hosts.ray(
+        "up", "--yes", two_hosts.folder / "cluster-local.yaml", RAY_UP_enable_autoscaler_v2="0", HOME=str(tmp_path)
+    )
+    assert done.returncode != 0
+    assert done.stdout.strip().endswith(f"No such file or directory: '{tmp_path}/.ray/auth_token'")
+
+
+def test_up_joins_both_hosts_with_the_users_token_and_serves_mlflow(cluster_of_two):
+    """An earlier token on the head, with which Ray would ask the worker for what it doesn't have, changes nothing."""
+    wait_for_both(cluster_of_two)
+    for host in ("head", "worker"):
+        token = cluster_of_two.folder / host / "home/.ray/auth_token"
+        assert token.read_text() == (cluster_of_two.folder / "user/.ray/auth_token").read_text()
+        assert token.stat().st_mode & 0o777 == 0o600
     assert "OK" in cluster_of_two.execute("curl --silent $MLFLOW_TRACKING_URI/health")
+
+
+def test_ray_answers_those_who_have_the_token_and_no_others(cluster_of_two):
+    status = ["status", "--address", f"{HEAD}:6379"]
+    assert "Active" in cluster_of_two.ray(*status, RAY_AUTH_MODE="token").stdout
+    for environment in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "another one"}):
+        refused = cluster_of_two.ray(*status, **environment)
+        assert refused.returncode != 0
+        assert "InvalidAuthToken" in refused.stdout
+        assert "Active" not in refused.stdout
+
+
+def test_mlflow_answers_those_who_have_the_password_and_no_others(cluster_of_two):
+    curl = ["curl", "--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
+    token = (cluster_of_two.folder / "user/.ray/auth_token").read_text()
+    for path in ("mlflow/experiments/search?max_results=1", "mlflow-artifacts/artifacts"):
+        url = f"http://{HEAD}:5000/api/2.0/{path}"
+        assert cluster_of_two.run(*curl, url).stdout == "401"
+        assert cluster_of_two.run(*curl, "--user", "chorale:another one", url).stdout == "401"
+        assert cluster_of_two.run(*curl, "--user", f"chorale:{token}", url).stdout == "200"
 
 
 def test_a_sweep_runs_on_both_hosts_and_is_kept_by_the_server_on_the_head(cluster_of_two):
@@ -217,6 +283,32 @@ def test_an_ensemble_is_selected_from_what_the_server_holds(cluster_of_two):
     assert "Wrote " in printed
     ensemble = json.loads((cluster_of_two.folder / "shared/runs/ensembles/first/ensemble.json").read_text())
     assert ensemble["members"]
+
+
+def test_an_ensemble_is_reported_and_registered_with_the_server(cluster_of_two):
+    (cluster_of_two.folder / "shared/sounds").mkdir()
+    soundfile.write(cluster_of_two.folder / "shared/sounds/tone.wav", np.zeros(32000) + 0.1, 32000)
+    for command in (
+        "report.py",
+        "export.py --ensemble runs/ensembles/first/ensemble.json --out exported",
+        "search.py --ensemble exported --index index --add sounds",
+        "export.py --ensemble runs/ensembles/first/ensemble.json --out again --index index --register tones",
+    ):
+        cluster_of_two.execute(f"cd /mnt/chorale && python ~/chorale/ensemble/{command}")
+    read = "import mlflow; mlflow.artifacts.download_artifacts('models:/tones/1', dst_path='/mnt/chorale/read')"
+    cluster_of_two.execute(f'python -c "{read}"')
+    assert (cluster_of_two.folder / "shared/read/MLmodel").exists()
+
+
+def test_a_new_token_replaces_the_old_one_on_both_hosts(cluster_of_two):
+    old = (cluster_of_two.folder / "user/.ray/auth_token").read_text()
+    write_token(cluster_of_two)
+    up(cluster_of_two)
+    wait_for_both(cluster_of_two)
+    refused = cluster_of_two.ray("status", "--address", f"{HEAD}:6379", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=old)
+    assert "InvalidAuthToken" in refused.stdout
+    printed = cluster_of_two.execute("cd ~/chorale && python sweeps/grid.py status --runs /mnt/chorale/runs")
+    assert "first" in printed
 
 
 def test_the_end_of_mlflow_and_ray_down_leave_no_process_on_either_host(cluster_of_two):

@@ -71,11 +71,12 @@ def start_ray(preload: Sequence[str] = (), include_dashboard: bool | None = None
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=include_dashboard)
             protect_token()
             return
-        except ConnectionError as error:
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            reason = str(error).partition(". ")[0]
             raise UserError(
-                f"{error}: check that the cluster is running, RAY_ADDRESS "
-                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and RAY_AUTH_MODE=token if it requires a token; "
-                "`ray stop` removes the remains of a cluster on this machine"
+                f"{reason}: check that the cluster is running, RAY_ADDRESS "
+                f"({os.environ.get('RAY_ADDRESS', 'not set')}), and, if it requires a token, RAY_AUTH_MODE=token and "
+                "the cluster's token in ~/.ray/auth_token; `ray stop` removes the remains of a cluster on this machine"
             ) from error
         except Exception as error:  # Ray raises this class if its processes don't start in time
             ray.shutdown()

@@ -358,6 +358,11 @@ def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
+        if isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED":
+            raise UserError(
+                f"{tracking_uri} requires a user name and a password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD to those of the server"
+            ) from error
         raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
 
 

@@ -1,11 +1,16 @@
 """What Ray writes on this machine: sockets, whose paths must not be too long, and a token."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from data.errors import UserError
 from data.runtime.parallel import protect_token, require_short_temporary_folder, start_ray
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +71,12 @@ def test_ray_that_does_not_start_is_tried_again_and_then_named(monkeypatch, capl
         start_ray()
     assert len(attempts) == 3
     assert caplog.text.count("trying again") == 2
+
+
+def test_a_missing_token_of_a_cluster_is_named_with_the_remedy(tmp_path):
+    """A process of its own, since Ray reads the mode when it is imported."""
+    words = [sys.executable, "-c", "from data.runtime.parallel import start_ray; start_ray()"]
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_ADDRESS": "127.0.0.1:1", "RAY_AUTH_MODE": "token"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert "UserError: Token authentication is enabled but no authentication token was found" in done.stderr
+    assert "the cluster's token in ~/.ray/auth_token" in done.stderr
