@@ -83,6 +83,39 @@ def draw_curves(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any]
     axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
 
 
+def draw_hours(axes: Axes, rows: Sequence[TrialRow], colours: Mapping[str, Any]) -> None:
+    """Draw mAP@10 after each epoch by hours of training, the pretraining's included. Each of the trials in `rows` has a
+    line, dashed for pretrainings, and each pair of encoders a colour (in `colours`).
+
+    The hours of a trial are spread evenly over its epochs.
+    """
+    starts = find_start_hours(rows)
+    for row in rows:
+        curve = row.curves["map10"]
+        hours = [starts[row.number] + row.hours * epoch / max(curve) for epoch in curve]
+        axes.plot(hours, [100 * value for value in curve.values()], "-" if row.trial.pretraining else "--",
+                  color=colours[format_pair(row)], linewidth=1)  # fmt: skip
+    for pair in dict.fromkeys(map(format_pair, rows)):
+        axes.plot([], [], color=colours[pair], label=pair)
+    axes.set_xlabel("hours of training, with pretraining")
+    axes.set_ylabel("mAP@10 on validation (%)")
+    axes.legend(fontsize=7.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
+
+
+def find_start_hours(rows: Sequence[TrialRow]) -> dict[int, float]:
+    """Return, by the number of a row, the hours of training before its trial: those of its pretraining, and of that
+    one's pretraining, as far as they are among the rows.
+    """
+    by_signature = {row.candidate.signature: row for row in rows}
+    starts = {}
+    for row in rows:
+        starts[row.number], parent = 0.0, by_signature.get(row.candidate.trial_run.pretraining or "")
+        while parent:
+            starts[row.number] += parent.hours
+            parent = by_signature.get(parent.candidate.trial_run.pretraining or "")
+    return starts
+
+
 def draw_effects(axes: Axes, levels: Sequence[Level]) -> None:
     """Draw the mean of the metric for each value of each setting as a point with its interval, one below the other,
     grouped by setting.
@@ -139,7 +172,7 @@ def compute_effects_height(levels: Sequence[Level]) -> float:
 
 def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], None], float]]:
     """Return the plots of learning curves: for each stage, functions that draw mAP@10 and the training loss by epoch,
-    each with the height of its plot in inches.
+    then one that draws mAP@10 by hours, each with the height of its plot in inches.
     """
     colours = assign_colours(rows)
     panels: list[tuple[Callable[[Axes], None], float]] = []
@@ -152,4 +185,7 @@ def make_curve_panels(rows: Sequence[TrialRow]) -> list[tuple[Callable[[Axes], N
                 )
                 draw = partial(draw_curves, rows=shown_rows, colours=colours, metric=metric)
                 panels.append((draw, HEIGHT + 0.1 * names))
+    if timed_rows := [row for row in rows if row.curves["map10"] and row.hours > 0]:
+        draw_by_hours = partial(draw_hours, rows=timed_rows, colours=colours)
+        panels.append((draw_by_hours, HEIGHT + 0.1 * len(colours)))
     return panels

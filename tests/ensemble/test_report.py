@@ -28,10 +28,11 @@ from data.store import shard_writer, split_writer
 from data.store.files import write_json
 from data.store.stored_split import open_split
 from ensemble import report
+from ensemble.pool.candidates import Candidate
 from ensemble.record.events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
 from ensemble.reporting.ensemble_rows import EnsembleRow
-from ensemble.reporting.plots import draw_interaction
+from ensemble.reporting.plots import assign_colours, draw_hours, draw_interaction
 from ensemble.reporting.report_page import summarise_costs
 from sweeps import spaces
 from trainables import bootstrap, recipes, retrieval
@@ -39,6 +40,7 @@ from trainables import trial as trials
 from trainables.records import checkpoint
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings, write_embeddings
 from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitMetrics, read_ensemble, write_ensemble
+from trainables.records.ledger import TrialRun
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -581,6 +583,27 @@ def test_what_follows_from_another_factor_is_no_factor(grid):
     ]
     expected = ["audio", "text", "paraphrases", "peak rate / pretraining's", "seed"]
     assert list(main_effects.find_varying_factors([*grid[2:], *other])) == expected
+
+
+def test_accuracy_by_hours_begins_where_the_pretraining_ends(grid):
+    def make_row(number, trial, parent, hours, curve):
+        run = TrialRun(f"run{number}", trial.name, f"{number}", "FINISHED", pretraining=parent)
+        return trial_rows.TrialRow(number, Candidate(trial.name, f"{number}", run), trial, {"map10": curve}, hours)
+
+    tuned = next(trial for trial in grid if trial.pretraining)
+    rows = [
+        make_row(0, tuned.pretraining, None, 2.0, {1: 0.1, 2: 0.2, 3: 0.15, 4: 0.25}),
+        make_row(1, tuned, "0", 1.0, {1: 0.2, 2: 0.3}),
+        make_row(2, tuned, "of another sweep", 1.0, {1: 0.4}),
+    ]
+    axes = Figure().subplots()
+    draw_hours(axes, rows, assign_colours(rows))
+    lines = [(line.get_linestyle(), line.get_xydata().tolist()) for line in axes.lines[:3]]
+    assert lines == [
+        ("--", [[0.5, 10.0], [1.0, 20.0], [1.5, 15.0], [2.0, 25.0]]),
+        ("-", [[2.5, 20.0], [3.0, 30.0]]),
+        ("-", [[1.0, 40.0]]),
+    ]
 
 
 def test_a_band_goes_from_the_least_to_the_greatest_seed(grid):
