@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from first_step import compute_first_gradients
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from data.captions import normalise
 from data.errors import UserError
@@ -75,21 +75,7 @@ def test_the_gradient_is_the_difference_of_the_shares():
 
 
 def first_gradients(student, store, files, **start):
-    """The gradients that the optimizer gets in a training's first step, by the parameter's name."""
-    gradients = []
-
-    class EnoughError(Exception):
-        pass
-
-    def note(optimizer, *_):
-        gradients.extend(parameter.grad.clone() for parameter in optimizer.param_groups[0]["params"])
-        raise EnoughError
-
-    hook = register_optimizer_step_pre_hook(note)
-    with pytest.raises(EnoughError):
-        train(student, store, Callbacks(lambda *_: None), TrainingStart(teachers=files, **start))
-    hook.remove()
-    return gradients
+    return compute_first_gradients(student, store, TrainingStart(teachers=files, **start))
 
 
 @pytest.fixture(scope="module")

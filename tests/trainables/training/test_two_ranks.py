@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from first_step import compute_first_gradients
 from safetensors.torch import load_file, save_file
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from data.captions import normalise
 from data.loading.loader import load_epoch
@@ -111,31 +111,13 @@ def write_gradients(
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
     learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if world_size > 1 or micro_batch or trial.teachers:
-        gradients = gradients_in_training(trial, store, Execution(micro_batch=micro_batch))
+        gradients = compute_first_gradients(trial, store, start_of(trial), Execution(micro_batch=micro_batch))
     else:
         shared = seed_step(trial.seed, 0, rank)
         audio, text, temperature = network(batch, network.text.tokenize(batch.captions), shared)
         nt_xent(audio, text, clips, temperature).backward()
         gradients = [parameter.grad for parameter in learned.values()]
     save_file({"clips": clips, **dict(zip(learned, gradients, strict=True))}, folder / GRADIENTS)
-
-
-def gradients_in_training(trial: Trial, store: Path, execution: Execution) -> list[torch.Tensor]:
-    """What the optimizer is given in a training's first step; the training ends with it."""
-    gradients = []
-
-    class Enough(Exception):  # noqa: N818
-        pass
-
-    def note(optimizer, *_):
-        gradients.extend(parameter.grad.clone() for parameter in optimizer.param_groups[0]["params"])
-        raise Enough
-
-    hook = register_optimizer_step_pre_hook(note)
-    with pytest.raises(Enough):
-        train(trial, store, Callbacks(lambda *_: None), start_of(trial), execution=execution)
-    hook.remove()
-    return gradients
 
 
 @pytest.fixture(
