@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import openai
-from openai.types import Batch
+from openai.types import Batch, FileObject
 
 from data.errors import UserError
 from data.paraphrasing.chat_client import MAX_PAUSES, describe_error, find_pause_s
@@ -29,6 +29,7 @@ from data.paraphrasing.completions import (
     find_error,
     parse_completion,
     parse_json_or_none,
+    require_batch,
 )
 from data.paraphrasing.job import Answer, AnswerLog, Budget, ParaphraseJob, Request, to_line
 from data.paraphrasing.journal import Journal, read_lines
@@ -43,6 +44,8 @@ Entry = dict[str, str]
 """Record of a batch: 'model'; 'instruction'; 'batch', the id, '' until the server has returned it; 'state', 'open' or
 'collected'.
 """
+
+ENTRY_FIELDS = ("model", "instruction", "batch", "state")
 
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MAX_BYTES = 190 * 2**20
@@ -79,7 +82,13 @@ def read_batches(job: ParaphraseJob) -> dict[str, Entry]:
     'open' or 'collected'.
     """
     path = batches_file(job)
-    return read_json(path) if path.exists() else {}
+    entries: dict[str, Entry] = read_json(path) if path.exists() else {}
+    try:
+        if all(isinstance(entry[name], str) for entry in entries.values() for name in ENTRY_FIELDS):
+            return entries
+    except (AttributeError, TypeError, KeyError):
+        pass
+    raise UserError(f"{path} isn't a list of batches: restore it, or remove it and pay for open batches again")
 
 
 def find_open_batches(job: ParaphraseJob) -> dict[str, str]:
@@ -124,6 +133,9 @@ class BatchRun:
             self.stopped = (
                 str(described) if isinstance(described, UserError) else f"the server doesn't answer: {described}"
             )
+        except ValueError as error:  # OpenAI's client reads answers as JSON without a check
+            reason = " ".join(str(error).split())
+            self.stopped = f"{self.client.base_url} doesn't answer as the Batch API does ({reason}): check --base-url"
         except OSError as error:
             self.stopped = f"{error.filename or self.journal.path} can't be used: {error.strerror or error}"
         finally:
@@ -181,6 +193,7 @@ class BatchRun:
         """
         collected = {file_id for file_id, entry in read_batches(self.job).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
+            require_batch(batch)
             if (
                 batch.metadata == self.tag
                 and batch.input_file_id not in collected
@@ -213,7 +226,7 @@ class BatchRun:
                 batch = await client.batches.create(
                     input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.tag
                 )
-                return batch.id
+                return require_batch(batch).id
             except openai.RateLimitError as error:
                 wait_s = find_pause_s(error)
                 if pauses == MAX_PAUSES:
@@ -257,6 +270,8 @@ class BatchRun:
         the id of the batch.
         """
         uploaded = await self.client.files.create(file=file, purpose="batch")
+        if not isinstance(uploaded, FileObject) or not isinstance(uploaded.id, str):
+            raise ValueError(f"a file without an id: {str(uploaded)[:MAX_QUOTED]}")
         self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
         self.record(uploaded.id, batch_id, "open")
@@ -315,7 +330,7 @@ class BatchRun:
         last_line, failed_polls = "", 0
         while True:
             try:
-                batch = await self.client.batches.retrieve(batch_id)
+                batch = require_batch(await self.client.batches.retrieve(batch_id))
                 failed_polls = 0
             except openai.NotFoundError as error:
                 raise UserError(
