@@ -29,7 +29,7 @@ from data.errors import UserError
 from data.sources.json_text import parse_json
 from data.store.files import rename_folder, sync
 from data.store.scratch import create_scratch_folder
-from data.store.storage import open_filesystem
+from data.store.storage import open_filesystem, refuse_credentials
 
 MAX_HEADER_BYTES = 2**27
 """Maximum size of the header of a safetensors file that is read; it lists the names of the tensors."""
@@ -55,12 +55,7 @@ class RunStorage:
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
-        scheme, host, path, *_ = urlsplit(str(location))
-        if "@" in host:
-            raise UserError(
-                f"{scheme}://{host.rpartition('@')[2]}{path}: remove the keys from the URI of runs, which is logged; "
-                "give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-            )
+        refuse_credentials(str(location))
         runs = cls(str(location).rstrip("/"))
         _open_objects(runs.location)
         return runs
