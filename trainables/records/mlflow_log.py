@@ -19,6 +19,7 @@ import tenacity
 from obstore.exceptions import BaseError
 
 from data.errors import UserError
+from data.runtime.command_line import PrintableFormatter
 from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import (
     EMBEDDINGS_FOLDER,
@@ -69,7 +70,18 @@ def connect(tracking_uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient  # after the settings above, since MLflow reads some of them at import
 
+    show_controls_in_logs()
     return MlflowClient(tracking_uri)
+
+
+def show_controls_in_logs() -> None:
+    """Show control characters in what MLflow, and libraries that it configures, log: it prints by a handler of its own,
+    and its messages contain names of runs and answers of servers.
+    """
+    from mlflow.utils.logging_utils import LOGGING_DATETIME_FORMAT, LOGGING_LINE_FORMAT
+
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.setFormatter(PrintableFormatter(LOGGING_LINE_FORMAT, LOGGING_DATETIME_FORMAT))
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
