@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from data.paraphrasing.completions import (
 from data.paraphrasing.job import Answer, AnswerLog, Budget, ParaphraseJob, Request, to_line
 from data.paraphrasing.journal import Journal, read_lines
 from data.store.files import read_json, write_json
+from data.store.scratch import create_scratch_folder
 
 logger = logging.getLogger("chorale.paraphrase")
 
@@ -145,7 +145,7 @@ class BatchRun:
         uncollected = await self.list_uncollected()
         while not uncollected or any([await self.collect(*ids) for ids in uncollected]):
             self.stopped = ""
-            uncollected = [await self.submit(Path(file)) for file in self.iter_files()]
+            uncollected = [await self.submit(file) for file in self.iter_files()]
             if not uncollected:
                 return
         reason = "no request of the last batch was answered"
@@ -248,22 +248,23 @@ class BatchRun:
                 return
             yield request
 
-    def iter_files(self) -> Iterator[str]:
+    def iter_files(self) -> Iterator[Path]:
         """Write the requests into temporary files, one for each batch, and yield the path of each. A file is
         removed when the next one is requested.
         """
         requests = self.iter_requests()
         request = next(requests, None)
         while request:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
-                for _ in range(self.batch_size):
-                    line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
-                    file.write(json.dumps(line) + "\n")
-                    request = next(requests, None)
-                    if request is None or file.tell() > MAX_BYTES:
-                        break
-                file.flush()
-                yield file.name
+            with create_scratch_folder() as scratch:
+                path = scratch / "requests.jsonl"
+                with path.open("w", encoding="utf-8") as file:
+                    for _ in range(self.batch_size):
+                        line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
+                        file.write(json.dumps(line) + "\n")
+                        request = next(requests, None)
+                        if request is None or file.tell() > MAX_BYTES:
+                            break
+                yield path
 
     async def submit(self, file: Path) -> tuple[str, str]:
         """Upload a file of requests, and create a batch from it. Return the id of the file on the server, and

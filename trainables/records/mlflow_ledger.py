@@ -38,7 +38,6 @@ from trainables.records.ledger import (
 from trainables.records.run_storage import RunStorage
 from trainables.records.timing import Metrics
 from trainables.records.tracking_store import (
-    GuardedClient,
     explain_missing_store,
     local_tracking_uri,
     locate_artifacts_folder,
@@ -46,7 +45,6 @@ from trainables.records.tracking_store import (
     move_artifacts,
     require_server,
     sqlite_folder,
-    store_errors_as_user_errors,
 )
 from trainables.trial import TRIAL_FILE, Trial
 
@@ -70,7 +68,7 @@ class MlflowLedger(Ledger):
 
     def __init__(self, tracking_uri: str, experiment_id: str, artifacts: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
-        self.client = GuardedClient(mlflow_log.connect(tracking_uri), tracking_uri)
+        self.client = mlflow_log.GuardedClient(mlflow_log.connect(tracking_uri), tracking_uri)
         self.experiment_id = experiment_id
         self.artifacts = artifacts  # local folder of all runs' files; None: as each run states it
 
@@ -155,7 +153,7 @@ class MlflowLedger(Ledger):
         self.client.set_terminated(run_id, status)
 
     def load_best_metrics(self, run: TrialRun) -> Metrics:
-        with store_errors_as_user_errors(self.tracking_uri):
+        with mlflow_log.store_errors_as_user_errors(self.tracking_uri):
             return mlflow_log.load_best_metrics(self.client, run.run_id)
 
     def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
@@ -176,7 +174,7 @@ class MlflowLedger(Ledger):
 
         artifacts = self._locate_artifacts(run.run_id, run.artifacts)
         uri = f"{artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
-        with store_errors_as_user_errors(self.tracking_uri):
+        with mlflow_log.store_errors_as_user_errors(self.tracking_uri):
             stored = list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
             stored_names = {Path(file.path).name for file in stored}
         names = [epoch_file_name(epoch) for epoch in sorted(self.load_curves(run, ["map10"])["map10"])]
@@ -307,7 +305,7 @@ def create_experiment(tracking_uri: str, artifacts: str | None, folder: Path | N
     """
     from mlflow.exceptions import MlflowException
 
-    with store_errors_as_user_errors(tracking_uri):
+    with mlflow_log.store_errors_as_user_errors(tracking_uri):
         client = mlflow_log.connect(tracking_uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
@@ -334,7 +332,7 @@ def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) 
         if not (folder / "mlflow.db").exists():
             raise UserError(explain_missing_store(folder))
         tracking_uri = local_tracking_uri(folder)
-    with store_errors_as_user_errors(tracking_uri):
+    with mlflow_log.store_errors_as_user_errors(tracking_uri):
         experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")

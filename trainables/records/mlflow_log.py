@@ -6,12 +6,11 @@ import contextlib
 import errno
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -82,6 +81,42 @@ def show_controls_in_logs() -> None:
 
     for handler in logging.getLogger("mlflow").handlers:
         handler.setFormatter(PrintableFormatter(LOGGING_LINE_FORMAT, LOGGING_DATETIME_FORMAT))
+
+
+@contextlib.contextmanager
+def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
+    """Re-raise errors of the tracking store, and of MLflow's client about its answers, in the `with` block as a
+    UserError that names the store.
+    """
+    import requests
+    from google.protobuf.json_format import Error as ProtobufError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # The last ones are what MLflow's client raises for JSON of another kind than it expects.
+    malformed = (ProtobufError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException, *malformed) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{tracking_uri} can't be read: {reason}") from error
+
+
+class GuardedClient:
+    """Client of MLflow whose methods raise UserError if the tracking store can't be read or written."""
+
+    def __init__(self, client: Any, tracking_uri: str) -> None:
+        self.client, self.tracking_uri = client, tracking_uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of MLflow's client."""
+        method = getattr(self.client, name)
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            with store_errors_as_user_errors(self.tracking_uri):
+                return method(*arguments, **settings)
+
+        return call
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
@@ -171,8 +206,8 @@ class RunLog:
         """Log an epoch's embeddings of the validation split as an artifact, in the background."""
 
         def send() -> None:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / epoch_file_name(epoch)
+            with create_scratch_folder() as scratch:
+                path = scratch / epoch_file_name(epoch)
                 write_embeddings(path, embeddings)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 

@@ -27,7 +27,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
 from data.sources.json_text import parse_json
-from data.store.files import rename_folder, sync
+from data.store.files import rename_folder, sync, sync_folder
 from data.store.scratch import create_scratch_folder
 from data.store.storage import open_filesystem, refuse_credentials
 
@@ -177,6 +177,14 @@ class RunStorage:
         scratch.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(scratch), filesystem, pyarrow.fs.LocalFileSystem())
         return scratch
+
+    def sync(self, name: str) -> None:
+        """Wait until a folder that another library has written is on the disk, with its name; an object store has it
+        once it is written.
+        """
+        if not self.is_remote:
+            sync_folder(self.folder / name)
+            sync((self.folder / name).parent)
 
     def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
         """Call `write` to fill an empty folder, and store that folder under a name, replacing an existing one.

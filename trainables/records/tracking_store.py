@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from data.errors import UserError
 from trainables.records.run_storage import RunStorage
@@ -83,42 +81,6 @@ def require_server(tracking_uri: str) -> None:
             f"the server at {tracking_uri} isn't an MLflow server: {answer.status_code} {answer.text[:60]!r} (if the "
             "status is 403, start the MLflow server with --allowed-hosts)"
         )
-
-
-@contextlib.contextmanager
-def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
-    """Re-raise errors of the tracking store, and of MLflow's client about its answers, in the `with` block as a
-    UserError that names the store.
-    """
-    import requests
-    from google.protobuf.json_format import Error as ProtobufError
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    # The last ones are what MLflow's client raises for JSON of another kind than it expects.
-    malformed = (ProtobufError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException, *malformed) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tracking_uri} can't be read: {reason}") from error
-
-
-class GuardedClient:
-    """Client of MLflow whose methods raise UserError if the tracking store can't be read or written."""
-
-    def __init__(self, client: Any, tracking_uri: str) -> None:
-        self.client, self.tracking_uri = client, tracking_uri
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Return a method of MLflow's client."""
-        method = getattr(self.client, name)
-
-        def call(*arguments: Any, **settings: Any) -> Any:
-            with store_errors_as_user_errors(self.tracking_uri):
-                return method(*arguments, **settings)
-
-        return call
 
 
 def make_absolute(tracking_uri: str) -> str:
