@@ -204,9 +204,9 @@ def refuse_credentials(uri: str) -> None:
     # one is a key whose '/' isn't percent-encoded.
     has_keys = ":" in user or (scheme == "s3" and (user or ":" in host))
     if has_keys or SECRET_SETTING.search(f"?{query}") or "@" in dict(parse_qsl(query)).get("endpoint_override", ""):
-        place = f"{bare_host}{path}" if user or not has_keys else path.rpartition("@")[2]
+        address = f"{bare_host}{path}" if user or not has_keys else path.rpartition("@")[2]
         raise UserError(
-            f"{scheme}://{place}: remove the keys from the URI, since command lines are recorded and can be seen by "
+            f"{scheme}://{address}: remove the keys from the URI, since command lines are recorded and can be seen by "
             "others; give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use a "
             "profile or a role of the machine"
         )
