@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -46,7 +46,6 @@ Entry = dict[str, str]
 """
 
 ENTRY_FIELDS = ("model", "instruction", "batch", "state")
-
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MAX_BYTES = 190 * 2**20
 """Maximum size of one batch; OpenAI accepts 200 MB."""
@@ -117,6 +116,7 @@ class BatchRun:
     poll_s: float
     batch_size: int
     stopped: str = ""  # reason for not asking about all captions
+    collected: set[str] = field(default_factory=set)  # ids of the batches whose answers this run has collected
     last_error: str = ""  # error of the last request that failed within a batch
 
     async def ask_all(self) -> None:
@@ -134,8 +134,7 @@ class BatchRun:
                 str(described) if isinstance(described, UserError) else f"the server doesn't answer: {described}"
             )
         except ValueError as error:  # OpenAI's client reads answers as JSON without a check
-            reason = " ".join(str(error).split())
-            self.stopped = f"{self.client.base_url} doesn't answer as the Batch API does ({reason}): check --base-url"
+            self.stopped = f"{self.client.base_url} doesn't answer as the Batch API does ({error}): check --base-url"
         except OSError as error:
             self.stopped = f"{error.filename or self.journal.path} can't be used: {error.strerror or error}"
         finally:
@@ -275,6 +274,8 @@ class BatchRun:
             raise ValueError(f"a file without an id: {str(uploaded)[:MAX_QUOTED]}")
         self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
+        if batch_id in self.collected:  # its answers are in the journal: this would go on for ever
+            raise ValueError(f"the id of an earlier batch again: {batch_id}")
         self.record(uploaded.id, batch_id, "open")
         logger.info("submitted batch %s", batch_id)
         return uploaded.id, batch_id
@@ -298,6 +299,7 @@ class BatchRun:
             logger.warning(reason)
             self.stopped = reason
         self.record(file_id, batch_id, "collected")
+        self.collected.add(batch_id)
         return num_answers
 
     async def write_answers(self, batch_id: str, content: bytes, recorded: set[str]) -> int:
