@@ -102,7 +102,7 @@ class MlflowLedger(Ledger):
         with contextlib.ExitStack() as stack:
             try:
                 path = stack.enter_context(mlflow_log.open_artifact(uri, self.tracking_uri))
-            except (MlflowException, OSError, ValueError) as error:
+            except (MlflowException, OSError, *mlflow_log.MALFORMED_ANSWER_ERRORS) as error:
                 code = error.error_code if isinstance(error, MlflowException) else ""
                 raise MissingArtifactError(name, run_id, code) from error
             yield path

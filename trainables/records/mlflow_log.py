@@ -52,6 +52,9 @@ attempts.
 TRANSIENT_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
 """MLflow's error codes that may disappear when the request is repeated."""
 
+MALFORMED_ANSWER_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Errors that MLflow's client raises for JSON of another kind than it expects, which it doesn't check."""
+
 Result = TypeVar("Result")
 
 
@@ -93,11 +96,11 @@ def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # The last ones are what MLflow's client raises for JSON of another kind than it expects.
-    malformed = (ProtobufError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
     try:
         yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException, *malformed) as error:
+    except (
+        MlflowException, SQLAlchemyError, requests.RequestException, ProtobufError, *MALFORMED_ANSWER_ERRORS
+    ) as error:  # fmt: skip
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{tracking_uri} can't be read: {reason}") from error
 
