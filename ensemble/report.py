@@ -15,7 +15,6 @@ if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
 from data.runtime.options import Command, group, option, run_command
 from data.store.files import atomic_write
+from data.store.scratch import create_scratch_folder
 from data.store.stored_split import open_split
 from ensemble.pool import candidates
 from ensemble.pool.candidates import Role
@@ -278,10 +278,10 @@ def log_look_at_test(
         "pool": " and ".join(names),
     }
     members = ",".join(row.candidate.signature for row in rows if row.metrics)
-    with tempfile.TemporaryDirectory() as scratch:
+    with create_scratch_folder() as scratch:
         for file, text in texts.items():
-            write_text(Path(scratch) / file, text)
-        files = [Path(scratch) / file for file in texts]
+            write_text(scratch / file, text)
+        files = [scratch / file for file in texts]
         name = f"report of {'-'.join(names)}"
         event = Event("evaluation", name, members, fingerprint, sweeps[0].run_id, settings, [], files)
         return log_and_count(ledger, event)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data.captions import normalise
+from data.captions import has_word
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
@@ -71,7 +71,7 @@ def iter_lines(file: BinaryIO) -> Iterator[str]:
             byte = error.object[error.start]
             logger.error("standard input, line %d: byte 0x%02x isn't UTF-8; save the sentences as UTF-8", number, byte)
             continue
-        if sentence and not normalise(sentence):
+        if sentence and not has_word(sentence):
             logger.error("standard input, line %d: %r contains no word to search for", number, sentence)
         elif sentence:
             yield sentence

@@ -13,7 +13,6 @@ if __name__ == "__main__" and not __package__:
 import functools
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from data.runtime.console import PlainConsole
 from data.runtime.options import Command, group, option, positional, run_command
 from data.runtime.printable import require_bare_name
 from data.store.files import atomic_write
+from data.store.scratch import create_scratch_folder
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, Role
@@ -237,8 +237,8 @@ def select(options: Options) -> None:
         ensemble = look_at_test(ensemble, task, selection, compared)
     folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
-    with tempfile.TemporaryDirectory() as scratch:  # the look at test is logged before any metric is shown
-        written = [Path(scratch) / "ensemble.json", Path(scratch) / "ensemble.html"]
+    with create_scratch_folder() as scratch:  # the look at test is logged before any metric is shown
+        written = [scratch / "ensemble.json", scratch / "ensemble.html"]
         write_ensemble(written[0], ensemble)
         write_page(written[1], ensemble)
         earlier = log_event(task.ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)

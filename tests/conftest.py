@@ -146,8 +146,8 @@ class ObjectStore:
             time.sleep(0.05)
         self.endpoint = running[1]
 
-    def uri(self, path, keys=""):
-        return f"s3://{keys}{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
+    def uri(self, path):
+        return f"s3://{path}?endpoint_override={self.endpoint}&scheme=http&region=us-east-1"
 
     def requests(self, pattern):
         """The paths of the requests made so far, of the methods that match."""

@@ -11,14 +11,13 @@ import io
 import itertools
 import json
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import openai
-from openai.types import Batch
+from openai.types import Batch, FileObject
 
 from data.errors import UserError
 from data.paraphrasing.chat_client import MAX_PAUSES, describe_error, find_pause_s
@@ -29,10 +28,12 @@ from data.paraphrasing.completions import (
     find_error,
     parse_completion,
     parse_json_or_none,
+    require_batch,
 )
 from data.paraphrasing.job import Answer, AnswerLog, Budget, ParaphraseJob, Request, to_line
 from data.paraphrasing.journal import Journal, read_lines
 from data.store.files import read_json, write_json
+from data.store.scratch import create_scratch_folder
 
 logger = logging.getLogger("chorale.paraphrase")
 
@@ -44,6 +45,7 @@ Entry = dict[str, str]
 'collected'.
 """
 
+ENTRY_FIELDS = ("model", "instruction", "batch", "state")
 ENDPOINT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 MAX_BYTES = 190 * 2**20
 """Maximum size of one batch; OpenAI accepts 200 MB."""
@@ -79,7 +81,13 @@ def read_batches(job: ParaphraseJob) -> dict[str, Entry]:
     'open' or 'collected'.
     """
     path = batches_file(job)
-    return read_json(path) if path.exists() else {}
+    entries: dict[str, Entry] = read_json(path) if path.exists() else {}
+    try:
+        if all(isinstance(entry[name], str) for entry in entries.values() for name in ENTRY_FIELDS):
+            return entries
+    except (AttributeError, TypeError, KeyError):
+        pass
+    raise UserError(f"{path} isn't a list of batches: restore it, or remove it and pay for open batches again")
 
 
 def find_open_batches(job: ParaphraseJob) -> dict[str, str]:
@@ -108,6 +116,7 @@ class BatchRun:
     poll_s: float
     batch_size: int
     stopped: str = ""  # reason for not asking about all captions
+    collected: set[str] = field(default_factory=set)  # ids of the batches whose answers this run has collected
     last_error: str = ""  # error of the last request that failed within a batch
 
     async def ask_all(self) -> None:
@@ -124,6 +133,8 @@ class BatchRun:
             self.stopped = (
                 str(described) if isinstance(described, UserError) else f"the server doesn't answer: {described}"
             )
+        except ValueError as error:  # OpenAI's client reads answers as JSON without a check
+            self.stopped = f"{self.client.base_url} doesn't answer as the Batch API does ({error}): check --base-url"
         except OSError as error:
             self.stopped = f"{error.filename or self.journal.path} can't be used: {error.strerror or error}"
         finally:
@@ -133,7 +144,7 @@ class BatchRun:
         uncollected = await self.list_uncollected()
         while not uncollected or any([await self.collect(*ids) for ids in uncollected]):
             self.stopped = ""
-            uncollected = [await self.submit(Path(file)) for file in self.iter_files()]
+            uncollected = [await self.submit(file) for file in self.iter_files()]
             if not uncollected:
                 return
         reason = "no request of the last batch was answered"
@@ -181,6 +192,7 @@ class BatchRun:
         """
         collected = {file_id for file_id, entry in read_batches(self.job).items() if entry["state"] == "collected"}
         async for batch in self.client.batches.list(limit=100):
+            require_batch(batch)
             if (
                 batch.metadata == self.tag
                 and batch.input_file_id not in collected
@@ -213,7 +225,7 @@ class BatchRun:
                 batch = await client.batches.create(
                     input_file_id=file_id, endpoint=ENDPOINT, completion_window="24h", metadata=self.tag
                 )
-                return batch.id
+                return require_batch(batch).id
             except openai.RateLimitError as error:
                 wait_s = find_pause_s(error)
                 if pauses == MAX_PAUSES:
@@ -235,30 +247,35 @@ class BatchRun:
                 return
             yield request
 
-    def iter_files(self) -> Iterator[str]:
+    def iter_files(self) -> Iterator[Path]:
         """Write the requests into temporary files, one for each batch, and yield the path of each. A file is
         removed when the next one is requested.
         """
         requests = self.iter_requests()
         request = next(requests, None)
         while request:
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".jsonl") as file:
-                for _ in range(self.batch_size):
-                    line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
-                    file.write(json.dumps(line) + "\n")
-                    request = next(requests, None)
-                    if request is None or file.tell() > MAX_BYTES:
-                        break
-                file.flush()
-                yield file.name
+            with create_scratch_folder() as scratch:
+                path = scratch / "requests.jsonl"
+                with path.open("w", encoding="utf-8") as file:
+                    for _ in range(self.batch_size):
+                        line = {"custom_id": request.key, "method": "POST", "url": ENDPOINT, "body": request.body}
+                        file.write(json.dumps(line) + "\n")
+                        request = next(requests, None)
+                        if request is None or file.tell() > MAX_BYTES:
+                            break
+                yield path
 
     async def submit(self, file: Path) -> tuple[str, str]:
         """Upload a file of requests, and create a batch from it. Return the id of the file on the server, and
         the id of the batch.
         """
         uploaded = await self.client.files.create(file=file, purpose="batch")
+        if not isinstance(uploaded, FileObject) or not isinstance(uploaded.id, str):
+            raise ValueError(f"a file without an id: {str(uploaded)[:MAX_QUOTED]}")
         self.record(uploaded.id, "", "open")  # before it is submitted: the answer with its batch may be lost
         batch_id = await self.submit_once(uploaded.id)
+        if batch_id in self.collected:  # its answers are in the journal: this would go on for ever
+            raise ValueError(f"the id of an earlier batch again: {batch_id}")
         self.record(uploaded.id, batch_id, "open")
         logger.info("submitted batch %s", batch_id)
         return uploaded.id, batch_id
@@ -282,6 +299,7 @@ class BatchRun:
             logger.warning(reason)
             self.stopped = reason
         self.record(file_id, batch_id, "collected")
+        self.collected.add(batch_id)
         return num_answers
 
     async def write_answers(self, batch_id: str, content: bytes, recorded: set[str]) -> int:
@@ -315,7 +333,7 @@ class BatchRun:
         last_line, failed_polls = "", 0
         while True:
             try:
-                batch = await self.client.batches.retrieve(batch_id)
+                batch = require_batch(await self.client.batches.retrieve(batch_id))
                 failed_polls = 0
             except openai.NotFoundError as error:
                 raise UserError(

@@ -9,6 +9,9 @@ import json
 import re
 from typing import Any
 
+from openai.types import Batch, BatchError, BatchRequestCounts
+from openai.types.batch import Errors
+
 from data.paraphrasing.job import Answer, count_tokens
 from data.paraphrasing.model_markup import has_reasoning, strip_markup
 from data.sources.json_text import parse_json
@@ -185,6 +188,24 @@ def find_error_status(error: dict[str, Any]) -> int | None:
         if isinstance(value, int) and 400 <= value <= 599:
             return value
     return None
+
+
+def require_batch(batch: Batch) -> Batch:
+    """Return a batch as the server states it. Raises ValueError unless those of its fields that are read are of the
+    types that they should be, since OpenAI's client takes any.
+    """
+    match batch:
+        case Batch(
+            id=str(),
+            input_file_id=str(),
+            status=str(),
+            output_file_id=str() | None,
+            error_file_id=str() | None,
+            request_counts=BatchRequestCounts(completed=int(), total=int()) | None,
+            errors=Errors(data=list() | None) | None,
+        ) if all(isinstance(error, BatchError) for error in (batch.errors and batch.errors.data) or []):
+            return batch
+    raise ValueError(f"not a batch: {str(batch)[:MAX_QUOTED]}")
 
 
 def describe_body(content: bytes) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -136,6 +137,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
                 bytes.fromhex(value["key"])
                 if not all(isinstance(value[name], kind) for name, kind in FIELDS.items()):
                     raise TypeError(f"not {FIELDS}")
+                if datetime.fromisoformat(value["time"]).tzinfo is None:
+                    raise ValueError("its time has no time zone")
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}, line {number} isn't an answer ({error!r}): the file is damaged; remove that line, or "

@@ -9,6 +9,7 @@ dataset and its checksums, and one downloader based on requests and urllib3 fetc
 
 import hashlib
 import logging
+import re
 import shutil
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -32,6 +33,8 @@ RETRY = Retry(total=5, backoff_factor=1, status_forcelist=(408, 429, 500, 502, 5
 """Retries until a server responds: waits of 0, 2, 4, 8 and 16 s, or as long as its Retry-After header says."""
 TIMEOUT_S = 60.0
 """Connection and read timeout: seconds without data."""
+CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""Pattern of the checksums that the hub lists: SHA-1 or SHA-256, in hexadecimal."""
 CHUNK_BYTES = 2**16
 """Number of bytes read at a time; at most this much is lost when a connection drops."""
 
@@ -65,6 +68,11 @@ def fetch_dataset(repo: str, target: Path) -> None:
             f"dataset {repo} can't be listed on {hub.endpoint}: {error}; "
             "re-run the same command once the hub can be reached"
         ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # depending on the hub's JSON
+        raise UserError(
+            f"dataset {repo} can't be listed: {hub.endpoint} doesn't answer as the Hugging Face Hub does "
+            f"({type(error).__name__}: {error}); check HF_ENDPOINT"
+        ) from error
     with open_session() as session:
         if token := get_token():
             # requests removes it when the hub redirects to another host
@@ -72,6 +80,10 @@ def fetch_dataset(repo: str, target: Path) -> None:
         for file in listed:
             if isinstance(file, RepoFile):
                 require_inside(file.path, f"dataset {repo}")
+                if not CHECKSUM.fullmatch(str(file.lfs.sha256 if file.lfs else file.blob_id)):
+                    raise UserError(
+                        f"dataset {repo}: {hub.endpoint} lists no checksum of {file.path}: check HF_ENDPOINT"
+                    )
                 url = hf_hub_url(repo, file.path, repo_type="dataset", revision=commit)
                 if file.lfs:
                     fetch_file(session, url, target / file.path, hashlib.sha256(), file.lfs.sha256)
@@ -187,9 +199,11 @@ def require_inside(name: str, origin: str) -> None:
     """Raise UserError, whose message begins with `origin`, if a relative file name points outside the folder that it is
     relative to.
     """
-    path = PurePosixPath(name)
+    path = PurePosixPath(str(name))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{origin}: the name {name!r} points outside its folder; nothing was written")
+    if not path.parts or "\0" in str(path):
+        raise UserError(f"{origin}: {name!r} can't be the name of a file; nothing was written")
 
 
 def extract_archive(archive: Path, target: Path) -> None:

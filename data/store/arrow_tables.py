@@ -4,12 +4,16 @@ Arrow doesn't check the contents of a file that it opens: an offset that leads b
 process or brings its memory into a text.
 """
 
+import struct
 from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
 
 from data.errors import UserError
+
+CONTINUATION = 0xFFFFFFFF
+"""First four bytes of a message; Arrow before 0.15 wrote none."""
 
 
 def open_table(
@@ -36,17 +40,67 @@ def open_table(
         UserError: if the file is damaged or doesn't have these columns.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, Path) else source).read_all()
+        buffer = pa.memory_map(str(source)).read_buffer() if isinstance(source, Path) else pa.py_buffer(source)
+        reader = pa.ipc.open_file(buffer)
+        if is_compressed(memoryview(buffer)):
+            raise ValueError("its columns are compressed, which this project's files never are")
+        table = reader.read_all()
         for name, column in zip(table.column_names, table.columns, strict=True):
             column.validate(full=name != unread)
         problem = find_schema_problem(table, schema, optional) if schema else ""
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError, struct.error) as error:
         raise UserError(f"{where} is damaged: {' '.join(str(error).split())}; {remedy}") from error
     if problem:
         raise UserError(f"{where} doesn't have the columns that this version writes: {problem}; {remedy}")
     return table
+
+
+def is_compressed(file: memoryview) -> bool:
+    """Return whether any record batch or dictionary in an Arrow IPC file is compressed. Some kB can stand for many GB,
+    and Arrow doesn't say so before it reads them. Raises struct.error if the file is damaged.
+
+    Format: https://arrow.apache.org/docs/format/Columnar.html#ipc-file-format; Footer, Message and RecordBatch are
+    FlatBuffers tables: https://flatbuffers.dev/internals
+    """
+    footer = len(file) - 10 - read_integer(file, len(file) - 10)
+    for dictionaries_or_batches in (2, 3):
+        blocks = read_reference(file, find_field(file, read_reference(file, footer), dictionaries_or_batches))
+        for number in range(read_integer(file, blocks) if blocks else 0):
+            (offset,) = struct.unpack_from("<q", file, blocks + 4 + 24 * number)
+            start = offset + (8 if read_integer(file, offset) == CONTINUATION else 4)
+            batch = read_reference(file, find_field(file, read_reference(file, start), 2))
+            if dictionaries_or_batches == 2:
+                batch = read_reference(file, find_field(file, batch, 1))
+            if find_field(file, batch, 3):
+                return True
+    return False
+
+
+def read_integer(file: memoryview, position: int) -> int:
+    """Return the unsigned 32-bit integer at a position."""
+    if position < 0:
+        raise struct.error("a position before the file")
+    (value,) = struct.unpack_from("<I", file, position)
+    return int(value)
+
+
+def read_reference(file: memoryview, position: int) -> int:
+    """Return the position that the FlatBuffers offset at a position refers to; 0 if `position` is 0."""
+    return position + read_integer(file, position) if position else 0
+
+
+def find_field(file: memoryview, table: int, index: int) -> int:
+    """Return the position of a field of a FlatBuffers table; 0 if the table at `table` doesn't have it."""
+    (distance,) = struct.unpack_from("<i", file, table)
+    size, entry = table - distance, 4 + 2 * index
+    if size < 0:
+        raise struct.error("a position before the file")
+    if entry >= struct.unpack_from("<H", file, size)[0]:
+        return 0
+    (offset,) = struct.unpack_from("<H", file, size + entry)
+    return table + offset if offset else 0
 
 
 def find_schema_problem(table: pa.Table, schema: pa.Schema, optional: Collection[str]) -> str:

@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
 
 from data.errors import UserError
 from data.runtime.options import option
+from data.runtime.printable import SECRET_SETTING
 from data.store.block_cache import BlockCache, map_file
 
 logger = logging.getLogger(__name__)
@@ -40,9 +41,6 @@ BLOCK_BYTES = 4 * 2**20
 MAX_MAPPED = 4096
 """Maximum number of files mapped at a time per process; Linux allows 65,530 mappings by default."""
 
-PUBLIC_URI_SETTINGS = {"endpoint_override", "scheme", "region"}
-"""Settings in the query of a URI that may be shown; others can contain keys."""
-
 
 @dataclass(frozen=True, repr=False)
 class Store:
@@ -56,22 +54,19 @@ class Store:
 
     @classmethod
     def of(cls, location: Location) -> "Store":
-        """Return the store at a path or URI, which doesn't have to exist. Raises UserError for an unsupported URI."""
+        """Return the store at a path or URI, which doesn't have to exist. Raises UserError for a URI that contains keys
+        or is of an unsupported kind.
+        """
         if isinstance(location, Store):
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
+        refuse_credentials(str(location))
         filesystem, root = open_filesystem(str(location))
         return cls(root if isinstance(filesystem, pyarrow.fs.LocalFileSystem) else str(location))
 
     def __str__(self) -> str:
-        """Return the location without credentials."""
-        if not self.is_remote:
-            return self.location
-        scheme, host, path, query, _ = urlsplit(self.location)
-        user, _, bare_host = host.rpartition("@")
-        settings = [(name, value) for name, value in parse_qsl(query) if name in PUBLIC_URI_SETTINGS]
-        return urlunsplit((scheme, bare_host if ":" in user else host, path, urlencode(settings, safe=":/"), ""))
+        return self.location
 
     def __repr__(self) -> str:
         return f"Store({str(self)!r})"
@@ -199,6 +194,24 @@ def clear_mapped_files() -> None:
     _map_local_file.cache_clear()
 
 
+def refuse_credentials(uri: str) -> None:
+    """Raise UserError, which doesn't show the keys, if the URI of an object store contains keys. Other users of the
+    machine can see command lines, and Ray and MLflow record them.
+    """
+    scheme, host, path, query, _ = urlsplit(uri)
+    user, _, bare_host = host.rpartition("@")
+    # A name and an @ before the host of other schemes is an account or container. A bucket has no colon: in front of
+    # one is a key whose '/' isn't percent-encoded.
+    has_keys = ":" in user or (scheme == "s3" and (user or ":" in host))
+    if has_keys or SECRET_SETTING.search(f"?{query}") or "@" in dict(parse_qsl(query)).get("endpoint_override", ""):
+        address = f"{bare_host}{path}" if user or not has_keys else path.rpartition("@")[2]
+        raise UserError(
+            f"{scheme}://{address}: remove the keys from the URI, since command lines are recorded and can be seen by "
+            "others; give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or use a "
+            "profile or a role of the machine"
+        )
+
+
 @functools.cache
 def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """Return two values for a URI: its file system, opened once per process, and the path of the store in that file
@@ -207,11 +220,10 @@ def open_filesystem(location: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, root = pyarrow.fs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError) as error:
-        # If it can't be parsed, everything before the last @ may be credentials.
-        shown = re.sub("://.*@", "://", location, flags=re.DOTALL).partition("?")[0]
+        shown = location.partition("?")[0]
         reason = str(error).replace(location, shown).partition("\n")[0]
         raise UserError(
-            f"{shown} can't be opened: {reason}; give a folder, or a URI with percent-encoded keys, such as "
+            f"{shown} can't be opened: {reason}; give a folder, or a URI such as "
             f"s3://bucket/store?region=us-east-1 or s3://bucket/store?endpoint_override=http://host:port&scheme=http"
         ) from None
     if isinstance(filesystem, pyarrow.fs.S3FileSystem):

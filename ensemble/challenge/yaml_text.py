@@ -15,8 +15,17 @@ MAX_BITS = 1024
 """Maximum size of an integer; Python refuses to write much larger ones as text."""
 
 
+MAX_DEPTH = 100
+"""Maximum number of brackets within brackets. PyYAML takes a second for some thousands, and then refuses them."""
+
+
 class BoundedLoader(yaml.SafeLoader):
     """Loader of plain values. It refuses the merging of mappings (<<), which may take exponential time."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level == MAX_DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:

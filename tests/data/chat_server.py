@@ -17,6 +17,7 @@ come, so that the same faults fall whatever the order of requests.
     batch_status, batch_share    how a batch ends, and how much of it is answered
     batch_cut      the connection is cut once a batch is taken
     batch_lost     the files of batches are gone
+    batch_same     every batch has the id of the first one
     batch_429      so many tries to create a batch get a 429
     most_queued    requests in batches that haven't ended; a batch with which there would be more fails
     files_s        what it takes until a file of answers is sent
@@ -63,6 +64,7 @@ FAULTS = {
     "batch_cut": False,
     "batch_lost": False,
     "batch_429": 0,
+    "batch_same": False,
     "most_queued": 10**6,
     "files_s": 0.0,
 }
@@ -180,7 +182,7 @@ class Server:
             self.arrivals.append(time.time())
             return error(429, "Rate limit reached", "rate_limit_exceeded", {"retry-after": "1"})
         self.arrivals.append(time.time())
-        name = f"batch-{len(self.batches)}"
+        name = "batch-0" if self.faults["batch_same"] else f"batch-{len(self.batches)}"
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
         states = ("validating", "in_progress")
         queued = sum(batch["request_counts"]["total"] for batch in self.batches.values() if batch["status"] in states)

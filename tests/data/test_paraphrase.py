@@ -650,6 +650,11 @@ class TestBatches:
         assert len(table_of(store)) == 40
         assert set(server.log()["answered"].values()) == {1}
 
+    def test_a_server_that_gives_every_batch_the_same_id_is_asked_twice_at_most(self, store_of, chat_server, run):
+        store, server = store_of(10), chat_server(batch_status="expired", batch_share=0.5, batch_same=True)
+        assert "the id of an earlier batch again: batch-0" in run(store, *self.arguments(server), status=2)
+        assert len(server.log()["arrivals"]) == 2
+
     def test_a_batch_that_is_not_taken_is_named(self, store_of, chat_server, run):
         store, server = store_of(10), chat_server(batch_status="failed")
         assert "was not accepted: the model isn't there" in run(store, *self.arguments(server), status=2)

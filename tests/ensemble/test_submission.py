@@ -19,6 +19,7 @@ from data.corpora import clotho
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Query, Split
 from data.store import files, shard_writer, split_writer, stored_split
+from data.store.locks import lock_folder
 from ensemble.challenge import formats
 from ensemble.challenge import validation as inspection
 from ensemble.challenge.metadata import choose_label, read_authors
@@ -303,6 +304,21 @@ def test_figures_of_retrained_members_are_those_from_before(entered, submit, tmp
     before = {"members": members, "test": TEST}
     path = write_ensemble(tmp_path / "ensemble.json", members, test=None, before_retraining=before)
     assert submit("--ensemble", path, "--out", tmp_path)[0] == 0
+
+
+def test_a_second_command_that_writes_to_the_same_folder_is_refused(entered, submit, tmp_path):
+    words = (*ensembles(entered, "first"), "--out", tmp_path)
+    assert submit(*words)[0] == 0
+    (package,) = tmp_path.rglob("*.zip")
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with lock_folder(tmp_path):
+        status, said = submit(*ensembles(entered, "second"), "--out", tmp_path)
+    assert (status, said.splitlines()[-1]) == (
+        2, f"error: another command is writing to {tmp_path}; wait until it has finished"
+    )  # fmt: skip
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
+    assert submit(*ensembles(entered, "second"), "--out", tmp_path)[0] == 0
+    assert package.read_bytes() != written[package]
 
 
 def test_the_same_submission_has_the_same_bytes(entered, submit, tmp_path):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 
 from data.store.files import write_json
+from data.store.scratch import create_scratch_folder
 from data.store.stored_split import StoredSplit
 from trainables import trial as trials
 from trainables.networks.dual_encoder import DualEncoder
@@ -50,8 +49,7 @@ def log_artifacts(
     files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip
     started_at = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with create_scratch_folder() as folder:
         for split, name in files:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
         embedding_s = time.monotonic() - started_at

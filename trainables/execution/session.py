@@ -304,13 +304,14 @@ def commit_file(lease: Lease) -> str:
 
 
 def commit_checkpoint(runs: RunStorage, lease: Lease, name: str, log: RunLog) -> None:
-    """Wait until MLflow has received all metrics logged so far, then record the checkpoint `name` as the last complete
-    one under a lease.
+    """Wait until MLflow has received all metrics logged so far, and the checkpoint `name`, which Ray or this process
+    has written, is on the disk; then record it as the last complete one under a lease.
 
     Raises LeaseLostError if the trial has been taken over.
     """
     log.flush()
     lease.require(runs)
+    with_retries(lambda: runs.sync(f"trials/{lease.folder}/{name}"))
     with_retries(lambda: runs.write(commit_file(lease), name.encode()))
 
 

@@ -13,7 +13,6 @@ A checkpoint of an unfinished training contains, in addition:
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor
 from data.errors import UserError
 from data.sources.json_text import parse_json
 from data.store.files import write_json
+from data.store.scratch import create_scratch_folder
 from trainables import trial as trials
 from trainables.encoders.text import TextEncoder
 from trainables.networks.dual_encoder import DualEncoder, restore
@@ -143,9 +143,9 @@ def take_snapshot(
         for name, parameter in model.named_parameters()
         for key, tensor in optimizer.state.get(parameter, {}).items()
     }
-    with tempfile.TemporaryDirectory() as folder:  # a tokenizer cannot be saved while it is in use
-        model.text.save_tokenizer(Path(folder))
-        tokenizer = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    with create_scratch_folder() as folder:  # a tokenizer cannot be saved while it is in use
+        model.text.save_tokenizer(folder)
+        tokenizer = {path.name: path.read_bytes() for path in folder.iterdir()}
     return Snapshot(trial, tokenizer, copy_weights(model), moments, dataclasses.replace(progress), best)
 
 

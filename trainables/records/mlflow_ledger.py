@@ -68,7 +68,7 @@ class MlflowLedger(Ledger):
 
     def __init__(self, tracking_uri: str, experiment_id: str, artifacts: Path | None = None) -> None:
         self.tracking_uri = tracking_uri
-        self.client = mlflow_log.connect(tracking_uri)
+        self.client = mlflow_log.GuardedClient(mlflow_log.connect(tracking_uri), tracking_uri)
         self.experiment_id = experiment_id
         self.artifacts = artifacts  # local folder of all runs' files; None: as each run states it
 
@@ -102,7 +102,7 @@ class MlflowLedger(Ledger):
         with contextlib.ExitStack() as stack:
             try:
                 path = stack.enter_context(mlflow_log.open_artifact(uri, self.tracking_uri))
-            except (MlflowException, OSError) as error:
+            except (MlflowException, OSError, *mlflow_log.MALFORMED_ANSWER_ERRORS) as error:
                 code = error.error_code if isinstance(error, MlflowException) else ""
                 raise MissingArtifactError(name, run_id, code) from error
             yield path
@@ -125,11 +125,9 @@ class MlflowLedger(Ledger):
         return next((run for run in runs if run.status == "FINISHED"), runs[0] if runs else None)
 
     def find_signature(self, run_id: str) -> str | None:
-        from mlflow.exceptions import MlflowException
-
         try:
             tags: dict[str, str] = self.client.get_run(run_id).data.tags
-        except MlflowException:
+        except UserError:
             return None
         return tags.get("signature")
 
@@ -167,7 +165,8 @@ class MlflowLedger(Ledger):
         self.client.set_terminated(run_id, status)
 
     def load_best_metrics(self, run: TrialRun) -> Metrics:
-        return mlflow_log.load_best_metrics(self.client, run.run_id)
+        with mlflow_log.store_errors_as_user_errors(self.tracking_uri):
+            return mlflow_log.load_best_metrics(self.client, run.run_id)
 
     def load_curves(self, run: TrialRun, names: Sequence[str] = CURVES) -> dict[str, dict[int, float]]:
         history = {name: self.client.get_metric_history(run.run_id, name) for name in names}
@@ -187,9 +186,9 @@ class MlflowLedger(Ledger):
 
         artifacts = self._locate_artifacts(run.run_id, run.artifacts)
         uri = f"{artifacts}/{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}"
-        stored_names = {
-            Path(file.path).name for file in list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
-        }
+        with mlflow_log.store_errors_as_user_errors(self.tracking_uri):
+            stored = list_artifacts(artifact_uri=uri, tracking_uri=self.tracking_uri)
+            stored_names = {Path(file.path).name for file in stored}
         names = [epoch_file_name(epoch) for epoch in sorted(self.load_curves(run, ["map10"])["map10"])]
         return [f"{EPOCHS_FOLDER}/{name}" for name in names] if stored_names >= set(names) else []
 
@@ -218,7 +217,12 @@ class MlflowLedger(Ledger):
         run_id = str(existing.info.run_id)
         with self._open_artifact(run_id, existing.info.artifact_uri, SWEEP_FILE) as path:
             description = read_json(path)
-        return Sweep(run_id, existing.info.run_name, description["signatures"], description)
+        match description:
+            case {"signatures": list(signatures)} if all(isinstance(one, str) for one in signatures):
+                return Sweep(run_id, existing.info.run_name, signatures, description)
+        raise UserError(
+            f"{SWEEP_FILE} of run {run_id} lists no signatures: re-run the sweep, or delete its run in MLflow"
+        )
 
     def list_sweep_names(self) -> list[str]:
         return [run.info.run_name for run in self._iter_runs("sweep")]
@@ -263,19 +267,24 @@ class MlflowLedger(Ledger):
 
 
 def to_trial_run(run: Run) -> TrialRun:
-    """Return the MLflow run of a trial as a TrialRun."""
+    """Return the MLflow run of a trial as a TrialRun. Raises UserError if its tags aren't those of a trial."""
     info, tags = run.info, run.data.tags
+    try:
+        gpus, cpus = (float(tags[name]) if name in tags else None for name in ("gpus", "cpus"))
+        signature = tags["signature"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"MLflow run {info.run_id} isn't a trial's (tag {error}): delete it in MLflow") from error
     return TrialRun(
         run_id=str(info.run_id),
         name=info.run_name,
-        signature=tags["signature"],
+        signature=signature,
         status=info.status,
         settings=dict(run.data.params),
         metrics=dict(run.data.metrics),
         pretraining=tags.get("pretraining"),
         teachers=tuple(filter(None, tags.get("teachers", "").split(","))),
-        gpus=float(tags["gpus"]) if "gpus" in tags else None,
-        cpus=float(tags["cpus"]) if "cpus" in tags else None,
+        gpus=gpus,
+        cpus=cpus,
         hours=max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6),
         artifacts=info.artifact_uri,
     )
@@ -309,7 +318,7 @@ def create_experiment(tracking_uri: str, artifacts: str | None, folder: Path | N
     """
     from mlflow.exceptions import MlflowException
 
-    with store_errors_as_user_errors(tracking_uri):
+    with mlflow_log.store_errors_as_user_errors(tracking_uri):
         client = mlflow_log.connect(tracking_uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
@@ -336,7 +345,7 @@ def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) 
         if not (folder / "mlflow.db").exists():
             raise UserError(explain_missing_store(folder))
         tracking_uri = local_tracking_uri(folder)
-    with store_errors_as_user_errors(tracking_uri):
+    with mlflow_log.store_errors_as_user_errors(tracking_uri):
         experiment = mlflow_log.connect(tracking_uri).get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         raise UserError(f"{tracking_uri} has no experiment {EXPERIMENT!r}: run python sweeps/grid.py first")
@@ -346,24 +355,6 @@ def open_ledger(runs: RunStorage | Path | str, tracking_uri: str | None = None) 
             f"MLFLOW_TRACKING_URI={tracking_uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
         )
     return MlflowLedger(tracking_uri, experiment.experiment_id, folder / "artifacts" if folder else None)
-
-
-@contextlib.contextmanager
-def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
-    """Re-raise errors of the tracking store in the `with` block as a UserError that names the store."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, requests.RequestException) as error:
-        if isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED":
-            raise UserError(
-                f"{tracking_uri} requires a user name and a password: set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD to those of the server"
-            ) from error
-        raise UserError(f"{tracking_uri} can't be read: {str(error).partition(chr(10))[0]}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

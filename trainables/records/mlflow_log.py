@@ -6,12 +6,11 @@ import contextlib
 import errno
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -19,6 +18,7 @@ import tenacity
 from obstore.exceptions import BaseError
 
 from data.errors import UserError
+from data.runtime.command_line import PrintableFormatter
 from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import (
     EMBEDDINGS_FOLDER,
@@ -52,6 +52,9 @@ attempts.
 TRANSIENT_CODES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"}
 """MLflow's error codes that may disappear when the request is repeated."""
 
+MALFORMED_ANSWER_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""Errors that MLflow's client raises for JSON of another kind than it expects, which it doesn't check."""
+
 Result = TypeVar("Result")
 
 
@@ -69,7 +72,59 @@ def connect(tracking_uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient  # after the settings above, since MLflow reads some of them at import
 
+    show_controls_in_logs()
     return MlflowClient(tracking_uri)
+
+
+def show_controls_in_logs() -> None:
+    """Show control characters in what MLflow, and libraries that it configures, log: it prints by a handler of its own,
+    and its messages contain names of runs and answers of servers.
+    """
+    from mlflow.utils.logging_utils import LOGGING_DATETIME_FORMAT, LOGGING_LINE_FORMAT
+
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.setFormatter(PrintableFormatter(LOGGING_LINE_FORMAT, LOGGING_DATETIME_FORMAT))
+
+
+@contextlib.contextmanager
+def store_errors_as_user_errors(tracking_uri: str) -> Iterator[None]:
+    """Re-raise errors of the tracking store, and of MLflow's client about its answers, in the `with` block as a
+    UserError that names the store.
+    """
+    import requests
+    from google.protobuf.json_format import Error as ProtobufError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (
+        MlflowException, SQLAlchemyError, requests.RequestException, ProtobufError, *MALFORMED_ANSWER_ERRORS
+    ) as error:  # fmt: skip
+        if isinstance(error, MlflowException) and error.error_code == "UNAUTHENTICATED":
+            raise UserError(
+                f"{tracking_uri} requires a user name and a password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD to those of the server"
+            ) from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{tracking_uri} can't be read: {reason}") from error
+
+
+class GuardedClient:
+    """Client of MLflow whose methods raise UserError if the tracking store can't be read or written."""
+
+    def __init__(self, client: Any, tracking_uri: str) -> None:
+        self.client, self.tracking_uri = client, tracking_uri
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of MLflow's client."""
+        method = getattr(self.client, name)
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            with store_errors_as_user_errors(self.tracking_uri):
+                return method(*arguments, **settings)
+
+        return call
 
 
 def with_retries(function: Callable[[], Result]) -> Result:
@@ -159,8 +214,8 @@ class RunLog:
         """Log an epoch's embeddings of the validation split as an artifact, in the background."""
 
         def send() -> None:
-            with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / epoch_file_name(epoch)
+            with create_scratch_folder() as scratch:
+                path = scratch / epoch_file_name(epoch)
                 write_embeddings(path, embeddings)
                 self.client.log_artifact(self.run_id, str(path), f"{EMBEDDINGS_FOLDER}/{EPOCHS_FOLDER}")
 

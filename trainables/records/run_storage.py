@@ -27,9 +27,9 @@ from obstore.store import LocalStore, ObjectStore, from_url
 
 from data.errors import UserError
 from data.sources.json_text import parse_json
-from data.store.files import rename_folder, sync
+from data.store.files import rename_folder, sync, sync_folder
 from data.store.scratch import create_scratch_folder
-from data.store.storage import open_filesystem
+from data.store.storage import open_filesystem, refuse_credentials
 
 MAX_HEADER_BYTES = 2**27
 """Maximum size of the header of a safetensors file that is read; it lists the names of the tensors."""
@@ -55,12 +55,7 @@ class RunStorage:
             return location
         if "://" not in str(location):
             return cls(str(Path(location).resolve()))
-        scheme, host, path, *_ = urlsplit(str(location))
-        if "@" in host:
-            raise UserError(
-                f"{scheme}://{host.rpartition('@')[2]}{path}: remove the keys from the URI of runs, which is logged; "
-                "give them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-            )
+        refuse_credentials(str(location))
         runs = cls(str(location).rstrip("/"))
         _open_objects(runs.location)
         return runs
@@ -182,6 +177,14 @@ class RunStorage:
         scratch.mkdir(parents=True, exist_ok=True)
         pyarrow.fs.copy_files(path, str(scratch), filesystem, pyarrow.fs.LocalFileSystem())
         return scratch
+
+    def sync(self, name: str) -> None:
+        """Wait until a folder that another library has written is on the disk, with its name; an object store has it
+        once it is written.
+        """
+        if not self.is_remote:
+            sync_folder(self.folder / name)
+            sync((self.folder / name).parent)
 
     def write_folder(self, name: str, write: Callable[[Path], None]) -> None:
         """Call `write` to fill an empty folder, and store that folder under a name, replacing an existing one.

@@ -14,7 +14,7 @@ from data.paraphrasing.journal import Journal, count_complete_bytes, read_line, 
 
 
 def line(number, text="x"):
-    names = dict.fromkeys(("model", "instruction", "problem", "time"), "")
+    names = dict.fromkeys(("model", "instruction", "problem"), "") | {"time": "2024-01-01T00:00:00+00:00"}
     return {"key": f"{number:032x}", "answer": text, **names, "input_tokens": 1, "output_tokens": 1}
 
 
@@ -58,6 +58,7 @@ def test_whole_lines_are_found_however_long_the_rest(tmp_path, size):
 
 @pytest.mark.parametrize(
     "damage", [b"[]\n", b"{\n", b'{"key": "00", "answer": ""}\n', json.dumps(line(1) | {"time": None}).encode() + b"\n",
+    json.dumps(line(1) | {"time": "2024-01-01"}).encode() + b"\n",
                json.dumps(line(1) | {"key": "xyz"}).encode() + b"\n"],
 )  # fmt: skip
 def test_a_damaged_line_is_named(tmp_path, damage):

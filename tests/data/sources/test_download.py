@@ -12,7 +12,9 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote
 
 import py7zr
@@ -21,6 +23,7 @@ import pytest
 from data.errors import UserError
 from data.sources import download
 
+ROOT = Path(__file__).parents[3]
 NAMES = ("plain.csv", "Dogs &amp; cats, é ü 雨 .7z", "100% #1?.csv")
 BIG = random.Random(0).randbytes(400_000)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -503,3 +506,32 @@ def test_a_hub_that_is_out_of_reach_is_named(hub, tmp_path):
     status, said = run_dataset(hub, tmp_path)
     assert (status, "Traceback" in said) == (2, False)
     assert f"error: dataset lab/sounds can't be listed on {hub.url}: " in said
+
+
+def test_a_second_download_into_the_same_folder_is_refused_and_the_first_is_whole(hub, elsewhere, tmp_path):
+    """In two processes, the first of which is waiting for the rest of a file when the second starts."""
+    for answers in (hub.files, hub.redirects):
+        for path in list(answers):
+            answers[path.replace("lab/sounds", "cvssp/WavCaps")] = answers.pop(path)
+    elsewhere.breaks, elsewhere.hold = [200_000], True
+    words = ["data/prepare.py", "wavcaps", "--download", "--source", tmp_path / "source", "--store", tmp_path / "store"]
+    start = partial(
+        subprocess.Popen, [sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "HF_ENDPOINT": hub.url},
+    )  # fmt: skip
+    with start() as first:
+        assert elsewhere.held.wait(timeout=60)
+        (part,) = parts(tmp_path / "source" / "Zip")
+        there = part.read_bytes()
+        with start() as second:
+            said = second.communicate(timeout=60)[1]
+        assert (second.returncode, said) == (
+            2, f"error: another command is writing to {tmp_path / 'source'}; wait until it has finished\n"
+        )  # fmt: skip
+        assert part.read_bytes() == there
+        elsewhere.hold = False
+        elsewhere.released.set()
+        first.communicate(timeout=60)
+    found = extracted(tmp_path / "source")
+    assert {name: found[name] for name in hub.contents} == hub.contents
+    assert not parts(tmp_path / "source" / "Zip")

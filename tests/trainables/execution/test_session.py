@@ -1,8 +1,10 @@
 """Training in this process: one trial after another, from a checkpoint, and what is kept of it."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -11,7 +13,14 @@ from data.corpora import synthetic
 from data.errors import UserError
 from data.store.stored_split import open_split
 from trainables.execution.resources import Allocation
-from trainables.execution.session import RunContext, TrainingJob, commit_file, find_last_checkpoint, train_in_process
+from trainables.execution.session import (
+    RunContext,
+    TrainingJob,
+    commit_checkpoint,
+    commit_file,
+    find_last_checkpoint,
+    train_in_process,
+)
 from trainables.records import lease as leases
 from trainables.records.checkpoint import PROGRESS_FILE
 from trainables.records.embeddings import (
@@ -167,6 +176,28 @@ def test_a_checkpoint_that_a_power_cut_left_incomplete_is_not_resumed_from(alone
     train_in_process(work, reported.append)
     assert len(reported) == trial.epochs
     assert_same(weights_of(runs, work), alone[2])
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_counts(ledger, tmp_path, monkeypatch):
+    """Ray writes the checkpoints of several workers, and doesn't wait for the disk; the calls of the kernel say so."""
+    runs = RunStorage.of(tmp_path / "runs")
+    lease = leases.acquire(runs, "a" * 16)
+    folder = runs.folder / "trials" / lease.folder / "checkpoint_000001"
+    (folder / "below").mkdir(parents=True)
+    for name in ("model.safetensors", "below/progress.json"):
+        (folder / name).write_bytes(b"x")
+    synced, fsync = [], os.fsync
+
+    def record(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    commit_checkpoint(runs, lease, folder.name, RunLog(ledger.tracking_uri, ledger.create_run("trial", {})))
+    before, after = synced[: synced.index("committed")], synced[synced.index("committed") :]
+    assert {*before} == {"model.safetensors", "progress.json", "below", folder.name, lease.folder}
+    assert after == ["committed", lease.folder]
+    assert runs.read(commit_file(lease)) == folder.name.encode()
 
 
 def test_a_checkpoint_of_an_earlier_version_without_metrics_is_refused_with_the_remedy(alone, trial, store, tmp_path):

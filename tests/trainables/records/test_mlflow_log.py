@@ -1,6 +1,7 @@
 """What a training tells MLflow: on a real server that goes away, and by many at once."""
 
 import ast
+import logging
 import tempfile
 import threading
 import time
@@ -130,3 +131,11 @@ def test_storage_that_fails_is_tried_again():
 
     assert mlflow_log.with_retries(write) == "written"
     assert len(tries) == 3
+
+
+@pytest.mark.parametrize("name", ["mlflow.tracking", "alembic", "sqlalchemy.engine", "huey"])
+def test_control_characters_in_mlflows_log_are_shown(name, capsys):
+    mlflow_log.connect("http://127.0.0.1:9")
+    logging.getLogger(name).error("run %s", "\x1b]0;title\x07 http://me:secret@host")
+    said = capsys.readouterr().err
+    assert said.endswith(f" ERROR {name}: run \\x1b]0;title\\x07 http://***@host\n")
