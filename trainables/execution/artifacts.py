@@ -12,9 +12,11 @@ from trainables import trial as trials
 from trainables.networks.dual_encoder import DualEncoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import (
+    BANK_FILE,
     EMBEDDINGS_FOLDER,
     TEST_FILE,
     VALIDATION_FILE,
+    Embeddings,
     read_embeddings,
     write_embeddings,
 )
@@ -24,13 +26,25 @@ from trainables.training.embedding import embed_split
 from trainables.trial import TRIAL_FILE, Trial
 
 
-def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEncoder) -> None:
-    """Write a trial's trained model, `network`, to the run storage under the trial's signature, where fine-tunings look
-    for it. The write is atomic, and a model that is already stored is kept.
+def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEncoder, bank: Embeddings) -> None:
+    """Write a trial's trained model, `network`, with its query bank to the run storage under the trial's signature,
+    where fine-tunings look for it. The write is atomic, and a model that is already stored is kept.
     """
     with runs.make_scratch() as scratch:
         checkpoint.save_model(scratch / "model", trial, network.text, checkpoint.copy_weights(network))
+        write_embeddings(scratch / "model" / BANK_FILE, bank)
         runs.store_model(signature, scratch / "model")
+
+
+def add_bank(log: RunLog, runs: RunStorage, bank: Embeddings) -> None:
+    """Add the query bank of a finished trial, which an earlier version trained, to the trial's stored model and to its
+    MLflow run.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / EMBEDDINGS_FOLDER / BANK_FILE
+        write_embeddings(path, bank)
+        runs.write(f"models/{bank.signature}/{BANK_FILE}", path.read_bytes())
+        log.log_files(Path(scratch), {})
 
 
 def log_artifacts(
@@ -40,10 +54,11 @@ def log_artifacts(
     network: DualEncoder,
     validation: StoredSplit,
     test: StoredSplit,
+    bank: Embeddings,
 ) -> None:
-    """Embed the validation and the test split with the trained model `network`, log the embeddings and the trial's
-    config to MLflow, and read the embeddings back as a check. Test metrics are not computed. The embeddings are marked
-    with the trial's signature.
+    """Embed the validation and the test split with the trained model `network`, log the embeddings, the query bank and
+    the trial's config to MLflow, and read the embeddings back as a check. Test metrics are not computed. The embeddings
+    are marked with the trial's signature.
 
     Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings.
     """
@@ -54,9 +69,10 @@ def log_artifacts(
         folder = Path(scratch)
         for split, name in files:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
+        write_embeddings(folder / EMBEDDINGS_FOLDER / BANK_FILE, bank)
         embedding_s = time.monotonic() - started_at
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         log.log_files(folder, {"embedding_s": embedding_s})
-        for _, name in files:
+        for name in (*(name for _, name in files), BANK_FILE):
             with log.open_artifact(f"{EMBEDDINGS_FOLDER}/{name}") as path:
                 read_embeddings(path)
