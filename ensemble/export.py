@@ -106,11 +106,10 @@ def strip_bank(folder: Path, keep_vectors: bool) -> None:
     `keep_vectors` is set.
     """
     path = folder / BANK_FILE
-    if not path.exists():
-        return
-    bank = read_embeddings(path)
-    path.unlink()
-    if keep_vectors:
+    if not keep_vectors:
+        path.unlink(missing_ok=True)
+    elif path.exists():  # loading the exported ensemble says what to do without it
+        bank = read_embeddings(path)
         write_embeddings(path, replace(bank, queries=[""] * len(bank.queries)))
 
 

@@ -23,8 +23,7 @@ from data.sources.csv_tables import read_csv, read_text
 from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import BANK_FILE, VALIDATION_FILE, Embeddings, write_embeddings
 from trainables.records.ledger import Ledger, MissingArtifactError, TrialRun
-from trainables.records.mlflow_ledger import LedgerOptions
-from trainables.records.mlflow_log import RunLog
+from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger
 from trainables.records.run_storage import RunStorage
 from trainables.trial import TRIAL_FILE, load_trial
 
@@ -162,12 +161,11 @@ def embed_banks(options: BankOptions) -> None:
         logger.info("%s (%s) has a bank", run.name, run.signature)
 
 
-def embed_bank_of(run: TrialRun, store: str, ledger: Ledger, runs: RunStorage) -> None:
+def embed_bank_of(run: TrialRun, store: str, ledger: MlflowLedger, runs: RunStorage) -> None:
     """Embed the query bank of a finished trial, and add it to the trial's model and its MLflow run. Raises UserError if
     the validation split in the store isn't the one that the trial was validated on.
     """
     from data.store.stored_split import open_split
-    from trainables.execution.artifacts import add_bank
     from trainables.records.checkpoint import load_model
     from trainables.training.embedding import fastest_device
     from trainables.training.query_bank import embed_bank, list_bank_texts
@@ -184,11 +182,12 @@ def embed_bank_of(run: TrialRun, store: str, ledger: Ledger, runs: RunStorage) -
                 f"{splits[trial.validation].fingerprint}, not {fingerprint}): give the trial's own store with --store"
             )
     texts = list_bank_texts(trial, splits, store)
-    add_bank(
-        RunLog(ledger.tracking_uri, run.run_id),
-        runs,
-        embed_bank(network.to(fastest_device()), trial, run.signature, texts),
-    )
+    bank = embed_bank(network.to(fastest_device()), trial, run.signature, texts)
+    with create_scratch_folder() as scratch:
+        write_embeddings(scratch / BANK_FILE, bank)
+        runs.write(f"models/{run.signature}/{BANK_FILE}", (scratch / BANK_FILE).read_bytes())
+    if not run.is_trained_on_all_splits:
+        ledger.add_bank(run, bank)
 
 
 @command

@@ -556,7 +556,7 @@ GONE = {"name": "gone", "weight": 1.0, "run_id": "0", "signature": "f" * 16}
     ("settings", "said"),
     [
         ({"direction": "a2t"}, r"ensemble.json was selected for --direction a2t: .*select one with --direction t2a"),
-        ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore' or 'rank', not 'median'"),
+        ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore', 'rank', .*, not 'median'"),
         ({"format_version": 9}, "format_version is 9, and this version of Chorale reads formats up to 3"),
         (
             {"members": [{"name": "a", "weight": 1, "folder": "pool"}]},

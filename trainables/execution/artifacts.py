@@ -36,17 +36,6 @@ def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEnc
         runs.store_model(signature, scratch / "model")
 
 
-def add_bank(log: RunLog, runs: RunStorage, bank: Embeddings) -> None:
-    """Add the query bank of a finished trial, which an earlier version trained, to the trial's stored model and to its
-    MLflow run.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / EMBEDDINGS_FOLDER / BANK_FILE
-        write_embeddings(path, bank)
-        runs.write(f"models/{bank.signature}/{BANK_FILE}", path.read_bytes())
-        log.log_files(Path(scratch), {})
-
-
 def log_artifacts(
     log: RunLog,
     trial: Trial,

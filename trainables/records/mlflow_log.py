@@ -112,6 +112,18 @@ def open_artifact(uri: str, tracking_uri: str) -> Iterator[Path]:
         yield Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, dst_path=str(folder)))
 
 
+def add_embeddings(client: MlflowClient, run_id: str, artifacts: str, name: str, embeddings: Embeddings) -> None:
+    """Add a file of embeddings to those of a finished run. `artifacts` is the URI of the folder of the run's files; a
+    local one is written to directly, since the one that MLflow states is wrong after a move.
+    """
+    with create_scratch_folder() as scratch:
+        if artifacts.startswith(("file:", "/")):
+            write_embeddings(Path(url2pathname(urlsplit(artifacts).path)) / EMBEDDINGS_FOLDER / name, embeddings)
+        else:
+            write_embeddings(scratch / name, embeddings)
+            client.log_artifact(run_id, str(scratch / name), EMBEDDINGS_FOLDER)
+
+
 class RunLog:
     """Log of a training in its MLflow run. Metrics and embeddings are sent in order from a thread, so that training
     doesn't wait.
