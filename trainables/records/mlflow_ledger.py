@@ -23,14 +23,7 @@ from data.runtime.options import option
 from data.store.files import read_json
 from trainables import trial as trials
 from trainables.records import mlflow_log
-from trainables.records.embeddings import (
-    BANK_FILE,
-    EMBEDDINGS_FOLDER,
-    EPOCHS_FOLDER,
-    Embeddings,
-    epoch_file_name,
-    read_embeddings,
-)
+from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file_name, read_embeddings
 from trainables.records.ledger import (
     CURVES,
     Event,
@@ -191,8 +184,7 @@ class MlflowLedger(Ledger):
 
     def add_bank(self, run: TrialRun, bank: Embeddings) -> None:
         """Add a query bank to the files of a finished trial that an earlier version trained."""
-        artifacts = self._locate_artifacts(run.run_id, run.artifacts)
-        mlflow_log.add_embeddings(self.client, run.run_id, artifacts, BANK_FILE, bank)
+        mlflow_log.add_bank(self.client, run.run_id, self._locate_artifacts(run.run_id, run.artifacts), bank)
 
     def list_epochs(self, run: TrialRun) -> list[str]:
         from mlflow.artifacts import list_artifacts
