@@ -75,7 +75,7 @@ def append_column(vectors_ND: NDArray[np.float32], column_N: NDArray[np.generic]
 
 @dataclass(frozen=True)
 class ClipStatistics:
-    """What a trial's bank says about a split: the offsets of its clips, and which of its queries the dynamic form
+    """Statistics of a split by a trial's bank: the offsets of its clips, and a mask of the queries that the fusion
     normalises.
     """
 

@@ -38,7 +38,7 @@ FORM_OF_FUSION: Mapping[Fusion, str] = {"inverted-softmax": PER_MEMBER, "dynamic
 
 @dataclass(frozen=True)
 class Correction:
-    """What a form subtracts from the scores [Q, A] at a temperature: the product of `factors_QN` and `offsets_NA`."""
+    """Matrix that a form subtracts from the scores [Q, A] at a temperature: `factors_QN` times `offsets_NA`."""
 
     form: str
     temperature: float | None
@@ -67,10 +67,10 @@ def list_corrections(
     embeddings = [ledger.load_embeddings(candidate.trial_run, file) for candidate in candidates]
     first = embeddings[0]
     offsets, active = [], []
-    for candidate, own in zip(candidates, embeddings, strict=True):
-        statistics = banks.compute_statistics(candidate, file, own)
-        offsets.append(statistics.offsets_TA[:, find_order(own.clip_ids, first.clip_ids)])
-        active.append(statistics.active_Q[find_order(build_query_keys(own), build_query_keys(first))])
+    for candidate, vectors in zip(candidates, embeddings, strict=True):
+        statistics = banks.compute_statistics(candidate, file, vectors)
+        offsets.append(statistics.offsets_TA[:, find_order(vectors.clip_ids, first.clip_ids)])
+        active.append(statistics.active_Q[find_order(build_query_keys(vectors), build_query_keys(first))])
     offsets_NTA, active_QN = np.stack(offsets), np.stack(active, axis=1)
     fused_TA = compute_fused_offsets([load_bank(ledger, candidate) for candidate in candidates], embeddings, shares)
     ones_Q1 = np.ones((len(first.queries), 1))
@@ -97,11 +97,12 @@ def compute_fused_offsets(
     clip_ids = embeddings[0].clip_ids
     fused_TA = np.zeros((len(TEMPERATURES), len(clip_ids)))
     rows = [[{text: row for row, text in enumerate(bank.queries)}[text] for text in texts] for bank in banks]
-    columns = [find_order(own.clip_ids, clip_ids) for own in embeddings]
+    columns = [find_order(vectors.clip_ids, clip_ids) for vectors in embeddings]
     for start in range(0, len(clip_ids) if texts else 0, BLOCK):
         scores_AB = sum(
-            share * compute_cosines(own.audio_AD[order[start : start + BLOCK]], bank.text_QD[row]).astype(np.float64)
-            for share, own, order, bank, row in zip(shares, embeddings, columns, banks, rows, strict=True)
+            share
+            * compute_cosines(vectors.audio_AD[order[start : start + BLOCK]], bank.text_QD[row]).astype(np.float64)
+            for share, vectors, order, bank, row in zip(shares, embeddings, columns, banks, rows, strict=True)
         )
         for index, temperature in enumerate(TEMPERATURES):
             log_means_A = logsumexp(scores_AB / temperature, axis=1) - np.log(len(texts))
