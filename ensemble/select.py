@@ -164,16 +164,20 @@ def read_task(options: Options) -> SelectionTask:
 
 
 def print_expected_time(
-    pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
+    task: SelectionTask, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
 ) -> None:
-    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds."""
+    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds. The
+    folds of the task's own config choose the temperature of a normalisation, too.
+    """
+    pruned, num_temperatures = task.pruned, len(task.chooser.temperatures)
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
             once_s = exhaustive.estimate_seconds(pruned, models)
             message = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
-            if folds:  # each fold selects on the queries of the others
-                message += f", and {once_s * (folds - 1):.1f} s in {folds} folds"
+            if folds:  # each fold selects on the queries of the others, once more than for each of several temperatures
+                passes = 1 + num_temperatures * (config == task.config and num_temperatures > 1)
+                message += f", and {passes * once_s * (folds - 1):.1f} s in {folds} folds"
             console.print_line(message)
 
 
@@ -186,7 +190,7 @@ def select(options: Options) -> None:
         require_bare_name(name, "--pool", "name the folder to write with --out")
     pruned, config, sweeps, runs = task.pruned, task.config, task.sweeps, options.ledger.location
     others = build.list_compared_methods(config, len(task.candidates)) if options.compare else {}
-    print_expected_time(pruned, list(dict.fromkeys([config, *others.values()])), options.folds, console)
+    print_expected_time(task, list(dict.fromkeys([config, *others.values()])), options.folds, console)
     selection = greedy.select(pruned, config)
     compared = {name: greedy.select(pruned, other) for name, other in others.items()}
     ensemble = build_record(task, selection, compared)

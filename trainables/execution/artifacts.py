@@ -49,7 +49,8 @@ def log_artifacts(
     the trial's config to MLflow, and read the embeddings back as a check. Test metrics are not computed. The embeddings
     are marked with the trial's signature.
 
-    Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings.
+    Splits that the trial was trained on are not embedded: metrics on them would say nothing about other recordings. If
+    no split is embedded, the bank is stored with the model alone.
     """
     files = [(split, name) for split, name in ((validation, VALIDATION_FILE), (test, TEST_FILE))
               if split.name not in trial.training_splits]  # fmt: skip
@@ -58,10 +59,11 @@ def log_artifacts(
         folder = Path(scratch)
         for split, name in files:
             write_embeddings(folder / EMBEDDINGS_FOLDER / name, embed_split(network, trial, signature, split))
-        write_embeddings(folder / EMBEDDINGS_FOLDER / BANK_FILE, bank)
+        if files:
+            write_embeddings(folder / EMBEDDINGS_FOLDER / BANK_FILE, bank)
         embedding_s = time.monotonic() - started_at
         write_json(folder / TRIAL_FILE, trials.to_json(trial))
         log.log_files(folder, {"embedding_s": embedding_s})
-        for name in (*(name for _, name in files), BANK_FILE):
+        for name in [*(name for _, name in files), BANK_FILE] if files else []:
             with log.open_artifact(f"{EMBEDDINGS_FOLDER}/{name}") as path:
                 read_embeddings(path)
