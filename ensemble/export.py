@@ -17,7 +17,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.errors import UserError
@@ -28,7 +28,8 @@ from data.store.scratch import create_scratch_folder
 from ensemble.serving import bundle
 from ensemble.serving.bundle import ENSEMBLE_FILE, MEMBERS
 from ensemble.serving.registration import register_model
-from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, write_ensemble
+from trainables.records.embeddings import BANK_FILE, read_embeddings, write_embeddings
+from trainables.records.ensemble_file import BANK_FUSIONS, FUSION_LABELS, Ensemble, write_ensemble
 from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.records.run_storage import RunStorage
 from trainables.retrieval import METRICS
@@ -60,10 +61,10 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
         runs: the run storage with the members' models.
 
     Raises:
-        UserError: if the folder exists, a model is missing or has a link among its files, or the ensemble's fusion
-            isn't the mean of scores. Nothing is left of the folder.
+        UserError: if the folder exists, a model or its query bank is missing or has a link among its files, or the
+            ensemble's scores are no dot products. Nothing is left of the folder.
     """
-    ensemble = bundle.read_mean_ensemble(path)
+    ensemble = bundle.read_indexable_ensemble(path)
     if out.exists():
         raise UserError(f"{out} already exists: give another folder, or remove it")
     with created_parents(out), create_scratch_folder(out.parent) as scratch:
@@ -71,6 +72,7 @@ def export_ensemble(path: Path, out: Path, runs: RunStorage) -> None:
         for entry in ensemble.members:
             folder = bundle.locate_member(entry, path, runs, scratch)
             copy_regular_files(folder, staging / MEMBERS / entry.signature)
+            strip_bank(staging / MEMBERS / entry.signature, keep_vectors=ensemble.fusion in BANK_FUSIONS)
         write_ensemble(staging / ENSEMBLE_FILE, ensemble)
         (staging / "README.md").write_text(build_readme(ensemble), encoding="utf-8")
         bundle.load_models(staging)
@@ -97,6 +99,18 @@ def copy_regular_files(folder: Path, to: Path) -> None:
         target = to / path.relative_to(folder)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target, follow_symlinks=False)
+
+
+def strip_bank(folder: Path, keep_vectors: bool) -> None:
+    """Remove the texts of the query bank in a model's folder, which are training captions, and the whole bank unless
+    `keep_vectors` is set.
+    """
+    path = folder / BANK_FILE
+    if not keep_vectors:
+        path.unlink(missing_ok=True)
+    elif path.exists():  # loading the exported ensemble says what to do without it
+        bank = read_embeddings(path)
+        write_embeddings(path, replace(bank, queries=[""] * len(bank.queries)))
 
 
 def build_readme(ensemble: Ensemble) -> str:

@@ -32,7 +32,7 @@ from ensemble.pool import candidates
 from ensemble.pool.candidates import Role
 from ensemble.record.events import log_and_count
 from ensemble.reporting import paper_results, trial_rows
-from ensemble.reporting.ensemble_rows import EnsembleRow, load_ensemble_rows, select_member_scores
+from ensemble.reporting.ensemble_rows import EnsembleRow, load_ensemble_rows
 from ensemble.reporting.report_page import ReportContent, render_page
 from ensemble.reporting.retrieval_examples import PlayableClips, RetrievalExample, build_examples, load_excerpts
 from ensemble.reporting.tables import Cell, ReportTable, TableLine, print_table, to_csv, to_latex, to_markdown
@@ -190,12 +190,10 @@ def explain_newest(
     recordings in the store. Without such an ensemble, return None, no examples and no excerpts.
     """
     newest = next((newest for newest in ensembles if not newest.missing), None)
-    source, split = evaluated.source, evaluated.split
-    if newest is None or source is None or split is None:
+    split = evaluated.split
+    if newest is None or newest.scores is None or split is None:
         return None, [], PlayableClips({})
-    examples = build_examples(
-        select_member_scores(source, evaluated.indices, newest.members, newest.ensemble), newest.ensemble, split
-    )
+    examples = build_examples(newest.scores, newest.ensemble, split)
     if store is None:
         return newest, examples, PlayableClips({}, ["no store is known: give --store"])
     try:

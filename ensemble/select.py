@@ -10,16 +10,12 @@ Guide: docs/selection.md
 if __name__ == "__main__" and not __package__:
     import _run_as_script  # noqa: F401
 
-import functools
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.runtime.command_line import command
@@ -29,32 +25,36 @@ from data.runtime.printable import require_bare_name
 from data.store.files import atomic_write
 from data.store.scratch import create_scratch_folder
 from ensemble.pool import candidates as pool
-from ensemble.pool import evaluation, score_matrices
+from ensemble.pool import evaluation
 from ensemble.pool.candidates import Candidate, Role
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
 from ensemble.record.build import MAX_COMPARED_EXACTLY, make_single_weights
 from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
+from ensemble.record.normalisation import describe_normalisation
 from ensemble.record.terminal_tables import print_ensemble
-from ensemble.selection import attribution, cross_validation, epoch_choice, exhaustive, greedy
+from ensemble.selection import attribution, cross_validation, exhaustive, greedy
 from ensemble.selection.costs import load_costs
 from ensemble.selection.greedy import Selection, SelectionConfig
 from ensemble.selection.method_options import EXPERT, MethodOptions
-from ensemble.selection.pruned_pool import PrunedPool, prune
+from ensemble.selection.pool_choice import PoolChooser, make_loader, read_scores
+from ensemble.selection.pruned_pool import PrunedPool
 from ensemble.serving import split_index
 from trainables import retrieval
 from trainables.records.embeddings import write_embeddings
 from trainables.records.ensemble_file import (
+    BANK_FUSIONS,
     Direction,
     Ensemble,
     Fusion,
     Member,
     Method,
     NestedMetrics,
+    Normalisation,
     ParetoPoint,
     read_ensemble,
-    require_mean_fusion,
+    require_indexable,
     write_ensemble,
 )
 from trainables.records.ledger import Ledger, Sweep
@@ -84,7 +84,9 @@ class Options:
         "folders of score matrices {validation,test}/NAME.npy with relevance.npy", (), metavar="DIR",
         section="candidates")  # fmt: skip
     how: MethodOptions = group("selection")
-    fusion: Fusion = option("average scores, their z-norms or their ranks", "mean", section=EXPERT)
+    fusion: Fusion = option(
+        "average scores, their z-norms or ranks, or scores normalised by a query bank", "mean", section=EXPERT
+    )
     cost: str | None = option(
         "also compute the Pareto front of the metric and this cost", None, metavar="parameters|latency|FILE",
         section=EXPERT)  # fmt: skip
@@ -93,6 +95,8 @@ class Options:
         retrieval.find_metric(self.metric)
         if self.folds < 0 or self.folds == 1:
             raise UserError(f"--folds {self.folds}: give 2 or more, or 0 to skip cross-validation")
+        if self.fusion in BANK_FUSIONS and self.direction == "a2t":
+            raise UserError(f"--fusion {self.fusion}: its bank has captions, which are no queries of --direction a2t")
         if self.cost and (self.how.method == "all" or self.how.bags):
             raise UserError(
                 "--cost can't be combined with --method all or --bags: use --method greedy without --bags, or exact"
@@ -129,32 +133,12 @@ class SelectionTask:
     ledger: Ledger
     sweeps: Sequence[Sweep]
     candidates: Sequence[Candidate]
+    chooser: PoolChooser
     validation: ScoreMatrices
     pruned: PrunedPool
+    temperature: float | None  # of the normalisation by a query bank
     config: SelectionConfig
     options: Options
-
-
-def read_scores(
-    candidates: Sequence[Candidate],
-    role: Role,
-    ledger: Ledger,
-    fusion: str,
-    direction: str,
-    files: Mapping[str, str] | None = None,
-) -> ScoreMatrices:
-    """Return the candidates' score matrices on the split with this role, in a direction ('t2a' or 'a2t') and with a
-    fusion applied. `files` has, by signature, the artifact with a trial's embeddings if it isn't the best epoch's.
-    """
-    scores = pool.load_pool(ledger, candidates, role, files)
-    return score_matrices.apply_fusion(score_matrices.transpose(scores) if direction == "a2t" else scores, fusion)
-
-
-def prune_by_key(source: ScoreMatrices, candidates: Sequence[Candidate], metric: str) -> PrunedPool:
-    """Return the candidates' scores, `source`, reduced to those that can affect the metric. Candidates are named by
-    their keys: a trial's signature, or the name of a file of scores.
-    """
-    return replace(prune(source, metric), names=tuple(candidate.key for candidate in candidates))
 
 
 def read_task(options: Options) -> SelectionTask:
@@ -173,44 +157,28 @@ def read_task(options: Options) -> SelectionTask:
     if absent and not options.no_test:
         raise UserError(f"{absent[0]} doesn't exist: add it, or select without a look at test (--no-test)")
     candidates = [*trials, *files]
-    validation = read_scores(candidates, "validation", ledger, options.fusion, options.direction)
-    pruned = prune_by_key(validation, candidates, options.metric)
-    return SelectionTask(ledger, sweeps, candidates, validation, pruned, config, options)
+    chooser = PoolChooser(ledger, candidates, options.metric, options.fusion, options.direction, config)
+    pruned, temperature = chooser.choose()
+    validation = chooser.read_scores(temperature)
+    return SelectionTask(ledger, sweeps, candidates, chooser, validation, pruned, temperature, config, options)
 
 
 def print_expected_time(
-    pruned: PrunedPool, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
+    task: SelectionTask, configs: Sequence[SelectionConfig], folds: int, console: PlainConsole
 ) -> None:
-    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds."""
+    """Print, for each config that scores all subsets, their number and expected time, once and in `folds` folds. The
+    folds of the task's own config choose the temperature of a normalisation, too.
+    """
+    pruned, num_temperatures = task.pruned, len(task.chooser.temperatures)
     for config in configs:
         models = pruned.sort_candidates()[: config.among or None]
         if config.method == "exact" and len(models) <= exhaustive.MAX_MODELS:
             once_s = exhaustive.estimate_seconds(pruned, models)
             message = f"{2 ** len(models) - 1:,} subsets of {len(models)} candidates: about {once_s:.1f} s"
-            if folds:  # each fold selects on the queries of the others
-                message += f", and {once_s * (folds - 1):.1f} s in {folds} folds"
+            if folds:  # each fold selects on the queries of the others, once more than for each of several temperatures
+                passes = 1 + num_temperatures * (config == task.config and num_temperatures > 1)
+                message += f", and {passes * once_s * (folds - 1):.1f} s in {folds} folds"
             console.print_line(message)
-
-
-def make_epoch_chooser(task: SelectionTask) -> tuple[cross_validation.PoolForQueries, bool]:
-    """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch is the best
-    on these queries; and whether it does so for all candidates, not only for those with embeddings of every epoch.
-    """
-    options = task.options
-    epochs = epoch_choice.load_epoch_scores(task.ledger, task.candidates)
-
-    @functools.cache
-    def prune_cached(mask_bytes: bytes) -> PrunedPool:
-        include_Q = np.frombuffer(mask_bytes, bool)
-        captions = epoch_choice.select_captions(task.validation, include_Q) if options.direction == "a2t" else include_Q
-        files = epoch_choice.choose_epoch_files(epochs, captions)
-        source = read_scores(task.candidates, "validation", task.ledger, options.fusion, options.direction, files)
-        return prune_by_key(source, task.candidates, options.metric)
-
-    def pool_for(include_Q: NDArray[np.bool_]) -> PrunedPool:
-        return prune_cached(include_Q.tobytes()) if epochs else task.pruned
-
-    return pool_for, len(epochs) == len(task.candidates)
 
 
 def select(options: Options) -> None:
@@ -222,7 +190,7 @@ def select(options: Options) -> None:
         require_bare_name(name, "--pool", "name the folder to write with --out")
     pruned, config, sweeps, runs = task.pruned, task.config, task.sweeps, options.ledger.location
     others = build.list_compared_methods(config, len(task.candidates)) if options.compare else {}
-    print_expected_time(pruned, list(dict.fromkeys([config, *others.values()])), options.folds, console)
+    print_expected_time(task, list(dict.fromkeys([config, *others.values()])), options.folds, console)
     selection = greedy.select(pruned, config)
     compared = {name: greedy.select(pruned, other) for name, other in others.items()}
     ensemble = build_record(task, selection, compared)
@@ -235,6 +203,7 @@ def select(options: Options) -> None:
             for point in points))  # fmt: skip
     if not options.no_test:
         ensemble = look_at_test(ensemble, task, selection, compared)
+    ensemble = compare_normalisations(ensemble, task, selection)
     folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
     with create_scratch_folder() as scratch:  # the look at test is logged before any metric is shown
@@ -307,7 +276,7 @@ def cross_validate(
     """Return the ensemble with results of nested cross-validation added, for its own selection and the selections by
     other methods in `compared`. Both `compared` and `others`, the configs of these methods, are by the method's name.
     """
-    pool_for, redoes_epochs = make_epoch_chooser(task)
+    pool_for, redoes_epochs = task.chooser.make_pool_for(task.validation)
     fold_Q = cross_validation.assign_folds(task.pruned.group_Q, task.options.folds)
 
     def compute_nested(config: SelectionConfig, value: float) -> NestedMetrics:
@@ -330,7 +299,10 @@ def look_at_test(
     candidates, history, best = task.candidates, build.list_additions(selection), task.pruned.sort_candidates()[0]
     members = {model for choice in (selection, *compared.values()) for model in choice.members}
     looked_at = sorted({*members, *history, best})
-    source = read_scores([candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction)
+    load = make_loader(task.ledger, ensemble.fusion, task.temperature)
+    source = read_scores(
+        [candidates[m] for m in looked_at], "test", task.ledger, ensemble.fusion, ensemble.direction, load=load
+    )
     indices = {model: index for index, model in enumerate(looked_at)}
     systems = {"ensemble": selection.counts, "best_single": make_single_weights(best, len(candidates))}
     systems |= {name: other.counts for name, other in compared.items()}
@@ -342,6 +314,23 @@ def look_at_test(
     return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes})
 
 
+def compare_normalisations(ensemble: Ensemble, task: SelectionTask, selection: Selection) -> Ensemble:
+    """Return the ensemble with its normalisation by a query bank added, if its fusion has one: the temperature, and the
+    metric and hubness with each form, on the splits that the ensemble has metrics on.
+    """
+    if task.temperature is None:
+        return ensemble
+    members = [task.candidates[model] for model in selection.members]
+    counts = [selection.counts[model] for model in selection.members]
+    looks_at_test = ensemble.test is not None
+    return replace(
+        ensemble,
+        normalisation=describe_normalisation(
+            task.ledger, members, counts, ensemble.metric, ensemble.fusion, task.temperature, looks_at_test
+        ),
+    )
+
+
 def evaluate(options: MemberOptions) -> None:
     """Compute the metrics of an ensemble on a split.
 
@@ -351,7 +340,8 @@ def evaluate(options: MemberOptions) -> None:
     """
     ensemble, ledger, candidates = options.read()
     weights = ensemble.weights
-    source = read_scores(candidates, options.split, ledger, ensemble.fusion, ensemble.direction)
+    load = make_loader(ledger, ensemble.fusion, ensemble.temperature)
+    source = read_scores(candidates, options.split, ledger, ensemble.fusion, ensemble.direction, load=load)
     names = tuple(dict.fromkeys([ensemble.metric, *METRICS]))
     heaviest = max(range(len(candidates)), key=lambda index: weights[index])
     systems: dict[str, Sequence[float]] = {
@@ -360,7 +350,8 @@ def evaluate(options: MemberOptions) -> None:
     }
     split_metrics = evaluation.compare_systems(source, systems, names)
     members = tuple(Member(member.name, member.weight, member.signature) for member in ensemble.members)
-    event = Ensemble(members, ensemble.pool, names[0], names, "evaluation", ensemble.fusion, ensemble.direction)
+    plain = ensemble.normalisation and Normalisation(ensemble.normalisation.temperature)
+    event = Ensemble(members, ensemble.pool, names[0], names, "evaluation", ensemble.fusion, ensemble.direction, plain)
     event = replace(event, test=split_metrics) if options.split == "test" else replace(event, validation=split_metrics)
     earlier = log_event(ledger, "evaluation", f"evaluation of {options.ensemble.parent.name}", event, [], "")
     print_ensemble(event, earlier if event.test else None)
@@ -374,12 +365,16 @@ def export(options: ExportOptions) -> None:
         python ensemble/select.py export ensemble.json --split validation --out index
     """
     ensemble, ledger, candidates = options.read()
-    require_mean_fusion(ensemble, options.ensemble)
+    if ensemble.fusion not in BANK_FUSIONS:
+        require_indexable(ensemble, options.ensemble)
     weights = ensemble.weights
     shares = [weight / sum(weights) for weight in weights]
     target = (options.out or options.ensemble.parent) / f"{options.split}-index.arrow"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_embeddings(target, split_index.concatenate_embeddings(ledger, candidates, shares, options.split))
+    index = split_index.concatenate_embeddings(
+        ledger, candidates, shares, options.split, ensemble.fusion, ensemble.temperature
+    )
+    write_embeddings(target, index)
     PlainConsole().print_line(f"Wrote {target}")
 
 

@@ -35,6 +35,7 @@ NEEDS = {
     "trainables/training/embedding.py",
     "trainables/training/gradient_cache.py",
     "trainables/training/loss.py",
+    "trainables/training/query_bank.py",
     "trainables/execution/artifacts.py",
     "trainables/execution/ray_adapter.py",
     "trainables/training/train.py",

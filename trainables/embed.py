@@ -21,8 +21,10 @@ from data.runtime.printable import require_bare_name
 from data.sources.audio_files import AudioListing, list_audio_files
 from data.sources.csv_tables import read_csv, read_text
 from data.store.scratch import create_scratch_folder
-from trainables.records.embeddings import Embeddings, write_embeddings
-from trainables.records.mlflow_ledger import LedgerOptions
+from trainables.records.embeddings import BANK_FILE, VALIDATION_FILE, Embeddings, write_embeddings
+from trainables.records.ledger import Ledger, MissingArtifactError, TrialRun
+from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger
+from trainables.records.run_storage import RunStorage
 from trainables.trial import TRIAL_FILE, load_trial
 
 logger = logging.getLogger("chorale.embed")
@@ -38,6 +40,15 @@ class Options:
     audio: Path | None = option("folder of audio files, searched recursively", None, metavar="DIR")
     captions: Path | None = option("sentences: one per line, or the column caption of a CSV file", None, metavar="FILE")
     out: Path = option("Arrow file to write", metavar="FILE")
+    ledger: LedgerOptions = group("trials")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankOptions:
+    """Command-line options of `embed.py bank`."""
+
+    sweep: tuple[str, ...] = option("names of sweeps (default: the newest)", ())
+    store: str = option("folder or URI of the store that the trials were trained on", "store")
     ledger: LedgerOptions = group("trials")
 
 
@@ -114,9 +125,74 @@ def run(options: Options) -> None:
                 trial.embedding_size)  # fmt: skip
 
 
+def has_bank(run: TrialRun, ledger: Ledger, runs: RunStorage) -> bool:
+    """Return whether a finished trial has a query bank, both with its model and in the ledger. The ledger has none of
+    trials that were trained on all splits.
+    """
+    if f"models/{run.signature}/{BANK_FILE}" not in runs.list_names(f"models/{run.signature}"):
+        return False
+    try:
+        return run.is_trained_on_all_splits or bool(ledger.load_embeddings(run, BANK_FILE))
+    except MissingArtifactError:
+        return False
+
+
+def embed_banks(options: BankOptions) -> None:
+    """Embed the query banks that finished trials of earlier versions lack, with their stored models.
+
+    Examples:
+        python trainables/embed.py bank --sweep NAME
+        python trainables/embed.py bank --sweep NAME --store s3://bucket/store
+    """
+    ledger, runs = options.ledger.open(), options.ledger.location
+    sweeps = [ledger.find_sweep(name) for name in options.sweep or [None]]
+    signatures = dict.fromkeys(signature for sweep in sweeps for signature in sweep.signatures)
+    finished = [run for signature in signatures if (run := ledger.find_finished_trial(signature))]
+    lacking = [run for run in finished if not has_bank(run, ledger, runs)]
+    logger.info("%d finished trials, %d of them without a bank", len(finished), len(lacking))
+    absent = [run for run in lacking if not runs.has_model(run.signature)]
+    if absent:
+        raise UserError(
+            f"the model of {absent[0].name!r} ({absent[0].signature}) is no longer in {runs}: restore it, or leave the "
+            "trial out of the selection with --filter"
+        )
+    for run in lacking:
+        embed_bank_of(run, options.store, ledger, runs)
+        logger.info("%s (%s) has a bank", run.name, run.signature)
+
+
+def embed_bank_of(run: TrialRun, store: str, ledger: MlflowLedger, runs: RunStorage) -> None:
+    """Embed the query bank of a finished trial, and add it to the trial's model and its MLflow run. Raises UserError if
+    the validation split in the store isn't the one that the trial was validated on.
+    """
+    from data.store.stored_split import open_split
+    from trainables.records.checkpoint import load_model
+    from trainables.training.embedding import fastest_device
+    from trainables.training.query_bank import embed_bank, list_bank_texts
+
+    with create_scratch_folder() as scratch:
+        folder = runs.fetch_model(run.signature, scratch / "model")
+        trial, network = load_trial(folder), load_model(folder)
+    splits = {name: open_split(store, name) for name in {*trial.train, trial.validation, trial.test}}
+    if not run.is_trained_on_all_splits:
+        fingerprint = ledger.load_embeddings(run, VALIDATION_FILE).fingerprint
+        if fingerprint != splits[trial.validation].fingerprint:
+            raise UserError(
+                f"{store}: {trial.validation} isn't the split that {run.name!r} was validated on (fingerprint "
+                f"{splits[trial.validation].fingerprint}, not {fingerprint}): give the trial's own store with --store"
+            )
+    texts = list_bank_texts(trial, splits, store)
+    bank = embed_bank(network.to(fastest_device()), trial, run.signature, texts)
+    with create_scratch_folder() as scratch:
+        write_embeddings(scratch / BANK_FILE, bank)
+        runs.write(f"models/{run.signature}/{BANK_FILE}", (scratch / BANK_FILE).read_bytes())
+    if not run.is_trained_on_all_splits:
+        ledger.add_bank(run, bank)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    return run_command(argv, "embed.py", __doc__, Command(Options, run))
+    return run_command(argv, "embed.py", __doc__, Command(Options, run), {"bank": Command(BankOptions, embed_banks)})
 
 
 if __name__ == "__main__":

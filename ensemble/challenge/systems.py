@@ -21,13 +21,14 @@ from data.store.stored_split import StoredSplit, open_split
 from ensemble.challenge.formats import Scores
 from ensemble.pool import evaluation, score_matrices
 from ensemble.pool.candidates import Candidate, align_scores
+from ensemble.pool.query_bank import normalise_with, read_stored_bank
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
 from ensemble.selection.costs import count_parameters
 from trainables import trial as trials
 from trainables.execution.resources import ResourceRequest, allocate
 from trainables.records.embeddings import Embeddings, read_embeddings, write_embeddings
-from trainables.records.ensemble_file import Ensemble, read_ensemble
+from trainables.records.ensemble_file import BANK_FUSIONS, Ensemble, read_ensemble
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import RunStorage
 from trainables.retrieval import Relevance
@@ -47,6 +48,7 @@ class SystemMember:
     weight: float
     trial: Trial
     parameters: int
+    bank: Embeddings | None = None  # query bank, if the ensemble's fusion needs it
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,17 @@ def read_system(path: Path, ledger: Ledger, runs: RunStorage) -> System:
         raise UserError(f"{path}: member {files[0]!r} is a file of scores: it has no model to embed the evaluation set")
     candidates = build.find_member_candidates(ensemble, path, ledger, [], "validation")
     members = [
-        read_member(candidate, weight, path, runs)
+        read_member(candidate, weight, path, runs, ensemble.fusion in BANK_FUSIONS)
         for candidate, weight in zip(candidates, ensemble.weights, strict=True)
         if weight
     ]
     return System(path, ensemble, members)
 
 
-def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorage) -> SystemMember:
-    """Return a candidate as a member of a system with this weight, whose model must be in the run storage. Raises
-    UserError, which names the ensemble's file `path` and the member, if the model is missing or unreadable.
+def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorage, needs_bank: bool) -> SystemMember:
+    """Return a candidate as a member of a system with this weight, whose model must be in the run storage, with its
+    query bank if `needs_bank` is set. Raises UserError, which names the ensemble's file `path` and the member, if the
+    model or the bank is missing or unreadable.
     """
     where = f"{path}: member {candidate.name!r} ({candidate.signature})"
     written = runs.read(f"models/{candidate.signature}/{trials.TRIAL_FILE}")
@@ -97,14 +100,19 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
         raise UserError(f"{where} was trained by another version of this code: {error}") from error
     with create_scratch_folder() as scratch:
         try:
-            parameters = count_parameters(runs.fetch_model(candidate.signature, scratch / "model"))
+            folder = runs.fetch_model(candidate.signature, scratch / "model")
+            parameters = count_parameters(folder)
         except (OSError, UserError) as error:
             raise UserError(f"{where}: its weights can't be read: {error}") from error
+        try:
+            bank = read_stored_bank(folder, trial.embedding_size) if needs_bank else None
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     if not parameters:
         raise UserError(
             f"{where} has no weights: {runs.locate(f'models/{candidate.signature}')} lacks {trials.MODEL_FILE}"
         )
-    return SystemMember(candidate, weight, trial, int(parameters))
+    return SystemMember(candidate, weight, trial, int(parameters), bank)
 
 
 def list_stages(trial: Trial) -> list[Trial]:
@@ -210,11 +218,26 @@ def require_finite(embeddings: Embeddings, member: SystemMember) -> None:
         )
 
 
+def normalise_members(system: System, embeddings: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
+    """Return the embeddings of a system's members, normalised by their query banks, by signature; {} if the system's
+    fusion isn't by a query bank. `embeddings` has those as the models returned them.
+    """
+    temperature, fusion = system.ensemble.temperature, system.ensemble.fusion
+    return {
+        member.candidate.signature: normalise_with(
+            embeddings[member.candidate.signature], member.bank, fusion, temperature
+        )
+        for member in system.members
+        if member.bank and temperature is not None
+    }
+
+
 def compute_system_scores(system: System, embeddings: Mapping[str, Embeddings], split: StoredSplit) -> Scores:
     """Return a system's scores of a split [Q, A]: its members' scores, combined by its ensemble's fusion and divided by
     the sum of the weights. `embeddings` has each member's embeddings of the split, by signature.
     """
     candidates = [member.candidate for member in system.members]
+    embeddings = {**embeddings, **normalise_members(system, embeddings)}
     reference, first = embeddings[candidates[0].signature], candidates[0]
     nothing, queries = np.zeros(0, np.int64), np.arange(len(reference.queries))
     source = ScoreMatrices(

@@ -13,7 +13,7 @@ Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the em
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,10 @@ class Candidate:
         """
         assert self.folder is not None
         return self.folder / role / f"{self.name}.npy"
+
+
+LoadEmbeddings = Callable[[Candidate, str], Embeddings]
+"""Function from a trial and the name of a file of its run to the embeddings in the file."""
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
@@ -126,7 +130,11 @@ def list_score_files(folder: Path) -> list[str]:
 
 
 def load_pool(
-    ledger: Ledger | None, candidates: Sequence[Candidate], role: Role, artifacts: Mapping[str, str] | None = None
+    ledger: Ledger | None,
+    candidates: Sequence[Candidate],
+    role: Role,
+    artifacts: Mapping[str, str] | None = None,
+    load: LoadEmbeddings | None = None,
 ) -> ScoreMatrices:
     """Return the candidates' score matrices on the split with this role, in the order of the candidates. A trial's
     scores are computed from its embeddings: by default those of its best epoch, otherwise those in the file that
@@ -137,6 +145,7 @@ def load_pool(
         candidates: trials, files of scores, or both.
         role: the split to read, 'validation' or 'test'.
         artifacts: by signature, the artifact with a trial's embeddings, if not those of its best epoch.
+        load: function that loads embeddings, if they are not used as the ledger has them.
 
     Raises:
         UserError: if candidates are incompatible: trials evaluated on different splits, files of different shapes, or a
@@ -148,7 +157,7 @@ def load_pool(
         if candidate.run
     ]
     indices = [index for index, candidate in enumerate(candidates) if candidate.run]
-    pools = [load_trial_scores(ledger, trial_artifacts)] if ledger and trial_artifacts else []
+    pools = [load_trial_scores(ledger, trial_artifacts, load)] if ledger and trial_artifacts else []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):
         members = [index for index, candidate in enumerate(candidates) if candidate.folder == folder]
         pools.append(load_file_scores(folder, [candidates[index] for index in members], role))
@@ -186,13 +195,16 @@ def explain_mismatch(first: ScoreMatrices, second: ScoreMatrices) -> str:
     return ""
 
 
-def load_trial_scores(ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]]) -> ScoreMatrices:
+def load_trial_scores(
+    ledger: Ledger, artifacts: Sequence[tuple[Candidate, str]], load: LoadEmbeddings | None = None
+) -> ScoreMatrices:
     """Return the score matrices of trials, computed from embeddings. `artifacts` has each trial and its file of
-    embeddings.
+    embeddings. By default they are loaded from the ledger; otherwise `load` returns them.
 
     Rows and columns are in the order of the first trial's queries and clips.
     """
-    all_embeddings = [ledger.load_embeddings(candidate.trial_run, file) for candidate, file in artifacts]
+    load = load or (lambda candidate, file: ledger.load_embeddings(candidate.trial_run, file))
+    all_embeddings = [load(candidate, file) for candidate, file in artifacts]
     reference, first = all_embeddings[0], artifacts[0][0]
     reads, across = [], []
     for embeddings, (candidate, _) in zip(all_embeddings, artifacts, strict=True):

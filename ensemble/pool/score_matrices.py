@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UserError, unknown_name_error
+from trainables.records.ensemble_file import BANK_FUSIONS
 from trainables.retrieval import Relevance
 
 BLOCK_BYTES = 2**25
@@ -135,8 +136,8 @@ def to_float32(scores: NDArray[Any], name: str) -> Scores:
 
 
 def apply_fusion(pool: ScoreMatrices, fusion: str) -> ScoreMatrices:
-    """Return the pool with each query's scores transformed as the fusion requires: unchanged for 'mean', z-norms for
-    'zscore', ranks for 'rank'.
+    """Return the pool with each query's scores transformed as the fusion requires: z-norms for 'zscore', ranks for
+    'rank'. For the other fusions it is unchanged: 'mean', and those by a query bank, which extend the embeddings.
 
     Raises UserError that lists the known fusions for an unknown name.
     """
@@ -175,7 +176,12 @@ def rank_transform(scores_QA: Scores) -> Scores:
     return ranked
 
 
-FUSIONS: dict[str, Transform | None] = {"mean": None, "zscore": z_norm, "rank": rank_transform}
+FUSIONS: dict[str, Transform | None] = {
+    "mean": None,
+    "zscore": z_norm,
+    "rank": rank_transform,
+    **dict.fromkeys(BANK_FUSIONS),
+}
 """Transforms by the name of the fusion: none, z-norms, or ranks."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Normalisation
 from trainables.records.ledger import Event, EventKind, Ledger
 
 KINDS: tuple[EventKind, ...] = ("ensemble", "evaluation")
@@ -57,6 +57,7 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
         yield "nested_ensemble", nested.ensemble.value, 0
         yield "nested_best_single", nested.best_single.value, 0
         yield "nested_optimism", nested.optimism, 0
+    yield from iter_normalisation_metrics(ensemble.normalisation)
     for method in ensemble.methods:
         name = method.name.replace(", ", "_").replace(" ", "_")
         yield f"method_{name}_validation", method.validation[metric].value, 0
@@ -64,6 +65,17 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
             yield f"method_{name}_nested", method.nested.value, 0
         if method.test:
             yield f"method_{name}_test", method.test[metric].value, 0
+
+
+def iter_normalisation_metrics(normalisation: Normalisation | None) -> Iterator[tuple[str, float, int]]:
+    """Yield the metrics of the forms of normalisation as triples of name, value and step."""
+    for form in normalisation.forms if normalisation else ():
+        name = f"normalisation_{form.name.replace(' ', '_')}"
+        yield f"{name}_validation", form.validation.value, 0
+        yield f"{name}_skewness", form.skewness, 0
+        if form.test and form.test_skewness is not None:
+            yield f"{name}_test", form.test.value, 0
+            yield f"{name}_test_skewness", form.test_skewness, 0
 
 
 def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:

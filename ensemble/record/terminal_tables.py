@@ -28,6 +28,8 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         say(describe_difference(ensemble, ensemble.test))
     if ensemble.methods:
         tables.print_table(console, build_method_table(ensemble))
+    if ensemble.normalisation and ensemble.normalisation.forms:
+        tables.print_table(console, build_normalisation_table(ensemble))
     if nested := ensemble.nested:
         bound = "" if nested.redoes_epochs else " or more (epochs were chosen on the same split)"
         say(
@@ -100,3 +102,20 @@ def build_method_table(ensemble: Ensemble) -> TextTable:
     headings = ("method", "members", "validation", "nested cross-validation", "test")
     columns = [Column(heading, is_numeric=heading != "method") for heading in headings]
     return TextTable(f"{METRIC_TITLES.get(metric, metric)} by method", columns, rows)
+
+
+def build_normalisation_table(ensemble: Ensemble) -> TextTable:
+    """Return the table of the forms of normalisation by a query bank, with the ensemble's metric and hubness."""
+    forms = ensemble.normalisation.forms if ensemble.normalisation else ()
+    rows = [
+        (
+            form.name, f"{form.temperature:g}" if form.temperature else "", form.validation.percent,
+            f"{form.skewness:.2f}", form.test.percent if form.test else "",
+            "" if form.test_skewness is None else f"{form.test_skewness:.2f}",
+        )
+        for form in forms
+    ]  # fmt: skip
+    headings = ("normalisation", "temperature", "validation", "skewness", "test", "skewness on test")
+    columns = [Column(heading, is_numeric=heading != "normalisation") for heading in headings]
+    metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
+    return TextTable(f"{metric} and skewness of the 10-occurrence of clips by normalisation", columns, rows)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
 from ensemble.pool import evaluation, score_matrices
-from ensemble.pool.candidates import Role
+from ensemble.pool.candidates import EMBEDDINGS_FILES, Candidate, Role, load_trial_scores
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.reporting import paper_results
 from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow
+from ensemble.selection.pool_choice import make_loader
+from trainables.records.embeddings import Embeddings
 from trainables.records.ensemble_file import Ensemble, Estimates, read_ensemble
 from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sweep
 
@@ -25,6 +27,7 @@ class EnsembleRow:
     members: list[TrialRow]
     metrics: Estimates  # metrics; empty if there are none
     missing: str = ""  # reason why there are none, or why they are those logged at selection
+    scores: ScoreMatrices | None = None  # of the members, with the fusion applied, if their embeddings exist
 
     @property
     def numbers(self) -> list[int]:
@@ -71,10 +74,10 @@ def load_ensemble_rows(
             )
             continue
         weighted = sorted((member.signature, member.weight) for member in ensemble.members)
-        key = (ensemble.metric, ensemble.fusion, *weighted)
+        key = (ensemble.metric, ensemble.fusion, ensemble.temperature, *weighted)
         if key not in rows:
             members = [by_signature[member.signature] for member in ensemble.members]
-            rows[key] = evaluate_ensemble(name, ensemble, members, evaluated, role)
+            rows[key] = evaluate_ensemble(name, ensemble, members, evaluated, role, ledger)
     return list(rows.values()), problems
 
 
@@ -85,18 +88,24 @@ def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[Even
 
 
 def evaluate_ensemble(
-    name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, role: Role
+    name: str, ensemble: Ensemble, members: list[TrialRow], evaluated: EvaluatedTrials, role: Role, ledger: Ledger
 ) -> EnsembleRow:
     """Return the row of an ensemble with its metrics on the split with this role, computed from the scores in
-    `evaluated`. If embeddings of a member are missing, the metrics are those logged when the ensemble was selected.
+    `evaluated`. If embeddings or the query bank of a member are missing, the metrics are those logged when the ensemble
+    was selected.
     """
     missing_numbers = [str(row.number) for row in members if row.candidate.signature not in evaluated.indices]
-    if not missing_numbers:
-        assert evaluated.source is not None
-        source = select_member_scores(evaluated.source, evaluated.indices, members, ensemble)
-        values = evaluation.compute_per_query(source, ensemble.weights, paper_results.METRICS)
-        return EnsembleRow(name, ensemble, members, evaluation.estimate_all(values, source.relevance))
     problem = f"the embeddings of {', '.join(missing_numbers)} are missing"
+    if not missing_numbers:
+        try:
+            source = select_member_scores(evaluated, members, ensemble, role, ledger)
+        except UserError as error:
+            problem = str(error)
+        else:
+            values = evaluation.compute_per_query(source, ensemble.weights, paper_results.METRICS)
+            return EnsembleRow(
+                name, ensemble, members, evaluation.estimate_all(values, source.relevance), scores=source
+            )
     recorded = ensemble.metrics_on(role)
     if recorded and (evaluated.source is None or recorded.fingerprint == evaluated.source.fingerprint):
         metrics = recorded.systems.get("ensemble", {})
@@ -108,10 +117,28 @@ def evaluate_ensemble(
 
 
 def select_member_scores(
-    source: ScoreMatrices, indices: Mapping[str, int], members: Sequence[TrialRow], ensemble: Ensemble
+    evaluated: EvaluatedTrials, members: Sequence[TrialRow], ensemble: Ensemble, role: Role, ledger: Ledger
 ) -> ScoreMatrices:
-    """Return the score matrices of an ensemble's members with its fusion applied, taken from `source`, those of all
-    trials. `indices` has each trial's position in it by signature.
+    """Return the score matrices of an ensemble's members with its fusion applied, with queries and clips in the order
+    of `evaluated.source`. The scores are taken from there or, if the fusion is by a query bank, computed from the
+    embeddings in the ledger for the split with this role.
+
+    Raises UserError if a member has no query bank, though the fusion needs it.
     """
-    member_scores = source.select([indices[row.candidate.signature] for row in members])
-    return score_matrices.apply_fusion(member_scores, ensemble.fusion)
+    assert evaluated.source is not None
+    normalised = make_loader(ledger, ensemble.fusion, ensemble.temperature)
+    if normalised is None:
+        member_scores = evaluated.source.select([evaluated.indices[row.candidate.signature] for row in members])
+        return score_matrices.apply_fusion(member_scores, ensemble.fusion)
+    candidates, split = [row.candidate for row in members], evaluated.split
+
+    def load(candidate: Candidate, file: str) -> Embeddings:
+        return split if candidate is REFERENCE and split else normalised(candidate, file)
+
+    file = EMBEDDINGS_FILES[role]
+    source = load_trial_scores(ledger, [(candidate, file) for candidate in (REFERENCE, *candidates)], load)
+    return source.select(range(1, len(candidates) + 1))
+
+
+REFERENCE = Candidate("the report's first trial")
+"""Candidate that stands for the embeddings by which queries and clips are ordered."""

@@ -1,11 +1,14 @@
 """Models of an ensemble, which embed recordings and sentences without Ray, MLflow or a store.
 
     DIR/ensemble.json          members with their weights, and the folders of their models
-    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member
+    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member, and the vectors of its query
+                               bank if the ensemble's scores are normalised by it
     DIR/README.md              description and licence
 
 The vector of an ensemble is the concatenation of its members' vectors, each multiplied by the square root of the
-member's share. It has length 1, and dot products are the weighted means of the members' cosines.
+member's share. It has length 1, and dot products are the weighted means of the members' cosines. If scores are
+normalised by query banks, the vector of each member has one more dimension: minus the clip's offset, and 1 for a
+sentence.
 
 Shapes: A clips, Q sentences, D the size of all members' embeddings together.
 """
@@ -18,7 +21,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +29,11 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.sources.audio_files import FileProblems
 from data.store.scratch import create_scratch_folder
+from ensemble.pool.query_bank import append_column, compute_offsets, read_stored_bank
 from trainables import trial as trials
 from trainables.records import ensemble_file
-from trainables.records.ensemble_file import Ensemble, read_ensemble, require_mean_fusion
+from trainables.records.embeddings import Embeddings
+from trainables.records.ensemble_file import Ensemble, read_ensemble, require_indexable
 from trainables.records.run_storage import RunStorage
 from trainables.trial import Trial
 
@@ -49,27 +54,46 @@ class LoadedMember:
     model: DualEncoder
     trial: Trial
     weight: float
+    bank: Embeddings | None = None  # query bank by which its scores are normalised
+
+    @property
+    def vector_size(self) -> int:
+        """Number of dimensions of its vectors."""
+        return self.trial.embedding_size + (self.bank is not None)
+
+    def extend_audio(self, audio_AD: NDArray[np.float32], temperature: float | None) -> NDArray[np.float32]:
+        """Return the embeddings of clips with minus their offsets appended, for this temperature of the normalisation;
+        unchanged if the scores aren't normalised.
+        """
+        if self.bank is None or temperature is None:
+            return audio_AD
+        return append_column(audio_AD, -compute_offsets(audio_AD, self.bank.text_QD, [temperature])[0])
+
+    def extend_text(self, text_QD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the embeddings of sentences with 1 appended; unchanged if the scores aren't normalised."""
+        return text_QD if self.bank is None else append_column(text_QD, np.ones(len(text_QD)))
 
 
 @dataclass(frozen=True)
 class EnsembleModels:
     """Models of an ensemble, with weights that sum to one."""
 
-    signature: str  # hash of the members' signatures and shares
+    signature: str  # hash of the members' signatures and shares, and of the normalisation
     ensemble: Ensemble
     members: Sequence[LoadedMember]
 
     @property
     def embedding_size(self) -> int:
         """Number of dimensions of the concatenated embeddings, D."""
-        return sum(member.trial.embedding_size for member in self.members)
+        return sum(member.vector_size for member in self.members)
 
     def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return the ensemble's vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text
 
         return concatenate_weighted(
-            [embed_text(member.model, member.trial, sentences) for member in self.members], self.members
+            [member.extend_text(embed_text(member.model, member.trial, sentences)) for member in self.members],
+            self.members,
         )
 
     def embed_files(self, paths: Sequence[Path]) -> tuple[NDArray[np.float32], list[Path], FileProblems]:
@@ -94,9 +118,8 @@ class EnsembleModels:
         complete = []
         for batches, member in zip(batches_of_members, self.members, strict=True):
             nothing = np.zeros((0, member.trial.embedding_size), np.float32)
-            complete.append(
-                np.concatenate([nothing, *(vectors[np.isin(clips, embedded)] for vectors, clips in batches)])
-            )
+            audio_AD = np.concatenate([nothing, *(vectors[np.isin(clips, embedded)] for vectors, clips in batches)])
+            complete.append(member.extend_audio(audio_AD, self.ensemble.temperature))
         return concatenate_weighted(complete, self.members), [paths[clip] for clip in embedded], problems
 
     def group_by_segmentation(self) -> dict[tuple[float, float], list[int]]:
@@ -126,13 +149,13 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
         runs: the run storage with the members' models; not needed for an exported ensemble.
 
     Raises:
-        UserError: if a model is missing, or the ensemble's fusion isn't the mean of scores.
+        UserError: if a model or a query bank is missing, or the ensemble's scores are no dot products.
     """
     from trainables.records.checkpoint import load_model
     from trainables.training.embedding import fastest_device
 
     path = path / ENSEMBLE_FILE if path.is_dir() else path
-    ensemble = read_mean_ensemble(path)
+    ensemble = read_indexable_ensemble(path)
     entries = [entry for entry in ensemble.members if entry.weight]
     total_weight = sum(entry.weight for entry in entries)
     members = []
@@ -141,21 +164,24 @@ def load_models(path: Path, runs: RunStorage | None = None) -> EnsembleModels:
             folder = locate_member(entry, path, runs, scratch)
             try:
                 model, trial = load_model(folder), trials.load_trial(folder)
+                bank = None if ensemble.temperature is None else read_stored_bank(folder, trial.embedding_size)
             except UserError as error:
                 raise UserError(f"{path}: member {entry.name!r}: {error}") from error
-            members.append(LoadedMember(model.to(fastest_device()), trial, entry.weight / total_weight))
-    described = json.dumps([[entry.signature, entry.weight / total_weight] for entry in entries])
-    return EnsembleModels(hashlib.sha256(described.encode()).hexdigest()[:16], ensemble, members)
+            members.append(LoadedMember(model.to(fastest_device()), trial, entry.weight / total_weight, bank))
+    described: list[Any] = [[entry.signature, entry.weight / total_weight] for entry in entries]
+    if ensemble.temperature is not None:
+        described += [ensemble.temperature, [member.bank.fingerprint for member in members if member.bank]]
+    return EnsembleModels(hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16], ensemble, members)
 
 
-def read_mean_ensemble(path: Path) -> Ensemble:
+def read_indexable_ensemble(path: Path) -> Ensemble:
     """Return the ensemble in an ensemble.json file whose members can embed recordings and whose scores are dot
     products.
 
-    Raises UserError if its fusion isn't the mean of scores, or a member is a file of scores.
+    Raises UserError if its scores are no dot products, or a member is a file of scores.
     """
     ensemble = read_ensemble(path)
-    require_mean_fusion(ensemble, path)
+    require_indexable(ensemble, path)
     for member in ensemble.members:
         if not member.signature:
             raise UserError(f"{path}: member {member.name!r} is a file of scores: it has no model")

@@ -15,7 +15,7 @@ PACKAGES = ("data", "trainables", "ensemble")
 """Packages that the MLflow model contains."""
 
 REQUIREMENTS = ("annotated_types", "dacite", "filelock", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore",
-                "pyarrow", "pydantic", "safetensors", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
+                "pyarrow", "pydantic", "safetensors", "scipy", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
                 "transformers")  # fmt: skip
 """Requirements of the MLflow model, in the versions that are installed here."""
 

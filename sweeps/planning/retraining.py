@@ -11,7 +11,7 @@ from typing import Literal
 
 from data.errors import UserError
 from trainables import trial as trials
-from trainables.records.ensemble_file import Ensemble, Member
+from trainables.records.ensemble_file import Ensemble, Member, Normalisation
 from trainables.schedule import Schedule
 from trainables.trial import Trial
 
@@ -128,5 +128,6 @@ def build_retrained_ensemble(
         method=ensemble.method,
         fusion=ensemble.fusion,
         direction=ensemble.direction,
+        normalisation=ensemble.normalisation and Normalisation(ensemble.normalisation.temperature),
         before_retraining=ensemble,
     )

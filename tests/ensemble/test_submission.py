@@ -24,10 +24,11 @@ from ensemble.challenge import formats
 from ensemble.challenge import validation as inspection
 from ensemble.challenge.metadata import choose_label, read_authors
 from ensemble.challenge.systems import compute_system_scores, embed_member, read_cached_embeddings, read_system
+from ensemble.pool.query_bank import normalise_with
 from sweeps.spaces import from_scratch
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint, ensemble_file
-from trainables.records.embeddings import read_embeddings, write_embeddings
+from trainables.records.embeddings import BANK_FILE, read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 from trainables.records.run_storage import RunStorage
 
@@ -572,7 +573,7 @@ GONE = {"name": "gone", "weight": 1.0, "run_id": "0", "signature": "f" * 16}
     ("settings", "said"),
     [
         ({"direction": "a2t"}, r"ensemble.json was selected for --direction a2t: .*select one with --direction t2a"),
-        ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore' or 'rank', not 'median'"),
+        ({"fusion": "median"}, "ensemble.json: fusion: .*'mean', 'zscore', 'rank', .*, not 'median'"),
         ({"format_version": 9}, "format_version is 9, and this version of Chorale reads formats up to 3"),
         (
             {"members": [{"name": "a", "weight": 1, "folder": "pool"}]},
@@ -695,6 +696,31 @@ def test_a_single_member_scores_as_it_does_alone(entered, tmp_path):
     np.testing.assert_allclose(
         compute_system_scores(system, {f"{0:016x}": found}, split), found.compute_scores(), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("fusion", ["inverted-softmax", "dynamic-inverted-softmax"])
+def test_a_system_with_query_banks_has_the_scores_of_its_normalised_members(entered, tmp_path, fusion):
+    """Its banks are those that are stored with the models; without one, the member is named."""
+    shutil.copytree(entered / "runs", tmp_path / "runs")
+    runs = RunStorage.of(tmp_path / "runs")
+    members = json.loads((entered / "first.json").read_text())["members"]
+    path = write_ensemble(tmp_path / "ensemble.json", members, fusion=fusion, normalisation={"temperature": 0.1})
+    with pytest.raises(UserError, match=r"member .*bank.arrow doesn't exist.*embed.py bank"):
+        read_system(path, open_ledger(runs), runs)
+    split = stored_split.open_split(entered / "store", "clotho/challenge")
+    rng, found, expected, total = np.random.default_rng(0), {}, 0.0, sum(member["count"] for member in members)
+    for member in members:
+        signature = member["signature"]
+        found[signature] = read_embeddings(entered / "runs" / "embeddings" / f"{signature}-{split.fingerprint}.arrow")
+        text_QD = rng.normal(size=(5, 16)).astype(np.float32)
+        text_QD /= np.linalg.norm(text_QD, axis=1, keepdims=True)
+        bank = replace(found[signature], clip_ids=[], queries=list("abcde"), relevant_clip_ids=[[]] * 5,
+                       audio_AD=text_QD[:0], text_QD=text_QD)  # fmt: skip
+        write_embeddings(runs.folder / "models" / signature / BANK_FILE, bank)
+        normalised = normalise_with(found[signature], bank, fusion, 0.1)
+        expected += member["count"] / total * normalised.compute_scores()
+    system = read_system(path, open_ledger(runs), runs)
+    np.testing.assert_allclose(compute_system_scores(system, found, split), expected, atol=1e-6)
 
 
 def test_what_is_looked_for_is_spelled_out_twice():

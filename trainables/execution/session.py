@@ -118,6 +118,7 @@ def train_rank(
 
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
+    from trainables.training.query_bank import embed_bank, list_bank_texts
     from trainables.training.train import Callbacks, TrainingStart, train
 
     torch.set_num_threads(work.resources.threads)
@@ -137,6 +138,7 @@ def train_rank(
         splits = {name: open_split(site.store, name) for name in {*trial.train, trial.validation, trial.test}}
         for split in splits.values():
             split.map_files()  # they stay readable if the split is prepared again during the training
+        bank_texts = list_bank_texts(trial, splits, site.store) if rank == 0 else []
         network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
     except UserError as error:
@@ -146,9 +148,10 @@ def train_rank(
         log.flush()
     if rank == 0:
         lease.require(site.runs)
-        with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network))
+        bank = embed_bank(network, trial, lease.signature, bank_texts)
+        with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network, bank))
         validation, test = splits[trial.validation], splits[trial.test]
-        with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test))
+        with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test, bank))
 
 
 def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:

@@ -20,8 +20,9 @@ EMBEDDINGS_FOLDER = "embeddings"
 EPOCHS_FOLDER = "epochs"
 VALIDATION_FILE = "validation.arrow"
 TEST_FILE = "test.arrow"
-"""Artifacts of a trial's run: `embeddings/validation.arrow`, `embeddings/test.arrow`, and
-`embeddings/epochs/0001.arrow` for each epoch.
+BANK_FILE = "bank.arrow"
+"""Artifacts of a trial's run: `embeddings/validation.arrow`, `embeddings/test.arrow`, its query bank
+`embeddings/bank.arrow`, which is stored with its model as well, and `embeddings/epochs/0001.arrow` for each epoch.
 """
 
 SCHEMA = pa.schema(
@@ -58,8 +59,8 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     num_clips, num_queries = len(embeddings.clip_ids), len(embeddings.queries)
     table = pa.table(
         {
-            "kind": ["clip"] * num_clips + ["query"] * num_queries,
-            "name": [*embeddings.clip_ids, *embeddings.queries],
+            "kind": pa.array(["clip"] * num_clips + ["query"] * num_queries, pa.string()),
+            "name": pa.array([*embeddings.clip_ids, *embeddings.queries], pa.string()),
             "relevant_clip_ids": pa.array([[]] * num_clips + embeddings.relevant_clip_ids, pa.list_(pa.string())),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
         }

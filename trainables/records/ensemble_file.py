@@ -23,16 +23,26 @@ FORMAT_VERSION = 3
 Direction = Literal["t2a", "a2t"]
 """Text-to-audio or audio-to-text retrieval."""
 
-Fusion = Literal["mean", "zscore", "rank"]
-"""Quantity averaged over members: scores, or the z-norms or ranks of each query's scores."""
+Fusion = Literal["mean", "zscore", "rank", "inverted-softmax", "dynamic-inverted-softmax"]
+"""Quantity averaged over members: scores, the z-norms or ranks of each query's scores, or scores normalised by a query
+bank.
+"""
+
+BANK_FUSIONS: tuple[Fusion, ...] = ("inverted-softmax", "dynamic-inverted-softmax")
+"""Fusions that normalise scores by a query bank, with a temperature."""
 
 FUSION_LABELS: Mapping[Fusion, str] = {
     "mean": "weighted mean of scores",
     "zscore": "weighted mean of scores after z-norm of each query's",
     "rank": "weighted mean of the ranks of each query's scores",
+    "inverted-softmax": "weighted mean of scores normalised by a query bank (inverted softmax)",
+    "dynamic-inverted-softmax": "weighted mean of scores normalised by a query bank (dynamic inverted softmax)",
 }
 
 NotNegative = Annotated[float, Ge(0)]
+
+Temperature = Annotated[float, Ge(0.001)]
+"""Temperature of a normalisation. A cosine divided by it must not overflow."""
 
 SIGNATURE = re.compile(r"[0-9a-f]{16}")
 """Form of a trial's signature, which is part of paths and of queries: 16 lowercase hexadecimal digits."""
@@ -126,6 +136,28 @@ class SelectionStep:
 
 
 @dataclass(frozen=True)
+class NormalisationForm:
+    """The selected members and weights with a form of normalisation, or with none: the metric, and the skewness of the
+    k-occurrence (k = 10), by which hubness is measured.
+    """
+
+    name: str
+    validation: Estimate
+    skewness: float  # on validation
+    temperature: Temperature | None = None
+    test: Estimate | None = None
+    test_skewness: float | None = None
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Query-bank normalisation of an ensemble's scores, for the fusions of BANK_FUSIONS."""
+
+    temperature: Temperature
+    forms: tuple[NormalisationForm, ...] = ()
+
+
+@dataclass(frozen=True)
 class ParetoPoint:
     """Ensemble on the Pareto front of cost and metric: no cheaper ensemble has as high a metric."""
 
@@ -147,6 +179,7 @@ class Ensemble:
     method: str = ""  # description of the method
     fusion: Fusion = "mean"
     direction: Direction = "t2a"
+    normalisation: Normalisation | None = None
     best_single: Member | None = None
     validation: SplitMetrics | None = None
     test: SplitMetrics | None = None
@@ -160,6 +193,11 @@ class Ensemble:
     cost: str | None = None  # kind of cost in `front`
     front: tuple[ParetoPoint, ...] = ()
     before_retraining: "Ensemble | None" = None  # with the metrics, which retrained members lack
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of the query-bank normalisation; None without one."""
+        return self.normalisation.temperature if self.normalisation else None
 
     @property
     def weights(self) -> list[float]:
@@ -204,16 +242,21 @@ def read_ensemble(path: Path) -> Ensemble:
     except RecursionError as error:
         raise UserError(f"{path}: before_retraining is nested too deeply: select the ensemble again") from error
     require_consistent_weights(ensemble, path)
+    if (ensemble.fusion in BANK_FUSIONS) != (ensemble.normalisation is not None):
+        fusions = " and ".join(BANK_FUSIONS)
+        raise UserError(f"{path}: normalisation: the fusions {fusions} have one, the others none; select it again")
     return ensemble
 
 
-def require_mean_fusion(ensemble: Ensemble, path: Path) -> None:
-    """Raise UserError unless the ensemble's scores are the weighted mean of the members' scores: only then are they dot
-    products of vectors, which an index needs.
+def require_indexable(ensemble: Ensemble, path: Path) -> None:
+    """Raise UserError unless the ensemble's scores of any clips and sentences are dot products of vectors, which an
+    index needs: they are for the weighted mean of the members' scores, and for that of scores minus an offset per clip.
     """
-    if ensemble.fusion != "mean":
+    if ensemble.fusion not in ("mean", "inverted-softmax"):
         label = FUSION_LABELS[ensemble.fusion]
-        raise UserError(f"{path}: an index needs the fusion by the mean of scores, not the {label}")
+        raise UserError(
+            f"{path}: an index needs the fusion by the mean of scores or by inverted-softmax, not the {label}"
+        )
 
 
 def write_ensemble(path: Path, ensemble: Ensemble) -> None:

@@ -181,6 +181,10 @@ class MlflowLedger(Ledger):
         with self._open_artifact(run.run_id, run.artifacts, f"{EMBEDDINGS_FOLDER}/{file}") as path:
             return read_embeddings(path)
 
+    def add_bank(self, run: TrialRun, bank: Embeddings) -> None:
+        """Add a query bank to the files of a finished trial that an earlier version trained."""
+        mlflow_log.add_bank(self.client, run.run_id, self._locate_artifacts(run.run_id, run.artifacts), bank)
+
     def list_epochs(self, run: TrialRun) -> list[str]:
         from mlflow.artifacts import list_artifacts
 

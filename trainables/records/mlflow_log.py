@@ -21,6 +21,7 @@ from data.errors import UserError
 from data.runtime.command_line import PrintableFormatter
 from data.store.scratch import create_scratch_folder
 from trainables.records.embeddings import (
+    BANK_FILE,
     EMBEDDINGS_FOLDER,
     EPOCHS_FOLDER,
     Embeddings,
@@ -165,6 +166,18 @@ def open_artifact(uri: str, tracking_uri: str) -> Iterator[Path]:
         return
     with create_scratch_folder() as folder:
         yield Path(download_artifacts(artifact_uri=uri, tracking_uri=tracking_uri, dst_path=str(folder)))
+
+
+def add_bank(client: MlflowClient, run_id: str, artifacts: str, bank: Embeddings) -> None:
+    """Add a query bank to the embeddings of a finished run. `artifacts` is the URI of the folder of the run's files; a
+    local one is written to directly, since the one that MLflow states is wrong after a move.
+    """
+    with create_scratch_folder() as scratch:
+        if artifacts.startswith(("file:", "/")):
+            write_embeddings(Path(url2pathname(urlsplit(artifacts).path)) / EMBEDDINGS_FOLDER / BANK_FILE, bank)
+        else:
+            write_embeddings(scratch / BANK_FILE, bank)
+            client.log_artifact(run_id, str(scratch / BANK_FILE), EMBEDDINGS_FOLDER)
 
 
 class RunLog:

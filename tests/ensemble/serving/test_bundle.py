@@ -31,11 +31,12 @@ from ensemble.serving import audio_index, bundle, registration
 from trainables import trial as trials
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint
-from trainables.records.embeddings import read_embeddings
+from trainables.records.embeddings import BANK_FILE, read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import RunStorage
 from trainables.training import embedding
 from trainables.training.embedding import embed_audio, embed_files, embed_split, embed_text
+from trainables.training.query_bank import embed_bank
 
 CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
 SENTENCE = "a dog barks while it rains"
@@ -445,6 +446,73 @@ def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
         other.write_text(json.dumps(changed | change))
         with pytest.raises(UserError, match=why):
             bundle.load_models(other, RunStorage.of(runs))
+
+
+@pytest.fixture
+def normalised(runs, ensemble, tmp_path):
+    """The ensemble with query banks, by which its scores are normalised: the path of its ensemble.json, in its runs."""
+    shutil.copytree(runs, tmp_path / "banked")
+    for folder in (tmp_path / "banked" / "models").iterdir():
+        network, trial = checkpoint.load_model(folder), trials.load_trial(folder)
+        write_embeddings(folder / BANK_FILE, embed_bank(network, trial, folder.name, CAPTIONS))
+    content = json.loads(ensemble.read_text())
+    content |= {"fusion": "inverted-softmax", "normalisation": {"temperature": 0.05}}
+    path = tmp_path / "banked" / "ensemble.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_an_index_ranks_by_normalised_scores(normalised, sounds, tmp_path):
+    """Whether its recordings were added together or one by one. Expected: the cosines of each member minus the offsets
+    by its bank, written out.
+    """
+    models = bundle.load_models(normalised, RunStorage.of(normalised.parent))
+    audio_index.update_index(tmp_path / "index", sounds, models)
+    index = audio_index.open_index(tmp_path / "index", models)
+    expected = np.zeros(len(index.paths))
+    for own in models.members:
+        audio_AD = embed_files(own.model, own.trial, [Path(path) for path in index.paths])[0].astype(np.float64)
+        (vector_D,) = embed_text(own.model, own.trial, [SENTENCE])
+        offset_A = 0.05 * np.log(np.exp(audio_AD @ own.bank.text_QD.T / 0.05).mean(axis=1))
+        expected += own.weight * (audio_AD @ vector_D - offset_A)
+    (hits,) = audio_index.search_index(models, index, [SENTENCE], 10)
+    assert [path for _, path in hits] == [index.paths[clip] for clip in np.argsort(-expected)]
+    np.testing.assert_allclose([score for score, _ in hits], np.sort(expected)[::-1], atol=1e-5)
+    for path in index.paths:
+        folder = tmp_path / Path(path).stem
+        folder.mkdir()
+        shutil.copy(path, folder)
+        audio_index.update_index(tmp_path / "one by one", folder, models)
+    single = audio_index.open_index(tmp_path / "one by one", models)
+    rows = [[Path(path).name for path in single.paths].index(Path(path).name) for path in index.paths]
+    np.testing.assert_allclose(single.vectors_AD[rows], index.vectors_AD, atol=1e-5)
+
+
+def test_models_need_whole_banks_of_their_own(normalised, ensemble, runs, tmp_path):
+    storage = RunStorage.of(normalised.parent)
+    plain = bundle.load_models(ensemble, RunStorage.of(runs))
+    models = bundle.load_models(normalised, storage)
+    assert models.embedding_size == plain.embedding_size + len(models.members)
+    assert models.signature != plain.signature
+    path = sorted((normalised.parent / "models").iterdir())[0] / BANK_FILE
+    bank = read_embeddings(path)
+    for vectors in (bank.text_QD[:, 1:], bank.text_QD * np.float32("nan")):
+        write_embeddings(path, replace(bank, audio_AD=vectors[:0], text_QD=vectors))
+        with pytest.raises(UserError, match="isn't the query bank of this model"):
+            bundle.load_models(normalised, storage)
+    path.unlink()
+    with pytest.raises(UserError, match=r"member 'member 0': .*bank.arrow doesn't exist.*embed.py bank"):
+        bundle.load_models(normalised, storage)
+    content = json.loads(normalised.read_text())
+    for change, why in (
+        ({"fusion": "dynamic-inverted-softmax"}, "an index needs the fusion by the mean of scores or by inverted"),
+        ({"fusion": "mean"}, "normalisation: the fusions"),
+        ({"normalisation": None}, "normalisation: the fusions"),
+        ({"normalisation": {"temperature": 1e-9}}, "normalisation.temperature"),
+    ):
+        normalised.write_text(json.dumps(content | change))
+        with pytest.raises(UserError, match=why):
+            bundle.load_models(normalised, storage)
 
 
 def tree(folder):

@@ -13,7 +13,16 @@ from sweeps import grid, spaces
 from sweeps.planning.retraining import build_retrained_ensemble, plan_retrainings
 from trainables import recipes
 from trainables import trial as trials
-from trainables.records.ensemble_file import Ensemble, Member, SplitMetrics, read_ensemble
+from trainables.records.embeddings import BANK_FILE, read_embeddings
+from trainables.records.ensemble_file import (
+    Ensemble,
+    Estimate,
+    Member,
+    Normalisation,
+    NormalisationForm,
+    SplitMetrics,
+    read_ensemble,
+)
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
 
 EVERYTHING = {"folder/train", "folder/validation", "folder/test"}
@@ -68,6 +77,9 @@ def test_retrained_members_have_no_figures(chosen, own_runs, tone_store, call_co
         assert run.run_id == member.run_id
         assert not {"map10", "validation_loss", "best_map10"} & set(run.metrics)
         assert not ledger.client.list_artifacts(run.run_id, "embeddings")
+        banks = [read_embeddings(path) for path in (runs / "models").glob(f"*/{BANK_FILE}")]
+        assert {bank.fingerprint for bank in banks} == {banks[0].fingerprint}, "the bank has no held-out captions"
+        assert member.signature in {bank.signature for bank in banks}
     for refused in (
         call_command("ensemble/select.py", "--runs", runs, "--sweep", "final"),
         call_command("ensemble/select.py", "--runs", runs, "--evaluate", path),
@@ -195,11 +207,14 @@ def test_a_retraining_leaves_its_ensemble_and_other_sweeps_alone(retrain, tmp_pa
 def test_what_is_written_is_of_what_was_read(retrain, tmp_path):
     members = tuple(Member("one", 1.0, epoch=3, trial=trials.to_json(trial)) for trial in (FINE, BASE))
     ensemble = Ensemble(members, validation=SplitMetrics("folder/validation", "f"))
+    form = NormalisationForm("none", Estimate(0.5, (0.4, 0.6)), 1.0)
+    ensemble = replace(ensemble, fusion="inverted-softmax", normalisation=Normalisation(0.1, (form,)))
     found = plan_retrainings(ensemble, tmp_path / "gone.json", "finetuning")
     done = {found[0].trial: ("f" * 16, "run")}
     written = build_retrained_ensemble(ensemble, found, done)
     assert [member.retrained for member in written.members] == [True, False]
     assert (written.before_retraining, written.validation) == (ensemble, None)
+    assert (written.fusion, written.normalisation) == ("inverted-softmax", Normalisation(0.1))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from trainables.execution.session import (
 from trainables.records import lease as leases
 from trainables.records.checkpoint import PROGRESS_FILE
 from trainables.records.embeddings import (
+    BANK_FILE,
     EMBEDDINGS_FOLDER,
     EPOCHS_FOLDER,
     TEST_FILE,
@@ -83,7 +84,7 @@ def test_each_epoch_is_reported_and_the_best_one_returned(alone, trial):
 def test_model_and_embeddings_are_kept_and_one_checkpoint(alone, ledger, trial):
     work, *_ = alone
     names = {file.path for file in ledger.client.list_artifacts(work.run_id, EMBEDDINGS_FOLDER)}
-    assert names == {f"{EMBEDDINGS_FOLDER}/{name}" for name in (VALIDATION_FILE, TEST_FILE, EPOCHS_FOLDER)}
+    assert names == {f"{EMBEDDINGS_FOLDER}/{name}" for name in (VALIDATION_FILE, TEST_FILE, BANK_FILE, EPOCHS_FOLDER)}
     (folder,) = (work.site.runs.folder / "trials" / work.lease.folder).glob("checkpoint_*")
     assert work.site.runs.read(commit_file(work.lease)).decode() == folder.name
     assert folder.name == f"checkpoint_{trial.epochs:06}"

@@ -1,0 +1,117 @@
+"""Choice of each trial's epoch and of the temperature of a query bank, for the queries that a selection is made on.
+
+Both are chosen on the validation split, so nested cross-validation chooses them again within its folds.
+
+Shapes: Q queries.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.pool import candidates as pool
+from ensemble.pool import score_matrices
+from ensemble.pool.candidates import Candidate, LoadEmbeddings, Role
+from ensemble.pool.query_bank import BankLoader, require_banks
+from ensemble.pool.score_matrices import ScoreMatrices
+from ensemble.selection import epoch_choice, greedy
+from ensemble.selection.cross_validation import PoolForQueries
+from ensemble.selection.greedy import SelectionConfig
+from ensemble.selection.pruned_pool import PrunedPool, prune
+from trainables.records.ensemble_file import BANK_FUSIONS, Direction, Fusion
+from trainables.records.ledger import Ledger
+
+EpochFiles = tuple[tuple[str, str], ...]
+"""Pairs of a trial's signature and the file with the embeddings of its epoch; without one, the best epoch is read."""
+
+
+def read_scores(
+    candidates: Sequence[Candidate],
+    role: Role,
+    ledger: Ledger,
+    fusion: str,
+    direction: str,
+    files: Mapping[str, str] | None = None,
+    load: LoadEmbeddings | None = None,
+) -> ScoreMatrices:
+    """Return the candidates' score matrices on the split with this role, in a direction ('t2a' or 'a2t') and with a
+    fusion applied. `files` has, by signature, the artifact with a trial's embeddings if it isn't the best epoch's;
+    `load` loads the embeddings if the fusion is by a query bank.
+    """
+    scores = pool.load_pool(ledger, candidates, role, files, load)
+    return score_matrices.apply_fusion(score_matrices.transpose(scores) if direction == "a2t" else scores, fusion)
+
+
+def make_loader(ledger: Ledger, fusion: str, temperature: float | None) -> LoadEmbeddings | None:
+    """Return the function that loads embeddings for a fusion by a query bank with this temperature; None for any other
+    fusion, whose temperature is None.
+    """
+    return None if temperature is None else BankLoader(ledger, fusion, [temperature]).at(temperature)
+
+
+class PoolChooser:
+    """The candidates' scores on the validation split, reduced to what can affect the metric, with epochs and the
+    temperature chosen on any of the queries.
+
+    The temperature is the one with which `config` selects the ensemble with the highest metric, the weakest of equal
+    ones. Epochs are chosen by scores without normalisation, as in training.
+    """
+
+    def __init__(
+        self, ledger: Ledger, candidates: Sequence[Candidate], metric: str, fusion: Fusion, direction: Direction,
+        config: SelectionConfig,
+    ) -> None:  # fmt: skip
+        self.ledger, self.candidates, self.config = ledger, candidates, config
+        self.metric, self.fusion, self.direction = metric, fusion, direction
+        self.banks: BankLoader | None = None
+        self.temperatures: tuple[float | None, ...] = (None,)
+        if fusion in BANK_FUSIONS:
+            require_banks(ledger, candidates)
+            self.banks = BankLoader(ledger, fusion)
+            self.temperatures = tuple(self.banks.temperatures)
+        self.prune_once = functools.lru_cache(maxsize=len(self.temperatures))(self.prune)
+
+    def read_scores(self, temperature: float | None, files: EpochFiles = ()) -> ScoreMatrices:
+        """Return all candidates' scores on the validation split, normalised with this temperature."""
+        load = self.banks.at(temperature) if self.banks and temperature is not None else None
+        return read_scores(
+            self.candidates, "validation", self.ledger, self.fusion, self.direction, dict(files), load
+        )  # fmt: skip
+
+    def prune(self, temperature: float | None, files: EpochFiles = ()) -> PrunedPool:
+        """Return all candidates' scores, reduced to those that can affect the metric. Candidates are named by their
+        keys: a trial's signature, or the name of a file of scores.
+        """
+        pruned = prune(self.read_scores(temperature, files), self.metric)
+        return replace(pruned, names=tuple(candidate.key for candidate in self.candidates))
+
+    def choose(
+        self, include_Q: NDArray[np.bool_] | None = None, files: EpochFiles = ()
+    ) -> tuple[PrunedPool, float | None]:
+        """Return two values: the pruned pool of all queries with the temperature that is best on the queries of the
+        mask, by default on all of them; and that temperature.
+        """
+        if len(self.temperatures) == 1:
+            return self.prune_once(self.temperatures[0], files), self.temperatures[0]
+        pools = ((self.prune_once(temperature, files), temperature) for temperature in self.temperatures)
+        return max(pools, key=lambda pair: greedy.select(pair[0], self.config, include_Q).value)  # the first of equals
+
+    def make_pool_for(self, validation: ScoreMatrices) -> tuple[PoolForQueries, bool]:
+        """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch and the
+        temperature are the best on these queries; and whether it chooses the epochs of all candidates, not only of
+        those with embeddings of every epoch. `validation` has the candidates' scores, for its relevant clips.
+        """
+        epochs = epoch_choice.load_epoch_scores(self.ledger, self.candidates)
+
+        @functools.cache
+        def choose_cached(mask_bytes: bytes) -> PrunedPool:
+            include_Q = np.frombuffer(mask_bytes, bool)
+            is_a2t = self.direction == "a2t"
+            captions = epoch_choice.select_captions(validation, include_Q) if is_a2t else include_Q
+            files = epoch_choice.choose_epoch_files(epochs, captions)
+            return self.choose(include_Q, tuple(files.items()))[0]
+
+        return lambda include_Q: choose_cached(include_Q.tobytes()), len(epochs) == len(self.candidates)
