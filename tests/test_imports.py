@@ -38,6 +38,7 @@ NEEDS = {
     "trainables/training/query_bank.py",
     "trainables/execution/artifacts.py",
     "trainables/execution/ray_adapter.py",
+    "trainables/training/distillation.py",
     "trainables/training/train.py",
 }
 """The modules that may import what is heavy; those of trainables/networks may, too.

@@ -252,6 +252,22 @@ def describe_teachers(trial: Trial) -> str:
     return ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in trial.teachers)
 
 
+def describe_settings(trial: Trial) -> dict[str, Any]:
+    """Return the trial as `to_json` does, but with its teachers as text, since their configs are long."""
+    return to_json(trial) | ({"teachers": describe_teachers(trial)} if trial.teachers else {})
+
+
+def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings as pairs of name and value, as MLflow's parameters: {'schedule': {'epochs': 5}} gives
+    ('schedule.epochs', 5). Each name begins with `prefix`.
+    """
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from flatten_settings(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
 def to_json(trial: Trial) -> dict[str, Any]:
     """Return the trial as a dict for JSON, including its encoders and its pretraining. Settings of ADDED_SETTINGS are
     omitted while they have their defaults.

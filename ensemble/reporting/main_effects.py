@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from trainables import encoders
 from trainables import trial as trials
-from trainables.records.mlflow_ledger import flatten_settings
 from trainables.trial import Trial
 
 CONFIDENCE_LEVEL = 0.95
@@ -56,7 +55,7 @@ def list_stage_settings(trial: Trial, prefix: str) -> dict[str, str]:
         "teachers": trials.describe_teachers(trial) or NO_LEVEL,
     }
     settings: dict[str, Any] = dict(
-        flatten_settings(own_settings | trials.to_json(trial) | described | {"pretraining": None})
+        trials.flatten_settings(own_settings | trials.to_json(trial) | described | {"pretraining": None})
     )
     for name in (*NON_FACTORS, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
         del settings[name]

@@ -151,10 +151,7 @@ class MlflowLedger(Ledger):
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
-        settings = trials.to_json(trial)
-        if trial.teachers:  # their whole configs are in trial.json
-            settings["teachers"] = trials.describe_teachers(trial)
-        for name, value in flatten_settings(settings):
+        for name, value in trials.flatten_settings(trials.describe_settings(trial)):
             self.client.log_param(run_id, name, value)
         return run_id
 
@@ -390,14 +387,3 @@ class LedgerOptions:
     def create(self) -> MlflowLedger:
         """Return the ledger that the options locate, and create it if it doesn't exist."""
         return create_ledger(self.location, self.uri)
-
-
-def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings as pairs of name and value, as MLflow's parameters: {'schedule': {'epochs': 5}} gives
-    ('schedule.epochs', 5). Each name begins with `prefix`.
-    """
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from flatten_settings(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item

@@ -11,9 +11,9 @@ import pytest
 from data.errors import UserError
 from sweeps import spaces
 from trainables.records.ledger import Event
-from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, flatten_settings, open_ledger
+from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
 from trainables.records.tracking_store import make_absolute
-from trainables.trial import TRIAL_FILE
+from trainables.trial import TRIAL_FILE, flatten_settings
 
 ROOT = Path(__file__).parents[3]
 
