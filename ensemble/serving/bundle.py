@@ -1,8 +1,7 @@
 """Models of an ensemble, which embed recordings and sentences without Ray, MLflow or a store.
 
     DIR/ensemble.json          members with their weights, and the folders of their models
-    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member, and the vectors of its query
-                               bank if the ensemble's scores are normalised by it
+    DIR/members/SIGNATURE/     config, weights (safetensors) and tokenizer of a member, and its query bank if used
     DIR/README.md              description and licence
 
 The vector of an ensemble is the concatenation of its members' vectors, each multiplied by the square root of the
