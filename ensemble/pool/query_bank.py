@@ -145,8 +145,18 @@ def normalise_with(embeddings: Embeddings, bank: Embeddings, fusion: str, temper
 
 def load_bank(ledger: Ledger, candidate: Candidate) -> Embeddings:
     """Return the bank of a trial. Raises UserError if it has none, or an empty one."""
-    require_banks(ledger, [candidate])
-    return ledger.load_embeddings(candidate.trial_run, BANK_FILE)
+    bank = find_bank(ledger, candidate)
+    if bank is None or not bank.queries:
+        raise explain_unusable_banks([candidate] if bank is None else [], [candidate])
+    return bank
+
+
+def find_bank(ledger: Ledger, candidate: Candidate) -> Embeddings | None:
+    """Return the bank of a trial, which may be empty; None if the trial has none."""
+    try:
+        return ledger.load_embeddings(candidate.trial_run, BANK_FILE)
+    except MissingArtifactError:
+        return None
 
 
 def require_banks(ledger: Ledger, candidates: Sequence[Candidate]) -> None:
@@ -159,21 +169,26 @@ def require_banks(ledger: Ledger, candidates: Sequence[Candidate]) -> None:
         )
     without, empty = [], []
     for candidate in candidates:
-        try:
-            if not ledger.load_embeddings(candidate.trial_run, BANK_FILE).queries:
-                empty.append(candidate)
-        except MissingArtifactError:
+        bank = find_bank(ledger, candidate)
+        if bank is None:
             without.append(candidate)
+        elif not bank.queries:
+            empty.append(candidate)
+    if without or empty:
+        raise explain_unusable_banks(without, empty)
+
+
+def explain_unusable_banks(without: Sequence[Candidate], empty: Sequence[Candidate]) -> UserError:
+    """Return the error to raise for trials without a bank or, if there are none, for trials whose bank is empty."""
     if without:
-        raise UserError(
+        return UserError(
             f"{len(without)} trials of an earlier version have no query bank: {describe(without)}; embed the banks "
             "with python trainables/embed.py bank --sweep NAME --store STORE"
         )
-    if empty:
-        raise UserError(
-            f"{len(empty)} trials have an empty query bank, since all their training captions are also captions of "
-            f"their validation or test split: {describe(empty)}; choose another --fusion"
-        )
+    return UserError(
+        f"{len(empty)} trials have an empty query bank, since all their training captions are also captions of "
+        f"their validation or test split: {describe(empty)}; choose another --fusion"
+    )
 
 
 def read_stored_bank(folder: Path, size: int) -> Embeddings:
