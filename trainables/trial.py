@@ -225,13 +225,6 @@ class Trial:
         return " ".join([*parts, f"seed {self.seed}"])
 
 
-def iter_stages(trial: Trial) -> Iterator[Trial]:
-    """Yield the trial, then the pretraining that it starts from, if any, then that one's pretraining, and so on."""
-    yield trial
-    if trial.pretraining:
-        yield from iter_stages(trial.pretraining)
-
-
 def list_requirements(trial: Trial) -> list[Trial]:
     """Return the trials that must have finished before a trial can start: its pretraining and its teachers."""
     pretraining = [trial.pretraining] if trial.pretraining else []

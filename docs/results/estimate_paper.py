@@ -13,7 +13,7 @@ from data.splits import Splits
 from sweeps import spaces
 from sweeps.planning.estimate import A10G, EpochWork, estimate_epoch_seconds
 from trainables import encoders
-from trainables.trial import iter_stages
+from trainables.trial import iter_required_trials
 
 TOKENS = 32
 """Length that captions are padded to: the encoders' maximum."""
@@ -47,7 +47,7 @@ def main() -> None:
         if trial.seed:
             continue
         hours = {}
-        for stage in reversed(list(iter_stages(trial))):
+        for stage in reversed(list(iter_required_trials(trial))):
             corpora = [CLOTHO] if stage.train == (train,) else [CLOTHO, AUDIOCAPS, WAVCAPS]
             epoch = count_published(trial.audio.segment_s, corpora)
             hours[stage.stage] = round(estimate_epoch_seconds(stage, epoch) / 3600, 1)

@@ -15,7 +15,7 @@ from sweeps import spaces
 from trainables import encoders
 from trainables.schedule import Plateau, Schedule
 from trainables.signature import TRAINING_VERSION, Fingerprints, sign
-from trainables.trial import Trial, iter_stages
+from trainables.trial import Trial, iter_required_trials
 
 FILE = Path(__file__).with_suffix(".json")
 SPLITS = Splits("c/train", "c/validation", "c/test", ("c/train", "d/train"))
@@ -42,7 +42,7 @@ def config_classes():
 
 def fingerprints_of(trials):
     """Fingerprints that are made up: the signature is a function of the trial and of these."""
-    every = [stage for trial in trials for stage in iter_stages(trial)]
+    every = [stage for trial in trials for stage in iter_required_trials(trial)]
     splits = {name for trial in every for name in (*trial.train, trial.validation, trial.test)}
     configs = {config for trial in every for config in (trial.audio, trial.text)}
     return Fingerprints(
@@ -60,7 +60,7 @@ def golden():
         trials = spaces.check_trials(space(SPLITS, "float32"))
         fingerprints = fingerprints_of(trials)
         for trial in trials:
-            for stage in iter_stages(trial):
+            for stage in iter_required_trials(trial):
                 key, signature = f"{name}: {stage.name}, {stage.schedule.epochs} epochs", sign(stage, fingerprints)
                 assert found.setdefault(key, signature) == signature, f"two trials are called {key!r}"
     return {
