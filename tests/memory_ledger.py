@@ -9,6 +9,7 @@ from data.errors import UserError
 from trainables import trial as trials
 from trainables.records.embeddings import EPOCHS_FOLDER, epoch_file_name
 from trainables.records.ledger import CURVES, EventRun, Ledger, MissingArtifactError, Sweep, TrialRun
+from trainables.signature import UNRELATED
 from trainables.trial import flatten_settings
 
 
@@ -47,14 +48,19 @@ class MemoryLedger(Ledger):
     def find_signature(self, run_id):
         return self.trials[run_id].signature if run_id in self.trials else None
 
-    def claim(self, trial, signature, sweep_run_id, parent=None):
+    def find_related(self, relation, signature):
+        runs = [run for run in self.trials.values() if signature in (getattr(run.relations, relation) or ())
+                or signature == getattr(run.relations, relation)]  # fmt: skip
+        return sorted((run for run in runs if run.status == "FINISHED"), key=lambda run: run.signature)
+
+    def claim(self, trial, signature, sweep_run_id, relations=UNRELATED):
         run = self.find_trial(signature)
         if run:
             self.trials[run.run_id] = replace(run, status="RUNNING")
             return run.run_id
         run_id, config = next(self.ids), trials.to_json(trial)
         settings = {name: str(value) for name, value in flatten_settings(config)}
-        self.trials[run_id] = TrialRun(run_id, trial.name, signature, "RUNNING", settings, pretraining=parent)
+        self.trials[run_id] = TrialRun(run_id, trial.name, signature, "RUNNING", settings, relations=relations)
         self.configs[run_id] = config
         return run_id
 

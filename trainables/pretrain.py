@@ -207,7 +207,7 @@ def run(options: Options) -> int:
     context = RunContext(store.location, runs, ledger.tracking_uri, weights, compute.keep_epochs)
     with Heartbeat(runs, lease):
         run_id = ledger.claim(trial, signature, None)
-        metrics = fit_and_mark_failure(ledger, TrainingJob(trial, lease, None, run_id, context, resources, execution))
+        metrics = fit_and_mark_failure(ledger, TrainingJob(trial, lease, run_id, context, resources, execution))
         ledger.finish(run_id)
     print_result(metrics, signature)
     return 0

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,30 @@ class Fingerprints:
     teacher_files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # SHA-256 of files of teachers, by path
 
 
+@dataclass(frozen=True)
+class Relations:
+    """Signatures of the trials that a trial is related to."""
+
+    pretraining: str | None = None  # whose best epoch it starts from
+    teachers: tuple[str, ...] = ()
+    average_of: tuple[str, ...] = ()  # whose weights a soup averages
+    snapshot_of: str | None = None  # of which it is the model after an earlier epoch
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The trials that must finish before this one can start, each once."""
+        if self.average_of:
+            return self.average_of
+        return tuple(dict.fromkeys([*([self.pretraining] if self.pretraining else []), *self.teachers]))
+
+
+UNRELATED = Relations()
+"""A trial that is related to no other."""
+
+
 def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | None = None) -> Fingerprints:
-    """Return the fingerprints that the signatures of trials, of their pretrainings and of their teachers depend on.
-    Each split and each file is read once.
+    """Return the fingerprints that the signatures of trials, and of those that they require, depend on. Each split and
+    each file is read once.
 
     Published weights are those in the directory `weights`; without a directory, those that would be downloaded. Raises
     UserError if the store lacks a split or its paraphrases, or if weights or a teacher's file can't be found.
@@ -73,8 +94,15 @@ def read_fingerprints(trials: Iterable[Trial], store: Location, weights: Path | 
 
 def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     """Return the signature of a trial, 16 hexadecimal digits. `fingerprints` identify the contents of its splits and
-    its published weights.
+    its published weights. The signature of a soup depends on those of its parts alone.
     """
+    if trial.average_of:
+        return hash_settings(
+            {
+                "average_of": sorted(sign(part, fingerprints) for part in trial.average_of),
+                "training_version": TRAINING_VERSION,
+            }
+        )
     settings = changed_settings(trial) | {
         "audio": describe_encoder(trial.audio, fingerprints),
         "text": describe_encoder(trial.text, fingerprints),
@@ -92,6 +120,22 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
             {"teacher": identify_teacher(teacher, fingerprints), "share": teacher.weight / total}
             for teacher in trial.teachers
         ]
+    return hash_settings(settings)
+
+
+def find_relations(trial: Trial, fingerprints: Fingerprints) -> Relations:
+    """Return the signatures of the trials that a trial is related to, computed with `fingerprints`."""
+    if trial.average_of:
+        return Relations(average_of=tuple(sorted(sign(part, fingerprints) for part in trial.average_of)))
+    return Relations(
+        sign(trial.pretraining, fingerprints) if trial.pretraining else None,
+        tuple(sign(teacher.trial, fingerprints) for teacher in trial.teachers if teacher.trial),
+        snapshot_of=sign(replace(trial, snapshot_epoch=None), fingerprints) if trial.snapshot_epoch else None,
+    )
+
+
+def hash_settings(settings: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of settings as 16 hexadecimal digits; their order and the types of numbers don't matter."""
     normalised = json.loads(json.dumps(settings), parse_int=float)  # 30 and 30.0 have the same signature
     return hashlib.sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()[:16]
 

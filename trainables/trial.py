@@ -1,8 +1,9 @@
 """Trial: the config of one training, with everything that can change its result."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
 Precision = Literal["float32", "bfloat16"]
 
 ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
-                  "teacher_temperature", "hard_share")  # fmt: skip
+                  "teacher_temperature", "hard_share", "average_of", "snapshot_epoch")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
 """
@@ -91,6 +92,9 @@ class Trial:
 
     If `teachers` are given, the trial is a student: it learns their scores in each batch (`soft_cross_entropy`), and
     the labels with the share `hard_share` of the loss.
+
+    If `average_of` is given, the trial is a model soup (Wortsman et al. 2022), which `make_soup` returns: nothing is
+    trained, and its weights are the mean of those of the trials.
     """
 
     audio: AudioConfig
@@ -118,6 +122,8 @@ class Trial:
     teacher_temperature: float = 0.05  # divides the mean of the teachers' cosines before the softmax
     hard_share: float = 0.0  # share of the loss on labels (NT-Xent) in that of a student
     final_epoch: int | None = None  # train on all splits to the end of this epoch, without validation
+    snapshot_epoch: int | None = None  # train to the end of this epoch, whose weights are kept, best or not
+    average_of: tuple["Trial", ...] = ()
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -137,8 +143,9 @@ class Trial:
         if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
             raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
         self.check_temperature()
-        self.check_final_epoch()
+        self.check_last_epoch()
         self.check_teachers()
+        self.check_average()
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
             self.pretraining.audio,
             self.pretraining.text,
@@ -155,15 +162,17 @@ class Trial:
         if self.reset_temperature and not self.pretraining:
             raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
 
-    def check_final_epoch(self) -> None:
-        """Raise UserError if `final_epoch` is set, but exceeds the schedule's epochs or the schedule depends on
-        validation losses.
+    def check_last_epoch(self) -> None:
+        """Raise UserError if `final_epoch` or `snapshot_epoch` exceeds the schedule's epochs, if both are set, or if
+        training without validation would need validation losses.
         """
-        if self.final_epoch is None:
-            return
-        if not 1 <= self.final_epoch <= self.schedule.epochs:
-            raise UserError(f"final_epoch is {self.final_epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
-        if not isinstance(self.schedule, Schedule):
+        for name in ("final_epoch", "snapshot_epoch"):
+            epoch = getattr(self, name)
+            if epoch is not None and not 1 <= epoch <= self.schedule.epochs:
+                raise UserError(f"{name} is {epoch}: it must be from 1 to epochs ({self.schedule.epochs})")
+        if self.final_epoch is not None and self.snapshot_epoch is not None:
+            raise UserError("final_epoch and snapshot_epoch both say when training ends: unset one")
+        if self.final_epoch is not None and not isinstance(self.schedule, Schedule):
             raise UserError(
                 "final_epoch: training to a fixed epoch has no validation, but Plateau needs it: use Schedule"
             )
@@ -187,6 +196,30 @@ class Trial:
                     f"splits ({', '.join(self.train)})"
                 )
 
+    def check_average(self) -> None:
+        """Raise UserError unless the trials of a soup have the same encoders and splits and a common origin: either the
+        same pretraining, or one training after different epochs. The mean of other models' weights is no working model.
+        """
+        if not self.average_of:
+            return
+        if len(set(self.average_of)) < max(2, len(self.average_of)):
+            raise UserError("average_of must have at least two trials, each once")
+        first = self.average_of[0]
+        for part in (*self.average_of, self):
+            for name in ("audio", "text", "embedding_size", "train", "validation", "test", "pretraining"):
+                if getattr(part, name) != getattr(first, name):
+                    raise UserError(f"the trials of a soup differ in {name}: {part.name} and {first.name}")
+            if part.final_epoch:
+                raise UserError(f"{part.name} is trained on all splits, so that it can't be part of a soup")
+        if first.pretraining is None and len({replace(part, snapshot_epoch=None) for part in self.average_of}) > 1:
+            raise UserError(
+                "the trials of a soup must be fine-tunings of one pretraining, or one training after different epochs: "
+                + " and ".join(part.name for part in self.average_of)
+            )
+        for name in ("teachers", "snapshot_epoch"):
+            if getattr(self, name):
+                raise UserError(f"{name} has no effect on a soup, which isn't trained: unset it")
+
     @property
     def stage(self) -> str:
         """Stage of the training: 'pretraining' or 'fine-tuning'."""
@@ -194,8 +227,10 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        """Maximum number of epochs: `final_epoch` if it is set, otherwise that of the schedule."""
-        return self.final_epoch or self.schedule.epochs
+        """Maximum number of epochs: `final_epoch` or `snapshot_epoch` if it is set, otherwise that of the schedule; 1
+        for a soup, which is evaluated once.
+        """
+        return 1 if self.average_of else self.final_epoch or self.snapshot_epoch or self.schedule.epochs
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
         """Return whether training ends after `epoch` epochs, given the validation loss of each epoch so far
@@ -205,35 +240,48 @@ class Trial:
 
     @property
     def training_splits(self) -> set[str]:
-        """Names of the splits that the trial, its pretraining or a teacher is trained on."""
+        """Names of the splits that the trial or a trial that it requires is trained on."""
         return {name for trial in iter_required_trials(self) for name in trial.train}
 
     @property
     def name(self) -> str:
         """Human-readable name that distinguishes the trial from others of its sweep."""
-        parts = [
-            encoders.format_label(self.audio),
-            encoders.format_label(self.text),
-            f"rate {self.schedule.peak_rate:g}",
-        ]
+        parts = [encoders.format_label(self.audio), encoders.format_label(self.text)]
+        if self.average_of:
+            return " ".join([*parts, f"soup of {len(self.average_of)}"])
+        parts += [f"rate {self.schedule.peak_rate:g}"]
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
         parts += [f"student of {len(self.teachers)}"] if self.teachers else []
         parts += [name.replace("_", " ") for name in NAMED_SETTINGS if getattr(self, name)]
         parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []
+        parts += [f"epoch {self.snapshot_epoch}"] if self.snapshot_epoch else []
         return " ".join([*parts, f"seed {self.seed}"])
 
 
+def make_soup(parts: Iterable[Trial]) -> Trial:
+    """Return the model soup of trials: the trial whose weights are the mean of theirs. The order of `parts` doesn't
+    matter. Raises UserError if they have no common origin.
+    """
+    ordered = tuple(sorted(parts, key=lambda part: json.dumps(to_json(part), sort_keys=True)))
+    untrained = {name: getattr(Trial, name) for name in ("teachers", "teacher_temperature", "hard_share")}
+    return replace(ordered[0], average_of=ordered, snapshot_epoch=None, **untrained)
+
+
 def list_requirements(trial: Trial) -> list[Trial]:
-    """Return the trials that must have finished before a trial can start: its pretraining and its teachers."""
+    """Return the trials that must have finished before a trial can start: its pretraining and its teachers, or the
+    trials whose weights it averages.
+    """
+    if trial.average_of:
+        return list(trial.average_of)
     pretraining = [trial.pretraining] if trial.pretraining else []
     return [*pretraining, *(teacher.trial for teacher in trial.teachers if teacher.trial)]
 
 
 def iter_required_trials(trial: Trial) -> Iterator[Trial]:
-    """Yield a trial, the trials that it requires (its pretraining and its teachers), and those that these require. A
-    trial that is required several times is yielded several times.
+    """Yield a trial, the trials that it requires (`list_requirements`), and those that these require. A trial that is
+    required several times is yielded several times.
     """
     yield trial
     for required in list_requirements(trial):
@@ -246,8 +294,14 @@ def describe_teachers(trial: Trial) -> str:
 
 
 def describe_settings(trial: Trial) -> dict[str, Any]:
-    """Return the trial as `to_json` does, but with its teachers as text, since their configs are long."""
-    return to_json(trial) | ({"teachers": describe_teachers(trial)} if trial.teachers else {})
+    """Return the trial as `to_json` does, but with its teachers and the trials of a soup as text, since their configs
+    are long.
+    """
+    described = {
+        "teachers": describe_teachers(trial),
+        "average_of": ", ".join(part.name for part in trial.average_of),
+    }
+    return to_json(trial) | {name: text for name, text in described.items() if text}
 
 
 def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -276,6 +330,7 @@ def to_json(trial: Trial) -> dict[str, Any]:
     return {
         **list_fields(trial),
         **({"teachers": teachers} if teachers else {}),
+        **({"average_of": [to_json(part) for part in trial.average_of]} if trial.average_of else {}),
         "audio": encoders.to_json(trial.audio),
         "text": encoders.to_json(trial.text),
         "train": list(trial.train),
@@ -303,6 +358,7 @@ def from_json(value: dict[str, Any]) -> Trial:
         settings["text"] = encoders.from_json("text", settings["text"])
         settings["pretraining"] = from_json(settings["pretraining"]) if settings["pretraining"] else None
         settings["teachers"] = tuple(map(teacher_from_json, settings.get("teachers", ())))
+        settings["average_of"] = tuple(map(from_json, settings.get("average_of", ())))
         return dacite.from_dict(Trial, settings, dacite.Config(strict=True, cast=[tuple]))
     except (dacite.DaciteError, KeyError) as error:
         raise UserError(f"not a trial: {error}") from error

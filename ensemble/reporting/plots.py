@@ -109,10 +109,10 @@ def find_start_hours(rows: Sequence[TrialRow]) -> dict[int, float]:
     by_signature = {row.candidate.signature: row for row in rows}
     starts = {}
     for row in rows:
-        starts[row.number], parent = 0.0, by_signature.get(row.candidate.trial_run.pretraining or "")
+        starts[row.number], parent = 0.0, by_signature.get(row.candidate.trial_run.relations.pretraining or "")
         while parent:
             starts[row.number] += parent.hours
-            parent = by_signature.get(parent.candidate.trial_run.pretraining or "")
+            parent = by_signature.get(parent.candidate.trial_run.relations.pretraining or "")
     return starts
 
 

@@ -58,6 +58,11 @@ def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
             "it is a student, whose teachers know the training splits only: retraining it on all splits would need "
             "retrained teachers; remove the member from the file, or retrain its teachers as an ensemble"
         )
+    if trial.average_of:
+        raise UserError(
+            "it is a soup, the mean of several models, each of which would have to be retrained: remove the member "
+            "from the file, or select an ensemble without soups"
+        )
     if first_stage == "finetuning" and trial.pretraining is None:
         return Retraining(member, trial, is_retrained=False)
     if first_stage == "pretraining" and trial.pretraining and member.pretraining_epoch is None:
@@ -76,7 +81,8 @@ def extend_to_all_splits(trial: Trial, member: Member, first_stage: FirstStage) 
         final_epoch = find_final_epoch(parent, member.pretraining_epoch, "pretraining_epoch")
         parent = replace(parent, train=add_splits(parent.train, held_out), final_epoch=final_epoch)
     final_epoch = find_final_epoch(trial, member.epoch, "epoch")
-    return replace(trial, train=add_splits(trial.train, held_out), final_epoch=final_epoch, pretraining=parent)
+    train = add_splits(trial.train, held_out)
+    return replace(trial, train=train, final_epoch=final_epoch, snapshot_epoch=None, pretraining=parent)
 
 
 def find_final_epoch(stage: Trial, epoch: int | None, name: str) -> int:

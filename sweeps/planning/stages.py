@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from trainables.records.ledger import Ledger
 from trainables.records.run_storage import RunStorage
-from trainables.signature import Fingerprints, sign
+from trainables.signature import Fingerprints, Relations, find_relations, sign
 from trainables.trial import Trial, iter_required_trials
 
 logger = logging.getLogger("chorale.sweep")
@@ -15,21 +14,8 @@ Stages = list[dict[str, Trial]]
 """Trials of each stage by signature: pretrainings, then fine-tunings."""
 
 
-@dataclass(frozen=True)
-class Required:
-    """Signatures of the trials that must finish before a trial can start."""
-
-    pretraining: str | None = None
-    teachers: tuple[str, ...] = ()
-
-    @property
-    def signatures(self) -> tuple[str, ...]:
-        """All of them, each once."""
-        return tuple(dict.fromkeys([*([self.pretraining] if self.pretraining else []), *self.teachers]))
-
-
-Requirements = Mapping[str, Required]
-"""What each trial requires, by its signature."""
+Requirements = Mapping[str, Relations]
+"""The trials that each trial requires, by its signature."""
 
 
 def iter_all_required(signature: str, requirements: Requirements) -> Iterator[str]:
@@ -37,13 +23,13 @@ def iter_all_required(signature: str, requirements: Requirements) -> Iterator[st
     require, as far as they are in `requirements`.
     """
     yield signature
-    for required in requirements[signature].signatures if signature in requirements else ():
+    for required in requirements[signature].required if signature in requirements else ():
         yield from iter_all_required(required, requirements)
 
 
 def group_by_stage(trials: Sequence[Trial], fingerprints: Fingerprints) -> Stages:
     """Return two dicts of trials by signature, each trial once: the pretrainings and the fine-tunings, including those
-    that other trials require as their pretraining or as a teacher. The signatures are computed with `fingerprints`,
+    that other trials require. The signatures are computed with `fingerprints`,
     which identify the splits and the published weights.
     """
     stages: Stages = [{}, {}]
@@ -57,13 +43,7 @@ def find_requirements(trials: Mapping[str, Trial], fingerprints: Fingerprints) -
     """Return, by the signature of each trial, the trials that it requires. Signatures are computed with
     `fingerprints`, which identify the splits and the published weights.
     """
-    return {
-        signature: Required(
-            sign(trial.pretraining, fingerprints) if trial.pretraining else None,
-            tuple(sign(teacher.trial, fingerprints) for teacher in trial.teachers if teacher.trial),
-        )
-        for signature, trial in trials.items()
-    }
+    return {signature: find_relations(trial, fingerprints) for signature, trial in trials.items()}
 
 
 def find_finished(signatures: Iterable[str], ledger: Ledger, runs: RunStorage) -> set[str]:

@@ -3,6 +3,7 @@
 Each trial is claimed by its lease, trained, and marked as finished after its artifacts have been read back.
 """
 
+import dataclasses
 import functools
 import os
 import traceback
@@ -29,6 +30,7 @@ from trainables.records.lease import Heartbeat, Holder
 from trainables.records.ledger import Ledger
 from trainables.records.mlflow_ledger import MlflowLedger
 from trainables.records.timing import Metrics
+from trainables.signature import Relations
 from trainables.training.compute import Execution
 from trainables.trial import Trial
 
@@ -85,11 +87,12 @@ def run_trial(config: dict[str, Any], sweep: SweepContext) -> dict[str, Any]:
     with Heartbeat(runs, lease, sweep.command):
         if run := ledger.find_finished_trial(signature):
             return ledger.load_best_metrics(run) | {FINISHED: True}
-        run_id = ledger.claim(trial, signature, sweep.run_id, work["parent"], work["teachers"])
+        relations = Relations(**work["relations"])
+        run_id = ledger.claim(trial, signature, sweep.run_id, relations)
         resources = sweep.resources[trial.stage]
         try:
             metrics = train_and_report(
-                TrainingJob(trial, lease, work["parent"], run_id, sweep.site, resources, sweep.execution)
+                TrainingJob(trial, lease, run_id, sweep.site, resources, sweep.execution, relations)
             )
             lease.require(runs)
         except Exception:
@@ -251,13 +254,12 @@ def run_trials(
     """
     jobs, configs = [], {}
     for signature, trial in trials.items():
-        required = requirements[signature]
-        jobs.append(make_job(signature, required.signatures, costs[signature], sweep.resources[trial.stage]))
+        relations = requirements[signature]
+        jobs.append(make_job(signature, relations.required, costs[signature], sweep.resources[trial.stage]))
         configs[signature] = {
             "work": {
                 "signature": signature,
-                "parent": required.pretraining,
-                "teachers": required.teachers,
+                "relations": dataclasses.asdict(relations),
                 "stage": trial.stage,
                 "trial": trial_records.to_json(trial),
             }

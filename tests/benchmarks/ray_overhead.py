@@ -93,7 +93,7 @@ def through_ray(trial: Trial, store: Path, folder: Path, ranks: int) -> list[Epo
     lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     site = RunContext(str(store), runs, ledger.tracking_uri)
-    fit(TrainingJob(trial, lease, None, run_id, site, Allocation(workers=ranks, cpus_per_worker=0.9)))
+    fit(TrainingJob(trial, lease, run_id, site, Allocation(workers=ranks, cpus_per_worker=0.9)))
     history = ledger.client.get_metric_history(run_id, "step_s")
     return [
         Epoch(metric.timestamp / 1000, metric.value) for metric in sorted(history, key=lambda metric: int(metric.step))

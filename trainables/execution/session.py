@@ -11,7 +11,7 @@ import ctypes
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from trainables.records.lease import Lease
 from trainables.records.mlflow_log import RunLog, with_retries
 from trainables.records.run_storage import RunStorage, has_complete_weights
 from trainables.records.timing import Metrics, TrainingStep
-from trainables.signature import compute_signature
+from trainables.signature import UNRELATED, Relations, compute_signature
 from trainables.training.compute import DEFAULT, Execution
 from trainables.trial import Trial
 
@@ -73,11 +73,11 @@ class TrainingJob:
 
     trial: Trial
     lease: Lease
-    parent: str | None  # signature of the pretraining
     run_id: str
     site: RunContext
     resources: Allocation
     execution: Execution = DEFAULT
+    relations: Relations = UNRELATED  # signatures of the trials that it requires
 
 
 def prepare_run(work: TrainingJob) -> None:
@@ -118,6 +118,7 @@ def train_rank(
 
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
+    from trainables.training.averaging import average_models
     from trainables.training.query_bank import embed_bank, list_bank_texts
     from trainables.training.train import Callbacks, TrainingStart, train
 
@@ -132,14 +133,19 @@ def train_rank(
             callbacks = replace(callbacks, on_step=make_step_logger(log, trial.epochs))
         if site.keep_epochs:
             callbacks = replace(callbacks, on_embeddings=make_embeddings_logger(log, lease.signature))
-        pretrained = site.runs.fetch_model(work.parent, scratch / "pretrained") if work.parent else None
-        teachers = fetch_teachers(trial, site, device, scratch)
-        start = TrainingStart(pretrained, resume_from, site.weights, teachers)
         splits = {name: open_split(site.store, name) for name in {*trial.train, trial.validation, trial.test}}
         for split in splits.values():
             split.map_files()  # they stay readable if the split is prepared again during the training
         bank_texts = list_bank_texts(trial, splits, site.store) if rank == 0 else []
-        network = train(trial, site.store, callbacks, start, device, work.execution)
+        if trial.average_of:
+            folders = fetch_models(work.relations.average_of, site.runs, scratch)
+            network = average_models(trial, folders, splits[trial.validation], callbacks, device)
+        else:
+            pretraining = work.relations.pretraining
+            pretrained = site.runs.fetch_model(pretraining, scratch / "pretrained") if pretraining else None
+            teachers = fetch_teachers(trial, site, device, scratch)
+            start = TrainingStart(pretrained, resume_from, site.weights, teachers)
+            network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
     except UserError as error:
         log.refuse(str(error))
@@ -152,6 +158,16 @@ def train_rank(
         with_retries(lambda: artifacts.store_model(site.runs, lease.signature, trial, network, bank))
         validation, test = splits[trial.validation], splits[trial.test]
         with_retries(lambda: artifacts.log_artifacts(log, trial, lease.signature, network, validation, test, bank))
+
+
+def fetch_models(signatures: Sequence[str], runs: RunStorage, scratch: Path) -> list[Path]:
+    """Return the local folders of the models of trials; those in an object store are copied into `scratch`. Raises
+    UserError that names the trial if a model is missing.
+    """
+    for signature in signatures:
+        if not runs.has_model(signature):
+            raise UserError(f"the model of {signature} isn't in {runs}: train it first")
+    return [runs.fetch_model(signature, scratch / signature) for signature in signatures]
 
 
 def restore_epochs(log: RunLog, checkpoint: Path, checkpoints: str) -> None:

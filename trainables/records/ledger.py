@@ -13,6 +13,7 @@ from data.errors import UserError
 from data.runtime.printable import require_bare_name
 from trainables.records.embeddings import Embeddings
 from trainables.records.timing import Metrics
+from trainables.signature import UNRELATED, Relations
 from trainables.trial import Trial
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -41,8 +42,7 @@ class TrialRun:
     status: Status
     settings: Mapping[str, str] = field(default_factory=dict)  # flattened config: {'schedule.epochs': '5'}
     metrics: Metrics = field(default_factory=dict)  # last value of each metric
-    pretraining: str | None = None  # signature of the trial that this one starts from
-    teachers: tuple[str, ...] = ()  # signatures of the trials that are its teachers
+    relations: Relations = UNRELATED
     gpus: float | None = None  # number of GPUs of all workers
     cpus: float | None = None  # number of CPUs of all workers
     hours: float = 0.0  # time from the first start to the end
@@ -117,6 +117,11 @@ class Ledger(Protocol):
         preferred.
         """
 
+    def find_related(self, relation: Literal["snapshot_of", "average_of"], signature: str) -> list[TrialRun]:
+        """Return the finished trials that are snapshots of the trial with this signature ('snapshot_of'), or soups that
+        contain it ('average_of'), sorted by signature.
+        """
+
     def find_finished_trial(self, signature: str) -> TrialRun | None:
         """Return the trial with this signature if it has finished, otherwise None."""
         run = self.find_trial(signature)
@@ -127,17 +132,10 @@ class Ledger(Protocol):
         that of a trial.
         """
 
-    def claim(
-        self,
-        trial: Trial,
-        signature: str,
-        sweep_run_id: str | None,
-        parent: str | None = None,
-        teachers: Sequence[str] = (),
-    ) -> str:
+    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, relations: Relations = UNRELATED) -> str:
         """Mark a trial as running, and return the id of the MLflow run that it is logged to: its existing run, or a new
-        one. `sweep_run_id` is the run of its sweep, None outside of a sweep; `parent` is the signature of the
-        pretraining that it starts from, None if it starts from none, and `teachers` has those of its teachers.
+        one. `sweep_run_id` is the run of its sweep, None outside of a sweep; `relations` has the signatures of its
+        pretraining, its teachers and other related trials.
 
         Only the holder of the trial's lease may call this method, since otherwise two runs could be created.
         """
@@ -179,7 +177,8 @@ class Ledger(Protocol):
         for a fine-tuning the best epoch of its pretraining as 'pretraining_epoch'.
         """
         recipe = {"trial": self.load_config(run), "epoch": int(run.metrics["best_epoch"])}
-        parent = self.find_finished_trial(run.pretraining) if run.pretraining else None
+        pretraining = run.relations.pretraining
+        parent = self.find_finished_trial(pretraining) if pretraining else None
         return recipe | ({"pretraining_epoch": int(parent.metrics["best_epoch"])} if parent else {})
 
     def start_sweep(self, name: str, signatures: Sequence[str], description: dict[str, Any]) -> str:

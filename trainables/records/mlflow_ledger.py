@@ -7,6 +7,7 @@ trials; a `trial`; an `ensemble`; and an `evaluation` of an ensemble.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
@@ -46,6 +47,7 @@ from trainables.records.tracking_store import (
     require_server,
     sqlite_folder,
 )
+from trainables.signature import UNRELATED, Relations
 from trainables.trial import TRIAL_FILE, Trial
 
 if TYPE_CHECKING:
@@ -131,23 +133,17 @@ class MlflowLedger(Ledger):
             return None
         return tags.get("signature")
 
-    def claim(
-        self,
-        trial: Trial,
-        signature: str,
-        sweep_run_id: str | None,
-        parent: str | None = None,
-        teachers: Sequence[str] = (),
-    ) -> str:
+    def find_related(self, relation: Literal["snapshot_of", "average_of"], signature: str) -> list[TrialRun]:
+        condition = f"tags.{relation} LIKE '%{signature}%' and attributes.status = 'FINISHED'"
+        runs = map(to_trial_run, self._iter_runs("trial", condition))
+        return sorted({run.signature: run for run in runs}.values(), key=lambda run: run.signature)
+
+    def claim(self, trial: Trial, signature: str, sweep_run_id: str | None, relations: Relations = UNRELATED) -> str:
         run = self.find_trial(signature)
         if run is not None:
             self.client.update_run(run.run_id, status="RUNNING")
             return run.run_id
-        tags = {"kind": "trial", "signature": signature, "stage": trial.stage}
-        if parent:
-            tags["pretraining"] = parent
-        if teachers:
-            tags["teachers"] = ",".join(teachers)
+        tags = {"kind": "trial", "signature": signature, "stage": trial.stage, **to_tags(relations)}
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
@@ -267,6 +263,18 @@ class MlflowLedger(Ledger):
         return self._open_artifact(run.run_id, run.artifacts, name)
 
 
+def to_tags(relations: Relations) -> dict[str, str]:
+    """Return the tags of a trial's MLflow run that name related trials; several signatures are separated by commas."""
+    values = {field.name: getattr(relations, field.name) for field in dataclasses.fields(relations)}
+    return {name: value if isinstance(value, str) else ",".join(value) for name, value in values.items() if value}
+
+
+def read_relations(tags: Mapping[str, str]) -> Relations:
+    """Return the related trials that the tags of a trial's MLflow run name."""
+    several = {name: tuple(filter(None, tags.get(name, "").split(","))) for name in ("teachers", "average_of")}
+    return Relations(tags.get("pretraining"), snapshot_of=tags.get("snapshot_of"), **several)
+
+
 def to_trial_run(run: Run) -> TrialRun:
     """Return the MLflow run of a trial as a TrialRun. Raises UserError if its tags aren't those of a trial."""
     info, tags = run.info, run.data.tags
@@ -282,8 +290,7 @@ def to_trial_run(run: Run) -> TrialRun:
         status=info.status,
         settings=dict(run.data.params),
         metrics=dict(run.data.metrics),
-        pretraining=tags.get("pretraining"),
-        teachers=tuple(filter(None, tags.get("teachers", "").split(","))),
+        relations=read_relations(tags),
         gpus=gpus,
         cpus=cpus,
         hours=max(0.0, float((info.end_time or info.start_time) - info.start_time) / 3.6e6),

@@ -86,8 +86,8 @@ def train(
     execution: Execution = DEFAULT,
 ) -> DualEncoder:
     """Train a trial to its end, and return the model. On rank 0 it has the weights of the best epoch by validation
-    mAP@10, or of the trial's final epoch. `start` says where training starts, `execution` how it is computed;
-    `callbacks` are called after steps and epochs.
+    mAP@10, or of the last epoch if the trial has a final or a snapshot epoch. `start` says where training starts,
+    `execution` how it is computed; `callbacks` are called after steps and epochs.
 
     With several ranks, every rank calls this function, and computes its share of every batch. Raises UserError if the
     loss isn't finite, and OutOfMemoryError if memory runs out.
@@ -147,7 +147,7 @@ def train(
         if rank == 0:
             validation_began = time.monotonic()
             metrics = validate(network, trial, validation, epoch, callbacks.on_embeddings)
-            if trial.final_epoch or metrics["map10"] > progress.best_map10:
+            if trial.final_epoch or trial.snapshot_epoch or metrics["map10"] > progress.best_map10:
                 progress.best_map10, progress.best_epoch = metrics.get("map10", -1.0), epoch + 1
                 best = checkpoint.copy_weights(network)
             metrics |= timings | {"validation_s": time.monotonic() - validation_began}

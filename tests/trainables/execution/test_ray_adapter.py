@@ -44,7 +44,7 @@ def fitted(one_trial, store, runs, workers):
     lease = leases.acquire(place, compute_signature(one_trial, store))
     run_id = ledger.claim(one_trial, lease.signature, None)
     resources = Allocation(workers=workers or 1, cpus_per_worker=0.9)
-    work = TrainingJob(one_trial, lease, None, run_id, RunContext(store, place, ledger.tracking_uri), resources)
+    work = TrainingJob(one_trial, lease, run_id, RunContext(store, place, ledger.tracking_uri), resources)
     metrics = ray_adapter.fit(work) if workers else train_in_process(work, lambda metrics: None)
     path = ledger.client.download_artifacts(run_id, "embeddings/validation.arrow")
     return metrics, read_embeddings(Path(path)), runs / "models" / lease.signature
@@ -91,4 +91,4 @@ def test_a_store_that_has_changed_since_is_refused(cluster, without_dropout, ton
     run_id = ledger.claim(without_dropout, lease.signature, None)
     site = RunContext(tone_store, place, ledger.tracking_uri)
     with pytest.raises(UserError, match=r"have changed since cnn:custom .* re-run the command"):
-        ray_adapter.fit(TrainingJob(without_dropout, lease, None, run_id, site, Allocation()))
+        ray_adapter.fit(TrainingJob(without_dropout, lease, run_id, site, Allocation()))

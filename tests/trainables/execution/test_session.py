@@ -51,7 +51,7 @@ def work_of(trial, store, runs, ledger, **settings):
     lease = leases.acquire(runs, compute_signature(trial, str(store)))
     run_id = ledger.claim(trial, lease.signature, None)
     return TrainingJob(
-        trial, lease, None, run_id, RunContext(str(store), runs, ledger.tracking_uri, **settings), Allocation()
+        trial, lease, run_id, RunContext(str(store), runs, ledger.tracking_uri, **settings), Allocation()
     )
 
 

@@ -12,6 +12,7 @@ from trainables.records.embeddings import VALIDATION_FILE, Embeddings, write_emb
 from trainables.records.ledger import Event, MissingArtifactError
 from trainables.records.mlflow_ledger import MlflowLedger, create_ledger
 from trainables.records.mlflow_log import RunLog
+from trainables.signature import Relations
 from trainables.trial import TRIAL_FILE, to_json
 
 
@@ -58,7 +59,7 @@ def keep(ledger, run_id, trial, embeddings, folder):
 
 def train(ledger, trial, signature, folder, parent=None):
     """Claim a trial, log three epochs, of which the second is the best, and finish it."""
-    run_id = ledger.claim(trial, signature, None, parent)
+    run_id = ledger.claim(trial, signature, None, Relations(parent))
     for epoch, map10 in ((1, 0.2), (2, 0.4), (3, 0.3)):
         log(ledger, run_id, {"map10": map10, "train_loss": 3 / epoch, "best_epoch": min(epoch, 2)}, epoch)
     vectors = np.eye(2, dtype=np.float32)
@@ -70,10 +71,10 @@ def train(ledger, trial, signature, folder, parent=None):
 
 def test_a_trial_is_found_by_its_signature_once_claimed_and_counts_once_finished(ledger, fine_tuning):
     assert ledger.find_trial("abc") is None
-    run_id = ledger.claim(fine_tuning, "abc", None, "def")
+    run_id = ledger.claim(fine_tuning, "abc", None, Relations("def"))
     run = ledger.find_trial("abc")
     assert (run.run_id, run.name, run.signature, run.status) == (run_id, fine_tuning.name, "abc", "RUNNING")
-    assert run.pretraining == "def"
+    assert run.relations.pretraining == "def"
     assert run.settings["schedule.epochs"] == str(fine_tuning.schedule.epochs)
     assert [each.run_id for each in ledger.iter_running_trials()] == [run_id]
     assert ledger.find_finished_trial("abc") is None
