@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import dacite
 
 from data.errors import UserError
+from data.loading.augmentation import Augmentation
 from data.sources.json_text import parse_json
 from trainables import encoders
 from trainables.encoders.audio import AudioConfig
@@ -22,7 +23,8 @@ TRIAL_FILE, MODEL_FILE = "trial.json", "model.safetensors"
 Precision = Literal["float32", "bfloat16"]
 
 ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
-                  "teacher_temperature", "hard_share", "average_of", "snapshot_epoch")  # fmt: skip
+                  "teacher_temperature", "hard_share", "average_of", "snapshot_epoch",
+                  "mix_probability", "gain_db")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
 """
@@ -113,6 +115,8 @@ class Trial:
     frozen_audio: bool = False  # the audio encoder isn't trained, only its projection
     frozen_text: bool = False
     paraphrase_probability: float = 0.0
+    mix_probability: float = 0.0  # of mixing a clip with another one and joining their captions (PairMix)
+    gain_db: float = 0.0  # training clips have random gains from -gain_db to gain_db
     longest_audio_s: float = 30.0
     precision: Precision = "float32"
     clip_norm: float | None = None  # maximum norm of all gradients; None: no clipping, as in the paper
@@ -142,6 +146,7 @@ class Trial:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
         if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
             raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
+        Augmentation(self.mix_probability, self.gain_db)  # raises if a value is out of range
         self.check_temperature()
         self.check_last_epoch()
         self.check_teachers()
@@ -189,6 +194,8 @@ class Trial:
         for name in ("teacher_temperature", "hard_share"):
             if not self.teachers and getattr(self, name) != defaults[name]:
                 raise UserError(f"{name} has no effect without teachers: add teachers, or leave it at {defaults[name]}")
+        if self.teachers and self.mix_probability:
+            raise UserError("mix_probability: teachers have no scores for mixtures of clips; unset it, or the teachers")
         for teacher in self.teachers:
             if teacher.files and len(teacher.files) != len(self.train):
                 raise UserError(
@@ -253,6 +260,7 @@ class Trial:
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
+        parts += [f"mix {self.mix_probability:g}"] if self.mix_probability else []
         parts += [f"student of {len(self.teachers)}"] if self.teachers else []
         parts += [name.replace("_", " ") for name in NAMED_SETTINGS if getattr(self, name)]
         parts += [f"final epoch {self.final_epoch}"] if self.final_epoch else []

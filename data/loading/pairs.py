@@ -18,13 +18,14 @@ from torch.utils.data import Dataset
 from data.captions import choose_wording, hash_caption, normalise
 from data.errors import UserError
 from data.leakage.exclusions import select_pairs
+from data.loading.augmentation import NO_AUGMENTATION, Augmentation, draw_change
 from data.loading.batch import NUM_MASK_DRAWS, Batch, count_samples_by_segment, fill_segments
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import StoredSplit
 from data.waveform import compute_crop_start, count_segments
 
-ORDER_STREAM, SAMPLE_STREAM = 0, 1
-"""Random streams: of the order of an epoch, and of the draws for each sample."""
+ORDER_STREAM, SAMPLE_STREAM, CHANGE_STREAM = 0, 1, 2
+"""Random streams: of the order of an epoch, and of the draws for each sample and for its augmentation."""
 
 PairKey = tuple[int, int]
 """Epoch and index of a pair."""
@@ -44,8 +45,9 @@ class ClipCaptionDataset(Dataset[Batch]):
         paraphrase_probability: Probability of replacing a caption with one of its paraphrases. If 0, the tables of
             paraphrases aren't opened. A caption without paraphrases is never replaced; `without_paraphrases`
             counts such pairs.
-        seed: Seed of crops and paraphrases.
+        seed: Seed of crops, paraphrases and augmentation.
         excluded: Ids of clips to leave out.
+        augmentation: Random gains of clips, and mixtures of pairs.
 
     Raises:
         UserError: If paraphrases are needed and a split has none.
@@ -59,8 +61,9 @@ class ClipCaptionDataset(Dataset[Batch]):
         paraphrase_probability: float,
         seed: int,
         excluded: Collection[str] = (),
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
-        self.splits = splits
+        self.splits, self.augmentation = splits, augmentation
         self.segment_samples = round(segment_s * SAMPLE_RATE_HZ)
         self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
         self.paraphrase_probability = paraphrase_probability
@@ -128,11 +131,12 @@ class ClipCaptionDataset(Dataset[Batch]):
         """Return a batch of the pairs with these keys, (epoch, pair index). A pair's crop and its wording, the caption
         or a paraphrase, depend on the epoch. `allocate` may provide the memory for the batch's segments.
 
-        Each clip is decoded directly into the batch. `allocate` returns the memory for a number of segments,
+        Each clip is decoded directly into the batch. In `clips`, a mixture of two pairs has a number of its own, since
+        other captions of its clips don't describe it. `allocate` returns the memory for a number of segments,
         [number, segment_samples]; by default it is newly allocated.
         """
         draws = [np.random.default_rng([self.seed, SAMPLE_STREAM, epoch, pair]) for epoch, pair in keys]
-        uniform = [rng.random(3) for rng in draws]
+        uniform = [rng.random(3).tolist() for rng in draws]
         pairs = np.array([pair for _, pair in keys])
         splits, clips = self.split_of_pair[pairs].tolist(), self.clip_of_pair[pairs].tolist()
         lengths = self.get_num_samples(pairs)
@@ -140,13 +144,15 @@ class ClipCaptionDataset(Dataset[Batch]):
         sizes = [count_segments(count, self.segment_samples) for count in counts]
         segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), self.segment_samples)
         captions, first = [], 0
-        for row, pair in enumerate(pairs.tolist()):
-            crop_draw, swap_draw, variant_draw = uniform[row]
-            start = compute_crop_start(lengths[row], self.longest_samples, crop_draw)
+        clip_numbers = self.first_clip[splits] + clips
+        for row, (epoch, pair) in enumerate(keys):
             pair_segments = segments[first : first + sizes[row]].numpy()
-            fill_segments(self.splits[splits[row]], clips[row], start, counts[row], pair_segments)
+            captions.append(self.fill_pair(pair, lengths[row], uniform[row], pair_segments))
             first += sizes[row]
-            captions.append(normalise(self.choose_caption(pair, swap_draw, variant_draw)))
+            if self.augmentation != NO_AUGMENTATION:
+                samples = pair_segments.reshape(-1)[: counts[row]]
+                captions[row], is_mixed = self.change_pair(epoch, pair, samples, captions[row])
+                clip_numbers[row] = self.first_clip[-1] + pair if is_mixed else clip_numbers[row]
         mask_draws = [
             rng.random((size, NUM_MASK_DRAWS), dtype=np.float32) for rng, size in zip(draws, sizes, strict=True)
         ]
@@ -155,9 +161,42 @@ class ClipCaptionDataset(Dataset[Batch]):
             segments_per_clip=torch.tensor(sizes),
             mask_draws=torch.from_numpy(np.concatenate(mask_draws)),
             captions=captions,
-            clips=torch.from_numpy(self.first_clip[splits] + clips),
+            clips=torch.from_numpy(clip_numbers),
             num_samples=count_samples_by_segment(counts, sizes, self.segment_samples),
         )
+
+    def fill_pair(self, pair: int, length: int, draws: Sequence[float], segments: NDArray[np.float32]) -> str:
+        """Decode the clip of the pair with the index `pair`, which has `length` samples, into `segments` [num_segments,
+        segment_samples], as many samples as fit, and return its normalised caption. `draws` are three random numbers
+        from 0 to 1: of the crop, of whether the caption is replaced, and of the paraphrase that replaces it.
+        """
+        crop_draw, swap_draw, variant_draw = draws
+        start = compute_crop_start(length, self.longest_samples, crop_draw)
+        split, clip = self.splits[self.split_of_pair[pair]], int(self.clip_of_pair[pair])
+        fill_segments(split, clip, start, min(length, self.longest_samples), segments)
+        return normalise(self.choose_caption(pair, swap_draw, variant_draw))
+
+    def change_pair(self, epoch: int, pair: int, samples: NDArray[np.float32], caption: str) -> tuple[str, bool]:
+        """Augment a pair: change the `samples` of its clip in place, and return two values, its caption and whether
+        another pair was mixed in.
+
+        The end of a longer clip isn't mixed in. Two captions of one clip are not mixed.
+        """
+        rng = np.random.default_rng([self.seed, CHANGE_STREAM, epoch, pair])
+        change = draw_change(rng, self.augmentation, len(self))
+        is_mixed = change.is_mixed and self.find_clip(change.partner) != self.find_clip(pair)
+        if is_mixed:
+            length = self.get_num_samples(np.array([change.partner]))[0]
+            added = np.empty((1, min(len(samples), length, self.longest_samples)), np.float32)
+            partner_caption = self.fill_pair(change.partner, length, change.partner_draws, added)
+            samples[: added.size] += np.float32(change.partner_gain) * added[0]
+            caption = change.join(caption, partner_caption)
+        samples *= np.float32(change.gain)
+        return caption, is_mixed
+
+    def find_clip(self, pair: int) -> tuple[int, int]:
+        """Return the split and the clip of a pair, both as indices."""
+        return int(self.split_of_pair[pair]), int(self.clip_of_pair[pair])
 
     def choose_caption(self, pair: int, swap_draw: float, variant_draw: float) -> str:
         """Return the caption of the pair with the index `pair` or, with the dataset's paraphrase probability, one of

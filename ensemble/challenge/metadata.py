@@ -166,6 +166,10 @@ def describe_augmentations(trial: Trial) -> list[str]:
     augmentations = [f"random crops of {trial.longest_audio_s:g} s", *trial.audio.augmentations]
     if trial.paraphrase_probability:
         augmentations.append(f"paraphrased captions (p = {trial.paraphrase_probability:g})")
+    if trial.mix_probability:
+        augmentations.append(f"PairMix (p = {trial.mix_probability:g})")
+    if trial.gain_db:
+        augmentations.append(f"random gain of up to {trial.gain_db:g} dB")
     return augmentations
 
 

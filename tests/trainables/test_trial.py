@@ -9,7 +9,7 @@ from data.errors import UserError
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
 from trainables.schedule import Plateau
-from trainables.trial import Trial, fastest_precision, from_json, to_json
+from trainables.trial import Teacher, Trial, fastest_precision, from_json, to_json
 
 
 def test_a_trial_survives_json(trial, fine_tuning):
@@ -78,3 +78,11 @@ def test_a_name_tells_trials_of_a_sweep_apart(trial, fine_tuning):
 
 def test_the_fastest_precision_is_one_that_a_trial_can_have(trial):
     assert from_json(to_json(replace(trial, precision=fastest_precision()))).precision == fastest_precision()
+
+
+def test_a_student_cannot_learn_from_mixtures(trial):
+    with pytest.raises(UserError, match="teachers have no scores for mixtures"):
+        replace(trial, teachers=(Teacher(replace(trial, seed=9)),), mix_probability=0.5)
+    assert "mix 0.5" in replace(trial, mix_probability=0.5).name
+    with pytest.raises(UserError, match="mix_probability is 2"):
+        replace(trial, mix_probability=2.0)

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.captions import normalise
 from data.errors import UserError
 from data.leakage.exclusions import read_excluded_ids
+from data.loading.augmentation import Augmentation
 from data.loading.batch import NUM_MASK_DRAWS, Batch
 from data.loading.loader import load_epoch
 from data.loading.pairs import ClipCaptionDataset
@@ -211,9 +212,11 @@ def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     """Return the training pairs of a trial, without the pairs of clips that the store excludes from training."""
     splits = [open_split(store, name) for name in trial.train]
     excluded_ids = read_excluded_ids(store, trial.train)
+    augmentation = Augmentation(trial.mix_probability, trial.gain_db)
     return ClipCaptionDataset(
-        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, excluded_ids
-    )
+        splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, excluded_ids,
+        augmentation,
+    )  # fmt: skip
 
 
 def load_initial_model(trial: Trial, start: TrainingStart, pairs: ClipCaptionDataset) -> DualEncoder:
