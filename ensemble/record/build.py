@@ -55,7 +55,11 @@ def build_member(candidate: Candidate, weight: float) -> Member:
     """Return a candidate as a member of an ensemble with this weight, without its contribution to the metric."""
     if candidate.run:
         run = candidate.run
-        return Member(candidate.name, weight, candidate.signature, run.run_id, teachers=run.relations.teachers)
+        relations = run.relations
+        return Member(
+            candidate.name, weight, candidate.signature, run.run_id,
+            teachers=relations.teachers, snapshot_of=relations.snapshot_of or "",
+        )  # fmt: skip
     return Member(candidate.name, weight, folder=str(candidate.folder))
 
 

@@ -3,6 +3,7 @@
 from data.runtime import tables
 from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable
+from ensemble.record.relations import describe_relations
 from trainables.records.ensemble_file import Ensemble, SplitMetrics
 from trainables.retrieval import METRIC_TITLES
 
@@ -20,9 +21,8 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
     if ensemble.best_single:
         tables.print_table(console, build_member_table(ensemble))
         say(f"Best single candidate: {ensemble.best_single.name}")
-    for member, teachers in ensemble.list_students():
-        names = ", ".join(f"{teacher.name} ({teacher.signature})" for teacher in teachers)
-        say(f"{member.name} ({member.signature}) is a student of other members: {names}")
+    for sentence in describe_relations(ensemble):
+        say(sentence)
     tables.print_table(console, build_metric_table(ensemble))
     if ensemble.test:
         say(describe_difference(ensemble, ensemble.test))

@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from ensemble.record import html_page
+from ensemble.record.relations import describe_relations
 from ensemble.reporting import main_effects, trial_rows
 from ensemble.reporting.ensemble_rows import EnsembleRow
 from ensemble.reporting.plots import (
@@ -53,8 +54,9 @@ class StageCost:
 
 def render_page(content: ReportContent) -> str:
     """Return the report's page as HTML."""
-    fine_tunings = [row for row in content.rows if row.trial.pretraining]
-    compared = fine_tunings or content.rows
+    rows = trial_rows.leave_out_snapshots(content.rows)
+    fine_tunings = [row for row in rows if row.trial.pretraining]
+    compared = fine_tunings or rows
     trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]
     levels, left_out = main_effects.estimate_main_effects(trials, values)
     interaction = main_effects.compute_interaction(trials, values, levels)
@@ -63,9 +65,9 @@ def render_page(content: ReportContent) -> str:
         html_page.render_svg(
             partial(draw_bands, title=title, bands=bands, shares=shares), html_page.WIDTH, html_page.HEIGHT
         )
-        for title, bands in trial_rows.build_bands(content.rows).items()
+        for title, bands in trial_rows.build_bands(rows).items()
     ]
-    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(content.rows)]
+    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(rows)]
     effects = (
         html_page.render_svg(partial(draw_effects, levels=levels), html_page.WIDTH, compute_effects_height(levels))
         if levels
@@ -82,7 +84,8 @@ def render_page(content: ReportContent) -> str:
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         content=content, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,
         crossed=interaction, heat_map=heat_map, are_fine_tunings=bool(fine_tunings),
-        plots=draw_ensemble_plots(content.newest), costs=summarise_costs(content.rows), titles=METRIC_TITLES,
+        plots=draw_ensemble_plots(content.newest), costs=summarise_costs(rows), titles=METRIC_TITLES,
+        relations=describe_relations(content.newest.ensemble) if content.newest else [],
     )  # fmt: skip
     return text
 
