@@ -55,7 +55,8 @@ def build_member(candidate: Candidate, weight: float) -> Member:
     """Return a candidate as a member of an ensemble with this weight, without its contribution to the metric."""
     if candidate.run:
         run = candidate.run
-        return Member(candidate.name, weight, candidate.signature, run.run_id, teachers=run.relations.teachers)
+        teachers, parts = run.relations.teachers, run.relations.average_of
+        return Member(candidate.name, weight, run.signature, run.run_id, teachers=teachers, average_of=parts)
     return Member(candidate.name, weight, folder=str(candidate.folder))
 
 

@@ -20,14 +20,15 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
     if ensemble.best_single:
         tables.print_table(console, build_member_table(ensemble))
         say(f"Best single candidate: {ensemble.best_single.name}")
-    for member, teachers in ensemble.list_students():
-        names = ", ".join(f"{teacher.name} ({teacher.signature})" for teacher in teachers)
-        say(f"{member.name} ({member.signature}) is a student of other members: {names}")
+    for sentence in describe_relations(ensemble):
+        say(sentence)
     tables.print_table(console, build_metric_table(ensemble))
     if ensemble.test:
         say(describe_difference(ensemble, ensemble.test))
     if ensemble.methods:
         tables.print_table(console, build_method_table(ensemble))
+    if ensemble.soups:
+        tables.print_table(console, build_soup_table(ensemble))
     if ensemble.normalisation and ensemble.normalisation.forms:
         tables.print_table(console, build_normalisation_table(ensemble))
     if nested := ensemble.nested:
@@ -38,6 +39,19 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         )
     if earlier is not None and ensemble.test:
         say(f"Looks at {ensemble.test.split} before this one: {earlier}")
+
+
+def describe_relations(ensemble: Ensemble) -> list[str]:
+    """Return a sentence for each member that is a student of other members, and for each one that is a soup."""
+    sentences = []
+    for member, teachers in ensemble.list_students():
+        names = ", ".join(f"{teacher.name} ({teacher.signature})" for teacher in teachers)
+        sentences.append(f"{member.name} ({member.signature}) is a student of other members: {names}")
+    for member, parts in ensemble.list_soups():
+        sentences.append(
+            f"{member.name} ({member.signature}) is a soup, the mean of the weights of: {', '.join(parts)}"
+        )
+    return sentences
 
 
 def build_member_table(ensemble: Ensemble) -> TextTable:
@@ -119,3 +133,32 @@ def build_normalisation_table(ensemble: Ensemble) -> TextTable:
     columns = [Column(heading, is_numeric=heading != "normalisation") for heading in headings]
     metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
     return TextTable(f"{metric} and skewness of the 10-occurrence of clips by normalisation", columns, rows)
+
+
+SOUP_SYSTEMS = {
+    "best_part": "best part",
+    "greedy": "greedy soup",
+    "kept_ensemble": "ensemble of its parts",
+    "uniform": "uniform soup",
+    "ensemble": "ensemble of all parts",
+    "greedy_minus_best_part": "greedy soup minus best part",
+    "greedy_minus_kept_ensemble": "greedy soup minus ensemble of its parts",
+    "uniform_minus_ensemble": "uniform soup minus ensemble of all parts",
+}
+"""Titles of the systems that are compared with soups, and of their differences."""
+
+
+def build_soup_table(ensemble: Ensemble) -> TextTable:
+    """Return the table of the soups and what they are compared with: for each group of parts, a row for each system."""
+    rows = [
+        (
+            "" if index else f"{soup.origin}: {len(soup.kept)} of {len(soup.parts)} kept", title,
+            soup.validation[name].percent, soup.test[name].percent if soup.test else "",
+        )
+        for soup in ensemble.soups
+        for index, (name, title) in enumerate(SOUP_SYSTEMS.items())
+    ]  # fmt: skip
+    headings = ("parts from", "system", "validation", "test")
+    columns = [Column(heading, is_numeric=heading in ("validation", "test")) for heading in headings]
+    metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
+    return TextTable(f"{metric} of soups in percent, with 95 % bootstrap intervals", columns, rows)

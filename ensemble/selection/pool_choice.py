@@ -1,12 +1,13 @@
-"""Choice of each trial's epoch and of the temperature of a query bank, for the queries that a selection is made on.
+"""Choice of each trial's epoch, of soups and of the temperature of a query bank, for the queries of a selection.
 
-Both are chosen on the validation split, so nested cross-validation chooses them again within its folds.
+All are chosen on the validation split, so nested cross-validation chooses them again within its folds.
 
 Shapes: Q queries.
 """
 
+import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,9 @@ from ensemble.selection.greedy import SelectionConfig
 from ensemble.selection.pruned_pool import PrunedPool, prune
 from trainables.records.ensemble_file import BANK_FUSIONS, Direction, Fusion
 from trainables.records.ledger import Ledger
+
+ChooseCandidates = Callable[[NDArray[np.bool_]], Sequence[Candidate]]
+"""Function from a mask of queries [Q] to the candidates of a selection on them."""
 
 EpochFiles = tuple[tuple[str, str], ...]
 """Pairs of a trial's signature and the file with the embeddings of its epoch; without one, the best epoch is read."""
@@ -99,10 +103,27 @@ class PoolChooser:
         pools = ((self.prune_once(temperature, files), temperature) for temperature in self.temperatures)
         return max(pools, key=lambda pair: greedy.select(pair[0], self.config, include_Q).value)  # the first of equals
 
-    def make_pool_for(self, validation: ScoreMatrices) -> tuple[PoolForQueries, bool]:
-        """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch and the
-        temperature are the best on these queries; and whether it chooses the epochs of all candidates, not only of
-        those with embeddings of every epoch. `validation` has the candidates' scores, for its relevant clips.
+    def with_candidates(self, candidates: Sequence[Candidate]) -> "PoolChooser":
+        """Return a chooser of these candidates, which shares the statistics of query banks with this one; this one if
+        they are its own.
+        """
+        if [candidate.key for candidate in candidates] == [candidate.key for candidate in self.candidates]:
+            return self
+        other = copy.copy(self)
+        other.candidates = candidates
+        other.prune_once = functools.lru_cache(maxsize=len(self.temperatures))(other.prune)
+        return other
+
+    def make_pool_for(
+        self, validation: ScoreMatrices, choose_candidates: ChooseCandidates | None = None
+    ) -> tuple[PoolForQueries, bool]:
+        """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch, the
+        temperature and, with `choose_candidates`, the candidates are the best on these queries; and whether it chooses
+        the epochs of all candidates, not only of those with embeddings of every epoch.
+
+        Args:
+            validation: the candidates' scores, for its relevant clips.
+            choose_candidates: function from a mask of queries to the candidates, if they depend on it, as soups do.
         """
         epochs = epoch_choice.load_epoch_scores(self.ledger, self.candidates)
 
@@ -112,6 +133,7 @@ class PoolChooser:
             is_a2t = self.direction == "a2t"
             captions = epoch_choice.select_captions(validation, include_Q) if is_a2t else include_Q
             files = epoch_choice.choose_epoch_files(epochs, captions)
-            return self.choose(include_Q, tuple(files.items()))[0]
+            chooser = self.with_candidates(choose_candidates(include_Q)) if choose_candidates else self
+            return chooser.choose(include_Q, tuple(files.items()))[0]
 
         return lambda include_Q: choose_cached(include_Q.tobytes()), len(epochs) == len(self.candidates)
