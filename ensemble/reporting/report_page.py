@@ -53,8 +53,9 @@ class StageCost:
 
 def render_page(content: ReportContent) -> str:
     """Return the report's page as HTML."""
-    fine_tunings = [row for row in content.rows if row.trial.pretraining]
-    compared = fine_tunings or content.rows
+    trained = [row for row in content.rows if not row.trial.average_of]  # a soup has neither settings nor curves
+    fine_tunings = [row for row in trained if row.trial.pretraining]
+    compared = fine_tunings or trained
     trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]
     levels, left_out = main_effects.estimate_main_effects(trials, values)
     interaction = main_effects.compute_interaction(trials, values, levels)
@@ -63,9 +64,9 @@ def render_page(content: ReportContent) -> str:
         html_page.render_svg(
             partial(draw_bands, title=title, bands=bands, shares=shares), html_page.WIDTH, html_page.HEIGHT
         )
-        for title, bands in trial_rows.build_bands(content.rows).items()
+        for title, bands in trial_rows.build_bands(trained).items()
     ]
-    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(content.rows)]
+    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(trained)]
     effects = (
         html_page.render_svg(partial(draw_effects, levels=levels), html_page.WIDTH, compute_effects_height(levels))
         if levels

@@ -48,7 +48,7 @@ class SoupOptions:
 
     soup: bool = option("also select from averages of the weights of related trials (soups)", False)
     store: str | None = option("store that --soup embeds from (default: the sweep's)", None)
-    weights: Path | None = option("folder of the trials' published checkpoints, if --soup lacks them", None)
+    weights: Path | None = option("folder of published checkpoints that the sweep used, for --soup", None)
 
     def __post_init__(self) -> None:
         for name in ("store", "weights"):

@@ -42,6 +42,7 @@ from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitMetrics, read_ensemble, write_ensemble
 from trainables.records.ledger import TrialRun
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
+from trainables.signature import Relations
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
@@ -587,7 +588,7 @@ def test_what_follows_from_another_factor_is_no_factor(grid):
 
 def test_accuracy_by_hours_begins_where_the_pretraining_ends(grid):
     def make_row(number, trial, parent, hours, curve):
-        run = TrialRun(f"run{number}", trial.name, f"{number}", "FINISHED", pretraining=parent)
+        run = TrialRun(f"run{number}", trial.name, f"{number}", "FINISHED", relations=Relations(parent))
         return trial_rows.TrialRow(number, Candidate(trial.name, f"{number}", run), trial, {"map10": curve}, hours)
 
     tuned = next(trial for trial in grid if trial.pretraining)

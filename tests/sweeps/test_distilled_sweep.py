@@ -47,8 +47,8 @@ def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     assert "1 pretrainings, then 3 fine-tunings; 4 of them are still to be run" in done.stdout
     ledger = open_ledger(runs)
     trials = {run.signature: run for run in ledger.iter_trials()}
-    (student,) = [run for run in trials.values() if run.teachers]
-    assert set(student.teachers) == set(teachers) <= trials.keys()
+    (student,) = [run for run in trials.values() if run.relations.teachers]
+    assert set(student.relations.teachers) == set(teachers) <= trials.keys()
     assert student.settings["hard_share"] == "0.5"
     assert "(weight 0.333333)" in student.settings["teachers"]
     assert "student of 3" in student.name

@@ -47,7 +47,7 @@ def test_each_trial_is_a_finished_run_with_a_metric_for_every_epoch(swept):
     ledger = open_ledger(swept[0])
     trials = list(ledger.iter_trials())
     assert [run.status for run in trials] == ["FINISHED"] * 3
-    assert sorted(run.pretraining is None for run in trials) == [False, False, True]
+    assert sorted(run.relations.pretraining is None for run in trials) == [False, False, True]
     assert {run.signature for run in trials} == set(ledger.find_sweep("first").signatures)
     for run in trials:
         for name in ("map10", "validation_loss", "train_loss"):

@@ -396,3 +396,25 @@ def test_an_average_without_a_model_names_the_remedy(fresh_runs, tone_store, tmp
     shutil.rmtree(folder / "models" / signatures[0])
     with pytest.raises(UserError, match=f"the model of {signatures[0]} isn't in .*: train it first"):
         chooser.averages.embed(chooser.groups[0].parts)
+
+
+def test_soups_and_files_of_scores_are_selected_from_together(fresh_runs, call_command, tmp_path):
+    folder, signatures = fresh_runs
+    ledger = open_ledger(folder)
+    first = min(ledger.find_sweep("tiny").signatures)
+    for role, file in (("validation", VALIDATION_FILE), ("test", TEST_FILE)):
+        embeddings = ledger.load_embeddings(ledger.find_finished_trial(first), file)
+        (tmp_path / "scores" / role).mkdir(parents=True)
+        relevant = [embeddings.clip_ids.index(clip) for [clip] in embeddings.relevant_clip_ids]
+        np.save(tmp_path / "scores" / role / "relevance.npy", np.array(relevant))
+        np.save(tmp_path / "scores" / role / "other.npy", embeddings.compute_scores().astype(np.float32))
+    words = ("--runs", folder, "--sweep", "tiny", "--pool", tmp_path / "scores", "--method", "all", "--out", tmp_path)
+    done = call_command(*SELECT, *words)
+    assert done.returncode == 0, done.stderr
+    ensemble = read_ensemble(tmp_path / "ensemble.json")
+    members = {member.signature or member.name: member for member in ensemble.members}
+    assert {"other", ensemble.soups[0].uniform, *signatures} <= members.keys()
+    by_itself = ledger.load_embeddings(ledger.find_finished_trial(first), VALIDATION_FILE)
+    assert members["other"].alone == pytest.approx(compute_map10(by_itself.compute_scores(), by_itself))
+    soup = ledger.load_embeddings(ledger.find_finished_trial(ensemble.soups[0].uniform), VALIDATION_FILE)
+    assert members[ensemble.soups[0].uniform].alone == pytest.approx(compute_map10(soup.compute_scores(), soup))
