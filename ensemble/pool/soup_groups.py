@@ -63,7 +63,8 @@ def find_groups(candidates: Sequence[Candidate], ledger: Ledger, site: RunContex
         fingerprints = read_fingerprints([trial for trial, _ in configs], site.store, site.weights)
     except UserError as error:
         raise UserError(
-            f"--soup: {error}; a soup embeds the splits of its trials: give their store with --store"
+            f"--soup: what the trials were trained with can't be read: {error}; --store names their store, and "
+            "--weights the folder of their published checkpoints"
         ) from error
     parts = []
     for trial, candidate in configs:

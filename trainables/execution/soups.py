@@ -80,9 +80,13 @@ def store_soup(average: Average, site: RunContext, ledger: Ledger, sweep_run_id:
 
     Raises UserError if the model of a part is missing, or if the store has changed since the soup's parts were trained.
     """
+    is_waiting = False
     while not is_stored(average.signature, site, ledger):
         lease = leases.acquire(site.runs, average.signature)
         if isinstance(lease, Holder):
+            if not is_waiting:
+                logger.info("%s (%s) is awaited: %s computes it", average.trial.name, average.signature, lease)
+            is_waiting = True
             time.sleep(POLL_EVERY_S)
             continue
         with Heartbeat(site.runs, lease):

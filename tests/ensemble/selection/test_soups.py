@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from ensemble.selection.pruned_pool import prune
 from ensemble.selection.soup_choice import SoupChooser, choose_greedily
 from trainables import retrieval
 from trainables.execution.session import RunContext
+from trainables.execution.soups import compute_under_lease
+from trainables.records import lease as leases
 from trainables.records.embeddings import BANK_FILE, TEST_FILE, VALIDATION_FILE
 from trainables.records.ensemble_file import read_ensemble, write_ensemble
 from trainables.records.mlflow_ledger import open_ledger
@@ -341,7 +344,7 @@ def test_a_store_with_other_contents_is_refused_with_the_remedy(fresh_runs, tone
     assert f"{store} or the published weights aren't those that it was trained with" in failed.stderr
     absent = call_command(*SELECT, "--runs", folder, "--no-test", "--store", tmp_path / "absent")
     assert absent.returncode == 2
-    assert "give their store with --store" in absent.stderr
+    assert "--store names their store" in absent.stderr
 
 
 @pytest.mark.parametrize(
@@ -418,3 +421,39 @@ def test_soups_and_files_of_scores_are_selected_from_together(fresh_runs, call_c
     assert members["other"].alone == pytest.approx(compute_map10(by_itself.compute_scores(), by_itself))
     soup = ledger.load_embeddings(ledger.find_finished_trial(ensemble.soups[0].uniform), VALIDATION_FILE)
     assert members[ensemble.soups[0].uniform].alone == pytest.approx(compute_map10(soup.compute_scores(), soup))
+
+
+def test_a_soup_whose_model_was_removed_is_computed_again_as_it_was(fresh_runs, call_command):
+    folder, _ = fresh_runs
+    words = (*SELECT, "--runs", folder, "--no-test", "--folds", 0)
+    assert call_command(*words).returncode == 0
+    [soup] = read_ensemble(folder / "ensembles" / "tiny" / "ensemble.json").soups
+    path = folder / "models" / soup.uniform
+    before, runs = load_file(path / MODEL_FILE), {run.run_id for run in open_ledger(folder).iter_trials()}
+    shutil.rmtree(path)
+    again = call_command(*words)
+    assert f"({soup.uniform}) is computed" in again.stderr
+    assert f"({soup.greedy}) is computed" not in again.stderr
+    after = load_file(path / MODEL_FILE)
+    assert all((after[name] == before[name]).all() for name in before)
+    assert {run.run_id for run in open_ledger(folder).iter_trials()} == runs
+    assert {run.status for run in open_ledger(folder).iter_trials()} == {"FINISHED"}
+
+
+def test_a_soup_that_another_command_computes_is_awaited(fresh_runs, tone_store, tmp_path):
+    folder, _ = fresh_runs
+    chooser = open_chooser(folder, tone_store, tmp_path)
+    averages, parts = chooser.averages, chooser.groups[0].parts
+    average, site, ledger = averages.describe(parts), averages.site, averages.ledger
+    lease = leases.acquire(site.runs, average.signature, "another command")
+    stored = []
+    waiting = threading.Thread(target=lambda: stored.append(averages.store(parts, None)))
+    waiting.start()
+    waiting.join(1.5)
+    assert waiting.is_alive()
+    assert ledger.find_trial(average.signature) is None
+    compute_under_lease(average, lease, site, ledger, None)
+    leases.release(site.runs, lease)
+    waiting.join(60)
+    assert [soup.signature for soup in stored] == [average.signature]
+    assert len([run for run in ledger.iter_trials() if run.signature == average.signature]) == 1
