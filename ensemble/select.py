@@ -34,7 +34,6 @@ from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
 from ensemble.record.member_options import ExportOptions, MemberOptions
 from ensemble.record.normalisation import describe_normalisation
-from ensemble.record.soup_comparison import add_test_metrics, describe_soups
 from ensemble.record.terminal_tables import print_ensemble
 from ensemble.selection import attribution, cross_validation, exhaustive, greedy
 from ensemble.selection.costs import load_costs
@@ -42,8 +41,9 @@ from ensemble.selection.greedy import Selection, SelectionConfig
 from ensemble.selection.method_options import EXPERT, MethodOptions
 from ensemble.selection.pool_choice import PoolChooser, make_loader, read_scores
 from ensemble.selection.pruned_pool import PrunedPool
-from ensemble.selection.soup_options import PoolSoups, SoupOptions
 from ensemble.serving import split_index
+from ensemble.soups.comparison import add_test_metrics, describe_soups
+from ensemble.soups.options import PoolSoups, SoupOptions
 from trainables import retrieval
 from trainables.records.embeddings import write_embeddings
 from trainables.records.ensemble_file import (

@@ -37,6 +37,7 @@ NEEDS = {
     "trainables/training/loss.py",
     "trainables/training/query_bank.py",
     "trainables/execution/artifacts.py",
+    "trainables/training/averaging.py",
     "trainables/execution/ray_adapter.py",
     "trainables/training/distillation.py",
     "trainables/training/train.py",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble.pool.candidates import EMBEDDINGS_FILES, Candidate, Role
-from ensemble.pool.soup_groups import SoupPart
+from ensemble.soups.groups import SoupPart
 from trainables.execution.session import RunContext
 from trainables.execution.soups import Average, embed_average, store_soup
 from trainables.records.embeddings import BANK_FILE, EMBEDDINGS_FOLDER

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.pool import score_matrices
-from ensemble.pool.averages import AverageEmbedder
 from ensemble.pool.candidates import Candidate, Role, load_pool
 from ensemble.pool.score_matrices import ScoreMatrices
-from ensemble.pool.soup_groups import SoupGroup, SoupPart
 from ensemble.selection.pruned_pool import prune
+from ensemble.soups.averages import AverageEmbedder
+from ensemble.soups.groups import SoupGroup, SoupPart
 from trainables.records.embeddings import Embeddings
 from trainables.records.ensemble_file import Direction
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from data.errors import UserError
 from data.runtime.options import flag, option
 from data.store.storage import Store
-from ensemble.pool.averages import AverageEmbedder
 from ensemble.pool.candidates import Candidate
-from ensemble.pool.soup_groups import find_groups
 from ensemble.selection.pool_choice import PoolChooser
-from ensemble.selection.soup_choice import ChosenSoup, SoupChooser, add_soups
+from ensemble.soups.averages import AverageEmbedder
+from ensemble.soups.choice import ChosenSoup, SoupChooser, add_soups
+from ensemble.soups.groups import find_groups
 from trainables.execution.session import RunContext
 from trainables.records.ensemble_file import BANK_FUSIONS
 from trainables.records.ledger import Sweep
@@ -81,12 +81,12 @@ class SoupOptions:
         store = Store.of(self.store or known[0]).location
         weights = self.weights.resolve() if self.weights else None
         site = RunContext(store, runs, pool.ledger.tracking_uri, weights)
-        found = find_groups(pool.candidates, pool.ledger, site)
-        for note in found.notes:
+        pool_groups = find_groups(pool.candidates, pool.ledger, site)
+        for note in pool_groups.notes:
             logger.warning(note)
-        averages = AverageEmbedder(site, pool.ledger, found.fingerprints, scratch, pool.fusion in BANK_FUSIONS)
+        averages = AverageEmbedder(site, pool.ledger, pool_groups.fingerprints, scratch, pool.fusion in BANK_FUSIONS)
         reference = next(candidate for candidate in pool.candidates if candidate.run)
-        chooser = SoupChooser(found.groups, averages, reference, pool.metric, pool.direction)
+        chooser = SoupChooser(pool_groups.groups, averages, reference, pool.metric, pool.direction)
         chosen = chooser.store_soups(sweeps[0].run_id)
         for soup in chosen:
             logger.info("%s: %d of %d kept in the greedy soup", soup.group.origin, len(soup.kept), len(soup.order))

@@ -13,14 +13,14 @@ from safetensors.numpy import load_file
 
 from data.errors import UserError
 from ensemble.pool import score_matrices
-from ensemble.pool.averages import AverageEmbedder
 from ensemble.pool.candidates import compute_cosines, find_candidates
 from ensemble.pool.query_bank import TEMPERATURES, normalise_with
-from ensemble.pool.soup_groups import find_groups
 from ensemble.selection import cross_validation, greedy
 from ensemble.selection.greedy import SelectionConfig
 from ensemble.selection.pruned_pool import prune
-from ensemble.selection.soup_choice import SoupChooser, choose_greedily
+from ensemble.soups.averages import AverageEmbedder
+from ensemble.soups.choice import SoupChooser, choose_greedily
+from ensemble.soups.groups import find_groups
 from trainables import retrieval
 from trainables.execution.session import RunContext
 from trainables.execution.soups import compute_under_lease
@@ -385,7 +385,7 @@ def test_the_last_epochs_of_a_training_are_a_group_of_their_own(fresh_runs, sibl
 
 
 def test_a_group_has_no_trials_that_compute_in_another_way(siblings):
-    from ensemble.pool.soup_groups import SoupPart, group_by_pretraining
+    from ensemble.soups.groups import SoupPart, group_by_pretraining
 
     one, two, *_ = siblings
     parts = [SoupPart(one, "a" * 16), SoupPart(two, "b" * 16), SoupPart(replace(two, longest_audio_s=1.0), "c" * 16)]

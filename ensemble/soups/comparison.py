@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from ensemble.pool import evaluation
 from ensemble.pool.candidates import Role
-from ensemble.selection.soup_choice import ChosenSoup, SoupChooser
-from ensemble.selection.soup_options import PoolSoups
+from ensemble.soups.choice import ChosenSoup, SoupChooser
+from ensemble.soups.options import PoolSoups
 from trainables.records.ensemble_file import Estimates, SoupComparison, SoupPart
 
 DIFFERENCES = (("greedy", "best_part"), ("greedy", "kept_ensemble"), ("uniform", "ensemble"))
