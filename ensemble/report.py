@@ -36,7 +36,7 @@ from ensemble.reporting.ensemble_rows import EnsembleRow, build_ensemble_rows, f
 from ensemble.reporting.report_page import ReportContent, render_page
 from ensemble.reporting.retrieval_examples import PlayableClips, RetrievalExample, build_examples, load_excerpts
 from ensemble.reporting.tables import Cell, ReportTable, TableLine, print_table, to_csv, to_latex, to_markdown
-from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow, group_by_settings
+from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow, group_by_settings, leave_out_snapshots
 from trainables.records.ensemble_file import Estimates
 from trainables.records.ledger import Event, Ledger, Sweep
 from trainables.records.mlflow_ledger import LedgerOptions
@@ -152,7 +152,8 @@ def build_tables(
     lines += [build_ensemble_line(ensemble, role) for ensemble in ensembles]
     title = f"In percent, on {split}, with 95 % bootstrap intervals over clips."
     tables = [ReportTable(title, LABELS, ("low", "high"), lines)]
-    groups = [[row for row in group if row.metrics] for group in group_by_settings(rows).values()]
+    trainings = leave_out_snapshots(rows)
+    groups = [[row for row in group if row.metrics] for group in group_by_settings(trainings).values()]
     over_seeds = [build_seeds_line(group, role, others[group[0].number]) for group in groups if len(group) > 1]
     if over_seeds:
         title = f"Over seeds, in percent, on {split}: mean, minimum and maximum."
@@ -173,9 +174,17 @@ def remove_label_column(table: ReportTable, heading: str) -> ReportTable:
 
 def list_notes(evaluated: EvaluatedTrials, ensembles: Sequence[EnsembleRow]) -> list[str]:
     """Return a sentence with the reason for each trial and ensemble whose metrics on the split are missing or were read
-    from the ledger instead of computed from embeddings.
+    from the ledger instead of computed from embeddings, and one on snapshots if there are any.
     """
-    rows = [f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing]
+    snapshots = format_ranges([row.number for row in evaluated.rows if row.is_snapshot])
+    note = (
+        f"{snapshots}: snapshots, models of the trainings in other rows after one of their cycles. They are in this "
+        "table only: means over seeds, main effects, learning curves and costs leave them out."
+    )
+    rows = [note] * bool(snapshots)
+    rows += [
+        f"No metrics of {row.number}, {row.candidate.name}: {row.missing}" for row in evaluated.rows if row.missing
+    ]
     return rows + [
         f"The ensemble of {format_ranges(ensemble.numbers)}: {ensemble.missing}"
         for ensemble in ensembles

@@ -39,6 +39,7 @@ NEEDS = {
     "trainables/execution/artifacts.py",
     "trainables/training/averaging.py",
     "trainables/execution/ray_adapter.py",
+    "trainables/execution/snapshots.py",
     "trainables/training/distillation.py",
     "trainables/training/train.py",
 }

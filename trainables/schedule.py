@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,6 +47,11 @@ class Schedule:
         """Number of epochs of a cycle."""
         return self.epochs // self.cycles
 
+    @property
+    def cycle_ends(self) -> tuple[int, ...]:
+        """Number of epochs after which each cycle ends; () for a single cycle."""
+        return tuple(range(self.cycle_epochs, self.epochs + 1, self.cycle_epochs)) if self.cycles > 1 else ()
+
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
         """Return the learning rate after `epoch` epochs, which may be a fraction; `validation_losses` is ignored."""
         if epoch >= self.epochs:
@@ -84,6 +90,7 @@ class Plateau:
     settled_std: float  # training ends when the standard deviation of the last losses is below this
     settled_epochs: int  # number of these losses
     first_end: int  # epochs before a settled loss can end training
+    cycle_ends: ClassVar[tuple[int, ...]] = ()  # it has no cycles
 
     def __post_init__(self) -> None:
         if not 0 <= self.final_rate <= self.peak_rate:

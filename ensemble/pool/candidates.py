@@ -13,7 +13,7 @@ Shapes: Q queries, A clips, P (query, relevant clip) pairs, D the size of the em
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.errors import UserError
 from data.sources.numpy_files import read_array
-from ensemble.pool import score_matrices
+from ensemble.pool import score_matrices, snapshots
 from ensemble.pool.score_matrices import ReadScores, ScoreMatrices
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.records.ledger import Ledger, Sweep, TrialRun
@@ -70,8 +70,9 @@ LoadEmbeddings = Callable[[Candidate, str], Embeddings]
 
 
 def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterable[str] = ()) -> list[Candidate]:
-    """Return the finished trials of sweeps as candidates, sorted by signature, including those that another sweep
-    trained. With `conditions` such as 'NAME=VALUE', only trials that meet all of them are returned.
+    """Return the finished trials of sweeps and their snapshots as candidates, sorted by signature, including those that
+    another sweep trained. With `conditions` such as 'NAME=VALUE', only trials that meet all of them are returned. A
+    snapshot after the best epoch of a returned trial is left out, since it is the same model.
 
     Args:
         ledger: the ledger of the trials.
@@ -83,7 +84,8 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterabl
     """
     signatures = sorted({signature for sweep in sweeps for signature in sweep.signatures})
     runs = {signature: ledger.find_finished_trial(signature) for signature in signatures}
-    matches = [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
+    finished = snapshots.add_snapshots(ledger, [run for run in runs.values() if run])
+    matches = [Candidate(run.name, run.signature, run) for run in finished]
     names = " and ".join(repr(sweep.name) for sweep in sweeps)
     if not matches:
         raise UserError(
@@ -99,7 +101,8 @@ def find_candidates(ledger: Ledger, sweeps: Sequence[Sweep], conditions: Iterabl
         matches = [candidate for candidate in matches if list_settings(candidate).get(name) == value]
         if not matches:
             raise UserError(f"--filter {condition!r}: no trial matches; its values are: {', '.join(values)}")
-    return matches
+    kept = {candidate.signature: candidate.trial_run for candidate in matches}
+    return [candidate for candidate in matches if not snapshots.is_same_model(candidate.trial_run, kept)]
 
 
 def list_settings(candidate: Candidate) -> dict[str, str]:
@@ -133,29 +136,25 @@ def load_pool(
     ledger: Ledger | None,
     candidates: Sequence[Candidate],
     role: Role,
-    artifacts: Mapping[str, str] | None = None,
+    files: Sequence[str] | None = None,
     load: LoadEmbeddings | None = None,
 ) -> ScoreMatrices:
     """Return the candidates' score matrices on the split with this role, in the order of the candidates. A trial's
-    scores are computed from its embeddings: by default those of its best epoch, otherwise those in the file that
-    `artifacts` has for its signature.
+    scores are computed from its embeddings: by default those of its best epoch, otherwise those in its file in `files`.
 
     Args:
         ledger: the ledger of the trials; not needed for files of scores.
         candidates: trials, files of scores, or both.
         role: the split to read, 'validation' or 'test'.
-        artifacts: by signature, the artifact with a trial's embeddings, if not those of its best epoch.
+        files: for each candidate, the artifact with its embeddings; that of a file of scores is ignored.
         load: function that loads embeddings, if they are not used as the ledger has them.
 
     Raises:
         UserError: if candidates are incompatible: trials evaluated on different splits, files of different shapes, or a
             folder whose relevant clips differ from the trials'.
     """
-    trial_artifacts = [
-        (candidate, (artifacts or {}).get(candidate.signature, EMBEDDINGS_FILES[role]))
-        for candidate in candidates
-        if candidate.run
-    ]
+    files = files or [EMBEDDINGS_FILES[role]] * len(candidates)
+    trial_artifacts = [(candidate, file) for candidate, file in zip(candidates, files, strict=True) if candidate.run]
     indices = [index for index, candidate in enumerate(candidates) if candidate.run]
     pools = [load_trial_scores(ledger, trial_artifacts, load)] if ledger and trial_artifacts else []
     for folder in dict.fromkeys(candidate.folder for candidate in candidates if candidate.folder):

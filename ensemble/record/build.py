@@ -55,8 +55,11 @@ def build_member(candidate: Candidate, weight: float) -> Member:
     """Return a candidate as a member of an ensemble with this weight, without its contribution to the metric."""
     if candidate.run:
         run = candidate.run
-        teachers, parts = run.relations.teachers, run.relations.average_of
-        return Member(candidate.name, weight, run.signature, run.run_id, teachers=teachers, average_of=parts)
+        relations = run.relations
+        return Member(
+            candidate.name, weight, candidate.signature, run.run_id, teachers=relations.teachers,
+            snapshot_of=relations.snapshot_of or "", average_of=relations.average_of,
+        )  # fmt: skip
     return Member(candidate.name, weight, folder=str(candidate.folder))
 
 

@@ -3,6 +3,7 @@
 from data.runtime import tables
 from data.runtime.console import PlainConsole
 from data.runtime.tables import Column, TextTable
+from ensemble.record.relations import describe_relations
 from trainables.records.ensemble_file import Ensemble, SplitMetrics
 from trainables.retrieval import METRIC_TITLES
 
@@ -39,19 +40,6 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         )
     if earlier is not None and ensemble.test:
         say(f"Looks at {ensemble.test.split} before this one: {earlier}")
-
-
-def describe_relations(ensemble: Ensemble) -> list[str]:
-    """Return a sentence for each member that is a student of other members, and for each one that is a soup."""
-    sentences = []
-    for member, teachers in ensemble.list_students():
-        names = ", ".join(f"{teacher.name} ({teacher.signature})" for teacher in teachers)
-        sentences.append(f"{member.name} ({member.signature}) is a student of other members: {names}")
-    for member, parts in ensemble.list_soups():
-        sentences.append(
-            f"{member.name} ({member.signature}) is a soup, the mean of the weights of: {', '.join(parts)}"
-        )
-    return sentences
 
 
 def build_member_table(ensemble: Ensemble) -> TextTable:

@@ -56,7 +56,7 @@ def find_published(trial: Trial) -> PaperMetrics | None:
 
 def matches_paper_recipe(trial: Trial) -> bool:
     """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates, without
-    teachers, to its best epoch, and it is no soup.
+    teachers, to the end, and it is no soup.
     """
     rate = trial.schedule.peak_rate
     if trial.teachers or trial.average_of or trial.snapshot_epoch:

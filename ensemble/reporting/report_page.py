@@ -9,6 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from ensemble.record import html_page
+from ensemble.record.relations import describe_relations
 from ensemble.reporting import main_effects, trial_rows
 from ensemble.reporting.ensemble_rows import EnsembleRow
 from ensemble.reporting.plots import (
@@ -53,9 +54,10 @@ class StageCost:
 
 def render_page(content: ReportContent) -> str:
     """Return the report's page as HTML."""
-    trained = [row for row in content.rows if not row.trial.average_of]  # a soup has neither settings nor curves
-    fine_tunings = [row for row in trained if row.trial.pretraining]
-    compared = fine_tunings or trained
+    # Soups are trained in no way of their own, and have no learning curves.
+    rows = [row for row in trial_rows.leave_out_snapshots(content.rows) if not row.trial.average_of]
+    fine_tunings = [row for row in rows if row.trial.pretraining]
+    compared = fine_tunings or rows
     trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]
     levels, left_out = main_effects.estimate_main_effects(trials, values)
     interaction = main_effects.compute_interaction(trials, values, levels)
@@ -64,9 +66,9 @@ def render_page(content: ReportContent) -> str:
         html_page.render_svg(
             partial(draw_bands, title=title, bands=bands, shares=shares), html_page.WIDTH, html_page.HEIGHT
         )
-        for title, bands in trial_rows.build_bands(trained).items()
+        for title, bands in trial_rows.build_bands(rows).items()
     ]
-    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(trained)]
+    curves = [html_page.render_svg(draw, html_page.WIDTH, height) for draw, height in make_curve_panels(rows)]
     effects = (
         html_page.render_svg(partial(draw_effects, levels=levels), html_page.WIDTH, compute_effects_height(levels))
         if levels
@@ -83,7 +85,8 @@ def render_page(content: ReportContent) -> str:
     text: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         content=content, figure_2=figure_2, curves=curves, effects=effects, left_out=left_out,
         crossed=interaction, heat_map=heat_map, are_fine_tunings=bool(fine_tunings),
-        plots=draw_ensemble_plots(content.newest), costs=summarise_costs(content.rows), titles=METRIC_TITLES,
+        plots=draw_ensemble_plots(content.newest), costs=summarise_costs(rows), titles=METRIC_TITLES,
+        relations=describe_relations(content.newest.ensemble) if content.newest else [],
     )  # fmt: skip
     return text
 

@@ -35,6 +35,7 @@ class TrialRow:
     cpus: float | None = None
     metrics: Estimates = field(default_factory=dict)  # metrics; empty if there are none
     missing: str = ""  # reason why there are none
+    is_snapshot: bool = False  # whether the training in another row has published it
 
     @property
     def key(self) -> paper_results.TableKey:
@@ -68,8 +69,10 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
     """Return the candidates' trials as rows of the table, without metrics, and a list of messages about candidates that
     are left out because their configs can't be read.
 
-    Rows are grouped by pair of encoders, with pretrainings before fine-tunings and seeds next to each other.
+    Rows are grouped by pair of encoders, with pretrainings before fine-tunings, seeds next to each other and snapshots
+    after their training.
     """
+    by_signature = {candidate.signature: candidate.trial_run for candidate in candidates}
     readable, problems = [], []
     for candidate in candidates:
         try:
@@ -84,21 +87,32 @@ def build_rows(ledger: Ledger, candidates: Sequence[Candidate]) -> tuple[list[Tr
     rows = []
     for number, (_, candidate, trial) in enumerate(readable, start=1):
         run = candidate.trial_run
-        rows.append(TrialRow(number, candidate, trial, ledger.load_curves(run), run.hours, run.gpus, run.cpus))
+        training = by_signature.get(run.relations.snapshot_of or "")
+        is_snapshot = training is not None and run.snapshot_epoch in training.cycle_ends
+        curves = ledger.load_curves(run)
+        rows.append(TrialRow(number, candidate, trial, curves, run.hours, run.gpus, run.cpus, is_snapshot=is_snapshot))
     return rows, problems
+
+
+def leave_out_snapshots(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return the rows without the snapshots that the training of another row has published: they are no independent
+    trials, and their hours and learning curves are those of the training.
+    """
+    return [row for row in rows if not row.is_snapshot]
 
 
 def make_sort_key(trial: Trial) -> tuple[Any, ...]:
     """Return the key by which trials are sorted in the table: by encoders, stage, paraphrase probability, learning rate
-    and all settings but the seeds, then by seeds.
+    and all settings but the seeds, then by seeds and by the epoch of a snapshot.
     """
     rate = trial.schedule.peak_rate
     return (
         paper_results.make_key(trial),
         trial.paraphrase_probability,
         rate,
-        repr(reset_seeds(trial)),
+        repr(reset_seeds(replace(trial, snapshot_epoch=None))),
         list_seeds(trial),
+        trial.snapshot_epoch or 0,
     )
 
 
@@ -161,21 +175,22 @@ def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
 
 def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
     """Return, by the number of a row, text with those settings that vary within its stage but have no column of their
-    own. A soup has none of its own: the text says of how many models it is.
+    own. The text of a snapshot is that of its training, with the epoch; that of a soup says of how many models it is.
     """
-    trained = [row for row in rows if not row.trial.average_of]
     descriptions = {row.number: f"soup of {len(row.trial.average_of)}" for row in rows if row.trial.average_of}
+    trained = [row for row in rows if not row.trial.average_of]
+    configs = {row.number: replace(row.trial, snapshot_epoch=None) if row.is_snapshot else row.trial for row in rows}
     for stage in dict.fromkeys(row.trial.stage for row in trained):
         stage_rows = [row for row in trained if row.trial.stage == stage]
-        varying = main_effects.find_varying_factors([row.trial for row in stage_rows])
+        varying = main_effects.find_varying_factors([configs[row.number] for row in stage_rows])
         shares = {row.trial.paraphrase_probability for row in stage_rows} - {0.0}
         hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}
         names = [name for name in varying if name not in hidden and not name.endswith("seed")]
         for index, row in enumerate(stage_rows):
             levels = [(name, varying[name][index]) for name in names]
-            descriptions[row.number] = ", ".join(
-                level if name == "paraphrases" else f"{name} {level}" for name, level in levels
-            )
+            texts = [level if name == "paraphrases" else f"{name} {level}" for name, level in levels]
+            texts += [f"epoch {row.trial.snapshot_epoch}"] * row.is_snapshot
+            descriptions[row.number] = ", ".join(texts)
     return descriptions
 
 

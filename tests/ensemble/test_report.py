@@ -28,6 +28,7 @@ from data.store import shard_writer, split_writer
 from data.store.files import write_json
 from data.store.stored_split import open_split
 from ensemble import report
+from ensemble.pool import candidates
 from ensemble.pool.candidates import Candidate
 from ensemble.record.events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
@@ -42,7 +43,8 @@ from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, Embeddings
 from trainables.records.ensemble_file import Ensemble, Estimate, Member, SplitMetrics, read_ensemble, write_ensemble
 from trainables.records.ledger import TrialRun
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
-from trainables.signature import Relations
+from trainables.schedule import Schedule
+from trainables.signature import UNRELATED, Relations
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
@@ -150,9 +152,10 @@ class Sweep:
         for trial, signature in zip(wanted, self.signatures, strict=True):
             self.add(trial, signature)
 
-    def add(self, trial, signature):
+    def add(self, trial, signature, relations=UNRELATED, best_epoch=3):
         client = self.ledger.client
-        run_id = self.ledger.claim(trial, signature, self.run_id)
+        run_id = self.ledger.claim(trial, signature, self.run_id, relations)
+        client.log_metric(run_id, "best_epoch", best_epoch, step=best_epoch)
         for epoch in (1, 2, 3):
             for name, value in (
                 ("map10", 0.2 + 0.1 * epoch),
@@ -457,6 +460,45 @@ def test_another_rate_of_pretraining_is_not_the_papers():
     other = replace(best, schedule=replace(best.schedule, peak_rate=1e-4))
     assert paper_results.find_published(other) is None
     assert paper_results.find_published(recipes.paper_fine_tuning(other, CLOTHO)) is None
+
+
+def test_snapshots_are_rows_of_the_table_and_change_nothing_else(ledger, store, grid, make, tmp_path):
+    """Four trainings of three cycles: their third epochs are the best, so that two snapshots of each are rows."""
+    schedule = Schedule(1e-3, 1e-5, epochs=3, warmup_epochs=0.5, final_epochs=0, cycles=3)
+    trainings = [replace(trial, schedule=schedule) for trial in grid[2:6]]
+    sweep = Sweep(ledger, store, trainings)
+    make(tmp_path / "before")
+    for number, (trial, signature) in enumerate(zip(trainings, sweep.signatures, strict=True)):
+        for epoch in (1, 2, 3):
+            snapshot = replace(trial, snapshot_epoch=epoch)
+            sweep.add(snapshot, f"{16 * number + epoch:015x}f", Relations(snapshot_of=signature), best_epoch=epoch)
+    first, second = sweep.signatures[0], f"{1:015x}f"
+    sweep.choose({first: 0.5, second: 0.5}, tmp_path)
+    printed = make(tmp_path / "after")
+    assert "2, 3, 5, 6, 8, 9, 11, 12: snapshots, models of the trainings in other rows" in " ".join(printed.split())
+    lines = read_csv(tmp_path / "after" / "report.csv")
+    assert [line["other settings"] for line in lines[:6]] == ["", "epoch 1", "epoch 2"] * 2
+    assert [line["seed"] for line in lines[:6]] == ["0"] * 3 + ["1"] * 3
+    assert lines[12]["audio"] == "ensemble of 1, 2"
+    before = read_csv(tmp_path / "before" / "report.csv")
+    assert [line["mAP@10"] for line in lines[:12:3]] == [line["mAP@10"] for line in before]
+    seeds = [read_csv(tmp_path / name / "seeds.csv") for name in ("before", "after")]
+    assert [line["mAP@10"] for line in seeds[1]] == [line["mAP@10"] for line in seeds[0]]
+    assert [line["seeds"] for line in seeds[1]] == ["2", "2"]
+
+    rows, _ = trial_rows.build_rows(ledger, candidates.find_candidates(ledger, [ledger.find_sweep("made")]))
+    kept = trial_rows.leave_out_snapshots(rows)
+    assert [row.candidate.signature for row in kept] == sweep.signatures
+    (cost,) = summarise_costs(kept)
+    assert cost.num_trials == 4
+    pages = [(tmp_path / name / "report.html").read_text() for name in ("before", "after")]
+    parts = [re.search(r"<h2>Cost</h2>.*</table>", page, re.DOTALL)[0] for page in pages]
+    assert parts[0] == parts[1]
+    assert all(page.count("<svg") > 3 for page in pages)
+    effects = [re.search(r"<h2>Main effects</h2>.*?<h2>", page, re.DOTALL)[0] for page in pages]
+    texts = [re.findall(r"<!--(.*?)-->", section) for section in effects]  # the plots' labels are drawn as paths
+    assert texts[0] == texts[1]
+    assert any("(2)" in text for text in texts[0])
 
 
 @pytest.fixture

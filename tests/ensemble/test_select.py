@@ -189,9 +189,10 @@ def test_epochs_are_chosen_anew_within_the_folds(selected):
         told = ledger.client.get_metric_history(candidate.run.run_id, "map10")
         assert own.values_EQ.mean(axis=1) == pytest.approx([metric.value for metric in told])
         queries = own.values_EQ.shape[1]
-        assert own.find_best_file(np.ones(queries, bool)) == own.files[int(candidate.run.metrics["best_epoch"]) - 1]
+        assert own.find_best(np.ones(queries, bool)).number == int(candidate.run.metrics["best_epoch"])
         one = np.arange(queries) == 0
-        assert own.find_best_file(one) == own.files[int(np.argmax(own.values_EQ[:, 0]))]
+        assert own.find_best(one) == own.epochs[int(np.argmax(own.values_EQ[:, 0]))]
+        assert own.list_candidates(one) == [(candidate, own.find_best(one).file)]
     assert ensemble.nested.redoes_epochs
     assert "or more (epochs" not in done.stdout
 

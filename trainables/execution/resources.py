@@ -156,7 +156,8 @@ class ComputeOptions:
     compile: bool = option("compile the encoders' blocks with torch.compile", False)
     checkpoint_every_s: float = option("seconds between checkpoints", Execution.checkpoint_every_s, metavar="SECONDS")
     keep_epochs: bool = option(
-        "keep the validation embeddings of every epoch, so that select.py can cross-validate the choice of the epoch",
+        "keep each epoch's validation embeddings, to cross-validate its choice, and its model (a model's size per "
+        "epoch), for soups",
         False,
     )
 

@@ -64,7 +64,7 @@ class RunContext:
     runs: RunStorage
     tracking_uri: str
     weights: Path | None = None  # folder of published checkpoints; None: download them
-    keep_epochs: bool = False  # whether the validation embeddings of every epoch are logged to MLflow
+    keep_epochs: bool = False  # whether the validation embeddings and the model of every epoch are kept
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,18 @@ def prepare_run(work: TrainingJob) -> None:
 
     Raises UserError if the signature differs, because the store or the weights have changed.
     """
-    site, resources = work.site, work.resources
+    site = work.site
     if compute_signature(work.trial, site.store, site.weights) != work.lease.signature:
         raise UserError(
             f"{site.store} or the weights have changed since {work.trial.name} was started: re-run the command"
         )
     log = RunLog(site.tracking_uri, work.run_id)
     log.refuse("")
+    log_resources(log, work.resources)
+
+
+def log_resources(log: RunLog, resources: Allocation) -> None:
+    """Log the numbers of GPUs and CPUs of all workers as tags of a trial's MLflow run."""
     for kind, per_worker in (("gpus", resources.gpus_per_worker), ("cpus", resources.threads)):
         log.set_tag(kind, f"{resources.workers * per_worker:g}")
 
@@ -107,7 +112,7 @@ def train_rank(
     rank: int = 0,
 ) -> None:
     """Train the trial of the job `work` on one rank; at the end, rank 0 stores the model and logs the trial's config
-    and embeddings to MLflow.
+    and embeddings to MLflow. Models after earlier epochs are kept as `trainables.execution.snapshots` says.
 
     `make_report` returns the callback for epochs and checkpoints. `resume_from` is the folder of a checkpoint of the
     training; None: it starts anew. `scratch` is a folder for temporary files, and `before_outcome` is called when the
@@ -118,6 +123,7 @@ def train_rank(
 
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
+    from trainables.execution.snapshots import SnapshotKeeper
     from trainables.training.averaging import average_models
     from trainables.training.query_bank import embed_bank, list_bank_texts
     from trainables.training.train import Callbacks, TrainingStart, train
@@ -137,6 +143,9 @@ def train_rank(
         for split in splits.values():
             split.map_files()  # they stay readable if the split is prepared again during the training
         bank_texts = list_bank_texts(trial, splits, site.store) if rank == 0 else []
+        keeper = SnapshotKeeper.start(work, splits, bank_texts, resume_from) if rank == 0 else None
+        if keeper:
+            callbacks = replace(callbacks, on_model=keeper.keep)
         if trial.average_of:
             folders = fetch_models(work.relations.average_of, site.runs, scratch)
             network = average_models(trial, folders, splits[trial.validation], callbacks, device)
@@ -147,6 +156,8 @@ def train_rank(
             start = TrainingStart(pretrained, resume_from, site.weights, teachers)
             network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
+        if keeper:
+            keeper.complete(device)
     except UserError as error:
         log.refuse(str(error))
         raise

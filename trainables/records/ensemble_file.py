@@ -94,6 +94,7 @@ class Member:
     retrained: bool = False  # whether it was retrained on all splits after the selection
     teachers: tuple[str, ...] = ()  # signatures of the trials that are its teachers
     average_of: tuple[str, ...] = ()  # signatures of the parts of a soup
+    snapshot_of: Annotated[str, Predicate(is_signature)] = ""  # training of which it is the model after `epoch`
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,14 @@ class Ensemble:
             for member in self.members
             if member.average_of
         ]
+
+    def list_snapshots(self) -> list[list[Member]]:
+        """Return the groups of two or more members that are models of one training, each sorted by epoch."""
+        groups: dict[str, list[Member]] = {}
+        for member in sorted(self.members, key=lambda member: member.epoch or 0):
+            if member.signature:
+                groups.setdefault(member.snapshot_of or member.signature, []).append(member)
+        return [group for group in groups.values() if len(group) > 1]
 
     def metrics_on(self, split: str) -> SplitMetrics | None:
         """Return the metrics on 'validation' or 'test'; None if they have not been computed."""

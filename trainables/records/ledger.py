@@ -55,6 +55,17 @@ class TrialRun:
         """
         return "final_epoch" in self.settings
 
+    @property
+    def snapshot_epoch(self) -> int | None:
+        """Epoch after which the trial is a snapshot of a training; None if it isn't one."""
+        return int(self.settings["snapshot_epoch"]) if "snapshot_epoch" in self.settings else None
+
+    @property
+    def cycle_ends(self) -> tuple[int, ...]:
+        """Epochs after which the cycles of its schedule end; () for a single cycle."""
+        cycles, epochs = (int(self.settings.get(f"schedule.{name}", 1)) for name in ("cycles", "epochs"))
+        return tuple(range(epochs // cycles, epochs + 1, epochs // cycles)) if cycles > 1 else ()
+
 
 @dataclass(frozen=True)
 class Sweep:

@@ -43,6 +43,7 @@ from trainables.trial import Trial
 
 OnCheckpoint = Callable[[Metrics, Snapshot | None], None]
 OnEmbeddings = Callable[[int, Embeddings], None]
+OnModel = Callable[[DualEncoder, Sequence[Metrics]], None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Callbacks:
     on_step: Callable[[TrainingStep], None] = lambda step: None
     on_embeddings: OnEmbeddings = lambda epoch, embeddings: None
     """Called on rank 0 with an epoch's number, from 1, and its embeddings of the validation split."""
+    on_model: OnModel = lambda network, history: None
+    """Called on rank 0 after each epoch, before `on_checkpoint`, with the model and the metrics of the epochs so far. A
+    training that is interrupted in between repeats the epoch, and calls the function again.
+    """
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ def train(
             metrics |= epoch_metrics(trial, progress, network, optimizer, len(batches))
             metrics["pairs_without_paraphrases"] = pairs.without_paraphrases
             progress.history += (dict(metrics),)
+            callbacks.on_model(network, progress.history)
         progress.validation_losses += (broadcast_from_rank_0(metrics.get("validation_loss", 0.0), device),)
         progress.epochs_done, progress.batches_done, progress.loss_sum = epoch + 1, 0, 0.0
         callbacks.on_checkpoint(metrics, take_snapshot(rank, trial, network, optimizer, progress, best))

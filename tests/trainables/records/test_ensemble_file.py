@@ -176,3 +176,12 @@ def test_a_wrong_field_of_format_2_is_named(field, value, tmp_path):
     path.write_text(json.dumps(FORMAT_2 | {field: value}))
     with pytest.raises(UserError, match=rf"ensemble.json: {field}\W"):
         read_ensemble(path)
+
+
+def test_members_that_are_models_of_one_training_are_listed_together_by_epoch():
+    own = Member("own", 1.0, "a" * 16, epoch=5)
+    late, early = (Member("m", 1.0, key * 16, epoch=epoch, snapshot_of="a" * 16) for key, epoch in (("b", 6), ("c", 3)))
+    others = [Member("file", 1.0, folder="x"), Member("file 2", 1.0, folder="x"), Member("other", 1.0, "d" * 16)]
+    assert Ensemble((own, *others, late, early)).list_snapshots() == [[early, own, late]]
+    assert Ensemble((late, *others, early)).list_snapshots() == [[early, late]]
+    assert Ensemble((own, *others)).list_snapshots() == []
