@@ -1,6 +1,6 @@
 """Groups of trials whose weights can be averaged: those of one pretraining, and the last epochs of one training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from data.errors import UserError
@@ -41,6 +41,11 @@ class SoupGroup:
     origin: str  # name of the pretraining, or of the training whose last epochs they are
     parts: tuple[SoupPart, ...]  # sorted by signature
 
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """Signatures of the parts."""
+        return tuple(part.signature for part in self.parts)
+
 
 @dataclass(frozen=True)
 class SoupGroups:
@@ -72,14 +77,15 @@ def find_groups(candidates: Sequence[Candidate], ledger: Ledger, site: RunContex
             notes.append(f"{candidate.name} ({candidate.signature}) is part of no soup: {problem}")
         else:
             parts.append(SoupPart(trial, candidate.signature, candidate))
-    groups = [*group_by_pretraining(parts), *group_by_training(parts, fingerprints, site.runs)]
+    all_groups = [*group_by_pretraining(parts), *group_by_training(parts, fingerprints, site.runs)]
+    groups = {group.signatures: group for group in reversed(all_groups)}  # of equal groups, the first is kept
     if not groups:
         reasons = "".join(f"; {note}" for note in notes)
         raise UserError(
             "--soup: no two trials of the pool can be averaged, which fine-tunings of one pretraining and the epochs "
             f"of one training can: leave --soup out, or select from a sweep with several fine-tunings{reasons}"
         )
-    return SoupGroups(tuple(groups), fingerprints, tuple(notes))
+    return SoupGroups(tuple(reversed(groups.values())), fingerprints, tuple(notes))
 
 
 def load_configs(candidates: Sequence[Candidate], ledger: Ledger) -> tuple[list[tuple[Trial, Candidate]], list[str]]:
@@ -133,12 +139,24 @@ def group_by_training(parts: Sequence[SoupPart], fingerprints: Fingerprints, run
             continue
         epochs: list[SoupPart] = []
         for epoch in range(part.trial.epochs, 0, -1):
-            snapshot = replace(part.trial, snapshot_epoch=epoch)
-            signature = sign(snapshot, fingerprints)
-            if len(epochs) < NUM_LAST_EPOCHS and runs.has_model(signature):
-                epochs.append(SoupPart(snapshot, signature, in_pool.get(signature)))
+            model = make_epoch_part(part, epoch, fingerprints, in_pool)
+            if len(epochs) < NUM_LAST_EPOCHS and runs.has_model(model.signature):
+                epochs.append(model)
         if len(epochs) > 1:
             yield SoupGroup(f"epochs of {part.name}", sort_parts(epochs))
+
+
+def make_epoch_part(
+    part: SoupPart, epoch: int, fingerprints: Fingerprints, in_pool: Mapping[str, Candidate | None]
+) -> SoupPart:
+    """Return a trial after an epoch as a part: after its best epoch the trial itself, since that is its model.
+    `in_pool` has the candidates by signature.
+    """
+    if part.candidate and epoch == part.candidate.trial_run.metrics.get("best_epoch"):
+        return part
+    snapshot = replace(part.trial, snapshot_epoch=epoch)
+    signature = sign(snapshot, fingerprints)
+    return SoupPart(snapshot, signature, in_pool.get(signature))
 
 
 def sort_parts(parts: Sequence[SoupPart]) -> tuple[SoupPart, ...]:

@@ -45,7 +45,7 @@ def siblings():
 def train_trial(tone_store):
     """A function that trains a trial after those that it requires, as a sweep does, and returns its signature."""
 
-    def train(trial, folder):
+    def train(trial, folder, keep_epochs=False):
         runs, ledger = RunStorage.of(folder), create_ledger(folder)
         fingerprints = read_fingerprints([trial], str(tone_store))
         signature, relations = sign(trial, fingerprints), find_relations(trial, fingerprints)
@@ -53,7 +53,7 @@ def train_trial(tone_store):
             return signature
         for required in list_requirements(trial):
             train(required, folder)
-        site = RunContext(str(tone_store), runs, ledger.tracking_uri)
+        site = RunContext(str(tone_store), runs, ledger.tracking_uri, keep_epochs=keep_epochs)
         lease = leases.acquire(runs, signature)
         run_id = ledger.claim(trial, signature, None, relations)
         train_in_process(TrainingJob(trial, lease, run_id, site, Allocation(), relations=relations), lambda _: None)

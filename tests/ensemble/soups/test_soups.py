@@ -18,6 +18,7 @@ from ensemble.pool.query_bank import TEMPERATURES, normalise_with
 from ensemble.selection import cross_validation, greedy
 from ensemble.selection.greedy import SelectionConfig
 from ensemble.selection.pruned_pool import prune
+from ensemble.soups import groups
 from ensemble.soups.averages import AverageEmbedder
 from ensemble.soups.choice import SoupChooser, choose_greedily
 from ensemble.soups.groups import find_groups
@@ -29,6 +30,7 @@ from trainables.records.embeddings import BANK_FILE, TEST_FILE, VALIDATION_FILE
 from trainables.records.ensemble_file import read_ensemble, write_ensemble
 from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import RunStorage
+from trainables.signature import compute_signature
 from trainables.trial import MODEL_FILE, TRIAL_FILE, load_trial, make_soup
 
 FOLDS = 3
@@ -368,28 +370,76 @@ def test_what_has_no_soups_is_refused(words, message, trained_siblings, call_com
     assert message in failed.stderr
 
 
-def test_the_last_epochs_of_a_training_are_a_group_of_their_own(fresh_runs, siblings, train_trial, call_command):
-    folder, signatures = fresh_runs
-    snapshots = [train_trial(replace(siblings[0], snapshot_epoch=epoch), folder) for epoch in (1, 2)]
-    done = call_command(*SELECT, "--runs", folder)
-    assert done.returncode == 0, done.stderr
-    ensemble = read_ensemble(folder / "ensembles" / "tiny" / "ensemble.json")
-    group, epochs = ensemble.soups
-    assert {part.signature for part in group.parts} == set(signatures)
-    assert epochs.origin.startswith("epochs of cnn:custom")
-    assert {part.signature for part in epochs.parts} == set(snapshots)
+def test_the_last_epochs_of_a_training_are_a_group_of_their_own(
+    fresh_runs, siblings, train_trial, tone_store, slow_average, call_command, monkeypatch
+):
+    """With the models that --keep-epochs stores, which are no trials in the ledger; four of five epochs."""
+    monkeypatch.setattr(groups, "NUM_LAST_EPOCHS", 4)
+    folder, _ = fresh_runs
+    trial = replace(siblings[0], seed=7, schedule=replace(siblings[0].schedule, epochs=5))
+    training = train_trial(trial, folder, keep_epochs=True)
     ledger = open_ledger(folder)
-    best = ledger.load_embeddings(ledger.find_finished_trial(epochs.parts[0].signature), TEST_FILE)
-    assert epochs.test["best_part"].value == pytest.approx(compute_map10(best.compute_scores(), best))
-    assert epochs.uniform in ensemble.candidates
+    ledger.start_sweep("kept", [training], {"store": str(tone_store)})
+    best = int(ledger.find_finished_trial(training).metrics["best_epoch"])
+    done = call_command(*SELECT, "--runs", folder, "--sweep", "kept")
+    assert done.returncode == 0, done.stderr
+    ensemble = read_ensemble(folder / "ensembles" / "kept" / "ensemble.json")
+    [soup] = ensemble.soups
+    assert soup.origin == f"epochs of {ledger.find_finished_trial(training).name}"
+    epochs = [replace(trial, snapshot_epoch=epoch) for epoch in (2, 3, 4, 5) if epoch != best]
+    expected = {compute_signature(epoch, str(tone_store)) for epoch in epochs} | ({training} if best > 1 else set())
+    signatures = {part.signature for part in soup.parts}
+    assert signatures == expected
+    assert len(signatures) == 4
+    assert sum(ledger.find_finished_trial(part) is not None for part in signatures) == (best > 1)
+
+    @functools.cache
+    def embed(parts, role="validation"):
+        return slow_average(folder, tone_store, sorted(parts)).embed(role)
+
+    def compute(parts):
+        embeddings = embed(frozenset(parts))
+        relevant = retrieval.build_relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
+        scores = compute_cosines(embeddings.text_QD, embeddings.audio_AD)
+        return retrieval.find_metric("map10")(retrieval.compute_ranks(scores, relevant), relevant)
+
+    order, kept = choose_slowly(signatures, compute, np.ones(12, bool))
+    assert ([part.signature for part in soup.parts], list(soup.kept)) == (order, kept)
+    for parts, name in (([order[0]], "best_part"), (kept, "greedy"), (order, "uniform")):
+        test = embed(frozenset(parts), "test")
+        assert soup.test[name].value == pytest.approx(compute_map10(test.compute_scores(), test))
+        assert soup.validation[name].value == pytest.approx(compute(parts).mean())
+    assert soup.uniform in ensemble.candidates
+    assert not ensemble.nested.redoes_epochs  # the parts of a soup are those of all queries
+
+
+def test_a_training_with_cycles_and_its_snapshots_are_one_group(
+    fresh_runs, siblings, train_trial, tone_store, call_command
+):
+    folder, _ = fresh_runs
+    trial = replace(siblings[0], seed=8, schedule=replace(siblings[0].schedule, epochs=2, cycles=2))
+    training = train_trial(trial, folder)
+    ledger = open_ledger(folder)
+    ledger.start_sweep("cycles", [training], {"store": str(tone_store)})
+    done = call_command(*SELECT, "--runs", folder, "--sweep", "cycles", "--method", "all")
+    assert done.returncode == 0, done.stderr
+    ensemble = read_ensemble(folder / "ensembles" / "cycles" / "ensemble.json")
+    [soup] = ensemble.soups
+    [other] = {part.signature for part in soup.parts} - {training}
+    assert ledger.find_finished_trial(other).relations.snapshot_of == training
+    assert len(ensemble.members) == 3
+    assert f"({soup.uniform}) is a soup" in done.stdout
+    assert "2 members are snapshots of one training" in done.stdout
 
 
 def test_a_group_has_no_trials_that_compute_in_another_way(siblings):
-    from ensemble.soups.groups import SoupPart, group_by_pretraining
-
     one, two, *_ = siblings
-    parts = [SoupPart(one, "a" * 16), SoupPart(two, "b" * 16), SoupPart(replace(two, longest_audio_s=1.0), "c" * 16)]
-    [group] = group_by_pretraining(parts)
+    parts = [
+        groups.SoupPart(one, "a" * 16),
+        groups.SoupPart(two, "b" * 16),
+        groups.SoupPart(replace(two, longest_audio_s=1.0), "c" * 16),
+    ]
+    [group] = groups.group_by_pretraining(parts)
     assert [part.signature for part in group.parts] == ["a" * 16, "b" * 16]
 
 
