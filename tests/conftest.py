@@ -403,6 +403,11 @@ def twice(splits, precision):
     one, two = tiny(splits, precision)
     return [one, two, one]
 
+def cyclic(splits, precision):
+    base = tiny(splits, precision)[0].pretraining
+    cycles = replace(base.schedule, epochs=4, warmup_epochs=0.5, final_epochs=0.5, cycles=2)
+    return [fine_tuning(splits, replace(base, schedule=cycles), 0.3, epochs=2)]
+
 def unbuildable(splits, precision):
     one = tiny(splits, precision)[0].pretraining
     return [replace(one, text=encoders.load_family("text", "huggingface").Config("/no/such/folder"))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ensemble.reporting import paper_results
 from ensemble.reporting.trial_rows import EvaluatedTrials, TrialRow
 from ensemble.selection.pool_choice import make_loader
 from trainables.records.embeddings import Embeddings
-from trainables.records.ensemble_file import Ensemble, Estimates, read_ensemble
+from trainables.records.ensemble_file import Ensemble, Estimates, Member, read_ensemble
 from trainables.records.ledger import EventRun, Ledger, MissingArtifactError, Sweep
 
 
@@ -80,7 +80,10 @@ def build_ensemble_rows(
     rows: dict[tuple[Any, ...], EnsembleRow] = {}
     problems = []
     for name, ensemble in ensembles:
-        unknown_members = [member.name for member in ensemble.members if member.signature not in by_signature]
+        member_rows = [find_row(member, by_signature) for member in ensemble.members]
+        unknown_members = [
+            member.name for member, row in zip(ensemble.members, member_rows, strict=True) if row is None
+        ]
         if unknown_members:
             problems.append(
                 f"{name} isn't shown: its member {unknown_members[0]!r} isn't a trial in this report; "
@@ -90,9 +93,18 @@ def build_ensemble_rows(
         weighted = sorted((member.signature, member.weight) for member in ensemble.members)
         key = (ensemble.metric, ensemble.fusion, ensemble.temperature, *weighted)
         if key not in rows:
-            members = [by_signature[member.signature] for member in ensemble.members]
+            members = [row for row in member_rows if row]
             rows[key] = evaluate_ensemble(name, ensemble, members, evaluated, role, ledger)
     return list(rows.values()), problems
+
+
+def find_row(member: Member, by_signature: Mapping[str, TrialRow]) -> TrialRow | None:
+    """Return the row of a member; None if it has none. `by_signature` has the rows of trials. The row of a snapshot
+    after the best epoch is that of its training, since it is the same model.
+    """
+    training = by_signature.get(member.snapshot_of)
+    is_best = training is not None and training.candidate.trial_run.metrics.get("best_epoch") == member.epoch
+    return by_signature.get(member.signature) or (training if is_best else None)
 
 
 def iter_ensemble_runs(ledger: Ledger, sweeps: Sequence[Sweep]) -> Iterator[EventRun]:

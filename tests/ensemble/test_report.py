@@ -32,7 +32,7 @@ from ensemble.pool import candidates
 from ensemble.pool.candidates import Candidate
 from ensemble.record.events import log_event
 from ensemble.reporting import main_effects, paper_results, retrieval_examples, tables, trial_rows
-from ensemble.reporting.ensemble_rows import EnsembleRow
+from ensemble.reporting.ensemble_rows import EnsembleRow, find_row
 from ensemble.reporting.plots import assign_colours, draw_hours, draw_interaction
 from ensemble.reporting.report_page import summarise_costs
 from sweeps import spaces
@@ -489,6 +489,12 @@ def test_snapshots_are_rows_of_the_table_and_change_nothing_else(ledger, store, 
     rows, _ = trial_rows.build_rows(ledger, candidates.find_candidates(ledger, [ledger.find_sweep("made")]))
     kept = trial_rows.leave_out_snapshots(rows)
     assert [row.candidate.signature for row in kept] == sweep.signatures
+    by_signature = {row.candidate.signature: row for row in rows}
+    best = Member("the best epoch, selected without its training", 1.0, f"{3:015x}f", epoch=3, snapshot_of=first)
+    assert best.signature not in by_signature
+    assert find_row(best, by_signature) is kept[0]
+    assert find_row(replace(best, epoch=2), by_signature) is None
+    assert find_row(Member("listed", 1.0, second), by_signature).trial.snapshot_epoch == 1
     (cost,) = summarise_costs(kept)
     assert cost.num_trials == 4
     pages = [(tmp_path / name / "report.html").read_text() for name in ("before", "after")]
