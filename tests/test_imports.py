@@ -32,7 +32,6 @@ NEEDS = {
     "sweeps/scheduling/rounds.py",
     "trainables/records/checkpoint.py",
     "trainables/execution/nodes.py",
-    "trainables/training/averaging.py",
     "trainables/training/embedding.py",
     "trainables/training/gradient_cache.py",
     "trainables/training/loss.py",
