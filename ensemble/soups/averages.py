@@ -52,7 +52,7 @@ class AverageEmbedder:
             logger.info("%s (%d models) embeds %s", average.trial.name, len(parts), getattr(average.trial, role))
             files = [(getattr(average.trial, role), file)]
             files += [("", BANK_FILE)] if self.with_bank and role == "validation" else []
-            embed_average(average, self.site, files, folder)
+            embed_average(average, self.site, files, folder, self.scratch / "models")
         return to_candidate(average, folder)
 
     def find_finished(self, average: Average) -> Candidate | None:

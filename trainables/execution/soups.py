@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.store.scratch import create_scratch_folder
 from data.store.stored_split import StoredSplit, open_split
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, fetch_models, train_in_process
@@ -38,19 +37,29 @@ class Average:
     models: tuple[str, ...]  # signatures of the models
 
 
-def embed_average(average: Average, site: RunContext, files: Sequence[tuple[str, str]], folder: Path) -> None:
-    """Embed splits, and the query bank, with an average of models, and write the embeddings to the files of a trial in
-    `folder`. `files` has pairs of the name of a split and the name of its file; for the file of the bank, the name of
-    the split is not used.
+def embed_average(
+    average: Average, site: RunContext, files: Sequence[tuple[str, str]], folder: Path, models: Path
+) -> None:
+    """Embed splits, and the query bank, with an average of models, and write the embeddings to the files of a trial.
 
-    Raises UserError if the model of a part is missing from the run storage, or a split from the store.
+    Args:
+        average: the average.
+        site: the store of the splits, and the run storage of the models.
+        files: pairs of the name of a split and the name of its file; for the file of the bank, the name of the split is
+            not used.
+        folder: folder of the files of the trial.
+        models: folder into which models are copied from an object store; those that are in it are not copied again.
+
+    Raises:
+        UserError: if the model of a part is missing from the run storage, or a split from the store.
     """
     from trainables.training.averaging import load_average
     from trainables.training.embedding import fastest_device
 
-    with create_scratch_folder() as scratch:
-        folders = fetch_models(sorted(average.models), site.runs, scratch)
-        network = load_average(folders, average.trial).to(fastest_device())
+    missing = [signature for signature in average.models if not (models / signature).exists()]
+    folders = {signature: models / signature for signature in average.models}
+    folders |= dict(zip(missing, fetch_models(missing, site.runs, models), strict=True))
+    network = load_average([folders[signature] for signature in sorted(folders)], average.trial).to(fastest_device())
     for split_name, file in files:
         path = folder / EMBEDDINGS_FOLDER / file
         path.parent.mkdir(parents=True, exist_ok=True)

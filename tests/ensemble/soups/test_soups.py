@@ -507,3 +507,22 @@ def test_a_soup_that_another_command_computes_is_awaited(fresh_runs, tone_store,
     waiting.join(60)
     assert [soup.signature for soup in stored] == [average.signature]
     assert len([run for run in ledger.iter_trials() if run.signature == average.signature]) == 1
+
+
+def test_models_in_an_object_store_are_copied_once_for_all_averages(
+    trained_siblings, tone_store, object_store, values_of, tmp_path
+):
+    folder, signatures = trained_siblings
+    runs = RunStorage.of(object_store.uri("bucket/soups"))
+    for signature in signatures[:3]:
+        runs.store_model(signature, folder / "models" / signature)
+    chooser = open_chooser(folder, tone_store, tmp_path)
+    chooser.averages.site = replace(chooser.averages.site, runs=runs)
+    [group] = chooser.groups
+    parts = [part for part in group.parts if part.signature in signatures[:3]]
+    for chosen in (parts[:2], parts[1:], parts):
+        scores_Q = chooser.score_average(chosen)
+        expected_Q = values_of(frozenset(part.signature for part in chosen))
+        np.testing.assert_allclose(scores_Q / scores_Q.max(), expected_Q / expected_Q.max())
+    fetched = [path for path in object_store.requests("GET") if "soups/models" in path and MODEL_FILE in path]
+    assert sorted(fetched) == sorted(f"bucket/soups/models/{signature}/{MODEL_FILE}" for signature in signatures[:3])
