@@ -14,6 +14,9 @@ from trainables.trial import Trial, from_json
 NUM_LAST_EPOCHS = 5
 """Maximum number of last epochs of a training that are averaged. Assumed: earlier ones are worse, and cost as much."""
 
+MAX_NAMED = 3
+"""Maximum number of unusable trials that an error names."""
+
 SHARED_SETTINGS = (
     "audio", "text", "embedding_size", "train", "validation", "test", "pretraining", "longest_audio_s", "precision",
 )  # fmt: skip
@@ -80,7 +83,7 @@ def find_groups(candidates: Sequence[Candidate], ledger: Ledger, site: RunContex
     all_groups = [*group_by_pretraining(parts), *group_by_training(parts, fingerprints, site.runs)]
     groups = {group.signatures: group for group in reversed(all_groups)}  # of equal groups, the first is kept
     if not groups:
-        reasons = "".join(f"; {note}" for note in notes)
+        reasons = "".join(f"; {note}" for note in notes[:MAX_NAMED])
         raise UserError(
             "--soup: no two trials of the pool can be averaged, which fine-tunings of one pretraining and the epochs "
             f"of one training can: leave --soup out, or select from a sweep with several fine-tunings{reasons}"
