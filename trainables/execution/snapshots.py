@@ -41,8 +41,8 @@ logger = logging.getLogger("chorale.snapshots")
 
 
 class SnapshotError(Exception):
-    """Error raised if a snapshot can't be published. It isn't a UserError: only rank 0 publishes, so that the training
-    has to be restarted on all ranks.
+    """Error raised if a snapshot can't be published. It isn't a UserError, after which a rank would end by itself: only
+    rank 0 publishes, so the training has to be restarted on all ranks.
     """
 
 
@@ -71,10 +71,13 @@ class SnapshotKeeper:
     ) -> SnapshotKeeper:
         """Return the keeper of a training's models. `resume_from` is the folder of the checkpoint that it resumes from;
         None: it starts anew.
+
+        If models are to be kept, the fingerprints for their signatures are read now, since splits may be prepared again
+        during the training. Raises SnapshotError if they have already changed since the training's lease was acquired.
         """
         keeper = cls(work, splits, bank_texts, checkpoint.load_progress(resume_from).history if resume_from else ())
-        if keeper.is_needed:
-            _ = keeper.fingerprints  # the splits may be prepared again during the training
+        if keeper.is_needed and sign(work.trial, keeper.fingerprints) != work.lease.signature:
+            raise SnapshotError(f"{work.site.store} or the weights have changed since {work.trial.name} was started")
         return keeper
 
     @property

@@ -7,14 +7,14 @@ import pytest
 
 from data.errors import UserError
 from data.splits import Splits
-from ensemble.pool.candidates import find_candidates
+from ensemble.pool.candidates import Candidate, find_candidates
 from ensemble.selection import cross_validation, epoch_choice, greedy
 from ensemble.selection.greedy import SelectionConfig
 from ensemble.selection.pool_choice import PoolChooser
 from ensemble.selection.reference import select_greedily
 from sweeps import spaces
 from trainables import retrieval
-from trainables.records.embeddings import EPOCHS_FOLDER, VALIDATION_FILE, Embeddings, epoch_file_name
+from trainables.records.embeddings import BANK_FILE, EPOCHS_FOLDER, VALIDATION_FILE, Embeddings, epoch_file_name
 from trainables.schedule import Schedule
 from trainables.signature import UNRELATED, Relations
 from trainables.trial import Trial
@@ -203,6 +203,34 @@ def test_nested_cross_validation_builds_the_candidates_of_a_training_anew_in_eac
                       for training, best in zip(trainings, epochs, strict=True)}  # fmt: skip
     assert {(True, True, True), (False, False, True), (False, True, False)} <= cases
     assert ((True, False, False) in cases) == kept, "only kept embeddings have another epoch than a cycle's last"
+
+
+@pytest.mark.parametrize(("fusion", "direction"), [("rank", "t2a"), ("mean", "a2t"), ("inverted-softmax", "t2a")])
+def test_candidates_of_the_folds_are_the_same_with_other_fusions_and_directions(ledger, cyclic, fusion, direction):
+    """By hand: the pool of the trials with these models, with the temperature that is best on the same queries."""
+    trainings = [Training(ledger, replace(cyclic, seed=number), number) for number in range(1, 7)]
+    rng, config = np.random.default_rng(0), SelectionConfig(max_size=3)
+    for run in list(ledger.trials.values()):
+        bank = make_embeddings(rng, run.signature, 1.0, rng.normal(size=(CLIPS, SIZE)))
+        ledger.keep_embeddings(run.run_id, BANK_FILE, replace(bank, clip_ids=[], audio_AD=bank.audio_AD[:0]))
+    candidates = find_candidates(ledger, sweep_of(ledger, *trainings))
+    chooser = PoolChooser(ledger, candidates, "map10", fusion, direction, config)
+    validation = chooser.read_scores(chooser.choose()[1])
+    pool_for, _ = chooser.make_pool_for(validation)
+    fold_Q = cross_validation.assign_folds(validation.relevance.group_Q, FOLDS)
+    sizes = set()
+    for fold in range(FOLDS):
+        include_Q = fold_Q != fold
+        captions_Q = include_Q if direction == "t2a" else np.repeat(include_Q, CAPTIONS)
+        names = sorted(name for training in trainings for name in training.list_models(captions_Q)[1])
+        runs = [ledger.find_finished_trial(name) for name in names]
+        by_hand = [Candidate(run.name, run.signature, run) for run in runs]
+        expected = PoolChooser(ledger, by_hand, "map10", fusion, direction, config).choose(include_Q)[0]
+        pruned = pool_for(include_Q)
+        assert list(pruned.names) == names
+        np.testing.assert_array_equal(pruned.single_scores, expected.single_scores)
+        sizes.add(len(names))
+    assert sizes - {len(candidates)}, "in some fold, the number of candidates should differ"
 
 
 def test_the_pool_of_all_queries_is_the_one_that_is_selected_from(ledger, cyclic):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, train_in_process, train_rank
-from trainables.execution.snapshots import SnapshotError, list_snapshot_epochs
+from trainables.execution.snapshots import SnapshotError, SnapshotKeeper, list_snapshot_epochs
 from trainables.records import lease as leases
 from trainables.records.embeddings import EPOCHS_FOLDER
 from trainables.records.mlflow_ledger import create_ledger, open_ledger
@@ -241,6 +241,31 @@ def test_a_ledger_that_cannot_be_read_ends_the_training_with_an_error_that_is_no
     with pytest.raises(SnapshotError, match=r"the snapshot cnn:.* epoch 2 seed 0 can't be published: MLflow run"):
         train_rank(job, torch.device("cpu"), end_at(None), None, tmp_path / "scratch")
     assert RunLog(ledger.tracking_uri, job.run_id).refusal() == ""
+
+
+def test_nothing_is_published_under_a_wrong_signature_if_the_store_has_changed(cyclic, make_job, tmp_path):
+    job, _ = make_job(cyclic, tmp_path)
+    changed = replace(job, lease=replace(job.lease, signature="0" * 16))
+    with pytest.raises(SnapshotError, match=r"have changed since cnn:.* was started"):
+        SnapshotKeeper.start(changed, {}, [], None)
+    without_cycles = replace(changed, trial=replace(cyclic, snapshot_epoch=2))
+    assert not SnapshotKeeper.start(without_cycles, {}, [], None).is_needed
+
+
+def test_snapshots_are_kept_in_an_object_store_and_restored_from_it(whole, cyclic, store, object_store, tmp_path):
+    _, signature, ledger = whole
+    runs, reported = RunStorage.of(object_store.uri("bucket/snapshots")), []
+    for name in ("first", "second"):
+        own_ledger = create_ledger(tmp_path / name)
+        lease = leases.acquire(runs, signature)
+        run_id = own_ledger.claim(cyclic, signature, None)
+        site = RunContext(str(store), runs, own_ledger.tracking_uri)
+        train_in_process(TrainingJob(cyclic, lease, run_id, site, Allocation()), reported.append)
+        snapshots = own_ledger.find_related("snapshot_of", signature)
+        expected = ledger.find_related("snapshot_of", signature)
+        assert [artifacts_of(run) for run in snapshots] == [artifacts_of(run) for run in expected]
+        leases.release(runs, lease)
+    assert len(reported) == cyclic.epochs, "the second time, nothing is trained"
 
 
 def test_models_of_all_epochs_are_kept_on_request_for_soups(cyclic, run, tmp_path, store):
