@@ -32,7 +32,7 @@ from ensemble.pool import candidates
 from ensemble.pool.candidates import Role
 from ensemble.record.events import log_and_count
 from ensemble.reporting import paper_results, trial_rows
-from ensemble.reporting.ensemble_rows import EnsembleRow, load_ensemble_rows
+from ensemble.reporting.ensemble_rows import EnsembleRow, build_ensemble_rows, find_soups, read_ensembles
 from ensemble.reporting.report_page import ReportContent, render_page
 from ensemble.reporting.retrieval_examples import PlayableClips, RetrievalExample, build_examples, load_excerpts
 from ensemble.reporting.tables import Cell, ReportTable, TableLine, print_table, to_csv, to_latex, to_markdown
@@ -89,7 +89,7 @@ def build_trial_line(row: TrialRow, role: Role, others: str, shows_parent_seeds:
     """Return a trial as a line of the table for the split with this role. `others` is a text with its settings that
     have no column. The line shows the trial's own seed or, if `shows_parent_seeds` is true, those of all its stages.
     """
-    seeds = trial_rows.list_seeds(row.trial)
+    seeds = () if row.trial.average_of else trial_rows.list_seeds(row.trial)
     labels = build_labels(
         row, str(row.number), others, ", ".join(map(str, seeds if shows_parent_seeds else seeds[-1:]))
     )
@@ -232,7 +232,10 @@ def run(options: Options) -> None:
     sweeps = [ledger.find_sweep(name) for name in dict.fromkeys(options.sweep or [None])]
     name = "-".join(sweep.name for sweep in sweeps)
     folder = options.out or options.ledger.location.local_folder / "reports" / name
-    rows, notes = trial_rows.build_rows(ledger, candidates.find_candidates(ledger, sweeps))
+    selected, unreadable = read_ensembles(ledger, sweeps)
+    trials = {candidate.signature: candidate for candidate in candidates.find_candidates(ledger, sweeps)}
+    trials |= {soup.signature: soup for soup in find_soups(ledger, selected)}
+    rows, notes = trial_rows.build_rows(ledger, list(trials.values()))
     if not rows:
         raise UserError(f"no trial of {name} can be read: {notes[0]}")
     require_accessible_paths(folder, options.store, rows, role)
@@ -241,8 +244,8 @@ def run(options: Options) -> None:
         has_others = role == "test" and trial_rows.evaluate_rows(ledger, rows, "validation").source is not None
         instead = "; --no-test reports on validation" if has_others else ""
         raise UserError(f"no trial of {name} has {role} metrics: {evaluated.rows[0].missing}{instead}")
-    ensembles, unreadable = load_ensemble_rows(ledger, sweeps, evaluated, role)
-    notes += unreadable + list_notes(evaluated, ensembles)
+    ensembles, not_shown = build_ensemble_rows(ledger, selected, evaluated, role)
+    notes += unreadable + not_shown + list_notes(evaluated, ensembles)
     store = options.store or sweeps[0].description.get("store")
     newest, examples, clips = explain_newest(evaluated, ensembles, store)
     split, fingerprint = evaluated.source.split, evaluated.source.fingerprint

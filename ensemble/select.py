@@ -20,18 +20,19 @@ from typing import Any
 from data.errors import UserError
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
-from data.runtime.options import Command, group, option, positional, run_command
+from data.runtime.options import Command, group, option, run_command
 from data.runtime.printable import require_bare_name
 from data.store.files import atomic_write
 from data.store.scratch import create_scratch_folder
 from ensemble.pool import candidates as pool
 from ensemble.pool import evaluation
-from ensemble.pool.candidates import Candidate, Role
+from ensemble.pool.candidates import Candidate
 from ensemble.pool.score_matrices import ScoreMatrices
 from ensemble.record import build
 from ensemble.record.build import MAX_COMPARED_EXACTLY, make_single_weights
 from ensemble.record.events import log_event
 from ensemble.record.html_page import write_page
+from ensemble.record.member_options import ExportOptions, MemberOptions
 from ensemble.record.normalisation import describe_normalisation
 from ensemble.record.terminal_tables import print_ensemble
 from ensemble.selection import attribution, cross_validation, exhaustive, greedy
@@ -41,6 +42,8 @@ from ensemble.selection.method_options import EXPERT, MethodOptions
 from ensemble.selection.pool_choice import PoolChooser, make_loader, read_scores
 from ensemble.selection.pruned_pool import PrunedPool
 from ensemble.serving import split_index
+from ensemble.soups.comparison import add_test_metrics, describe_soups
+from ensemble.soups.options import PoolSoups, SoupOptions
 from trainables import retrieval
 from trainables.records.embeddings import write_embeddings
 from trainables.records.ensemble_file import (
@@ -53,7 +56,6 @@ from trainables.records.ensemble_file import (
     NestedMetrics,
     Normalisation,
     ParetoPoint,
-    read_ensemble,
     require_indexable,
     write_ensemble,
 )
@@ -83,6 +85,7 @@ class Options:
     pool: tuple[Path, ...] = option(
         "folders of score matrices {validation,test}/NAME.npy with relevance.npy", (), metavar="DIR",
         section="candidates")  # fmt: skip
+    soups: SoupOptions = group("soups")
     how: MethodOptions = group("selection")
     fusion: Fusion = option(
         "average scores, their z-norms or ranks, or scores normalised by a query bank", "mean", section=EXPERT
@@ -103,29 +106,6 @@ class Options:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemberOptions:
-    """Command-line options that locate the members of a selected ensemble on a split."""
-
-    ensemble: Path = positional("ensemble.json to read")
-    split: Role = option("split to read", "test")
-    pool: tuple[Path, ...] = option("folders of members that are files of scores", (), metavar="DIR")
-    ledger: LedgerOptions = group("candidates")
-
-    def read(self) -> tuple[Ensemble, Ledger, list[Candidate]]:
-        """Read the file ensemble.json. Return the ensemble, the ledger, and the ensemble's members as candidates."""
-        ensemble = read_ensemble(self.ensemble)
-        ledger = self.ledger.create() if self.pool else self.ledger.open()
-        return ensemble, ledger, build.find_member_candidates(ensemble, self.ensemble, ledger, self.pool, self.split)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions(MemberOptions):
-    """Command-line options of the export of an index."""
-
-    out: Path | None = option("folder of the index (default: that of ensemble.json)", None)
-
-
 @dataclass(frozen=True)
 class SelectionTask:
     """Input of a selection: the candidates, their scores on the validation split, and the config."""
@@ -139,10 +119,13 @@ class SelectionTask:
     temperature: float | None  # of the normalisation by a query bank
     config: SelectionConfig
     options: Options
+    soups: PoolSoups | None = None
 
 
-def read_task(options: Options) -> SelectionTask:
-    """Return the candidates from sweeps, folders of scores, or both, with their scores on validation and the config."""
+def read_task(options: Options, scratch: Path) -> SelectionTask:
+    """Return the candidates from sweeps, folders of scores, or both, with their scores on validation and the config.
+    With --soup, soups of the trials are computed and added; `scratch` is a folder for temporary files.
+    """
     config = options.how.build_config()
     if options.pool and not options.sweep:
         ledger, sweeps = options.ledger.create(), []
@@ -158,9 +141,13 @@ def read_task(options: Options) -> SelectionTask:
         raise UserError(f"{absent[0]} doesn't exist: add it, or select without a look at test (--no-test)")
     candidates = [*trials, *files]
     chooser = PoolChooser(ledger, candidates, options.metric, options.fusion, options.direction, config)
+    soups = options.soups.make_soups(chooser, sweeps, options.ledger.location, scratch)
+    if soups:
+        candidates = soups.candidates
+        chooser = chooser.with_candidates(candidates)
     pruned, temperature = chooser.choose()
     validation = chooser.read_scores(temperature)
-    return SelectionTask(ledger, sweeps, candidates, chooser, validation, pruned, temperature, config, options)
+    return SelectionTask(ledger, sweeps, candidates, chooser, validation, pruned, temperature, config, options, soups)
 
 
 def print_expected_time(
@@ -183,8 +170,15 @@ def print_expected_time(
 
 def select(options: Options) -> None:
     """Select an ensemble, compute its test metrics once, log both, and write ensemble.json and its HTML page."""
-    console = PlainConsole()
-    task = read_task(options)
+    with create_scratch_folder() as scratch:
+        write_selection(read_task(options, scratch), scratch)
+
+
+def write_selection(task: SelectionTask, scratch: Path) -> None:
+    """Select an ensemble from the task's candidates, compute its test metrics once, log both, and write ensemble.json
+    and its HTML page. `scratch` is a folder for temporary files.
+    """
+    console, options = PlainConsole(), task.options
     name = task.sweeps[0].name if task.sweeps else options.pool[0].resolve().name
     if not options.out:
         require_bare_name(name, "--pool", "name the folder to write with --out")
@@ -206,12 +200,12 @@ def select(options: Options) -> None:
     ensemble = compare_normalisations(ensemble, task, selection)
     folder = options.out or runs.local_folder / "ensembles" / name
     parent = sweeps[0].run_id if sweeps else ""
-    with create_scratch_folder() as scratch:  # the look at test is logged before any metric is shown
-        written = [scratch / "ensemble.json", scratch / "ensemble.html"]
-        write_ensemble(written[0], ensemble)
-        write_page(written[1], ensemble)
-        earlier = log_event(task.ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
-        files = [copy_atomically(path, folder / path.name) for path in written]
+    written = [scratch / "ensemble.json", scratch / "ensemble.html"]
+    write_ensemble(written[0], ensemble)
+    write_page(written[1], ensemble)
+    # the look at test is logged before any metric is shown
+    earlier = log_event(task.ledger, "ensemble", f"ensemble of {name}", ensemble, written, parent)
+    files = [copy_atomically(path, folder / path.name) for path in written]
     print_ensemble(ensemble, None if options.no_test else earlier)
     for path in files:
         console.print_line(f"Wrote {path}")
@@ -263,6 +257,7 @@ def build_record(task: SelectionTask, selection: Selection, compared: Mapping[st
             map(tuple, attribution.compute_error_correlation(pruned, [share.candidate for share in shares]).tolist())
         ),
         candidates=tuple(candidate.key for candidate in candidates),
+        soups=describe_soups(task.soups) if task.soups else (),
     )
 
 
@@ -276,7 +271,8 @@ def cross_validate(
     """Return the ensemble with results of nested cross-validation added, for its own selection and the selections by
     other methods in `compared`. Both `compared` and `others`, the configs of these methods, are by the method's name.
     """
-    pool_for, redoes_epochs = task.chooser.make_pool_for(task.validation)
+    choose_candidates = task.soups.choose_candidates if task.soups else None
+    pool_for, redoes_epochs = task.chooser.make_pool_for(task.validation, choose_candidates)
     fold_Q = cross_validation.assign_folds(task.pruned.group_Q, task.options.folds)
 
     def compute_nested(config: SelectionConfig, value: float) -> NestedMetrics:
@@ -293,8 +289,8 @@ def cross_validate(
 def look_at_test(
     ensemble: Ensemble, task: SelectionTask, selection: Selection, compared: Mapping[str, Selection]
 ) -> Ensemble:
-    """Return the ensemble with test metrics added: of the selected ensemble, of the best single candidate, and of the
-    selections by other methods in `compared`, by the method's name.
+    """Return the ensemble with test metrics added: of the selected ensemble, of the best single candidate, of the soups
+    and of the selections by other methods in `compared`, by the method's name.
     """
     candidates, history, best = task.candidates, build.list_additions(selection), task.pruned.sort_candidates()[0]
     members = {model for choice in (selection, *compared.values()) for model in choice.members}
@@ -311,7 +307,8 @@ def look_at_test(
     others[BEST_SINGLE] = test.systems["best_single"]
     sizes = evaluation.compute_metric_by_step(source, [indices[model] for model in history], ensemble.metric)
     methods = tuple(replace(method, test=others[method.name]) for method in ensemble.methods)
-    return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes})
+    soups = add_test_metrics(ensemble.soups, task.soups) if task.soups else ()
+    return replace(ensemble, test=test, methods=methods, sizes={**ensemble.sizes, "test": sizes}, soups=soups)
 
 
 def compare_normalisations(ensemble: Ensemble, task: SelectionTask, selection: Selection) -> Ensemble:

@@ -225,7 +225,7 @@ def run_sweep(options: SweepOptions, plan: SweepPlan, ledger: MlflowLedger) -> t
 
     costs = {signature: estimate.estimate_seconds(trial, store) for signature, trial in trials_by_signature.items()}
     progress = {
-        signature: TrialProgress(trial.name, trial.stage, trial.schedule.epochs, costs[signature])
+        signature: TrialProgress(trial.name, trial.stage, trial.epochs, costs[signature])
         for signature, trial in trials_by_signature.items()
     }
     run_id = ledger.start_sweep(options.name, list(trials_by_signature), describe_sweep(plan, progress))

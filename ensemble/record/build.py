@@ -57,8 +57,8 @@ def build_member(candidate: Candidate, weight: float) -> Member:
         run = candidate.run
         relations = run.relations
         return Member(
-            candidate.name, weight, candidate.signature, run.run_id,
-            teachers=relations.teachers, snapshot_of=relations.snapshot_of or "",
+            candidate.name, weight, candidate.signature, run.run_id, teachers=relations.teachers,
+            snapshot_of=relations.snapshot_of or "", average_of=relations.average_of,
         )  # fmt: skip
     return Member(candidate.name, weight, folder=str(candidate.folder))
 

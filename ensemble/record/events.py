@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Normalisation
+from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, NestedMetrics, Normalisation, SoupComparison
 from trainables.records.ledger import Event, EventKind, Ledger
 
 KINDS: tuple[EventKind, ...] = ("ensemble", "evaluation")
@@ -53,11 +53,9 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
         yield from iter_steps(f"member_{key}", [getattr(member, key) for member in ensemble.members])
     for key in ("cost", "value"):
         yield from iter_steps(f"front_{key}", [getattr(point, key) for point in ensemble.front])
-    if nested := ensemble.nested:
-        yield "nested_ensemble", nested.ensemble.value, 0
-        yield "nested_best_single", nested.best_single.value, 0
-        yield "nested_optimism", nested.optimism, 0
+    yield from iter_nested_metrics(ensemble.nested)
     yield from iter_normalisation_metrics(ensemble.normalisation)
+    yield from iter_soup_metrics(ensemble.soups)
     for method in ensemble.methods:
         name = method.name.replace(", ", "_").replace(" ", "_")
         yield f"method_{name}_validation", method.validation[metric].value, 0
@@ -65,6 +63,14 @@ def iter_metrics(ensemble: Ensemble) -> Iterator[tuple[str, float, int]]:
             yield f"method_{name}_nested", method.nested.value, 0
         if method.test:
             yield f"method_{name}_test", method.test[metric].value, 0
+
+
+def iter_nested_metrics(nested: NestedMetrics | None) -> Iterator[tuple[str, float, int]]:
+    """Yield the metrics of nested cross-validation as triples of name, value and step."""
+    if nested:
+        yield "nested_ensemble", nested.ensemble.value, 0
+        yield "nested_best_single", nested.best_single.value, 0
+        yield "nested_optimism", nested.optimism, 0
 
 
 def iter_normalisation_metrics(normalisation: Normalisation | None) -> Iterator[tuple[str, float, int]]:
@@ -76,6 +82,13 @@ def iter_normalisation_metrics(normalisation: Normalisation | None) -> Iterator[
         if form.test and form.test_skewness is not None:
             yield f"{name}_test", form.test.value, 0
             yield f"{name}_test_skewness", form.test_skewness, 0
+
+
+def iter_soup_metrics(soups: Sequence[SoupComparison]) -> Iterator[tuple[str, float, int]]:
+    """Yield the metrics of soups, and of what they are compared with, as triples of name, value and step."""
+    for number, soup in enumerate(soups, start=1):
+        for split, estimates in (("validation", soup.validation), ("test", soup.test or {})):
+            yield from ((f"soup_{number}_{split}_{name}", estimate.value, 0) for name, estimate in estimates.items())
 
 
 def iter_steps(name: str, values: Sequence[float | None]) -> Iterator[tuple[str, float, int]]:

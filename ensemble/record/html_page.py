@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from data.store.files import atomic_write
 from ensemble.record.relations import describe_relations
+from ensemble.record.terminal_tables import SOUP_SYSTEMS
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble, Estimate, ParetoPoint
 from trainables.retrieval import METRIC_TITLES
 
@@ -33,7 +34,7 @@ def write_page(path: Path, ensemble: Ensemble) -> None:
     environment = jinja2.Environment(autoescape=True)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         ensemble=ensemble, plots=plots, titles=METRIC_TITLES, metric=metric, fusion=FUSION_LABELS[ensemble.fusion],
-        relations=describe_relations(ensemble),
+        relations=describe_relations(ensemble), soup_systems=SOUP_SYSTEMS,
     )  # fmt: skip
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -28,6 +28,8 @@ def print_ensemble(ensemble: Ensemble, earlier: int | None) -> None:
         say(describe_difference(ensemble, ensemble.test))
     if ensemble.methods:
         tables.print_table(console, build_method_table(ensemble))
+    if ensemble.soups:
+        tables.print_table(console, build_soup_table(ensemble))
     if ensemble.normalisation and ensemble.normalisation.forms:
         tables.print_table(console, build_normalisation_table(ensemble))
     if nested := ensemble.nested:
@@ -119,3 +121,32 @@ def build_normalisation_table(ensemble: Ensemble) -> TextTable:
     columns = [Column(heading, is_numeric=heading != "normalisation") for heading in headings]
     metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
     return TextTable(f"{metric} and skewness of the 10-occurrence of clips by normalisation", columns, rows)
+
+
+SOUP_SYSTEMS = {
+    "best_part": "best part",
+    "greedy": "greedy soup",
+    "kept_ensemble": "ensemble of its parts",
+    "uniform": "uniform soup",
+    "ensemble": "ensemble of all parts",
+    "greedy_minus_best_part": "greedy soup minus best part",
+    "greedy_minus_kept_ensemble": "greedy soup minus ensemble of its parts",
+    "uniform_minus_ensemble": "uniform soup minus ensemble of all parts",
+}
+"""Titles of the systems that are compared with soups, and of their differences."""
+
+
+def build_soup_table(ensemble: Ensemble) -> TextTable:
+    """Return the table of the soups and what they are compared with: for each group of parts, a row for each system."""
+    rows = [
+        (
+            "" if index else f"{soup.origin}: {len(soup.kept)} of {len(soup.parts)} kept", title,
+            soup.validation[name].percent, soup.test[name].percent if soup.test else "",
+        )
+        for soup in ensemble.soups
+        for index, (name, title) in enumerate(SOUP_SYSTEMS.items())
+    ]  # fmt: skip
+    headings = ("parts from", "system", "validation", "test")
+    columns = [Column(heading, is_numeric=heading in ("validation", "test")) for heading in headings]
+    metric = METRIC_TITLES.get(ensemble.metric, ensemble.metric)
+    return TextTable(f"{metric} of soups in percent, with 95 % bootstrap intervals", columns, rows)

@@ -43,16 +43,11 @@ class EnsembleRow:
         )
 
 
-def load_ensemble_rows(
-    ledger: Ledger, sweeps: Sequence[Sweep], evaluated: EvaluatedTrials, role: Role
-) -> tuple[list[EnsembleRow], list[str]]:
-    """Return two values: a row for each text-to-audio ensemble selected from the sweeps' evaluated trials, with its
-    metrics on the split with this role, the newest first; and a sentence with the reason for each ensemble of the
-    sweeps that can't be shown. Equal ensembles have one row, audio-to-text ensembles none.
+def read_ensembles(ledger: Ledger, sweeps: Sequence[Sweep]) -> tuple[list[tuple[str, Ensemble]], list[str]]:
+    """Return two values: the text-to-audio ensembles selected from sweeps, the newest first, each after a text that
+    names it; and a sentence with the reason for each ensemble that can't be read.
     """
-    by_signature = {row.candidate.signature: row for row in evaluated.rows}
-    rows: dict[tuple[Any, ...], EnsembleRow] = {}
-    problems = []
+    ensembles, problems = [], []
     for run in iter_ensemble_runs(ledger, sweeps):
         name = f"{run.name} ({run.run_id[:8]})"
         try:
@@ -60,12 +55,31 @@ def load_ensemble_rows(
                 ensemble = read_ensemble(path)
         except MissingArtifactError:
             problems.append(f"{name} isn't shown: its ensemble.json no longer exists")
-            continue
         except UserError as error:
             problems.append(f"{name} isn't shown: {error}")
-            continue
-        if ensemble.direction != "t2a":
-            continue
+        else:
+            ensembles += [(name, ensemble)] if ensemble.direction == "t2a" else []
+    return ensembles, problems
+
+
+def find_soups(ledger: Ledger, ensembles: Sequence[tuple[str, Ensemble]]) -> list[Candidate]:
+    """Return the soups that are members of the ensembles as candidates, each once: they belong to no sweep."""
+    members = [member for _, ensemble in ensembles for member in ensemble.members if member.average_of]
+    runs = {member.signature: ledger.find_finished_trial(member.signature) for member in members}
+    return [Candidate(run.name, signature, run) for signature, run in runs.items() if run]
+
+
+def build_ensemble_rows(
+    ledger: Ledger, ensembles: Sequence[tuple[str, Ensemble]], evaluated: EvaluatedTrials, role: Role
+) -> tuple[list[EnsembleRow], list[str]]:
+    """Return two values: a row for each of the named ensembles whose members are evaluated trials, with its metrics on
+    the split with this role, in the order of `ensembles`; and a sentence with the reason for each other ensemble. Equal
+    ensembles have one row.
+    """
+    by_signature = {row.candidate.signature: row for row in evaluated.rows}
+    rows: dict[tuple[Any, ...], EnsembleRow] = {}
+    problems = []
+    for name, ensemble in ensembles:
         member_rows = [find_row(member, by_signature) for member in ensemble.members]
         unknown_members = [
             member.name for member, row in zip(ensemble.members, member_rows, strict=True) if row is None

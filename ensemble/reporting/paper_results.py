@@ -56,10 +56,10 @@ def find_published(trial: Trial) -> PaperMetrics | None:
 
 def matches_paper_recipe(trial: Trial) -> bool:
     """Return whether a trial, and its pretraining, were trained on the paper's corpora at the paper's rates, without
-    teachers, to the end.
+    teachers, to the end, and it is no soup.
     """
     rate = trial.schedule.peak_rate
-    if trial.teachers or trial.snapshot_epoch:
+    if trial.teachers or trial.average_of or trial.snapshot_epoch:
         return False
     if trial.pretraining:
         is_fine_tuned_so = (rate, trial.train) == (FINE_TUNING_RATE, TRAIN)

@@ -54,7 +54,8 @@ class StageCost:
 
 def render_page(content: ReportContent) -> str:
     """Return the report's page as HTML."""
-    rows = trial_rows.leave_out_snapshots(content.rows)
+    # Soups are trained in no way of their own, and have no learning curves.
+    rows = [row for row in trial_rows.leave_out_snapshots(content.rows) if not row.trial.average_of]
     fine_tunings = [row for row in rows if row.trial.pretraining]
     compared = fine_tunings or rows
     trials, values = [row.trial for row in compared], [row.best_map10 for row in compared]

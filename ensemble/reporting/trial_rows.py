@@ -175,12 +175,13 @@ def group_by_settings(rows: Sequence[TrialRow]) -> dict[Trial, list[TrialRow]]:
 
 def describe_other_settings(rows: Sequence[TrialRow]) -> dict[int, str]:
     """Return, by the number of a row, text with those settings that vary within its stage but have no column of their
-    own. The text of a snapshot is that of its training, with the epoch.
+    own. The text of a snapshot is that of its training, with the epoch; that of a soup says of how many models it is.
     """
-    descriptions = {}
+    descriptions = {row.number: f"soup of {len(row.trial.average_of)}" for row in rows if row.trial.average_of}
+    trained = [row for row in rows if not row.trial.average_of]
     configs = {row.number: replace(row.trial, snapshot_epoch=None) if row.is_snapshot else row.trial for row in rows}
-    for stage in dict.fromkeys(row.trial.stage for row in rows):
-        stage_rows = [row for row in rows if row.trial.stage == stage]
+    for stage in dict.fromkeys(row.trial.stage for row in trained):
+        stage_rows = [row for row in trained if row.trial.stage == stage]
         varying = main_effects.find_varying_factors([configs[row.number] for row in stage_rows])
         shares = {row.trial.paraphrase_probability for row in stage_rows} - {0.0}
         hidden = {"audio", "text", *(() if len(shares) > 1 else ("paraphrases",))}

@@ -1,12 +1,13 @@
-"""Choice of each trial's epoch and of the temperature of a query bank, for the queries that a selection is made on.
+"""Choice of each trial's epoch, of soups and of the temperature of a query bank, for the queries of a selection.
 
-Both are chosen on the validation split, so nested cross-validation chooses them again within its folds.
+All are chosen on the validation split, so nested cross-validation chooses them again within its folds.
 
 Shapes: Q queries.
 """
 
+import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,9 @@ from ensemble.selection.greedy import SelectionConfig
 from ensemble.selection.pruned_pool import PrunedPool, prune
 from trainables.records.ensemble_file import BANK_FUSIONS, Direction, Fusion
 from trainables.records.ledger import Ledger
+
+ChooseCandidates = Callable[[NDArray[np.bool_]], Sequence[Candidate]]
+"""Function from a mask of queries [Q] to the candidates of a selection on them."""
 
 PoolEntries = tuple[tuple[str, str], ...]
 """Keys of candidates, each with the file of its embeddings; (): all candidates of the pool with those of their best
@@ -107,12 +111,25 @@ class PoolChooser:
         pools = ((self.prune_once(temperature, entries), temperature) for temperature in self.temperatures)
         return max(pools, key=lambda pair: greedy.select(pair[0], self.config, include_Q).value)  # the first of equals
 
-    def make_pool_for(self, validation: ScoreMatrices) -> tuple[PoolForQueries, bool]:
-        """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch and the
-        temperature are the best on these queries; and whether it chooses among all epochs of all candidates, not only
-        among those whose embeddings are stored. `validation` has the candidates' scores, for its relevant clips.
+    def with_candidates(self, candidates: Sequence[Candidate]) -> "PoolChooser":
+        """Return a chooser of these candidates, the trials among which have query banks if the fusion needs them."""
+        other = copy.copy(self)
+        other.candidates, other.by_key = candidates, {candidate.key: candidate for candidate in candidates}
+        other.prune_once = functools.lru_cache(maxsize=len(self.temperatures))(other.prune)
+        return other
+
+    def make_pool_for(
+        self, validation: ScoreMatrices, choose_candidates: ChooseCandidates | None = None
+    ) -> tuple[PoolForQueries, bool]:
+        """Return two values: a function from a mask of queries to the pruned pool, in which each trial's epoch, the
+        temperature and, with `choose_candidates`, the candidates are the best on these queries; and whether it chooses
+        among all epochs of all candidates, not only among those whose embeddings are stored.
 
         The number of candidates may differ between masks: a snapshot is one unless its epoch is the best.
+
+        Args:
+            validation: the candidates' scores, for its relevant clips.
+            choose_candidates: function from a mask of queries to the candidates, if they depend on it, as soups do.
         """
         epochs = epoch_choice.load_epoch_scores(self.ledger, self.candidates)
         snapshots = [snapshot for training in epochs.values() for snapshot in training.snapshots]
@@ -123,7 +140,10 @@ class PoolChooser:
             include_Q = np.frombuffer(mask_bytes, bool)
             is_a2t = self.direction == "a2t"
             captions = epoch_choice.select_captions(validation, include_Q) if is_a2t else include_Q
-            entries = epoch_choice.list_candidates(self.candidates, epochs, captions) if epochs else []
+            candidates = choose_candidates(include_Q) if choose_candidates else self.candidates
+            self.by_key |= {candidate.key: candidate for candidate in candidates}
+            is_same = not epochs and not choose_candidates
+            entries = [] if is_same else epoch_choice.list_candidates(candidates, epochs, captions)
             return self.choose(include_Q, tuple((candidate.key, file) for candidate, file in entries))[0]
 
         redoes_epochs = epoch_choice.repeats_all_choices(self.candidates, epochs)

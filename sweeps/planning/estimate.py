@@ -124,12 +124,13 @@ def build_estimate_table(
     signatures of those that have finished.
     """
     trials = {signature: trial for stage in stages for signature, trial in stage.items()}
-    num_fine_tunings = Counter(trial.pretraining for trial in trials.values() if trial.pretraining)
+    fine_tunings = [trial for trial in trials.values() if trial.pretraining and not trial.average_of]
+    num_fine_tunings = Counter(trial.pretraining for trial in fine_tunings)
     headings = ("trial", "stage", "pretraining", "state", "GPU hours", "signature")
     columns = [Column(heading, is_numeric=heading == "GPU hours") for heading in headings]
     rows = []
     for signature, trial in trials.items():
-        num_others = num_fine_tunings[trial.pretraining] - 1 if trial.pretraining else 0
+        num_others = num_fine_tunings[trial.pretraining] - 1 if trial.pretraining and not trial.average_of else 0
         num_children = num_fine_tunings[trial]
         shared = f"shared with {num_others}" if num_others else f"for {num_children}" if num_children else ""
         state = "finished" if signature in finished else "to run"

@@ -636,7 +636,7 @@ def test_what_follows_from_another_factor_is_no_factor(grid):
 
 def test_accuracy_by_hours_begins_where_the_pretraining_ends(grid):
     def make_row(number, trial, parent, hours, curve):
-        run = TrialRun(f"run{number}", trial.name, f"{number}", "FINISHED", pretraining=parent)
+        run = TrialRun(f"run{number}", trial.name, f"{number}", "FINISHED", relations=Relations(parent))
         return trial_rows.TrialRow(number, Candidate(trial.name, f"{number}", run), trial, {"map10": curve}, hours)
 
     tuned = next(trial for trial in grid if trial.pretraining)

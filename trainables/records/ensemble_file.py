@@ -1,8 +1,11 @@
-"""The file of a selected ensemble, ensemble.json: its fields, and the only code that reads, validates and writes it."""
+"""The file of a selected ensemble, ensemble.json: its fields, and the only code that reads, validates and writes it.
+
+Earlier formats are converted by `trainables.records.ensemble_formats`.
+"""
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +16,7 @@ from annotated_types import Ge, Predicate
 
 from data.errors import UserError
 from data.store.files import read_json, write_json
+from trainables.records.ensemble_formats import migrate_format_2
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -89,6 +93,7 @@ class Member:
     pretraining_epoch: int | None = None
     retrained: bool = False  # whether it was retrained on all splits after the selection
     teachers: tuple[str, ...] = ()  # signatures of the trials that are its teachers
+    average_of: tuple[str, ...] = ()  # signatures of the parts of a soup
     snapshot_of: Annotated[str, Predicate(is_signature)] = ""  # training of which it is the model after `epoch`
 
 
@@ -159,6 +164,33 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
+class SoupPart:
+    """Model that a soup may contain: a trial, or a training after one of its epochs."""
+
+    name: str
+    signature: Annotated[str, Predicate(is_signature)]
+
+
+@dataclass(frozen=True)
+class SoupComparison:
+    """Soups of the models of one origin, compared with the best of these models and with their ensembles.
+
+    `validation` and `test` have the selection's metric, from scores without normalisation, by the name of the system:
+    'best_part'; the soups 'greedy' and 'uniform'; the means of the scores of their parts, 'kept_ensemble' and
+    'ensemble'; and the differences 'greedy_minus_best_part', 'greedy_minus_kept_ensemble' and 'uniform_minus_ensemble',
+    whose intervals are paired.
+    """
+
+    origin: str  # name of the pretraining, or of the training whose epochs they are
+    parts: tuple[SoupPart, ...]  # by descending metric on validation
+    kept: tuple[str, ...]  # signatures of the parts of the greedy soup
+    greedy: str  # signature of the greedy soup; of the best part if no other is kept
+    uniform: str
+    validation: Estimates
+    test: Estimates | None = None
+
+
+@dataclass(frozen=True)
 class ParetoPoint:
     """Ensemble on the Pareto front of cost and metric: no cheaper ensemble has as high a metric."""
 
@@ -193,6 +225,7 @@ class Ensemble:
     candidates: tuple[str, ...] = ()
     cost: str | None = None  # kind of cost in `front`
     front: tuple[ParetoPoint, ...] = ()
+    soups: tuple[SoupComparison, ...] = ()
     before_retraining: "Ensemble | None" = None  # with the metrics, which retrained members lack
 
     @property
@@ -211,6 +244,17 @@ class Ensemble:
         """Return the members that are students of other members, each with these teachers."""
         taught = [(one, [other for other in self.members if other.signature in one.teachers]) for one in self.members]
         return [(member, teachers) for member, teachers in taught if teachers]
+
+    def list_soups(self) -> list[tuple[Member, list[str]]]:
+        """Return the members that are soups, each with its parts: their names as far as they are known, otherwise their
+        signatures.
+        """
+        names = {part.signature: part.name for soup in self.soups for part in soup.parts}
+        return [
+            (member, [names.get(signature, signature) for signature in member.average_of])
+            for member in self.members
+            if member.average_of
+        ]
 
     def list_snapshots(self) -> list[list[Member]]:
         """Return the groups of two or more members that are models of one training, each sorted by epoch."""
@@ -328,45 +372,3 @@ def require_consistent_weights(ensemble: Ensemble, path: Path) -> None:
                 f"{path}: members[{index}].count: {count} of {sum(counts)} contradicts its weight, {member.weight}; "
                 "remove 'count' from all members to use the weights"
             )
-
-
-def migrate_format_2(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the content of an ensemble.json file of format 2, which has been parsed as JSON, converted to format 3.
-    Raises UserError, which begins with `where`, for an invalid field.
-    """
-    metric = content.get("metric", "map10")
-
-    def estimates(values: Mapping[str, Any]) -> dict[str, Any]:
-        names = [name for name in values if not name.endswith("_interval")]
-        return {name: {"value": values[name], "interval": values[f"{name}_interval"]} for name in names}
-
-    def split_metrics(section: Mapping[str, Any]) -> dict[str, Any]:
-        systems = {name: estimates(value) for name, value in section.items() if isinstance(value, dict)}
-        return {"split": section["split"], "fingerprint": section["fingerprint"], "systems": systems}
-
-    def nested(section: Mapping[str, Any]) -> dict[str, Any]:
-        return {**section, **{name: estimates(section[name])["value"] for name in ("ensemble", "best_single")}}
-
-    def methods(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        names = ("validation", "test")
-        splits = [{name: estimates(entry[name]) for name in names if name in entry} for entry in entries]
-        folds = [{"nested": estimates(entry["nested"])["value"]} if "nested" in entry else {} for entry in entries]
-        return [{**entry, **split, **fold} for entry, split, fold in zip(entries, splits, folds, strict=True)]
-
-    def trajectory(entries: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        return [{"added": step["added"], "removed": step["removed"], "value": step[metric]} for step in entries]
-
-    def before_retraining(section: Mapping[str, Any]) -> dict[str, Any]:
-        return migrate_format_2({"metric": metric, "members": [], **section}, f"{where}: before_retraining")
-
-    changes: dict[str, Callable[[Any], Any]] = {
-        "validation": split_metrics, "test": split_metrics, "nested": nested, "methods": methods,
-        "trajectory": trajectory, "before_retraining": before_retraining,
-    }  # fmt: skip
-    migrated = {**content, "fusion": content.get("fusion_name", "mean")}
-    for name in changes.keys() & content.keys():
-        try:
-            migrated[name] = changes[name](content[name])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: {name}: invalid in format 2 ({error!r}): select the ensemble again") from error
-    return migrated

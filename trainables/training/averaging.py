@@ -22,9 +22,7 @@ def average_models(
     On rank 0 it is evaluated on the validation split, and `callbacks` are called as after the only epoch of a training.
     Statistics of batch normalisation are averaged like weights, not computed again.
     """
-    network = checkpoint.load_model(folders[0], trial)
-    network.load_state_dict(compute_mean(load_weights(folder, trial) for folder in folders))
-    network.to(device)
+    network = load_average(folders, trial).to(device)
     rank = dist.get_rank() if dist.is_initialized() else 0
     if rank != 0:
         callbacks.on_checkpoint({}, None)
@@ -39,6 +37,16 @@ def average_models(
     }
     progress = TrainingProgress(1, best_epoch=1, best_map10=metrics["map10"], history=(dict(metrics),))
     callbacks.on_checkpoint(metrics, take_snapshot(trial, network, progress))
+    return network
+
+
+def load_average(folders: Sequence[Path], trial: Trial) -> DualEncoder:
+    """Return the model, on the CPU, whose weights are the mean of those of the models in `folders`. `trial` is its
+    config: that of a soup or, for a single folder, that of the model.
+    """
+    network = checkpoint.load_model(folders[0], trial)
+    if len(folders) > 1:
+        network.load_state_dict(compute_mean(load_weights(folder, trial) for folder in folders))
     return network
 
 
