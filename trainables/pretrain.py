@@ -32,6 +32,7 @@ from trainables import encoders, recipes
 from trainables.encoders import list_families
 from trainables.execution.resources import ComputeOptions, allocate
 from trainables.execution.session import RunContext, TrainingJob
+from trainables.precision import fastest_precision
 from trainables.records import lease as leases
 from trainables.records.lease import Heartbeat, Holder
 from trainables.records.ledger import Ledger
@@ -40,7 +41,7 @@ from trainables.records.mlflow_log import STEP, RunLog
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.signature import compute_signature
-from trainables.trial import Precision, Trial, fastest_precision
+from trainables.trial import Precision, Trial
 
 logger = logging.getLogger("chorale.pretrain")
 

@@ -8,8 +8,9 @@ import pytest
 from data.errors import UserError
 from trainables.encoders.audio import passt
 from trainables.encoders.text import huggingface
+from trainables.precision import fastest_precision
 from trainables.schedule import Plateau
-from trainables.trial import Teacher, Trial, fastest_precision, from_json, to_json
+from trainables.trial import Teacher, Trial, from_json, to_json
 
 
 def test_a_trial_survives_json(trial, fine_tuning):

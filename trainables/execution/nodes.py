@@ -9,7 +9,8 @@ import ray
 import yaml
 
 from trainables.execution.resources import Bundle
-from trainables.trial import Precision, fastest_cpu_precision, fastest_precision
+from trainables.precision import fastest_cpu_precision, fastest_precision
+from trainables.trial import Precision
 
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
