@@ -39,11 +39,14 @@ def test_demo_pretrains_three_pairs_of_both_families_and_tries_paraphrases():
     assert len(trials) == 6
 
 
-def test_small_needs_no_paraphrases():
+def test_small_pretrains_each_pair_with_mixtures_and_fine_tunes_it_without():
     trials = spaces.find_space("small")(SPLITS, "float32")
-    assert len(trials) >= 6
-    assert len({trial.audio for trial in trials}) == 2
+    assert len({trial.pretraining for trial in trials}) == len({(trial.audio, trial.text) for trial in trials}) == 4
     assert {trial.paraphrase_probability for trial in trials} == {0.0}
+    assert all(trial.pretraining.mix_probability > 0 and trial.mix_probability == 0 for trial in trials)
+    assert all(trial.text.max_tokens >= 64 for trial in trials)  # two joined captions
+    labels = {encoders.format_label(config) for trial in trials for config in (trial.audio, trial.text)}
+    assert labels == {"cnn:small", "passt:tiny", "transformer:small64", "transformer:shallow64"}
 
 
 # The paper's table.
@@ -163,7 +166,7 @@ def bad_spaces(tuned):
         "entry 2 of the space is a str": [tuned, "tuned"],
         "entries 1 and 3 of the space are the same trial, cnn:small": [tuned, tuned.pretraining, replace(tuned)],
         "the validation split of .* is c/validation, that of .* is d/validation": [tuned, elsewhere],
-        "is c/validation, that of .* pretraining seed 0 is d/validation": [replace(tuned, pretraining=elsewhere)],
+        "is c/validation, that of .* pretraining .*seed 0 is d/validation": [replace(tuned, pretraining=elsewhere)],
         "the test split of .* is c/test, that of .* is d/test": [tuned, replace(tuned, test="d/test")],
         "would be trained on and evaluated on c/test": [replace(tuned, train=("c/train", "c/test"))],
     }

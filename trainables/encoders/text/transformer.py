@@ -3,7 +3,7 @@
 The family needs no download. A sentence's vector is the last layer's output for the first token.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.errors import UserError
@@ -37,6 +37,7 @@ VARIANTS = {
     "small": Config(width=192, layers=2, heads=4),
     "shallow": Config(width=192, layers=1, heads=4),
 }
+VARIANTS |= {f"{name}64": replace(config, max_tokens=64) for name, config in VARIANTS.items()}  # for joined captions
 
 
 def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
