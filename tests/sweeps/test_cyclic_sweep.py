@@ -6,11 +6,15 @@ from trainables.records.ensemble_file import read_ensemble
 from trainables.records.mlflow_ledger import open_ledger
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_the_snapshots_of_a_sweep_are_published_by_workers_and_selected_from(
     cluster, call_command, space_file, tone_store, tmp_path
 ):
-    """The pretraining on two workers, through Ray Train; with a sweep, since only that has its time and its display."""
+    """The pretraining on two workers, through Ray Train; with a sweep, since only that has its time and its display.
+
+    It is slow, and left out of CI: tests/trainables/execution/test_snapshots.py has two ranks without Ray.
+    """
     runs = tmp_path / "runs"
     words = ("--space", f"{space_file}:cyclic", "--corpus", "folder", "--store", tone_store, "--runs", runs)
     words += ("--pretraining-workers", 2, "--cpus-per-worker", 0.45, "--name", "cycles")

@@ -14,7 +14,7 @@ from sweeps.planning.retraining import plan_retraining
 from sweeps.spaces import check_trials, find_space, salsa, with_seeds
 from trainables.records.ensemble_file import Ensemble, Member, read_ensemble, write_ensemble
 from trainables.records.mlflow_ledger import open_ledger
-from trainables.trial import Teacher, load_trial, to_json
+from trainables.trial import Teacher, from_json, load_trial, make_soup, to_json
 
 SPLITS = Splits("a/train", "a/validation", "a/test", ("a/train", "b/train"))
 
@@ -35,25 +35,38 @@ def write_ensemble_of(path, trials, **settings):
 def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     own_runs, call_command, space_file, tone_store, tmp_path
 ):
-    """With a sweep, since only that shows that students wait for teachers that other processes train."""
+    """With a sweep, since only that shows that students wait for teachers that other processes train, and soups, one of
+    which is a teacher, for their parts.
+    """
     call_command("ensemble/select.py", "--metric", "map10", "--runs", own_runs, "--sweep", "first", "--method", "all",
                  "--out", tmp_path)  # fmt: skip
     path, runs = tmp_path / "ensemble.json", tmp_path / "runs"
-    teachers = [member.signature for member in read_ensemble(path).members]
+    ensemble = read_ensemble(path)
+    teachers = [member.signature for member in ensemble.members]
     assert len(teachers) == 3  # two fine-tunings and their pretraining
+    trained = [from_json(member.trial) for member in ensemble.members]
+    soup = make_soup(trial for trial in trained if trial.pretraining)
+    member = Member("soup", 1 / 3, trial=to_json(soup))
+    write_ensemble(path, Ensemble((*ensemble.members, member)))
     words = ("--space", f"{space_file}:pair", "--corpus", "folder", "--store", tone_store, "--runs", runs)
-    done = call_command("sweeps/grid.py", *words, "--teachers", path, "--hard-share", 0.5, "--name", "distilled")
+    done = call_command("sweeps/grid.py", *words, "--teachers", path, "--hard-share", 0.5, "--name", "distilled",
+                        "--scheduler", "asha")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 pretrainings, then 3 fine-tunings; 4 of them are still to be run" in done.stdout
+    assert "1 pretrainings, then 4 fine-tunings; 5 of them are still to be run" in done.stdout
     ledger = open_ledger(runs)
     trials = {run.signature: run for run in ledger.iter_trials()}
     (student,) = [run for run in trials.values() if run.relations.teachers]
+    (soup_run,) = [run for run in trials.values() if run.relations.average_of]
+    assert load_trial(runs / "models" / soup_run.signature) == soup
+    assert set(soup_run.relations.average_of) < set(teachers)
+    teachers.append(soup_run.signature)
+    assert {run.status for run in trials.values()} == {"FINISHED"}
     assert set(student.relations.teachers) == set(teachers) <= trials.keys()
     assert student.settings["hard_share"] == "0.5"
     assert "(weight 0.333333)" in student.settings["teachers"]
-    assert "student of 3" in student.name
+    assert "student of 4" in student.name
     config = load_trial(runs / "models" / student.signature)
-    assert [teacher.weight for teacher in config.teachers] == [1 / 3] * 3
+    assert [teacher.weight for teacher in config.teachers] == [1 / 3] * 4
     assert {path.parent.name for path in (runs / "teachers").glob("*/*")} == set(teachers)
 
     words = ("--runs", runs, "--method", "all", "--no-test", "--folds", 0, "--out", tmp_path / "selected")
@@ -62,9 +75,12 @@ def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     assert f"({student.signature}) is a student of other members: " in selected.stdout
     members = read_ensemble(tmp_path / "selected" / "ensemble.json").members
     assert [set(member.teachers) for member in members if member.teachers] == [set(teachers)]
+    assert soup_run.signature in {member.signature for member in members}  # it is a trial of the sweep
     report = call_command("ensemble/report.py", "--runs", runs, "--no-test", "--out", tmp_path / "report")
     assert report.returncode == 0, report.stderr
-    assert "student of 3" in (tmp_path / "report" / "report.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "student of 4" in page
+    assert "soup of 2" in page
 
 
 def test_all_members_teach_every_fine_tuning_with_their_weights(tiny, tmp_path):

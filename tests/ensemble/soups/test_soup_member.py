@@ -18,12 +18,12 @@ from sweeps.planning.estimate import build_estimate_table
 from sweeps.planning.retraining import plan_retrainings
 from sweeps.planning.stages import find_finished, find_requirements, group_by_stage
 from trainables.records.embeddings import TEST_FILE, VALIDATION_FILE, read_embeddings
-from trainables.records.ensemble_file import Ensemble, Member, read_ensemble, write_ensemble
+from trainables.records.ensemble_file import read_ensemble, write_ensemble
 from trainables.records.mlflow_ledger import open_ledger
 from trainables.records.run_storage import RunStorage
 from trainables.signature import read_fingerprints, sign
 from trainables.training.embedding import embed_files, embed_text
-from trainables.trial import Teacher, load_trial, make_soup, to_json
+from trainables.trial import load_trial, make_soup
 
 SENTENCES = ["a low tone", "four beeps of a high pitch"]
 
@@ -191,37 +191,3 @@ def test_a_soup_teaches_and_its_parts_are_trained_first_where_they_are_missing(
     taught_split = ledger.load_embeddings(ledger.find_finished_trial(taught), TEST_FILE)
     assert np.isfinite(taught_split.compute_scores()).all()
     assert make_soup(trial.average_of) == trial
-
-
-@pytest.mark.cluster
-@pytest.mark.usefixtures("cluster")
-def test_a_sweep_trains_the_parts_then_the_soup_then_its_student(
-    siblings, space_file, tone_store, call_command, tmp_path
-):
-    """With a sweep, since only that shows that the soup waits for its parts, and the student for the soup."""
-    soup = make_soup(siblings[:2])
-    write_ensemble(tmp_path / "ensemble.json", Ensemble((Member("soup", 1.0, trial=to_json(soup)),)))
-    runs = tmp_path / "runs"
-    words = ("--space", f"{space_file}:pair", "--corpus", "folder", "--store", tone_store, "--runs", runs)
-    done = call_command(
-        "sweeps/grid.py", *words, "--teachers", tmp_path / "ensemble.json", "--name", "distilled", "--scheduler", "asha"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 pretrainings, then 4 fine-tunings; 5 of them are still to be run" in done.stdout
-    ledger = open_ledger(runs)
-    trials = {run.signature: run for run in ledger.iter_trials()}
-    assert {run.status for run in trials.values()} == {"FINISHED"}
-    [student] = [run for run in trials.values() if run.relations.teachers]
-    [teacher] = student.relations.teachers
-    assert load_trial(runs / "models" / student.signature).teachers == (Teacher(soup),)
-    assert len(trials[teacher].relations.average_of) == 2
-    assert set(trials[teacher].relations.average_of) < trials.keys()
-    words = ("--runs", runs, "--no-test", "--folds", 0, "--method", "all", "--soup")
-    selected = call_command("ensemble/select.py", *words, "--out", tmp_path / "selected")
-    assert selected.returncode == 0, selected.stderr
-    [group] = read_ensemble(tmp_path / "selected" / "ensemble.json").soups
-    assert len(group.parts) == 3
-    assert teacher not in {part.signature for part in group.parts}
-    report = call_command("ensemble/report.py", "--runs", runs, "--no-test", "--out", tmp_path / "report")
-    assert report.returncode == 0, report.stderr
-    assert "soup of 2" in (tmp_path / "report" / "report.html").read_text()
