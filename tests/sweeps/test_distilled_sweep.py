@@ -49,8 +49,7 @@ def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     member = Member("soup", 1 / 3, trial=to_json(soup))
     write_ensemble(path, Ensemble((*ensemble.members, member)))
     words = ("--space", f"{space_file}:pair", "--corpus", "folder", "--store", tone_store, "--runs", runs)
-    done = call_command("sweeps/grid.py", *words, "--teachers", path, "--hard-share", 0.5, "--name", "distilled",
-                        "--scheduler", "asha")  # fmt: skip
+    done = call_command("sweeps/grid.py", *words, "--teachers", path, "--hard-share", 0.5, "--name", "distilled")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 pretrainings, then 4 fine-tunings; 5 of them are still to be run" in done.stdout
     ledger = open_ledger(runs)
