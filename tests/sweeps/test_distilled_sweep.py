@@ -46,8 +46,7 @@ def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     assert len(teachers) == 3  # two fine-tunings and their pretraining
     trained = [from_json(member.trial) for member in ensemble.members]
     soup = make_soup(trial for trial in trained if trial.pretraining)
-    member = Member("soup", 1 / 3, trial=to_json(soup))
-    write_ensemble(path, Ensemble((*ensemble.members, member)))
+    write_ensemble_of(path, [*trained, soup])
     words = ("--space", f"{space_file}:pair", "--corpus", "folder", "--store", tone_store, "--runs", runs)
     done = call_command("sweeps/grid.py", *words, "--teachers", path, "--hard-share", 0.5, "--name", "distilled")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,10 +61,10 @@ def test_a_space_is_distilled_from_an_ensemble_whose_members_are_trained_first(
     assert {run.status for run in trials.values()} == {"FINISHED"}
     assert set(student.relations.teachers) == set(teachers) <= trials.keys()
     assert student.settings["hard_share"] == "0.5"
-    assert "(weight 0.333333)" in student.settings["teachers"]
+    assert "(weight 0.5)" in student.settings["teachers"]
     assert "student of 4" in student.name
     config = load_trial(runs / "models" / student.signature)
-    assert [teacher.weight for teacher in config.teachers] == [1 / 3] * 4
+    assert [teacher.weight for teacher in config.teachers] == [0.5] * 4
     assert {path.parent.name for path in (runs / "teachers").glob("*/*")} == set(teachers)
 
     words = ("--runs", runs, "--method", "all", "--no-test", "--folds", 0, "--out", tmp_path / "selected")
