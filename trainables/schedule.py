@@ -10,6 +10,14 @@ import numpy as np
 from data.errors import UserError
 
 
+def list_cycle_ends(epochs: int, cycles: int) -> tuple[int, ...]:
+    """Return the numbers of epochs after which each of several equal cycles ends, `epochs` in all; () for a single
+    cycle.
+    """
+    length = epochs // cycles
+    return tuple(range(length, epochs + 1, length)) if cycles > 1 else ()
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Learning-rate schedule with linear warm-up, cosine decay, then a constant final rate; with several cycles, this
@@ -50,7 +58,7 @@ class Schedule:
     @property
     def cycle_ends(self) -> tuple[int, ...]:
         """Number of epochs after which each cycle ends; () for a single cycle."""
-        return tuple(range(self.cycle_epochs, self.epochs + 1, self.cycle_epochs)) if self.cycles > 1 else ()
+        return list_cycle_ends(self.epochs, self.cycles)
 
     def rate(self, epoch: float, validation_losses: Sequence[float] = ()) -> float:
         """Return the learning rate after `epoch` epochs, which may be a fraction; `validation_losses` is ignored."""

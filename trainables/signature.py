@@ -97,12 +97,8 @@ def sign(trial: Trial, fingerprints: Fingerprints) -> str:
     its published weights. The signature of a soup depends on those of its parts alone.
     """
     if trial.average_of:
-        return hash_settings(
-            {
-                "average_of": sorted(sign(part, fingerprints) for part in trial.average_of),
-                "training_version": TRAINING_VERSION,
-            }
-        )
+        parts = find_relations(trial, fingerprints).average_of
+        return hash_settings({"average_of": parts, "training_version": TRAINING_VERSION})
     settings = changed_settings(trial) | {
         "audio": describe_encoder(trial.audio, fingerprints),
         "text": describe_encoder(trial.text, fingerprints),

@@ -93,7 +93,8 @@ class SnapshotKeeper:
     @property
     def is_needed(self) -> bool:
         """Whether any model is kept."""
-        return bool(self.epochs) or (self.work.site.keep_epochs and not self.work.trial.final_epoch)
+        trial = self.work.trial
+        return bool(self.epochs) or (self.work.site.keep_epochs and not (trial.final_epoch or trial.average_of))
 
     @functools.cached_property
     def fingerprints(self) -> Fingerprints:

@@ -13,6 +13,7 @@ from data.errors import UserError
 from data.runtime.printable import require_bare_name
 from trainables.records.embeddings import Embeddings
 from trainables.records.timing import Metrics
+from trainables.schedule import list_cycle_ends
 from trainables.signature import UNRELATED, Relations
 from trainables.trial import Trial
 
@@ -64,7 +65,7 @@ class TrialRun:
     def cycle_ends(self) -> tuple[int, ...]:
         """Epochs after which the cycles of its schedule end; () for a single cycle."""
         cycles, epochs = (int(self.settings.get(f"schedule.{name}", 1)) for name in ("cycles", "epochs"))
-        return tuple(range(epochs // cycles, epochs + 1, epochs // cycles)) if cycles > 1 else ()
+        return list_cycle_ends(epochs, cycles)
 
 
 @dataclass(frozen=True)

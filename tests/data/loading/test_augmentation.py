@@ -33,7 +33,7 @@ def test_without_augmentation_pairs_are_as_before(split):
 
 
 def test_a_mixture_is_the_sum_of_two_clips_with_both_captions(split):
-    """What is added is the clip of the other caption, up to a gain within 5 dB, and nothing beyond its end."""
+    """The clip of the other caption is added, up to a gain within 5 dB, and nothing beyond its end."""
     mixed, plain = augmented(split, mix=1.0), pairs_of(split)
     whole = ClipCaptionDataset([split], 2.5, 2.5, 0.0, 0)
     clips = {

@@ -134,8 +134,8 @@ def test_a_filter_holds_for_snapshots_as_well(ledger, cyclic):
 def test_snapshots_of_a_single_cycle_or_after_other_epochs_are_candidates_only_if_a_sweep_lists_them(ledger, cyclic):
     training = Training(ledger, cyclic, 1, snapshot_epochs=(3, 5, 6))
     once = Training(ledger, replace(cyclic, schedule=replace(cyclic.schedule, cycles=1)), 2, snapshot_epochs=(4,))
-    found = {candidate.signature for candidate in find_candidates(ledger, sweep_of(ledger, training, once))}
-    assert not {training.snapshots[5], once.snapshots[4]} & found
+    listed = {candidate.signature for candidate in find_candidates(ledger, sweep_of(ledger, training, once))}
+    assert not {training.snapshots[5], once.snapshots[4]} & listed
     ledger.start_sweep("listed", [training.signature, training.snapshots[5], once.snapshots[4]], {})
     listed = {candidate.signature for candidate in find_candidates(ledger, [ledger.find_sweep("listed")])}
     assert {once.snapshots[4], training.signature} <= listed
@@ -147,8 +147,8 @@ def test_snapshots_of_a_single_cycle_or_after_other_epochs_are_candidates_only_i
 def test_snapshots_of_an_unfinished_training_are_no_candidates(ledger, cyclic):
     done, other = (Training(ledger, replace(cyclic, seed=number), number) for number in (1, 2))
     ledger.mark_ended(other.run_id, "KILLED")
-    found = find_candidates(ledger, sweep_of(ledger, done, other))
-    assert {candidate.run.settings["seed"] for candidate in found} == {"1"}
+    listed = find_candidates(ledger, sweep_of(ledger, done, other))
+    assert {candidate.run.settings["seed"] for candidate in listed} == {"1"}
 
 
 def evaluate_by_hand(trainings, fold_Q, config):

@@ -42,9 +42,9 @@ def open_chooser(folder, store, scratch, metric="map10", direction="t2a"):
     ledger, runs = open_ledger(folder), RunStorage.of(folder)
     candidates = find_candidates(ledger, [ledger.find_sweep("tiny")])
     site = RunContext(str(store), runs, ledger.tracking_uri)
-    found = find_groups(candidates, ledger, site)
-    averages = AverageEmbedder(site, ledger, found.fingerprints, scratch, with_bank=False)
-    return SoupChooser(found.groups, averages, candidates[0], metric, direction)
+    listed = find_groups(candidates, ledger, site)
+    averages = AverageEmbedder(site, ledger, listed.fingerprints, scratch, with_bank=False)
+    return SoupChooser(listed.groups, averages, candidates[0], metric, direction)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_the_record_compares_soups_with_their_parts_and_ensembles_on_both_splits
     folder, _, ensemble = selected
     ledger = open_ledger(folder)
     [soup] = ensemble.soups
-    for found, file in ((soup.validation, VALIDATION_FILE), (soup.test, TEST_FILE)):
+    for estimates, file in ((soup.validation, VALIDATION_FILE), (soup.test, TEST_FILE)):
         embeddings = {
             signature: ledger.load_embeddings(ledger.find_finished_trial(signature), file)
             for signature in (*(part.signature for part in soup.parts), soup.greedy, soup.uniform)
@@ -205,7 +205,7 @@ def test_the_record_compares_soups_with_their_parts_and_ensembles_on_both_splits
             "greedy_minus_kept_ensemble": expected["greedy"] - expected["kept_ensemble"],
             "uniform_minus_ensemble": expected["uniform"] - expected["ensemble"],
         }
-        assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(expected)
+        assert {name: estimate.value for name, estimate in estimates.items()} == pytest.approx(expected)
 
 
 def test_tables_and_the_page_show_soups_and_their_parts(selected, tmp_path):

@@ -166,13 +166,13 @@ def test_a_training_that_is_killed_between_publishing_and_its_checkpoint_ends_wi
     job, own_ledger = make_job(cyclic, tmp_path)
     with pytest.raises(EndedError):
         train_rank(job, torch.device("cpu"), end_at(last), None, tmp_path / "scratch")
-    before = {found.signature: found for found in own_ledger.find_related("snapshot_of", signature)}
+    before = {run.signature: run for run in own_ledger.find_related("snapshot_of", signature)}
     assert len(before) == last / 2
     leases.release(job.site.runs, job.lease)
     run(cyclic, tmp_path)
     assert_same_snapshots(tmp_path, own_ledger, folder, ledger, signature, 2)
-    after = {found.signature: found for found in own_ledger.find_related("snapshot_of", signature)}
-    assert all(after[key].run_id == found.run_id for key, found in before.items())
+    after = {run.signature: run for run in own_ledger.find_related("snapshot_of", signature)}
+    assert all(after[key].run_id == run.run_id for key, run in before.items())
     assert sum(1 for _ in own_ledger.iter_trials()) == 3
 
 
@@ -274,7 +274,7 @@ def test_models_of_all_epochs_are_kept_on_request_for_soups(cyclic, run, tmp_pat
     snapshots = [replace(cyclic, snapshot_epoch=epoch) for epoch in (1, 2, 3, 4)]
     signatures = [compute_signature(snapshot, str(store)) for snapshot in snapshots]
     assert {path.name for path in (folder / "models").iterdir()} == {signature, *signatures}
-    assert {found.signature for found in ledger.iter_trials()} == {signature, signatures[1], signatures[3]}
+    assert {run.signature for run in ledger.iter_trials()} == {signature, signatures[1], signatures[3]}
     assert len(ledger.list_epochs(ledger.find_finished_trial(signature))) == 4
     assert not any(EPOCHS_FOLDER in str(name) for name in artifacts_of(ledger.find_finished_trial(signatures[1])))
     run(snapshots[2], alone)
@@ -292,7 +292,7 @@ def log_epochs(log):
 
 
 def train_on_rank(rank, job, folder):
-    """What each of two ranks does."""
+    """Train on one of two ranks."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     try:

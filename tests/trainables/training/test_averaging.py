@@ -129,7 +129,7 @@ def test_the_weights_of_a_soup_are_the_mean_and_it_is_evaluated_stored_and_logge
     relevant = retrieval.build_relevance(embeddings.relevant_clip_ids, embeddings.clip_ids)
     metrics = retrieval.compute_metrics(embeddings.compute_scores(), relevant, ["map10"])
     assert ledger.load_best_metrics(run)["map10"] == pytest.approx(metrics["map10"])
-    assert [found.signature for found in ledger.find_related("average_of", train(siblings[0]))] == [signature]
+    assert [run.signature for run in ledger.find_related("average_of", train(siblings[0]))] == [signature]
 
 
 def test_a_part_without_a_model_is_named(trained, siblings, store, tmp_path):
