@@ -38,6 +38,17 @@ TOKENIZER_FILES = (
 )
 """Names of the files that transformers' tokenizers read, with wildcards."""
 
+EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Names of the files from which transformers reads the settings of an audio model's feature extractor."""
+
+OTHER_FORMATS = {
+    "adapter_config.json": "an adapter (PEFT), which changes another model: merge it into that model "
+    "(merge_and_unload) and write the result with save_pretrained",
+    "*.gguf": "weights in GGUF: use the model's folder in the format of transformers",
+    "*.onnx": "weights in ONNX: use the model's folder in the format of transformers",
+}
+"""What a folder holds that has a file of this name, with wildcards, and what to do about it."""
+
 WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
@@ -102,6 +113,7 @@ def find_body(folder: Path) -> Path:
 def require_model_folder(folder: Path) -> None:
     """Raise UserError if a folder lacks the config.json or the weights of a transformers model."""
     body = find_body(folder)
+    refuse_other_formats(body)
     missing = [CONFIG_FILE] if not (body / CONFIG_FILE).is_file() else []
     missing += [WEIGHT_FILES[0][0]] if not list_weights(body) else []
     if missing:
@@ -109,6 +121,18 @@ def require_model_folder(folder: Path) -> None:
             f"{body} isn't the folder of a transformers model, since it has no {' and no '.join(missing)}: write it "
             "with save_pretrained of the model and of its tokenizer"
         )
+
+
+def refuse_other_formats(folder: Path) -> None:
+    """Raise UserError if a folder holds an adapter, or if its only weights are in GGUF or ONNX (also in the subfolder
+    onnx).
+    """
+    has_weights = bool(list_weights(folder))
+    for pattern, problem in OTHER_FORMATS.items():
+        is_adapter = pattern.endswith(".json")
+        files = [*match_files(folder, (pattern,)), *match_files(folder / "onnx", (pattern,))]
+        if files and (is_adapter or not has_weights):
+            raise UserError(f"{files[0]}: the folder holds {problem}")
 
 
 def list_weights(folder: Path) -> list[Path]:
@@ -130,18 +154,20 @@ def match_files(folder: Path, patterns: tuple[str, ...]) -> Iterator[Path]:
             yield path
 
 
-def hash_model(folder: Path, with_layers: bool) -> str:
-    """Return the SHA-256 of the names and contents of a model's weights, tokenizer and configuration files in a folder,
-    in hexadecimal. `with_layers` includes the layers that sentence-transformers' modules.json defines.
+def hash_model(folder: Path, with_layers: bool, input_files: tuple[str, ...] = TOKENIZER_FILES) -> str:
+    """Return the SHA-256 of the names and contents of a model's weights and configuration in a folder, and of the files
+    that prepare its input, whose names match `input_files`, in hexadecimal. `with_layers` includes the layers that
+    sentence-transformers' modules.json defines.
 
-    Raises UserError if the folder has no weights.
+    Raises UserError if the folder has no weights, or a model in another format.
     """
     modules = read_modules(folder) if with_layers else []
     body = folder / modules[0].folder if modules else folder
+    refuse_other_formats(body)
     weights = list_weights(body)
     if not weights:
         raise UserError(f"{body} holds no weights ({WEIGHT_FILES[0][0]}): copy the model's files again")
-    paths = [*match_files(body, (CONFIG_FILE, *TOKENIZER_FILES)), *weights]
+    paths = [*match_files(body, (CONFIG_FILE, *input_files)), *weights]
     if modules:
         paths += match_files(folder, (MODULES_FILE, *SENTENCE_CONFIG_FILES))
         paths += match_files(body, SENTENCE_CONFIG_FILES)

@@ -32,8 +32,8 @@ def refuse_own_code(location: Path | str) -> Iterator[dict[str, bool]]:
 
 
 def load_shape(location: Path | str, **options: Any) -> Any:
-    """Return transformers' config of the model in a folder or on the hub; `options` are passed to transformers. Raises
-    UserError if the model needs Python code that comes with it.
+    """Return transformers' config of the model in a folder, in a JSON file or on the hub; `options` are passed to
+    transformers. Raises UserError if the model needs Python code that comes with it.
     """
     from transformers import AutoConfig
 
@@ -49,6 +49,16 @@ def load_tokenizer(location: Path | str, **options: Any) -> Any:
 
     with refuse_own_code(location) as trust:
         return AutoTokenizer.from_pretrained(location, **trust, **options)
+
+
+def load_extractor(location: Path | str, **options: Any) -> Any:
+    """Return the feature extractor of an audio model in a folder, in a JSON file or on the hub; `options` are passed to
+    transformers. Raises UserError if it needs Python code that comes with the model.
+    """
+    from transformers import AutoFeatureExtractor
+
+    with refuse_own_code(location) as trust:
+        return AutoFeatureExtractor.from_pretrained(location, **trust, **options)
 
 
 def load_body(location: Path | str, **options: Any) -> Any:

@@ -6,19 +6,14 @@ tokens, or the output for the last token, which is the only one that depends on 
 model. A model of sentence-transformers, which has a modules.json, defines its own pooling and further layers.
 """
 
-import functools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from data.errors import UserError, unknown_name_error
-from trainables.encoders import model_files, operations, pretrained_files
+from data.errors import UserError
+from trainables.encoders import hub_models, model_files, operations, pretrained_files
 
 Pooling = Literal["first", "mean", "last"]
-
-HUB_NAME = re.compile(r"(?P<model>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w.-]+))?")
-"""Name of a model on the hub on a command line: ORGANISATION/MODEL, or ORGANISATION/MODEL@REVISION."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +85,8 @@ def parse_name(name: str) -> Config:
     location, _, pooling = name.rpartition(":")
     if pooling not in get_args(Pooling):
         location, pooling = name, "first"
-    folder = Path(location).expanduser()
-    if folder.is_dir() and location:
-        model_files.require_model_folder(folder)
-        return Config(str(folder.resolve()), pooling=pooling)  # type: ignore[arg-type]  # checked above
-    if location.startswith(("/", ".", "~")):
-        problem = "isn't a folder" if folder.exists() else "doesn't exist"
-        raise UserError(f"text encoder huggingface:{location}: {folder} {problem}: give the folder of a model")
-    if match := HUB_NAME.fullmatch(location):
-        return Config(match["model"], match["revision"], pooling=pooling)  # type: ignore[arg-type]  # checked above
-    known = [f"huggingface:{variant}" for variant in VARIANTS]
-    raise unknown_name_error(
-        "text encoder", f"huggingface:{name}", [*known, "huggingface:FOLDER", "huggingface:ORGANISATION/MODEL"]
-    )
+    model, revision = hub_models.parse_location("text", location, name, VARIANTS)
+    return Config(model, revision, pooling=pooling)  # type: ignore[arg-type]  # checked above
 
 
 def format_name(config: Config) -> str:
@@ -111,14 +95,8 @@ def format_name(config: Config) -> str:
 
     A folder that is called like a variant is shown with the folder that it is in.
     """
-    path = Path(config.model)
-    is_folder = path.is_absolute() or path.is_dir()
-    name = path.name if is_folder else config.model
-    if is_folder and name in VARIANTS:
-        name = f"{path.resolve().parent.name}/{name}"
-    revision = f"@{config.revision}" if config.revision else ""
     pooling = "" if config.pooling == "first" or config.model in SIZES else f":{config.pooling}"
-    return f"{name}{revision}{pooling}"
+    return f"{hub_models.format_location(config.model, config.revision, VARIANTS)}{pooling}"
 
 
 def may_define_layers(config: Config) -> bool:
@@ -157,37 +135,11 @@ def weights_fingerprint(config: Config, weights: Path | None = None) -> str:
     version = "" if config.model in SIZES else LOADING_VERSION
     if folder.is_dir():
         return f"{version}sha256:{model_files.hash_model(folder, may_define_layers(config))}"
-    return f"{version}{config.model}@{config.revision or look_up_commit(config.model)}"
-
-
-@functools.cache
-def look_up_commit(model: str) -> str:
-    """Return the id of the newest commit of a model on the Hugging Face hub; it is looked up once per process.
-
-    Raises UserError if the hub can't be reached or has no such model.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        return str(HfApi().model_info(model).sha)
-    except Exception as error:  # the types of errors depend on the HTTP client of the installed huggingface_hub
-        raise UserError(
-            f"text encoder {model!r} is neither a directory nor found on the hub ({type(error).__name__}): "
-            f"check its name, or set `revision` to a commit that is in the local cache"
-        ) from error
+    return f"{version}{config.model}@{config.revision or hub_models.look_up_commit('text', config.model)}"
 
 
 def locate_model(config: Config, weights: Path | None) -> str:
     """Return where transformers finds the model that a config names: the path of a local directory, or the model's id
     on the hub. A model of the hub must be in the directory `weights` if that is given. Raises UserError if it isn't.
     """
-    if weights is None or Path(config.model).is_dir():
-        return config.model
-    folders = [weights / config.model, weights / Path(config.model).name]
-    existing = next((folder for folder in folders if folder.is_dir()), None)
-    if existing is None:
-        raise UserError(
-            f"{weights} holds no directory {config.model!r}: put the model's files there, named as on the hub "
-            f"(config.json, model.safetensors and the tokenizer's files)"
-        )
-    return str(existing)
+    return hub_models.locate_model(config.model, weights, "the tokenizer's files")

@@ -3,23 +3,21 @@
 Shapes: B captions, L tokens, W width.
 """
 
-import contextlib
 import functools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from data.errors import UserError
-from trainables.encoders import model_files, pretrained_files, published
+from trainables.encoders import hub_models, model_files, pretrained_files, published
 from trainables.encoders.text import Tokens, huggingface
 from trainables.encoders.text.huggingface import Config
+from trainables.networks import pretrained
 from trainables.networks.sentence_layers import (
     POOLING_MODE,
     SentenceLayers,
@@ -41,41 +39,22 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
     don't match its config.json or aren't finite.
     """
     location = huggingface.locate_model(config, weights)
-    revision = None if Path(location).is_dir() else config.revision or huggingface.look_up_commit(config.model)
-    find_file = functools.partial(find_model_file, location, revision)
-    try:
+    revision = hub_models.choose_revision("text", location, config.revision)
+    find_file = functools.partial(pretrained.find_model_file, location, revision)
+    with pretrained.loading_errors_as_user_errors("text", config.model):
         modules = find_modules(config, find_file)
         files = {"revision": revision, "subfolder": modules[0].folder if modules else ""}
         shape = pretrained_files.load_shape(location, **files)
-        prepare_shape(shape, config.dropout)
+        pretrained.disable_training_switches(shape)
+        pretrained.set_dropout(shape, config.dropout)
         tokenizer = pretrained_files.load_tokenizer(location, **files)
-        with without_load_report():
-            model, differences = pretrained_files.load_body(
-                location,
-                config=shape,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, together with other differences
-                **files,
-            )
+        model, differences = pretrained.load_model(location, shape, **files)
         body, width = get_text_body(model), get_width(shape)
+        require_text_input(body)
         layers = load_layers(modules, find_file, width) if modules else plain_layers(config.pooling, width)
         require_pooling(config, layers)
         require_tokenizer(tokenizer, body, location)
-    except UserError as error:
-        raise UserError(f"text encoder {config.model!r}: {error}") from error
-    except Exception as error:  # truncated files raise any error of the parsers of JSON, safetensors and tokenizers
-        raise UserError(f"text encoder {config.model!r} can't be loaded: {error}") from error
-    published.require_matching_weights(
-        location,
-        missing=filter_body_weights(model, body, differences["missing_keys"]),
-        unexpected=filter_body_weights(model, body, differences["unexpected_keys"]),
-        misshapen=[
-            f"{name} {list(actual)} instead of {list(expected)}"
-            for name, actual, expected in differences["mismatched_keys"]
-            if filter_body_weights(model, body, [name])
-        ],
-    )
+    pretrained.require_body_weights(location, model, body, differences)
     encoder = HuggingFaceEncoder(config, shape, body, tokenizer, layers)
     published.require_finite_weights(encoder, location)
     freeze_unused_weights(encoder)
@@ -95,41 +74,12 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
     return encoder
 
 
-@contextlib.contextmanager
-def without_load_report() -> Iterator[None]:
-    """Suppress, in the `with` block, transformers' log message on missing and unexpected weights, which lists weights
-    that are not used, too.
-    """
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
 def freeze_unused_weights(encoder: "HuggingFaceEncoder") -> None:
-    """Disable the gradients of weights that take no part in embedding a caption, such as Longformer's for global
-    attention, since DDP waits for a gradient of each parameter. The models of VARIANTS have no such weights.
+    """Disable the gradients of weights that take no part in embedding a caption. The models of VARIANTS have no such
+    weights.
     """
-    if encoder.config.model in huggingface.SIZES or torch.is_inference_mode_enabled():
-        return
-    was_training = encoder.training
-    with torch.enable_grad():
-        encoder.eval()(encoder.tokenize(["a dog barks while rain falls"])).sum().backward()
-    for parameter in encoder.parameters():
-        parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
-    encoder.zero_grad()
-    encoder.train(was_training)
-
-
-def find_model_file(location: str, revision: str | None, name: str) -> Path | None:
-    """Return the local path of the file `name` of a model, which is downloaded from the hub if necessary; None if the
-    model has no such file. `location` is a local folder, or the model's id on the hub with an optional revision. Raises
-    OSError if the hub can't be reached.
-    """
-    path = cached_file(location, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
+    if encoder.config.model not in huggingface.SIZES:
+        pretrained.freeze_unused_weights(encoder, lambda: encoder(encoder.tokenize(["a dog barks while rain falls"])))
 
 
 def find_modules(config: Config, find_file: Callable[[str], Path | None]) -> list[model_files.Module]:
@@ -153,18 +103,6 @@ def require_pooling(config: Config, layers: SentenceLayers) -> None:
         )
 
 
-def prepare_shape(shape: Any, dropout: float) -> None:
-    """Set the dropout rates in a transformers config `shape`, and disable what training can't have: the cache of keys
-    and values, which a second forward pass of activation checkpointing would fill twice, and LayerDrop, since DDP waits
-    for a gradient of each parameter in each step.
-    """
-    set_dropout(shape, dropout)
-    shape.use_cache = False
-    for name in shape.to_dict():
-        if name.endswith("layerdrop"):
-            setattr(shape, name, 0.0)
-
-
 def get_width(shape: Any) -> int:
     """Return the size of the vectors of a model with the config `shape`. Raises UserError for a model without one, such
     as a model of text and images.
@@ -183,6 +121,14 @@ def get_text_body(model: Any) -> Any:
     return encoder if hasattr(encoder, "get_input_embeddings") else model  # as in Funnel, whose decoder is needed
 
 
+def require_text_input(body: Any) -> None:
+    """Raise UserError if the model `body` reads something else than the tokens of a text."""
+    if (name := getattr(body, "main_input_name", "input_ids")) != "input_ids":
+        raise UserError(
+            f"a {body.config.model_type} model reads {name}, not text: give the folder or id of a text model"
+        )
+
+
 def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
     """Raise UserError, which names the model's location, if a tokenizer has no words, as transformers returns for a
     folder without a tokenizer's files, or if it has words for which the model `body` has no vectors.
@@ -199,30 +145,6 @@ def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
             f"{location}: the tokenizer has {num_tokens} tokens, but the model has vectors for {num_vectors}: replace "
             "the tokenizer's files by those of this model"
         )
-
-
-def set_dropout(shape: Any, dropout: float) -> None:
-    """Set every dropout rate in a transformers config `shape`: each number whose name contains 'dropout' or 'pdrop'."""
-    for name, value in shape.to_dict().items():
-        if ("dropout" in name or "pdrop" in name) and isinstance(value, int | float):
-            setattr(shape, name, dropout)
-
-
-def filter_body_weights(model: Any, body: Any, names: Collection[str]) -> list[str]:
-    """Return, sorted, those names that are weights of the embeddings and layers of `body`, a part of the model or all
-    of it. Weights of heads, of the pooler and of a decoder, which are not used, are left out.
-    """
-    part = "" if body is model else next(f"{name}." for name, module in model.named_modules() if module is body)
-    used = {name for name, _ in body.named_children()} - {"pooler"}
-    kept = {id(parameter) for parameter in body.parameters()}
-    # The embeddings of an encoder-decoder model have a name outside of its encoder, too.
-    shared = {name for name, parameter in model.named_parameters() if part and id(parameter) in kept}
-    stems = {name: name.removeprefix(f"{model.base_model_prefix}.") for name in names}
-    return sorted(
-        name
-        for name, stem in stems.items()
-        if stem in shared or (stem.startswith(part) and stem.removeprefix(part).partition(".")[0] in used)
-    )
 
 
 def count_positions(shape: Any, body: Any) -> int | None:
