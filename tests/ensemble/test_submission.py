@@ -122,7 +122,7 @@ def entered(tmp_path_factory):
         trial, signature = tiny(seed), f"{seed:016x}"
         network = dual_encoder.build(trial, [caption.lower() for caption in CAPTIONS])
         folder = root / "runs" / "models" / signature
-        checkpoint.save_model(folder, trial, network.text, checkpoint.copy_weights(network))
+        checkpoint.save_model(folder, trial, network, checkpoint.copy_weights(network))
         run_id = ledger.claim(trial, signature, None)
         ledger.client.log_metric(run_id, "best_map10", 0.25 + seed / 100)
         ledger.finish(run_id)

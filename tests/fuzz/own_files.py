@@ -62,7 +62,7 @@ def build(root):
         trial = tiny(seed)
         network = dual_encoder.build(trial, ["a dog barks", "rain falls"])
         model = root / "bundle" / "members" / signature
-        checkpoint.save_model(model, trial, network.text, checkpoint.copy_weights(network))
+        checkpoint.save_model(model, trial, network, checkpoint.copy_weights(network))
         members.append(Member(f"member {seed}", 0.5, signature, trial=to_json(trial), epoch=1))
         if not seed:
             write_embeddings(

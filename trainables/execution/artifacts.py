@@ -30,7 +30,7 @@ def store_model(runs: RunStorage, signature: str, trial: Trial, network: DualEnc
     where fine-tunings look for it. The write is atomic, and a model that is already stored is kept.
     """
     with runs.make_scratch() as scratch:
-        checkpoint.save_model(scratch / "model", trial, network.text, checkpoint.copy_weights(network))
+        checkpoint.save_model(scratch / "model", trial, network, checkpoint.copy_weights(network))
         write_embeddings(scratch / "model" / BANK_FILE, bank)
         runs.store_model(signature, scratch / "model")
 

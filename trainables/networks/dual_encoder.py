@@ -3,6 +3,7 @@
 Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the embeddings.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.loading.batch import Batch
-from trainables.encoders.audio import AudioEncoder
+from trainables.encoders.audio import AudioConfig, AudioEncoder
 from trainables.encoders.text import TextEncoder, Tokens
 from trainables.networks import load_network_module
 from trainables.trial import Trial
@@ -118,6 +119,14 @@ class DualEncoder(nn.Module):
             features_BW = self.text(tokens)
         return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
 
+    def save_inputs(self, folder: Path) -> None:
+        """Write to a folder what the encoders need besides weights to be restored: the tokenizer, and the feature
+        extractor of an audio encoder that has one.
+        """
+        self.text.save_tokenizer(folder)
+        if save_extractor := getattr(self.audio, "save_extractor", None):
+            save_extractor(folder)
+
     def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors: the embeddings of the clips of a batch [B, D], those of the captions with these tokens
         [B, D], and the temperature. One call returns all, since DDP needs all parameters to be used in one forward
@@ -179,12 +188,22 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
-    """Return a trial's model without its trained weights, which the caller loads. The tokenizer is read from `folder`,
-    and nothing is downloaded.
+    """Return a trial's model without its trained weights, which the caller loads. The tokenizer, and what the audio
+    encoder has saved, are read from `folder`, and nothing is downloaded.
     """
-    audio = load_network_module(trial.audio).restore(trial.audio)
+    audio = restore_audio_encoder(trial.audio, folder)
     text = load_network_module(trial.text).restore(trial.text, folder)
     return combine_encoders(trial, audio, text)
+
+
+def restore_audio_encoder(config: AudioConfig, folder: Path) -> AudioEncoder:
+    """Return the audio encoder of a config without its trained weights. If its family's function `restore` has a second
+    parameter, it gets the folder with the files that `save_extractor` wrote.
+    """
+    restore_encoder = load_network_module(config).restore
+    has_files = len(inspect.signature(restore_encoder).parameters) > 1
+    encoder: AudioEncoder = restore_encoder(config, folder) if has_files else restore_encoder(config)
+    return encoder
 
 
 def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:

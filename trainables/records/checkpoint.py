@@ -3,6 +3,7 @@
     FOLDER/trial.json              the config
     FOLDER/model.safetensors       the weights
     FOLDER/tokenizer.json etc.     tokenizer of the text encoder
+    FOLDER/audio_config.json etc.  shape and feature extractor of an audio encoder that has such files
 
 A checkpoint of an unfinished training contains, in addition:
 
@@ -27,7 +28,6 @@ from data.sources.json_text import parse_json
 from data.store.files import write_json
 from data.store.scratch import create_scratch_folder
 from trainables import trial as trials
-from trainables.encoders.text import TextEncoder
 from trainables.networks.dual_encoder import DualEncoder, restore
 from trainables.records.timing import Metrics
 from trainables.trial import MODEL_FILE, TRIAL_FILE, Trial, load_trial
@@ -82,12 +82,12 @@ def copy_weights(model: DualEncoder) -> Weights:
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
 
 
-def save_model(folder: Path, trial: Trial, text: TextEncoder, weights: Weights) -> None:
-    """Write a model to a folder, which is created if it doesn't exist: its weights, the config of its trial, and the
-    tokenizer of its text encoder `text`.
+def save_model(folder: Path, trial: Trial, model: DualEncoder, weights: Weights) -> None:
+    """Write a `model` to a folder, which is created if it doesn't exist: its `weights`, the config of its trial, its
+    tokenizer and its feature extractor, if it has one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text.save_tokenizer(folder)
+    model.save_inputs(folder)
     save_weights(folder, trial, weights)
 
 
@@ -114,7 +114,7 @@ class Snapshot:
     """Copy of a training's state, from which a checkpoint can be written while training continues."""
 
     trial: Trial
-    tokenizer: dict[str, bytes]  # files by name
+    inputs: dict[str, bytes]  # files of the tokenizer and of the feature extractor, by name
     weights: Weights
     moments: Weights  # Adam's state, by 'parameter/key'
     progress: TrainingProgress
@@ -123,7 +123,7 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """Write the state to a folder as a checkpoint, which `load_training` reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, contents in self.tokenizer.items():
+        for name, contents in self.inputs.items():
             (folder / name).write_bytes(contents)
         save_weights(folder, self.trial, self.weights)
         if self.best and (self.progress.best_epoch != self.progress.epochs_done or self.progress.batches_done):
@@ -144,9 +144,9 @@ def take_snapshot(
         for key, tensor in optimizer.state.get(parameter, {}).items()
     }
     with create_scratch_folder() as folder:  # a tokenizer cannot be saved while it is in use
-        model.text.save_tokenizer(folder)
-        tokenizer = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return Snapshot(trial, tokenizer, copy_weights(model), moments, dataclasses.replace(progress), best)
+        model.save_inputs(folder)
+        inputs = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return Snapshot(trial, inputs, copy_weights(model), moments, dataclasses.replace(progress), best)
 
 
 def load_progress(folder: Path) -> TrainingProgress:

@@ -56,7 +56,7 @@ def runs(space_file, tmp_path_factory):
 def save(runs, trial, signature):
     """A model, random as it is."""
     network = dual_encoder.build(trial, CAPTIONS)
-    checkpoint.save_model(runs / "models" / signature, trial, network.text, checkpoint.copy_weights(network))
+    checkpoint.save_model(runs / "models" / signature, trial, network, checkpoint.copy_weights(network))
 
 
 @pytest.fixture(scope="module")

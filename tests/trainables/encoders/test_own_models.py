@@ -657,7 +657,7 @@ def test_a_trial_with_a_folder_trains_and_its_model_loads_without_it(store, tria
         paraphrase_probability=0.0,
     )
     network = train(trial, str(store), Callbacks(lambda *_: None), TrainingStart(), torch.device("cpu"))
-    checkpoint.save_model(tmp_path / "trained", trial, network.text, checkpoint.copy_weights(network))
+    checkpoint.save_model(tmp_path / "trained", trial, network, checkpoint.copy_weights(network))
     shutil.rmtree(folder)
     restored = checkpoint.load_model(tmp_path / "trained")
     assert (embed_sentences(restored, trial, CAPTIONS) == embed_sentences(network, trial, CAPTIONS)).all()

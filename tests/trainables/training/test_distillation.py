@@ -100,7 +100,7 @@ def own_teacher(plain, store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     split = open_split(store, plain.train[0])
     network = build(plain, [normalise(caption) for captions in split.captions for caption in captions])
-    save_model(folder / "model", plain, network.text, checkpoint.copy_weights(network))
+    save_model(folder / "model", plain, network, checkpoint.copy_weights(network))
     embeddings = embed_split(network, plain, "", split, list_texts(split, with_paraphrases=False))
     write_embeddings(folder / "e.arrow", embeddings)
     return folder
@@ -272,7 +272,7 @@ def site(trial, store, tmp_path):
         teacher = replace(trial, seed=seed)
         with site.runs.make_scratch() as scratch:
             network = build(teacher, ["a dog barks", "rain"])
-            save_model(scratch / "m", teacher, network.text, checkpoint.copy_weights(network))
+            save_model(scratch / "m", teacher, network, checkpoint.copy_weights(network))
             site.runs.store_model(compute_signature(teacher, store), scratch / "m")
     return site
 

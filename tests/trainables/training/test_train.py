@@ -369,7 +369,7 @@ def test_a_checkpoint_holds_no_pickles(run):
 
 
 def test_a_loaded_model_gives_exactly_the_same_embeddings(run, long_trial, store, tmp_path):
-    checkpoint.save_model(tmp_path, long_trial, run.network.text, checkpoint.copy_weights(run.network))
+    checkpoint.save_model(tmp_path, long_trial, run.network, checkpoint.copy_weights(run.network))
     assert {path.name for path in tmp_path.iterdir()} == {TRIAL_FILE, MODEL_FILE, "tokenizer.json"}
     assert trials.load_trial(tmp_path) == long_trial
     split = open_split(store, "synthetic/evaluation")
