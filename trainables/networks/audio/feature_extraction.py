@@ -106,8 +106,12 @@ class ExtractorFrontEnd(nn.Module):
         options = inspect.signature(type(extractor).__call__).parameters
         # An extractor that doesn't pad by default returns lists, and one that pads to a fixed length must keep it.
         needs_padding = "padding" in options and options["padding"].default is False
-        self.options = {"padding": True} if needs_padding else {}
-        self.whole = self.extract(np.full(size, 0.1, np.float32))
+        self.options: dict[str, bool] = {"padding": True} if needs_padding else {}
+        recording = np.full(size, 0.1, np.float32)
+        self.names = self.extract(recording).keys()
+        if "return_attention_mask" in options:  # needed in order to count, even if the model doesn't read it
+            self.options["return_attention_mask"] = True
+        self.whole = self.extract(recording)
 
     def extract(self, samples_N: Any) -> dict[str, Tensor]:
         """Return the extractor's output for the samples of one recording [N], with a first dimension of 1."""
@@ -130,9 +134,10 @@ class ExtractorFrontEnd(nn.Module):
             for name, whole in self.whole.items()
         }
         mask = next((arguments[name] for name in arguments if "mask" in name), None)
+        read = {name: value for name, value in arguments.items() if name in self.names}
         if mask is None:
-            return Inputs(arguments, counts_S, samples_SN.shape[1])
-        return Inputs(arguments, mask.flatten(1).sum(dim=1), mask.flatten(1).shape[1])
+            return Inputs(read, counts_S, samples_SN.shape[1])
+        return Inputs(read, mask.flatten(1).sum(dim=1), mask.flatten(1).shape[1])
 
     def padding_value(self, name: str) -> float:
         """Return the number with which the argument `name` is padded."""

@@ -3,6 +3,8 @@
 Shapes: S segments, N samples, F outputs of a model, W width.
 """
 
+import contextlib
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any, Self
@@ -90,6 +92,8 @@ def create_audio_body(shape: Any, location: Path | str) -> Any:
 
 def sketch_audio_body(shape: Any, location: Path | str) -> Any:
     """Return the audio encoder of a model as `create_audio_body` does, but without memory for its weights."""
+    # Its module is imported before, so that no tensor of that module is created without memory.
+    importlib.import_module(type(shape).__module__.replace(".configuration_", ".modeling_"))
     with torch.device("meta"):
         return get_audio_body(pretrained_files.build_body(shape, location, dtype=torch.float32))
 
@@ -107,13 +111,14 @@ def prepare_shape(shape: Any, dropout: float | None) -> None:
 
 def get_audio_body(model: Any) -> Any:
     """Return the part of a transformers model that embeds audio: the audio tower of a model of audio and text, and the
-    encoder of an encoder-decoder model or of a codec; otherwise the model.
+    encoder of a codec, of an encoder-decoder model or of a model with a head; otherwise the model.
     """
     for name in TOWERS:
         if isinstance(tower := getattr(model, name, None), PreTrainedModel):
             return get_audio_body(tower)
     encoder = getattr(model, "encoder", None)
-    return encoder if encoder is not None and getattr(model, "decoder", None) is not None else model
+    has_decoder = getattr(model, "decoder", None) is not None
+    return encoder if isinstance(encoder, PreTrainedModel) or (encoder is not None and has_decoder) else model
 
 
 def get_shape(model: Any, body: Any) -> Any:
@@ -262,8 +267,10 @@ class HuggingFaceAudioEncoder(nn.Module):
 
     def count_outputs(self, inputs: Inputs, length: int) -> Tensor:
         """Return the number of a segment's outputs [S] that aren't for padding, out of `length` outputs."""
-        count = getattr(self.model, "_get_feat_extract_output_lengths", None)
-        counts_S = count(inputs.valid_S) if count else None
+        counts_S = None
+        if count := getattr(self.model, "_get_feat_extract_output_lengths", None):
+            with contextlib.suppress(ValueError, RuntimeError):  # a few models count for one recording only
+                counts_S = count(inputs.valid_S)
         if not isinstance(counts_S, Tensor):
             counts_S = (inputs.valid_S * length + inputs.length - 1) // inputs.length
         return counts_S.clamp(1, length)
