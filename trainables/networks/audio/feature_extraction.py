@@ -329,7 +329,7 @@ class SeamlessFrontEnd(nn.Module):
         recording's.
         """
         stride = self.extractor.stride
-        log_mel_STM = self.log_mel(samples_SN * INT16_SCALE)
+        log_mel_STM = self.log_mel(samples_SN.double() * INT16_SCALE)  # as NumPy does
         frames_S = self.log_mel.count_frames(counts_S)
         mask_ST = mask_positions(log_mel_STM.shape[1], frames_S)
         scaled_STM = normalise(log_mel_STM, mask_ST.unsqueeze(2), correction=1)

@@ -257,7 +257,8 @@ class HuggingFaceAudioEncoder(nn.Module):
         outputs = self.model(**{name: value for name, value in arguments.items() if name in self.accepted})
         if (latents := getattr(outputs, "latents", None)) is not None:
             return latents.transpose(1, 2), None
-        states = outputs.last_hidden_state
+        if (states := getattr(outputs, "last_hidden_state", None)) is None:
+            raise UserError(f"a {self.shape.model_type} model returns no last_hidden_state: use another model")
         if states.dim() > 3:  # CLAP's map of features over frequency and time
             states = states.flatten(2).transpose(1, 2)
         elif self.shape.model_type == "audio-spectrogram-transformer":
