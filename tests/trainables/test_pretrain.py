@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-from trainables.records.checkpoint import MODEL_FILE
+from trainables.records.checkpoint import MODEL_FILE, load_model
 from trainables.records.mlflow_ledger import open_ledger
 
 pytestmark = pytest.mark.cluster
@@ -123,6 +125,23 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
     (committed,) = tmp_path.glob("trials/*/committed")
     weights = load_file(committed.parent / committed.read_text() / MODEL_FILE)
     assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_an_audio_model_of_hugging_face_is_trained_on_two_workers(pretrain, tone_store, tmp_path):
+    """DDP waits for a gradient of each of its weights. The stored model loads without the folder that it came from."""
+    folder, runs = tmp_path / "my-ast", tmp_path / "runs"
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ASTModel(ASTConfig(**shape, max_length=98, num_mel_bins=32)).save_pretrained(folder)
+    ASTFeatureExtractor(max_length=98, num_mel_bins=32).save_pretrained(folder)
+    done = pretrain(
+        tone_store, runs, "--audio", f"huggingface:{folder}", "--text", "transformer:shallow", "--epochs", 2
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = open_ledger(runs).iter_trials()
+    assert (run.status, run.metrics["step/epoch"]) == ("FINISHED", 2)
+    shutil.rmtree(folder)
+    (model,) = (runs / "models").iterdir()
+    assert load_model(model).audio.width == 32
 
 
 @pytest.mark.parametrize(

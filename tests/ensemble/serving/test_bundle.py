@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from data.decoding.audio import decode_file
 from data.errors import UserError
@@ -28,6 +29,7 @@ from data.store.stored_split import open_split
 from ensemble import search
 from ensemble.export import export_ensemble
 from ensemble.serving import audio_index, bundle, registration
+from trainables import encoders
 from trainables import trial as trials
 from trainables.networks import dual_encoder
 from trainables.records import checkpoint
@@ -186,6 +188,26 @@ def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
         assert list(problems.skipped) == paths[:1]
         np.testing.assert_allclose(vectors_AD, models.embed_files(paths[1:])[0], atol=1e-6)
         assert models.embed_files(paths[:1])[0].shape == (0, models.embedding_size)
+
+
+def test_an_audio_model_of_hugging_face_is_exported_with_its_feature_extractor(runs, sounds, tmp_path):
+    folder = tmp_path / "my-ast"
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    ASTModel(ASTConfig(**shape, max_length=98, num_mel_bins=32)).save_pretrained(folder)
+    ASTFeatureExtractor(max_length=98, num_mel_bins=32).save_pretrained(folder)
+    audio = encoders.config_of_variant("audio", f"huggingface:{folder}")
+    trial = replace(trials.load_trial(runs / "models" / f"{0:016x}"), audio=audio)
+    save(tmp_path, trial, "a" * 16)
+    shutil.rmtree(folder)
+    path = write_ensemble(tmp_path / "ensemble.json", ["a" * 16])
+    export_ensemble(path, tmp_path / "exported", RunStorage.of(tmp_path))
+    expected = bundle.load_models(path, RunStorage.of(tmp_path)).embed_files([sounds / "below" / "rain.flac"])[0]
+    shutil.rmtree(tmp_path / "models")
+    models = bundle.load_models(tmp_path / "exported")
+    np.testing.assert_array_equal(models.embed_files([sounds / "below" / "rain.flac"])[0], expected)
+    audio_index.update_index(tmp_path / "index", sounds / "below", models)
+    index = audio_index.open_index(tmp_path / "index", models)
+    assert len(audio_index.search_index(models, index, [SENTENCE], top=2)) == 1
 
 
 def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, monkeypatch):

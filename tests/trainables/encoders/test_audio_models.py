@@ -80,6 +80,7 @@ class Family:
     own_s: float = 10.0  # the length of a segment that it asks for
     input_s: float | None = None  # the length that its extractor fills
     pools: bool = False  # it has an output of its own for all of the audio
+    tolerance: float = 1e-5
     is_exact: bool = False  # padding changes nothing at all
     unused: tuple[str, ...] = ()  # parts of the model whose weights aren't trained
 
@@ -137,6 +138,7 @@ FAMILIES = {
     "wav2vec2-bert": Family(
         lambda: library.Wav2Vec2BertModel(library.Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=32)),
         lambda: library.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16, padding_value=1.0),
+        tolerance=5e-5,  # its extractor sums a mel band's frames one by one in float32
         is_exact=True, unused=("masked_spec_embed",)),
     "hubert": Family(lambda: library.HubertModel(library.HubertConfig(**MASKED)), waveform(True), is_exact=True,
                      unused=("masked_spec_embed",)),
@@ -259,7 +261,7 @@ def test_vectors_are_those_of_the_library(name, built, models):
         pooled, states = reference.outputs(inputs)
         expected = pooled[0] if FAMILIES[name].pools else states[:own].mean(dim=0)
         assert vector.shape == expected.shape == (encoder.width,)
-        torch.testing.assert_close(vector, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(vector, expected, rtol=1e-5, atol=FAMILIES[name].tolerance)
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     python -m pytest tests/trainables/encoders/test_contract.py --encoder trainables/encoders/text/NAME.py
 
 With `--weights DIR`, published weights are read from that directory. Without `--encoder`, every variant with random
-weights is checked, and a small model of each kind in the layout of the hub; of each family of published audio encoders, one network
-with random weights is checked by tests that are marked slow.
+weights is checked, and a small model of each kind in the layout of the hub; of each family of published audio encoders,
+one network with random weights is checked by tests that are marked slow.
 """
 
 import json

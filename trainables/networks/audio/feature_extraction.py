@@ -189,8 +189,9 @@ class KaldiLogMel(nn.Module):
         frames_STW = frames_STW - frames_STW.mean(dim=2, keepdim=True)
         previous_STW = torch.cat([frames_STW[..., :1], frames_STW[..., :-1]], dim=2)
         emphasised_STW = (frames_STW - PRE_EMPHASIS * previous_STW) * self.window.to(frames_STW.dtype)
-        spectrum_STF = torch.fft.rfft(emphasised_STW, self.fft)
-        power_STF = spectrum_STF.real.square() + spectrum_STF.imag.square()
+        spectrum_STF = torch.fft.rfft(emphasised_STW, self.fft).to(torch.complex64)  # as transformers rounds it
+        real_STF, imaginary_STF = (part.to(frames_STW.dtype) for part in (spectrum_STF.real, spectrum_STF.imag))
+        power_STF = real_STF.square() + imaginary_STF.square()
         mel_STM: Tensor = power_STF @ self.bank.T.to(power_STF.dtype)
         return mel_STM.clamp(min=KALDI_FLOOR).log().float()
 
