@@ -13,6 +13,9 @@ from transformers.utils.hub import cached_file
 from data.errors import UserError
 from trainables.encoders import model_files, pretrained_files, published
 
+MAX_REASON = 300
+"""Maximum number of characters of an error of transformers in a message; some list all kinds of models."""
+
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
@@ -37,7 +40,8 @@ def loading_errors_as_user_errors(kind: str, model: str) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{kind} encoder {model!r}: {error}") from error
     except Exception as error:  # truncated files raise any error of the parsers of JSON, safetensors and tokenizers
-        raise UserError(f"{kind} encoder {model!r} can't be loaded: {error}") from error
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise UserError(f"{kind} encoder {model!r} can't be loaded: {reason}") from error
 
 
 def find_model_file(location: str, revision: str | None, name: str) -> Path | None:

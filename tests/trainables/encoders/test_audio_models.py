@@ -306,7 +306,9 @@ def test_every_trained_weight_has_a_gradient_and_no_other_is_trained(name, built
         embed(model, segments, counts).square().sum().backward()
         return {key: one.grad for key, one in model.model.named_parameters() if one.grad is not None}
 
+    statistics = [one.clone() for one in encoder.model.buffers()]
     first = gradients(encoder.train())
+    assert all(map(torch.equal, statistics, encoder.model.buffers())), "those of batch normalisation are kept"
     assert first.keys() == names.keys() - frozen
     first = {key: one.clone() for key, one in first.items()}
     forwards = [block.forward for block in encoder.blocks]

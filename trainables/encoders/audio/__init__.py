@@ -2,7 +2,9 @@
 
 `trainables.networks.audio` has a module for each family. Its `build(config, weights)` returns an encoder with initial
 weights; published ones are read from the directory `weights`, or downloaded without a directory. `restore(config)`
-returns an encoder whose weights are loaded later. Both return an `nn.Module` that is an `AudioEncoder`. A family's
+returns an encoder whose weights are loaded later. An encoder that needs more files for that has a method
+`save_extractor(folder)`, which writes them beside a model's weights, and its family's function is
+`restore(config, folder)`. Both return an `nn.Module` that is an `AudioEncoder`. A family's
 `flops(config)` returns the floating-point operations of one segment's forward pass in training, for estimates, or None
 if they are unknown.
 """
