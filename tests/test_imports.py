@@ -34,6 +34,7 @@ NEEDS = {
     "trainables/execution/nodes.py",
     "trainables/training/embedding.py",
     "trainables/training/gradient_cache.py",
+    "trainables/training/learning_rates.py",
     "trainables/training/loss.py",
     "trainables/training/query_bank.py",
     "trainables/execution/artifacts.py",

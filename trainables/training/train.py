@@ -39,6 +39,7 @@ from trainables.training.compute import DEFAULT, Execution
 from trainables.training.distillation import TeacherTargets
 from trainables.training.embedding import embed_split
 from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
+from trainables.training.learning_rates import group_by_rate, set_learning_rate
 from trainables.training.loss import gather_rows, nt_xent, soft_cross_entropy
 from trainables.trial import Trial
 
@@ -105,7 +106,7 @@ def train(
     prepare_network(network, device, execution)
     refuse_shared_statistics(network.train(), world_size, execution)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, fused=device.type == "cuda")
+    optimizer = torch.optim.Adam(group_by_rate(network, trial), fused=device.type == "cuda")
     progress, best = TrainingProgress(), Weights()
     if start.resume_from:
         progress, best = checkpoint.load_training(start.resume_from, network, optimizer)
@@ -267,12 +268,6 @@ def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> Dis
     torch.autograd.backward([output.sum() for output in outputs if output.requires_grad])
     network.zero_grad(set_to_none=True)
     return distributed
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate that the optimizer uses in its next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def clip_gradients(parameters: Iterable[Tensor], norm: float | None) -> None:
