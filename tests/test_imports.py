@@ -33,6 +33,7 @@ NEEDS = {
     "trainables/records/checkpoint.py",
     "trainables/execution/nodes.py",
     "trainables/training/embedding.py",
+    "trainables/training/features.py",
     "trainables/training/gradient_cache.py",
     "trainables/training/learning_rates.py",
     "trainables/training/loss.py",
