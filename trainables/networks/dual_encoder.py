@@ -158,9 +158,10 @@ class DualEncoder(nn.Module):
         [B, D], and the temperature. One call returns all, since DDP needs all parameters to be used in one forward
         pass. `generator` is for augmentation. Tokens are None for a batch with features of its captions.
         """
+        audio_BD = self.embed_audio(batch, generator)  # first: both encoders draw dropout from one generator
         features_BW = batch.text_features if tokens is None else self.encode_text(tokens)
         assert features_BW is not None
-        return self.embed_audio(batch, generator), self.project_text(features_BW), self.temperature
+        return audio_BD, self.project_text(features_BW), self.temperature
 
 
 def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
