@@ -41,7 +41,7 @@ from trainables.records.mlflow_log import STEP, RunLog
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
 from trainables.signature import compute_signature
-from trainables.trial import Precision, Trial
+from trainables.trial import RATE_SETTINGS, Precision, Trial
 
 logger = logging.getLogger("chorale.pretrain")
 
@@ -50,7 +50,7 @@ PRINT_EVERY_S = 10.0
 """Interval in seconds between two lines of progress on outputs that are not a terminal."""
 
 
-TRIAL_OPTIONS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text")
+TRIAL_OPTIONS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text", *RATE_SETTINGS)
 SCHEDULE_OPTIONS = ("epochs", "peak_rate", "final_rate")
 """Names of the options that are fields of a trial, and of its schedule."""
 
@@ -70,10 +70,15 @@ class TrialOptions:
     final_rate: float | None = option("final learning rate", None)
     batch_size: int | None = option("pairs per batch, over all workers", None, type=parse_positive_int)
     clip_norm: float | None = option("maximum norm of the gradients (default: no clipping)", None)
-    precision: Precision | None = option("precision (default: bfloat16 if the hardware supports it)", None)
+    precision: Precision | None = option(
+        "float32 or bfloat16 (default: bfloat16 if the hardware has it)", None, metavar="P"
+    )
     seed: int | None = option("seed of initial weights, batches and crops", None)
     frozen_audio: bool | None = option("freeze the audio encoder", None)
     frozen_text: bool | None = option("freeze the text encoder", None)
+    audio_rate_share: float | None = option("share of the learning rates that the audio encoder has", None)
+    text_rate_share: float | None = option("share of the learning rates that the text encoder has", None)
+    layer_decay: float | None = option("factor from each block's rate to that of the block before", None)
     weights: Path | None = option("folder of published checkpoints, for machines without internet", None)
 
 

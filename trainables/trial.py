@@ -24,13 +24,16 @@ Precision = Literal["float32", "bfloat16"]
 
 ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
                   "teacher_temperature", "hard_share", "average_of", "snapshot_epoch",
-                  "mix_probability", "gain_db")  # fmt: skip
+                  "mix_probability", "gain_db", "audio_rate_share", "text_rate_share", "layer_decay")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
 """
 
 NAMED_SETTINGS = ("fixed_temperature", "log_temperature", "reset_temperature", "shared_mask")
 """Settings that a trial's name mentions if they are on."""
+
+RATE_SETTINGS = ("audio_rate_share", "text_rate_share", "layer_decay")
+"""Settings of the learning rates of a model's parts; a trial's name mentions those that aren't 1."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class Trial:
     shared_mask: bool = False  # one SpecAugment mask for all segments of a batch, as in the authors' code
     frozen_audio: bool = False  # the audio encoder isn't trained, only its projection
     frozen_text: bool = False
+    audio_rate_share: float = 1.0  # share of the schedule's learning rate that the audio encoder has
+    text_rate_share: float = 1.0
+    layer_decay: float = 1.0  # the rate of each block of an encoder is that of the next block times this factor
     paraphrase_probability: float = 0.0
     mix_probability: float = 0.0  # of mixing a clip with another one and joining their captions (PairMix)
     gain_db: float = 0.0  # training clips have random gains from -gain_db to gain_db
@@ -120,6 +126,7 @@ class Trial:
             raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
         Augmentation(self.mix_probability, self.gain_db)  # raises if a value is out of range
         self.check_temperature()
+        self.check_rates()
         self.check_last_epoch()
         self.check_teachers()
         self.check_average()
@@ -138,6 +145,16 @@ class Trial:
             raise UserError("log_temperature: the temperature isn't learned, since fixed_temperature is set; unset one")
         if self.reset_temperature and not self.pretraining:
             raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
+
+    def check_rates(self) -> None:
+        """Raise UserError if a setting of the learning rates of the model's parts is out of range or has no effect."""
+        frozen = (self.frozen_audio, self.frozen_text, self.frozen_audio and self.frozen_text)
+        for name, is_frozen in zip(RATE_SETTINGS, frozen, strict=True):
+            value = getattr(self, name)
+            if not value > 0 or (name == "layer_decay" and value > 1):
+                raise UserError(f"{name} is {value}: it must be above 0, and layer_decay at most 1")
+            if is_frozen and value != 1:
+                raise UserError(f"{name} has no effect on a frozen encoder: leave it at 1, or train the encoder")
 
     def check_last_epoch(self) -> None:
         """Raise UserError if `final_epoch` or `snapshot_epoch` exceeds the schedule's epochs, if both are set, or if
@@ -231,6 +248,7 @@ class Trial:
         parts += [f"rate {self.schedule.peak_rate:g}"]
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
+        parts += describe_rate_settings(self)
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
         parts += [f"mix {self.mix_probability:g}"] if self.mix_probability else []
         parts += [f"student of {len(self.teachers)}"] if self.teachers else []
@@ -271,6 +289,11 @@ def iter_required_trials(trial: Trial) -> Iterator[Trial]:
 def describe_teachers(trial: Trial) -> str:
     """Return the names and weights of a trial's teachers as text."""
     return ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in trial.teachers)
+
+
+def describe_rate_settings(trial: Trial) -> list[str]:
+    """Return each setting of the learning rates of a trial's parts that isn't 1, with its value, as text."""
+    return [f"{name.replace('_', ' ')} {value:g}" for name in RATE_SETTINGS if (value := getattr(trial, name)) != 1]
 
 
 def describe_settings(trial: Trial) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Batch of clips and captions, and decoding of clips into its segments.
 
-Shapes: S segments, B pairs.
+Shapes: S segments, B pairs, W an encoder's width.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,9 @@ from data.store.stored_split import StoredSplit
 NUM_MASK_DRAWS = 4
 """Uniform numbers per segment for SpecAugment: width and position of the masks in frequency and in time."""
 
-TENSOR_FIELDS = ("segments", "segments_per_clip", "mask_draws", "clips", "num_samples")
+TENSOR_FIELDS = (
+    "segments", "segments_per_clip", "mask_draws", "clips", "num_samples", "audio_features", "text_features"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Batch:
     captions: list[str]  # [B], normalised
     clips: Tensor  # [B] int64; equal numbers are the same clip
     num_samples: Tensor | None = None  # [S] int64, samples of the clip in each segment; None: segments aren't padded
+    audio_features: Tensor | None = None  # [S, W], outputs of a frozen audio encoder, in place of the samples
+    text_features: Tensor | None = None  # [B, W], outputs of a frozen text encoder for the captions
 
     @classmethod
     def without_captions(
@@ -63,7 +67,10 @@ class Batch:
         captions = [self.captions[first : first + max_pairs] for first in range(0, len(self.captions), max_pairs)]
         draws, clips = self.mask_draws.split(segments), self.clips.split(max_pairs)
         num_samples = self.count_samples().split(segments)
-        parts = zip(self.segments.split(segments), sizes, draws, captions, clips, num_samples, strict=True)
+        none = [None] * len(sizes)
+        audio = none if self.audio_features is None else self.audio_features.split(segments)
+        text = none if self.text_features is None else self.text_features.split(max_pairs)
+        parts = zip(self.segments.split(segments), sizes, draws, captions, clips, num_samples, audio, text, strict=True)
         return [Batch(*part) for part in parts]
 
 

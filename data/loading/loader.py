@@ -42,11 +42,13 @@ def load_epoch(
         batches: Global batches that `order_epoch` returns, or the remaining ones of a resumed epoch.
         rank: Rank of this training worker.
         world_size: Number of training workers.
-        loader_workers: Number of processes that decode; 0 decodes in this process.
+        loader_workers: Number of processes that decode; 0 decodes in this process, as does a dataset without audio.
     """
     shares = (split_among_ranks(pairs, batch, world_size)[rank] for batch in batches)
     rank_pairs = (share if len(share) else batch[:1] for batch, share in zip(batches, shares, strict=True))
     keys = ([(epoch, pair) for pair in numbers.tolist()] for numbers in rank_pairs)
+    if not pairs.reads_audio:
+        return map(pairs.decode, keys)
     max_segments_per_clip = count_segments(pairs.longest_samples, pairs.segment_samples)
     max_segments_per_batch = max(map(len, batches), default=0) * max_segments_per_clip
     allocate = partial(

@@ -48,6 +48,8 @@ class ClipCaptionDataset(Dataset[Batch]):
         seed: Seed of crops, paraphrases and augmentation.
         excluded: Ids of clips to leave out.
         augmentation: Random gains of clips, and mixtures of pairs.
+        reads_audio: Whether clips are decoded. Otherwise, segments of batches have no samples, [num_segments, 0]; pairs
+            can't be augmented then.
 
     Raises:
         UserError: If paraphrases are needed and a split has none.
@@ -62,8 +64,9 @@ class ClipCaptionDataset(Dataset[Batch]):
         seed: int,
         excluded: Collection[str] = (),
         augmentation: Augmentation = NO_AUGMENTATION,
+        reads_audio: bool = True,
     ) -> None:
-        self.splits, self.augmentation = splits, augmentation
+        self.splits, self.augmentation, self.reads_audio = splits, augmentation, reads_audio
         self.segment_samples = round(segment_s * SAMPLE_RATE_HZ)
         self.longest_samples = round(longest_s * SAMPLE_RATE_HZ)
         self.paraphrase_probability = paraphrase_probability
@@ -142,10 +145,14 @@ class ClipCaptionDataset(Dataset[Batch]):
         lengths = self.get_num_samples(pairs)
         counts = [min(length, self.longest_samples) for length in lengths]
         sizes = [count_segments(count, self.segment_samples) for count in counts]
-        segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), self.segment_samples)
+        segment_samples = self.segment_samples if self.reads_audio else 0
+        segments = allocate(sum(sizes)) if allocate else torch.empty(sum(sizes), segment_samples)
         captions, first = [], 0
         clip_numbers = self.first_clip[splits] + clips
         for row, (epoch, pair) in enumerate(keys):
+            if not self.reads_audio:
+                captions.append(normalise(self.choose_caption(pair, *uniform[row][1:])))
+                continue
             pair_segments = segments[first : first + sizes[row]].numpy()
             captions.append(self.fill_pair(pair, lengths[row], uniform[row], pair_segments))
             first += sizes[row]
@@ -193,6 +200,14 @@ class ClipCaptionDataset(Dataset[Batch]):
             caption = change.join(caption, partner_caption)
         samples *= np.float32(change.gain)
         return caption, is_mixed
+
+    @property
+    def has_random_audio(self) -> bool:
+        """Whether the samples of a pair differ between epochs: by gains, mixtures, or random crops of long clips."""
+        lengths = [split.num_samples[self.clip_of_pair[self.split_of_pair == number]]
+                   for number, split in enumerate(self.splits)]  # fmt: skip
+        is_cropped = any((length > self.longest_samples).any() for length in lengths)
+        return is_cropped or self.augmentation != NO_AUGMENTATION
 
     def find_clip(self, pair: int) -> tuple[int, int]:
         """Return the split and the clip of a pair, both as indices."""

@@ -18,7 +18,7 @@ from ensemble.challenge.systems import System, SystemMember, list_stages
 from ensemble.challenge.yaml_text import MAX_BYTES, parse_yaml
 from trainables import encoders
 from trainables.records.ensemble_file import FUSION_LABELS, Ensemble
-from trainables.trial import Trial
+from trainables.trial import Trial, describe_rate_settings
 
 LABEL_PLACEHOLDER = "LASTNAME_INSTITUTE"
 """Beginning of the labels if the authors are unknown."""
@@ -134,7 +134,7 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
                 "training_data": join_unique(split for trial in stages for split in trial.train),
                 "loss_function": join_unique(loss for trial in stages for loss in list_losses(trial)),
                 "optimizer": "Adam",
-                "learning_rate": join_unique(f"{trial.schedule.peak_rate:g} ({trial.stage})" for trial in stages),
+                "learning_rate": join_unique(map(describe_rates, stages)),
                 "batch_size": join_unique(str(trial.batch_size) for trial in stages),
                 "gradient_clipping": join_unique(f"{trial.clip_norm:g}" for trial in stages if trial.clip_norm) or None,
                 "metric_monitored": join_unique(f"mAP@10 on {trial.validation}" for trial in trials),
@@ -154,6 +154,11 @@ def build_metadata(system: System, info: SubmissionInfo) -> dict[str, Any]:
 def join_unique(words: Iterable[str]) -> str:
     """Return the words in order of their first occurrence, each once, separated by commas."""
     return ", ".join(dict.fromkeys(words))
+
+
+def describe_rates(trial: Trial) -> str:
+    """Return a trial's peak learning rate as text, with its stage and its settings of the rates of parts."""
+    return f"{trial.schedule.peak_rate:g} ({'; '.join([trial.stage, *describe_rate_settings(trial)])})"
 
 
 def list_losses(trial: Trial) -> list[str]:

@@ -18,11 +18,12 @@ import yaml
 from data.corpora import clotho
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ, Query, Split
+from data.splits import Splits
 from data.store import files, shard_writer, split_writer, stored_split
 from data.store.locks import lock_folder
 from ensemble.challenge import formats
 from ensemble.challenge import validation as inspection
-from ensemble.challenge.metadata import choose_label, read_authors
+from ensemble.challenge.metadata import choose_label, describe_rates, read_authors
 from ensemble.challenge.systems import compute_system_scores, embed_member, read_cached_embeddings, read_system
 from ensemble.pool.query_bank import normalise_with
 from sweeps.spaces import from_scratch
@@ -790,3 +791,10 @@ def test_a_finished_sweep_enters_a_challenge(own_runs, prepared, cluster, entere
     assert matrix.returncode == 0, matrix.stderr
     assert f"{number} members, {number - 1} of them with cached embeddings" in matrix.stderr
     assert f"{len(CAPTIONS)} captions, {len(FILES) + 2} files, no problems" in matrix.stderr
+
+
+def test_rates_by_part_are_described_with_the_peak_rate():
+    trial = from_scratch(Splits("c/train", "c/v", "c/t", ("c/train",)), "float32", "cnn:small", rate=1e-3, epochs=2)
+    assert describe_rates(trial) == "0.001 (pretraining)"
+    shared = replace(trial, audio_rate_share=0.1, layer_decay=0.5)
+    assert describe_rates(shared) == "0.001 (pretraining; audio rate share 0.1; layer decay 0.5)"

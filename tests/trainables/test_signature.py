@@ -76,6 +76,9 @@ def test_where_and_how_clips_are_stored_is_not_signed(stored, fine_tuning):
         {"validation": "synthetic/development"},
         {"test": "synthetic/development"},
         {"pretraining": None},
+        {"audio_rate_share": 0.5},
+        {"text_rate_share": 0.5},
+        {"layer_decay": 0.5},
     ],
     ids=str,
 )

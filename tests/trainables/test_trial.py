@@ -63,6 +63,12 @@ def test_settings_that_a_trial_does_not_have_are_refused(trial, change, message)
         ({"embedding_size": 8}, "pretraining's encoders and embedding size"),
         ({"audio": passt.VARIANTS["tiny"]}, "pretraining's encoders and embedding size"),
         ({"text": huggingface.VARIANTS["bert-base"]}, "pretraining's encoders and embedding size"),
+        ({"audio_rate_share": 0.0}, "audio_rate_share is 0.0: it must be above 0"),
+        ({"text_rate_share": float("nan")}, "text_rate_share is nan: it must be above 0"),
+        ({"layer_decay": 1.1}, "layer_decay is 1.1: it must be above 0, and layer_decay at most 1"),
+        ({"frozen_audio": True, "audio_rate_share": 0.5}, "audio_rate_share has no effect on a frozen encoder"),
+        ({"frozen_text": True, "text_rate_share": 0.5}, "text_rate_share has no effect on a frozen encoder"),
+        ({"frozen_audio": True, "frozen_text": True, "layer_decay": 0.5}, "layer_decay has no effect on a frozen"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fine_tuning, setting, message):
@@ -75,6 +81,15 @@ def test_a_name_tells_trials_of_a_sweep_apart(trial, fine_tuning):
     assert (trial.stage, fine_tuning.stage) == ("pretraining", "fine-tuning")
     assert len({trial.name, fine_tuning.name, other.name, published(trial).name}) == 4
     assert published(trial).name == "passt:S15 huggingface:roberta-large rate 0.003 pretraining seed 0"
+
+
+def test_rates_by_part_are_named_and_stored_only_if_they_are_set(trial):
+    shared = replace(trial, audio_rate_share=0.1, text_rate_share=2.0, layer_decay=0.75)
+    assert "rate 0.003 audio rate share 0.1 text rate share 2 layer decay 0.75 pretraining" in shared.name
+    assert from_json(json.loads(json.dumps(to_json(shared)))) == shared
+    assert not {name for name in to_json(trial) if "share" in name or "decay" in name}
+    half = replace(trial, frozen_text=True, audio_rate_share=0.1, layer_decay=0.75)  # one encoder learns
+    assert half.name.endswith("frozen text audio rate share 0.1 layer decay 0.75 pretraining seed 0")
 
 
 def test_the_fastest_precision_is_one_that_a_trial_can_have(trial):

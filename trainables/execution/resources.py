@@ -144,9 +144,7 @@ class ComputeOptions:
     workers: int | None = option(
         "workers per trial, each with a GPU or a share of the CPUs", None, type=parse_positive_int
     )
-    gpus_per_worker: float | None = option(
-        "GPUs per worker, may be a fraction (default: 1 if the cluster has GPUs)", None
-    )
+    gpus_per_worker: float | None = option("GPUs per worker, or a fraction (default: 1 if the cluster has any)", None)
     cpus_per_worker: float | None = option("CPUs per worker (default: an equal share of the node's)", None)
     loader_workers: int | None = option("processes that load data, per worker", None)
     micro_batch: int | None = option(

@@ -125,6 +125,7 @@ def train_rank(
     from trainables.execution import artifacts
     from trainables.execution.snapshots import SnapshotKeeper
     from trainables.training.averaging import average_models
+    from trainables.training.features import FeatureStorage
     from trainables.training.query_bank import embed_bank, list_bank_texts
     from trainables.training.train import Callbacks, TrainingStart, train
 
@@ -153,7 +154,8 @@ def train_rank(
             pretraining = work.relations.pretraining
             pretrained = site.runs.fetch_model(pretraining, scratch / "pretrained") if pretraining else None
             teachers = fetch_teachers(trial, site, device, scratch)
-            start = TrainingStart(pretrained, resume_from, site.weights, teachers)
+            features = FeatureStorage(site.runs, scratch)
+            start = TrainingStart(pretrained, resume_from, site.weights, teachers, features)
             network = train(trial, site.store, callbacks, start, device, work.execution)
         before_outcome()
         if keeper:

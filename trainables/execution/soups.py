@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING
 from data.store.stored_split import StoredSplit, open_split
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, fetch_models, train_in_process
-from trainables.records import lease as leases
 from trainables.records.embeddings import BANK_FILE, EMBEDDINGS_FOLDER, write_embeddings
-from trainables.records.lease import Heartbeat, Holder, Lease
+from trainables.records.lease import Lease, compute_once
 from trainables.records.ledger import Ledger
 from trainables.signature import Relations
 from trainables.trial import Trial
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     from trainables.networks.dual_encoder import DualEncoder
 
 logger = logging.getLogger("chorale.soups")
-
-POLL_EVERY_S = 1.0
-"""Interval in seconds at which a soup that another process computes is looked for."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +84,13 @@ def store_soup(average: Average, site: RunContext, ledger: Ledger, sweep_run_id:
 
     Raises UserError if the model of a part is missing, or if the store has changed since the soup's parts were trained.
     """
-    is_waiting = False
-    while not is_stored(average.signature, site, ledger):
-        lease = leases.acquire(site.runs, average.signature)
-        if isinstance(lease, Holder):
-            if not is_waiting:
-                logger.info("%s (%s) is awaited: %s computes it", average.trial.name, average.signature, lease)
-            is_waiting = True
-            time.sleep(POLL_EVERY_S)
-            continue
-        with Heartbeat(site.runs, lease):
-            if not is_stored(average.signature, site, ledger):  # another process may have stored it just now
-                compute_under_lease(average, lease, site, ledger, sweep_run_id)
-        return
+    compute_once(
+        site.runs,
+        average.signature,
+        is_done=lambda: is_stored(average.signature, site, ledger),
+        compute=lambda lease: compute_under_lease(average, lease, site, ledger, sweep_run_id),
+        description=f"{average.trial.name} ({average.signature})",
+    )
 
 
 def is_stored(signature: str, site: RunContext, ledger: Ledger) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import TYPE_CHECKING
 
 from data.errors import UserError
 from data.store.stored_split import StoredSplit, open_split
-from trainables.records import lease as leases
 from trainables.records.embeddings import Embeddings, write_embeddings
-from trainables.records.lease import Heartbeat, Holder
+from trainables.records.lease import Lease, compute_once
 from trainables.records.run_storage import RunStorage
 from trainables.signature import read_fingerprints, sign
 from trainables.trial import Trial
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("chorale.teachers")
 
 EMBEDDINGS_FILE = "embeddings.arrow"
-POLL_EVERY_S = 1.0
-"""Interval in seconds at which a file that another process computes is looked for."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +84,19 @@ def store_embeddings(work: TeacherSplit, runs: RunStorage, device: torch.device,
     computed on `device` or, if another process computes it, waited for. `scratch` is a folder for files from an object
     store, which need not exist.
     """
-    command = uuid.uuid4().hex  # a process of the same command doesn't take the lease over
-    while not runs.list_names(work.folder):
-        lease = leases.acquire(runs, f"{work.signature}-{work.contents}", command)
-        if isinstance(lease, Holder):
-            time.sleep(POLL_EVERY_S)
-            continue
-        with Heartbeat(runs, lease, command):
-            if not runs.list_names(work.folder):  # another process may have written it just now
-                embeddings = embed_training_split(work, runs, device, scratch / "model")
-                runs.write_folder(work.folder, functools.partial(write_file, embeddings))
+
+    def compute(_: Lease) -> None:
+        embeddings = embed_training_split(work, runs, device, scratch / "model")
+        runs.write_folder(work.folder, functools.partial(write_file, embeddings))
+
+    compute_once(
+        runs,
+        f"{work.signature}-{work.contents}",
+        is_done=lambda: bool(runs.list_names(work.folder)),
+        compute=compute,
+        description=f"{work.split.name}, embedded by {work.trial.name},",
+        command=uuid.uuid4().hex,  # a process of the same command doesn't take the lease over
+    )
     return runs.fetch(work.folder, scratch / "embeddings") / EMBEDDINGS_FILE
 
 

@@ -4,15 +4,16 @@ Shapes: B pairs, S segments, N samples, W an encoder's width, D the size of the 
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.loading.batch import Batch
+from data.store.stored_split import StoredSplit
 from trainables.encoders.audio import AudioConfig, AudioEncoder
 from trainables.encoders.text import TextEncoder, Tokens
 from trainables.networks import load_network_module
@@ -27,10 +28,26 @@ one back. A dual encoder has one of them.
 """
 
 
+class FeatureSource(Protocol):
+    """Source of features, the outputs of frozen encoders, that are computed once (`trainables.training.features`)."""
+
+    def load_clips(self, split: StoredSplit, batch_size: int) -> Iterator[Batch] | None:
+        """Return batches of up to `batch_size` clips of a split in order, with features in place of samples; None if
+        the audio encoder isn't frozen.
+        """
+
+    def load_queries(self, split: StoredSplit) -> None:
+        """Make the features of a split's captions and queries available, if the text encoder is frozen."""
+
+    def find_texts(self, captions: Sequence[str]) -> Tensor | None:
+        """Return the features [B, W] of normalised captions; None if one of them isn't available."""
+
+
 class DualEncoder(nn.Module):
     """Dual encoder: an audio and a text encoder, a linear projection for each, and the temperature of the loss.
 
-    A frozen encoder is not trained and stays in evaluation mode, without dropout and masks. The learned parameter is
+    A frozen encoder is not trained and stays in evaluation mode, without dropout and masks. On a CPU it computes clips
+    and captions one at a time, so that its outputs are the same, bit for bit, in any batch. The learned parameter is
     the temperature itself, whose absolute value is used, as in the code of the paper's authors; with `log_temperature`
     it is the temperature's logarithm. Adam moves a parameter by about the learning rate in each step, so that near 0.01
     it moves the temperature itself about a hundred times faster than its logarithm.
@@ -38,6 +55,7 @@ class DualEncoder(nn.Module):
 
     audio: AudioEncoder
     text: TextEncoder
+    features: FeatureSource | None = None  # features of frozen encoders, which embedding uses
 
     def __init__(
         self,
@@ -105,18 +123,35 @@ class DualEncoder(nn.Module):
         """Return the embeddings [B, D] of the clips in a batch: the encoder's mean over each clip's segments, projected
         and normalised. `generator` draws random numbers for augmentation in training.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_audio):
-            features_SW = embed_segments(self.audio, batch, generator)
+        features_SW = self.encode_audio(batch, generator) if batch.audio_features is None else batch.audio_features
         counts_B = batch.segments_per_clip
         clip_S = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
         member_BS = (clip_S == torch.arange(len(counts_B), device=counts_B.device)[:, None]).to(features_SW.dtype)
         means_BW = member_BS @ features_SW / counts_B[:, None].to(features_SW.dtype)
         return nn.functional.normalize(self.audio_projection(means_BW).float(), dim=-1)
 
+    def encode_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the audio encoder's outputs [S, W] for the segments of a batch."""
+        if not self.frozen_audio:
+            return embed_segments(self.audio, batch, generator)
+        parts = batch.split(1) if batch.segments.device.type == "cpu" else [batch]
+        with torch.no_grad():
+            return torch.cat([embed_segments(self.audio, part, generator) for part in parts])
+
     def embed_text(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [B, D] of captions: the encoder's output, projected and normalised."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_text):
-            features_BW = self.text(tokens)
+        return self.project_text(self.encode_text(tokens))
+
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        """Return the text encoder's outputs [B, W] for captions."""
+        if not self.frozen_text:
+            return self.text(tokens)
+        parts = tokens.split() if tokens.ids.device.type == "cpu" else [tokens]
+        with torch.no_grad():
+            return torch.cat([self.text(part) for part in parts])
+
+    def project_text(self, features_BW: Tensor) -> Tensor:
+        """Return the embeddings [B, D] of captions from the text encoder's outputs for them."""
         return nn.functional.normalize(self.text_projection(features_BW).float(), dim=-1)
 
     def save_inputs(self, folder: Path) -> None:
@@ -127,12 +162,15 @@ class DualEncoder(nn.Module):
         if save_extractor := getattr(self.audio, "save_extractor", None):
             save_extractor(folder)
 
-    def forward(self, batch: Batch, tokens: Tokens, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, batch: Batch, tokens: Tokens | None, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return three tensors: the embeddings of the clips of a batch [B, D], those of the captions with these tokens
         [B, D], and the temperature. One call returns all, since DDP needs all parameters to be used in one forward
-        pass. `generator` is for augmentation.
+        pass. `generator` is for augmentation. Tokens are None for a batch with features of its captions.
         """
-        return self.embed_audio(batch, generator), self.embed_text(tokens), self.temperature
+        audio_BD = self.embed_audio(batch, generator)  # first: both encoders draw dropout from one generator
+        features_BW = batch.text_features if tokens is None else self.encode_text(tokens)
+        assert features_BW is not None
+        return audio_BD, self.project_text(features_BW), self.temperature
 
 
 def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:

@@ -14,6 +14,7 @@ A checkpoint of an unfinished training contains, in addition:
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,24 +176,27 @@ def load_training(
         if best:
             model.load_state_dict(best)  # refuses those of another model now, not at the end of training
         model.load_state_dict(weights)
-        moments = load_moments(folder / OPTIMIZER_FILE, model)
+        moments = load_moments(folder / OPTIMIZER_FILE, model, optimizer)
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     return progress, best
 
 
-def load_moments(path: Path, model: DualEncoder) -> dict[int, Weights]:
-    """Return Adam's state of the model's trained parameters, by their index, from a file of a checkpoint; that of a
-    parameter is empty before its first gradient. Raises ValueError if the file is another model's.
+def load_moments(path: Path, model: DualEncoder, optimizer: torch.optim.Optimizer) -> dict[int, Weights]:
+    """Return Adam's state of the model's trained parameters, by their index in the optimizer's groups, from a file of a
+    checkpoint; that of a parameter is empty before its first gradient. Raises ValueError if the file is another
+    model's.
     """
     state = load_file(path)
+    parameters = itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     moments = {}
-    for index, (name, parameter) in enumerate(trained.items()):
+    for name, parameter in trained.items():
         tensors = {key: state.pop(f"{name}/{key}") for key in MOMENTS if f"{name}/{key}" in state}
         expected = {key: torch.Size() if key == "step" else parameter.shape for key in MOMENTS}
         if tensors and {key: tensor.shape for key, tensor in tensors.items()} != expected:
             raise ValueError(f"{path.name}: the state of {name!r} is incomplete or misshapen")
-        moments[index] = tensors
+        moments[index_of[id(parameter)]] = tensors
     if state:
         raise ValueError(f"{path.name}: the state {min(state)!r} belongs to no parameter")
     return moments

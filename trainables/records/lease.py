@@ -16,8 +16,9 @@ import json
 import logging
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,9 @@ from trainables.records.run_storage import RunStorage
 logger = logging.getLogger("chorale.lease")
 
 BEAT_S, EXPIRES_S = 10.0, 60.0
+
+POLL_EVERY_S = 1.0
+"""Interval in seconds at which a result that another process computes is looked for."""
 
 COMMAND_ID = uuid.uuid4().hex
 """Identifier of this command, passed on to the processes that train for it."""
@@ -215,6 +219,31 @@ class Heartbeat:
                 self.runs.write(lease_file(self.lease.signature, self.lease.number), self.contents)
             except (OSError, BaseError):
                 continue
+
+
+def compute_once(
+    runs: RunStorage,
+    signature: str,
+    is_done: Callable[[], bool],
+    compute: Callable[[Lease], None],
+    description: str,
+    command: str = COMMAND_ID,
+) -> None:
+    """Call `compute` under the lease with this signature, unless `is_done` returns True. While a process of another
+    command holds the lease, it is waited for. Messages call the result `description`.
+    """
+    is_waiting = False
+    while not is_done():
+        lease = acquire(runs, signature, command)
+        if isinstance(lease, Lease):
+            with Heartbeat(runs, lease, command):
+                if not is_done():  # another process may have finished it just now
+                    compute(lease)
+            return
+        if not is_waiting:
+            logger.info("%s is awaited: %s computes it", description, lease)
+        is_waiting = True
+        time.sleep(POLL_EVERY_S)
 
 
 def release_own(runs: RunStorage, signature: str, command: str = COMMAND_ID) -> None:

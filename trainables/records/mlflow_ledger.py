@@ -371,7 +371,7 @@ class LedgerOptions:
 
     runs: str = option("folder of results, or s3://bucket/runs", "runs")
     tracking_uri: str | None = option(
-        "MLflow server (default: MLFLOW_TRACKING_URI, otherwise SQLite in --runs)", None, metavar="URI"
+        "MLflow server (default: MLFLOW_TRACKING_URI or SQLite in --runs)", None, metavar="URI"
     )
 
     @property

@@ -2,6 +2,8 @@
 
     models/SIGNATURE/           trained models
     trials/SIGNATURE-NUMBER/    checkpoints of a training under the lease of that number
+    teachers/SIGNATURE/         embeddings of training splits by teachers
+    features/KEY/               outputs of frozen encoders
     leases/SIGNATURE/           holders of trials (trainables.records.lease)
     mlflow.db, artifacts/       the tracking store, unless a server keeps it
     embeddings/                 embeddings by members of a submission, on the machine that writes it

@@ -37,8 +37,12 @@ def embed_split(
     """
     queries = split.queries["text"].to_pylist() if texts is None else list(texts)
     relevant = split.queries["relevant_clip_ids"].to_pylist() if texts is None else [[] for _ in texts]
-    clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
+    clips = model.features.load_clips(split, CLIPS_PER_BATCH) if model.features else None
+    if clips is None:
+        clips = load_clips(split, trial.audio.segment_s, trial.longest_audio_s, CLIPS_PER_BATCH)
     audio, _ = embed_audio(model, trial, clips)
+    if model.features:
+        model.features.load_queries(split)
     return Embeddings(
         signature=signature,
         split=split.name,
@@ -79,7 +83,10 @@ def embed_text(model: DualEncoder, trial: Trial, sentences: Sequence[str]) -> ND
     with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
         for start in range(0, len(sentences), QUERIES_PER_BATCH):
             captions = [normalise(sentence) for sentence in sentences[start : start + QUERIES_PER_BATCH]]
-            vectors.append(model.embed_text(model.text.tokenize(captions).to(device)).cpu())
+            features_BW = model.features.find_texts(captions) if model.features else None
+            if features_BW is None:
+                features_BW = model.encode_text(model.text.tokenize(captions).to(device))
+            vectors.append(model.project_text(features_BW.to(device)).cpu())
     return torch.cat(vectors).numpy()
 
 

@@ -38,7 +38,9 @@ from trainables.records.timing import Metrics, StepTimer, TrainingStep, broadcas
 from trainables.training.compute import DEFAULT, Execution
 from trainables.training.distillation import TeacherTargets
 from trainables.training.embedding import embed_split
+from trainables.training.features import FeatureStorage, use_features
 from trainables.training.gradient_cache import Outputs, backward_by_parts, embed_by_parts
+from trainables.training.learning_rates import group_by_rate, set_learning_rate
 from trainables.training.loss import gather_rows, nt_xent, soft_cross_entropy
 from trainables.trial import Trial
 
@@ -74,6 +76,7 @@ class TrainingStart:
     resume_from: Path | None = None  # a checkpoint of the same training
     weights: Path | None = None  # published checkpoints; None: download them
     teachers: tuple[tuple[Path, ...], ...] = ()  # of each teacher, a file of embeddings or scores per training split
+    features: FeatureStorage | None = None  # of outputs of frozen encoders; None: they are computed in each step
 
 
 NEW, CPU = TrainingStart(), torch.device("cpu")
@@ -105,10 +108,11 @@ def train(
     prepare_network(network, device, execution)
     refuse_shared_statistics(network.train(), world_size, execution)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(trained, fused=device.type == "cuda")
+    optimizer = torch.optim.Adam(group_by_rate(network, trial), fused=device.type == "cuda")
     progress, best = TrainingProgress(), Weights()
     if start.resume_from:
         progress, best = checkpoint.load_training(start.resume_from, network, optimizer)
+    features = use_features(network, trial, start.features, pairs)
     distributed = wrap_in_ddp(network, trial, device) if world_size > 1 else network
     reset_peak_memory(device)
     clock = StepTimer(execution.checkpoint_every_s, device)
@@ -119,6 +123,7 @@ def train(
         batches = order_epoch(pairs, epoch, trial.batch_size)
         remaining = batches[progress.batches_done :]
         loader = load_epoch(pairs, epoch, remaining, rank, world_size, execution.loader_workers)
+        loader = map(features.attach, loader) if features else loader
         for pair_numbers, batch_of_rank in zip(remaining, clock.time_waiting(loader), strict=True):
             done = epoch + progress.batches_done / len(batches)
             set_learning_rate(optimizer, trial.schedule.rate(done, progress.validation_losses))
@@ -269,12 +274,6 @@ def wrap_in_ddp(network: DualEncoder, trial: Trial, device: torch.device) -> Dis
     return distributed
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate that the optimizer uses in its next step."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 def clip_gradients(parameters: Iterable[Tensor], norm: float | None) -> None:
     """Scale all parameters' gradients in place so that their total norm is at most `norm`; do nothing if it is None."""
     if norm is not None:
@@ -306,7 +305,8 @@ def embed_part(
         shared_draws = torch.rand(NUM_MASK_DRAWS, generator=generator)
         part = replace(part, mask_draws=shared_draws.expand(len(part.segments), -1))
     with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
-        outputs: Outputs = network(part.to(device), model.text.tokenize(part.captions).to(device), generator)
+        tokens = model.text.tokenize(part.captions).to(device) if part.text_features is None else None
+        outputs: Outputs = network(part.to(device), tokens, generator)
     return outputs
 
 

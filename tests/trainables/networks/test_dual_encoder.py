@@ -56,6 +56,24 @@ def any_trial(request, trial) -> Trial:
 # Frozen encoders.
 
 
+def test_outputs_of_a_frozen_encoder_are_the_same_in_any_batch_bit_for_bit(trial):
+    """Of encoders as wide that the bits of learning ones depend on the batch, where a product's order does."""
+    audio = replace(trial.audio, channels=(16, 32))
+    wide = replace(trial, audio=audio, text=replace(trial.text, width=128), frozen_audio=True, frozen_text=True)
+    network = dual_encoder.build(wide, CAPTIONS).train()
+    whole, unused = batch(audio), torch.Generator()
+    for frozen, embed in (
+        (network.encode_audio(whole, unused), lambda part: network.encode_audio(part, unused)),
+        (
+            network.encode_text(network.text.tokenize(CAPTIONS)),
+            lambda part: network.encode_text(network.text.tokenize(part.captions)),
+        ),
+    ):
+        assert not frozen.requires_grad
+        assert torch.equal(frozen, torch.cat([embed(part) for part in whole.split(1)]))
+        assert torch.equal(frozen, torch.cat([embed(part) for part in whole.split(2)]))
+
+
 @pytest.mark.parametrize("frozen", [("audio",), ("text",), ("audio", "text")])
 def test_a_frozen_encoder_has_no_gradient_and_computes_as_in_evaluation(any_trial, frozen):
     trial = replace(any_trial, **{f"frozen_{kind}": True for kind in frozen})

@@ -23,7 +23,7 @@ from trainables.schedule import Plateau
 from trainables.training.compute import Execution
 from trainables.training.loss import gather_rows, nt_xent
 from trainables.training.train import Callbacks, TrainingStart, seed_step, train
-from trainables.trial import Teacher, Trial
+from trainables.trial import RATE_SETTINGS, Teacher, Trial
 
 GRADIENTS, EPOCHS, RESUMED = "gradients.safetensors", "epochs.json", "resumed.safetensors"
 RESUMED_AFTER = 2
@@ -51,9 +51,10 @@ def on_a_plateau(trial: Trial) -> Trial:
 
 
 def as_student(trial: Trial) -> Trial:
-    """Two teachers, whose files the fixture writes."""
+    """Two teachers, whose files the fixture writes, and rates by part."""
     teachers = (Teacher(files=("first.arrow",)), Teacher(files=("second.arrow",), weight=3.0))
-    return replace(without_dropout(trial), teachers=teachers, teacher_temperature=0.1, hard_share=0.3)
+    student = replace(without_dropout(trial), teachers=teachers, teacher_temperature=0.1, hard_share=0.3)
+    return replace(student, audio_rate_share=0.5, text_rate_share=0.25, layer_decay=0.5)
 
 
 def start_of(trial: Trial, **start) -> TrainingStart:
@@ -111,7 +112,8 @@ def write_gradients(
     assert len(clips.unique()) < len(clips), "the batch should hold two captions of one clip"
     learned = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if world_size > 1 or micro_batch or trial.teachers:
-        gradients = compute_first_gradients(trial, store, start_of(trial), Execution(micro_batch=micro_batch))
+        one_group = replace(trial, **dict.fromkeys(RATE_SETTINGS, 1.0))  # in the order of the model
+        gradients = compute_first_gradients(one_group, store, start_of(trial), Execution(micro_batch=micro_batch))
     else:
         shared = seed_step(trial.seed, 0, rank)
         audio, text, temperature = network(batch, network.text.tokenize(batch.captions), shared)
@@ -136,7 +138,7 @@ def write_gradients(
         "micro-batches, patchout",
         "2 ranks, micro-batches, patchout",
         "2 ranks, micro-batches, plateau, fixed temperature",
-        "2 ranks, micro-batches, student",
+        "2 ranks, micro-batches, student, rates by part",
     ],
 )
 def folders(request, trial, store, tmp_path_factory, write_teacher) -> list[Path]:

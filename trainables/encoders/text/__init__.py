@@ -30,6 +30,12 @@ class Tokens:
         """Return the same tokens on `device`."""
         return Tokens(self.ids.to(device), self.mask.to(device))
 
+    def split(self) -> list[Tokens]:
+        """Return the tokens of each caption alone, without the padding at its end."""
+        lengths = self.mask.sum(dim=1).tolist()
+        return [Tokens(self.ids[row : row + 1, :length], self.mask[row : row + 1, :length])
+                for row, length in enumerate(lengths)]  # fmt: skip
+
 
 @runtime_checkable
 class TextConfig(Protocol):
