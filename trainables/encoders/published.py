@@ -75,20 +75,27 @@ def hash_file_version(path: Path, num_bytes: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the dict in a torch file, which is read without running code. Raises UserError for any other content."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(SAFE_NUMPY_TYPES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a damaged file depends on where in its unpickler it ends
+        raise UserError(f"{path} is truncated or not a checkpoint ({error}): download it again") from error
+    return dict(content) if isinstance(content, dict) else {}
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the weights in a torch file, by name. The file must hold a state dict, or a dict that has one under the
     key 'model'. Raises UserError for any other content.
     """
     import torch
 
-    try:
-        with torch.serialization.safe_globals(SAFE_NUMPY_TYPES):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a damaged file depends on where in its unpickler it ends
-        raise UserError(f"{path} is truncated or not a checkpoint ({error}): download it again") from error
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    content = read_checkpoint(path)
+    state = content["model"] if isinstance(content.get("model"), dict) else content
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path} holds no weights: it must be a dict of tensors by name")
     return dict(state)
 
