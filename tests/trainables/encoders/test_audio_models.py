@@ -31,7 +31,7 @@ from trainables.encoders.audio import huggingface
 from trainables.encoders.audio.huggingface import Config
 from trainables.encoders.text import huggingface as text_models
 from trainables.networks import dual_encoder, load_network_module, validation
-from trainables.networks.audio import feature_extraction
+from trainables.networks.audio import feature_extraction, front_ends
 from trainables.networks.validation import require_working_encoders
 from trainables.records import checkpoint
 from trainables.signature import compute_signature
@@ -558,8 +558,8 @@ def test_an_extractor_without_a_front_end_is_called_itself(name, built, monkeypa
 def test_a_front_end_that_differs_from_the_extractor_is_not_used(caplog):
     extractor = library.WhisperFeatureExtractor(chunk_length=1)
     extractor.mel_filters = extractor.mel_filters * 1.001
-    assert isinstance(feature_extraction.make_front_end(extractor, 1.0), feature_extraction.WhisperFrontEnd)
-    front_end = feature_extraction.WhisperFrontEnd(extractor)
+    assert isinstance(feature_extraction.make_front_end(extractor, 1.0), front_ends.WhisperFrontEnd)
+    front_end = front_ends.WhisperFrontEnd(extractor)
     front_end.mel.bank *= 1.01
     own = feature_extraction.ExtractorFrontEnd(extractor, 16_000)
     assert feature_extraction.measure_difference(front_end, own, 16_000) > feature_extraction.TOLERANCE
