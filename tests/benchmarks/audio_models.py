@@ -4,12 +4,11 @@ python tests/benchmarks/audio_models.py [--segments 2] [--device cuda] [--famili
 
 The models have the sizes of published ones and random weights, and embed segments of their own length; figures are for
 a second of audio, since those lengths differ. Each is measured in a process of its own. The extractor is transformers'
-own, called on the CPU. Memory is a GPU's peak, or what the process takes at most beyond what it takes without a step.
+own, called on the CPU. Memory is what a step takes at most besides the weights, gradients included.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from trainables.encoders.audio import huggingface, passt
 from trainables.networks import load_network_module
 from trainables.networks.audio.feature_extraction import ExtractorFrontEnd
 
-REPEATS = 3
+REPEATS = 2
 MAX_FRONT_END_SHARE = 0.1
 """Of a step: with more, the front end would hold up the encoder."""
 
@@ -119,22 +119,36 @@ def build(name: str) -> tuple[nn.Module, float]:
 
 
 def seconds(device: torch.device, function: Callable[[], object]) -> float:
-    """The median time of a call, after a first one."""
+    """The median time of a call, after a first one: of a GPU's calls the time that passes, otherwise CPU time."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     times = []
     for _ in range(REPEATS + 1):
-        started = time.perf_counter()
+        started = clock()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times[1:])
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes."""
+def reset_peak(device: torch.device) -> float:
+    """Forget the peak of memory, and return the bytes that are taken now."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+        torch.cuda.reset_peak_memory_stats(device)
+        return float(torch.cuda.memory_allocated(device))
+    Path("/proc/self/clear_refs").write_text("5")
+    return read_status("VmRSS")
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most bytes that were taken since `reset_peak`."""
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else read_status("VmHWM")
+
+
+def read_status(name: str) -> float:
+    """A figure of this process in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line for line in lines if line.startswith(name)).split()[1])
 
 
 def measure(name: str, segments: int, device: torch.device) -> Cost:
@@ -164,7 +178,7 @@ def measure(name: str, segments: int, device: torch.device) -> Cost:
         loss.backward()
         return loss
 
-    before = 0.0 if device.type == "cuda" else peak_memory(device)
+    before = reset_peak(device)
     step_s = seconds(device, step)
     memory = peak_memory(device) - before
     return Cost(step_s / audio_s, memory / audio_s, front_end_s / audio_s, extractor_s / audio_s)

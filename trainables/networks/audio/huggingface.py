@@ -21,7 +21,8 @@ from trainables.encoders import hub_models, pretrained_files, published
 from trainables.encoders.audio import huggingface
 from trainables.encoders.audio.huggingface import Config
 from trainables.networks import pretrained
-from trainables.networks.audio.feature_extraction import MIN_AUDIO_S, Inputs, make_front_end, mask_positions, precise
+from trainables.networks.audio.feature_extraction import MIN_AUDIO_S, make_front_end
+from trainables.networks.audio.front_ends import Inputs, mask_positions, precise
 
 SHAPE_FILE, EXTRACTOR_FILE = "audio_config.json", "audio_extractor.json"
 """Files beside a trained model with its transformers config and the settings of its feature extractor."""
