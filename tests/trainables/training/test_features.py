@@ -36,6 +36,7 @@ from trainables.training.query_bank import embed_bank
 from trainables.training.train import Callbacks, TrainingStart, train
 
 AUDIO, TEXT = {"frozen_audio": True}, {"frozen_text": True}
+TWO_SPLITS = {"train": ("synthetic/evaluation", "synthetic/development"), "paraphrase_probability": 0.0}
 TIMES = ("step_s", "training_s", "validation_s", "pairs_per_second", "waiting_share", "memory_gb")
 
 
@@ -79,8 +80,8 @@ def assert_same_embeddings(one, other):
 
 @pytest.mark.parametrize(
     "settings",
-    [AUDIO, TEXT, AUDIO | TEXT, AUDIO | TEXT | {"precision": "bfloat16"}],
-    ids=["audio", "text", "both", "both, bfloat16"],
+    [AUDIO, TEXT, AUDIO | TEXT | TWO_SPLITS, AUDIO | TEXT | {"precision": "bfloat16"}],
+    ids=["audio", "text", "both, two splits", "both, bfloat16"],
 )
 def test_a_training_with_features_is_that_without_them_bit_for_bit(whole, store, tmp_path, settings):
     """With paraphrases, an interruption in an epoch, and embeddings of the test split and of the query bank."""
