@@ -64,12 +64,17 @@ def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> f
     """Return the estimated GPU seconds of all epochs of a trial, given the amount of data in one epoch: the
     floating-point operations divided by the GPU's rate.
 
-    An encoder that is trained costs three forward passes, a frozen one a single pass.
+    An encoder that is trained costs three forward passes an epoch. A frozen one costs a single pass in all epochs, in
+    the first trial that uses its features, or one an epoch if what it reads is augmented at random.
     """
-    audio = epoch.segments * count_flops(trial.audio, STAND_INS["audio"]) * (1 if trial.frozen_audio else 3)
-    text = epoch.pairs * count_flops(trial.text, STAND_INS["text"], epoch.tokens) * (1 if trial.frozen_text else 3)
+    text_once = 1 if not trial.mix_probability else trial.epochs
+    audio_once = text_once if not trial.gain_db else trial.epochs
+    audio_passes = audio_once if trial.frozen_audio else 3 * trial.epochs
+    text_passes = text_once if trial.frozen_text else 3 * trial.epochs
+    audio = audio_passes * epoch.segments * count_flops(trial.audio, STAND_INS["audio"])
+    text = text_passes * epoch.pairs * count_flops(trial.text, STAND_INS["text"], epoch.tokens)
     rate = gpu.tflops * 1e12 * gpu.used * (1.0 if trial.precision == "bfloat16" else 0.5)
-    return trial.epochs * (audio + text) / rate
+    return (audio + text) / rate
 
 
 @functools.cache
@@ -158,9 +163,9 @@ def describe_estimate(
     return (
         f"{format_hours(remaining_s)} GPU hours remain, of {format_hours(sum(seconds.values()))} in total. "
         f"Estimated on one {gpu.name}, at {gpu.used:.0%} of its {gpu.tflops:g} TFLOPS in bfloat16, or half of that in "
-        f"float32: each pair costs three times the floating-point operations of a forward pass, once in frozen "
-        f"encoders. Trainings are assumed to run to their last epoch; validation, start-up and waiting for data aren't "
-        f"counted.{stand_ins}"
+        f"float32: each pair costs three times the floating-point operations of a forward pass in each epoch; frozen "
+        f"encoders run once, or once an epoch on augmented pairs. Trainings are assumed to run to their last epoch; "
+        f"validation, start-up and waiting for data aren't counted.{stand_ins}"
     )
 
 

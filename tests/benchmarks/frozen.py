@@ -112,8 +112,8 @@ def main() -> None:
         times = time_trials(trials[: arguments.trials], store.location, folder / "runs")
         with without_features():
             without = time_trials(trials[-arguments.without :], store.location, folder / "runs")
-    say(f"{arguments.audio} and {arguments.text}, {arguments.epochs} epochs; the pretraining, which computed the features, "
-        f"took {first[0]:.1f} s ({first[1]:.1f} s of CPU time)")  # fmt: skip
+    say(f"{arguments.audio} and {arguments.text}, {arguments.epochs} epochs")
+    say(f"the pretraining, which computed the features, took {first[0]:.1f} s ({first[1]:.1f} s of CPU time)")
     for number, what in enumerate(("", " of CPU time")):
         say(f"with features, s a trial{what}: " + " ".join(f"{one[number]:.1f}" for one in times))
         say(f"without, s a trial{what}: " + " ".join(f"{one[number]:.1f}" for one in without))

@@ -186,6 +186,8 @@ class FrozenFeatures:
     def add_texts(self, split: StoredSplit, contents: str, texts: Iterable[str]) -> None:
         """Make the features of texts of a split available; `contents` says which texts of the split they are."""
         normalised = list(dict.fromkeys(map(normalise, texts)))
+        if not normalised:
+            return
         key = self.make_key("text", split, contents)
         description = f"the features of {split.name} by {encoders.format_label(self.trial.text)}"
         vectors = self.storage.fetch(key, description, lambda: {VECTORS: self.encode_texts(normalised)})[VECTORS]
@@ -248,7 +250,7 @@ def hash_encoder(network: DualEncoder, kind: str) -> str:
     digest = hashlib.sha256(str(encoder).encode())
     for name, tensor in itertools.chain(encoder.named_parameters(), encoder.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
     if kind == "text":
         with create_scratch_folder() as folder:
             network.text.save_tokenizer(folder)

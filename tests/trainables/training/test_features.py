@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from trainables.training.query_bank import embed_bank
 from trainables.training.train import Callbacks, TrainingStart, train
 
 AUDIO, TEXT = {"frozen_audio": True}, {"frozen_text": True}
+TWO_SPLITS = {"train": ("synthetic/evaluation", "synthetic/development"), "paraphrase_probability": 0.0}
 TIMES = ("step_s", "training_s", "validation_s", "pairs_per_second", "waiting_share", "memory_gb")
 
 
@@ -78,8 +80,8 @@ def assert_same_embeddings(one, other):
 
 @pytest.mark.parametrize(
     "settings",
-    [AUDIO, TEXT, AUDIO | TEXT, AUDIO | TEXT | {"precision": "bfloat16"}],
-    ids=["audio", "text", "both", "both, bfloat16"],
+    [AUDIO, TEXT, AUDIO | TEXT | TWO_SPLITS, AUDIO | TEXT | {"precision": "bfloat16"}],
+    ids=["audio", "text", "both, two splits", "both, bfloat16"],
 )
 def test_a_training_with_features_is_that_without_them_bit_for_bit(whole, store, tmp_path, settings):
     """With paraphrases, an interruption in an epoch, and embeddings of the test split and of the query bank."""
@@ -230,6 +232,28 @@ def test_ranks_compute_features_once_and_train_as_one_rank_without_features(froz
     assert len([line for line in lines if line.endswith("are computed")]) == 5
     stored = [path for path in tmp_path.glob("runs/features/**/*") if path.is_file()]
     assert [path.name for path in stored] == [FEATURES_FILE] * 5
+
+
+def test_a_thread_of_the_same_command_waits_for_features(tmp_path):
+    """As trials of one sweep do, whose leases have the same command."""
+    computing, may_end, computed = threading.Event(), threading.Event(), []
+
+    def compute():
+        computed.append(None)
+        computing.set()
+        may_end.wait(60)
+        return {"vectors": torch.ones(1, 1)}
+
+    threads = [threading.Thread(target=storage_in(tmp_path).fetch, args=("key", "features", compute)) for _ in range(2)]
+    threads[0].start()
+    assert computing.wait(60)
+    threads[1].start()
+    threads[1].join(1.5)
+    assert threads[1].is_alive()
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(computed) == 1
 
 
 def die_while_writing(trial, store, folder):
