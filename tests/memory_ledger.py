@@ -9,8 +9,8 @@ from data.errors import UserError
 from trainables import trial as trials
 from trainables.records.embeddings import EPOCHS_FOLDER, epoch_file_name
 from trainables.records.ledger import CURVES, EventRun, Ledger, MissingArtifactError, Sweep, TrialRun
+from trainables.records.settings import flatten_settings
 from trainables.signature import UNRELATED
-from trainables.trial import flatten_settings
 
 
 class MemoryLedger(Ledger):

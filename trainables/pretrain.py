@@ -29,7 +29,7 @@ from data.runtime.options import Command, changed_options, group, option, run_co
 from data.splits import SplitOptions, Splits
 from data.store.storage import Store
 from trainables import encoders, recipes
-from trainables.encoders import list_families
+from trainables.encoders import dual_models, list_families
 from trainables.execution.resources import ComputeOptions, allocate
 from trainables.execution.session import RunContext, TrainingJob
 from trainables.precision import fastest_precision
@@ -40,6 +40,7 @@ from trainables.records.mlflow_ledger import LedgerOptions
 from trainables.records.mlflow_log import STEP, RunLog
 from trainables.records.timing import Metrics
 from trainables.retrieval import METRICS
+from trainables.schedule import UNTRAINED
 from trainables.signature import compute_signature
 from trainables.trial import RATE_SETTINGS, Precision, Trial
 
@@ -48,6 +49,11 @@ logger = logging.getLogger("chorale.pretrain")
 POLL_EVERY_S = 2.0
 PRINT_EVERY_S = 10.0
 """Interval in seconds between two lines of progress on outputs that are not a terminal."""
+
+
+def parse_epochs(text: str) -> int:
+    """Parse a number of epochs, for argparse: 0 or more. Raises argparse.ArgumentTypeError for any other text."""
+    return 0 if text == "0" else parse_positive_int(text)
 
 
 TRIAL_OPTIONS = ("batch_size", "clip_norm", "seed", "frozen_audio", "frozen_text", *RATE_SETTINGS)
@@ -65,7 +71,8 @@ class TrialOptions:
         f"text encoder as family:variant or huggingface:FOLDER; families: {', '.join(list_families('text'))}",
         "transformer:small",
     )
-    epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=parse_positive_int)
+    init: str | None = option("start from a dual encoder, in place of --audio and --text", None, metavar="clap:MODEL")
+    epochs: int | None = option("number of epochs (default, as below: the recipe's)", None, type=parse_epochs)
     peak_rate: float | None = option("peak learning rate", None)
     final_rate: float | None = option("final learning rate", None)
     batch_size: int | None = option("pairs per batch, over all workers", None, type=parse_positive_int)
@@ -153,10 +160,20 @@ def format_progress(metrics: Mapping[str, float], epochs: int) -> str:
 
 
 def build_trial(options: TrialOptions, splits: Splits) -> Trial:
-    """Return the trial of the given recipe, with the settings that the command line gives in place of the recipe's."""
-    precision = options.precision or fastest_precision()
+    """Return the trial of the given recipe, with the settings that the command line gives in place of the recipe's.
+
+    With 0 epochs, settings of the training are refused, since they have no effect. Raises UserError for them.
+    """
+    precision, changed = options.precision or fastest_precision(), changed_options(options)
     trial = recipes.find_recipe(options.recipe)(options.audio, options.text, splits, precision)
-    changed = changed_options(options)
+    if options.init:
+        if given := [name for name in ("audio", "text") if name in changed]:
+            raise UserError(f"--init takes both encoders from one model: leave out --{given[0]}")
+        trial = replace(trial, **dual_models.parse_init(options.init))
+    if options.epochs == 0:
+        if given := [name for name in (*TRIAL_OPTIONS, *SCHEDULE_OPTIONS) if name in changed and name != "epochs"]:
+            raise UserError(f"--{given[0].replace('_', '-')} has no effect with --epochs 0: leave it out")
+        return replace(trial, schedule=UNTRAINED)
     trial_settings = {name: value for name, value in changed.items() if name in TRIAL_OPTIONS}
     schedule_settings = {name: value for name, value in changed.items() if name in SCHEDULE_OPTIONS}
     return replace(trial, schedule=replace(trial.schedule, **schedule_settings), **trial_settings)

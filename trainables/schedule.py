@@ -37,8 +37,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.final_rate <= self.peak_rate:
             raise UserError(f"final_rate is {self.final_rate}: it must be from 0 to peak_rate ({self.peak_rate})")
-        if self.epochs < 1:
-            raise UserError(f"epochs is {self.epochs}: at least 1 is needed")
+        if self.epochs < 0:
+            raise UserError(f"epochs is {self.epochs}: at least 0 are needed, and 1 to train")
         if self.cycles < 1 or self.epochs % self.cycles:
             raise UserError(
                 f"{self.cycles} cycles don't divide {self.epochs} epochs: a cycle has the same whole number of epochs "
@@ -78,6 +78,10 @@ class Schedule:
         is ignored.
         """
         return epoch >= self.epochs
+
+
+UNTRAINED = Schedule(peak_rate=0.0, final_rate=0.0, epochs=0, warmup_epochs=0.0, final_epochs=0.0)
+"""Schedule of a trial without training, which evaluates a published dual encoder."""
 
 
 @dataclass(frozen=True)

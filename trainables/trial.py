@@ -13,7 +13,9 @@ from data.errors import UserError
 from data.loading.augmentation import Augmentation
 from data.sources.json_text import parse_json
 from trainables import encoders
+from trainables.encoders import dual_models
 from trainables.encoders.audio import AudioConfig
+from trainables.encoders.dual_models import DualModel
 from trainables.encoders.text import TextConfig
 from trainables.schedule import Plateau, Schedule
 
@@ -24,7 +26,8 @@ Precision = Literal["float32", "bfloat16"]
 
 ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
                   "teacher_temperature", "hard_share", "average_of", "snapshot_epoch",
-                  "mix_probability", "gain_db", "audio_rate_share", "text_rate_share", "layer_decay")  # fmt: skip
+                  "mix_probability", "gain_db", "audio_rate_share", "text_rate_share", "layer_decay",
+                  "initial")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
 """
@@ -100,6 +103,7 @@ class Trial:
     clip_norm: float | None = None  # maximum norm of all gradients; None: no clipping, as in the paper
     seed: int = 0
     pretraining: "Trial | None" = None
+    initial: DualModel | None = None  # both encoders, their projections and the temperature are those of one model
     teachers: tuple[Teacher, ...] = ()
     teacher_temperature: float = 0.05  # divides the mean of the teachers' cosines before the softmax
     hard_share: float = 0.0  # share of the loss on labels (NT-Xent) in that of a student
@@ -129,6 +133,7 @@ class Trial:
         self.check_rates()
         self.check_last_epoch()
         self.check_teachers()
+        self.check_initial()
         self.check_average()
         if self.pretraining and (self.audio, self.text, self.embedding_size) != (
             self.pretraining.audio,
@@ -143,7 +148,7 @@ class Trial:
             raise UserError(f"temperature is {self.temperature}: it must be above 0")
         if self.fixed_temperature and self.log_temperature:
             raise UserError("log_temperature: the temperature isn't learned, since fixed_temperature is set; unset one")
-        if self.reset_temperature and not self.pretraining:
+        if self.reset_temperature and not (self.pretraining or self.initial):
             raise UserError("reset_temperature: a pretraining always starts with its own temperature; unset it")
 
     def check_rates(self) -> None:
@@ -192,6 +197,22 @@ class Trial:
                     f"splits ({', '.join(self.train)})"
                 )
 
+    def check_initial(self) -> None:
+        """Raise UserError if the trial can't start from a published dual encoder as `initial` says, or if it has no
+        epochs without such a start, or settings that have no effect without epochs.
+        """
+        if self.initial:
+            dual_models.require_one_model(self.initial, self.audio, self.text)
+        if self.pretraining and self.pretraining.initial != self.initial:
+            raise UserError("a fine-tuning must have its pretraining's `initial`")
+        if self.schedule.epochs:
+            return
+        if not self.initial or self.pretraining:
+            raise UserError("a trial of 0 epochs needs a published dual encoder (`initial`), which it evaluates")
+        for name in ("teachers", "mix_probability", "gain_db", "paraphrase_probability"):
+            if getattr(self, name):
+                raise UserError(f"{name} has no effect on a trial of 0 epochs: unset it")
+
     def check_average(self) -> None:
         """Raise UserError unless the trials of a soup have the same encoders and splits and a common origin: either the
         same pretraining, or one training after different epochs. The mean of other models' weights is no working model.
@@ -224,9 +245,14 @@ class Trial:
     @property
     def epochs(self) -> int:
         """Maximum number of epochs: `final_epoch` or `snapshot_epoch` if it is set, otherwise that of the schedule; 1
-        for a soup, which is evaluated once.
+        for a model that isn't trained, which is evaluated once.
         """
-        return 1 if self.average_of else self.final_epoch or self.snapshot_epoch or self.schedule.epochs
+        return self.final_epoch or self.snapshot_epoch or self.schedule.epochs if self.is_trained else 1
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether weights are trained: not those of a soup, nor those of a published dual encoder in 0 epochs."""
+        return not self.average_of and self.schedule.epochs > 0
 
     def is_over(self, epoch: int, validation_losses: Sequence[float] = ()) -> bool:
         """Return whether training ends after `epoch` epochs, given the validation loss of each epoch so far
@@ -249,6 +275,8 @@ class Trial:
         frozen = {"audio": self.frozen_audio, "text": self.frozen_text}
         parts += [f"frozen {kind}" for kind, is_frozen in frozen.items() if is_frozen]
         parts += describe_rate_settings(self)
+        if not self.is_trained:
+            return " ".join([*parts[:2], "without training"])
         parts += [f"p {self.paraphrase_probability:g}"] if self.pretraining else ["pretraining"]
         parts += [f"mix {self.mix_probability:g}"] if self.mix_probability else []
         parts += [f"student of {len(self.teachers)}"] if self.teachers else []
@@ -286,36 +314,9 @@ def iter_required_trials(trial: Trial) -> Iterator[Trial]:
         yield from iter_required_trials(required)
 
 
-def describe_teachers(trial: Trial) -> str:
-    """Return the names and weights of a trial's teachers as text."""
-    return ", ".join(f"{teacher.name} (weight {teacher.weight:g})" for teacher in trial.teachers)
-
-
 def describe_rate_settings(trial: Trial) -> list[str]:
     """Return each setting of the learning rates of a trial's parts that isn't 1, with its value, as text."""
     return [f"{name.replace('_', ' ')} {value:g}" for name in RATE_SETTINGS if (value := getattr(trial, name)) != 1]
-
-
-def describe_settings(trial: Trial) -> dict[str, Any]:
-    """Return the trial as `to_json` does, but with its teachers and the trials of a soup as text, since their configs
-    are long.
-    """
-    described = {
-        "teachers": describe_teachers(trial),
-        "average_of": ", ".join(part.name for part in trial.average_of),
-    }
-    return to_json(trial) | {name: text for name, text in described.items() if text}
-
-
-def flatten_settings(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield nested settings as pairs of name and value, as MLflow's parameters: {'schedule': {'epochs': 5}} gives
-    ('schedule.epochs', 5). Each name begins with `prefix`.
-    """
-    for key, item in value.items():
-        if isinstance(item, dict):
-            yield from flatten_settings(item, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", item
 
 
 def to_json(trial: Trial) -> dict[str, Any]:

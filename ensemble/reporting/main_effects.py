@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainables import encoders
 from trainables import trial as trials
+from trainables.records.settings import describe_teachers, flatten_settings
 from trainables.trial import Trial
 
 CONFIDENCE_LEVEL = 0.95
@@ -52,10 +53,10 @@ def list_stage_settings(trial: Trial, prefix: str) -> dict[str, str]:
     own_settings = {field.name: getattr(trial, field.name) for field in dataclasses.fields(trial)}
     described = {
         "schedule": dataclasses.asdict(trial.schedule),
-        "teachers": trials.describe_teachers(trial) or NO_LEVEL,
+        "teachers": describe_teachers(trial) or NO_LEVEL,
     }
     settings: dict[str, Any] = dict(
-        trials.flatten_settings(own_settings | trials.to_json(trial) | described | {"pretraining": None})
+        flatten_settings(own_settings | trials.to_json(trial) | described | {"pretraining": None})
     )
     for name in (*NON_FACTORS, "pretraining", "paraphrase_probability", "audio.family", "text.family"):
         del settings[name]

@@ -227,10 +227,11 @@ class AshaByStage(FIFOScheduler):
         self.schedulers[trial.config["work"]["stage"]].on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return Ray Tune's decision after a trial has reported the metrics `result`: CONTINUE or STOP. A soup, whose
-        only epoch costs nothing more, continues.
+        """Return Ray Tune's decision after a trial has reported the metrics `result`: CONTINUE or STOP. A trial without
+        training, whose only epoch costs nothing more, continues.
         """
-        if FINISHED in result or trial.config["work"]["trial"].get("average_of"):
+        config = trial.config["work"]["trial"]
+        if FINISHED in result or config.get("average_of") or not config["schedule"]["epochs"]:
             return str(TrialScheduler.CONTINUE)
         return str(self.schedulers[trial.config["work"]["stage"]].on_trial_result(tune_controller, trial, result))
 

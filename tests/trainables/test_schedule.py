@@ -54,7 +54,8 @@ def test_without_warm_up_the_first_step_has_the_peak_rate():
     [
         ({"final_rate": 2.0}, "final_rate is 2.0"),
         ({"final_rate": -1e-9}, "final_rate is -1e-09"),
-        ({"epochs": 0, "warmup_epochs": 0, "final_epochs": 0}, "epochs is 0"),
+        ({"epochs": -1, "warmup_epochs": 0, "final_epochs": 0}, "epochs is -1"),
+        ({"epochs": 0}, "don't fit into 0"),
         ({"epochs": 1}, "don't fit into 1"),
         ({"warmup_epochs": -1.0}, "don't fit"),
         ({"final_epochs": -1.0}, "don't fit"),

@@ -32,7 +32,7 @@ def published(trial: Trial) -> Trial:
         ({"precision": "float16"}, "precision"),
         ({"batch_size": "many"}, "batch_size"),
         ({"batch_size": 1}, "batch_size is 1"),
-        ({"audio": {"family": "vggish"}}, "known: cnn, cnn14, passt"),
+        ({"audio": {"family": "vggish"}}, "known: beats, cnn, cnn14, huggingface, passt"),
     ],
 )
 def test_settings_that_a_trial_does_not_have_are_refused(trial, change, message):

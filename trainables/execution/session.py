@@ -124,7 +124,8 @@ def train_rank(
     from data.store.stored_split import open_split
     from trainables.execution import artifacts
     from trainables.execution.snapshots import SnapshotKeeper
-    from trainables.training.averaging import average_models
+    from trainables.networks.dual_encoder import build
+    from trainables.training.averaging import evaluate_once, load_average
     from trainables.training.features import FeatureStorage
     from trainables.training.query_bank import embed_bank, list_bank_texts
     from trainables.training.train import Callbacks, TrainingStart, train
@@ -147,9 +148,10 @@ def train_rank(
         keeper = SnapshotKeeper.start(work, splits, bank_texts, resume_from) if rank == 0 else None
         if keeper:
             callbacks = replace(callbacks, on_model=keeper.keep)
-        if trial.average_of:
+        if not trial.is_trained:
             folders = fetch_models(work.relations.average_of, site.runs, scratch)
-            network = average_models(trial, folders, splits[trial.validation], callbacks, device)
+            network = load_average(folders, trial) if folders else build(trial, (), site.weights)
+            evaluate_once(trial, network.to(device), splits[trial.validation], callbacks)
         else:
             pretraining = work.relations.pretraining
             pretrained = site.runs.fetch_model(pretraining, scratch / "pretrained") if pretraining else None

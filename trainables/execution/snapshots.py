@@ -48,9 +48,9 @@ class SnapshotError(Exception):
 
 def list_snapshot_epochs(trial: Trial) -> tuple[int, ...]:
     """Return the epochs after which a trial's training publishes its model: those at the ends of the cycles of its
-    schedule; () for a single cycle, for a training that ends after a fixed epoch, and for a soup.
+    schedule; () for a single cycle, for a training that ends after a fixed epoch, and for a trial without training.
     """
-    return () if trial.final_epoch or trial.snapshot_epoch or trial.average_of else trial.schedule.cycle_ends
+    return () if trial.final_epoch or trial.snapshot_epoch or not trial.is_trained else trial.schedule.cycle_ends
 
 
 @dataclass
@@ -94,7 +94,7 @@ class SnapshotKeeper:
     def is_needed(self) -> bool:
         """Whether any model is kept."""
         trial = self.work.trial
-        return bool(self.epochs) or (self.work.site.keep_epochs and not (trial.final_epoch or trial.average_of))
+        return bool(self.epochs) or (self.work.site.keep_epochs and trial.is_trained and not trial.final_epoch)
 
     @functools.cached_property
     def fingerprints(self) -> Fingerprints:

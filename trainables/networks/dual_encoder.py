@@ -44,7 +44,8 @@ class FeatureSource(Protocol):
 
 
 class DualEncoder(nn.Module):
-    """Dual encoder: an audio and a text encoder, a linear projection for each, and the temperature of the loss.
+    """Dual encoder: an audio and a text encoder, a projection for each, and the temperature of the loss. Projections
+    are linear, unless those of a published model are given.
 
     A frozen encoder is not trained and stays in evaluation mode, without dropout and masks. On a CPU it computes clips
     and captions one at a time, so that its outputs are the same, bit for bit, in any batch. The learned parameter is
@@ -66,14 +67,17 @@ class DualEncoder(nn.Module):
         frozen_audio: bool = False,
         frozen_text: bool = False,
         log_temperature: bool = False,
+        projections: tuple[nn.Module, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.audio, self.text = audio, text
         self.frozen_audio, self.frozen_text = frozen_audio, frozen_text
         for encoder in self.frozen:
             encoder.requires_grad_(False)
-        self.audio_projection = nn.Linear(audio.width, embedding_size)
-        self.text_projection = nn.Linear(text.width, embedding_size)
+        self.audio_projection, self.text_projection = projections or (
+            nn.Linear(audio.width, embedding_size),
+            nn.Linear(text.width, embedding_size),
+        )
         self.temperature_name = "log_temperature" if log_temperature else "signed_temperature"
         self.register_parameter(self.temperature_name, nn.Parameter(torch.tensor(0.0)))
         self.set_temperature(temperature)
@@ -222,7 +226,14 @@ def build(trial: Trial, captions: Sequence[str], weights: Path | None = None) ->
     torch.manual_seed(trial.seed)
     audio = load_network_module(trial.audio).build(trial.audio, weights)
     text = load_network_module(trial.text).build(trial.text, captions, weights)
-    return combine_encoders(trial, audio, text)
+    network = combine_encoders(trial, audio, text)
+    if trial.initial:
+        from trainables.networks import dual_models
+
+        temperature = dual_models.load_projections(trial, (network.audio_projection, network.text_projection), weights)
+        if not trial.reset_temperature:
+            network.set_temperature(float(temperature))
+    return network
 
 
 def restore(trial: Trial, folder: Path) -> DualEncoder:
@@ -246,6 +257,11 @@ def restore_audio_encoder(config: AudioConfig, folder: Path) -> AudioEncoder:
 
 def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> DualEncoder:
     """Return a trial's dual encoder, made of the encoders `audio` and `text`."""
+    projections = None
+    if trial.initial:
+        from trainables.networks import dual_models
+
+        projections = dual_models.make_projections(trial.initial, audio, text, trial.embedding_size)
     network = DualEncoder(
         audio,
         text,
@@ -254,6 +270,7 @@ def combine_encoders(trial: Trial, audio: AudioEncoder, text: TextEncoder) -> Du
         trial.frozen_audio,
         trial.frozen_text,
         trial.log_temperature,
+        projections,
     )
     network.temperature_parameter.requires_grad_(not trial.fixed_temperature)
     return network

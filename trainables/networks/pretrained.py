@@ -1,12 +1,14 @@
 """Networks from transformers, for encoders of both kinds: loading with checks, and weights that take no part."""
 
 import contextlib
+import importlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -70,6 +72,24 @@ def load_model(location: str, shape: Any, **files: Any) -> tuple[Any, dict[str, 
             **files,
         )
     return model, differences
+
+
+def create_body(shape: Any, location: Path | str, get_body: Callable[[Any], Any]) -> Any:
+    """Return a part of the model with a transformers config, `shape`, that was read at `location`, with random weights:
+    what `get_body` returns of the model. Other parts are not created if the part is a model of its own.
+    """
+    body = sketch_body(shape, location, get_body)
+    if isinstance(body, PreTrainedModel):
+        return type(body)(body.config)
+    return get_body(pretrained_files.build_body(shape, location, dtype=torch.float32))
+
+
+def sketch_body(shape: Any, location: Path | str, get_body: Callable[[Any], Any]) -> Any:
+    """Return a part of a model as `create_body` does, but without memory for its weights."""
+    # Its module is imported before, so that no tensor of that module is created without memory.
+    importlib.import_module(type(shape).__module__.replace(".configuration_", ".modeling_"))
+    with torch.device("meta"):
+        return get_body(pretrained_files.build_body(shape, location, dtype=torch.float32))
 
 
 def require_body_weights(location: str, model: Any, body: Any, differences: dict[str, Any]) -> None:

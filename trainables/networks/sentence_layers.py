@@ -26,8 +26,10 @@ LAYERS_FILE = "sentence_layers.json"
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 """Modes of sentence-transformers, in the order in which it concatenates them."""
 
-POOLING_MODE = {"first": "cls", "mean": "mean", "last": "lasttoken"}
-"""Modes by the names that a Config of `trainables.encoders.text.huggingface` gives them."""
+POOLING_MODE = {"first": "cls", "mean": "mean", "last": "lasttoken", "own": "cls"}
+"""Modes by the names that a Config of `trainables.encoders.text.huggingface` gives them. A vector that the model itself
+has pooled is like an only token.
+"""
 
 OLD_POOLING_KEYS = {
     "cls": "pooling_mode_cls_token",

@@ -22,7 +22,6 @@ import filelock
 from data.errors import UserError
 from data.runtime.options import option
 from data.store.files import read_json
-from trainables import trial as trials
 from trainables.records import mlflow_log
 from trainables.records.embeddings import EMBEDDINGS_FOLDER, EPOCHS_FOLDER, Embeddings, epoch_file_name, read_embeddings
 from trainables.records.ledger import (
@@ -37,6 +36,7 @@ from trainables.records.ledger import (
     TrialRun,
 )
 from trainables.records.run_storage import RunStorage
+from trainables.records.settings import describe_settings, flatten_settings
 from trainables.records.timing import Metrics
 from trainables.records.tracking_store import (
     explain_missing_store,
@@ -147,7 +147,7 @@ class MlflowLedger(Ledger):
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
-        for name, value in trials.flatten_settings(trials.describe_settings(trial)):
+        for name, value in flatten_settings(describe_settings(trial)):
             self.client.log_param(run_id, name, value)
         return run_id
 

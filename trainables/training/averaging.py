@@ -14,19 +14,14 @@ from trainables.training.train import Callbacks, validate
 from trainables.trial import Trial
 
 
-def average_models(
-    trial: Trial, folders: Sequence[Path], validation: StoredSplit, callbacks: Callbacks, device: torch.device
-) -> DualEncoder:
-    """Return the model of a soup on `device`: its weights are the mean of those of the models in `folders`.
-
-    On rank 0 it is evaluated on the validation split, and `callbacks` are called as after the only epoch of a training.
-    Statistics of batch normalisation are averaged like weights, not computed again.
+def evaluate_once(trial: Trial, network: DualEncoder, validation: StoredSplit, callbacks: Callbacks) -> None:
+    """Evaluate the model of a trial without training on the validation split, on rank 0, and call `callbacks` as after
+    the only epoch of a training.
     """
-    network = load_average(folders, trial).to(device)
     rank = dist.get_rank() if dist.is_initialized() else 0
     if rank != 0:
         callbacks.on_checkpoint({}, None)
-        return network
+        return
     metrics = validate(network, trial, validation, 0, callbacks.on_embeddings)
     metrics |= {
         "epoch": 1,
@@ -37,12 +32,12 @@ def average_models(
     }
     progress = TrainingProgress(1, best_epoch=1, best_map10=metrics["map10"], history=(dict(metrics),))
     callbacks.on_checkpoint(metrics, take_snapshot(trial, network, progress))
-    return network
 
 
 def load_average(folders: Sequence[Path], trial: Trial) -> DualEncoder:
     """Return the model, on the CPU, whose weights are the mean of those of the models in `folders`. `trial` is its
-    config: that of a soup or, for a single folder, that of the model.
+    config: that of a soup or, for a single folder, that of the model. Statistics of batch normalisation are averaged
+    like weights, not computed again.
     """
     network = checkpoint.load_model(folders[0], trial)
     if len(folders) > 1:
@@ -51,7 +46,7 @@ def load_average(folders: Sequence[Path], trial: Trial) -> DualEncoder:
 
 
 def take_snapshot(trial: Trial, network: DualEncoder, progress: TrainingProgress) -> Snapshot:
-    """Return a checkpoint's content for a soup, `network`, which no optimizer has trained."""
+    """Return a checkpoint's content for a model, `network`, which no optimizer has trained."""
     optimizer = torch.optim.Adam(network.parameters())
     return checkpoint.take_snapshot(trial, network, optimizer, progress, {})
 

@@ -12,8 +12,9 @@ from data.errors import UserError
 from sweeps import spaces
 from trainables.records.ledger import Event
 from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create_ledger, open_ledger
+from trainables.records.settings import flatten_settings
 from trainables.records.tracking_store import make_absolute
-from trainables.trial import TRIAL_FILE, flatten_settings
+from trainables.trial import TRIAL_FILE
 
 ROOT = Path(__file__).parents[3]
 

@@ -3,7 +3,8 @@ GPT-2, the encoders of encoder-decoder models such as T5, and models of sentence
 
 A sentence's vector is the last layer's output for the first token, as in the paper (section 2.2), the mean over its
 tokens, or the output for the last token, which is the only one that depends on the whole sentence in a decoder-only
-model. A model of sentence-transformers, which has a modules.json, defines its own pooling and further layers.
+model. A model of sentence-transformers, which has a modules.json, defines its own pooling and further layers. With the
+pooling 'own', it is what the model itself pools from its outputs, such as the text encoder of CLAP.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 from data.errors import UserError
 from trainables.encoders import hub_models, model_files, operations, pretrained_files
 
-Pooling = Literal["first", "mean", "last"]
+Pooling = Literal["first", "mean", "last", "own"]
 
 
 @dataclass(frozen=True)

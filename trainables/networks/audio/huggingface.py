@@ -4,7 +4,6 @@ Shapes: S segments, N samples, F outputs of a model, W width.
 """
 
 import contextlib
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any, Self
@@ -78,25 +77,7 @@ def restore(config: Config, folder: Path) -> "HuggingFaceAudioEncoder":
     """
     shape = pretrained_files.load_shape(folder / SHAPE_FILE)
     extractor = pretrained_files.load_extractor(folder / EXTRACTOR_FILE)
-    return HuggingFaceAudioEncoder(config, shape, create_audio_body(shape, folder), extractor)
-
-
-def create_audio_body(shape: Any, location: Path | str) -> Any:
-    """Return the audio encoder of a model with a transformers config, `shape`, that was read at `location`, with random
-    weights. Other parts of the model, such as a text encoder or a decoder, are not created.
-    """
-    body = sketch_audio_body(shape, location)
-    if isinstance(body, PreTrainedModel):
-        return type(body)(body.config)
-    return get_audio_body(pretrained_files.build_body(shape, location, dtype=torch.float32))
-
-
-def sketch_audio_body(shape: Any, location: Path | str) -> Any:
-    """Return the audio encoder of a model as `create_audio_body` does, but without memory for its weights."""
-    # Its module is imported before, so that no tensor of that module is created without memory.
-    importlib.import_module(type(shape).__module__.replace(".configuration_", ".modeling_"))
-    with torch.device("meta"):
-        return get_audio_body(pretrained_files.build_body(shape, location, dtype=torch.float32))
+    return HuggingFaceAudioEncoder(config, shape, pretrained.create_body(shape, folder, get_audio_body), extractor)
 
 
 def prepare_shape(shape: Any, dropout: float | None) -> None:
@@ -132,7 +113,7 @@ def freeze_constants(body: Any, shape: Any, location: str) -> None:
     Whisper's sinusoidal positions: loading by transformers (5.23) enables them. The config `shape` was read at
     `location`.
     """
-    created = dict(sketch_audio_body(shape, location).named_parameters())
+    created = dict(pretrained.sketch_body(shape, location, get_audio_body).named_parameters())
     for name, parameter in body.named_parameters():
         parameter.requires_grad_(created[name].requires_grad)
 

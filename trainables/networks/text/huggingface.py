@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from data.errors import UserError
 from trainables.encoders import hub_models, model_files, pretrained_files, published
@@ -26,6 +27,9 @@ from trainables.networks.sentence_layers import (
     restore_layers,
     save_settings,
 )
+
+TEXT_TOWER = "text_model"
+"""Name that models of audio and text give their text encoder."""
 
 POSITION_TABLE = re.compile(r"^(position_embeddings?|embed_positions|wpe)$")
 """Names of the tables of absolute positions in transformers' models."""
@@ -45,12 +49,15 @@ def build(config: Config, captions: Sequence[str], weights: Path | None = None) 
         modules = find_modules(config, find_file)
         files = {"revision": revision, "subfolder": modules[0].folder if modules else ""}
         shape = pretrained_files.load_shape(location, **files)
-        pretrained.disable_training_switches(shape)
-        pretrained.set_dropout(shape, config.dropout)
+        for part in {id(part): part for part in (shape, getattr(shape, "text_config", None)) if part}.values():
+            pretrained.disable_training_switches(part)
+            pretrained.set_dropout(part, config.dropout)
         tokenizer = pretrained_files.load_tokenizer(location, **files)
         model, differences = pretrained.load_model(location, shape, **files)
-        body, width = get_text_body(model), get_width(shape)
+        body = get_text_body(model)
+        width = get_width(body.config)
         require_text_input(body)
+        require_pooler(config, body)
         layers = load_layers(modules, find_file, width) if modules else plain_layers(config.pooling, width)
         require_pooling(config, layers)
         require_tokenizer(tokenizer, body, location)
@@ -67,8 +74,11 @@ def restore(config: Config, folder: Path) -> "HuggingFaceEncoder":
     """
     shape = pretrained_files.load_shape(folder)
     shape.use_cache = False
-    layers = restore_layers(folder, config.pooling, get_width(shape))
-    body = get_text_body(pretrained_files.build_body(shape, folder, dtype=torch.float32))
+    if getattr(shape, "audio_config", None):
+        body = pretrained.create_body(shape, folder, get_text_body)  # without the tower for audio
+    else:
+        body = get_text_body(pretrained_files.build_body(shape, folder, dtype=torch.float32))
+    layers = restore_layers(folder, config.pooling, get_width(body.config))
     encoder = HuggingFaceEncoder(config, shape, body, pretrained_files.load_tokenizer(folder), layers)
     freeze_unused_weights(encoder)
     return encoder
@@ -114,7 +124,11 @@ def get_width(shape: Any) -> int:
 
 
 def get_text_body(model: Any) -> Any:
-    """Return the part of a model that embeds text: the encoder of an encoder-decoder model, otherwise the model."""
+    """Return the part of a model that embeds text: the text tower of a model of audio and text, the encoder of an
+    encoder-decoder model, otherwise the model.
+    """
+    if isinstance(tower := getattr(model, TEXT_TOWER, None), PreTrainedModel):
+        return get_text_body(tower)
     if getattr(model, "encoder", None) is None or getattr(model, "decoder", None) is None:
         return model
     encoder = model.get_encoder()
@@ -127,6 +141,12 @@ def require_text_input(body: Any) -> None:
         raise UserError(
             f"a {body.config.model_type} model reads {name}, not text: give the folder or id of a text model"
         )
+
+
+def require_pooler(config: Config, body: Any) -> None:
+    """Raise UserError if a config's pooling is the model's own, but the model `body` pools nothing."""
+    if config.pooling == "own" and getattr(body, "pooler", None) is None:
+        raise UserError(f"a {body.config.model_type} model pools nothing itself: use the pooling first, mean or last")
 
 
 def require_tokenizer(tokenizer: Any, body: Any, location: str) -> None:
@@ -175,7 +195,7 @@ class HuggingFaceEncoder(nn.Module):
     def __init__(self, config: Config, shape: Any, model: Any, tokenizer: Any, layers: SentenceLayers) -> None:
         super().__init__()
         self.config, self.shape = config, shape
-        if getattr(model, "pooler", None) is not None:
+        if config.pooling != "own" and getattr(model, "pooler", None) is not None:
             model.pooler = None  # it isn't used, and DDP needs a gradient for each parameter
         self.model = model
         self.layers = layers
@@ -183,7 +203,12 @@ class HuggingFaceEncoder(nn.Module):
         self.tokenizer.truncation_side = "right"
         self.tokenizer.chat_template = None  # captions are no chat, and it would be saved with each checkpoint
         self.width: int = layers.width
-        limits = [config.max_tokens, count_positions(shape, model), layers.max_tokens, tokenizer.model_max_length]
+        limits = [
+            config.max_tokens,
+            count_positions(model.config, model),
+            layers.max_tokens,
+            tokenizer.model_max_length,
+        ]
         self.max_tokens = min(limit for limit in limits if limit)
 
     @property
@@ -210,8 +235,12 @@ class HuggingFaceEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return the embeddings [B, width] of tokenized captions."""
-        states_BLW: Tensor = self.model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
-        vectors_BW: Tensor = self.layers(states_BLW, tokens.mask)
+        outputs = self.model(input_ids=tokens.ids, attention_mask=tokens.mask)
+        if self.config.pooling == "own":
+            states_BLW, mask_BL = outputs.pooler_output.unsqueeze(1), tokens.mask[:, :1]
+        else:
+            states_BLW, mask_BL = outputs.last_hidden_state, tokens.mask
+        vectors_BW: Tensor = self.layers(states_BLW, mask_BL)
         return vectors_BW
 
     def save_tokenizer(self, folder: Path) -> None:
