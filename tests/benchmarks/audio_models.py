@@ -56,7 +56,12 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "whisper": (
         lambda: transformers.WhisperModel(
             transformers.WhisperConfig(
-                d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048, decoder_layers=1
+                d_model=512,
+                encoder_layers=6,
+                encoder_attention_heads=8,
+                encoder_ffn_dim=2048,
+                decoder_layers=1,
+                decoder_attention_heads=8,
             )
         ),
         transformers.WhisperFeatureExtractor,
