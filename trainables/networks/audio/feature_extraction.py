@@ -51,9 +51,9 @@ def make_front_end(extractor: Any, segment_s: float) -> nn.Module:
 
 @torch.no_grad()
 def measure_difference(front_end: nn.Module, called: "ExtractorFrontEnd", size: int) -> float:
-    """Return the maximum difference between the output of a front end and that of an extractor, `called`, for noise that
-    fills half of a segment of `size` samples and for noise that fills all of it, as a share of the extractor's largest
-    magnitude (at least 1).
+    """Return the maximum difference between the output of a front end and that of an extractor, `called`, for noise
+    that fills half of a segment of `size` samples and for noise that fills all of it, as a share of the extractor's
+    largest magnitude (at least 1).
     """
     samples_SN = 0.1 * torch.randn(2, size, generator=torch.Generator().manual_seed(0))
     counts_S = torch.tensor([size // 2 + 1, size])
