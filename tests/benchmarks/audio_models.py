@@ -4,7 +4,7 @@ python tests/benchmarks/audio_models.py [--segments 2] [--device cuda] [--famili
 
 The models have the sizes of published ones and random weights, and embed segments of their own length; figures are for
 a second of audio, since those lengths differ. Each is measured in a process of its own. The extractor is transformers'
-own, called on the CPU. Memory is what a step takes at most besides the weights, gradients included.
+own, called on the CPU. Memory is what a step keeps for its backward pass.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +56,12 @@ FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "whisper": (
         lambda: transformers.WhisperModel(
             transformers.WhisperConfig(
-                d_model=512, encoder_layers=6, encoder_attention_heads=8, encoder_ffn_dim=2048, decoder_layers=1
+                d_model=512,
+                encoder_layers=6,
+                encoder_attention_heads=8,
+                encoder_ffn_dim=2048,
+                decoder_layers=1,
+                decoder_attention_heads=8,
             )
         ),
         transformers.WhisperFeatureExtractor,
@@ -131,24 +135,17 @@ def seconds(device: torch.device, function: Callable[[], object]) -> float:
     return statistics.median(times[1:])
 
 
-def reset_peak(device: torch.device) -> float:
-    """Forget the peak of memory, and return the bytes that are taken now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return float(torch.cuda.memory_allocated(device))
-    Path("/proc/self/clear_refs").write_text("5")
-    return read_status("VmRSS")
+def saved_bytes(step: Callable[[], object], weights: set[int]) -> float:
+    """The bytes that a step keeps for its backward pass, besides the weights, which are given by their addresses."""
+    sizes: dict[int, int] = {}
 
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
 
-def peak_memory(device: torch.device) -> float:
-    """The most bytes that were taken since `reset_peak`."""
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else read_status("VmHWM")
-
-
-def read_status(name: str) -> float:
-    """A figure of this process in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * float(next(line for line in lines if line.startswith(name)).split()[1])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return float(sum(size for address, size in sizes.items() if address not in weights))
 
 
 def measure(name: str, segments: int, device: torch.device) -> Cost:
@@ -178,9 +175,8 @@ def measure(name: str, segments: int, device: torch.device) -> Cost:
         loss.backward()
         return loss
 
-    before = reset_peak(device)
     step_s = seconds(device, step)
-    memory = peak_memory(device) - before
+    memory = saved_bytes(step, {one.untyped_storage().data_ptr() for one in network.parameters()})
     return Cost(step_s / audio_s, memory / audio_s, front_end_s / audio_s, extractor_s / audio_s)
 
 

@@ -138,7 +138,8 @@ def test_an_audio_model_of_hugging_face_is_trained_on_two_workers(pretrain, tone
     )
     assert done.returncode == 0, done.stderr
     (run,) = open_ledger(runs).iter_trials()
-    assert (run.status, run.metrics["step/epoch"]) == ("FINISHED", 2)
+    assert run.status == "FINISHED"
+    assert re.search(r"^[0-9a-f]{16}: best epoch [12]: map10 ", done.stdout, re.MULTILINE)
     shutil.rmtree(folder)
     (model,) = (runs / "models").iterdir()
     assert load_model(model).audio.width == 32

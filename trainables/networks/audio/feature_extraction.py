@@ -34,31 +34,31 @@ def make_front_end(extractor: Any, segment_s: float) -> nn.Module:
     recording's [S]; it returns `Inputs`.
     """
     size = round(segment_s * extractor.sampling_rate)
-    own = ExtractorFrontEnd(extractor, size)
+    called = ExtractorFrontEnd(extractor, size)
     kind = type(extractor).__name__
     if kind not in FRONT_ENDS:
         logger.info("%s is called on the CPU for each segment.", kind)
-        return own
+        return called
     front_end = FRONT_ENDS[kind](extractor)
-    if (difference := measure_difference(front_end, own, size)) > TOLERANCE:
+    if (difference := measure_difference(front_end, called, size)) > TOLERANCE:
         logger.warning(
             "%s differs from its torch version by %.1g: it is called on the CPU for each segment, which is slower.",
             kind, difference,
         )  # fmt: skip
-        return own
+        return called
     return front_end
 
 
 @torch.no_grad()
-def measure_difference(front_end: nn.Module, own: "ExtractorFrontEnd", size: int) -> float:
-    """Return the maximum difference between the output of a front end and that of an extractor, `own`, for noise that
-    fills half of a segment of `size` samples and for noise that fills all of it, as a share of the extractor's largest
-    magnitude (at least 1).
+def measure_difference(front_end: nn.Module, called: "ExtractorFrontEnd", size: int) -> float:
+    """Return the maximum difference between the output of a front end and that of an extractor, `called`, for noise
+    that fills half of a segment of `size` samples and for noise that fills all of it, as a share of the extractor's
+    largest magnitude (at least 1).
     """
     samples_SN = 0.1 * torch.randn(2, size, generator=torch.Generator().manual_seed(0))
     counts_S = torch.tensor([size // 2 + 1, size])
     samples_SN[0, counts_S[0] :] = 0
-    actual, expected = front_end(samples_SN, counts_S), own(samples_SN, counts_S)
+    actual, expected = front_end(samples_SN, counts_S), called(samples_SN, counts_S)
     differences = [0.0]
     for name, values in expected.arguments.items():
         other = actual.arguments.get(name)

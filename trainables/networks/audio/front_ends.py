@@ -1,5 +1,5 @@
-"""Front ends: what the feature extractors of transformers make of recordings, computed in torch for a batch of segments,
-on their device.
+"""Front ends: what the feature extractors of transformers make of recordings, computed in torch for a batch of
+segments, on their device.
 
 The front ends in `FRONT_ENDS` compute the functions of transformers' extractors of these names (5.23) from the
 extractor's own filters and settings. Products are computed in float64 on a GPU, since torch multiplies float32 matrices

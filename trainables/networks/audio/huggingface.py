@@ -133,11 +133,11 @@ def require_matching_extractor(model: Any, body: Any, extractor: Any) -> None:
         )
     mels = "num_mel_bins" if hasattr(extractor, "num_mel_bins") else "feature_size"
     for part in (shape, getattr(shape, "dac_config", None)):
-        for own, other in (*SHARED_SETTINGS, ("num_mel_bins", mels)):
-            expected, actual = getattr(part, own, None), getattr(extractor, other, None)
+        for name_here, other in (*SHARED_SETTINGS, ("num_mel_bins", mels)):
+            expected, actual = getattr(part, name_here, None), getattr(extractor, other, None)
             if isinstance(expected, int) and isinstance(actual, int) and expected != actual:
                 raise UserError(
-                    f"the model's {own} is {expected}, but its {kind}'s {other} is {actual}: replace its "
+                    f"the model's {name_here} is {expected}, but its {kind}'s {other} is {actual}: replace its "
                     "preprocessor_config.json by that of this model"
                 )
     if extractor.feature_size == 2 and kind in ("EncodecFeatureExtractor", "DacFeatureExtractor"):
