@@ -16,7 +16,8 @@ from typing import cast
 from data.errors import UserError, unknown_name_error
 from data.splits import Splits
 from trainables import recipes
-from trainables.schedule import Schedule
+from trainables.encoders import dual_models
+from trainables.schedule import UNTRAINED, Schedule
 from trainables.trial import Precision, Trial, iter_required_trials
 
 Space = Callable[[Splits, Precision], list[Trial]]
@@ -26,6 +27,13 @@ CNN_RATE, PASST_RATE = recipes.SMALL_RATE, 7e-4
 
 FEW_CLIPS_EPOCHS = (36, 6)
 """Epochs of a pretraining and of a fine-tuning in `small`."""
+
+CLAP = "laion/clap-htsat-unfused"
+CLAP_RATE = 2e-5
+CLAP_AUDIO_SHARES = (1.0, 0.1)
+"""Published dual encoder of the space `published`, the peak rate of its fine-tunings, and the shares of it that its
+audio encoder has. The values are assumed; none was tried on the published model.
+"""
 
 TEXT_ENCODERS = ("bert-base", "roberta-base", "bert-large", "roberta-large")
 """Text encoders of the paper, in the order of its Table 2."""
@@ -132,6 +140,20 @@ def salsa(splits: Splits, precision: Precision) -> list[Trial]:
         for audio in PAPER_PAIRS
     ]  # fmt: skip
     return [*first_stage, *(recipes.distilled_fine_tuning(trial, first_stage, splits) for trial in first_stage)]
+
+
+def published(splits: Splits, precision: Precision) -> list[Trial]:
+    """Return LAION's CLAP without training, fine-tuned on the training split with two rates for its audio encoder, and
+    two models of the paper, for an ensemble of published models and models that are trained here.
+    """
+    model = dual_models.make_settings("clap", CLAP, None, embedding_size=512, segment_s=10.0)
+    paper = [recipes.paper(audio, "huggingface:roberta-large", splits, precision) for audio in ("passt:N", "passt:S")]
+    zero_shot = replace(paper[0], **model, train=(splits.train,), schedule=UNTRAINED)
+    tuned = [
+        replace(recipes.paper_fine_tuning(zero_shot, splits, CLAP_RATE), audio_rate_share=share)
+        for share in CLAP_AUDIO_SHARES
+    ]
+    return [zero_shot, *tuned, *(recipes.paper_fine_tuning(trial, splits) for trial in paper)]
 
 
 def full(splits: Splits, precision: Precision) -> list[Trial]:

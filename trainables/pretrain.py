@@ -167,7 +167,7 @@ def build_trial(options: TrialOptions, splits: Splits) -> Trial:
     precision, changed = options.precision or fastest_precision(), changed_options(options)
     trial = recipes.find_recipe(options.recipe)(options.audio, options.text, splits, precision)
     if options.init:
-        if given := [name for name in ("audio", "text") if name in changed]:
+        if given := sorted({"audio", "text"} & changed.keys()):
             raise UserError(f"--init takes both encoders from one model: leave out --{given[0]}")
         trial = replace(trial, **dual_models.parse_init(options.init))
     if options.epochs == 0:

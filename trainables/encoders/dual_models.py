@@ -46,13 +46,16 @@ def parse_init(name: str) -> dict[str, Any]:
     return make_settings(kind, model, revision, size)
 
 
-def make_settings(kind: DualModel, model: str, revision: str | None, embedding_size: int) -> dict[str, Any]:
+def make_settings(
+    kind: DualModel, model: str, revision: str | None, embedding_size: int, segment_s: float = 0.0
+) -> dict[str, Any]:
     """Return the settings of a trial that starts from a published dual encoder, as `parse_init` does. `embedding_size`
-    is the size of the model's embeddings.
+    is the size of the model's embeddings, and `segment_s` the length of a segment; 0 stands for the model's own, which
+    is read from its files.
     """
     return {
         "initial": kind,
-        "audio": audio_models.Config(model, revision),
+        "audio": audio_models.Config(model, revision, segment_s),
         "text": text_models.Config(model, revision, pooling=TEXT_POOLING[kind]),
         "embedding_size": embedding_size,
     }
