@@ -116,7 +116,10 @@ def epochs_until_interrupted(command, **environment):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--space", "nothing"], "unknown space 'nothing'; known: demo, full, salsa, small, small_paraphrases, table2"),
+        (
+            ["--space", "nothing"],
+            "unknown space 'nothing'; known: demo, full, published, salsa, small, small_paraphrases, table2",
+        ),
         (["--corpus", "nothing"], "unknown corpus 'nothing'; known: audiocaps, clotho, folder, synthetic, wavcaps"),
         (
             ["--corpus", "clotho"],

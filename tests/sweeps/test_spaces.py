@@ -27,7 +27,7 @@ def test_every_space_returns_distinct_trials_on_the_splits_given(name):
         assert (trial.validation, trial.test, trial.precision) == ("c/validation", "c/test", "float32")
         if trial.pretraining:
             assert trial.train == ("c/train",)
-            assert trial.pretraining.train == SPLITS.pretrain
+            assert trial.pretraining.train == (SPLITS.pretrain if trial.pretraining.is_trained else ("c/train",))
 
 
 def test_demo_pretrains_three_pairs_of_both_families_and_tries_paraphrases():
@@ -189,13 +189,13 @@ def test_trials_of_one_name_and_different_settings_are_fine(tuned):
 
 
 def test_the_names_are_those_of_the_functions():
-    assert set(spaces.list_spaces()) == {"demo", "full", "salsa", "small", "small_paraphrases", "table2"}
+    assert set(spaces.list_spaces()) == {"demo", "full", "published", "salsa", "small", "small_paraphrases", "table2"}
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("tiny", "known: demo, full, salsa, small, small_paraphrases, table2"),
+        ("tiny", "known: demo, full, published, salsa, small, small_paraphrases, table2"),
         ("absent.py:f", "doesn't exist"),
         ("{file}:nothing", "known: .*tiny"),
     ],

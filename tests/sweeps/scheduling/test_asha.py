@@ -13,8 +13,9 @@ def report():
     asha = AshaByStage({"pretraining": 8, "fine-tuning": 8})
     numbers = iter(range(100))
 
-    def decide(best_map10, stage="fine-tuning", average_of=()):
-        work = {"stage": stage, "trial": {"average_of": list(average_of)} if average_of else {}}
+    def decide(best_map10, stage="fine-tuning", average_of=(), epochs=8):
+        config = {"schedule": {"epochs": epochs}} | ({"average_of": list(average_of)} if average_of else {})
+        work = {"stage": stage, "trial": config}
         trial = SimpleNamespace(trial_id=str(next(numbers)), config={"work": work}, stopping_criterion={})
         asha.on_trial_add(None, trial)
         return asha.on_trial_result(None, trial, {"epoch": 1, "training_iteration": 1, "best_map10": best_map10})
@@ -34,7 +35,8 @@ def test_stages_are_compared_separately(report):
     assert report(0.1, stage="pretraining") == "CONTINUE"
 
 
-def test_a_soup_is_never_stopped(report):
+def test_a_trial_without_training_is_never_stopped(report):
     for value in (0.5, 0.6, 0.7, 0.8):
         report(value)
     assert report(0.1, average_of=["one", "other"]) == "CONTINUE"
+    assert report(0.1, epochs=0) == "CONTINUE"

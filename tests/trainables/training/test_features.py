@@ -275,7 +275,7 @@ def die_while_writing(trial, store, folder):
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_nothing_that_is_read(frozen, store, tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(frozen, store, tmp_path))
+    process = multiprocessing.get_context("spawn").Process(target=die_while_writing, args=(frozen, store, tmp_path))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
