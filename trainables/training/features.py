@@ -244,16 +244,17 @@ class FrozenFeatures:
 
 def hash_encoder(network: DualEncoder, kind: str) -> str:
     """Return the SHA-256 of a model's encoder, of the `kind` 'audio' or 'text': its layers, its weights and constants,
-    and the files of its tokenizer.
+    and the files of its tokenizer or its feature extractor.
     """
     encoder: nn.Module = network.get_submodule(kind)
     digest = hashlib.sha256(str(encoder).encode())
     for name, tensor in itertools.chain(encoder.named_parameters(), encoder.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
-    if kind == "text":
+    save_input = getattr(encoder, {"text": "save_tokenizer", "audio": "save_extractor"}[kind], None)
+    if save_input:
         with create_scratch_folder() as folder:
-            network.text.save_tokenizer(folder)
+            save_input(folder)
             for path in sorted(folder.rglob("*")):
                 digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b""))
     return digest.hexdigest()

@@ -36,6 +36,7 @@ from trainables.networks.validation import require_working_encoders
 from trainables.records import checkpoint
 from trainables.signature import compute_signature
 from trainables.training.embedding import embed_split
+from trainables.training.features import hash_encoder
 from trainables.training.train import Callbacks, TrainingStart, train
 from trainables.trial import from_json, to_json
 
@@ -460,6 +461,17 @@ def test_the_signature_is_that_of_weights_extractor_and_configuration(models, tm
         (folder / name).write_bytes(contents)
     assert compute_signature(replace(trial, audio=Config(str(folder), pooling="mean")), str(store)) != before
     assert compute_signature(replace(trial, audio=Config(str(folder), segment_s=0.5)), str(store)) != before
+
+
+def test_features_of_a_frozen_model_belong_to_its_extractor_too(models, tmp_path, trial):
+    """Two models that differ in a setting of the extractor alone, which is no weight."""
+    folder, other = (shutil.copytree(models("ast"), tmp_path / name) for name in ("one", "other"))
+    edit_json(other / "preprocessor_config.json", mean=0.0)
+    hashes = [
+        hash_encoder(dual_encoder.build(replace(trial, audio=Config(str(one))), ["a dog barks"]), "audio")
+        for one in (folder, folder, other)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_settings_change_what_they_say(models, built):
