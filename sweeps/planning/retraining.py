@@ -45,8 +45,9 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on; with 'finetuning', a
-    member that was only pretrained is kept as it is. Raises UserError, with the reason, if it cannot be retrained.
+    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on. A member without training
+    is kept as it is and, with 'finetuning', one that was only pretrained. Raises UserError, with the reason, if it
+    cannot be retrained.
     """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
@@ -63,7 +64,7 @@ def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
             "it is a soup, the mean of several models, each of which would have to be retrained: remove the member "
             "from the file, or select an ensemble without soups"
         )
-    if first_stage == "finetuning" and trial.pretraining is None:
+    if not trial.is_trained or (first_stage == "finetuning" and trial.pretraining is None):
         return Retraining(member, trial, is_retrained=False)
     if first_stage == "pretraining" and trial.pretraining and member.pretraining_epoch is None:
         raise UserError("the best epoch of its pretraining is unknown: use --retrain-from finetuning")
@@ -77,7 +78,7 @@ def extend_to_all_splits(trial: Trial, member: Member, first_stage: FirstStage) 
     """
     held_out = (trial.validation, trial.test)
     parent = trial.pretraining
-    if parent and first_stage == "pretraining":
+    if parent and parent.is_trained and first_stage == "pretraining":
         final_epoch = find_final_epoch(parent, member.pretraining_epoch, "pretraining_epoch")
         parent = replace(parent, train=add_splits(parent.train, held_out), final_epoch=final_epoch)
     final_epoch = find_final_epoch(trial, member.epoch, "epoch")

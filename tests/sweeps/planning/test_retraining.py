@@ -163,6 +163,15 @@ def test_a_pretraining_that_goes_by_losses_can_stay_as_it_is(tmp_path):
     assert (member.trial.pretraining, member.trial.final_epoch) == (own.pretraining, 3)
 
 
+def test_a_published_model_stays_as_it_is_under_its_fine_tuning_too(tmp_path):
+    zero_shot, tuned, *_ = spaces.published(SPLITS, "float32")
+    members = [entry(zero_shot, epoch=1, pretraining_epoch=None), entry(tuned, pretraining_epoch=1)]
+    first, second = plan(tmp_path / "x.json", {"members": members})
+    assert (first.trial, first.is_retrained) == (zero_shot, False)
+    assert (second.trial.pretraining, second.trial.final_epoch) == (zero_shot, 3)
+    assert set(second.trial.train) == EVERYTHING
+
+
 class BeginsError(Exception):
     """The command has come to where it would start Ray."""
 
