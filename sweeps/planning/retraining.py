@@ -45,9 +45,9 @@ def plan_retrainings(ensemble: Ensemble, path: Path, first_stage: FirstStage) ->
 
 
 def plan_retraining(member: Member, first_stage: FirstStage) -> Retraining:
-    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on. A member without training
-    is kept as it is and, with 'finetuning', one that was only pretrained. Raises UserError, with the reason, if it
-    cannot be retrained.
+    """Return the retraining of a member from `first_stage` ('pretraining' or 'finetuning') on. A member that isn't
+    trained at all is kept as it is; with 'finetuning', so is one that was only pretrained. Raises UserError, with the
+    reason, if it cannot be retrained.
     """
     if member.trial is None or member.epoch is None:
         raise UserError("its config is missing (a file of scores?): it cannot be retrained")
