@@ -62,11 +62,13 @@ def estimate_seconds(trial: Trial, store: Location, gpu: Gpu = A10G) -> float:
 
 def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> float:
     """Return the estimated GPU seconds of all epochs of a trial, given the amount of data in one epoch: the
-    floating-point operations divided by the GPU's rate.
+    floating-point operations divided by the GPU's rate; 0 for a trial without training.
 
     An encoder that is trained costs three forward passes an epoch. A frozen one costs a single pass in all epochs, in
     the first trial that uses its features, or one an epoch if what it reads is augmented at random.
     """
+    if not trial.is_trained:
+        return 0.0
     text_once = 1 if not trial.mix_probability else trial.epochs
     audio_once = text_once if not trial.gain_db else trial.epochs
     audio_passes = audio_once if trial.frozen_audio else 3 * trial.epochs
