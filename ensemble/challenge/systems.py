@@ -117,9 +117,9 @@ def read_member(candidate: Candidate, weight: float, path: Path, runs: RunStorag
 
 def list_stages(trial: Trial) -> list[Trial]:
     """Return the stages of a trial, from the first pretraining to the trial itself; before them, those of its teachers.
-    Those of a soup, which isn't trained, are those of its parts.
+    A model that isn't trained is no stage: those of a soup are those of its parts.
     """
-    return list(dict.fromkeys(stage for stage in list(iter_required_trials(trial))[::-1] if not stage.average_of))
+    return list(dict.fromkeys(stage for stage in list(iter_required_trials(trial))[::-1] if stage.is_trained))
 
 
 def require_not_trained_on(systems: Sequence[System], split: StoredSplit) -> None:
