@@ -6,6 +6,7 @@ Heavy packages are imported where they are used, so that tests are collected qui
 import contextlib
 import csv
 import dataclasses
+import gc
 import importlib
 import io
 import json
@@ -37,6 +38,15 @@ RATE_HZ = 32_000
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.register_profile("all", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def pass_over_earlier_objects():
+    """Collections of garbage, which every training in this process makes, pass over what exists before the module: in a
+    process that has imported everything and run for long, each would take seconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 LEFT_OUT = pytest.StashKey[list[str]]()

@@ -61,8 +61,8 @@ PARENT, TEST_FINGERPRINT = "mlflow.parentRunId", "test_fingerprint"
 """Names of tags."""
 
 PAGE = 500
-MAX_METRICS_PER_REQUEST = 1000
-"""Maximum number of metrics that MLflow takes in one request."""
+MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100
+"""Maximum numbers of metrics and of parameters that MLflow takes in one request."""
 
 
 class MlflowLedger(Ledger):
@@ -147,8 +147,11 @@ class MlflowLedger(Ledger):
         if sweep_run_id:
             tags[PARENT] = sweep_run_id
         run_id = self.create_run(trial.name, tags)
-        for name, value in flatten_settings(describe_settings(trial)):
-            self.client.log_param(run_id, name, value)
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)) for name, value in flatten_settings(describe_settings(trial))]
+        for first in range(0, len(params), MAX_PARAMS_PER_REQUEST):  # far faster than one by one
+            self.client.log_batch(run_id, params=params[first : first + MAX_PARAMS_PER_REQUEST])
         return run_id
 
     def finish(self, run_id: str) -> None:
