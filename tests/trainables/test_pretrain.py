@@ -117,7 +117,7 @@ def test_it_goes_on_by_the_same_command_after_its_driver_is_lost(pretrained, pre
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoint(pretrain, tone_store, tmp_path):
-    """From a worker of Ray Train to the command. Slow: tests/trainables/training/test_train.py has it in one process."""
+    """From a worker of Ray Train to the command. Slow: training/test_train.py has it in one process."""
     done = pretrain(tone_store, tmp_path, "--peak-rate", 1e30, "--checkpoint-every-s", 0)
     assert done.returncode == 2
     assert re.search(r"^error: the loss of step \d+ is nan: .*folder/train/train-\d+\.wav", done.stderr, re.MULTILINE)
