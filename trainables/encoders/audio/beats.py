@@ -8,10 +8,15 @@ the released classifiers are applied.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.errors import UserError, unknown_name_error
 from trainables.encoders import operations, published
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = TypeVar("Count", int, "Tensor")
 
 BEATS_RATE_HZ = 16_000
 WINDOW_SAMPLES, HOP_SAMPLES, NUM_MELS = 400, 160, 128
@@ -40,6 +45,14 @@ NAMES = {
     "fbank_std": "fbank_std",
 }
 """Settings of a Config by their names in a checkpoint's 'cfg'."""
+
+
+def count_patches(num_samples: Count) -> Count:
+    """Return the number of patches that lie within `num_samples` samples at 16 kHz, which are a number or a tensor of
+    numbers; below that of one window, it is no positive number.
+    """
+    frames = (num_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1
+    return frames // PATCH * (NUM_MELS // PATCH)
 
 
 @dataclass(frozen=True)
@@ -79,8 +92,7 @@ class Config:
 
     def count_patches(self) -> int:
         """Return the number of patches of a segment."""
-        frames = (round(self.segment_s * BEATS_RATE_HZ) - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-        return max(0, frames // PATCH) * (NUM_MELS // PATCH)
+        return max(0, count_patches(round(self.segment_s * BEATS_RATE_HZ)))
 
     @property
     def augmentations(self) -> tuple[str, ...]:

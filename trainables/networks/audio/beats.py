@@ -17,6 +17,7 @@ from data.schema import SAMPLE_RATE_HZ
 from trainables.encoders import published
 from trainables.encoders.audio import beats
 from trainables.encoders.audio.beats import BEATS_RATE_HZ, HOP_SAMPLES, NAMES, NUM_MELS, PATCH, WINDOW_SAMPLES, Config
+from trainables.networks.audio.front_ends import mask_positions
 
 INT16_SCALE = 2.0**15
 """Factor of the samples before the log-mel spectrogram, as in BEATs' code."""
@@ -91,8 +92,9 @@ class BeatsNetwork(nn.Module):
         patches_SPW = network.layer_norm(network.patch_embedding(log_mel_STM.unsqueeze(1)).flatten(2).mT)
         if network.post_extract_proj is not None:
             patches_SPW = network.post_extract_proj(patches_SPW)
-        patches_S = count_patches(num_samples_S * BEATS_RATE_HZ // SAMPLE_RATE_HZ)
-        is_padding_SP = torch.arange(patches_SPW.shape[1], device=patches_S.device) >= patches_S[:, None]
+        num_samples_S = num_samples_S * BEATS_RATE_HZ // SAMPLE_RATE_HZ
+        patches_S = beats.count_patches(num_samples_S.clamp(min=MIN_SAMPLES))
+        is_padding_SP = ~mask_positions(patches_SPW.shape[1], patches_S)
         states_SPW, _ = network.encoder(patches_SPW, padding_mask=is_padding_SP)
         means_SW: Tensor = states_SPW.masked_fill(is_padding_SP.unsqueeze(2), 0.0).sum(dim=1) / patches_S[:, None]
         return means_SW
@@ -112,11 +114,3 @@ class BeatsNetwork(nn.Module):
                 for samples_N in samples_SN
             ]
         )
-
-
-def count_patches(num_samples_S: Tensor) -> Tensor:
-    """Return the number of patches [S] that lie within the first `num_samples_S` samples at 16 kHz of each segment; of
-    a shorter recording than one patch, those of the first MIN_SAMPLES samples.
-    """
-    frames_S = (num_samples_S.clamp(min=MIN_SAMPLES) - WINDOW_SAMPLES) // HOP_SAMPLES + 1
-    return frames_S // PATCH * (NUM_MELS // PATCH)
