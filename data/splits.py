@@ -111,7 +111,7 @@ class SplitOptions(StoreOptions):
 
     corpus: str = option(f"corpus to fine-tune on and evaluate on: {', '.join(corpora.list_names())}", "synthetic")
     pretrain_on: tuple[str, ...] = option(
-        "corpora or corpus/split to pretrain on (default: --corpus)",
+        "corpora or corpus/split (default: the training split of --corpus)",
         (), metavar="CORPUS")  # fmt: skip
     hold_out: tuple[str, ...] = option("splits of --pretrain-on to leave out", (), metavar="SPLIT")
 
