@@ -96,7 +96,82 @@ def paper_hours() -> str:
     return table(headings, rows)
 
 
-TABLES = {"demo": demo, "recordings": recordings, "paper_hours": paper_hours}
+def students() -> str:
+    """Return the metrics of students, and their difference from the same training without teachers."""
+    rows = []
+    for row in read("comparison.json")["students"]:
+        settings = [str(row.get(name, "")) for name in ("teachers", "temperature", "hard_share")]
+        rows.append([*settings, *comparison_cells(row)])
+    return table(["teachers", "temperature", "hard share", *COMPARISON_HEADINGS], rows)
+
+
+def ensembles() -> str:
+    """Return the metrics of single models and ensembles, their costs, and their difference from all teachers."""
+    rows = []
+    for row in read("comparison.json")["ensembles"]:
+        costs = [str(row["members"]), f"{row['parameters'] / 1e6:.2f}", f"{row['latency_ms']:.0f}"]
+        rows.append([row["name"], *costs, *comparison_cells(row)])
+    return table(["system", "models", "million parameters", "ms per query", *COMPARISON_HEADINGS], rows)
+
+
+def hubness() -> str:
+    """Return the metrics and the skewness with and without query-bank normalisation."""
+    rows = []
+    for row in read("comparison.json")["hubness"]:
+        settings = [row["name"], "none" if row["temperature"] is None else f"{row['temperature']:g}"]
+        skewness = [f"{row['skewness'][split]:.2f}" for split in SPLITS]
+        rows.append([*settings, *skewness, *comparison_cells(row)])
+    skewness_headings = [f"skewness, {split}" for split in SPLITS]
+    return table(["system", "temperature of normalisation", *skewness_headings, *COMPARISON_HEADINGS], rows)
+
+
+def temperatures() -> str:
+    """Return the metrics of each way to treat the temperature of the loss."""
+    rows = [[row["name"], *comparison_cells(row)] for row in read("comparison.json")["temperatures"]]
+    return table(["temperature", *COMPARISON_HEADINGS], rows)
+
+
+def comparison_cells(row: dict[str, Any]) -> list[str]:
+    """Return the cells under COMPARISON_HEADINGS of a row of comparison.json."""
+    difference = [percent(row["difference"][split]) if "difference" in row else "" for split in SPLITS]
+    return [str(row["seeds"]), *(percent(row[split]) for split in SPLITS), *difference]
+
+
+def soups() -> str:
+    """Return the metrics of soups, of the best of their parts, and of ensembles of the same parts."""
+    rows = []
+    for soup in read("comparison.json")["soups"]:
+        kept = f"{len(soup['kept'])} of {len(soup['parts'])}"
+        for number, (system, label) in enumerate(SOUP_SYSTEMS.items()):
+            cells = [soup["name"], kept] if number == 0 else ["", ""]
+            rows.append([*cells, label, *(percent(soup[split][system]) for split in SPLITS)])
+    return table(["parts from", "kept by the greedy soup", "system", *SPLITS], rows)
+
+
+SPLITS = ("validation", "test")
+COMPARISON_HEADINGS = ("seeds", *SPLITS, *(f"difference, {split}" for split in SPLITS))
+SOUP_SYSTEMS = {
+    "best_part": "best part",
+    "greedy": "greedy soup",
+    "kept_ensemble": "ensemble of the kept parts",
+    "uniform": "uniform soup",
+    "ensemble": "ensemble of all parts",
+    "greedy_minus_best_part": "greedy soup minus best part",
+    "greedy_minus_kept_ensemble": "greedy soup minus ensemble of the kept parts",
+    "uniform_minus_ensemble": "uniform soup minus ensemble of all parts",
+}
+"""Labels of the systems and differences in the soups of comparison.json."""
+
+TABLES = {
+    "demo": demo,
+    "recordings": recordings,
+    "paper_hours": paper_hours,
+    "students": students,
+    "ensembles": ensembles,
+    "soups": soups,
+    "hubness": hubness,
+    "temperatures": temperatures,
+}
 
 
 def main() -> None:
