@@ -15,7 +15,6 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -104,29 +103,16 @@ class Part:
         if path.stat().st_size != VECTOR_TYPE.itemsize * shape[0] * shape[1] or len(self.rows) != shape[0]:
             raise UserError(f"{self.folder} is damaged: it doesn't have {shape[0]} vectors; {remedy}")
         self.vectors_RD: NDArray[np.float16] = np.memmap(path, VECTOR_TYPE, "r", shape=shape)
+        self.recording_R: NDArray[np.int32] = self.rows["recording"].to_numpy()
+        self.is_removed_A = np.zeros(entry.num_recordings, bool)
+        if entry.removed:
+            self.is_removed_A[np.load(self.folder / entry.removed)] = True
+        self.kinds_R: NDArray[np.uint8] = self.rows["kind"].to_numpy()  # PASSAGE, MOMENT or both
         recording_R = self.recording_R
         if len(self.recordings) != entry.num_recordings or (np.diff(recording_R) < 0).any() or (
             len(recording_R) and not 0 <= recording_R[0] <= recording_R[-1] < entry.num_recordings
         ):  # fmt: skip
             raise UserError(f"{self.folder} is damaged: its rows don't match its recordings; {remedy}")
-
-    @cached_property
-    def recording_R(self) -> NDArray[np.int32]:
-        """Recording of each row."""
-        return self.rows["recording"].to_numpy()
-
-    @cached_property
-    def kinds_R(self) -> NDArray[np.uint8]:
-        """Kind of each row: PASSAGE, MOMENT or both."""
-        return self.rows["kind"].to_numpy()
-
-    @cached_property
-    def is_removed_A(self) -> NDArray[np.bool_]:
-        """Whether each recording was removed."""
-        removed = np.zeros(self.entry.num_recordings, bool)
-        if self.entry.removed:
-            removed[np.load(self.folder / self.entry.removed)] = True
-        return removed
 
     def find_rows(self, recording: int) -> slice:
         """Return the rows of a recording."""

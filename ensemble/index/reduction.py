@@ -57,7 +57,8 @@ class Reduction:
 
     def project_rows(self, vectors_RD: NDArray[Any]) -> NDArray[np.float32]:
         """Return projected rows [R, d]."""
-        return ((vectors_RD.astype(np.float32) - self.mean_D) * self.scale_D) @ self.components_Dd
+        centred_RD: NDArray[np.float32] = vectors_RD.astype(np.float32) - self.mean_D
+        return np.asarray((centred_RD * self.scale_D) @ self.components_Dd, np.float32)
 
     def project_queries(self, vectors_QD: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return projected queries [Q, d]."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble.index.manifest import Manifest, read_manifest
-from ensemble.index.parts import MOMENT, PASSAGE, Part
+from ensemble.index.parts import Part
 from ensemble.index.reduction import KIND_BITS, Kind, Reduction, list_kind_rows, open_codes, open_reduction
 
 EXACT_BYTES = 512 * 2**20
@@ -82,7 +82,9 @@ class OpenedIndex:
         if is_small(num_rows, size):
             return f"exact search: {stated}, at most {EXACT_BYTES // 2**20} MiB"
         if self.reduction is None:
-            return f"exact search from disk, which is slow: {stated}; --add again to prepare the index for faster search"
+            return (
+                f"exact search from disk, which is slow: {stated}; --add again to prepare the index for faster search"
+            )
         return f"approximate search with exact scores: {stated}, more than {EXACT_BYTES // 2**20} MiB"
 
     def locate(self, recording: int) -> tuple[Part, int]:
@@ -104,8 +106,8 @@ class OpenedIndex:
         return loaded_RD
 
     @cached_property
-    def matrix_RD(self) -> NDArray[np.float32]:
-        """Vectors of all rows in memory, for exact search."""
+    def matrix(self) -> NDArray[np.float32]:
+        """Vectors of all rows in memory [R, D], for exact search."""
         return self.load_rows(np.arange(self.manifest.num_rows))
 
     def select_rows(self, kind: Kind, is_accepted_A: NDArray[np.bool_] | None) -> NDArray[np.int64]:
@@ -133,14 +135,12 @@ class OpenedIndex:
         if self.reduction is None or len(rows_R) <= num_candidates:
             return self.score_exactly(rows_R, vectors_QD)
         candidates = self.find_candidates(kind, vectors_QD, num_candidates, rows_R)
-        return [
-            (rows, self.load_rows(rows) @ vector_D) for rows, vector_D in zip(candidates, vectors_QD, strict=True)
-        ]
+        return [(rows, self.load_rows(rows) @ vector_D) for rows, vector_D in zip(candidates, vectors_QD, strict=True)]
 
     def score_exactly(self, rows_R: NDArray[np.int64], vectors_QD: NDArray[np.float32]) -> list[ScoredRows]:
         """Return some rows with their scores for each query."""
         if is_small(self.manifest.num_rows, self.manifest.vector_size):
-            scores_QR = vectors_QD @ self.matrix_RD.T
+            scores_QR = vectors_QD @ self.matrix.T
             return [(rows_R, scores_R[rows_R]) for scores_R in scores_QR]
         blocks = [rows_R[first : first + BLOCK_ROWS] for first in range(0, len(rows_R), BLOCK_ROWS)]
         scores_QR = np.concatenate(
@@ -168,7 +168,8 @@ class OpenedIndex:
                 continue
             # The selector refers to the array of bits, which must exist during the search.
             bits = np.packbits(is_searched, bitorder="little")
-            selection = None if is_searched.all() else faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+            selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # its types are C++'s
+            selection = None if is_searched.all() else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
             part_scores, numbers = codes.search(reduced_Qd, min(num, len(kind_rows)), params=selection)
             rows.append(np.where(numbers >= 0, kind_rows[numbers], -1))
             scores.append(np.where(numbers >= 0, part_scores, -np.inf))
@@ -200,15 +201,11 @@ class OpenedIndex:
             return recordings_R, scores_R
         return recordings_R[starts], np.maximum.reduceat(scores_R, starts)
 
-    def find_moments(self, recording: int) -> NDArray[np.int64]:
-        """Return the rows of a recording's moments."""
-        first, end = np.searchsorted(self.recording_R, [recording, recording + 1])
-        return first + np.flatnonzero(self.kinds_R[first:end] & MOMENT)
-
-    def find_passages(self, recording: int) -> NDArray[np.int64]:
-        """Return the rows of a recording's passages."""
-        first, end = np.searchsorted(self.recording_R, [recording, recording + 1])
-        return first + np.flatnonzero(self.kinds_R[first:end] & PASSAGE)
+    def find_rows(self, recording: int, kind: Kind) -> NDArray[np.int64]:
+        """Return the rows of a recording that are passages, or moments."""
+        first, end = np.searchsorted(self.recording_R, [recording, recording + 1]).tolist()
+        rows: NDArray[np.int64] = first + np.flatnonzero(self.kinds_R[first:end] & KIND_BITS[kind])
+        return rows
 
     def read_intervals(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the start and end in seconds of rows [R, 2]."""
@@ -223,7 +220,9 @@ class OpenedIndex:
         """Yield each part that has some of these recordings, and their numbers in it."""
         ordered = np.sort(np.asarray(recordings, np.int64))
         bounds = np.searchsorted(ordered, self.first_recordings)
-        for part, first_recording, first, end in zip(self.parts, self.first_recordings, bounds, bounds[1:], strict=False):
+        for part, first_recording, first, end in zip(
+            self.parts, self.first_recordings, bounds, bounds[1:], strict=False
+        ):
             if end > first:
                 yield part, (ordered[first:end] - first_recording).tolist()
 

@@ -93,4 +93,3 @@ class IndexWriter:
         for part in self.index.parts:
             write_codes(part, reduction)
         self.write(manifest.parts, entry)
-

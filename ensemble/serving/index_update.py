@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -271,7 +272,7 @@ def reuse_vectors(writer: IndexWriter, changed: Sequence[FoundFile], summary: Up
     return {file.path for file, _ in reused}
 
 
-def describe_file(file: FoundFile) -> dict[str, object]:
+def describe_file(file: FoundFile) -> dict[str, Any]:
     """Return the columns of a recording that describe its file."""
     names = ("path", "root", "size", "mtime_ns", "sha256", "captions")
     return {name: getattr(file, name) for name in names}
@@ -299,9 +300,7 @@ def read_path(index: OpenedIndex, number: int) -> str:
     return path
 
 
-def embed_part(
-    writer: IndexWriter, files: Sequence[FoundFile], models: EnsembleModels, summary: UpdateSummary
-) -> None:
+def embed_part(writer: IndexWriter, files: Sequence[FoundFile], models: EnsembleModels, summary: UpdateSummary) -> None:
     """Embed files, and add them to the index in place of the recordings that have their paths."""
     embedded, problems = embed_recordings(models, [Path(file.path) for file in files])
     summary.problems.skipped.update(problems.skipped)
@@ -315,7 +314,7 @@ def embed_part(
 def build_recording(file: FoundFile, vectors: RecordingVectors) -> IndexedRecording:
     """Return the recording of a file with its vectors."""
     return IndexedRecording(
-        **describe_file(file),  # type: ignore[arg-type]
+        **describe_file(file),
         duration_s=vectors.duration_s,
         peaks=vectors.peaks.tobytes(),
         starts_s=vectors.starts_s,
@@ -328,9 +327,7 @@ def build_recording(file: FoundFile, vectors: RecordingVectors) -> IndexedRecord
 def remove_absent(writer: IndexWriter, roots: Sequence[Path], listed: set[str], summary: UpdateSummary) -> None:
     """Remove the recordings in some folders whose paths aren't listed."""
     numbers = [
-        number
-        for number in list_recordings_below(writer.index, roots)
-        if read_path(writer.index, number) not in listed
+        number for number in list_recordings_below(writer.index, roots) if read_path(writer.index, number) not in listed
     ]
     if numbers:
         writer.commit([], numbers)

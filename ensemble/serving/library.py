@@ -1,10 +1,10 @@
 """Search a library of recordings with an exported ensemble.
 
-    from ensemble.serving import load
+from ensemble.serving import load
 
-    library = load("exported")
-    for hit in library.search("rain on a tin roof", k=5):
-        print(hit.score, hit.path, hit.moments[0].start_s)
+library = load("exported")
+for hit in library.search("rain on a tin roof", k=5):
+    print(hit.score, hit.path, hit.moments[0].start_s)
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Library:
         """
         view = self.view
         number = view.find(recording_id)
-        vectors_RD = view.index.load_rows(view.index.find_passages(number)[:1])
+        vectors_RD = view.index.load_rows(view.index.find_rows(number, "passages")[:1])
         hits = view.search(self.models.convert_to_queries(vectors_RD), k + 1, where)[0]
         return [hit for hit in hits if hit.recording.id != recording_id][:k]
 
@@ -175,9 +175,7 @@ class Library:
         """
         return self.search_vectors(self.embed_text([sentence]), k, where, "moments")[0]
 
-    def add(
-        self, paths: Iterable[Path | str], progress: Callable[[int, int], None] | None = None
-    ) -> UpdateSummary:
+    def add(self, paths: Iterable[Path | str], progress: Callable[[int, int], None] | None = None) -> UpdateSummary:
         """Add audio files, and the audio files in folders, to the index, and return what was changed.
 
         Args:
@@ -290,12 +288,14 @@ class LibraryView:
 
     def rank(self, scored: ScoredRows) -> list[tuple[float, Recording, int]]:
         """Return scores, recordings and their numbers, the best first; ties are sorted by path."""
-        described = [(float(score), self.describe(int(number)), int(number)) for number, score in zip(*scored, strict=True)]
+        described = [
+            (float(score), self.describe(int(number)), int(number)) for number, score in zip(*scored, strict=True)
+        ]
         return sorted(described, key=lambda item: (-item[0], str(item[1].path)))
 
     def find_moments(self, number: int, vector_D: NDArray[np.float32]) -> tuple[Moment, ...]:
         """Return the best moments of a recording for a query, the best first."""
-        rows = self.index.find_moments(number)
+        rows = self.index.find_rows(number, "moments")
         scores = self.index.load_rows(rows) @ vector_D
         best = np.argsort(-scores, kind="stable")[:NUM_MOMENTS]
         intervals = self.index.read_intervals(rows[best])

@@ -1,7 +1,5 @@
 """MLflow model of an exported ensemble, from sentences to ranked clips with scores. MLflow runs this file."""
 
-from pathlib import Path
-
 import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("data", "trainables", "ensemble")
 """Packages that the MLflow model contains."""
 
-REQUIREMENTS = ("annotated_types", "dacite", "faiss-cpu", "filelock", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore",
-                "pyarrow", "pydantic", "safetensors", "scipy", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
-                "transformers")  # fmt: skip
+REQUIREMENTS = ("annotated_types", "dacite", "faiss-cpu", "filelock", "hear21passt", "huggingface_hub", "mlflow",
+                "numpy", "obstore", "pyarrow", "pydantic", "safetensors", "scipy", "soundfile", "soxr", "tokenizers",
+                "torch", "torchaudio", "transformers")  # fmt: skip
 """Requirements of the MLflow model, in the versions that are installed here."""
 
 

@@ -73,9 +73,7 @@ def embed_audio(
 
 
 @torch.inference_mode()
-def embed_passages(
-    model: DualEncoder, trial: Trial, batch: Batch
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def embed_passages(model: DualEncoder, trial: Trial, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return two arrays by the model of a trial: the embeddings of the clips in a batch [A, D], and those of each of
     their segments alone [S, D]. The encoder runs once. The model is left in evaluation mode.
     """

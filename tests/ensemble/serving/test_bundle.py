@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
@@ -23,8 +21,6 @@ from data.errors import UserError
 from data.loading import clips
 from data.loading.clips import load_files
 from data.sources.audio_files import FileProblems
-from data.splits import Splits
-from data.store.locks import lock_folder
 from data.store.stored_split import open_split
 from ensemble import search
 from ensemble.export import export_ensemble
@@ -32,7 +28,6 @@ from ensemble.serving import bundle, registration
 from ensemble.serving.library import Library
 from trainables import encoders
 from trainables import trial as trials
-from trainables.networks import dual_encoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import BANK_FILE, read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import open_ledger
