@@ -135,9 +135,9 @@ class Part:
             )
 
 
-def write_part(folder: Path, recordings: Iterable[IndexedRecording], vector_size: int) -> PartEntry:
-    """Write recordings into a new part of the index in `folder`, and return its entry for the manifest. The recordings
-    are consumed one at a time; vectors are rounded to half precision.
+def write_part(folder: Path, recordings: Iterable[IndexedRecording], vector_size: int) -> PartEntry | None:
+    """Write recordings into a new part of the index in `folder`, and return its entry for the manifest; None if there
+    are no recordings. They are consumed one at a time; vectors are rounded to half precision.
     """
     name = secrets.token_hex(8)
     rows: dict[str, list[NDArray[np.generic]]] = {field: [] for field in ROWS_SCHEMA.names}
@@ -156,6 +156,8 @@ def write_part(folder: Path, recordings: Iterable[IndexedRecording], vector_size
                 rows["end_s"].append(recording.ends_s)
                 rows["kind"].append(recording.kinds)
         num_recordings = len(columns["id"])
+        if not num_recordings:
+            return None
         arrays = [pa.array(columns[field.name], field.type) for field in RECORDINGS_SCHEMA]
         write_arrow_table(staging / RECORDINGS_FILE, pa.table(arrays, schema=RECORDINGS_SCHEMA))
         joined = [pa.array(np.concatenate(rows[field.name]), field.type) for field in ROWS_SCHEMA]

@@ -6,7 +6,7 @@ newest part to the oldest, and adding recordings to a large index takes time in 
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ class IndexWriter:
         index = open_index(folder)
         self.index = index or OpenedIndex(folder, Manifest(signature, len(scale_D)))
 
-    def commit(self, added: Sequence[IndexedRecording], removed: Sequence[int]) -> None:
+    def commit(self, added: Iterable[IndexedRecording], removed: Sequence[int]) -> None:
         """Add recordings, and remove those with these numbers, in one step: a reader sees both or neither."""
         manifest = self.index.manifest
         changed = {
@@ -45,8 +45,8 @@ class IndexWriter:
             for part, numbers in self.index.iter_numbers_by_part(removed)
         }
         entries = [changed.get(entry.name, entry) for entry in manifest.parts]
-        if added:
-            entries.append(write_part(self.folder, added, manifest.vector_size))
+        written = write_part(self.folder, added, manifest.vector_size)
+        entries += [written] if written else []
         self.write(self.merge_parts(entries), manifest.reduction)
 
     def write(self, entries: Sequence[PartEntry], reduction: ReductionEntry | None) -> None:
@@ -70,7 +70,9 @@ class IndexWriter:
 
     def merge(self, entries: Sequence[PartEntry]) -> PartEntry:
         """Write the recordings of some parts that are not removed into a new part, and return its entry."""
-        return write_part(self.folder, self.iter_recordings(entries), self.index.manifest.vector_size)
+        merged = write_part(self.folder, self.iter_recordings(entries), self.index.manifest.vector_size)
+        assert merged
+        return merged
 
     def iter_recordings(self, entries: Sequence[PartEntry]) -> Iterator[IndexedRecording]:
         """Yield the recordings of some parts that are not removed."""
