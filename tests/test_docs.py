@@ -135,7 +135,7 @@ def test_the_examples_of_a_page_run(page, example_folder, call_command):
 
 
 def test_the_python_of_the_first_page_runs(example_folder, call_command):
-    add = ["--ensemble", "exported", "--index", "index", "--add", "my_sounds"]
+    add = ["exported", "--add", "my_sounds"]
     for command, words in (
         ("ensemble/export.py", ["--ensemble", "runs/ensembles/first/ensemble.json", "--out", "exported"]),
         ("ensemble/search.py", add),

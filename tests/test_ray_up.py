@@ -291,7 +291,7 @@ def test_an_ensemble_is_reported_and_registered_with_the_server(cluster_of_two):
     for command in (
         "report.py",
         "export.py --ensemble runs/ensembles/first/ensemble.json --out exported",
-        "search.py --ensemble exported --index index --add sounds",
+        "search.py exported --index index --add sounds",
         "export.py --ensemble runs/ensembles/first/ensemble.json --out again --index index --register tones",
     ):
         cluster_of_two.execute(f"cd /mnt/chorale && python ~/chorale/ensemble/{command}")

@@ -10,6 +10,7 @@ the new one, and keeps what it has opened, although the writer removes parts tha
 
 import dataclasses
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,23 @@ MANIFEST_FILE = "manifest.json"
 PARTS = "parts"
 REDUCTIONS = "reductions"
 FORMAT_VERSION = 2
-FORMER_FILE = "index.arrow"
-"""File of an index in format version 1."""
+NAME = re.compile("[0-9a-f]{16}")
+"""Names of parts and reductions, which are random."""
 
 
 @dataclass(frozen=True)
 class PartEntry:
-    """Part of an index, and the file in its folder that lists removed recordings; '' if none are removed."""
+    """Part of an index. If recordings of it are removed, a file in its folder lists them."""
 
     name: str
     num_recordings: int
     num_rows: int
-    removed: str = ""
     num_removed: int = 0
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
+        if not 0 <= self.num_removed <= self.num_recordings <= self.num_rows:
+            raise ValueError(f"parts: {self.name} has impossible numbers of recordings")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,9 @@ class ReductionEntry:
 
     name: str
     num_rows: int
+
+    def __post_init__(self) -> None:
+        require_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,10 @@ class Manifest:
     reduction: ReductionEntry | None = None
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        if self.vector_size < 1:
+            raise ValueError("vector_size: a vector has at least one number")
+
     @property
     def num_recordings(self) -> int:
         """Number of recordings, without removed ones."""
@@ -67,6 +79,12 @@ class Manifest:
         return sum(part.num_rows for part in self.parts)
 
 
+def require_name(name: str) -> None:
+    """Raise ValueError if a name, which becomes a part of a path, isn't one that this module makes."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"name: {name!r} doesn't consist of 16 hexadecimal digits")
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of an index, or None if the folder has none.
 
@@ -74,8 +92,6 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_FILE
     if not path.exists():
-        if (folder / FORMER_FILE).exists():
-            raise UserError(f"{folder} is an index of an older version: remove it, and create it with --add FOLDER")
         return None
     content = read_json(path)
     version = content.get("format_version") if isinstance(content, dict) else None

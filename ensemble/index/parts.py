@@ -3,7 +3,7 @@
     NAME/recordings.arrow     path, stamp, duration, captions and waveform of each recording
     NAME/rows.arrow           recording, start, end and kind of each vector
     NAME/vectors.bin          float16 [R, D] without a header, memory-mapped
-    NAME/removed-N.npy        numbers of removed recordings, int32; the manifest names the current file
+    NAME/removed-N.bin        numbers of the N removed recordings, int32, without a header
 
 A passage is what the ensemble embeds as one clip; a moment is one segment of it. A passage of one segment is a moment,
 too, and has one row. Rows are sorted by recording.
@@ -14,7 +14,7 @@ Shapes: A recordings, R rows, D the size of the vectors.
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,23 +96,42 @@ class Part:
         self.entry, self.folder = entry, folder / PARTS / entry.name
         remedy = f"remove {folder}, and --add the recordings again"
         path = self.folder / RECORDINGS_FILE
-        self.recordings = open_table(path, str(path), remedy, RECORDINGS_SCHEMA, unread="peaks")
+        self.recordings = open_table(path, str(path), remedy, RECORDINGS_SCHEMA)
         path = self.folder / ROWS_FILE
         self.rows = open_table(path, str(path), remedy, ROWS_SCHEMA)
         path, shape = self.folder / VECTORS_FILE, (entry.num_rows, vector_size)
-        if path.stat().st_size != VECTOR_TYPE.itemsize * shape[0] * shape[1] or len(self.rows) != shape[0]:
-            raise UserError(f"{self.folder} is damaged: it doesn't have {shape[0]} vectors; {remedy}")
+        if path.stat().st_size != VECTOR_TYPE.itemsize * shape[0] * shape[1]:
+            raise UserError(f"{path} is damaged: it doesn't have {shape[0]} vectors; {remedy}")
         self.vectors_RD: NDArray[np.float16] = np.memmap(path, VECTOR_TYPE, "r", shape=shape)
         self.recording_R: NDArray[np.int32] = self.rows["recording"].to_numpy()
-        self.is_removed_A = np.zeros(entry.num_recordings, bool)
-        if entry.removed:
-            self.is_removed_A[np.load(self.folder / entry.removed)] = True
         self.kinds_R: NDArray[np.uint8] = self.rows["kind"].to_numpy()  # PASSAGE, MOMENT or both
-        recording_R = self.recording_R
-        if len(self.recordings) != entry.num_recordings or (np.diff(recording_R) < 0).any() or (
-            len(recording_R) and not 0 <= recording_R[0] <= recording_R[-1] < entry.num_recordings
-        ):  # fmt: skip
-            raise UserError(f"{self.folder} is damaged: its rows don't match its recordings; {remedy}")
+        self.is_removed_A = np.zeros(entry.num_recordings, bool)
+        removed = self.read_removed()
+        if problem := self.find_problem() or ("" if removed is not None else "the list of removed recordings"):
+            raise UserError(f"{self.folder} is damaged: {problem} can't be right; {remedy}")
+        self.is_removed_A[removed] = True
+
+    def find_problem(self) -> str:
+        """Return what can't be right in the tables; '' if nothing is."""
+        recording_R, numbers = self.recording_R, (len(self.recordings), len(self.rows))
+        if numbers != (self.entry.num_recordings, self.entry.num_rows):
+            return "the number of recordings or rows"
+        if not numbers[1] or (np.diff(recording_R) < 0).any() or recording_R[0] < 0 or recording_R[-1] >= numbers[0]:
+            return "the recordings of rows"
+        if not np.isin(self.kinds_R, (PASSAGE, MOMENT, PASSAGE | MOMENT)).all():
+            return "the kinds of rows"
+        times = [self.rows["start_s"], self.rows["end_s"], self.recordings["duration_s"]]
+        return "" if all(np.isfinite(column.to_numpy()).all() for column in times) else "times of rows or recordings"
+
+    def read_removed(self) -> NDArray[np.int32] | None:
+        """Return the numbers of the removed recordings; None if they can't be right."""
+        if not self.entry.num_removed:
+            return np.zeros(0, np.int32)
+        removed = np.fromfile(self.folder / name_removed_file(self.entry.num_removed), "<i4")
+        is_right = (
+            len(removed) == self.entry.num_removed and ((removed >= 0) & (removed < self.entry.num_recordings)).all()
+        )
+        return removed if is_right else None
 
     def find_rows(self, recording: int) -> slice:
         """Return the rows of a recording."""
@@ -172,8 +191,12 @@ def remove_recordings(folder: Path, part: Part, numbers: Sequence[int]) -> PartE
     """
     is_removed = part.is_removed_A.copy()
     is_removed[list(numbers)] = True
-    removed = np.flatnonzero(is_removed).astype(np.int32)
-    name = f"removed-{len(removed)}.npy"
-    with atomic_write(folder / PARTS / part.entry.name / name) as temporary, temporary.open("wb") as file:
-        np.save(file, removed)
-    return PartEntry(part.entry.name, part.entry.num_recordings, part.entry.num_rows, name, len(removed))
+    removed = np.flatnonzero(is_removed).astype("<i4")
+    with atomic_write(folder / PARTS / part.entry.name / name_removed_file(len(removed))) as temporary:
+        removed.tofile(temporary)
+    return replace(part.entry, num_removed=len(removed))
+
+
+def name_removed_file(num_removed: int) -> str:
+    """Return the name of the file that lists a part's removed recordings."""
+    return f"removed-{num_removed}.bin"

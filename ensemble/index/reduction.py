@@ -3,11 +3,11 @@
 The score of a query q and a row v is q . v. The mean m of the rows adds the same to all scores of a query, so rows are
 centred. With the typical size t of each entry of a query, rows (v - m) * t are projected on their d first principal
 components, and queries q / t likewise: the error of a score is then as small as d numbers allow for queries of this
-form. FAISS stores each number of a projected row in 8 bits.
+form. FAISS quantises each number of a projected row to 8 bits, and searches the codes. The files are plain arrays:
+FAISS reads its own files without the checks that a stranger's files need.
 
-    reductions/NAME/projection.npz      mean [D], scale [D] and components [D, d], float32
-    reductions/NAME/quantiser.faiss     quantiser, an index without rows
-    parts/PART/codes-NAME/KIND.faiss    codes of the part's passages or moments
+    reductions/NAME/reduction.safetensors    mean [D], scale [D], components [D, d] and quantiser, float32
+    parts/PART/codes-NAME/KIND.bin           codes of the part's passages or moments, uint8 [R, d] without a header
 
 Shapes: R rows, D the size of the vectors, d the size of the reduced ones, Q queries.
 """
@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from data.errors import UserError
 from data.store.files import rename_folder
 from data.store.scratch import create_scratch_folder
 from ensemble.index.manifest import REDUCTIONS, ReductionEntry
@@ -42,7 +45,8 @@ NUM_SAMPLES = 8192
 ENCODED_ROWS = 4096
 """Number of rows that are projected at a time."""
 
-PROJECTION_FILE, QUANTISER_FILE = "projection.npz", "quantiser.faiss"
+REDUCTION_FILE = "reduction.safetensors"
+TENSORS = ("mean", "scale", "components", "quantiser")
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,16 @@ class Reduction:
     mean_D: NDArray[np.float32]
     scale_D: NDArray[np.float32]
     components_Dd: NDArray[np.float32]
-    quantiser: faiss.Index
+    quantiser: NDArray[np.float32]  # parameters of the quantiser
+
+    def build_quantiser(self) -> faiss.IndexScalarQuantizer:
+        """Return an index without rows, whose quantiser has the parameters."""
+        import faiss
+
+        index = make_quantiser(self.components_Dd.shape[1])
+        faiss.copy_array_to_vector(self.quantiser, index.sq.trained)
+        index.is_trained = True
+        return index
 
     def project_rows(self, vectors_RD: NDArray[Any]) -> NDArray[np.float32]:
         """Return projected rows [R, d]."""
@@ -88,26 +101,44 @@ def compute_reduction(folder: Path, parts: list[Part], scale_D: NDArray[np.float
         torch.manual_seed(0)
         size = min(REDUCED_SIZE, *centred_RD.shape)
         components_Dd = torch.pca_lowrank(torch.from_numpy(centred_RD), q=size, center=False, niter=2)[2].numpy()
-    quantiser = faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    quantiser = make_quantiser(size)
     quantiser.train(centred_RD @ components_Dd)
+    tensors = {"mean": mean_D, "scale": scale_D, "components": np.ascontiguousarray(components_Dd),
+               "quantiser": faiss.vector_to_array(quantiser.sq.trained)}  # fmt: skip
     name = secrets.token_hex(8)
     with create_scratch_folder(folder / REDUCTIONS) as scratch:
         staging = scratch / name
         staging.mkdir()
-        np.savez(staging / PROJECTION_FILE, mean=mean_D, scale=scale_D, components=components_Dd)
-        faiss.write_index(quantiser, str(staging / QUANTISER_FILE))
+        save_file(tensors, staging / REDUCTION_FILE)
         rename_folder(staging, folder / REDUCTIONS / name)
     return ReductionEntry(name, sum(sizes))
 
 
-def open_reduction(folder: Path, entry: ReductionEntry) -> Reduction:
-    """Return the reduction of the index in `folder` that its manifest names."""
+def make_quantiser(size: int) -> faiss.IndexScalarQuantizer:
+    """Return an untrained index of reduced vectors of this size."""
     import faiss
 
-    location = folder / REDUCTIONS / entry.name
-    with np.load(location / PROJECTION_FILE) as arrays:
-        mean_D, scale_D, components_Dd = (arrays[name] for name in ("mean", "scale", "components"))
-    return Reduction(entry.name, mean_D, scale_D, components_Dd, faiss.read_index(str(location / QUANTISER_FILE)))
+    return faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+
+
+def open_reduction(folder: Path, entry: ReductionEntry, vector_size: int) -> Reduction:
+    """Return the reduction of the index in `folder` that its manifest names. Raises UserError if it is damaged."""
+    path = folder / REDUCTIONS / entry.name / REDUCTION_FILE
+    try:
+        tensors = load_file(path)
+        mean_D, scale_D, components_Dd, quantiser = (tensors[name] for name in TENSORS)
+        size = components_Dd.shape[-1]
+        shapes = [tensor.shape for tensor in (mean_D, scale_D, components_Dd, quantiser)]
+        is_right = shapes == [(vector_size,), (vector_size,), (vector_size, size), (2 * size,)] and all(
+            tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()
+        )
+    except FileNotFoundError:
+        raise
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove {folder}, and --add the recordings again") from error
+    if not is_right or not (scale_D > 0).all():
+        raise UserError(f"{path} is damaged: its shapes or numbers can't be right; remove {folder}, and --add again")
+    return Reduction(entry.name, mean_D, scale_D, components_Dd, quantiser)
 
 
 def list_kind_rows(part: Part, kind: Kind) -> NDArray[np.int64]:
@@ -122,25 +153,30 @@ def locate_codes(part: Part, reduction: str) -> Path:
 
 def write_codes(part: Part, reduction: Reduction) -> None:
     """Write the codes of a part by a reduction, unless they exist."""
-    import faiss
-
     target = locate_codes(part, reduction.name)
     if target.exists():
         return
+    quantiser = reduction.build_quantiser()
     with create_scratch_folder(part.folder) as scratch:
         staging = scratch / target.name
         staging.mkdir()
         for kind in KIND_BITS:
-            codes, rows = faiss.clone_index(reduction.quantiser), list_kind_rows(part, kind)
-            for first in range(0, len(rows), ENCODED_ROWS):
-                codes.add(reduction.project_rows(part.vectors_RD[rows[first : first + ENCODED_ROWS]]))
-            faiss.write_index(codes, str(staging / f"{kind}.faiss"))
+            rows = list_kind_rows(part, kind)
+            with (staging / f"{kind}.bin").open("wb") as file:
+                for first in range(0, len(rows), ENCODED_ROWS):
+                    projected = reduction.project_rows(part.vectors_RD[rows[first : first + ENCODED_ROWS]])
+                    file.write(quantiser.sa_encode(np.ascontiguousarray(projected)).tobytes())
         rename_folder(staging, target)
 
 
-def open_codes(part: Part, reduction: str, kind: Kind) -> faiss.Index | None:
-    """Return the codes of a part's passages or moments by a reduction; None if they have not been written."""
-    import faiss
-
-    path = locate_codes(part, reduction) / f"{kind}.faiss"
-    return faiss.read_index(str(path)) if path.exists() else None
+def open_codes(part: Part, reduction: Reduction, kind: Kind) -> faiss.Index | None:
+    """Return the codes of a part's passages or moments by a reduction; None if they have not been written, or their
+    number is wrong.
+    """
+    path, size = locate_codes(part, reduction.name) / f"{kind}.bin", reduction.components_Dd.shape[1]
+    num_rows = len(list_kind_rows(part, kind))
+    if not path.exists() or path.stat().st_size != num_rows * size:
+        return None
+    index = reduction.build_quantiser()
+    index.add_sa_codes(np.fromfile(path, np.uint8).reshape(num_rows, size))
+    return index

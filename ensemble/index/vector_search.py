@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import UserError
+from ensemble.index.former import convert_former_index
 from ensemble.index.manifest import Manifest, read_manifest
 from ensemble.index.parts import Part
 from ensemble.index.reduction import KIND_BITS, Kind, Reduction, list_kind_rows, open_codes, open_reduction
@@ -63,10 +65,8 @@ class OpenedIndex:
         self.kinds_R = join([part.kinds_R for part in self.parts], np.uint8)
         self.reduction: Reduction | None = None
         if manifest.reduction and not is_small(manifest.num_rows, manifest.vector_size):
-            self.reduction = open_reduction(folder, manifest.reduction)
-            self.codes = {
-                kind: [open_codes(part, self.reduction.name, kind) for part in self.parts] for kind in KIND_BITS
-            }
+            self.reduction = open_reduction(folder, manifest.reduction, manifest.vector_size)
+            self.codes = {kind: [open_codes(part, self.reduction, kind) for part in self.parts] for kind in KIND_BITS}
             if any(codes is None for kind in KIND_BITS for codes in self.codes[kind]):
                 self.reduction = None
 
@@ -98,11 +98,13 @@ class OpenedIndex:
         return int(numbers[0]) if len(numbers) else None
 
     def load_rows(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of rows in ascending order [R, D]."""
+        """Return the vectors of rows in ascending order [R, D]. Raises UserError if they aren't finite."""
         loaded_RD = np.empty((len(rows_R), self.manifest.vector_size), np.float32)
         bounds = np.searchsorted(rows_R, self.first_rows)
         for part, first_row, first, end in zip(self.parts, self.first_rows, bounds, bounds[1:], strict=False):
             loaded_RD[first:end] = part.vectors_RD[rows_R[first:end] - first_row]
+        if not np.isfinite(loaded_RD).all():
+            raise UserError(f"{self.folder} is damaged: vectors aren't finite; remove it, and --add again")
         return loaded_RD
 
     @cached_property
@@ -234,10 +236,11 @@ def join(arrays: Sequence[NDArray[np.generic]], dtype: type) -> NDArray:  # type
 
 def open_index(folder: Path) -> OpenedIndex | None:
     """Return the index in a folder, opened, or None if the folder has none. If a writer replaces parts meanwhile, the
-    index is opened again.
+    index is opened again. An index of format version 1 is converted.
 
     Raises UserError if it is damaged.
     """
+    convert_former_index(folder)
     for attempt in range(NUM_OPENING_ATTEMPTS):
         manifest = read_manifest(folder)
         if manifest is None:

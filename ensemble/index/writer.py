@@ -91,7 +91,7 @@ class IndexWriter:
         if entry is None or manifest.num_rows > GROWTH_BEFORE_REDUCTION * entry.num_rows:
             logger.info("%s: computing reduced vectors", self.folder)
             entry = compute_reduction(self.folder, self.index.parts, self.scale_D)
-        reduction = open_reduction(self.folder, entry)
+        reduction = open_reduction(self.folder, entry, manifest.vector_size)
         for part in self.index.parts:
             write_codes(part, reduction)
         self.write(manifest.parts, entry)

@@ -229,13 +229,10 @@ class LibraryView:
         """Return a recording by its number."""
         part, local = self.index.locate(number)
         row = part.recordings.select(["path", "root", "duration_s", "captions"]).slice(local, 1).to_pylist()[0]
-        path, root = Path(row["path"]), Path(row["root"])
-        folder = path.parent.relative_to(root).as_posix()
         return Recording(
             f"{compute_id(row['path']):016x}",
-            path,
-            root.name,
-            "" if folder == "." else folder,
+            Path(row["path"]),
+            *split_location(row["path"], row["root"]),
             row["duration_s"],
             tuple(row["captions"]),
         )
@@ -249,8 +246,7 @@ class LibraryView:
             columns = part.recordings.select(["path", "root"])
             roots = columns["root"].to_pylist()
             for path, root in zip(columns["path"].to_pylist(), roots, strict=True):
-                folder = path[len(root) :].strip("/").rpartition("/")[0]
-                codes.append(numbers.setdefault((root.rstrip("/").rpartition("/")[2], folder), len(numbers)))
+                codes.append(numbers.setdefault(split_location(path, root), len(numbers)))
         return list(numbers), np.array(codes, np.int32)
 
     @cached_property
@@ -323,6 +319,16 @@ class LibraryView:
             merged.append((int(number), Moment(float(start), float(end), float(score))))
         hits = [Hit(self.describe(number), moment.score, (moment,)) for number, moment in merged]
         return sorted(hits, key=lambda hit: (-hit.score, str(hit.path), hit.moments[0].start_s))
+
+
+def split_location(path: str, root: str) -> tuple[str, str]:
+    """Return the corpus of a file, which is the name of the added folder, and the file's folder relative to that one.
+
+    Example:
+        >>> split_location("/sounds/rain/roof/1.wav", "/sounds")
+        ('sounds', 'rain/roof')
+    """
+    return root.rstrip("/").rpartition("/")[2], path[len(root) :].strip("/").rpartition("/")[0]
 
 
 class RecordingSequence(Sequence[Recording]):

@@ -128,7 +128,7 @@ def after_a_sweep(runs: Path, store: Path, rounds: int) -> None:
     row("ensemble/report.py", ["ensemble/report.py", "--runs", runs], rounds, 8.0)
     (ensemble,) = runs.glob("ensembles/*/ensemble.json")
     index = runs / "index"
-    search = ["ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index]
+    search = ["ensemble/search.py", ensemble, "--runs", runs, "--index", index]
     run(*search, "--add", store.parent / "tones")
     row("ensemble/search.py", [*search, "a low tone"], rounds, 6.0)
 

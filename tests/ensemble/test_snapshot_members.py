@@ -86,8 +86,8 @@ def test_the_snapshots_of_an_ensemble_are_exported_and_searched_with(
         embedded = embed_text(loaded.model, loaded.trial, stored.queries)
         np.testing.assert_allclose(embedded, stored.text_QD, atol=1e-6)
         assert (loaded.trial.snapshot_epoch or member.epoch) == member.epoch
-    words = ("--ensemble", tmp_path / "exported", "--index", tmp_path / "index", "--add", tones, "--top", 3)
-    done = call_command("ensemble/search.py", "a low tone", *words)
+    words = ("--index", tmp_path / "index", "--add", tones, "--top", 3)
+    done = call_command("ensemble/search.py", tmp_path / "exported", "a low tone", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(".wav") == 3
 

@@ -69,8 +69,8 @@ def test_an_ensemble_is_evaluated(folder, call_command):
 def test_an_ensemble_searches_an_index(folder, call_command):
     found = []
     for ensemble in (folder / "exported", folder / "runs" / "ensembles" / "sweep" / "ensemble.json"):
-        words = ("--ensemble", ensemble, "--runs", folder / "runs", "--index", folder / "index", "--top", 3)
-        done = call_command("ensemble/search.py", *words, "a low tone")
+        words = ("--runs", folder / "runs", "--index", folder / "index", "--top", 3)
+        done = call_command("ensemble/search.py", ensemble, *words, "a low tone")
         assert done.returncode == 0, done.stderr
         # The recordings themselves aren't in the archive.
         found.append([Path(name).name for name in re.findall(r"gone: (\S+) no longer exists", done.stderr)])

@@ -74,7 +74,7 @@ def main() -> None:
         ensemble = ("--ensemble", folder / "runs/ensembles/sweep/ensemble.json", "--runs", "runs")
         run(folder, ROOT / "ensemble/export.py", *ensemble, "--out", folder / "exported")
         index = ("--index", folder / "index", "--add", corpus)
-        run(folder, ROOT / "ensemble/search.py", "--ensemble", folder / "exported", *index, "a low tone")
+        run(folder, ROOT / "ensemble/search.py", folder / "exported", *index, "a low tone")
         for unneeded in ("trials", "leases", "tune"):
             shutil.rmtree(folder / "runs" / unneeded, ignore_errors=True)
         shutil.make_archive(str(Path(__file__).with_name(name)), "zip", folder)

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import soundfile
@@ -20,7 +21,9 @@ def build(root):
     from data.store import shard_writer, split_writer
     from data.store.files import write_arrow_table
     from data.store.storage import Store
-    from ensemble.serving import audio_index, bundle
+    from ensemble.index import vector_search
+    from ensemble.serving import bundle
+    from ensemble.serving.library import Library
     from trainables.networks import dual_encoder
     from trainables.records import checkpoint
     from trainables.records.ensemble_file import Ensemble, Member, write_ensemble
@@ -71,10 +74,10 @@ def build(root):
             )
     write_ensemble(root / "bundle" / "ensemble.json", Ensemble(tuple(members), before_retraining=Ensemble(())))
     (root / "sounds").mkdir()
-    for number in range(3):
+    for number in range(4):
         soundfile.write(root / "sounds" / f"{number}.wav", rng.uniform(-0.5, 0.5, 1_600), 32_000)
     models = bundle.load_models(root / "bundle")
-    audio_index.update_index(root / "index", root / "sounds", models)
+    write_indexes(root, models, Library, vector_search)
     authors = "- {lastname: Doe, firstname: Jo, email: a@b, corresponding: true, affiliation: {abbreviation: EX}}\n"
     (root / "authors.yaml").write_text(authors * 2)
     write_submissions(root, store)
@@ -85,6 +88,21 @@ def build(root):
     write_scores(root / "pool")
     torch.set_num_threads(1)
     return list_kinds(root, models)
+
+
+def write_indexes(root, models, library, vector_search):
+    """An index with a removed recording, one that is searched by reduced vectors, and one of the former version."""
+    from trainables.records.embeddings import Embeddings, write_embeddings
+
+    for name, exact_bytes in (("index", vector_search.EXACT_BYTES), ("large", 1)):
+        with patch.object(vector_search, "EXACT_BYTES", exact_bytes):
+            index = library(root / name, models)
+            index.add([root / "sounds"])
+            index.remove([root / "sounds" / "3.wav"])
+    paths = [root / "sounds" / f"{number}.wav" for number in range(3)]
+    vectors_AD, _, _ = models.embed_files(paths)
+    former = Embeddings(models.signature, "", "", [*map(str, paths)], [], [], vectors_AD, vectors_AD[:0])
+    write_embeddings(root / "former" / "index.arrow", former)
 
 
 def tiny(seed):
@@ -210,7 +228,16 @@ def list_kinds(root, models):
     def add(folder, names, read):
         kinds.update({name: Kind(folder / name, read) for name in names})
 
-    add(root / "index", ("index.arrow", "files.json"), lambda out: read_index(root, out, models))
+    read_small, read_large = (partial(read_index, root / name, models=models) for name in ("index", "large"))
+    (part,) = (root / "index" / "parts").glob("*/")
+    add(part, ("recordings.arrow", "rows.arrow", "vectors.bin", "removed-1.bin"), read_small)
+    kinds["index/manifest.json"] = Kind(root / "index" / "manifest.json", read_small)
+    (reduction,) = (root / "large" / "reductions").glob("*/reduction.safetensors")
+    kinds |= {"reduction.safetensors": Kind(reduction, read_large),
+              "codes": Kind(next((root / "large" / "parts").glob("*/codes-*/passages.bin")), read_large),
+              "large/manifest.json": Kind(root / "large" / "manifest.json", read_large)}  # fmt: skip
+    read_former = partial(read_index, root / "former", models=models)
+    add(root / "former", ("index.arrow",), read_former)
     member = root / "bundle" / "members" / ("0" * 16)
     add(member, ("trial.json", "model.safetensors", "tokenizer.json"), lambda out: read_model(root))
     files = ("best.safetensors", "optimizer.safetensors", "progress.json")
@@ -225,7 +252,7 @@ def list_kinds(root, models):
     parts |= {"exclusions.arrow": root / "store" / "exclusions.arrow"}
     kinds.update({name: Kind(path, lambda out: read_store(root / "store")) for name, path in parts.items()})
     vectors = root / "vectors.arrow"
-    shutil.copy(root / "index" / "index.arrow", vectors)
+    shutil.copy(root / "former" / "index.arrow", vectors)
     return kinds | {"vectors.arrow, byte by byte": Kind(vectors, lambda out: read_vectors(vectors), invert_byte)}
 
 
@@ -253,13 +280,19 @@ def read_ensemble_file(root, out):
     plan_retrainings(read_ensemble(path), path, "pretraining")
 
 
-def read_index(root, out, models):
-    from ensemble.serving import audio_index
+def read_index(folder, out, models):
+    from ensemble.index import vector_search
+    from ensemble.serving.library import Library
 
-    shutil.copytree(root / "index", out / "index")
-    index = audio_index.open_index(out / "index", models)
-    audio_index.search_index(models, index, ["a dog barks"], 5)
-    audio_index.update_index(out / "index", root / "sounds", models)
+    shutil.copytree(folder, out / "index")
+    with patch.object(vector_search, "EXACT_BYTES", 1 if folder.name == "large" else vector_search.EXACT_BYTES):
+        library = Library(out / "index", models)
+        for hit in library.search("a dog barks", k=5):
+            library.get(hit.recording.id)
+            library.read_peaks(hit.recording.id)
+        library.search_moments("a dog barks", k=5)
+        library.list_folders()
+        library.sync(folder.parent / "sounds")
 
 
 def read_embeddings_file(root):

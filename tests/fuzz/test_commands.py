@@ -43,7 +43,7 @@ def make(tmp_path_factory):
 
 
 def search(root, out, words=("a dog barks",)):
-    return ["ensemble/search.py", "--ensemble", root / "bundle", "--index", root / "index", *words]
+    return ["ensemble/search.py", root / "bundle", "--index", root / "index", *words]
 
 
 def validate(root, out, name):
@@ -78,8 +78,8 @@ def report(root, out, url):
 
 
 OWN = {
-    **dict.fromkeys(("ensemble.json", "index.arrow", "files.json", "trial.json", "model.safetensors",
-                     "tokenizer.json"), search),
+    **dict.fromkeys(("ensemble.json", "index/manifest.json", "recordings.arrow", "rows.arrow", "vectors.bin", "removed-1.bin",
+                     "trial.json", "model.safetensors", "tokenizer.json"), search),
     **{f"dcase{year}.zip": partial(validate, name=f"dcase{year}.zip") for year in (2023, 2025)},
     **dict.fromkeys(("manifest.json", "index", "queries", "set_aside", "sources", "clips", "summary",
                      "paraphrases.arrow", "exclusions.arrow"), verify),

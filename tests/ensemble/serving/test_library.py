@@ -24,6 +24,7 @@ from ensemble.serving import index_update, load
 from ensemble.serving.hits import Filter, FolderCount
 from ensemble.serving.library import Library
 from ensemble.serving.recording_vectors import embed_recordings
+from trainables.records.embeddings import Embeddings, write_embeddings
 
 ROOT = Path(__file__).parents[3]
 SENTENCE = "a dog barks while it rains"
@@ -362,13 +363,31 @@ def test_damaged_and_older_indexes_are_named(library, models, audio):
             Library(library.folder, models)
         (part / name).write_bytes(contents)
     manifest = library.folder / MANIFEST_FILE
+    contents_of_manifest = manifest.read_text()
     for text, why in (("[]", "format version None"), ('{"format_version": 2}', "damaged"), ("{", "isn't JSON")):
         manifest.write_text(text)
         with pytest.raises(UserError, match=why):
             Library(library.folder, models)
-    manifest.rename(library.folder / "index.arrow")
-    with pytest.raises(UserError, match=r"older version: remove it, and create it with --add"):
+    manifest.write_text(contents_of_manifest.replace('"name": "', '"name": "../'))
+    with pytest.raises(UserError, match=r"'../\w+' doesn't consist of 16 hexadecimal digits"):
         Library(library.folder, models)
+
+
+def test_an_index_of_the_former_version_is_searched_and_gets_moments_when_added(models, audio, tmp_path):
+    paths = sorted(str(path) for path in audio.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
+    vectors_AD, _, _ = models.embed_files([Path(path) for path in paths])
+    folder = tmp_path / "former"
+    write_embeddings(
+        folder / "index.arrow", Embeddings(models.signature, "", "", paths, [], [], vectors_AD, vectors_AD[:0])
+    )
+    (folder / "files.json").write_text("{}")
+    library = Library(folder, models)
+    scores = dict(zip(paths, (vectors_AD @ models.embed_text([SENTENCE])[0]).tolist(), strict=True))
+    for hit in library.search(SENTENCE):
+        assert hit.score == pytest.approx(scores[str(hit.path)], abs=HALF_PRECISION)
+    assert {path.name for path in folder.iterdir()} == {MANIFEST_FILE, PARTS}
+    assert library.add([audio]).num_embedded == 3
+    assert all(hit.moments[0].end_s > 0 for hit in library.search(SENTENCE))
 
 
 def test_the_command_adds_syncs_and_searches(exported, audio, run_command, call_command, tmp_path):
@@ -441,17 +460,6 @@ def test_large_indexes_are_searched_by_reduced_vectors(models, sounds, tmp_path,
     large = Library(tmp_path / "large", models)
     assert "slow" in large.describe_search()
     compare()
-
-
-def test_the_example_of_the_readme(exported, audio, tmp_path, monkeypatch, capsys):
-    readme = (ROOT / "README.md").read_text()
-    code = next(block.partition("```")[0] for block in readme.split("```python\n")[1:] if "ensemble.serving" in block)
-    shutil.copytree(exported, tmp_path / "exported")
-    load(tmp_path / "exported").add([audio])
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    assert len(code.splitlines()) <= 6
 
 
 def test_progress_is_reported_by_part(library, tmp_path, monkeypatch):
