@@ -78,8 +78,8 @@ def report(root, out, url):
 
 
 OWN = {
-    **dict.fromkeys(("ensemble.json", "index/manifest.json", "recordings.arrow", "rows.arrow", "vectors.bin", "removed-1.bin",
-                     "trial.json", "model.safetensors", "tokenizer.json"), search),
+    **dict.fromkeys(("ensemble.json", "index/manifest.json", "recordings.arrow", "rows.arrow", "vectors.bin",
+                     "removed-1.bin", "trial.json", "model.safetensors", "tokenizer.json"), search),
     **{f"dcase{year}.zip": partial(validate, name=f"dcase{year}.zip") for year in (2023, 2025)},
     **dict.fromkeys(("manifest.json", "index", "queries", "set_aside", "sources", "clips", "summary",
                      "paraphrases.arrow", "exclusions.arrow"), verify),
