@@ -138,6 +138,11 @@ class Part:
         first, end = np.searchsorted(self.recording_R, [recording, recording + 1])
         return slice(int(first), int(end))
 
+    def read_paths(self, numbers: Sequence[int]) -> list[str]:
+        """Return the paths of some recordings."""
+        paths: list[str] = self.recordings["path"].take(numbers).to_pylist()
+        return paths
+
     def iter_recordings(self, numbers: Iterable[int]) -> Iterator[IndexedRecording]:
         """Yield recordings of this part with their vectors, to write them into another part."""
         starts_s, ends_s = self.rows["start_s"].to_numpy(), self.rows["end_s"].to_numpy()

@@ -259,17 +259,20 @@ def reuse_vectors(writer: IndexWriter, changed: Sequence[FoundFile], summary: Up
     reused = [(file, by_digest[file.sha256]) for file in changed if file.sha256 in by_digest]
     if not reused:
         return set()
-    added = []
-    for file, number in reused:
-        part, local = index.locate(number)
-        (recording,) = part.iter_recordings([local])
-        added.append(replace(recording, **describe_file(file)))
     replaced = {number for number in find_recordings(index, [file.path for file, _ in reused]) if number is not None}
     moved = {number for _, number in reused if not Path(read_path(index, number)).exists()}
-    writer.commit(added, sorted(replaced | moved))
+    writer.commit(iter_reused(index, reused), sorted(replaced | moved))
     summary.num_reused += len(reused)
     summary.num_removed += len(moved - replaced)
     return {file.path for file, _ in reused}
+
+
+def iter_reused(index: OpenedIndex, reused: Sequence[tuple[FoundFile, int]]) -> Iterator[IndexedRecording]:
+    """Yield the recordings with these numbers, with the description of other files that have the same contents."""
+    for file, number in reused:
+        part, local = index.locate(number)
+        (recording,) = part.iter_recordings([local])
+        yield replace(recording, **describe_file(file))
 
 
 def describe_file(file: FoundFile) -> dict[str, Any]:
@@ -326,9 +329,9 @@ def build_recording(file: FoundFile, vectors: RecordingVectors) -> IndexedRecord
 
 def remove_absent(writer: IndexWriter, roots: Sequence[Path], listed: set[str], summary: UpdateSummary) -> None:
     """Remove the recordings in some folders whose paths aren't listed."""
-    numbers = [
-        number for number in list_recordings_below(writer.index, roots) if read_path(writer.index, number) not in listed
-    ]
+    index, numbers = writer.index, list_recordings_below(writer.index, roots)
+    paths = [path for part, local in index.iter_numbers_by_part(numbers) for path in part.read_paths(local)]
+    numbers = [number for number, path in zip(numbers, paths, strict=True) if path not in listed]
     if numbers:
         writer.commit([], numbers)
     summary.num_removed += len(numbers)
