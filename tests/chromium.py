@@ -79,6 +79,12 @@ class Tab:
         await self.call("Page.navigate", url=url)
         await self.wait("document.readyState == 'complete' && location.protocol != 'about:'")
 
+    async def reload(self):
+        """Load the page again."""
+        await self.value("window.isEarlier = true; null")
+        await self.call("Page.reload")
+        await self.wait("!window.isEarlier && document.readyState == 'complete'")
+
     async def resize(self, width, height=800):
         await self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
                         mobile=width < 600)  # fmt: skip

@@ -63,7 +63,7 @@ def build_router(searcher: Searcher, playback: Playback, uploads: Uploads) -> AP
     async def describe(hits: Sequence[Hit], warnings: Sequence[str] = ()) -> SearchAnswer:
         return await run_in_threadpool(describe_hits, hits, len(library.recordings), warnings)
 
-    @router.get("/search", summary="Search by a sentence")
+    @router.get("/search", tags=["search"], summary="Search by a sentence")
     async def search(
         q: Annotated[str, Query(min_length=1, max_length=MAX_SENTENCE_CHARACTERS, description="a sentence")],
         where: Where,
@@ -73,7 +73,7 @@ def build_router(searcher: Searcher, playback: Playback, uploads: Uploads) -> AP
             raise ProblemError(422, "The sentence contains no word: describe a sound, such as 'rain on a tin roof'.")
         return await describe(await searcher.search(q, k, where))
 
-    @router.get("/similar", summary="Search by a recording of the index")
+    @router.get("/similar", tags=["search"], summary="Search by a recording of the index")
     async def search_similar(
         id: Annotated[str, Query(pattern=RECORDING_ID, description="id of a recording")],  # noqa: A002
         where: Where,
@@ -81,26 +81,26 @@ def build_router(searcher: Searcher, playback: Playback, uploads: Uploads) -> AP
     ) -> SearchAnswer:
         return await describe(await searcher.search_similar(id, k, where))
 
-    @router.post("/similar", summary="Search by an uploaded sound", openapi_extra=UPLOAD)
+    @router.post("/similar", tags=["search"], summary="Search by an uploaded sound", openapi_extra=UPLOAD)
     async def search_audio(request: Request, where: Where, k: NumResults = 10) -> SearchAnswer:
         async with uploads.receive_sound(request) as (path, warnings):
             return await describe(await searcher.search_audio(path, k, where), warnings)
 
-    @router.get("/folders", summary="List the folders of the index")
+    @router.get("/folders", tags=["recordings"], summary="List the folders of the index")
     async def list_folders() -> FoldersAnswer:
         await searcher.refresh()
         return await run_in_threadpool(lambda: describe_folders(library.list_folders()))
 
-    @router.get("/recordings/{recording_id}", summary="Describe a recording")
+    @router.get("/recordings/{recording_id}", tags=["recordings"], summary="Describe a recording")
     async def get_recording(recording_id: RecordingId) -> RecordingAnswer:
         return await run_in_threadpool(describe_recording, await searcher.get_recording(recording_id))
 
-    @router.get("/peaks/{recording_id}", summary="Read the waveform of a recording")
+    @router.get("/peaks/{recording_id}", tags=["recordings"], summary="Read the waveform of a recording")
     async def read_peaks(recording_id: RecordingId) -> PeaksAnswer:
         return PeaksAnswer(peaks=await searcher.read_peaks(recording_id))
 
     @router.head("/audio/{recording_id}", include_in_schema=False)
-    @router.get("/audio/{recording_id}", summary="Play or download a recording", responses=AUDIO)
+    @router.get("/audio/{recording_id}", tags=["recordings"], summary="Play or download a recording", responses=AUDIO)
     async def send_audio(
         request: Request,
         recording_id: RecordingId,

@@ -47,7 +47,7 @@ def build_app(library: "Library", rules: AccessRules, scratch: Path) -> FastAPI:
         searcher.close()
 
     app = FastAPI(
-        title="Chorale", summary="Search recordings", description=DESCRIPTION, version="1",
+        title="Chorale", description=DESCRIPTION, version="1",
         docs_url=None, redoc_url=None, lifespan=live,
     )  # fmt: skip
     app.include_router(build_router(searcher, Playback(), Uploads(scratch)))

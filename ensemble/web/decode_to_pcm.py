@@ -1,6 +1,6 @@
 """Program that decodes an audio file in a process of its own, with limits on memory and time.
 
-    python -m ensemble.web.decode_to_pcm PATH SKIPPED_SAMPLES MAX_SAMPLES CPU_SECONDS
+    python -m ensemble.web.decode_to_pcm PATH SKIPPED_SAMPLES MAX_SAMPLES CPU_SECONDS MEMORY_BYTES
 
 It writes 16-bit PCM (mono, little-endian, at SAMPLE_RATE_HZ) to standard output, without the first SKIPPED_SAMPLES and
 at most MAX_SAMPLES of it. Warnings are lines on standard error; after an error, the last line is the reason and the
@@ -18,13 +18,10 @@ from data.errors import UserError
 from data.schema import Samples
 from data.waveform import AudioError, to_pcm16
 
-MAX_MEMORY_BYTES = 2**30
-"""Limit of the address space (assumed): the interpreter, NumPy and the decoders need a third of it."""
 
-
-def limit_resources(cpu_s: int) -> None:
-    """Limit the memory and the CPU time of this process, and let it write no core dump."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+def limit_resources(cpu_s: int, memory_bytes: int) -> None:
+    """Limit the CPU time and the address space of this process, and let it write no core dump."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -54,12 +51,12 @@ def decode(path: Path, skipped: int, max_samples: int) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     except MemoryError:
-        sys.stderr.write(f"needs more than {MAX_MEMORY_BYTES / 2**30:.0f} GiB of memory to decode: convert it to WAV\n")
+        sys.stderr.write("decoding it needs too much memory\n")
         return 2
     sys.stderr.writelines(f"{warning}\n" for warning in blocks.warnings)
     return 0
 
 
 if __name__ == "__main__":
-    limit_resources(int(sys.argv[4]))
+    limit_resources(int(sys.argv[4]), int(sys.argv[5]))
     sys.exit(decode(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

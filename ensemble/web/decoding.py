@@ -1,12 +1,12 @@
 """Decode audio files in processes of their own: uploaded recordings, and recordings that browsers can't play."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import struct
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,9 @@ MAX_QUERY_DECODING_S = 30
 MAX_PLAYBACK_CPU_S = 900
 """Limit of the CPU time to decode a recording that is played: 24 hours take some minutes (measured: 5)."""
 
+MAX_MEMORY_BYTES = 2**30
+"""Limit of the address space of a process that decodes (assumed): a third is needed by Python and its packages."""
+
 BYTES_PER_SAMPLE = 2
 WAV_HEADER_BYTES = 44
 MAX_WAV_BYTES = 2**32 - 1
@@ -33,7 +36,7 @@ ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR")
 """Environment variables that the processes keep: they decode files of strangers and need no keys or tokens."""
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def start_decoder(
     path: Path, skipped: int, max_samples: int, cpu_s: int, out: BinaryIO | int
 ) -> AsyncIterator[asyncio.subprocess.Process]:
@@ -41,7 +44,7 @@ async def start_decoder(
     block. See `ensemble.web.decode_to_pcm`.
     """
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    words = [str(path.absolute()), str(skipped), str(max_samples), str(cpu_s)]
+    words = [str(path.absolute()), str(skipped), str(max_samples), str(cpu_s), str(MAX_MEMORY_BYTES)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "ensemble.web.decode_to_pcm", *words,
         stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=asyncio.subprocess.PIPE, cwd=ROOT,
@@ -50,9 +53,9 @@ async def start_decoder(
     try:
         yield process
     finally:
-        if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
             process.kill()
-            await process.wait()
+        await process.communicate()  # closes the pipes
 
 
 async def decode_upload(source: Path, out: Path) -> list[str]:

@@ -22,6 +22,8 @@ logger = logging.getLogger("chorale.web")
 
 TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{16,}")
 
+MAX_PORT = 2**16 - 1
+
 
 class SearchServer(uvicorn.Server):
     """Server that ends at once: players keep their connections open as long as their pages."""
@@ -81,10 +83,12 @@ def serve(
 
 def bind_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address. Raises UserError if that is impossible."""
+    if port not in range(MAX_PORT + 1):
+        raise UserError(f"--port {port}: a port is at most {MAX_PORT}; 0 chooses a free one")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{host}, port {port} can't be listened on: {reason}; name another --port (0 chooses a free one) or --host"

@@ -8,6 +8,7 @@ import { clearResults, showPlayerState, showProblem, showResults } from "./resul
 import { startSounds } from "./sounds.js";
 
 const DEBOUNCE_MS = 120;
+const SENTENCE_PAUSE_MS = 2000; // after which a sentence is an entry of the history
 const PAGE_SIZE = 20;
 const MAX_RESULTS = 100;
 
@@ -29,6 +30,7 @@ let folders = [];
 let controller = new AbortController();
 let timer = 0;
 let isTypingSession = false; // one entry of the history for a sentence, not one for each key
+let pause = 0;
 
 function showNotice(message, action, onAction) {
   notice.hidden = false;
@@ -100,7 +102,7 @@ function describeAnswer(answer) {
 
 function showAnswer(answer) {
   hideNotice();
-  showResults(answer.hits, searchSimilar);
+  showResults(answer.hits, searchSimilar, (message) => { status.textContent = message; });
   element("more").hidden = answer.hits.length < numResults || numResults >= MAX_RESULTS;
   status.textContent = "";
   if (!answer.num_recordings) showNotice(EMPTY_INDEX, "Try again", start);
@@ -114,12 +116,14 @@ function showStart() {
   clearResults();
   element("more").hidden = true;
   const count = folders.reduce((sum, one) => sum + one.num_recordings, 0);
+  element("start").hidden = !count;
   if (count) status.textContent = `${countRecordings(count)} to search: describe a sound, or drop a recording onto this page.`;
   else showNotice(EMPTY_INDEX, "Try again", start);
 }
 
 async function run() {
   clearTimeout(timer);
+  element("start").hidden = true;
   controller.abort();
   controller = new AbortController();
   const { signal } = controller;
@@ -205,7 +209,9 @@ async function start() {
 
 field.addEventListener("input", () => {
   clearTimeout(timer);
+  clearTimeout(pause);
   timer = setTimeout(searchText, DEBOUNCE_MS);
+  pause = setTimeout(() => { isTypingSession = false; }, SENTENCE_PAUSE_MS);
 });
 field.addEventListener("blur", () => { isTypingSession = false; });
 element("search").addEventListener("submit", (event) => {
@@ -214,6 +220,9 @@ element("search").addEventListener("submit", (event) => {
   searchText();
   isTypingSession = false;
 });
+for (const button of document.querySelectorAll(".example")) {
+  button.addEventListener("click", () => change({ q: button.textContent, ...pickFilters() }));
+}
 element("filters").addEventListener("submit", (event) => event.preventDefault());
 for (const name of ["corpus", "folder"]) element(name).addEventListener("change", changeFilters);
 for (const name of ["min", "max"]) {

@@ -13,9 +13,9 @@ const GONE =
   "This file no longer exists in its folder. If it was moved, add the folder that it is in now to the index: "
   + "search.py DIR --add FOLDER.";
 
-// `onSimilar` is called with the recording that others are to be similar to.
-export function showResults(hits, onSimilar) {
-  list.replaceChildren(...hits.map((hit) => buildResult(hit, onSimilar)));
+// `onSimilar` is called with the recording that others are to be similar to, `onCopied` with a sentence for the status.
+export function showResults(hits, onSimilar, onCopied) {
+  list.replaceChildren(...hits.map((hit) => buildResult(hit, onSimilar, onCopied)));
   const first = list.querySelector(".result");
   if (first) first.tabIndex = 0;
 }
@@ -24,7 +24,7 @@ export function clearResults() {
   list.replaceChildren();
 }
 
-function buildResult({ recording, score, moments }, onSimilar) {
+function buildResult({ recording, score, moments }, onSimilar, onCopied) {
   const item = template.content.cloneNode(true).querySelector("li");
   const card = item.querySelector(".result");
   const find = (name) => card.querySelector(name);
@@ -43,7 +43,7 @@ function buildResult({ recording, score, moments }, onSimilar) {
   find(".play").setAttribute("aria-label", `Play ${recording.name}`);
   find(".play").addEventListener("click", () => toggle(recording));
   find(".similar").addEventListener("click", () => onSimilar(recording));
-  find(".copy").addEventListener("click", (event) => copyPath(recording.path, event.currentTarget));
+  find(".copy").addEventListener("click", (event) => copyPath(recording.path, event.currentTarget, onCopied));
   find(".download").href = getDownloadAddress(recording.id);
   if (moment) {
     find(".best span").textContent = `Best moment ${formatTime(moment.start_s)}–${formatTime(moment.end_s)}`;
@@ -108,7 +108,7 @@ export function showPlayerState({ playing, share }) {
   }
 }
 
-async function copyPath(path, button) {
+async function copyPath(path, button, onCopied) {
   const text = button.querySelector("span");
   let isCopied = true;
   try {
@@ -117,6 +117,7 @@ async function copyPath(path, button) {
     isCopied = copySelection(path, button); // the clipboard needs HTTPS on other machines
   }
   text.textContent = isCopied ? "Copied" : path;
+  onCopied(isCopied ? `Copied: ${path}` : path);
   if (isCopied) setTimeout(() => { text.textContent = "Copy path"; }, COPIED_MS);
 }
 
