@@ -1,10 +1,11 @@
-"""Search recordings by sentences with an ensemble.
+"""Search recordings by sentences with an exported ensemble.
 
---add creates or updates the index: a file is embedded again only if its size or time has changed.
+--add and --sync create or update the index: a file is embedded again only if its contents have changed. --sync also
+removes recordings of the folder whose files no longer exist.
 
 Examples:
-    python ensemble/search.py --ensemble ensemble.json --index index --add my_sounds
-    python ensemble/search.py --ensemble ensemble.json --index index "rain on a tin roof"
+    python ensemble/search.py exported --add my_sounds "rain on a tin roof"
+    python ensemble/search.py exported --serve
 
 Guide: docs/searching.md
 """
@@ -20,42 +21,76 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from data.captions import has_word
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
-from data.runtime.options import Command, option, positional, run_command
-from ensemble.serving import audio_index, bundle
+from data.runtime.options import Command, changed_options, group, option, positional, run_command
+from ensemble.serving import index_update
+from ensemble.serving.hits import Hit
+from ensemble.serving.library import Library, load
 from trainables.records.run_storage import RunStorage
 
 logger = logging.getLogger("chorale.search")
 
-MAX_GONE_HITS = 1_000
-"""Maximum number of recordings without a file that are passed over per sentence."""
+MAX_HITS = 1_000
+"""Maximum number of hits per sentence, those without a file included."""
+
+WATCH_DEBOUNCE_MS = 2_000
+"""Time without changes in a folder after which they are added to the index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """Command-line options of the search page."""
+
+    serve: bool = option("serve the search page and a JSON interface until Ctrl-C", False)
+    open: bool = option("open the page in a browser", False)
+    port: int = option("port to listen on; 0 chooses a free one", 8000)
+    host: str = option("address to listen on; for other machines, such as 0.0.0.0", "127.0.0.1", metavar="ADDRESS")
+    token: str | None = option("secret that the page asks for (with --host, default: a new one)", None)
+
+    def __post_init__(self) -> None:
+        names = [f"--{name}" for name in changed_options(self)]
+        if names and not self.serve:
+            raise UserError(f"{', '.join(names)}: only the search page uses this; add --serve")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Command-line options of a search."""
 
+    ensemble: Path = positional("folder of an exported ensemble, or an ensemble.json")
     sentence: str | None = positional("sentence to search for (default: the lines of standard input)", None)
-    ensemble: Path = option("ensemble.json, or the folder of an exported ensemble")
-    index: Path = option("folder of the index", metavar="DIR")
+    index: Path | None = option("folder of the index (default: `index` beside the ensemble)", None, metavar="DIR")
     add: Path | None = option("add the audio files of this folder to the index first", None, metavar="FOLDER")
-    runs: str = option("folder of results with the members' models", "runs")
+    sync: Path | None = option("the same, and remove recordings that are gone from it", None, metavar="FOLDER")
+    watch: bool = option("after --sync, add changes of the folder as they happen", False)
+    runs: str = option("folder of results with the models of an ensemble.json", "runs")
     top: int = option("number of recordings per sentence", 10, type=parse_positive_int)
+    moments: bool = option("search for the best moments, not the best recordings", False)
+    page: PageOptions = group("search page")
+
+    def __post_init__(self) -> None:
+        ignored = changed_options(self).keys() & {"sentence", "watch", "top", "moments"}
+        if self.page.serve and ignored:
+            names = ", ".join(sorted(ignored))
+            raise UserError(f"--serve takes sentences from its page: omit {names}, or search in another terminal")
+        if self.watch and not self.sync:
+            raise UserError("--watch follows the folder of --sync: give --sync FOLDER")
 
 
 def read_sentences(options: Options) -> Iterable[str]:
-    """Yield the sentences to search for: the argument, or the lines of standard input; none if only --add is given.
+    """Yield the sentences to search for: the argument, or the lines of standard input; none if only the index is to be
+    updated.
 
     Lines that aren't text or contain no word are logged and skipped.
     """
     if options.sentence is not None:
         return [options.sentence]
-    return () if options.add else iter_lines(sys.stdin.buffer)
+    return () if options.add or options.sync else iter_lines(sys.stdin.buffer)
 
 
 def iter_lines(file: BinaryIO) -> Iterator[str]:
@@ -77,42 +112,90 @@ def iter_lines(file: BinaryIO) -> Iterator[str]:
             yield sentence
 
 
-def print_hits(console: PlainConsole, hits: Sequence[audio_index.SearchHit], top: int) -> None:
-    """Print the `top` best recordings whose files exist, and log up to as many better ones whose files don't. `hits`
-    are pairs of score and path, the best first.
-    """
-    num_printed, gone = 0, []
-    for score, path in hits:
-        if num_printed == top:
-            break
-        if Path(path).exists():
-            console.print_line(f"{score:.4f}  {path}")
-            num_printed += 1
-        else:
-            gone.append(path)
-    for path in gone[:top]:
+def find_hits(library: Library, sentence: str, options: Options) -> tuple[list[Hit], list[Hit]]:
+    """Return the best hits whose files exist, as many as the options say, and the better ones whose files don't."""
+    vectors_QD = library.embed_text([sentence])
+    kind: Literal["recordings", "moments"] = "moments" if options.moments else "recordings"
+    num = options.top
+    while True:
+        (hits,) = library.search_vectors(vectors_QD, num, kind=kind)
+        existing = [position for position, hit in enumerate(hits) if hit.path.exists()][: options.top]
+        if len(existing) == options.top or len(hits) < num or num >= MAX_HITS:
+            end = existing[-1] if len(existing) == options.top else len(hits)
+            return [hits[position] for position in existing], [hit for hit in hits[:end] if not hit.path.exists()]
+        num = min(4 * num, max(MAX_HITS, options.top))
+
+
+def print_hits(console: PlainConsole, hits: Sequence[Hit], gone: Sequence[Hit], top: int) -> None:
+    """Print some hits, and log up to `top` of those whose files no longer exist."""
+    for hit in hits:
+        moment = hit.moments[0]
+        console.print_line(f"{hit.score:.4f}  {moment.start_s:7.1f} - {moment.end_s:.1f} s  {hit.path}")
+    paths = list(dict.fromkeys(hit.path for hit in gone))
+    for path in paths[:top]:
         logger.warning("gone: %s no longer exists; if it was moved, update the index: --add FOLDER", path)
-    if len(gone) > top:
-        logger.warning("gone: %s more recordings with high scores no longer exist", f"{len(gone) - top:,}")
+    if len(paths) > top:
+        logger.warning("gone: %s more recordings with high scores no longer exist", f"{len(paths) - top:,}")
+
+
+def update_library(library: Library, options: Options) -> None:
+    """Update the index by the folders that the options name."""
+    for audio, removes_absent in ((options.add, False), (options.sync, True)):
+        if audio:
+            index_update.update_index(library.folder, audio, library.models, removes_absent, log_progress).log()
+    library.refresh()
+
+
+def log_progress(num_done: int, num_files: int) -> None:
+    """Log how many of the files to embed are done."""
+    logger.info("%d of %d files embedded", num_done, num_files)
+
+
+def watch_folder(library: Library, audio: Path) -> None:
+    """Update the index whenever files in a folder change, until the command is interrupted."""
+    import watchfiles
+
+    logger.info("watching %s: end with Ctrl-C", audio)
+    for _ in watchfiles.watch(audio, debounce=WATCH_DEBOUNCE_MS, raise_interrupt=False):
+        try:
+            index_update.update_index(library.folder, audio, library.models, removes_absent=True).log()
+        except UserError as error:  # such as that all files are gone, while a disk is not mounted
+            logger.error("%s", error)
+
+
+def serve_page(library: Library, options: PageOptions) -> None:
+    """Serve the search page and the JSON interface until Ctrl-C."""
+    from ensemble.web.server import serve
+
+    logger.info("%d recordings, %d members", len(library), len(library.models.members))
+    serve(library, options.host, options.port, options.token, options.open)
 
 
 def run(options: Options) -> None:
-    """Add recordings to the index if requested, then search it for each sentence and print the best recordings."""
+    """Update the index if requested, then serve the search page, or search the index for each sentence and print the
+    best recordings or moments.
+    """
     if not options.ensemble.exists():
-        raise UserError(f"{options.ensemble} doesn't exist: give an ensemble.json, or an exported ensemble's folder")
+        raise UserError(f"{options.ensemble} doesn't exist: give an exported ensemble's folder, or an ensemble.json")
     began = time.perf_counter()
-    models = bundle.load_models(options.ensemble, RunStorage.of(options.runs))
-    if options.add:
-        audio_index.update_index(options.index, options.add, models).log(logger)
-    index = audio_index.open_index(options.index, models)
+    library = load(options.ensemble, options.index, RunStorage.of(options.runs))
+    update_library(library, options)
+    if options.page.serve:
+        serve_page(library, options.page)
+        return
+    if not len(library):
+        raise UserError(f"{library.folder} contains no index: create it with --add FOLDER")
     took_s = time.perf_counter() - began
-    logger.info("%d recordings, %d members, loaded in %.1f s", len(index.paths), len(models.members), took_s)
+    logger.info("%d recordings, %d members, loaded in %.1f s", len(library), len(library.models.members), took_s)
+    logger.info("%s", library.describe_search())
     console = PlainConsole()
     for sentence in read_sentences(options):
         began = time.perf_counter()
-        hits = audio_index.search_index(models, index, [sentence], options.top + MAX_GONE_HITS)[0]
+        hits, gone = find_hits(library, sentence, options)
         logger.info("%s (%.3f s)", sentence, time.perf_counter() - began)
-        print_hits(console, hits, options.top)
+        print_hits(console, hits, gone, options.top)
+    if options.watch and options.sync:
+        watch_folder(library, options.sync)
 
 
 @command

@@ -65,7 +65,7 @@ def parse(options: type[T], argv: Sequence[str], prog: str, description: str | N
     Raises SystemExit as argparse does: for --help, and with status 2 if an option is wrong.
     """
     parser = build_parser(options, prog, description, epilog)
-    return build(options, vars(parser.parse_args(argv)))
+    return build(options, vars(parser.parse_intermixed_args(argv)))
 
 
 class PrintableParser(argparse.ArgumentParser):

@@ -15,8 +15,10 @@ PAIR = ("passt:tiny", "transformer:shallow64")
 """Encoders of the students: those of the best trial of `small` on validation."""
 
 SEEDS = 3
-EPOCHS = 4
-TEMPERATURE_EPOCHS = 8
+FROZEN_EPOCHS = 20
+"""Epochs of fine-tunings whose audio encoder is frozen: its outputs are computed once, which makes an epoch cheap."""
+EPOCHS = 3
+"""Epochs of fine-tunings in which both encoders are trained."""
 
 TEACHERS = ("single", "all")
 TEACHER_TEMPERATURES = (0.01, 0.02, 0.05)
@@ -42,15 +44,16 @@ def has_pair(trial: Trial) -> bool:
     return (encoders.format_label(trial.audio), encoders.format_label(trial.text)) == PAIR
 
 
-def set_epochs(trial: Trial, epochs: int = EPOCHS) -> Trial:
-    """Return a trial with another number of epochs."""
-    return replace(trial, schedule=replace(trial.schedule, epochs=epochs))
+def shorten(trial: Trial, is_frozen: bool = True) -> Trial:
+    """Return a fine-tuning with the epochs of the comparison, and its audio encoder frozen or not."""
+    epochs = FROZEN_EPOCHS if is_frozen else EPOCHS
+    return replace(trial, schedule=replace(trial.schedule, epochs=epochs), frozen_audio=is_frozen)
 
 
-def controls(splits: Splits, precision: Precision) -> list[Trial]:
+def controls(splits: Splits, precision: Precision, is_frozen: bool = True) -> list[Trial]:
     """Return the fine-tunings of PAIR without teachers, with SEEDS seeds."""
     (first,) = filter(has_pair, first_stage(splits, precision))
-    return with_seeds([set_epochs(first)], SEEDS)
+    return with_seeds([shorten(first, is_frozen)], SEEDS)
 
 
 def list_teachers(splits: Splits, precision: Precision, name: str) -> tuple[Teacher, ...]:
@@ -78,23 +81,30 @@ def students(splits: Splits, precision: Precision) -> list[Trial]:
 
 def students_of_pairs(splits: Splits, precision: Precision) -> list[Trial]:
     """Return a student of each pair of encoders of the first stage, with the settings of CHOSEN."""
+    return [make_student(splits, precision, shorten(trial)) for trial in first_stage(splits, precision)]
+
+
+def make_student(splits: Splits, precision: Precision, trial: Trial) -> Trial:
+    """Return a trial with the teachers and the settings of CHOSEN."""
     name, temperature, share = CHOSEN
     teachers = list_teachers(splits, precision, name)
-    settings = {"teachers": teachers, "teacher_temperature": temperature, "hard_share": share}
-    return [replace(set_epochs(trial), **settings) for trial in first_stage(splits, precision)]
+    return replace(trial, teachers=teachers, teacher_temperature=temperature, hard_share=share)
+
+
+def trained(splits: Splits, precision: Precision) -> list[Trial]:
+    """Return fine-tunings in which both encoders are trained: those of `controls`, then students by CHOSEN."""
+    plain = controls(splits, precision, is_frozen=False)
+    return [*plain, *(make_student(splits, precision, trial) for trial in plain)]
 
 
 def temperatures(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return pretrainings of PAIR with each way to treat the temperature of the loss, with SEEDS seeds."""
+    """Return fine-tunings of PAIR with each way to treat the temperature of the loss, with SEEDS seeds."""
     return [trial for trials in group_by_form(splits, precision).values() for trial in trials]
 
 
 def group_by_form(splits: Splits, precision: Precision) -> dict[str, list[Trial]]:
-    """Return the pretrainings of `temperatures` by the name of the form in TEMPERATURE_FORMS."""
-    (first,) = filter(has_pair, first_stage(splits, precision))
-    assert first.pretraining is not None
-    plain = replace(set_epochs(first.pretraining, TEMPERATURE_EPOCHS), fixed_temperature=False)
+    """Return the trials of `temperatures` by the name of the form in TEMPERATURE_FORMS."""
     return {
-        name: with_seeds([replace(plain, **settings)], pretraining_seeds=SEEDS)
+        name: [replace(trial, **({"fixed_temperature": False} | settings)) for trial in controls(splits, precision)]
         for name, settings in TEMPERATURE_FORMS.items()
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compare distillation, soups, query-bank normalisation and temperatures on real recordings in Clotho's layout, in about
-# three hours on two cores for 240 clips to train on:
+# two hours on two cores for 240 clips to train on:
 #
 #     bash docs/results/measure_comparison.sh FOLDER WORK
 #
@@ -13,7 +13,7 @@ work=$(cd "$2" && pwd)
 results=$(cd "$(dirname "$0")" && pwd)
 cd "$results/../.."
 [[ -e $work/store ]] || python data/prepare.py clotho --source "$source" --store "$work/store"
-for space in first_stage controls students students_of_pairs temperatures; do
+for space in first_stage controls students temperatures students_of_pairs trained; do
     python sweeps/grid.py --space "docs/results/comparison_spaces.py:$space" --corpus clotho --store "$work/store" \
         --runs "$work/runs" --precision float32 --name "$space"
 done

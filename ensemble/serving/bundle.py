@@ -86,6 +86,30 @@ class EnsembleModels:
         """Number of dimensions of the concatenated embeddings, D."""
         return sum(member.vector_size for member in self.members)
 
+    def compute_query_scale(self) -> NDArray[np.float32]:
+        """Return the typical size of each entry of a sentence's vector [D]. Embeddings have length 1, so their entries
+        have the root mean square of one over the root of their number; an entry for offsets is 1.
+        """
+        scales = [
+            np.sqrt(member.weight) * np.append(
+                np.full(member.trial.embedding_size, member.trial.embedding_size**-0.5),
+                np.ones(int(member.bank is not None)),
+            )
+            for member in self.members
+        ]  # fmt: skip
+        return np.concatenate(scales).astype(np.float32)
+
+    def convert_to_queries(self, audio_AD: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the vectors with which to search for recordings like some clips: their embeddings, with the entries
+        for offsets of sentences.
+        """
+        queries_AD, first = audio_AD.copy(), 0
+        for member in self.members:
+            first += member.vector_size
+            if member.bank is not None:
+                queries_AD[:, first - 1] = np.sqrt(member.weight)
+        return queries_AD
+
     def embed_text(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Return the ensemble's vectors of sentences [Q, D]."""
         from trainables.training.embedding import embed_text

@@ -48,15 +48,10 @@ class Filter:
     min_duration_s: float | None = None
     max_duration_s: float | None = None
 
-    def accepts(self, recording: Recording) -> bool:
-        """Return whether a recording meets all conditions."""
-        is_in_folder = self.folder is None or f"{recording.folder}/".startswith(f"{self.folder}/")
-        return (
-            (self.corpus is None or recording.corpus == self.corpus)
-            and (is_in_folder or self.folder == "")
-            and (self.min_duration_s is None or recording.duration_s >= self.min_duration_s)
-            and (self.max_duration_s is None or recording.duration_s <= self.max_duration_s)
-        )
+    def accepts_place(self, corpus: str, folder: str) -> bool:
+        """Return whether recordings in a folder of a corpus meet the conditions on them."""
+        is_in_folder = not self.folder or f"{folder}/".startswith(f"{self.folder}/")
+        return self.corpus in (None, corpus) and is_in_folder
 
 
 @dataclass(frozen=True)

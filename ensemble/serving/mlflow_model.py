@@ -1,7 +1,5 @@
 """MLflow model of an exported ensemble, from sentences to ranked clips with scores. MLflow runs this file."""
 
-from pathlib import Path
-
 import mlflow
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pydantic import BaseModel
@@ -22,17 +20,14 @@ class Retriever(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the ensemble and the index from the artifacts that `registration.register_model` logged."""
-        from ensemble.serving import audio_index, bundle
+        from ensemble.serving.library import load
 
-        self.models = bundle.load_models(Path(context.artifacts["ensemble"]))
-        self.index = audio_index.open_index(Path(context.artifacts["index"]), self.models)
+        self.library = load(context.artifacts["ensemble"], context.artifacts["index"])
 
     def predict(self, model_input: list[str]) -> list[list[ScoredClip]]:
         """Return the NUM_CLIPS best recordings for each sentence, as paths with scores, the best first."""
-        from ensemble.serving import audio_index
-
-        hits = audio_index.search_index(self.models, self.index, model_input, NUM_CLIPS)
-        return [[ScoredClip(path=path, score=score) for score, path in sentence_hits] for sentence_hits in hits]
+        found = self.library.search_vectors(self.library.embed_text(model_input), NUM_CLIPS)
+        return [[ScoredClip(path=str(hit.path), score=hit.score) for hit in hits] for hits in found]
 
 
 mlflow.models.set_model(Retriever())

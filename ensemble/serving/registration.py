@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ensemble.serving import audio_index, bundle
+from data.errors import UserError
+from ensemble.serving import bundle
+from ensemble.serving.library import load
 from trainables.records.mlflow_ledger import MlflowLedger
 
 ROOT = Path(__file__).parents[2]
@@ -14,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("data", "trainables", "ensemble")
 """Packages that the MLflow model contains."""
 
-REQUIREMENTS = ("annotated_types", "dacite", "filelock", "hear21passt", "huggingface_hub", "mlflow", "numpy", "obstore",
-                "pyarrow", "pydantic", "safetensors", "scipy", "soundfile", "soxr", "tokenizers", "torch", "torchaudio",
-                "transformers")  # fmt: skip
+REQUIREMENTS = ("annotated_types", "dacite", "faiss-cpu", "filelock", "hear21passt", "huggingface_hub", "mlflow",
+                "numpy", "obstore", "pyarrow", "pydantic", "safetensors", "scipy", "soundfile", "soxr", "tokenizers",
+                "torch", "torchaudio", "transformers")  # fmt: skip
 """Requirements of the MLflow model, in the versions that are installed here."""
 
 
@@ -38,7 +40,8 @@ def register_model(folder: Path, index: Path, name: str, ledger: MlflowLedger) -
     """
     import mlflow
 
-    audio_index.open_index(index, bundle.load_models(folder))
+    if not len(load(folder, index)):
+        raise UserError(f"{index} contains no index: create it with search.py --add FOLDER")
     bundle.list_regular_files(index)  # MLflow would upload what a link names
     run_id = ledger.create_run(f"export of {name}", {"kind": "export"})
     with use_tracking_uri(ledger.tracking_uri), mlflow.start_run(run_id=run_id):

@@ -128,11 +128,11 @@ class DualEncoder(nn.Module):
         and normalised. `generator` draws random numbers for augmentation in training.
         """
         features_SW = self.encode_audio(batch, generator) if batch.audio_features is None else batch.audio_features
-        counts_B = batch.segments_per_clip
-        clip_S = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
-        member_BS = (clip_S == torch.arange(len(counts_B), device=counts_B.device)[:, None]).to(features_SW.dtype)
-        means_BW = member_BS @ features_SW / counts_B[:, None].to(features_SW.dtype)
-        return nn.functional.normalize(self.audio_projection(means_BW).float(), dim=-1)
+        return self.project_audio(average_segments(features_SW, batch.segments_per_clip))
+
+    def project_audio(self, features_BW: Tensor) -> Tensor:
+        """Return the embeddings [B, D] of clips, or of segments, from the audio encoder's outputs for them."""
+        return nn.functional.normalize(self.audio_projection(features_BW).float(), dim=-1)
 
     def encode_audio(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Return the audio encoder's outputs [S, W] for the segments of a batch."""
@@ -175,6 +175,15 @@ class DualEncoder(nn.Module):
         features_BW = batch.text_features if tokens is None else self.encode_text(tokens)
         assert features_BW is not None
         return audio_BD, self.project_text(features_BW), self.temperature
+
+
+def average_segments(features_SW: Tensor, counts_B: Tensor) -> Tensor:
+    """Return the mean of the outputs of an audio encoder [S, W] over each clip's segments [B, W]. `counts_B` has the
+    number of segments of each clip.
+    """
+    clip_S = torch.repeat_interleave(torch.arange(len(counts_B), device=counts_B.device), counts_B)
+    member_BS = (clip_S == torch.arange(len(counts_B), device=counts_B.device)[:, None]).to(features_SW.dtype)
+    return member_BS @ features_SW / counts_B[:, None].to(features_SW.dtype)
 
 
 def embed_segments(audio: AudioEncoder, batch: Batch, generator: torch.Generator) -> Tensor:

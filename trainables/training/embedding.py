@@ -15,7 +15,7 @@ from data.loading.batch import Batch
 from data.loading.clips import load_clips, load_files
 from data.sources.audio_files import FileProblems
 from data.store.stored_split import StoredSplit
-from trainables.networks.dual_encoder import DualEncoder
+from trainables.networks.dual_encoder import DualEncoder, average_segments
 from trainables.records.embeddings import Embeddings
 from trainables.trial import Trial
 
@@ -70,6 +70,21 @@ def embed_audio(
             vectors.append(model.embed_audio(batch.to(device), unused).cpu())
             clips.append(batch.clips)
     return torch.cat(vectors).numpy(), torch.cat(clips).numpy()
+
+
+@torch.inference_mode()
+def embed_passages(model: DualEncoder, trial: Trial, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return two arrays by the model of a trial: the embeddings of the clips in a batch [A, D], and those of each of
+    their segments alone [S, D]. The encoder runs once. The model is left in evaluation mode.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=trial.precision == "bfloat16"):
+        moved = batch.to(device)
+        features_SW = model.encode_audio(moved, torch.Generator())
+        audio_AD = model.project_audio(average_segments(features_SW, moved.segments_per_clip))
+        segments_SD = model.project_audio(features_SW)
+    return audio_AD.cpu().numpy(), segments_SD.cpu().numpy()
 
 
 @torch.inference_mode()

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
@@ -23,15 +21,13 @@ from data.errors import UserError
 from data.loading import clips
 from data.loading.clips import load_files
 from data.sources.audio_files import FileProblems
-from data.splits import Splits
-from data.store.locks import lock_folder
 from data.store.stored_split import open_split
 from ensemble import search
 from ensemble.export import export_ensemble
-from ensemble.serving import audio_index, bundle, registration
+from ensemble.serving import bundle, registration
+from ensemble.serving.library import Library
 from trainables import encoders
 from trainables import trial as trials
-from trainables.networks import dual_encoder
 from trainables.records import checkpoint
 from trainables.records.embeddings import BANK_FILE, read_embeddings, write_embeddings
 from trainables.records.mlflow_ledger import open_ledger
@@ -42,54 +38,8 @@ from trainables.training.query_bank import embed_bank
 
 CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
 SENTENCE = "a dog barks while it rains"
-
-
-@pytest.fixture(scope="module")
-def runs(space_file, tmp_path_factory):
-    """A folder of runs with two models, random as they are, and the trials."""
-    folder = tmp_path_factory.mktemp("runs")
-    splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
-    found = runpy.run_path(str(space_file))["tiny"](splits, "float32")
-    for number, trial in enumerate(found):
-        save(folder, trial, f"{number:016x}")
-    return folder
-
-
-def save(runs, trial, signature):
-    """A model, random as it is."""
-    network = dual_encoder.build(trial, CAPTIONS)
-    checkpoint.save_model(runs / "models" / signature, trial, network, checkpoint.copy_weights(network))
-
-
-@pytest.fixture(scope="module")
-def ensemble(runs):
-    """An ensemble of the two, as select.py writes it."""
-    signatures = sorted(path.name for path in (runs / "models").iterdir())
-    members = [
-        {"name": f"member {place}", "weight": weight, "signature": signature}
-        for place, (signature, weight) in enumerate(zip(signatures, (0.75, 0.25), strict=True))
-    ]
-    path = runs / "ensemble.json"
-    path.write_text(json.dumps({"format_version": 3, "members": members}))
-    return path
-
-
-@pytest.fixture(scope="module")
-def sounds(tmp_path_factory):
-    """Recordings of other rates, lengths, channels and names, one of them torn, and what isn't audio."""
-    folder = tmp_path_factory.mktemp("sounds")
-    (folder / "below").mkdir()
-    rng = np.random.default_rng(0)
-    for name, rate_hz, seconds, channels in (
-        ("dög, barking.wav", 44_100, 3.2, 1),
-        ("below/rain.flac", 32_000, 1.0, 2),
-        ("below/[wind].ogg", 48_000, 40.0, 1),
-    ):
-        soundfile.write(folder / name, rng.normal(0, 0.1, (int(rate_hz * seconds), channels)), rate_hz)
-    whole = (folder / "dög, barking.wav").read_bytes()
-    (folder / "torn.wav").write_bytes(whole[: len(whole) // 2])
-    (folder / "notes.txt").write_text("no sound")
-    return folder
+HALF_PRECISION = 5e-4
+"""Error of a score by vectors in half precision."""
 
 
 def test_files_are_embedded_as_a_store_keeps_them(tones, tone_store, runs):
@@ -174,11 +124,11 @@ def write_ensemble(path, signatures):
     return path
 
 
-def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
+def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, save_model, tmp_path):
     """A member that hears a second doesn't notice that a file is torn later on."""
     trial = trials.load_trial(runs / "models" / f"{0:016x}")
     for signature, longest_s in (("a" * 16, 1.0), ("b" * 16, 30.0)):
-        save(tmp_path, replace(trial, longest_audio_s=longest_s), signature)
+        save_model(tmp_path, replace(trial, longest_audio_s=longest_s), signature)
     paths = [sounds / "torn.wav", sounds / "below" / "rain.flac"]
     for order in ("ab", "ba"):
         path = write_ensemble(tmp_path / "ensemble.json", [letter * 16 for letter in order])
@@ -190,14 +140,14 @@ def test_a_file_counts_where_every_member_has_heard_it(runs, sounds, tmp_path):
         assert models.embed_files(paths[:1])[0].shape == (0, models.embedding_size)
 
 
-def test_an_audio_model_of_hugging_face_is_exported_with_its_feature_extractor(runs, sounds, tmp_path):
+def test_an_audio_model_of_hugging_face_is_exported_with_its_feature_extractor(runs, sounds, save_model, tmp_path):
     folder = tmp_path / "my-ast"
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     ASTModel(ASTConfig(**shape, max_length=98, num_mel_bins=32)).save_pretrained(folder)
     ASTFeatureExtractor(max_length=98, num_mel_bins=32).save_pretrained(folder)
     audio = encoders.config_of_variant("audio", f"huggingface:{folder}")
     trial = replace(trials.load_trial(runs / "models" / f"{0:016x}"), audio=audio, pretraining=None)
-    save(tmp_path, trial, "a" * 16)
+    save_model(tmp_path, trial, "a" * 16)
     shutil.rmtree(folder)
     path = write_ensemble(tmp_path / "ensemble.json", ["a" * 16])
     export_ensemble(path, tmp_path / "exported", RunStorage.of(tmp_path))
@@ -205,9 +155,9 @@ def test_an_audio_model_of_hugging_face_is_exported_with_its_feature_extractor(r
     shutil.rmtree(tmp_path / "models")
     models = bundle.load_models(tmp_path / "exported")
     np.testing.assert_array_equal(models.embed_files([sounds / "below" / "rain.flac"])[0], expected)
-    audio_index.update_index(tmp_path / "index", sounds / "below", models)
-    index = audio_index.open_index(tmp_path / "index", models)
-    assert len(audio_index.search_index(models, index, [SENTENCE], top=2)) == 1
+    library = Library(tmp_path / "index", models)
+    library.add([sounds / "below"])
+    assert len(library.search(SENTENCE)) == 2
 
 
 def test_members_that_cut_alike_share_what_is_decoded(ensemble, runs, sounds, monkeypatch):
@@ -236,173 +186,6 @@ def test_a_gpu_gives_the_scores_of_a_cpu(ensemble, runs, sounds, monkeypatch):
     np.testing.assert_allclose(scores, plain.embed_text([SENTENCE]) @ plain.embed_files(paths)[0].T, atol=1e-3)
 
 
-def test_links_are_listed_once_and_leave_with_their_name(ensemble, runs, sounds, tmp_path):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    audio, index = tmp_path / "audio", tmp_path / "index"
-    audio.mkdir()
-    (audio / "own.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
-    (audio / "inside.flac").symlink_to(audio / "own.flac")
-    (audio / "outside.wav").symlink_to(sounds / "dög, barking.wav")
-    audio_index.update_index(index, audio, models)
-    names = [str(audio / name) for name in ("inside.flac", "outside.wav", "own.flac")]
-    assert audio_index.open_index(index, models).paths == names
-    (audio / "outside.wav").unlink()
-    (audio / "inside.flac").unlink()
-    audio_index.update_index(index, audio, models)
-    assert audio_index.open_index(index, models).paths == names[2:]
-
-
-def test_an_index_that_was_cut_off_goes_on(ensemble, runs, sounds, tmp_path, caplog):
-    """Wherever that was: before its stamps are written they are none, or the file of them is absent."""
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    folders = [tmp_path / name for name in "ab"]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "rain.flac").write_bytes((sounds / "below" / "rain.flac").read_bytes())
-        audio_index.update_index(tmp_path / "index", folder, models)
-    names = [str(folder / "rain.flac") for folder in folders]
-    stamps = tmp_path / "index" / audio_index.FILES_FILE
-    for cut_off in (lambda: stamps.write_text("{}"), stamps.unlink):
-        cut_off()
-        for folder in folders:
-            with caplog.at_level("INFO"):
-                audio_index.update_index(tmp_path / "index", folder, models)
-            # The other folder has the same recording; the first one has lost its stamp and is embedded again.
-            assert "1 unchanged, 0 removed" in caplog.text
-        assert audio_index.open_index(tmp_path / "index", models).paths == names
-        assert set(json.loads(stamps.read_text())) == set(names)
-
-
-def test_stamps_are_there_at_any_time(ensemble, runs, sounds, tmp_path, monkeypatch):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    audio_index.update_index(tmp_path, sounds / "below", models)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(audio_index, "write_json", killed)
-    with pytest.raises(KeyboardInterrupt):
-        audio_index.update_index(tmp_path, sounds / "below", models)
-    assert (tmp_path / audio_index.FILES_FILE).exists()
-
-
-def test_an_index_grows_shrinks_and_answers(ensemble, runs, sounds, run_command, call_command, tmp_path):
-    """It is searched in a process of its own, as a user does."""
-    index = tmp_path / "index"
-    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
-    made = call_command(*words, "--add", sounds)
-    assert made.returncode == 0, made.stderr
-    assert "3 files embedded, 0 unchanged, 0 removed" in made.stderr
-    assert "skipped" in made.stderr
-    answered = run_command(*words, "--top", 2, SENTENCE)
-    lines = answered.stdout.splitlines()
-    assert len(lines) == 2
-    score, path = lines[0].split("  ")
-    assert Path(path).exists()
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    vectors, paths, _ = models.embed_files(
-        sorted(path for path in sounds.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
-    )
-    scores = (models.embed_text([SENTENCE]) @ vectors.T)[0]
-    assert path == str(paths[int(scores.argmax())])
-    assert float(score) == pytest.approx(float(scores.max()), abs=1e-4)
-    more = tmp_path / "more"
-    more.mkdir()
-    for name in ("a.wav", "b.wav"):
-        soundfile.write(more / name, np.random.default_rng(1).normal(0, 0.1, 64_000), 32_000)
-    audio_index.update_index(index, more, models)
-    (more / "a.wav").unlink()
-    soundfile.write(more / "b.wav", np.random.default_rng(2).normal(0, 0.1, 96_000), 32_000)
-    before = audio_index.open_index(index, models)
-    audio_index.update_index(index, more, models)
-    after = audio_index.open_index(index, models)
-    assert [path for path in before.paths if path not in after.paths] == [str(more / "a.wav")]
-    place = {path: number for number, path in enumerate(before.paths)}
-    for number, path in enumerate(after.paths):
-        same = (after.vectors_AD[number] == before.vectors_AD[place[path]]).all()
-        assert same == (path != str(more / "b.wav"))
-
-
-def test_a_library_that_was_moved_is_recognised_by_its_contents(ensemble, runs, sounds, tmp_path, monkeypatch):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    old, new, index = tmp_path / "old", tmp_path / "new", tmp_path / "index"
-    shutil.copytree(sounds, old)
-    audio_index.update_index(index, old, models)
-    before = audio_index.open_index(index, models)
-    old.rename(new)
-    (new / "below" / "rain.flac").rename(new / "rain, renamed.flac")
-    monkeypatch.setattr(clips, "decode_file", lambda path: pytest.fail(f"{path} was decoded again"))
-    (new / "torn.wav").unlink()
-    audio_index.update_index(index, new, models)
-    after = audio_index.open_index(index, models)
-    names = ["below/[wind].ogg", "dög, barking.wav", "rain, renamed.flac"]
-    assert after.paths == [str(new / name) for name in names]
-    rows = [before.paths.index(str(old / name)) for name in (*names[:2], "below/rain.flac")]
-    np.testing.assert_array_equal(after.vectors_AD, before.vectors_AD[rows])
-
-
-def test_recordings_that_are_gone_are_named_and_left_out(ensemble, runs, sounds, tmp_path, call_command):
-    audio, index = tmp_path / "audio", tmp_path / "index"
-    shutil.copytree(sounds, audio)
-    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", index)
-    assert call_command(*words, "--add", audio).returncode == 0
-    (audio / "below" / "rain.flac").unlink()
-    answered = call_command(*words, SENTENCE)
-    assert f"gone: {audio / 'below' / 'rain.flac'} no longer exists" in answered.stderr
-    assert len(answered.stdout.splitlines()) == 2
-
-
-def test_an_interruption_loses_at_most_one_part(ensemble, runs, tmp_path, monkeypatch):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    audio, index = tmp_path / "audio", tmp_path / "index"
-    audio.mkdir()
-    for number in range(6):
-        soundfile.write(audio / f"{number}.wav", np.random.default_rng(number).normal(0, 0.1, 3_200), 32_000)
-    monkeypatch.setattr(audio_index, "MIN_PART_FILES", 2)
-    decoded = []
-
-    def decode_until_interrupted(path):
-        if len(decoded) == 4:
-            raise KeyboardInterrupt
-        decoded.append(path.name)
-        return decode_file(path)
-
-    monkeypatch.setattr(clips, "decode_file", decode_until_interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        audio_index.update_index(index, audio, models)
-    assert len(audio_index.open_index(index, models).paths) == 4
-    monkeypatch.setattr(clips, "decode_file", lambda path: decoded.append(path.name) or decode_file(path))
-    audio_index.update_index(index, audio, models)
-    assert decoded == [f"{number}.wav" for number in range(6)]
-
-
-def test_one_command_at_a_time_writes_to_an_index(ensemble, runs, sounds, tmp_path):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    with lock_folder(tmp_path / "index"), pytest.raises(UserError, match="another command is writing to"):
-        audio_index.update_index(tmp_path / "index", sounds, models)
-    audio_index.update_index(tmp_path / "index", sounds, models)
-
-
-def test_a_recording_that_only_the_stamps_name_is_embedded(ensemble, runs, sounds, tmp_path):
-    """As after two commands had written one of the two files each."""
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    folders = [tmp_path / name for name in "ab"]
-    for folder, name in zip(folders, ("dög, barking.wav", "below/rain.flac"), strict=True):
-        folder.mkdir()
-        shutil.copy(sounds / name, folder)
-    audio_index.update_index(tmp_path / "index", folders[0], models)
-    stamps = (tmp_path / "index" / audio_index.FILES_FILE).read_bytes()
-    shutil.rmtree(tmp_path / "index")
-    audio_index.update_index(tmp_path / "index", folders[1], models)
-    (tmp_path / "index" / audio_index.FILES_FILE).write_bytes(stamps)
-    for folder in folders:
-        audio_index.update_index(tmp_path / "index", folder, models)
-    assert [Path(path).name for path in audio_index.open_index(tmp_path / "index", models).paths] == [
-        "dög, barking.wav",
-        "rain.flac",
-    ]
-
-
 CASES = Path(__file__).parents[3].parent / "shared" / "cases" / "audio.py"
 
 
@@ -412,13 +195,13 @@ def test_search_and_embed_treat_the_shared_cases_alike(ensemble, runs, tmp_path,
     subprocess.run([sys.executable, CASES, tmp_path / "audio"], check=True, capture_output=True)
     with (tmp_path / "audio" / "expected.csv").open() as file:
         cases = {row["file_name"]: row["must"] for row in csv.DictReader(file)}
-    words = ("ensemble/search.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
+    words = ("ensemble/search.py", ensemble, "--runs", runs, "--index", tmp_path / "index")
     added = call_command(*words, "--add", tmp_path / "audio")
     model = next((runs / "models").iterdir())
     words = ("trainables/embed.py", "--checkpoint", model, "--audio", tmp_path / "audio")
     embedded = call_command(*words, "--out", tmp_path / "out.arrow")
     models = bundle.load_models(ensemble, RunStorage.of(runs))
-    kept = {Path(path).name for path in audio_index.open_index(tmp_path / "index", models).paths}
+    kept = {recording.path.name for recording in Library(tmp_path / "index", models).recordings}
     assert kept == set(read_embeddings(tmp_path / "out.arrow").clip_ids)
     assert kept == {name for name, must in cases.items() if must in ("keep", "warn")}
     for done in (added, embedded):
@@ -446,19 +229,19 @@ def test_sentences_are_read_in_other_encodings_or_named_by_line(contents, senten
         assert problem in message
 
 
-def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path):
-    models = bundle.load_models(ensemble, RunStorage.of(runs))
-    with pytest.raises(UserError, match="create it with --add"):
-        audio_index.open_index(tmp_path, models)
-    audio_index.update_index(tmp_path, sounds, models)
+def test_what_can_not_be_searched_is_named(ensemble, runs, sounds, tmp_path, call_command):
+    words = ("ensemble/search.py", ensemble, "--runs", runs, "--index", tmp_path)
+    assert "create it with --add" in call_command(*words, SENTENCE).stderr
+    library = Library(tmp_path, bundle.load_models(ensemble, RunStorage.of(runs)))
+    library.add([sounds])
     with pytest.raises(UserError, match="contains no word"):
-        audio_index.search_index(models, audio_index.open_index(tmp_path, models), ["..."], 3)
+        library.search("...")
     changed = json.loads(ensemble.read_text())
     changed["members"][0]["weight"] = 0.5
     other = tmp_path / "other.json"
     other.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="the index of another ensemble"):
-        audio_index.open_index(tmp_path, bundle.load_models(other, RunStorage.of(runs)))
+        Library(tmp_path, bundle.load_models(other, RunStorage.of(runs)))
     gone = {"name": "gone", "weight": 1.0, "signature": "f" * 16}
     for change, why in (
         ({"fusion": "rank"}, "needs the fusion by the mean"),
@@ -489,25 +272,24 @@ def test_an_index_ranks_by_normalised_scores(normalised, sounds, tmp_path):
     by its bank, written out.
     """
     models = bundle.load_models(normalised, RunStorage.of(normalised.parent))
-    audio_index.update_index(tmp_path / "index", sounds, models)
-    index = audio_index.open_index(tmp_path / "index", models)
-    expected = np.zeros(len(index.paths))
+    library = Library(tmp_path / "index", models)
+    library.add([sounds])
+    paths = [recording.path for recording in library.recordings]
+    expected = np.zeros(len(paths))
     for own in models.members:
-        audio_AD = embed_files(own.model, own.trial, [Path(path) for path in index.paths])[0].astype(np.float64)
+        audio_AD = embed_files(own.model, own.trial, paths)[0].astype(np.float64)
         (vector_D,) = embed_text(own.model, own.trial, [SENTENCE])
         offset_A = 0.05 * np.log(np.exp(audio_AD @ own.bank.text_QD.T / 0.05).mean(axis=1))
         expected += own.weight * (audio_AD @ vector_D - offset_A)
-    (hits,) = audio_index.search_index(models, index, [SENTENCE], 10)
-    assert [path for _, path in hits] == [index.paths[clip] for clip in np.argsort(-expected)]
-    np.testing.assert_allclose([score for score, _ in hits], np.sort(expected)[::-1], atol=1e-5)
-    for path in index.paths:
-        folder = tmp_path / Path(path).stem
-        folder.mkdir()
-        shutil.copy(path, folder)
-        audio_index.update_index(tmp_path / "one by one", folder, models)
-    single = audio_index.open_index(tmp_path / "one by one", models)
-    rows = [[Path(path).name for path in single.paths].index(Path(path).name) for path in index.paths]
-    np.testing.assert_allclose(single.vectors_AD[rows], index.vectors_AD, atol=1e-5)
+    hits = library.search(SENTENCE)
+    assert [hit.path for hit in hits] == [paths[clip] for clip in np.argsort(-expected)]
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1], atol=HALF_PRECISION)
+    single = Library(tmp_path / "one by one", models)
+    for path in paths:
+        single.add([path])
+    assert [(hit.path, hit.score) for hit in single.search(SENTENCE)] == [
+        (hit.path, pytest.approx(hit.score, abs=HALF_PRECISION)) for hit in hits
+    ]
 
 
 def test_models_need_whole_banks_of_their_own(normalised, ensemble, runs, tmp_path):
@@ -616,7 +398,7 @@ def test_an_exported_ensemble_needs_neither_ray_nor_mlflow_nor_runs(ensemble, ru
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.strip() == vector.tobytes().hex()
     index = tmp_path / "index"
-    words = ("ensemble/search.py", "--ensemble", out, "--index", index, "--runs", tmp_path / "nowhere")
+    words = ("ensemble/search.py", out, "--index", index, "--runs", tmp_path / "nowhere")
     assert call_command(*words, "--add", sounds, SENTENCE).returncode == 0
     again = call_command("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--out", out)
     assert again.returncode == 2
@@ -647,7 +429,7 @@ def test_what_a_registered_model_imports_is_required():
 
     Imports of ours within functions are for commands, but for those of the model that MLflow runs.
     """
-    todo = ["ensemble.serving.mlflow_model", "ensemble.serving.bundle", "ensemble.serving.audio_index"]
+    todo = ["ensemble.serving.mlflow_model", "ensemble.serving.library"]
     todo += [".".join(path.relative_to(ROOT).with_suffix("").parts)
              for path in (ROOT / "trainables" / "encoders").glob("*/*.py")]  # fmt: skip
     seen, others = set(), {}
@@ -670,7 +452,8 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
 ):
     """It is exported in a process, as a user does, and served in another, from elsewhere, as MLflow does."""
     models = bundle.load_models(ensemble, RunStorage.of(runs))
-    audio_index.update_index(tmp_path / "index", sounds, models)
+    library = Library(tmp_path / "index", models)
+    library.add([sounds])
     words = ("ensemble/export.py", "--ensemble", ensemble, "--runs", runs, "--index", tmp_path / "index")
     done = run_command(*words, "--register", "tones", "--out", tmp_path / "exported")
     assert done.returncode == 0, done.stderr
@@ -686,8 +469,7 @@ def test_a_registered_model_takes_sentences_and_gives_ranked_clips(
     )
     assert elsewhere.returncode == 0, elsewhere.stderr
     answers = [[tuple(clip) for clip in answer] for answer in json.loads(elsewhere.stdout.splitlines()[-1])]
-    index = audio_index.open_index(tmp_path / "index", models)
-    expected = audio_index.search_index(models, index, [SENTENCE, CAPTIONS[0]], 10)
+    expected = [[(hit.score, str(hit.path)) for hit in library.search(text)] for text in (SENTENCE, CAPTIONS[0])]
     assert answers == expected
     alone = call_command(*words, "--out", tmp_path / "other")
     assert "--register and --index go together" in alone.stderr

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from data.splits import Splits
 from ensemble.export import export_ensemble
-from ensemble.serving import audio_index, bundle
+from ensemble.serving import bundle, index_update
 from ensemble.serving.library import load
 from ensemble.web.access import AccessRules
 from ensemble.web.app import build_app
@@ -39,20 +39,6 @@ SOUNDS = {
     GONE: (16_000, 2.0, 1),
 }
 """Sample rate, duration in seconds and number of channels of each file."""
-
-SERVE = """
-import sys
-from pathlib import Path
-from data.runtime.command_line import command
-from ensemble.serving.library import load
-from ensemble.web.server import serve
-
-@command
-def main(argv=None):
-    serve(load(Path(sys.argv[1])), port=0, token=sys.argv[2] if len(sys.argv) > 2 else None)
-
-sys.exit(main())
-"""
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +69,7 @@ def sounds(exported):
         time_s = np.arange(int(rate_hz * duration_s)) / rate_hz
         tone = 0.3 * np.sin(2 * np.pi * 150 * 1.6**number * time_s) * (time_s % 1 < 0.5)
         soundfile.write(path, tone[:, np.newaxis] + rng.normal(0, 0.01, (len(time_s), channels)), rate_hz)
-    audio_index.update_index(exported / "index", folder, bundle.load_models(exported))
+    index_update.update_index(exported / "index", folder, bundle.load_models(exported))
     (folder / GONE).unlink()
     return folder
 
@@ -125,7 +111,7 @@ class Server:
     def __init__(self, exported, *words):
         # Its own session, so that Ctrl-C can be sent to it alone.
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(exported), *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self.url = self.process.stdout.readline().strip()

@@ -44,7 +44,7 @@ def test_a_server_answers_many_users_and_ends_with_a_player_connected(start_serv
 def test_a_converted_recording_ends_with_the_server(start_server, ids):
     """A process of its own, as Ctrl-C is a signal to a process. The token is part of the address that is printed."""
     token = "a-token-of-24-characters"
-    running = start_server(token)
+    running = start_server("--token", token)
     assert running.url.endswith(f"/?token={token}")
     address = running.url.partition("?")[0]
     assert httpx2.get(address).status_code == 401
@@ -86,3 +86,17 @@ def test_a_server_for_other_machines_has_a_token(host, token, needed, monkeypatc
 def test_a_token_that_could_be_guessed_is_refused(token, library):
     with pytest.raises(UserError, match="--token"):
         serve(library, port=0, token=token)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["rain", "--serve"], "sentence"), (["--serve", "--top", "3", "--moments"], "moments, top"),
+        (["rain", "--port", "80"], "--port"), (["--token", "a-token-of-24-characters"], "--serve"),
+        (["--serve", "--port", "99999"], "at most"),
+    ],
+)  # fmt: skip
+def test_options_that_would_be_ignored_are_refused(words, named, exported, call_command):
+    refused = call_command("ensemble/search.py", exported, *words)
+    assert refused.returncode == 2
+    assert named in refused.stderr

@@ -1,0 +1,259 @@
+"""Opened index: recordings, and the search for the rows with the highest scores.
+
+The scores of all rows are computed while the vectors fit into EXACT_BYTES of memory. Beyond that, FAISS finds
+candidates by reduced vectors, and the candidates' scores are computed exactly from the memory-mapped vectors.
+
+Recordings and rows of all parts are numbered consecutively. Shapes: A recordings, R rows, D the size of the vectors, Q
+queries.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble.index.manifest import Manifest, read_manifest
+from ensemble.index.parts import Part
+from ensemble.index.reduction import KIND_BITS, Kind, Reduction, list_kind_rows, open_codes, open_reduction
+
+EXACT_BYTES = 512 * 2**20
+"""Maximum size of all vectors in single precision for exact search."""
+
+MIN_CANDIDATES = 1000
+CANDIDATES_PER_RESULT = 20
+BLOCK_ROWS = 8192
+"""Number of vectors that are converted to single precision at a time."""
+
+NUM_OPENING_ATTEMPTS = 5
+
+ScoredRows = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Rows in ascending order, and their scores."""
+
+
+def is_small(num_rows: int, vector_size: int) -> bool:
+    """Return whether an index with this number of rows is searched exactly."""
+    return num_rows * vector_size * np.dtype(np.float32).itemsize <= EXACT_BYTES
+
+
+class OpenedIndex:
+    """Index of recordings, opened. It stays as it is while another process changes the index.
+
+    Args:
+        folder: the folder of the index.
+        manifest: its contents.
+
+    Raises:
+        FileNotFoundError: if a writer has replaced a part.
+        UserError: if a file is damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.parts = [Part(folder, entry, manifest.vector_size) for entry in manifest.parts]
+        self.first_recordings = np.cumsum([0, *(part.entry.num_recordings for part in self.parts)])
+        self.first_rows = np.cumsum([0, *(part.entry.num_rows for part in self.parts)])
+        self.is_removed_A = join([part.is_removed_A for part in self.parts], bool)
+        self.id_A = join([part.recordings["id"].to_numpy() for part in self.parts], np.uint64)
+        self.duration_A = join([part.recordings["duration_s"].to_numpy() for part in self.parts], np.float64)
+        self.recording_R = join(
+            [part.recording_R + first for part, first in zip(self.parts, self.first_recordings, strict=False)], np.int64
+        )
+        self.kinds_R = join([part.kinds_R for part in self.parts], np.uint8)
+        self.reduction: Reduction | None = None
+        if manifest.reduction and not is_small(manifest.num_rows, manifest.vector_size):
+            self.reduction = open_reduction(folder, manifest.reduction)
+            self.codes = {
+                kind: [open_codes(part, self.reduction.name, kind) for part in self.parts] for kind in KIND_BITS
+            }
+            if any(codes is None for kind in KIND_BITS for codes in self.codes[kind]):
+                self.reduction = None
+
+    def __len__(self) -> int:
+        """Return the number of recordings."""
+        return self.manifest.num_recordings
+
+    def describe_search(self) -> str:
+        """Return a sentence on how the index is searched, and why."""
+        num_rows, size = self.manifest.num_rows, self.manifest.vector_size
+        mib = num_rows * size * 4 / 2**20
+        stated = f"{num_rows:,} vectors of {size:,} numbers ({mib:,.0f} MiB)"
+        if is_small(num_rows, size):
+            return f"exact search: {stated}, at most {EXACT_BYTES // 2**20} MiB"
+        if self.reduction is None:
+            return (
+                f"exact search from disk, which is slow: {stated}; --add again to prepare the index for faster search"
+            )
+        return f"approximate search with exact scores: {stated}, more than {EXACT_BYTES // 2**20} MiB"
+
+    def locate(self, recording: int) -> tuple[Part, int]:
+        """Return the part of a recording, and the recording's number in it."""
+        number = int(np.searchsorted(self.first_recordings, recording, side="right")) - 1
+        return self.parts[number], recording - int(self.first_recordings[number])
+
+    def find_recording(self, recording_id: int) -> int | None:
+        """Return the number of the recording with an id (`ensemble.index.parts.compute_id`); None if there is none."""
+        numbers = np.flatnonzero((self.id_A == np.uint64(recording_id)) & ~self.is_removed_A)
+        return int(numbers[0]) if len(numbers) else None
+
+    def load_rows(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors of rows in ascending order [R, D]."""
+        loaded_RD = np.empty((len(rows_R), self.manifest.vector_size), np.float32)
+        bounds = np.searchsorted(rows_R, self.first_rows)
+        for part, first_row, first, end in zip(self.parts, self.first_rows, bounds, bounds[1:], strict=False):
+            loaded_RD[first:end] = part.vectors_RD[rows_R[first:end] - first_row]
+        return loaded_RD
+
+    @cached_property
+    def matrix(self) -> NDArray[np.float32]:
+        """Vectors of all rows in memory [R, D], for exact search."""
+        return self.load_rows(np.arange(self.manifest.num_rows))
+
+    def select_rows(self, kind: Kind, is_accepted_A: NDArray[np.bool_] | None) -> NDArray[np.int64]:
+        """Return the rows of a kind whose recordings are accepted and not removed, in ascending order."""
+        accepted_A = ~self.is_removed_A if is_accepted_A is None else is_accepted_A & ~self.is_removed_A
+        is_selected_R = (self.kinds_R & KIND_BITS[kind]).astype(bool)
+        if not accepted_A.all():
+            is_selected_R &= accepted_A[self.recording_R]
+        return np.flatnonzero(is_selected_R)
+
+    def score(
+        self, kind: Kind, vectors_QD: NDArray[np.float32], num: int, is_accepted_A: NDArray[np.bool_] | None = None
+    ) -> list[ScoredRows]:
+        """Return rows of a kind with their scores for each query, among them those with the `num` highest scores: all
+        rows in an exact search, candidates in an approximate one.
+
+        Args:
+            kind: passages or moments.
+            vectors_QD: the vectors of the queries.
+            num: number of rows with the highest scores that must be among them.
+            is_accepted_A: which recordings to search; None for all.
+        """
+        rows_R = self.select_rows(kind, is_accepted_A)
+        num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_RESULT * num)
+        if self.reduction is None or len(rows_R) <= num_candidates:
+            return self.score_exactly(rows_R, vectors_QD)
+        candidates = self.find_candidates(kind, vectors_QD, num_candidates, rows_R)
+        return [(rows, self.load_rows(rows) @ vector_D) for rows, vector_D in zip(candidates, vectors_QD, strict=True)]
+
+    def score_exactly(self, rows_R: NDArray[np.int64], vectors_QD: NDArray[np.float32]) -> list[ScoredRows]:
+        """Return some rows with their scores for each query."""
+        if is_small(self.manifest.num_rows, self.manifest.vector_size):
+            scores_QR = vectors_QD @ self.matrix.T
+            return [(rows_R, scores_R[rows_R]) for scores_R in scores_QR]
+        blocks = [rows_R[first : first + BLOCK_ROWS] for first in range(0, len(rows_R), BLOCK_ROWS)]
+        scores_QR = np.concatenate(
+            [np.zeros((len(vectors_QD), 0), np.float32), *(vectors_QD @ self.load_rows(rows).T for rows in blocks)],
+            axis=1,
+        )
+        return [(rows_R, scores_R) for scores_R in scores_QR]
+
+    def find_candidates(
+        self, kind: Kind, vectors_QD: NDArray[np.float32], num: int, rows_R: NDArray[np.int64]
+    ) -> list[NDArray[np.int64]]:
+        """Return, for each query, the rows with the `num` highest scores of reduced vectors, in ascending order.
+        `rows_R` are the rows to search, in ascending order.
+        """
+        import faiss
+
+        assert self.reduction is not None
+        reduced_Qd = self.reduction.project_queries(vectors_QD)
+        rows, scores = [], []
+        for part, first_row, codes in zip(self.parts, self.first_rows, self.codes[kind], strict=False):
+            assert codes is not None
+            kind_rows = list_kind_rows(part, kind) + first_row
+            is_searched = np.isin(kind_rows, rows_R, assume_unique=True)
+            if not is_searched.any():
+                continue
+            # The selector refers to the array of bits, which must exist during the search.
+            bits = np.packbits(is_searched, bitorder="little")
+            selector = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # its types are C++'s
+            selection = None if is_searched.all() else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+            part_scores, numbers = codes.search(reduced_Qd, min(num, len(kind_rows)), params=selection)
+            rows.append(np.where(numbers >= 0, kind_rows[numbers], -1))
+            scores.append(np.where(numbers >= 0, part_scores, -np.inf))
+        rows_QR, scores_QR = np.concatenate(rows, axis=1), np.concatenate(scores, axis=1)
+        best_QR = np.argsort(-scores_QR, axis=1)[:, :num]
+        chosen = (rows[best] for rows, best in zip(rows_QR, best_QR, strict=True))
+        return [np.sort(rows[rows >= 0]) for rows in chosen]
+
+    def score_recordings(
+        self, vectors_QD: NDArray[np.float32], k: int, is_accepted_A: NDArray[np.bool_] | None = None
+    ) -> list[ScoredRows]:
+        """Return recordings with the scores of their best passages for each query, among them the `k` with the highest
+        scores. The arguments are those of `score`.
+        """
+        num = k
+        while True:
+            scored = self.score("passages", vectors_QD, num, is_accepted_A)
+            best = [self.reduce_to_recordings(rows, scores) for rows, scores in scored]
+            is_complete = self.reduction is None or num >= self.manifest.num_rows
+            if is_complete or all(len(recordings) >= k for recordings, _ in best):
+                return best
+            num *= 4
+
+    def reduce_to_recordings(self, rows_R: NDArray[np.int64], scores_R: NDArray[np.float32]) -> ScoredRows:
+        """Return the recordings of rows in ascending order, and the highest score of each one's rows."""
+        recordings_R = self.recording_R[rows_R]
+        starts = np.flatnonzero(np.diff(recordings_R, prepend=-1))
+        if not len(starts):
+            return recordings_R, scores_R
+        return recordings_R[starts], np.maximum.reduceat(scores_R, starts)
+
+    def find_rows(self, recording: int, kind: Kind) -> NDArray[np.int64]:
+        """Return the rows of a recording that are passages, or moments."""
+        first, end = np.searchsorted(self.recording_R, [recording, recording + 1]).tolist()
+        rows: NDArray[np.int64] = first + np.flatnonzero(self.kinds_R[first:end] & KIND_BITS[kind])
+        return rows
+
+    def read_intervals(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the start and end in seconds of rows [R, 2]."""
+        intervals = np.empty((len(rows_R), 2), np.float32)
+        for position, row in enumerate(rows_R):
+            number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+            table, local = self.parts[number].rows, int(row - self.first_rows[number])
+            intervals[position] = table["start_s"][local].as_py(), table["end_s"][local].as_py()
+        return intervals
+
+    def iter_numbers_by_part(self, recordings: Sequence[int]) -> Iterator[tuple[Part, list[int]]]:
+        """Yield each part that has some of these recordings, and their numbers in it."""
+        ordered = np.sort(np.asarray(recordings, np.int64))
+        bounds = np.searchsorted(ordered, self.first_recordings)
+        for part, first_recording, first, end in zip(
+            self.parts, self.first_recordings, bounds, bounds[1:], strict=False
+        ):
+            if end > first:
+                yield part, (ordered[first:end] - first_recording).tolist()
+
+
+def join(arrays: Sequence[NDArray[np.generic]], dtype: type) -> NDArray:  # type: ignore[type-arg]
+    """Return arrays of this type joined, also if there are none."""
+    return np.concatenate([np.zeros(0, dtype), *arrays])
+
+
+def open_index(folder: Path) -> OpenedIndex | None:
+    """Return the index in a folder, opened, or None if the folder has none. If a writer replaces parts meanwhile, the
+    index is opened again.
+
+    Raises UserError if it is damaged.
+    """
+    for attempt in range(NUM_OPENING_ATTEMPTS):
+        manifest = read_manifest(folder)
+        if manifest is None:
+            return None
+        try:
+            return OpenedIndex(folder, manifest)
+        except FileNotFoundError:
+            if attempt == NUM_OPENING_ATTEMPTS - 1:
+                raise
+    return None
+
+
+def choose_best(scored: ScoredRows, k: int) -> ScoredRows:
+    """Return the rows with the `k` highest scores, and all others with the same score as the last of them."""
+    rows_R, scores_R = scored
+    if len(rows_R) <= k:
+        return scored
+    is_chosen = scores_R >= np.partition(scores_R, -k)[-k]
+    return rows_R[is_chosen], scores_R[is_chosen]

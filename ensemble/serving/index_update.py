@@ -1,0 +1,348 @@
+"""Add audio files to an index, and keep it in step with folders.
+
+A file is recognised by its path, size and modification time, or else by its contents: a file that was moved or copied
+keeps its vectors. An interruption loses at most one part of the files.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import UserError
+from data.sources.audio_files import AudioListing, FileProblems, list_audio_files
+from data.sources.csv_tables import read_csv
+from data.sources.file_names import FileMatcher
+from data.store.locks import lock_folder
+from ensemble.index.parts import IndexedRecording, compute_id
+from ensemble.index.vector_search import OpenedIndex
+from ensemble.index.writer import IndexWriter
+from ensemble.serving.bundle import EnsembleModels
+from ensemble.serving.recording_vectors import RecordingVectors, embed_recordings
+
+logger = logging.getLogger("chorale.recordings")
+
+MIN_PART_FILES = 256
+"""Minimum number of files that are embedded before they are written."""
+
+CAPTION_PREFIX = "caption"
+"""Beginning of the names of the columns of captions: caption, caption_1, ..."""
+
+ReportProgress = Callable[[int, int], None]
+"""Function that is called with the numbers of files that are done and of all files to embed."""
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """Audio file to have in the index."""
+
+    path: str
+    root: str  # folder that was added
+    size: int
+    mtime_ns: int
+    captions: tuple[str, ...] = ()
+    sha256: bytes = b""  # empty until it is computed
+
+    @property
+    def stamp(self) -> tuple[int, int, tuple[str, ...]]:
+        """Values by which an unchanged file is recognised."""
+        return self.size, self.mtime_ns, self.captions
+
+
+@dataclass
+class UpdateSummary:
+    """Changes of an index by one update."""
+
+    num_embedded: int = 0
+    num_reused: int = 0
+    num_unchanged: int = 0
+    num_removed: int = 0
+    problems: FileProblems = field(default_factory=FileProblems)
+
+    def log(self) -> None:
+        """Log the changes, and each file that was skipped or changed when it was decoded."""
+        self.problems.log(logger)
+        logger.info(
+            "%d files embedded, %d unchanged, %d removed, %d skipped",
+            self.num_embedded, self.num_unchanged, self.num_removed, len(self.problems.skipped),
+        )  # fmt: skip
+        if self.num_reused:
+            logger.info("%d files have the contents of recordings in the index: not embedded again", self.num_reused)
+
+
+def update_index(
+    folder: Path,
+    audio: Path,
+    models: EnsembleModels,
+    removes_absent: bool = False,
+    report_progress: ReportProgress | None = None,
+) -> UpdateSummary:
+    """Add the new and changed audio files in a folder to an index, and return what was changed.
+
+    A recording whose file no longer exists, while a new file has the same contents, was moved: it is removed. A
+    symbolic link is listed by its own path, since its target may be outside the folder.
+
+    Args:
+        folder: the folder of the index, which is created if it doesn't exist.
+        audio: the folder of recordings, searched recursively.
+        models: the models of the ensemble.
+        removes_absent: whether to remove the folder's recordings whose files no longer exist.
+        report_progress: function to call after each part of the files.
+
+    Raises:
+        UserError: if no file can be used, the index belongs to another ensemble, or another command is writing to it.
+    """
+    audio = audio.resolve()
+    listing = list_audio_files(audio)
+    summary = update_files(folder, [(audio, listing)], models, removes_absent, report_progress)
+    listing.log_unusable(audio)
+    return summary
+
+
+def add_paths(
+    folder: Path, paths: Iterable[Path], models: EnsembleModels, report_progress: ReportProgress | None = None
+) -> UpdateSummary:
+    """Add audio files, and the audio files in folders, to an index, as `update_index` does."""
+    listings = []
+    for path in paths:
+        path = path.resolve()
+        if path.is_dir():
+            listings.append((path, list_audio_files(path)))
+        elif path.is_file():
+            listings.append((path.parent, AudioListing([path], {}, [])))
+        else:
+            raise UserError(f"{path} is neither a file nor a folder")
+    return update_files(folder, listings, models, False, report_progress)
+
+
+def remove_paths(folder: Path, paths: Iterable[Path], models: EnsembleModels) -> int:
+    """Remove recordings from an index, by their paths or by folders that they are in, and return their number. The
+    files stay as they are. A path that the index doesn't have is ignored.
+    """
+    with lock_folder(folder):
+        writer = open_writer(folder, models)
+        numbers = list_recordings_below(writer.index, [path.absolute() for path in paths])
+        writer.commit([], numbers)
+        return len(numbers)
+
+
+def open_writer(folder: Path, models: EnsembleModels) -> IndexWriter:
+    """Return the writer of an index. Raises UserError if the index belongs to another ensemble."""
+    writer = IndexWriter(folder, models.signature, models.compute_query_scale())
+    require_ensemble(writer.index, models)
+    return writer
+
+
+def require_ensemble(index: OpenedIndex, models: EnsembleModels) -> None:
+    """Raise UserError if an index was created with another ensemble."""
+    signature = index.manifest.signature
+    if (signature, index.manifest.vector_size) != (models.signature, models.embedding_size):
+        raise UserError(f"{index.folder} is the index of another ensemble ({signature}, not {models.signature})")
+
+
+def update_files(
+    folder: Path,
+    listings: Sequence[tuple[Path, AudioListing]],
+    models: EnsembleModels,
+    removes_absent: bool,
+    report_progress: ReportProgress | None,
+) -> UpdateSummary:
+    """Update an index with listed files, as `update_index` does. `listings` are pairs of the folder that was added and
+    its files.
+    """
+    summary = UpdateSummary()
+    for _, listing in listings:
+        summary.problems.skipped.update(listing.skipped)
+    with lock_folder(folder):
+        writer = open_writer(folder, models)
+        files = [file for root, listing in listings for file in stat_files(root, listing, summary.problems)]
+        changed = [hash_file(file) for file in find_changed(writer.index, files)]
+        summary.num_unchanged = len(files) - len(changed)
+        moved = reuse_vectors(writer, changed, summary)
+        waiting = [file for file in changed if file.path not in moved]
+        num_waiting = len(waiting)
+        while waiting:
+            size = max(MIN_PART_FILES, len(writer.index) // 4)
+            part, waiting = waiting[:size], waiting[size:]
+            embed_part(writer, part, models, summary)
+            if report_progress:
+                report_progress(num_waiting - len(waiting), num_waiting)
+        if removes_absent:
+            listed = {file.path for file in files}
+            roots = [root for root, _ in listings]
+            remove_absent(writer, roots, listed, summary)
+        if not len(writer.index):
+            summary.problems.log(logger)
+            raise UserError(f"{', '.join(str(root) for root, _ in listings)}: no audio file can be decoded")
+        writer.prepare_search()
+    return summary
+
+
+def stat_files(root: Path, listing: AudioListing, problems: FileProblems) -> Iterator[FoundFile]:
+    """Yield the audio files of a listing with their sizes, times and captions. Files that can't be read are added to
+    `problems`.
+    """
+    captions = read_captions(root, listing.paths)
+    for path in listing.paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            problems.skipped[path] = f"can't be read: {error.strerror}"
+            continue
+        yield FoundFile(str(path), str(root), status.st_size, status.st_mtime_ns, captions.get(path, ()))
+
+
+def read_captions(root: Path, paths: Sequence[Path]) -> Mapping[Path, tuple[str, ...]]:
+    """Return the captions of audio files, from the tables *.csv in the folder that have the columns file_name and
+    caption, or caption_1, caption_2 and so on. A table with errors is logged, and ignored.
+    """
+    captions: dict[Path, list[str]] = {}
+    matcher = FileMatcher((path.relative_to(root).as_posix() for path in paths), root)
+    for table in sorted(root.glob("*.csv")):
+        try:
+            rows = read_csv(table, ["file_name"])
+        except UserError as error:
+            logger.warning("captions aren't read: %s", error)
+            continue
+        columns = [name for name in rows[0].cells if name.startswith(CAPTION_PREFIX)]
+        matches = matcher.match(row["file_name"] for row in rows)
+        for row in rows:
+            files = matches[row["file_name"]]
+            texts = [text for column in columns if (text := row.get_optional(column).strip())]
+            if len(files) == 1:
+                captions.setdefault(root / files[0], []).extend(texts)
+    return {path: tuple(dict.fromkeys(texts)) for path, texts in captions.items()}
+
+
+def find_changed(index: OpenedIndex, files: Sequence[FoundFile]) -> list[FoundFile]:
+    """Return the files that the index doesn't have, or has with another size, time or captions."""
+    recordings = find_recordings(index, [file.path for file in files])
+    known: dict[int, tuple[int, int, tuple[str, ...]]] = {}
+    for part, numbers in index.iter_numbers_by_part([number for number in recordings if number is not None]):
+        table = part.recordings.select(["id", "size", "mtime_ns", "captions"]).take(numbers)
+        for row in table.to_pylist():
+            known[row["id"]] = (row["size"], row["mtime_ns"], tuple(row["captions"]))
+    return [file for file in files if known.get(compute_id(file.path)) != file.stamp]
+
+
+def find_recordings(index: OpenedIndex, paths: Sequence[str]) -> list[int | None]:
+    """Return the numbers of the recordings with these paths; None where the index has none."""
+    present = np.flatnonzero(~index.is_removed_A)
+    order = present[np.argsort(index.id_A[present], kind="stable")]
+    ids = np.array([compute_id(path) for path in paths], np.uint64)
+    positions = np.searchsorted(index.id_A[order], ids)
+    return [
+        int(order[position]) if position < len(order) and index.id_A[order[position]] == wanted_id else None
+        for position, wanted_id in zip(positions, ids, strict=True)
+    ]
+
+
+def hash_file(file: FoundFile) -> FoundFile:
+    """Return a file with the SHA-256 of its contents; 32 zeros if it can't be read, which decoding will report."""
+    try:
+        with Path(file.path).open("rb") as opened:
+            return replace(file, sha256=hashlib.file_digest(opened, "sha256").digest())
+    except OSError:
+        return replace(file, sha256=bytes(32))
+
+
+def reuse_vectors(writer: IndexWriter, changed: Sequence[FoundFile], summary: UpdateSummary) -> set[str]:
+    """Add the changed files that have the contents of a recording in the index, with its vectors, and return their
+    paths. Recordings that were moved to one of these paths are removed.
+    """
+    index = writer.index
+    by_digest = find_contents(index, {file.sha256 for file in changed})
+    reused = [(file, by_digest[file.sha256]) for file in changed if file.sha256 in by_digest]
+    if not reused:
+        return set()
+    added = []
+    for file, number in reused:
+        part, local = index.locate(number)
+        (recording,) = part.iter_recordings([local])
+        added.append(replace(recording, **describe_file(file)))
+    replaced = {number for number in find_recordings(index, [file.path for file, _ in reused]) if number is not None}
+    moved = {number for _, number in reused if not Path(read_path(index, number)).exists()}
+    writer.commit(added, sorted(replaced | moved))
+    summary.num_reused += len(reused)
+    summary.num_removed += len(moved - replaced)
+    return {file.path for file, _ in reused}
+
+
+def describe_file(file: FoundFile) -> dict[str, Any]:
+    """Return the columns of a recording that describe its file."""
+    names = ("path", "root", "size", "mtime_ns", "sha256", "captions")
+    return {name: getattr(file, name) for name in names}
+
+
+def find_contents(index: OpenedIndex, digests: set[bytes]) -> dict[bytes, int]:
+    """Return the number of a recording with each of these contents, for those that the index has."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found = {}
+    searched = pa.array(sorted(digests), pa.binary(32))
+    for part, first in zip(index.parts, index.first_recordings, strict=False):
+        column = part.recordings["sha256"]
+        is_found = pc.is_in(column, value_set=searched).to_numpy() & ~part.is_removed_A
+        for number in np.flatnonzero(is_found):
+            found[column[int(number)].as_py()] = int(first + number)
+    return found
+
+
+def read_path(index: OpenedIndex, number: int) -> str:
+    """Return the path of a recording."""
+    part, local = index.locate(number)
+    path: str = part.recordings["path"][local].as_py()
+    return path
+
+
+def embed_part(writer: IndexWriter, files: Sequence[FoundFile], models: EnsembleModels, summary: UpdateSummary) -> None:
+    """Embed files, and add them to the index in place of the recordings that have their paths."""
+    embedded, problems = embed_recordings(models, [Path(file.path) for file in files])
+    summary.problems.skipped.update(problems.skipped)
+    summary.problems.warnings.update(problems.warnings)
+    added = [build_recording(file, embedded[path]) for file in files if (path := Path(file.path)) in embedded]
+    replaced = find_recordings(writer.index, [file.path for file in files])
+    writer.commit(added, sorted(number for number in replaced if number is not None))
+    summary.num_embedded += len(added)
+
+
+def build_recording(file: FoundFile, vectors: RecordingVectors) -> IndexedRecording:
+    """Return the recording of a file with its vectors."""
+    return IndexedRecording(
+        **describe_file(file),
+        duration_s=vectors.duration_s,
+        peaks=vectors.peaks.tobytes(),
+        starts_s=vectors.starts_s,
+        ends_s=vectors.ends_s,
+        kinds=vectors.kinds,
+        vectors_RD=vectors.vectors_RD,
+    )
+
+
+def remove_absent(writer: IndexWriter, roots: Sequence[Path], listed: set[str], summary: UpdateSummary) -> None:
+    """Remove the recordings in some folders whose paths aren't listed."""
+    numbers = [
+        number for number in list_recordings_below(writer.index, roots) if read_path(writer.index, number) not in listed
+    ]
+    if numbers:
+        writer.commit([], numbers)
+    summary.num_removed += len(numbers)
+
+
+def list_recordings_below(index: OpenedIndex, paths: Sequence[Path]) -> list[int]:
+    """Return the numbers of the recordings that have one of these paths, or are in one of these folders."""
+    import pyarrow.compute as pc
+
+    numbers = []
+    for part, first in zip(index.parts, index.first_recordings, strict=False):
+        column = part.recordings["path"]
+        is_below = np.zeros(len(column), bool)
+        for path in map(str, paths):
+            is_below |= pc.starts_with(column, path.rstrip("/") + "/").to_numpy() | pc.equal(column, path).to_numpy()
+        numbers += (first + np.flatnonzero(is_below & ~part.is_removed_A)).tolist()
+    return numbers
