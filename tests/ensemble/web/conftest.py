@@ -110,9 +110,10 @@ class Server:
 
     def __init__(self, exported, *words):
         # Its own session, so that Ctrl-C can be sent to it alone.
+        command = [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words]
         self.process = subprocess.Popen(
-            [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         self.url = self.process.stdout.readline().strip()
         assert self.url, self.process.stderr.read()
