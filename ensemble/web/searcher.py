@@ -32,9 +32,13 @@ class Searcher:
         return await self._search_vector(await self.batcher.embed_sentence(sentence), k, where)
 
     async def search_audio(self, path: Path, k: int, where: Filter) -> list[Hit]:
-        """Return the k recordings that sound most like an audio file. Raises UserError if it can't be decoded."""
+        """Return the k recordings that sound most like an audio file. Raises ProblemError if it can't be embedded."""
         await self.refresh()
-        vectors_AD = await self.worker.run(self.library.embed_audio, [path])
+        try:
+            vectors_AD = await self.worker.run(self.library.embed_audio, [path])
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise ProblemError(422, f"The sound was refused: {reason}. Try another part of the recording.") from error
         return await self._search_vector(vectors_AD[0], k, where)
 
     async def search_similar(self, recording_id: str, k: int, where: Filter) -> list[Hit]:

@@ -15,7 +15,7 @@ const MAX_RESULTS = 100;
 const EMPTY_INDEX =
   "The index contains no recordings. Add the recordings of a folder with python ensemble/search.py DIR --add FOLDER, "
   + "then search.";
-const NO_RESULT = "No recording meets the filters.";
+const NO_RESULT = "No recording meets the filters: widen or remove them.";
 const LOST_SOUND = "The recording that was searched by isn't kept when the page is loaded again: drop it once more.";
 
 const element = (id) => document.getElementById(id);
