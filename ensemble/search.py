@@ -4,9 +4,8 @@
 removes recordings of the folder whose files no longer exist.
 
 Examples:
-    python ensemble/search.py exported --add my_sounds
-    python ensemble/search.py exported "rain on a tin roof"
-    python ensemble/search.py exported --moments "a door slams"
+    python ensemble/search.py exported --add my_sounds "rain on a tin roof"
+    python ensemble/search.py exported --serve
 
 Guide: docs/searching.md
 """
@@ -17,6 +16,7 @@ if __name__ == "__main__" and not __package__:
 import codecs
 import itertools
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ from data.captions import has_word
 from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
-from data.runtime.options import Command, option, positional, run_command
+from data.runtime.options import Command, changed_options, group, option, positional, run_command
 from ensemble.serving import index_update
 from ensemble.serving.hits import Hit
 from ensemble.serving.library import Library, load
@@ -39,8 +39,27 @@ logger = logging.getLogger("chorale.search")
 MAX_HITS = 1_000
 """Maximum number of hits per sentence, those without a file included."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 WATCH_DEBOUNCE_MS = 2_000
 """Time without changes in a folder after which they are added to the index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """Command-line options of the search page."""
+
+    serve: bool = option("serve the search page and a JSON interface until Ctrl-C", False)
+    open: bool = option("open the page in a browser", False)
+    port: int = option("port to listen on; 0 chooses a free one", 8000)
+    host: str = option("address to listen on; for other machines, such as 0.0.0.0", "127.0.0.1", metavar="ADDRESS")
+    token: str | None = option("secret that the page asks for (with --host, default: a new one)", None)
+
+    def __post_init__(self) -> None:
+        names = [f"--{name}" for name in changed_options(self)]
+        if names and not self.serve:
+            raise UserError(f"{', '.join(names)}: only the search page uses this; add --serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +75,13 @@ class Options:
     runs: str = option("folder of results with the models of an ensemble.json", "runs")
     top: int = option("number of recordings per sentence", 10, type=parse_positive_int)
     moments: bool = option("search for the best moments, not the best recordings", False)
+    page: PageOptions = group("search page")
 
     def __post_init__(self) -> None:
+        ignored = changed_options(self).keys() & {"sentence", "watch", "top", "moments"}
+        if self.page.serve and ignored:
+            names = ", ".join(sorted(ignored))
+            raise UserError(f"--serve takes sentences from its page: omit {names}, or search in another terminal")
         if self.watch and not self.sync:
             raise UserError("--watch follows the folder of --sync: give --sync FOLDER")
 
@@ -143,13 +167,32 @@ def watch_folder(library: Library, audio: Path) -> None:
             logger.error("%s", error)
 
 
+def serve_page(library: Library, options: PageOptions) -> None:
+    """Serve the search page and the JSON interface until Ctrl-C."""
+    from ensemble.web.server import serve
+
+    logger.info("%d recordings, %d members", len(library), len(library.models.members))
+    try:
+        serve(library, options.host, options.port, options.token, options.open)
+    except KeyboardInterrupt:
+        # The end of the interpreter takes another second of CPU time once torch is imported (measured).
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+
+
 def run(options: Options) -> None:
-    """Update the index if requested, then search it for each sentence and print the best recordings or moments."""
+    """Update the index if requested, then serve the search page, or search the index for each sentence and print the
+    best recordings or moments.
+    """
     if not options.ensemble.exists():
         raise UserError(f"{options.ensemble} doesn't exist: give an exported ensemble's folder, or an ensemble.json")
     began = time.perf_counter()
     library = load(options.ensemble, options.index, RunStorage.of(options.runs))
     update_library(library, options)
+    if options.page.serve:
+        serve_page(library, options.page)
+        return
     if not len(library):
         raise UserError(f"{library.folder} contains no index: create it with --add FOLDER")
     took_s = time.perf_counter() - began

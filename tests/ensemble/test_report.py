@@ -1,23 +1,19 @@
 """The report: its figures are those of the trials, and its page works in a real browser, without the network."""
 
 import asyncio
-import base64
 import csv
 import io
 import json
 import re
-import shutil
-import subprocess
-import time
 import uuid
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import aiohttp
 import numpy as np
 import pytest
 import scipy.stats
+from chromium import needs_chromium, open_tab
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -46,7 +42,6 @@ from trainables.records.mlflow_ledger import LedgerOptions, MlflowLedger, create
 from trainables.schedule import Schedule
 from trainables.signature import UNRELATED, Relations
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PHONE, DESKTOP = 390, 1200
 SPLITS = Splits("made/train", "made/validation", "made/test", ("made/train",))
 CLOTHO = Splits("clotho/development", "clotho/validation", "clotho/evaluation",
@@ -724,9 +719,6 @@ def page(ledger, store, grid, make, tmp_path):
     return tmp_path / "report.html"
 
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is on the PATH: pages can't be opened")
-
-
 @needs_chromium
 def test_the_page_fits_plays_and_asks_for_nothing(page, tmp_path):
     for width in (PHONE, DESKTOP):
@@ -771,60 +763,13 @@ PLOTS = """[...document.querySelectorAll('svg')].map(one => one.getBoundingClien
 
 async def look(page, width, folder):
     """Open a page in Chromium: what it asks the network for, how wide it is, what it looks like, what is heard."""
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-             f"--user-data-dir={folder}/browser"]  # fmt: skip
-    browser = subprocess.Popen([CHROMIUM, *flags, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (port_file := folder / "browser" / "DevToolsActivePort").exists() or not port_file.read_text():
-            assert browser.poll() is None
-            time.sleep(0.1)
-        port = port_file.read_text().splitlines()[0]
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                target = next(one for one in await answer.json() if one["type"] == "page")
-            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                return await visit(Tab(socket), page, width)
-    finally:
-        browser.terminate()
-        browser.wait()
-
-
-class Tab:
-    """A tab of Chromium, by its DevTools protocol."""
-
-    def __init__(self, socket):
-        self.socket, self.number, self.events = socket, 0, []
-
-    async def call(self, method, **params):
-        self.number += 1
-        await self.socket.send_json({"id": self.number, "method": method, "params": params})
-        while (message := await self.socket.receive_json()).get("id") != self.number:
-            self.events.append(message)
-        return message["result"]
-
-    async def value(self, expression):
-        found = await self.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=True
-        )
-        return found["result"].get("value")
-
-    async def picture(self, **clip):
-        where = {"clip": clip, "captureBeyondViewport": True} if clip else {}
-        return base64.b64decode((await self.call("Page.captureScreenshot", **where))["data"])
-
-    def told(self, method):
-        return [event["params"] for event in self.events if event.get("method") == method]
+    async with open_tab(folder) as tab:
+        return await visit(tab, page, width)
 
 
 async def visit(tab, page, width):
-    await tab.call("Network.enable")
-    await tab.call("Runtime.enable")
-    await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1,
-                   mobile=width < 600)  # fmt: skip
-    await tab.call("Page.enable")
-    await tab.call("Page.navigate", url=page.as_uri())
-    while not await tab.value("document.readyState == 'complete' && location.protocol == 'file:'"):
-        await asyncio.sleep(0.1)
+    await tab.resize(width)
+    await tab.open(page.as_uri())
     found = {
         "width": await tab.value("document.documentElement.scrollWidth"),
         "beyond": await tab.value(BEYOND.replace("WIDTH", str(width))),

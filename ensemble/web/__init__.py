@@ -1,0 +1,1 @@
+"""Search page and JSON interface: the server, its access rules, and the files of the page."""

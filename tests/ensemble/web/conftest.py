@@ -1,0 +1,145 @@
+"""A library of real sound files with tiny random models, the application in this process, and servers of their own."""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from starlette.testclient import TestClient
+
+from data.splits import Splits
+from ensemble.export import export_ensemble
+from ensemble.serving import bundle, index_update
+from ensemble.serving.library import load
+from ensemble.web.access import AccessRules
+from ensemble.web.app import build_app
+from trainables.networks import dual_encoder
+from trainables.records import checkpoint
+from trainables.records.run_storage import RunStorage
+
+ROOT = Path(__file__).parents[3]
+CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
+GONE = "gone.wav"
+
+SOUNDS = {
+    "low tone, long.wav": (44_100, 55.0, 2),
+    "birds/owl.aiff": (44_100, 6.0, 2),
+    "birds/wren.flac": (32_000, 4.0, 1),
+    "birds/rare/bittern.mp3": (44_100, 5.0, 1),
+    "city/bell.au": (22_050, 3.0, 1),
+    "city/tram & <img src=x>.ogg": (48_000, 8.0, 2),
+    GONE: (16_000, 2.0, 1),
+}
+"""Sample rate, duration in seconds and number of channels of each file."""
+
+
+@pytest.fixture(scope="session")
+def exported(space_file, tmp_path_factory):
+    """An exported ensemble of two models, random as they are."""
+    folder = tmp_path_factory.mktemp("library")
+    splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
+    members = []
+    for number, trial in enumerate(runpy.run_path(str(space_file))["tiny"](splits, "float32")):
+        signature = f"{number:016x}"
+        network = dual_encoder.build(trial, CAPTIONS)
+        checkpoint.save_model(folder / "runs" / "models" / signature, trial, network, checkpoint.copy_weights(network))
+        members.append({"name": f"member {number}", "weight": 0.75 - number / 2, "signature": signature})
+    path = folder / "ensemble.json"
+    path.write_text(json.dumps({"format_version": 3, "members": members}))
+    export_ensemble(path, folder / "exported", RunStorage.of(folder / "runs"))
+    return folder / "exported"
+
+
+@pytest.fixture(scope="session")
+def sounds(exported):
+    """A folder of tones in several formats. One of the files has gone since it was added to the index."""
+    folder = exported.parent / "field"
+    rng = np.random.default_rng(0)
+    for number, (name, (rate_hz, duration_s, channels)) in enumerate(SOUNDS.items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        time_s = np.arange(int(rate_hz * duration_s)) / rate_hz
+        tone = 0.3 * np.sin(2 * np.pi * 150 * 1.6**number * time_s) * (time_s % 1 < 0.5)
+        soundfile.write(path, tone[:, np.newaxis] + rng.normal(0, 0.01, (len(time_s), channels)), rate_hz)
+    index_update.update_index(exported / "index", folder, bundle.load_models(exported))
+    (folder / GONE).unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library(exported, sounds):
+    return load(exported)
+
+
+@pytest.fixture(scope="session")
+def ids(library):
+    """The id of each recording by its name in SOUNDS."""
+    return {f"{one.folder}/{one.path.name}".removeprefix("/"): one.id for one in library.recordings}
+
+
+@contextlib.contextmanager
+def open_client(library, folder, token=None):
+    app = build_app(library, AccessRules(token), folder)
+    with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False, follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory):
+    """The folder for temporary files of the application in this process."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="session")
+def client(library, scratch):
+    """A client of the application in this process."""
+    with open_client(library, scratch) as client:
+        yield client
+
+
+class Server:
+    """A server in a process of its own, which loads the exported ensemble."""
+
+    def __init__(self, exported, *words):
+        # Its own session, so that Ctrl-C can be sent to it alone.
+        command = [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.url = self.process.stdout.readline().strip()
+        assert self.url, self.process.stderr.read()
+
+    def interrupt(self):
+        """Send Ctrl-C; return the seconds until the server has ended, its exit status and its standard error."""
+        began_s = time.perf_counter()
+        self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=60)
+        return time.perf_counter() - began_s, self.process.returncode, errors
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def start_server(exported, sounds):
+    """A function that starts a server; it is ended after the test."""
+    started = []
+
+    def start(*words, folder=exported):
+        started.append(Server(folder, *words))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.kill()
