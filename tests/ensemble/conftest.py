@@ -1,5 +1,9 @@
-"""A sweep of tiny trials that are really trained in this process, and a slow average of their models."""
+"""A sweep of tiny trials that are really trained in this process, a slow average of their models, and an ensemble of
+models that are random as they are.
+"""
 
+import json
+import runpy
 import shutil
 from dataclasses import replace
 
@@ -9,9 +13,13 @@ from safetensors.torch import load_file
 
 from data.splits import Splits
 from data.store.stored_split import open_split
+from ensemble.export import export_ensemble
+from ensemble.serving import bundle
 from sweeps.spaces import fine_tuning, from_scratch
 from trainables.execution.resources import Allocation
 from trainables.execution.session import RunContext, TrainingJob, train_in_process
+from trainables.networks import dual_encoder
+from trainables.records import checkpoint
 from trainables.records import lease as leases
 from trainables.records.checkpoint import load_model
 from trainables.records.mlflow_ledger import create_ledger
@@ -22,6 +30,7 @@ from trainables.training.embedding import embed_split
 from trainables.training.query_bank import embed_bank, list_bank_texts
 from trainables.trial import MODEL_FILE, list_requirements, load_trial
 
+CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
 SPLITS = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
 RATES = (3e-3, 1e-3, 1e-2, 3e-4, 2e-2)
 
@@ -113,3 +122,52 @@ class SlowAverage:
 @pytest.fixture(scope="session")
 def slow_average():
     return SlowAverage
+
+
+def save(runs, trial, signature):
+    """A model, random as it is."""
+    network = dual_encoder.build(trial, CAPTIONS)
+    checkpoint.save_model(runs / "models" / signature, trial, network, checkpoint.copy_weights(network))
+
+
+@pytest.fixture(scope="session")
+def save_model():
+    return save
+
+
+@pytest.fixture(scope="session")
+def exported(untrained_ensemble, untrained_runs, tmp_path_factory):
+    """The folder of the exported ensemble."""
+    folder = tmp_path_factory.mktemp("ensemble") / "exported"
+    export_ensemble(untrained_ensemble, folder, RunStorage.of(untrained_runs))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(exported):
+    """The loaded ensemble."""
+    return bundle.load_models(exported)
+
+
+@pytest.fixture(scope="session")
+def untrained_runs(space_file, tmp_path_factory):
+    """A folder of runs with two models, random as they are, and the trials."""
+    folder = tmp_path_factory.mktemp("runs")
+    splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
+    found = runpy.run_path(str(space_file))["tiny"](splits, "float32")
+    for number, trial in enumerate(found):
+        save(folder, trial, f"{number:016x}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_ensemble(untrained_runs):
+    """An ensemble of the two, as select.py writes it."""
+    signatures = sorted(path.name for path in (untrained_runs / "models").iterdir())
+    members = [
+        {"name": f"member {place}", "weight": weight, "signature": signature}
+        for place, (signature, weight) in enumerate(zip(signatures, (0.75, 0.25), strict=True))
+    ]
+    path = untrained_runs / "ensemble.json"
+    path.write_text(json.dumps({"format_version": 3, "members": members}))
+    return path

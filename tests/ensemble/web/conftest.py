@@ -1,9 +1,8 @@
 """A library of real sound files with tiny random models, the application in this process, and servers of their own."""
 
 import contextlib
-import json
 import os
-import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,18 +14,12 @@ import pytest
 import soundfile
 from starlette.testclient import TestClient
 
-from data.splits import Splits
-from ensemble.export import export_ensemble
 from ensemble.serving import bundle, index_update
 from ensemble.serving.library import load
 from ensemble.web.access import AccessRules
 from ensemble.web.app import build_app
-from trainables.networks import dual_encoder
-from trainables.records import checkpoint
-from trainables.records.run_storage import RunStorage
 
 ROOT = Path(__file__).parents[3]
-CAPTIONS = ["a low tone beats once", "a high tone beats twice", "a middle tone, again and again"]
 GONE = "gone.wav"
 
 SOUNDS = {
@@ -42,26 +35,15 @@ SOUNDS = {
 
 
 @pytest.fixture(scope="session")
-def exported(space_file, tmp_path_factory):
-    """An exported ensemble of two models, random as they are."""
-    folder = tmp_path_factory.mktemp("library")
-    splits = Splits("folder/train", "folder/validation", "folder/test", ("folder/train",))
-    members = []
-    for number, trial in enumerate(runpy.run_path(str(space_file))["tiny"](splits, "float32")):
-        signature = f"{number:016x}"
-        network = dual_encoder.build(trial, CAPTIONS)
-        checkpoint.save_model(folder / "runs" / "models" / signature, trial, network, checkpoint.copy_weights(network))
-        members.append({"name": f"member {number}", "weight": 0.75 - number / 2, "signature": signature})
-    path = folder / "ensemble.json"
-    path.write_text(json.dumps({"format_version": 3, "members": members}))
-    export_ensemble(path, folder / "exported", RunStorage.of(folder / "runs"))
-    return folder / "exported"
+def searched(exported, tmp_path_factory):
+    """The folder of an exported ensemble that has an index."""
+    return shutil.copytree(exported, tmp_path_factory.mktemp("library") / "exported")
 
 
 @pytest.fixture(scope="session")
-def sounds(exported):
+def sounds(searched):
     """A folder of tones in several formats. One of the files has gone since it was added to the index."""
-    folder = exported.parent / "field"
+    folder = searched.parent / "field"
     rng = np.random.default_rng(0)
     for number, (name, (rate_hz, duration_s, channels)) in enumerate(SOUNDS.items()):
         path = folder / name
@@ -69,14 +51,14 @@ def sounds(exported):
         time_s = np.arange(int(rate_hz * duration_s)) / rate_hz
         tone = 0.3 * np.sin(2 * np.pi * 150 * 1.6**number * time_s) * (time_s % 1 < 0.5)
         soundfile.write(path, tone[:, np.newaxis] + rng.normal(0, 0.01, (len(time_s), channels)), rate_hz)
-    index_update.update_index(exported / "index", folder, bundle.load_models(exported))
+    index_update.update_index(searched / "index", folder, bundle.load_models(searched))
     (folder / GONE).unlink()
     return folder
 
 
 @pytest.fixture(scope="session")
-def library(exported, sounds):
-    return load(exported)
+def library(searched, sounds):
+    return load(searched)
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +90,9 @@ def client(library, scratch):
 class Server:
     """A server in a process of its own, which loads the exported ensemble."""
 
-    def __init__(self, exported, *words):
+    def __init__(self, searched, *words):
         # Its own session, so that Ctrl-C can be sent to it alone.
-        command = [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words]
+        command = [sys.executable, "ensemble/search.py", str(searched), "--serve", "--port", "0", *words]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -132,11 +114,11 @@ class Server:
 
 
 @pytest.fixture
-def start_server(exported, sounds):
+def start_server(searched, sounds):
     """A function that starts a server; it is ended after the test."""
     started = []
 
-    def start(*words, folder=exported):
+    def start(*words, folder=searched):
         started.append(Server(folder, *words))
         return started[-1]
 

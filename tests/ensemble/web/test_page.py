@@ -66,9 +66,9 @@ async def search(tab, sentence):
 
 
 @pytest.fixture(scope="module")
-def page(exported, sounds, tmp_path_factory):
+def page(searched, sounds, tmp_path_factory):
     """A server, and a function that runs a coroutine function with a tab of one browser in which its page is open."""
-    server = Server(exported)
+    server = Server(searched)
     loop = asyncio.new_event_loop()
     opened = open_tab(tmp_path_factory.mktemp("chromium"), "--autoplay-policy=no-user-gesture-required")
     tab = loop.run_until_complete(opened.__aenter__())
@@ -259,14 +259,14 @@ def test_the_documentation_of_the_interface_works_without_a_network(page):
 
 
 @needs_chromium
-def test_an_empty_index_and_a_server_that_has_stopped_are_explained(page, exported, sounds, tmp_path):
+def test_an_empty_index_and_a_server_that_has_stopped_are_explained(page, searched, sounds, tmp_path):
     """A server of its own, which is stopped."""
-    folder = shutil.copytree(exported, tmp_path / "exported", ignore=shutil.ignore_patterns("index"))
+    folder = shutil.copytree(searched, tmp_path / "exported", ignore=shutil.ignore_patterns("index"))
     server = Server(folder)
 
     async def use(tab):
         assert "--add" in await tab.value(NOTICE)
-        shutil.copytree(exported / "index", folder / "index")
+        shutil.copytree(searched / "index", folder / "index")
         await search(tab, "rain")
         assert await tab.value(NOTICE) == ""
         server.kill()
