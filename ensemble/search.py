@@ -18,6 +18,7 @@ import itertools
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class Options:
     page: PageOptions = group("search page")
 
     def __post_init__(self) -> None:
-        ignored = changed_options(self).keys() & {"sentence", "watch", "top", "moments"}
+        ignored = changed_options(self).keys() & {"sentence", "top", "moments"}
         if self.page.serve and ignored:
             names = ", ".join(sorted(ignored))
             raise UserError(f"--serve takes sentences from its page: omit {names}, or search in another terminal")
@@ -191,6 +192,8 @@ def run(options: Options) -> None:
     library = load(options.ensemble, options.index, RunStorage.of(options.runs))
     update_library(library, options)
     if options.page.serve:
+        if options.watch and options.sync:
+            threading.Thread(target=watch_folder, args=(library, options.sync), daemon=True).start()
         serve_page(library, options.page)
         return
     if not len(library):
