@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -416,6 +417,29 @@ def test_the_command_adds_syncs_and_searches(exported, audio, run_command, call_
     assert len(answered.stdout.splitlines()) == 2
     assert "1 removed" in call_command(*words, "--sync", audio).stderr
     assert "--watch follows the folder of --sync" in call_command(*words, "--watch").stderr
+
+
+def test_a_watched_folder_is_followed_until_ctrl_c(exported, audio, tmp_path):
+    """In a process of its own: events of the file system and the signal reach it as they do a user's."""
+    words = [sys.executable, "ensemble/search.py", exported, "--index", tmp_path / "index", "--sync", audio, "--watch"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if "watching" in line:
+                    break
+            write_noise(audio / "new.wav", 1)
+            (audio / "below" / "rain.flac").unlink()
+            library = load(exported, tmp_path / "index")
+            for line in process.stderr:
+                if "1 removed" in line:
+                    break
+            library.refresh()
+            assert audio / "new.wav" in list_paths(library)
+            assert len(library) == 3
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) in (0, 130)
+        finally:
+            process.kill()
 
 
 def test_large_indexes_are_searched_by_reduced_vectors(models, sounds, tmp_path, monkeypatch):
