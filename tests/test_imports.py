@@ -46,7 +46,8 @@ NEEDS = {
     "trainables/training/distillation.py",
     "trainables/training/train.py",
 }
-"""The modules that may import what is heavy; those of trainables/networks may, too.
+NEEDING = ("trainables/networks/", "ensemble/web/")
+"""The modules, and the packages, that may import what is heavy.
 
 All others, among them configs, records, the ledger, leases, the selector and every command, import what they need of it
 inside the function that needs it.
@@ -75,7 +76,7 @@ def loaded_by(*modules):
 
 def test_all_but_a_few_modules_import_nothing_heavy():
     """In one process: what one of them imports would be in memory for all."""
-    light = [module for module in MODULES if module not in NEEDS and not module.startswith("trainables/networks/")]
+    light = [module for module in MODULES if module not in NEEDS and not module.startswith(NEEDING)]
     assert len(light) > 90
     if heavy := loaded_by(*light):
         guilty = {module: found for module in light if (found := loaded_by(module))}

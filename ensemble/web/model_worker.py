@@ -1,10 +1,12 @@
 """Thread that runs the models, and sentences that are embedded together while many users search."""
 
 import asyncio
+import functools
 import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,40 +28,29 @@ class ModelWorker:
     """
 
     def __init__(self) -> None:
-        self.calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run_calls, name="models", daemon=True)
         self.thread.start()
 
     def _run_calls(self) -> None:
-        while (call := self.calls.get()) is not None:
-            call()
+        while (item := self.calls.get()) is not None:
+            future, call = item
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a function in the thread, and return its result or raise its exception."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(result)  # type: ignore[arg-type]
-            else:
-                future.set_exception(error)
-
-        def call() -> None:
-            if future.cancelled():
-                return
-            result, error = None, None
-            try:
-                result = function(*arguments)
-            except BaseException as raised:
-                error = raised
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, error)
-
-        self.calls.put(call)
-        return await future
+        """Call a function in the thread, and return its result or raise its exception. A call is left out if it is
+        cancelled while it waits.
+        """
+        future: Future[T] = Future()
+        self.calls.put((future, functools.partial(function, *arguments)))
+        return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread after the calls that wait."""
