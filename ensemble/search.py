@@ -44,7 +44,8 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 WATCH_DEBOUNCE_MS = 2_000
-"""Time without changes in a folder after which they are added to the index."""
+"""Maximum time for which changes in a folder are collected before they are added to the index."""
+WATCH_TIMEOUT_MS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +161,20 @@ def watch_folder(library: Library, audio: Path) -> None:
     """Update the index whenever files in a folder change, until the command is interrupted."""
     import watchfiles
 
-    logger.info("watching %s: end with Ctrl-C", audio)
-    for _ in watchfiles.watch(audio, debounce=WATCH_DEBOUNCE_MS, raise_interrupt=False):
-        try:
-            index_update.update_index(library.folder, audio, library.models, removes_absent=True).log()
-        except UserError as error:  # such as that all files are gone, while a disk is not mounted
-            logger.error("%s", error)
+    is_first = True
+    changes = watchfiles.watch(
+        audio, debounce=WATCH_DEBOUNCE_MS, rust_timeout=WATCH_TIMEOUT_MS, yield_on_timeout=True, raise_interrupt=False
+    )
+    for changed in changes:
+        # The first time, to add what has changed before the folder was watched.
+        if changed or is_first:
+            try:
+                index_update.update_index(library.folder, audio, library.models, removes_absent=True).log()
+            except UserError as error:  # such as that all files are gone, while a disk is not mounted
+                logger.error("%s", error)
+        if is_first:
+            logger.info("watching %s: end with Ctrl-C", audio)
+        is_first = False
 
 
 def serve_page(library: Library, options: PageOptions) -> None:

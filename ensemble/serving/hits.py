@@ -48,7 +48,7 @@ class Filter:
     min_duration_s: float | None = None
     max_duration_s: float | None = None
 
-    def accepts_place(self, corpus: str, folder: str) -> bool:
+    def accepts_folder(self, corpus: str, folder: str) -> bool:
         """Return whether recordings in a folder of a corpus meet the conditions on them."""
         is_in_folder = not self.folder or f"{folder}/".startswith(f"{self.folder}/")
         return self.corpus in (None, corpus) and is_in_folder

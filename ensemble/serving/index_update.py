@@ -61,6 +61,7 @@ class UpdateSummary:
     num_reused: int = 0
     num_unchanged: int = 0
     num_removed: int = 0
+    num_unusable: int = 0  # audio files that no attempt is made to decode
     problems: FileProblems = field(default_factory=FileProblems)
 
     def log(self) -> None:
@@ -68,7 +69,7 @@ class UpdateSummary:
         self.problems.log(logger)
         logger.info(
             "%d files embedded, %d unchanged, %d removed, %d skipped",
-            self.num_embedded, self.num_unchanged, self.num_removed, len(self.problems.skipped),
+            self.num_embedded, self.num_unchanged, self.num_removed, len(self.problems.skipped) + self.num_unusable,
         )  # fmt: skip
         if self.num_reused:
             logger.info("%d files have the contents of recordings in the index: not embedded again", self.num_reused)
@@ -98,9 +99,8 @@ def update_index(
     """
     audio = audio.resolve()
     listing = list_audio_files(audio)
-    summary = update_files(folder, [(audio, listing)], models, removes_absent, report_progress)
     listing.log_unusable(audio)
-    return summary
+    return update_files(folder, [(audio, listing)], models, removes_absent, report_progress)
 
 
 def add_paths(
@@ -154,9 +154,7 @@ def update_files(
     """Update an index with listed files, as `update_index` does. `listings` are pairs of the folder that was added and
     its files.
     """
-    summary = UpdateSummary()
-    for _, listing in listings:
-        summary.problems.skipped.update(listing.skipped)
+    summary = UpdateSummary(num_unusable=sum(len(listing.skipped) for _, listing in listings))
     with lock_folder(folder):
         writer = open_writer(folder, models)
         files = [file for root, listing in listings for file in stat_files(root, listing, summary.problems)]
@@ -286,14 +284,14 @@ def find_contents(index: OpenedIndex, digests: set[bytes]) -> dict[bytes, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    found = {}
+    numbers: dict[bytes, int] = {}
     searched = pa.array(sorted(digests), pa.binary(32))
     for part, first in zip(index.parts, index.first_recordings, strict=False):
         column = part.recordings["sha256"]
-        is_found = pc.is_in(column, value_set=searched).to_numpy() & ~part.is_removed_A
-        for number in np.flatnonzero(is_found):
-            found[column[int(number)].as_py()] = int(first + number)
-    return found
+        is_match = pc.is_in(column, value_set=searched).to_numpy() & ~part.is_removed_A
+        for number in np.flatnonzero(is_match):
+            numbers[column[int(number)].as_py()] = int(first + number)
+    return numbers
 
 
 def read_path(index: OpenedIndex, number: int) -> str:

@@ -238,7 +238,7 @@ class LibraryView:
         )
 
     @cached_property
-    def places(self) -> tuple[list[tuple[str, str]], NDArray[np.int32]]:
+    def locations(self) -> tuple[list[tuple[str, str]], NDArray[np.int32]]:
         """Pairs of corpus and folder, and the number of the pair of each recording [A]."""
         numbers: dict[tuple[str, str], int] = {}
         codes = []
@@ -252,8 +252,8 @@ class LibraryView:
     @cached_property
     def folder_counts(self) -> list[FolderCount]:
         """Folders that have recordings, with the number of recordings in each, sorted."""
-        pairs, place_A = self.places
-        counts = np.bincount(place_A[~self.index.is_removed_A], minlength=len(pairs))
+        pairs, location_A = self.locations
+        counts = np.bincount(location_A[~self.index.is_removed_A], minlength=len(pairs))
         return [FolderCount(*pair, int(count)) for pair, count in sorted(zip(pairs, counts, strict=True)) if count]
 
     def apply(self, where: Filter) -> NDArray[np.bool_] | None:
@@ -267,8 +267,8 @@ class LibraryView:
         if where.max_duration_s is not None:
             accepted_A &= duration_A <= where.max_duration_s
         if where.corpus is not None or where.folder is not None:
-            pairs, place_A = self.places
-            accepted_A &= np.array([where.accepts_place(*pair) for pair in pairs], bool)[place_A]
+            pairs, location_A = self.locations
+            accepted_A &= np.array([where.accepts_folder(*pair) for pair in pairs], bool)[location_A]
         return accepted_A
 
     def search(self, vectors_QD: NDArray[np.float32], k: int, where: Filter) -> list[list[Hit]]:

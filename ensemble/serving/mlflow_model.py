@@ -26,8 +26,8 @@ class Retriever(PythonModel):  # type: ignore[misc]
 
     def predict(self, model_input: list[str]) -> list[list[ScoredClip]]:
         """Return the NUM_CLIPS best recordings for each sentence, as paths with scores, the best first."""
-        found = self.library.search_vectors(self.library.embed_text(model_input), NUM_CLIPS)
-        return [[ScoredClip(path=str(hit.path), score=hit.score) for hit in hits] for hits in found]
+        hits_by_sentence = self.library.search_vectors(self.library.embed_text(model_input), NUM_CLIPS)
+        return [[ScoredClip(path=str(hit.path), score=hit.score) for hit in hits] for hits in hits_by_sentence]
 
 
 mlflow.models.set_model(Retriever())
