@@ -1,7 +1,7 @@
 """Files and answers that may come from a stranger, mutated: each is read or refused, and nothing else is written.
 
 Processes of their own read them, as a crash would end the test run: what Arrow, zlib or torch do with a damaged file
-may be a signal. Each mutation follows from the name of a kind and a number, which a failure gives. CI reads 100
+may be a signal. Each mutation follows from the name of a kind and a number, which a failure gives. CI reads 50
 mutations of each kind, and `bash .ci/run --all` 2,000 (the tests marked slow); any other number:
 
     python tests/fuzz/test_fuzz.py GROUP FOLDER COUNT [KIND ...]
@@ -20,7 +20,7 @@ GROUPS = ("own_files", "corpus_tables", "recordings", "server_answers")
 
 
 @pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("count", [100, pytest.param(2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(2_000, marks=pytest.mark.slow)])
 def test_a_mutated_file_of_a_stranger_is_read_or_refused_and_nothing_else_is_written(group, count, tmp_path):
     command = [sys.executable, __file__, group, tmp_path / "files", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, cwd=ROOT)

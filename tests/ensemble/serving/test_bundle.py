@@ -445,10 +445,13 @@ def test_what_a_registered_model_imports_is_required():
     ours = {"data", "trainables", "sweeps", "ensemble"}
     needed = {name: module for name, module in others.items() if name not in sys.stdlib_module_names | ours}
     assert needed["torch"]
-    distributions = importlib.metadata.packages_distributions()
+    names_of_module = importlib.metadata.packages_distributions()
     required = {name.replace("_", "-") for name in registration.REQUIREMENTS}
-    missing = {name: module for name, module in needed.items()
-               if not required & {one.lower().replace("_", "-") for one in distributions.get(name, [name])}}  # fmt: skip
+    missing = {}
+    for name, module in needed.items():
+        names = {one.lower().replace("_", "-") for one in names_of_module.get(name, [name])}
+        if not required & names:
+            missing[name] = module
     assert missing == {}
 
 
