@@ -15,7 +15,7 @@ PAIR = ("passt:tiny", "transformer:shallow64")
 """Encoders of the students: those of the best trial of `small` on validation."""
 
 SEEDS = 3
-FROZEN_EPOCHS = 20
+FROZEN_EPOCHS = 10
 """Epochs of fine-tunings whose audio encoder is frozen: its outputs are computed once, which makes an epoch cheap."""
 EPOCHS = 3
 """Epochs of fine-tunings in which both encoders are trained."""
