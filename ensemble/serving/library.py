@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from data.captions import normalise
 from data.errors import UserError
 from ensemble.index.manifest import Manifest, identify_manifest
-from ensemble.index.parts import compute_id
 from ensemble.index.vector_search import OpenedIndex, ScoredRows, choose_best, open_index
 from ensemble.serving import index_update
 from ensemble.serving.bundle import EnsembleModels, load_models
@@ -228,9 +227,9 @@ class LibraryView:
     def describe(self, number: int) -> Recording:
         """Return a recording by its number."""
         part, local = self.index.locate(number)
-        row = part.recordings.select(["path", "root", "duration_s", "captions"]).slice(local, 1).to_pylist()[0]
+        row = part.recordings.select(["id", "path", "root", "duration_s", "captions"]).slice(local, 1).to_pylist()[0]
         return Recording(
-            f"{compute_id(row['path']):016x}",
+            f"{row['id']:016x}",
             Path(row["path"]),
             *split_location(row["path"], row["root"]),
             row["duration_s"],
