@@ -30,9 +30,10 @@ def convert_former_index(folder: Path) -> None:
     if (folder / MANIFEST_FILE).exists() or not path.exists():
         return
     embeddings = read_embeddings(path)
-    if not embeddings.clip_ids or not np.isfinite(embeddings.audio_AD).all():
-        raise UserError(f"{path} is damaged: its vectors can't be right; remove {folder}, and --add again")
     size = embeddings.audio_AD.shape[1]
+    is_right = size and embeddings.clip_ids and all(name.startswith("/") for name in embeddings.clip_ids)
+    if not is_right or not np.isfinite(embeddings.audio_AD).all():
+        raise UserError(f"{path} is damaged: its paths or vectors can't be right; remove {folder}, and --add again")
     entry = write_part(folder, list_recordings(embeddings), size)
     write_manifest(folder, Manifest(embeddings.signature, size, (entry,) if entry else ()))
     for name in FORMER_FILES:
