@@ -98,18 +98,8 @@ def paper_hours() -> str:
 
 def students() -> str:
     """Return the metrics of students, and their difference from the same training without teachers."""
-    return make_student_table("students")
-
-
-def trained() -> str:
-    """Return the same for students in which both encoders are trained."""
-    return make_student_table("trained")
-
-
-def make_student_table(kind: str) -> str:
-    """Return the table of students of a kind in comparison.json."""
     rows = []
-    for row in read("comparison.json")[kind]:
+    for row in read("comparison.json")["students"]:
         settings = [str(row.get(name, "")) for name in ("teachers", "temperature", "hard_share")]
         rows.append([*settings, *comparison_cells(row)])
     return table(["teachers", "temperature", "hard share", *COMPARISON_HEADINGS], rows)
@@ -177,7 +167,6 @@ TABLES = {
     "recordings": recordings,
     "paper_hours": paper_hours,
     "students": students,
-    "trained": trained,
     "ensembles": ensembles,
     "soups": soups,
     "hubness": hubness,

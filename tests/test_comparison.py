@@ -27,8 +27,7 @@ def scripts(monkeypatch):
 
 def test_the_spaces_are_valid_and_conditions_differ_in_their_loss_alone(scripts):
     _, spaces = scripts
-    counts = {"first_stage": 2, "controls": 3, "students": 36, "students_of_pairs": 2, "trained": 6,
-              "temperatures": 9}  # fmt: skip
+    counts = {"first_stage": 2, "controls": 3, "students": 36, "students_of_pairs": 2, "temperatures": 9}
     for name, count in counts.items():
         assert len(check_trials(getattr(spaces, name)(SPLITS, "float32"))) == count
     plain = spaces.controls(SPLITS, "float32")

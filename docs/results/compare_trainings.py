@@ -148,20 +148,6 @@ def compare_students(runs: Runs, splits: Splits) -> list[dict[str, Any]]:
     return rows
 
 
-def compare_trained(runs: Runs, splits: Splits) -> list[dict[str, Any]]:
-    """Return the rows of distillation with both encoders trained: without teachers, then students by CHOSEN."""
-    trials = spaces.trained(splits, "float32")
-    control, students = (
-        runs.measure([[trial] for trial in part]) for part in (trials[: spaces.SEEDS], trials[spaces.SEEDS :])
-    )
-    teachers, temperature, share = spaces.CHOSEN
-    settings = {"teachers": teachers, "temperature": temperature, "hard_share": share}
-    return [
-        make_row(runs, "without teachers", control),
-        make_row(runs, "student", students, control, **settings),
-    ]
-
-
 def compare_ensembles(runs: Runs, splits: Splits) -> list[dict[str, Any]]:
     """Return the rows of single models and ensembles, with their cost at search time as shares of one model's."""
     teachers, pairs = spaces.first_stage(splits, "float32"), spaces.students_of_pairs(splits, "float32")
@@ -171,7 +157,6 @@ def compare_ensembles(runs: Runs, splits: Splits) -> list[dict[str, Any]]:
         "best teacher": [[trial for trial in teachers if spaces.has_pair(trial)]],
         "without teachers": [[trial] for trial in plain],
         "student": [[trial] for trial in students],
-        "student, both encoders trained": [[trial] for trial in spaces.trained(splits, "float32")[spaces.SEEDS :]],
         "ensemble of all teachers": [teachers],
         "ensemble of a student of each pair": [pairs],
         "ensemble of the seeds without teachers": [plain],
@@ -242,7 +227,6 @@ def main(folder: Path) -> None:
     runs = read_runs(folder)
     result = {
         "students": compare_students(runs, splits),
-        "trained": compare_trained(runs, splits),
         "ensembles": compare_ensembles(runs, splits),
         "soups": read_soups(folder),
         "hubness": compare_hubness(runs, splits),

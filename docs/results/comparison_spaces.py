@@ -15,16 +15,13 @@ PAIR = ("passt:tiny", "transformer:shallow64")
 """Encoders of the students: those of the best trial of `small` on validation."""
 
 SEEDS = 3
-FROZEN_EPOCHS = 10
-"""Epochs of fine-tunings whose audio encoder is frozen: its outputs are computed once, which makes an epoch cheap."""
-EPOCHS = 3
-"""Epochs of fine-tunings in which both encoders are trained."""
+EPOCHS = 10
 
 TEACHERS = ("single", "all")
 TEACHER_TEMPERATURES = (0.01, 0.02, 0.05)
 HARD_SHARES = (0.0, 0.5)
 
-CHOSEN = ("all", 0.02, 0.0)
+CHOSEN = ("single", 0.05, 0.0)
 """Teachers, teachers' temperature and hard share with the highest mean on validation, for `students_of_pairs`."""
 
 TEMPERATURE_FORMS = {
@@ -44,16 +41,15 @@ def has_pair(trial: Trial) -> bool:
     return (encoders.format_label(trial.audio), encoders.format_label(trial.text)) == PAIR
 
 
-def shorten(trial: Trial, is_frozen: bool = True) -> Trial:
-    """Return a fine-tuning with the epochs of the comparison, and its audio encoder frozen or not."""
-    epochs = FROZEN_EPOCHS if is_frozen else EPOCHS
-    return replace(trial, schedule=replace(trial.schedule, epochs=epochs), frozen_audio=is_frozen)
+def freeze_audio(trial: Trial) -> Trial:
+    """Return a fine-tuning with its audio encoder frozen: its outputs are computed once, which makes epochs cheap."""
+    return replace(trial, schedule=replace(trial.schedule, epochs=EPOCHS), frozen_audio=True)
 
 
-def controls(splits: Splits, precision: Precision, is_frozen: bool = True) -> list[Trial]:
+def controls(splits: Splits, precision: Precision) -> list[Trial]:
     """Return the fine-tunings of PAIR without teachers, with SEEDS seeds."""
     (first,) = filter(has_pair, first_stage(splits, precision))
-    return with_seeds([shorten(first, is_frozen)], SEEDS)
+    return with_seeds([freeze_audio(first)], SEEDS)
 
 
 def list_teachers(splits: Splits, precision: Precision, name: str) -> tuple[Teacher, ...]:
@@ -81,7 +77,7 @@ def students(splits: Splits, precision: Precision) -> list[Trial]:
 
 def students_of_pairs(splits: Splits, precision: Precision) -> list[Trial]:
     """Return a student of each pair of encoders of the first stage, with the settings of CHOSEN."""
-    return [make_student(splits, precision, shorten(trial)) for trial in first_stage(splits, precision)]
+    return [make_student(splits, precision, freeze_audio(trial)) for trial in first_stage(splits, precision)]
 
 
 def make_student(splits: Splits, precision: Precision, trial: Trial) -> Trial:
@@ -89,12 +85,6 @@ def make_student(splits: Splits, precision: Precision, trial: Trial) -> Trial:
     name, temperature, share = CHOSEN
     teachers = list_teachers(splits, precision, name)
     return replace(trial, teachers=teachers, teacher_temperature=temperature, hard_share=share)
-
-
-def trained(splits: Splits, precision: Precision) -> list[Trial]:
-    """Return fine-tunings in which both encoders are trained: those of `controls`, then students by CHOSEN."""
-    plain = controls(splits, precision, is_frozen=False)
-    return [*plain, *(make_student(splits, precision, trial) for trial in plain)]
 
 
 def temperatures(splits: Splits, precision: Precision) -> list[Trial]:

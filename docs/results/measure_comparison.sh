@@ -13,12 +13,10 @@ work=$(cd "$2" && pwd)
 results=$(cd "$(dirname "$0")" && pwd)
 cd "$results/../.."
 [[ -e $work/store ]] || python data/prepare.py clotho --source "$source" --store "$work/store"
-for space in first_stage controls students temperatures students_of_pairs trained; do
+for space in first_stage controls students temperatures students_of_pairs; do
     python sweeps/grid.py --space "docs/results/comparison_spaces.py:$space" --corpus clotho --store "$work/store" \
         --runs "$work/runs" --precision float32 --name "$space"
 done
-for name in controls students; do
-    python ensemble/select.py --metric map10 --runs "$work/runs" --sweep "$name" --soup --folds 0 \
-        --out "$work/runs/ensembles/soups-$name"
-done
+python ensemble/select.py --metric map10 --runs "$work/runs" --store "$work/store" --sweep controls --soup --folds 0 \
+    --out "$work/runs/ensembles/soups-controls"
 python docs/results/compare_trainings.py "$work/runs"
