@@ -36,8 +36,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def percent(estimate: dict[str, Any], with_interval: bool = True) -> str:
     """Return a metric in percent, with its 95 % interval."""
-    low, high = estimate["interval"]
-    return f"{100 * estimate['value']:.1f}" + f" ({100 * low:.1f} to {100 * high:.1f})" * with_interval
+    value, low, high = (f"{round(100 * number, 1) + 0:.1f}" for number in (estimate["value"], *estimate["interval"]))
+    return value + f" ({low} to {high})" * with_interval  # adding 0 turns -0.0 into 0.0
 
 
 def read(name: str) -> Any:
@@ -100,7 +100,7 @@ def students() -> str:
     """Return the metrics of students, and their difference from the same training without teachers."""
     rows = []
     for row in read("comparison.json")["students"]:
-        settings = [str(row.get(name, "")) for name in ("teachers", "temperature", "hard_share")]
+        settings = [str(row.get(name, "none")) for name in ("teachers", "temperature", "hard_share")]
         rows.append([*settings, *comparison_cells(row)])
     return table(["teachers", "temperature", "hard share", *COMPARISON_HEADINGS], rows)
 
