@@ -1,11 +1,4 @@
-"""Search a library of recordings with an exported ensemble.
-
-from ensemble.serving import load
-
-library = load("exported")
-for hit in library.search("rain on a tin roof", k=5):
-    print(hit.score, hit.path, hit.moments[0].start_s)
-"""
+"""Search a library of recordings with an exported ensemble: `load(folder).search("rain on a tin roof", k=5)`."""
 
 from __future__ import annotations
 
