@@ -150,6 +150,11 @@ def test_consoles_are_made_and_printed_to_where_control_characters_are_shown_alo
         "data/runtime/console.py: self.print(make_printable(text), soft_wrap=soft_wrap)",
         "data/runtime/tables.py: console.print(table, soft_wrap=True)",
         "ensemble/reporting/tables.py: PlainConsole(width=max(PlainConsole().width, width)).print(shown)",
+        # To the process that started it, which answers with it in JSON.
+        "ensemble/web/decode_to_pcm.py: sys.stderr.write('decoding it needs too much memory\\n')",
+        "ensemble/web/decode_to_pcm.py: sys.stderr.write(f'{error}\\n')",
+        # The address with its token, which a console would hide.
+        "ensemble/web/server.py: sys.stdout.write(f'{self.address}\\n')",
     ]
 
 

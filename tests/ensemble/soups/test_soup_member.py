@@ -58,7 +58,7 @@ def test_an_exported_ensemble_with_a_soup_searches_without_its_parts(soup, model
     copies = {copy.name for copy in (tmp_path / "exported" / "members").iterdir()}
     assert copies == {member.signature for member in read_ensemble(path).members}
     assert signature in copies
-    words = ("--ensemble", tmp_path / "exported", "--index", tmp_path / "index", "--runs", tmp_path / "absent")
+    words = (tmp_path / "exported", "--index", tmp_path / "index", "--runs", tmp_path / "absent")
     searched = call_command("ensemble/search.py", *words, "--add", tones, SENTENCES[0])
     assert searched.returncode == 0, searched.stderr
     paths = sorted(tones.glob("*.wav"))
@@ -66,7 +66,7 @@ def test_an_exported_ensemble_with_a_soup_searches_without_its_parts(soup, model
         weight * embed_text(one.model, one.trial, SENTENCES[:1]) @ embed_files(one.model, one.trial, paths)[0].T
         for weight, one in zip((0.75, 0.25), models, strict=True)
     )[0]
-    lines = re.findall(r"^(-?\d\.\d{4})  (\S+)$", searched.stdout, re.MULTILINE)
+    lines = re.findall(r"^(-?\d\.\d{4})  .* s  (\S+)$", searched.stdout, re.MULTILINE)
     assert len(lines) == 10
     expected = dict(zip(map(str, paths), scores, strict=True))
     for score, hit in lines:
