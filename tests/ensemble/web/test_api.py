@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 import soundfile
-from conftest import GONE, SOUNDS
+from web_server import GONE, SOUNDS
 
 from data.decoding.audio import decode_file
 from data.waveform import to_pcm16

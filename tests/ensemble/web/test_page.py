@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from chromium import needs_chromium, open_tab
-from conftest import GONE, SOUNDS, Server
+from web_server import GONE, SOUNDS, Server
 
 PHONE = 400
 LONG = "low tone, long.wav"
