@@ -23,6 +23,8 @@ PCM16_BYTES = 2
 MIN_LAST_SEGMENT_S = 0.5
 """Minimum length of a last segment, unless it is the only one: many "10-s" clips last 10.01 s."""
 
+NUM_PEAKS = 240
+"""Number of values that describe a recording's waveform in an index."""
 
 BLOCK_FRAMES = 2**16
 """Number of frames decoded and resampled at a time: the fastest of the sizes tried with soxr."""

@@ -9,6 +9,7 @@ import torch
 from data.decoding.audio import decode_file
 from data.errors import UserError
 from data.loading.batch import Batch, count_samples_by_segment, fill_segments
+from data.loading.passages import Passage, build_batch
 from data.schema import SAMPLE_RATE_HZ, Samples
 from data.sources.audio_files import FileProblems
 from data.store.stored_split import StoredSplit
@@ -39,9 +40,9 @@ def load_files(
     At most the first `longest_s` seconds are decoded. A file that can't be decoded is skipped, and the reason is added
     to `problems`; so are warnings about changes to the audio of decoded files.
     """
-    segment_samples, longest_samples = round(segment_s * SAMPLE_RATE_HZ), round(longest_s * SAMPLE_RATE_HZ)
+    longest_samples = round(longest_s * SAMPLE_RATE_HZ)
     for first in range(0, len(paths), batch_size):
-        clips, parts, counts = [], [], []
+        passages = []
         for clip in range(first, min(first + batch_size, len(paths))):
             try:
                 samples, warnings = decode_start(paths[clip], longest_samples)
@@ -50,17 +51,9 @@ def load_files(
                 continue
             if warnings:
                 problems.warnings[paths[clip]] = warnings
-            part = torch.zeros(count_segments(len(samples), segment_samples), segment_samples)
-            num_samples = min(len(samples), part.numel())
-            part.view(-1)[:num_samples] = torch.from_numpy(samples[:num_samples])
-            clips.append(clip)
-            parts.append(part)
-            counts.append(len(samples))
-        if clips:
-            sizes = [len(part) for part in parts]
-            yield Batch.without_captions(
-                torch.cat(parts), sizes, clips, count_samples_by_segment(counts, sizes, segment_samples)
-            )
+            passages.append(Passage(clip, 0, samples))
+        if passages:
+            yield build_batch(passages, segment_s).batch
 
 
 def decode_start(path: Path, longest_samples: int) -> tuple[Samples, list[str]]:

@@ -18,10 +18,7 @@ from data.errors import UserError
 from data.loading.batch import Batch, count_samples_by_segment
 from data.schema import SAMPLE_RATE_HZ, Samples
 from data.sources.audio_files import FileProblems
-from data.waveform import MIN_LAST_SEGMENT_S, PCM16_FULL_SCALE, AudioError, count_segments, to_pcm16
-
-NUM_PEAKS = 240
-"""Number of values that describe a recording's waveform."""
+from data.waveform import MIN_LAST_SEGMENT_S, NUM_PEAKS, PCM16_FULL_SCALE, AudioError, count_segments, to_pcm16
 
 PEAK_SAMPLES = SAMPLE_RATE_HZ // 50
 """Samples per peak while the length of the recording is unknown."""
