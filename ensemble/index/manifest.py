@@ -9,7 +9,6 @@ the new one, and keeps what it has opened, although the writer removes parts tha
 """
 
 import dataclasses
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ def remove_unnamed(folder: Path, names: set[str]) -> None:
 def identify_manifest(folder: Path) -> tuple[int, int] | None:
     """Return values that change whenever the manifest of an index is written; None if there is none."""
     try:
-        status = os.stat(folder / MANIFEST_FILE)  # noqa: PTH116
+        status = (folder / MANIFEST_FILE).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns

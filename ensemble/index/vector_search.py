@@ -10,6 +10,7 @@ queries.
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,8 @@ BLOCK_ROWS = 8192
 """Number of vectors that are converted to single precision at a time."""
 
 NUM_OPENING_ATTEMPTS = 5
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 ScoredRows = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Rows in ascending order, and their scores."""
@@ -56,13 +59,15 @@ class OpenedIndex:
         self.parts = [Part(folder, entry, manifest.vector_size) for entry in manifest.parts]
         self.first_recordings = np.cumsum([0, *(part.entry.num_recordings for part in self.parts)])
         self.first_rows = np.cumsum([0, *(part.entry.num_rows for part in self.parts)])
-        self.is_removed_A = join([part.is_removed_A for part in self.parts], bool)
+        self.is_removed_A = join([part.is_removed_A for part in self.parts], np.bool_)
         self.id_A = join([part.recordings["id"].to_numpy() for part in self.parts], np.uint64)
         self.duration_A = join([part.recordings["duration_s"].to_numpy() for part in self.parts], np.float64)
         self.recording_R = join(
             [part.recording_R + first for part, first in zip(self.parts, self.first_recordings, strict=False)], np.int64
         )
         self.kinds_R = join([part.kinds_R for part in self.parts], np.uint8)
+        self.start_R = join([part.rows["start_s"].to_numpy() for part in self.parts], np.float32)
+        self.end_R = join([part.rows["end_s"].to_numpy() for part in self.parts], np.float32)
         self.reduction: Reduction | None = None
         if manifest.reduction and not is_small(manifest.num_rows, manifest.vector_size):
             self.reduction = open_reduction(folder, manifest.reduction, manifest.vector_size)
@@ -112,13 +117,13 @@ class OpenedIndex:
         """Vectors of all rows in memory [R, D], for exact search."""
         return self.load_rows(np.arange(self.manifest.num_rows))
 
-    def select_rows(self, kind: Kind, is_accepted_A: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-        """Return the rows of a kind whose recordings are accepted and not removed, in ascending order."""
+    def select_rows(self, kind: Kind, is_accepted_A: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Return which rows are of a kind, and of recordings that are accepted and not removed [R]."""
         accepted_A = ~self.is_removed_A if is_accepted_A is None else is_accepted_A & ~self.is_removed_A
         is_selected_R = (self.kinds_R & KIND_BITS[kind]).astype(bool)
         if not accepted_A.all():
             is_selected_R &= accepted_A[self.recording_R]
-        return np.flatnonzero(is_selected_R)
+        return is_selected_R
 
     def score(
         self, kind: Kind, vectors_QD: NDArray[np.float32], num: int, is_accepted_A: NDArray[np.bool_] | None = None
@@ -132,11 +137,11 @@ class OpenedIndex:
             num: number of rows with the highest scores that must be among them.
             is_accepted_A: which recordings to search; None for all.
         """
-        rows_R = self.select_rows(kind, is_accepted_A)
+        is_selected_R = self.select_rows(kind, is_accepted_A)
         num_candidates = max(MIN_CANDIDATES, CANDIDATES_PER_RESULT * num)
-        if self.reduction is None or len(rows_R) <= num_candidates:
-            return self.score_exactly(rows_R, vectors_QD)
-        candidates = self.find_candidates(kind, vectors_QD, num_candidates, rows_R)
+        if self.reduction is None or np.count_nonzero(is_selected_R) <= num_candidates:
+            return self.score_exactly(np.flatnonzero(is_selected_R), vectors_QD)
+        candidates = self.find_candidates(kind, vectors_QD, num_candidates, is_selected_R)
         return [(rows, self.load_rows(rows) @ vector_D) for rows, vector_D in zip(candidates, vectors_QD, strict=True)]
 
     def score_exactly(self, rows_R: NDArray[np.int64], vectors_QD: NDArray[np.float32]) -> list[ScoredRows]:
@@ -152,10 +157,10 @@ class OpenedIndex:
         return [(rows_R, scores_R) for scores_R in scores_QR]
 
     def find_candidates(
-        self, kind: Kind, vectors_QD: NDArray[np.float32], num: int, rows_R: NDArray[np.int64]
+        self, kind: Kind, vectors_QD: NDArray[np.float32], num: int, is_selected_R: NDArray[np.bool_]
     ) -> list[NDArray[np.int64]]:
         """Return, for each query, the rows with the `num` highest scores of reduced vectors, in ascending order.
-        `rows_R` are the rows to search, in ascending order.
+        `is_selected_R` says which rows to search; they are of this kind.
         """
         import faiss
 
@@ -165,7 +170,7 @@ class OpenedIndex:
         for part, first_row, codes in zip(self.parts, self.first_rows, self.codes[kind], strict=False):
             assert codes is not None
             kind_rows = list_kind_rows(part, kind) + first_row
-            is_searched = np.isin(kind_rows, rows_R, assume_unique=True)
+            is_searched = is_selected_R[kind_rows]
             if not is_searched.any():
                 continue
             # The selector refers to the array of bits, which must exist during the search.
@@ -211,12 +216,7 @@ class OpenedIndex:
 
     def read_intervals(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the start and end in seconds of rows [R, 2]."""
-        intervals = np.empty((len(rows_R), 2), np.float32)
-        for position, row in enumerate(rows_R):
-            number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-            table, local = self.parts[number].rows, int(row - self.first_rows[number])
-            intervals[position] = table["start_s"][local].as_py(), table["end_s"][local].as_py()
-        return intervals
+        return np.stack([self.start_R[rows_R], self.end_R[rows_R]], axis=1)
 
     def iter_numbers_by_part(self, recordings: Sequence[int]) -> Iterator[tuple[Part, list[int]]]:
         """Yield each part that has some of these recordings, and their numbers in it."""
@@ -229,7 +229,7 @@ class OpenedIndex:
                 yield part, (ordered[first:end] - first_recording).tolist()
 
 
-def join(arrays: Sequence[NDArray[np.generic]], dtype: type) -> NDArray:  # type: ignore[type-arg]
+def join(arrays: Sequence[NDArray[Any]], dtype: type[Scalar]) -> NDArray[Scalar]:
     """Return arrays of this type joined, also if there are none."""
     return np.concatenate([np.zeros(0, dtype), *arrays])
 
@@ -240,13 +240,11 @@ def open_index(folder: Path) -> OpenedIndex | None:
 
     Raises UserError if it is damaged.
     """
-    convert_former_index(folder)
     for attempt in range(NUM_OPENING_ATTEMPTS):
-        manifest = read_manifest(folder)
-        if manifest is None:
-            return None
         try:
-            return OpenedIndex(folder, manifest)
+            convert_former_index(folder)
+            manifest = read_manifest(folder)
+            return OpenedIndex(folder, manifest) if manifest else None
         except FileNotFoundError:
             if attempt == NUM_OPENING_ATTEMPTS - 1:
                 raise

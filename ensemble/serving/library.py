@@ -303,7 +303,7 @@ class LibraryView:
         rows_R, scores_R = scored
         merged: list[tuple[int, Moment]] = []
         recordings_R, intervals = self.index.recording_R[rows_R], self.index.read_intervals(rows_R)
-        order = np.lexsort([intervals[:, 0], recordings_R])
+        order = np.lexsort((intervals[:, 0], recordings_R))
         for number, (start, end), score in zip(recordings_R[order], intervals[order], scores_R[order], strict=True):
             if merged and merged[-1][0] == number and start <= merged[-1][1].end_s:
                 last = merged.pop()[1]
