@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import UserError
+from data.waveform import NUM_PEAKS
 from ensemble.index.manifest import MANIFEST_FILE, Manifest, write_manifest
-from ensemble.index.parts import MOMENT, PASSAGE, IndexedRecording, write_part
+from ensemble.index.parts import MOMENT, PASSAGE, IndexedFile, IndexedRecording, write_part
 from trainables.records.embeddings import Embeddings, read_embeddings
 
 FORMER_FILES = ("index.arrow", "files.json")
 UNKNOWN_SIZE = -1
-NUM_PEAKS = 240
 
 
 def convert_former_index(folder: Path) -> None:
@@ -46,7 +46,7 @@ def list_recordings(embeddings: Embeddings) -> list[IndexedRecording]:
     time_s, kind = np.zeros(1, np.float32), np.array([PASSAGE | MOMENT], np.uint8)
     return [
         IndexedRecording(
-            path, root, UNKNOWN_SIZE, 0, bytes(32), 0.0, (), bytes(NUM_PEAKS), time_s, time_s, kind, vector_D[None]
+            IndexedFile(path, root, UNKNOWN_SIZE, 0), 0.0, bytes(NUM_PEAKS), time_s, time_s, kind, vector_D[None]
         )
         for path, vector_D in zip(embeddings.clip_ids, embeddings.audio_AD, strict=True)
     ]

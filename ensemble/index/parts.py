@@ -56,17 +56,35 @@ ROWS_SCHEMA = pa.schema(
 )
 
 
+UNKNOWN_DIGEST = bytes(32)
+"""Digest of a file whose contents aren't known."""
+
+FILE_COLUMNS = ("path", "root", "size", "mtime_ns", "sha256", "captions")
+
+
 @dataclass(frozen=True)
-class IndexedRecording:
-    """Recording to write into a part, with its rows."""
+class IndexedFile:
+    """Audio file of a recording: the columns FILE_COLUMNS."""
 
     path: str
     root: str  # folder that was added
     size: int
     mtime_ns: int
-    sha256: bytes
+    captions: tuple[str, ...] = ()
+    sha256: bytes = UNKNOWN_DIGEST
+
+    @property
+    def stamp(self) -> tuple[int, int, tuple[str, ...]]:
+        """Values by which an unchanged file is recognised."""
+        return self.size, self.mtime_ns, self.captions
+
+
+@dataclass(frozen=True)
+class IndexedRecording:
+    """Recording to write into a part, with its rows."""
+
+    file: IndexedFile
     duration_s: float
-    captions: tuple[str, ...]
     peaks: bytes
     starts_s: NDArray[np.float32]  # [R]
     ends_s: NDArray[np.float32]  # [R]
@@ -148,10 +166,11 @@ class Part:
         starts_s, ends_s = self.rows["start_s"].to_numpy(), self.rows["end_s"].to_numpy()
         for number in numbers:
             (row,) = self.recordings.slice(number, 1).to_pylist()
-            rows = self.find_rows(number)
-            del row["id"]
+            rows, row["captions"] = self.find_rows(number), tuple(row["captions"])
             yield IndexedRecording(
-                **row | {"captions": tuple(row["captions"])},
+                IndexedFile(**{name: row[name] for name in FILE_COLUMNS}),
+                row["duration_s"],
+                row["peaks"],
                 starts_s=starts_s[rows],
                 ends_s=ends_s[rows],
                 kinds=self.kinds_R[rows],
@@ -172,9 +191,11 @@ def write_part(folder: Path, recordings: Iterable[IndexedRecording], vector_size
         with (staging / VECTORS_FILE).open("wb") as file:
             for number, recording in enumerate(recordings):
                 file.write(np.ascontiguousarray(recording.vectors_RD, VECTOR_TYPE).tobytes())
-                columns["id"].append(compute_id(recording.path))
-                for field in RECORDINGS_SCHEMA.names[1:]:
-                    columns[field].append(getattr(recording, field))
+                columns["id"].append(compute_id(recording.file.path))
+                for name_of_column in FILE_COLUMNS:
+                    columns[name_of_column].append(getattr(recording.file, name_of_column))
+                columns["duration_s"].append(recording.duration_s)
+                columns["peaks"].append(recording.peaks)
                 rows["recording"].append(np.full(len(recording.kinds), number, np.int32))
                 rows["start_s"].append(recording.starts_s)
                 rows["end_s"].append(recording.ends_s)

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from data.sources.audio_files import AudioListing, FileProblems, list_audio_file
 from data.sources.csv_tables import read_csv
 from data.sources.file_names import FileMatcher
 from data.store.locks import lock_folder
-from ensemble.index.parts import IndexedRecording, compute_id
+from ensemble.index.parts import IndexedFile, IndexedRecording, compute_id
 from ensemble.index.vector_search import OpenedIndex
 from ensemble.index.writer import IndexWriter
 from ensemble.serving.bundle import EnsembleModels
@@ -34,23 +33,6 @@ CAPTION_PREFIX = "caption"
 
 ReportProgress = Callable[[int, int], None]
 """Function that is called with the numbers of files that are done and of all files to embed."""
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """Audio file to have in the index."""
-
-    path: str
-    root: str  # folder that was added
-    size: int
-    mtime_ns: int
-    captions: tuple[str, ...] = ()
-    sha256: bytes = b""  # empty until it is computed
-
-    @property
-    def stamp(self) -> tuple[int, int, tuple[str, ...]]:
-        """Values by which an unchanged file is recognised."""
-        return self.size, self.mtime_ns, self.captions
 
 
 @dataclass
@@ -180,7 +162,7 @@ def update_files(
     return summary
 
 
-def stat_files(root: Path, listing: AudioListing, problems: FileProblems) -> Iterator[FoundFile]:
+def stat_files(root: Path, listing: AudioListing, problems: FileProblems) -> Iterator[IndexedFile]:
     """Yield the audio files of a listing with their sizes, times and captions. Files that can't be read are added to
     `problems`.
     """
@@ -191,7 +173,7 @@ def stat_files(root: Path, listing: AudioListing, problems: FileProblems) -> Ite
         except OSError as error:
             problems.skipped[path] = f"can't be read: {error.strerror}"
             continue
-        yield FoundFile(str(path), str(root), status.st_size, status.st_mtime_ns, captions.get(path, ()))
+        yield IndexedFile(str(path), str(root), status.st_size, status.st_mtime_ns, captions.get(path, ()))
 
 
 def read_captions(root: Path, paths: Sequence[Path]) -> Mapping[Path, tuple[str, ...]]:
@@ -216,7 +198,7 @@ def read_captions(root: Path, paths: Sequence[Path]) -> Mapping[Path, tuple[str,
     return {path: tuple(dict.fromkeys(texts)) for path, texts in captions.items()}
 
 
-def find_changed(index: OpenedIndex, files: Sequence[FoundFile]) -> list[FoundFile]:
+def find_changed(index: OpenedIndex, files: Sequence[IndexedFile]) -> list[IndexedFile]:
     """Return the files that the index doesn't have, or has with another size, time or captions."""
     recordings = find_recordings(index, [file.path for file in files])
     known: dict[int, tuple[int, int, tuple[str, ...]]] = {}
@@ -234,21 +216,21 @@ def find_recordings(index: OpenedIndex, paths: Sequence[str]) -> list[int | None
     ids = np.array([compute_id(path) for path in paths], np.uint64)
     positions = np.searchsorted(index.id_A[order], ids)
     return [
-        int(order[position]) if position < len(order) and index.id_A[order[position]] == wanted_id else None
-        for position, wanted_id in zip(positions, ids, strict=True)
+        int(order[position]) if position < len(order) and index.id_A[order[position]] == file_id else None
+        for position, file_id in zip(positions, ids, strict=True)
     ]
 
 
-def hash_file(file: FoundFile) -> FoundFile:
-    """Return a file with the SHA-256 of its contents; 32 zeros if it can't be read, which decoding will report."""
+def hash_file(file: IndexedFile) -> IndexedFile:
+    """Return a file with the SHA-256 of its contents, which is unknown if it can't be read; decoding will report it."""
     try:
         with Path(file.path).open("rb") as opened:
             return replace(file, sha256=hashlib.file_digest(opened, "sha256").digest())
     except OSError:
-        return replace(file, sha256=bytes(32))
+        return file
 
 
-def reuse_vectors(writer: IndexWriter, changed: Sequence[FoundFile], summary: UpdateSummary) -> set[str]:
+def reuse_vectors(writer: IndexWriter, changed: Sequence[IndexedFile], summary: UpdateSummary) -> set[str]:
     """Add the changed files that have the contents of a recording in the index, with its vectors, and return their
     paths. Recordings that were moved to one of these paths are removed.
     """
@@ -265,18 +247,12 @@ def reuse_vectors(writer: IndexWriter, changed: Sequence[FoundFile], summary: Up
     return {file.path for file, _ in reused}
 
 
-def iter_reused(index: OpenedIndex, reused: Sequence[tuple[FoundFile, int]]) -> Iterator[IndexedRecording]:
-    """Yield the recordings with these numbers, with the description of other files that have the same contents."""
+def iter_reused(index: OpenedIndex, reused: Sequence[tuple[IndexedFile, int]]) -> Iterator[IndexedRecording]:
+    """Yield the recordings with these numbers, as recordings of other files that have the same contents."""
     for file, number in reused:
         part, local = index.locate(number)
         (recording,) = part.iter_recordings([local])
-        yield replace(recording, **describe_file(file))
-
-
-def describe_file(file: FoundFile) -> dict[str, Any]:
-    """Return the columns of a recording that describe its file."""
-    names = ("path", "root", "size", "mtime_ns", "sha256", "captions")
-    return {name: getattr(file, name) for name in names}
+        yield replace(recording, file=file)
 
 
 def find_contents(index: OpenedIndex, digests: set[bytes]) -> dict[bytes, int]:
@@ -301,7 +277,9 @@ def read_path(index: OpenedIndex, number: int) -> str:
     return path
 
 
-def embed_part(writer: IndexWriter, files: Sequence[FoundFile], models: EnsembleModels, summary: UpdateSummary) -> None:
+def embed_part(
+    writer: IndexWriter, files: Sequence[IndexedFile], models: EnsembleModels, summary: UpdateSummary
+) -> None:
     """Embed files, and add them to the index in place of the recordings that have their paths."""
     embedded, problems = embed_recordings(models, [Path(file.path) for file in files])
     summary.problems.skipped.update(problems.skipped)
@@ -312,10 +290,10 @@ def embed_part(writer: IndexWriter, files: Sequence[FoundFile], models: Ensemble
     summary.num_embedded += len(added)
 
 
-def build_recording(file: FoundFile, vectors: RecordingVectors) -> IndexedRecording:
+def build_recording(file: IndexedFile, vectors: RecordingVectors) -> IndexedRecording:
     """Return the recording of a file with its vectors."""
     return IndexedRecording(
-        **describe_file(file),
+        file,
         duration_s=vectors.duration_s,
         peaks=vectors.peaks.tobytes(),
         starts_s=vectors.starts_s,

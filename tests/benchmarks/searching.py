@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from measure import machine, say, told
 
-from ensemble.index.parts import MOMENT, PASSAGE, IndexedRecording
+from ensemble.index.parts import MOMENT, PASSAGE, IndexedFile, IndexedRecording
 from ensemble.index.vector_search import choose_best, open_index
 from ensemble.index.writer import IndexWriter
 from trainables.records.mlflow_ledger import open_ledger
@@ -65,8 +65,8 @@ def iter_recordings(vectors_RD, first):
     one = np.array([PASSAGE | MOMENT], np.uint8)
     start_s, end_s = np.zeros(1, np.float32), np.full(1, 10, np.float32)
     for number, vector_D in enumerate(vectors_RD, start=first):
-        yield IndexedRecording(f"/library/{number:06d}.wav", "/library", 1, 1, number.to_bytes(32, "big"), 10.0, (),
-                               bytes(240), start_s, end_s, one, vector_D[None])  # fmt: skip
+        file = IndexedFile(f"/library/{number:06d}.wav", "/library", 1, 1, (), number.to_bytes(32, "big"))
+        yield IndexedRecording(file, 10.0, bytes(240), start_s, end_s, one, vector_D[None])
 
 
 def build(folder, real_AE, rotation_ED, number):
