@@ -17,7 +17,7 @@ from data.sources.audio_files import AudioListing, FileProblems, list_audio_file
 from data.sources.csv_tables import read_csv
 from data.sources.file_names import FileMatcher
 from data.store.locks import lock_folder
-from ensemble.index.parts import IndexedFile, IndexedRecording, compute_id
+from ensemble.index.parts import UNKNOWN_DIGEST, IndexedFile, IndexedRecording, compute_id
 from ensemble.index.vector_search import OpenedIndex
 from ensemble.index.writer import IndexWriter
 from ensemble.serving.bundle import EnsembleModels
@@ -235,7 +235,7 @@ def reuse_vectors(writer: IndexWriter, changed: Sequence[IndexedFile], summary: 
     paths. Recordings that were moved to one of these paths are removed.
     """
     index = writer.index
-    by_digest = find_contents(index, {file.sha256 for file in changed})
+    by_digest = find_contents(index, {file.sha256 for file in changed} - {UNKNOWN_DIGEST})
     reused = [(file, by_digest[file.sha256]) for file in changed if file.sha256 in by_digest]
     if not reused:
         return set()

@@ -160,6 +160,15 @@ def test_a_link_is_listed_by_its_own_name_and_leaves_with_it(library, audio, tmp
     assert outside.exists()
 
 
+def test_a_file_that_can_not_be_read_gets_no_vector_of_a_former_index(models, audio, tmp_path, monkeypatch):
+    """Neither has a digest: that is no sign of the same contents."""
+    path = audio / "below" / "rain.flac"
+    write_former_index(tmp_path / "former", models, [path])
+    library = Library(tmp_path / "former", models)
+    monkeypatch.setattr(index_update, "hash_file", lambda file: file)
+    assert library.add([audio]).num_reused == 0
+
+
 def test_captions_come_from_the_tables_of_the_folder(library, audio, monkeypatch):
     (audio / "captions.csv").write_text(
         "file_name,caption_1,caption_2\nbelow/rain.flac,Rain falls.,Drops.\nabsent.wav,A gull.,\n", encoding="utf-8"
@@ -374,16 +383,21 @@ def test_damaged_and_older_indexes_are_named(library, models, audio):
         Library(library.folder, models)
 
 
-def test_an_index_of_the_former_version_is_searched_and_gets_moments_when_added(models, audio, tmp_path):
-    paths = sorted(str(path) for path in audio.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
-    vectors_AD, _, _ = models.embed_files([Path(path) for path in paths])
-    folder = tmp_path / "former"
-    write_embeddings(
-        folder / "index.arrow", Embeddings(models.signature, "", "", paths, [], [], vectors_AD, vectors_AD[:0])
-    )
+def write_former_index(folder, models, paths):
+    """Write an index as the former version did, and return the vectors."""
+    vectors_AD, _, _ = models.embed_files(paths)
+    former = Embeddings(models.signature, "", "", [*map(str, paths)], [], [], vectors_AD, vectors_AD[:0])
+    write_embeddings(folder / "index.arrow", former)
     (folder / "files.json").write_text("{}")
+    return vectors_AD
+
+
+def test_an_index_of_the_former_version_is_searched_and_gets_moments_when_added(models, audio, tmp_path):
+    paths = sorted(path for path in audio.rglob("*") if path.suffix in (".wav", ".flac", ".ogg"))
+    folder = tmp_path / "former"
+    vectors_AD = write_former_index(folder, models, paths)
     library = Library(folder, models)
-    scores = dict(zip(paths, (vectors_AD @ models.embed_text([SENTENCE])[0]).tolist(), strict=True))
+    scores = dict(zip(map(str, paths), (vectors_AD @ models.embed_text([SENTENCE])[0]).tolist(), strict=True))
     for hit in library.search(SENTENCE):
         assert hit.score == pytest.approx(scores[str(hit.path)], abs=HALF_PRECISION)
     assert {path.name for path in folder.iterdir()} == {MANIFEST_FILE, PARTS}
