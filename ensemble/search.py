@@ -30,7 +30,6 @@ from data.errors import UserError, parse_positive_int
 from data.runtime.command_line import command
 from data.runtime.console import PlainConsole
 from data.runtime.options import Command, changed_options, group, option, positional, run_command
-from ensemble.serving import index_update
 from ensemble.serving.hits import Hit
 from ensemble.serving.library import Library, load
 from trainables.records.run_storage import RunStorage
@@ -146,10 +145,10 @@ def print_hits(console: PlainConsole, hits: Sequence[Hit], gone: Sequence[Hit], 
 
 def update_library(library: Library, options: Options) -> None:
     """Update the index by the folders that the options name."""
-    for audio, removes_absent in ((options.add, False), (options.sync, True)):
-        if audio:
-            index_update.update_index(library.folder, audio, library.models, removes_absent, log_progress).log()
-    library.refresh()
+    if options.add:
+        library.add([options.add], log_progress).log()
+    if options.sync:
+        library.sync(options.sync, log_progress).log()
 
 
 def log_progress(num_done: int, num_files: int) -> None:
@@ -169,7 +168,7 @@ def watch_folder(library: Library, audio: Path) -> None:
         # The first time, to add what has changed before the folder was watched.
         if changed or is_first:
             try:
-                index_update.update_index(library.folder, audio, library.models, removes_absent=True).log()
+                library.sync(audio).log()
             except UserError as error:  # such as that all files are gone, while a disk is not mounted
                 logger.error("%s", error)
         if is_first:

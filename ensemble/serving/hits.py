@@ -54,6 +54,9 @@ class Filter:
         return self.corpus in (None, corpus) and is_in_folder
 
 
+NO_FILTER = Filter()
+
+
 @dataclass(frozen=True)
 class FolderCount:
     """Number of recordings in a folder of a corpus, without its subfolders."""

@@ -43,15 +43,22 @@ class UpdateSummary:
     num_reused: int = 0
     num_unchanged: int = 0
     num_removed: int = 0
-    num_unusable: int = 0  # audio files that no attempt is made to decode
+    listings: Sequence[tuple[Path, AudioListing]] = ()  # folders that were added, and their files
     problems: FileProblems = field(default_factory=FileProblems)
 
-    def log(self) -> None:
-        """Log the changes, and each file that was skipped or changed when it was decoded."""
+    def log_problems(self) -> None:
+        """Log each file that can't be used, was skipped, or was changed when it was decoded."""
+        for root, listing in self.listings:
+            listing.log_unusable(root)
         self.problems.log(logger)
+
+    def log(self) -> None:
+        """Log the problems, and the changes."""
+        self.log_problems()
+        num_skipped = len(self.problems.skipped) + sum(len(listing.skipped) for _, listing in self.listings)
         logger.info(
             "%d files embedded, %d unchanged, %d removed, %d skipped",
-            self.num_embedded, self.num_unchanged, self.num_removed, len(self.problems.skipped) + self.num_unusable,
+            self.num_embedded, self.num_unchanged, self.num_removed, num_skipped,
         )  # fmt: skip
         if self.num_reused:
             logger.info("%d files have the contents of recordings in the index: not embedded again", self.num_reused)
@@ -59,46 +66,33 @@ class UpdateSummary:
 
 def update_index(
     folder: Path,
-    audio: Path,
+    paths: Iterable[Path],
     models: EnsembleModels,
     removes_absent: bool = False,
     report_progress: ReportProgress | None = None,
 ) -> UpdateSummary:
-    """Add the new and changed audio files in a folder to an index, and return what was changed.
+    """Add new and changed audio files, and those in folders, to an index, and return what was changed.
 
     A recording whose file no longer exists, while a new file has the same contents, was moved: it is removed. A
-    symbolic link is listed by its own path, since its target may be outside the folder.
+    symbolic link in a folder is listed by its own path, since its target may be outside the folder.
 
     Args:
         folder: the folder of the index, which is created if it doesn't exist.
-        audio: the folder of recordings, searched recursively.
+        paths: audio files, and folders, which are searched recursively.
         models: the models of the ensemble.
-        removes_absent: whether to remove the folder's recordings whose files no longer exist.
+        removes_absent: whether to remove recordings of the folders whose files no longer exist; then all paths must be
+            folders.
         report_progress: function to call after each part of the files.
 
     Raises:
         UserError: if no file can be used, the index belongs to another ensemble, or another command is writing to it.
     """
-    audio = audio.resolve()
-    listing = list_audio_files(audio)
-    listing.log_unusable(audio)
-    return update_files(folder, [(audio, listing)], models, removes_absent, report_progress)
-
-
-def add_paths(
-    folder: Path, paths: Iterable[Path], models: EnsembleModels, report_progress: ReportProgress | None = None
-) -> UpdateSummary:
-    """Add audio files, and the audio files in folders, to an index, as `update_index` does."""
     listings = []
     for path in paths:
         path = path.resolve()
-        if path.is_dir():
-            listings.append((path, list_audio_files(path)))
-        elif path.is_file():
-            listings.append((path.parent, AudioListing([path], {}, [])))
-        else:
-            raise UserError(f"{path} is neither a file nor a folder")
-    return update_files(folder, listings, models, False, report_progress)
+        is_file = path.is_file() and not removes_absent
+        listings.append((path.parent, AudioListing([path], {}, [])) if is_file else (path, list_audio_files(path)))
+    return update_files(folder, listings, models, removes_absent, report_progress)
 
 
 def remove_paths(folder: Path, paths: Iterable[Path], models: EnsembleModels) -> int:
@@ -136,7 +130,7 @@ def update_files(
     """Update an index with listed files, as `update_index` does. `listings` are pairs of the folder that was added and
     its files.
     """
-    summary = UpdateSummary(num_unusable=sum(len(listing.skipped) for _, listing in listings))
+    summary = UpdateSummary(listings=listings)
     with lock_folder(folder):
         writer = open_writer(folder, models)
         files = [file for root, listing in listings for file in stat_files(root, listing, summary.problems)]
@@ -156,7 +150,7 @@ def update_files(
             roots = [root for root, _ in listings]
             remove_absent(writer, roots, listed, summary)
         if not len(writer.index):
-            summary.problems.log(logger)
+            summary.log_problems()
             raise UserError(f"{', '.join(str(root) for root, _ in listings)}: no audio file can be decoded")
         writer.prepare_search()
     return summary

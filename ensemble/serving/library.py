@@ -17,7 +17,7 @@ from ensemble.index.manifest import Manifest, identify_manifest
 from ensemble.index.vector_search import OpenedIndex, ScoredRows, choose_best, open_index
 from ensemble.serving import index_update
 from ensemble.serving.bundle import EnsembleModels, load_models
-from ensemble.serving.hits import Filter, FolderCount, Hit, Moment, Recording
+from ensemble.serving.hits import NO_FILTER, Filter, FolderCount, Hit, Moment, Recording
 from ensemble.serving.index_update import UpdateSummary, require_ensemble
 from trainables.records.run_storage import RunStorage
 
@@ -113,7 +113,7 @@ class Library:
             raise UserError(f"{path}: {reason}")
         return self.models.convert_to_queries(vectors_AD)
 
-    def search(self, sentence: str, k: int = 10, where: Filter = Filter()) -> list[Hit]:  # noqa: B008
+    def search(self, sentence: str, k: int = 10, where: Filter = NO_FILTER) -> list[Hit]:
         """Return the `k` recordings with the highest scores for a sentence, the best first.
 
         Args:
@@ -126,13 +126,13 @@ class Library:
         """
         return self.search_vectors(self.embed_text([sentence]), k, where)[0]
 
-    def search_audio(self, path: Path | str, k: int = 10, where: Filter = Filter()) -> list[Hit]:  # noqa: B008
+    def search_audio(self, path: Path | str, k: int = 10, where: Filter = NO_FILTER) -> list[Hit]:
         """Return the `k` recordings that are most similar to the beginning of an audio file, the best first. Raises
         UserError if the file can't be decoded.
         """
         return self.search_vectors(self.embed_audio([path]), k, where)[0]
 
-    def search_similar(self, recording_id: str, k: int = 10, where: Filter = Filter()) -> list[Hit]:  # noqa: B008
+    def search_similar(self, recording_id: str, k: int = 10, where: Filter = NO_FILTER) -> list[Hit]:
         """Return the `k` recordings that are most similar to the beginning of a recording, without the recording
         itself, the best first. Raises KeyError if the index has no recording with this id.
         """
@@ -146,7 +146,7 @@ class Library:
         self,
         vectors_QD: NDArray[np.float32],
         k: int = 10,
-        where: Filter = Filter(),  # noqa: B008
+        where: Filter = NO_FILTER,
         kind: Literal["recordings", "moments"] = "recordings",
     ) -> list[list[Hit]]:
         """Return the `k` recordings or moments with the highest scores for each query, the best first; ties are sorted
@@ -161,7 +161,7 @@ class Library:
         view = self.view
         return (view.search if kind == "recordings" else view.search_moments)(vectors_QD, k, where)
 
-    def search_moments(self, sentence: str, k: int = 10, where: Filter = Filter()) -> list[Hit]:  # noqa: B008
+    def search_moments(self, sentence: str, k: int = 10, where: Filter = NO_FILTER) -> list[Hit]:
         """Return the `k` moments with the highest scores for a sentence, the best first. Moments of a recording that
         touch are merged, and have the score of the best one.
         """
@@ -177,7 +177,7 @@ class Library:
         Raises:
             UserError: if no file can be decoded, or another process is writing to the index.
         """
-        summary = index_update.add_paths(self.folder, map(Path, paths), self.models, progress)
+        summary = index_update.update_index(self.folder, map(Path, paths), self.models, False, progress)
         self.refresh()
         return summary
 
@@ -185,7 +185,7 @@ class Library:
         """Bring the index in step with a folder: add new and changed files, and remove recordings whose files no longer
         exist. The arguments are those of `add`.
         """
-        summary = index_update.update_index(self.folder, Path(folder), self.models, True, progress)
+        summary = index_update.update_index(self.folder, [Path(folder)], self.models, True, progress)
         self.refresh()
         return summary
 
@@ -250,7 +250,7 @@ class LibraryView:
 
     def apply(self, where: Filter) -> NDArray[np.bool_] | None:
         """Return which recordings meet the conditions [A]; None if there are no conditions."""
-        if where == Filter():
+        if where == NO_FILTER:
             return None
         duration_A = self.index.duration_A
         accepted_A = np.ones(len(duration_A), bool)

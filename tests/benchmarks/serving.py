@@ -1,4 +1,4 @@
-"""What a server of the search page answers: requests a second, and the time of an answer, for one user and for many.
+"""Requests a second, and the time of an answer, of a server of the search page, for one user and for many.
 
 python tests/benchmarks/serving.py [--users 16] [--seconds 10]     # tiny random models, synthetic recordings
 python tests/benchmarks/serving.py --ensemble DIR                   # an exported ensemble and its index

@@ -9,7 +9,6 @@ import soundfile
 from starlette.testclient import TestClient
 from web_server import GONE, SOUNDS, Server
 
-from ensemble.serving import bundle, index_update
 from ensemble.serving.library import load
 from ensemble.web.access import AccessRules
 from ensemble.web.app import build_app
@@ -32,7 +31,7 @@ def sounds(searched):
         time_s = np.arange(int(rate_hz * duration_s)) / rate_hz
         tone = 0.3 * np.sin(2 * np.pi * 150 * 1.6**number * time_s) * (time_s % 1 < 0.5)
         soundfile.write(path, tone[:, np.newaxis] + rng.normal(0, 0.01, (len(time_s), channels)), rate_hz)
-    index_update.update_index(searched / "index", folder, bundle.load_models(searched))
+    load(searched).add([folder])
     (folder / GONE).unlink()
     return folder
 
