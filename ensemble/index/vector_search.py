@@ -97,10 +97,24 @@ class OpenedIndex:
         number = int(np.searchsorted(self.first_recordings, recording, side="right")) - 1
         return self.parts[number], recording - int(self.first_recordings[number])
 
-    def find_recording(self, recording_id: int) -> int | None:
-        """Return the number of the recording with an id (`ensemble.index.parts.compute_id`); None if there is none."""
-        numbers = np.flatnonzero((self.id_A == np.uint64(recording_id)) & ~self.is_removed_A)
-        return int(numbers[0]) if len(numbers) else None
+    @cached_property
+    def ids_in_order(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        """Ids of the recordings that aren't removed in ascending order, and the numbers of these recordings."""
+        present = np.flatnonzero(~self.is_removed_A)
+        order = present[np.argsort(self.id_A[present], kind="stable")]
+        return self.id_A[order], order
+
+    def find_recordings(self, recording_ids: Sequence[int]) -> list[int | None]:
+        """Return the numbers of the recordings with ids (`ensemble.index.parts.compute_id`); None for those that the
+        index doesn't have.
+        """
+        ids, order = self.ids_in_order
+        searched = np.array(recording_ids, np.uint64)
+        positions = np.searchsorted(ids, searched)
+        is_present = positions < np.searchsorted(ids, searched, side="right")
+        return [
+            int(order[position]) if present else None for position, present in zip(positions, is_present, strict=True)
+        ]
 
     def load_rows(self, rows_R: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of rows in ascending order [R, D]. Raises UserError if they aren't finite."""

@@ -194,7 +194,7 @@ def read_captions(root: Path, paths: Sequence[Path]) -> Mapping[Path, tuple[str,
 
 def find_changed(index: OpenedIndex, files: Sequence[IndexedFile]) -> list[IndexedFile]:
     """Return the files that the index doesn't have, or has with another size, time or captions."""
-    recordings = find_recordings(index, [file.path for file in files])
+    recordings = find_recordings(index, files)
     known: dict[int, tuple[int, int, tuple[str, ...]]] = {}
     for part, numbers in index.iter_numbers_by_part([number for number in recordings if number is not None]):
         table = part.recordings.select(["id", "size", "mtime_ns", "captions"]).take(numbers)
@@ -203,16 +203,9 @@ def find_changed(index: OpenedIndex, files: Sequence[IndexedFile]) -> list[Index
     return [file for file in files if known.get(compute_id(file.path)) != file.stamp]
 
 
-def find_recordings(index: OpenedIndex, paths: Sequence[str]) -> list[int | None]:
-    """Return the numbers of the recordings with these paths; None where the index has none."""
-    present = np.flatnonzero(~index.is_removed_A)
-    order = present[np.argsort(index.id_A[present], kind="stable")]
-    ids = np.array([compute_id(path) for path in paths], np.uint64)
-    positions = np.searchsorted(index.id_A[order], ids)
-    return [
-        int(order[position]) if position < len(order) and index.id_A[order[position]] == file_id else None
-        for position, file_id in zip(positions, ids, strict=True)
-    ]
+def find_recordings(index: OpenedIndex, files: Iterable[IndexedFile]) -> list[int | None]:
+    """Return the numbers of the recordings with the paths of these files; None where the index has none."""
+    return index.find_recordings([compute_id(file.path) for file in files])
 
 
 def hash_file(file: IndexedFile) -> IndexedFile:
@@ -233,7 +226,7 @@ def reuse_vectors(writer: IndexWriter, changed: Sequence[IndexedFile], summary: 
     reused = [(file, by_digest[file.sha256]) for file in changed if file.sha256 in by_digest]
     if not reused:
         return set()
-    replaced = {number for number in find_recordings(index, [file.path for file, _ in reused]) if number is not None}
+    replaced = {number for number in find_recordings(index, (file for file, _ in reused)) if number is not None}
     moved = {number for _, number in reused if not Path(read_path(index, number)).exists()}
     writer.commit(iter_reused(index, reused), sorted(replaced | moved))
     summary.num_reused += len(reused)
@@ -279,7 +272,7 @@ def embed_part(
     summary.problems.skipped.update(problems.skipped)
     summary.problems.warnings.update(problems.warnings)
     added = [build_recording(file, embedded[path]) for file in files if (path := Path(file.path)) in embedded]
-    replaced = find_recordings(writer.index, [file.path for file in files])
+    replaced = find_recordings(writer.index, files)
     writer.commit(added, sorted(number for number in replaced if number is not None))
     summary.num_embedded += len(added)
 

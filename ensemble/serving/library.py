@@ -210,7 +210,7 @@ class LibraryView:
     def find(self, recording_id: str) -> int:
         """Return the number of the recording with an id. Raises KeyError if there is none."""
         try:
-            number = self.index.find_recording(int(recording_id, 16)) if len(recording_id) == 16 else None
+            (number,) = self.index.find_recordings([int(recording_id, 16)]) if len(recording_id) == 16 else [None]
         except ValueError:
             number = None
         if number is None:

@@ -12,6 +12,7 @@ export const STEP_S = 5;
 
 let recording = null;
 let isDragged = false;
+let startS = null; // where to play from once the recording is loaded
 let onChange = () => {};
 let onProblem = () => {};
 
@@ -29,6 +30,10 @@ export function startPlayer(change, problem) {
   for (const name of ["play", "pause", "ended", "seeked", "loadedmetadata", "timeupdate"]) {
     audio.addEventListener(name, update);
   }
+  audio.addEventListener("loadedmetadata", () => {
+    if (startS !== null) audio.currentTime = startS;
+    startS = null;
+  });
   audio.addEventListener("play", () => requestAnimationFrame(animate));
   audio.addEventListener("error", explainError);
   toggleButton.addEventListener("click", () => toggle(recording));
@@ -55,14 +60,15 @@ export function hasRecording() {
   return recording !== null;
 }
 
-export function play(next, startS) {
+export function play(next, fromS) {
   if (!isCurrent(next.id) || audio.error) {
     recording = next;
+    startS = null;
     bar.hidden = false;
     document.getElementById("player-name").textContent = next.name;
     audio.src = getAudioAddress(next.id);
   }
-  if (startS !== undefined) seek(startS);
+  if (fromS !== undefined) seek(fromS);
   audio.play().catch(() => {}); // the error event says why
   update();
 }
@@ -79,7 +85,7 @@ export function step(seconds) {
 function seek(seconds) {
   const target = Math.max(0, Math.min(seconds, recording.duration_s));
   if (audio.readyState >= HTMLMediaElement.HAVE_METADATA) audio.currentTime = target;
-  else audio.addEventListener("loadedmetadata", () => { audio.currentTime = target; }, { once: true });
+  else startS = target;
 }
 
 function close() {
