@@ -219,7 +219,9 @@ def test_storage_that_is_full_for_a_while_loses_nothing(sweep, undisturbed, smal
     assert_same(runs, undisturbed)
 
 
+@pytest.mark.slow
 def test_of_two_sweeps_at_once_one_runs_each_trial(sweep, undisturbed, tmp_path):
+    """By their commands. Slow: tests/trainables/records/test_lease.py has processes that want one trial."""
     both = [sweep(tmp_path, name="one"), sweep(tmp_path, name="two")]
     for process in both:
         ended(process)

@@ -129,8 +129,12 @@ def test_a_loss_that_is_not_finite_is_told_with_its_clips_and_leaves_a_checkpoin
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 def test_an_audio_model_of_hugging_face_is_trained_on_two_workers(pretrain, tone_store, tmp_path):
-    """DDP waits for a gradient of each of its weights. The stored model loads without the folder that it came from."""
+    """DDP waits for a gradient of each of its weights. The stored model loads without the folder that it came from.
+
+    Slow: encoders/test_audio_models.py trains models of every family in one process, and checks their gradients.
+    """
     folder, runs = tmp_path / "my-ast", tmp_path / "runs"
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     ASTModel(ASTConfig(**shape, max_length=98, num_mel_bins=32)).save_pretrained(folder)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as library
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional
@@ -240,7 +241,7 @@ def test_other_models_are_refused_by_what_they_are(models, write_text_model, tmp
         dual_models.parse_init("clip:a/b")
     with pytest.raises(UserError, match="doesn't exist: give the folder of a model"):
         dual_models.parse_init(f"clap:{tmp_path / 'absent'}")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"--init clap:laion/absent: its config\.json can't be read"):
         dual_models.parse_init("clap:laion/absent")
 

@@ -51,21 +51,22 @@ def fitted(one_trial, store, runs, workers):
 
 
 @pytest.fixture(scope="module")
-def on_one_worker(cluster, without_dropout, tone_store, tmp_path_factory):
-    return fitted(without_dropout, tone_store, tmp_path_factory.mktemp("one"), workers=1)
+def in_this_process(without_dropout, tone_store, tmp_path_factory):
+    return fitted(without_dropout, tone_store, tmp_path_factory.mktemp("one"), workers=0)
 
 
-def test_a_worker_trains_what_this_process_trains(on_one_worker, without_dropout, tone_store, tmp_path):
-    """Both ways the same weights to the last bit."""
-    here, _, folder = fitted(without_dropout, tone_store, tmp_path, workers=0)
-    there, _, other = on_one_worker
+@pytest.mark.slow
+def test_a_worker_trains_what_this_process_trains(cluster, in_this_process, without_dropout, tone_store, tmp_path):
+    """Both ways the same weights to the last bit. Slow: the next test compares two workers with this process."""
+    here, _, folder = in_this_process
+    there, _, other = fitted(without_dropout, tone_store, tmp_path, workers=1)
     assert {name: here[name] for name in TRAINED} == {name: there[name] for name in TRAINED}
     expected, got = (load_file(path / MODEL_FILE) for path in (folder, other))
     assert all((got[name] == tensor).all() for name, tensor in expected.items())
 
 
-def test_two_workers_train_what_one_worker_trains(on_one_worker, without_dropout, tone_store, tmp_path):
-    one, alone, folder = on_one_worker
+def test_two_workers_train_what_this_process_trains(cluster, in_this_process, without_dropout, tone_store, tmp_path):
+    one, alone, folder = in_this_process
     two, together, _ = fitted(without_dropout, tone_store, tmp_path, workers=2)
     np.testing.assert_allclose(together.audio_AD, alone.audio_AD, atol=1e-4)
     np.testing.assert_allclose(together.text_QD, alone.text_QD, atol=1e-4)
