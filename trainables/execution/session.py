@@ -222,6 +222,8 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
     site, lease = work.site, work.lease
     device = torch.device("cuda" if work.resources.gpus_per_worker else "cpu")
     release_memory(device)  # the traceback of an error may still hold the previous trial's objects
+    has_frozen_objects = gc.get_freeze_count() > 0
+    gc.freeze()  # so that the collection at the end examines this trial's objects alone
     try:
         with create_scratch_folder() as folder, CheckpointWriter(site.runs, lease) as writer:
             earlier = find_last_checkpoint(site.runs, lease)
@@ -236,6 +238,8 @@ def train_in_process(work: TrainingJob, on_epoch: OnEpoch) -> Metrics:
             )
     finally:
         release_memory(device)
+        if not has_frozen_objects:
+            gc.unfreeze()
     lease.require(site.runs)
     return RunLog(site.tracking_uri, work.run_id).load_best_metrics()
 

@@ -333,7 +333,9 @@ def seed_step(seed: int, step: int, rank: int, part: int = 0) -> torch.Generator
         int(np.random.SeedSequence(entropy).generate_state(1)[0])
         for entropy in ([seed, step], [seed, step, rank, 1, part])
     )
-    torch.manual_seed(part_seed)
+    torch.default_generator.manual_seed(part_seed)
+    if torch.cuda.is_initialized():  # otherwise torch.manual_seed would store a call with its stack trace, each step
+        torch.cuda.manual_seed_all(part_seed)
     return torch.Generator().manual_seed(shared_seed)
 
 
