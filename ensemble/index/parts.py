@@ -12,6 +12,7 @@ Shapes: A recordings, R rows, D the size of the vectors.
 """
 
 import hashlib
+import mmap
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -120,7 +121,9 @@ class Part:
         path, shape = self.folder / VECTORS_FILE, (entry.num_rows, vector_size)
         if path.stat().st_size != VECTOR_TYPE.itemsize * shape[0] * shape[1]:
             raise UserError(f"{path} is damaged: it doesn't have {shape[0]} vectors; {remedy}")
-        self.vectors_RD: NDArray[np.float16] = np.memmap(path, VECTOR_TYPE, "r", shape=shape)
+        with path.open("rb") as file:
+            self.mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.vectors_RD: NDArray[np.float16] = np.frombuffer(self.mapping, VECTOR_TYPE).reshape(shape)
         self.recording_R: NDArray[np.int32] = self.rows["recording"].to_numpy()
         self.kinds_R: NDArray[np.uint8] = self.rows["kind"].to_numpy()  # PASSAGE, MOMENT or both
         self.is_removed_A = np.zeros(entry.num_recordings, bool)
@@ -128,6 +131,13 @@ class Part:
         if problem := self.find_problem() or ("" if removed is not None else "the list of removed recordings"):
             raise UserError(f"{self.folder} is damaged: {problem} can't be right; {remedy}")
         self.is_removed_A[removed] = True
+
+    def release_pages(self) -> None:
+        """Remove the vectors that were read from this process' memory. The system keeps them in its cache while it has
+        memory to spare.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
     def find_problem(self) -> str:
         """Return what can't be right in the tables; '' if nothing is."""

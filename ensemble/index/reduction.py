@@ -166,6 +166,7 @@ def write_codes(part: Part, reduction: Reduction) -> None:
                 for first in range(0, len(rows), ENCODED_ROWS):
                     projected = reduction.project_rows(part.vectors_RD[rows[first : first + ENCODED_ROWS]])
                     file.write(quantiser.sa_encode(np.ascontiguousarray(projected)).tobytes())
+                    part.release_pages()
         rename_folder(staging, target)
 
 

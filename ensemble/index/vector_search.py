@@ -121,7 +121,9 @@ class OpenedIndex:
         loaded_RD = np.empty((len(rows_R), self.manifest.vector_size), np.float32)
         bounds = np.searchsorted(rows_R, self.first_rows)
         for part, first_row, first, end in zip(self.parts, self.first_rows, bounds, bounds[1:], strict=False):
-            loaded_RD[first:end] = part.vectors_RD[rows_R[first:end] - first_row]
+            if end > first:
+                loaded_RD[first:end] = part.vectors_RD[rows_R[first:end] - first_row]
+                part.release_pages()
         if not np.isfinite(loaded_RD).all():
             raise UserError(f"{self.folder} is damaged: vectors aren't finite; remove it, and --add again")
         return loaded_RD

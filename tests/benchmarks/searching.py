@@ -10,7 +10,6 @@ process of its own. Expected hits are those of exact scores by vectors in single
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -107,7 +106,8 @@ def search(folder, queries_file):
         best, scores = choose_best((recordings, scores), TOP)
         times.append(time.perf_counter() - began)
         hits.append(best[np.argsort(-scores)][:TOP].tolist())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # The peak of this process: ru_maxrss would include that of the process that started it.
+    memory = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**20
     say(json.dumps({"opened_s": opened_s, "times": times, "hits": hits, "memory_gib": memory,
                     "rule": index.describe_search()}))  # fmt: skip
 
