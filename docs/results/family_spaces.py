@@ -61,17 +61,6 @@ WHISPER = {
     "eos_token_id": 2,
     "decoder_start_token_id": 1,
 }
-DAC = {
-    "encoder_hidden_size": 8,
-    "downsampling_ratios": [4, 8, 8],
-    "decoder_hidden_size": 32,
-    "n_codebooks": 2,
-    "codebook_size": 16,
-    "codebook_dim": 8,
-    "sampling_rate": 16_000,
-    "hop_length": 256,
-    "hidden_size": 64,
-}
 
 
 def build_models() -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
@@ -97,9 +86,11 @@ def build_models() -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
             lambda: transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SPEECH)),
             lambda: transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True),
         ),
-        "dac": (
-            lambda: transformers.DacModel(transformers.DacConfig(**DAC)),
-            lambda: transformers.DacFeatureExtractor(hop_length=256),
+        "wav2vec2-bert": (
+            lambda: transformers.Wav2Vec2BertModel(
+                transformers.Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=160)
+            ),
+            transformers.SeamlessM4TFeatureExtractor,
         ),
     }
 
@@ -117,7 +108,7 @@ def write_models(folder: Path) -> None:
 def families(splits: Splits, precision: Precision) -> list[Trial]:
     """Return a training of the model of each family in the folder that FAMILY_MODELS names."""
     folder = Path(os.environ["FAMILY_MODELS"]).resolve()
-    lengths = {"wav2vec2": f":{SEGMENT_S}s", "dac": f":{SEGMENT_S}s"}
+    lengths = {"wav2vec2": f":{SEGMENT_S}s", "wav2vec2-bert": f":{SEGMENT_S}s"}
     trials = [
         recipes.small(f"huggingface:{folder / name}{lengths.get(name, '')}", "transformer:shallow64", splits, precision)
         for name in build_models()

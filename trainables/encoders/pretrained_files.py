@@ -67,8 +67,25 @@ def load_body(location: Path | str, **options: Any) -> Any:
     """
     from transformers import AutoModel
 
-    with refuse_own_code(location) as trust:
+    with refuse_own_code(location) as trust, hide_progress(Path(location).is_dir()):
         return AutoModel.from_pretrained(location, **trust, **options)
+
+
+@contextlib.contextmanager
+def hide_progress(is_hidden: bool) -> Iterator[None]:
+    """Show no progress bars of transformers in the `with` block if `is_hidden`: reading a folder takes seconds, while a
+    download may take minutes.
+    """
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    if is_hidden:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if is_hidden and was_enabled:
+            logging.enable_progress_bar()
 
 
 def build_body(shape: Any, location: Path | str, **options: Any) -> Any:
