@@ -1,8 +1,12 @@
 """The untrained ensemble by short names, and recordings."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
+
+from ensemble.serving.library import Library
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +35,16 @@ def sounds(tmp_path_factory):
     (folder / "torn.wav").write_bytes(whole[: len(whole) // 2])
     (folder / "notes.txt").write_text("no sound")
     return folder
+
+
+@pytest.fixture
+def library(models, tmp_path):
+    return Library(tmp_path / "index", models)
+
+
+@pytest.fixture
+def audio(sounds, tmp_path):
+    """A copy of the recordings without the torn one."""
+    shutil.copytree(sounds, tmp_path / "audio")
+    (tmp_path / "audio" / "torn.wav").unlink()
+    return tmp_path / "audio"
