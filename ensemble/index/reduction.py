@@ -68,6 +68,12 @@ class Reduction:
         index.is_trained = True
         return index
 
+    def build_index(self, codes_Rd: NDArray[np.uint8]) -> faiss.Index:
+        """Return an index of rows with these codes, which it copies."""
+        index = self.build_quantiser()
+        index.add_sa_codes(codes_Rd)
+        return index
+
     def project_rows(self, vectors_RD: NDArray[Any]) -> NDArray[np.float32]:
         """Return projected rows [R, d]."""
         centred_RD: NDArray[np.float32] = vectors_RD.astype(np.float32) - self.mean_D
@@ -170,14 +176,14 @@ def write_codes(part: Part, reduction: Reduction) -> None:
         rename_folder(staging, target)
 
 
-def open_codes(part: Part, reduction: Reduction, kind: Kind) -> faiss.Index | None:
-    """Return the codes of a part's passages or moments by a reduction; None if they have not been written, or their
-    number is wrong.
+def open_codes(part: Part, reduction: Reduction, kind: Kind) -> NDArray[np.uint8] | None:
+    """Return the codes of a part's passages or moments by a reduction, memory-mapped [R, d]; None if they have not been
+    written, or their number is wrong.
     """
     path, size = locate_codes(part, reduction.name) / f"{kind}.bin", reduction.components_Dd.shape[1]
     num_rows = len(list_kind_rows(part, kind))
     if not path.exists() or path.stat().st_size != num_rows * size:
         return None
-    index = reduction.build_quantiser()
-    index.add_sa_codes(np.fromfile(path, np.uint8).reshape(num_rows, size))
-    return index
+    if not num_rows:
+        return np.zeros((0, size), np.uint8)
+    return np.memmap(path, np.uint8, "r", shape=(num_rows, size))

@@ -7,10 +7,12 @@ Recordings and rows of all parts are numbered consecutively. Shapes: A recording
 queries.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,9 @@ from ensemble.index.former import convert_former_index
 from ensemble.index.manifest import Manifest, read_manifest
 from ensemble.index.parts import Part
 from ensemble.index.reduction import KIND_BITS, Kind, Reduction, list_kind_rows, open_codes, open_reduction
+
+if TYPE_CHECKING:
+    import faiss
 
 EXACT_BYTES = 512 * 2**20
 """Maximum size of all vectors in single precision for exact search."""
@@ -71,8 +76,9 @@ class OpenedIndex:
         self.reduction: Reduction | None = None
         if manifest.reduction and not is_small(manifest.num_rows, manifest.vector_size):
             self.reduction = open_reduction(folder, manifest.reduction, manifest.vector_size)
-            self.codes = {kind: [open_codes(part, self.reduction, kind) for part in self.parts] for kind in KIND_BITS}
-            if any(codes is None for kind in KIND_BITS for codes in self.codes[kind]):
+            codes = {kind: [open_codes(part, self.reduction, kind) for part in self.parts] for kind in KIND_BITS}
+            self.codes = {kind: [one for one in codes[kind] if one is not None] for kind in KIND_BITS}
+            if any(len(self.codes[kind]) < len(self.parts) for kind in KIND_BITS):
                 self.reduction = None
 
     def __len__(self) -> int:
@@ -133,6 +139,19 @@ class OpenedIndex:
         """Vectors of all rows in memory [R, D], for exact search."""
         return self.load_rows(np.arange(self.manifest.num_rows))
 
+    @cached_property
+    def code_indexes(self) -> dict[Kind, list[faiss.Index]]:
+        """FAISS indexes of the codes of each part, in memory, for approximate search; none for exact search."""
+        if self.reduction is None:
+            return {}
+        return {kind: [self.reduction.build_index(codes) for codes in self.codes[kind]] for kind in KIND_BITS}
+
+    def prepare(self) -> None:
+        """Read into memory what the search needs, so that the first one is as fast as all others. An index that is
+        searched from disk stays there.
+        """
+        _ = self.matrix if is_small(self.manifest.num_rows, self.manifest.vector_size) else self.code_indexes
+
     def select_rows(self, kind: Kind, is_accepted_A: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         """Return which rows are of a kind, and of recordings that are accepted and not removed [R]."""
         accepted_A = ~self.is_removed_A if is_accepted_A is None else is_accepted_A & ~self.is_removed_A
@@ -183,8 +202,7 @@ class OpenedIndex:
         assert self.reduction is not None
         reduced_Qd = self.reduction.project_queries(vectors_QD)
         rows, scores = [], []
-        for part, first_row, codes in zip(self.parts, self.first_rows, self.codes[kind], strict=False):
-            assert codes is not None
+        for part, first_row, codes in zip(self.parts, self.first_rows, self.code_indexes[kind], strict=False):
             kind_rows = list_kind_rows(part, kind) + first_row
             is_searched = is_selected_R[kind_rows]
             if not is_searched.any():

@@ -55,6 +55,10 @@ class Library:
         require_ensemble(index, self.models)
         return LibraryView(index)
 
+    def prepare(self) -> None:
+        """Read into memory what searches need of the index, so that the first one is as fast as all others."""
+        self.view.index.prepare()
+
     def refresh(self) -> bool:
         """Open the index again if it was changed, and return whether it was."""
         with self.opening_lock:

@@ -61,7 +61,8 @@ class Searcher:
     async def refresh(self) -> None:
         """Open the index again if another process has changed it. Raises ProblemError if that is impossible."""
         try:
-            await asyncio.to_thread(self.library.refresh)
+            if await asyncio.to_thread(self.library.refresh):
+                await asyncio.to_thread(self.library.prepare)
         except UserError as error:
             raise ProblemError(503, str(error)) from error
 
@@ -79,8 +80,9 @@ class Searcher:
         return (await asyncio.to_thread(self.library.search_vectors, vector_D[np.newaxis], k, where))[0]
 
     def warm_up(self) -> None:
-        """Run the models once, since the first call is slower than others."""
+        """Run the models once, since the first call is slower than others, and read the index into memory."""
         self.library.embed_text(["a sound"])
+        self.library.prepare()
 
     def close(self) -> None:
         """End the thread that runs the models."""

@@ -97,6 +97,7 @@ def search(folder, queries_file):
     """Search an index, and print its figures as JSON: this is the process of its own."""
     began = time.perf_counter()
     index = open_index(folder)
+    index.prepare()
     opened_s = time.perf_counter() - began
     queries_QD = np.load(queries_file)
     times, hits = [], []
