@@ -43,8 +43,9 @@ def dac() -> Any:
 
 
 def pe_audio() -> Any:
-    """The audio encoder of PE-Audio with the default size of its config and two of six layers."""
-    return transformers.PeAudioEncoder(transformers.PeAudioEncoderConfig(num_hidden_layers=2))
+    """The audio encoder of PE-Audio with the default size of its config, two of six layers, and a codec at 48 kHz."""
+    codec = {"downsampling_ratios": [2, 8, 10, 12], "sampling_rate": 48_000, "hop_length": 1920}
+    return transformers.PeAudioEncoder(transformers.PeAudioEncoderConfig(num_hidden_layers=2, dac_config=codec))
 
 
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
