@@ -148,7 +148,7 @@ class OpenedIndex:
 
     def prepare(self) -> None:
         """Read into memory what the search needs, so that the first one is as fast as all others. An index that is
-        searched from disk stays there.
+        searched from disk stays there. Raises UserError if vectors aren't finite.
         """
         _ = self.matrix if is_small(self.manifest.num_rows, self.manifest.vector_size) else self.code_indexes
 

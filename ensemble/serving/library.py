@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -23,6 +24,8 @@ from trainables.records.run_storage import RunStorage
 
 INDEX_FOLDER = "index"
 """Folder of the index in an exported ensemble."""
+
+RECORDING_ID = re.compile("[0-9a-f]{16}")
 
 NUM_MOMENTS = 3
 """Number of moments of a hit."""
@@ -213,10 +216,9 @@ class LibraryView:
 
     def find(self, recording_id: str) -> int:
         """Return the number of the recording with an id. Raises KeyError if there is none."""
-        try:
-            (number,) = self.index.find_recordings([int(recording_id, 16)]) if len(recording_id) == 16 else [None]
-        except ValueError:
-            number = None
+        if not RECORDING_ID.fullmatch(recording_id):
+            raise KeyError(recording_id)
+        (number,) = self.index.find_recordings([int(recording_id, 16)])
         if number is None:
             raise KeyError(recording_id)
         return number

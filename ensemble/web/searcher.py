@@ -80,9 +80,8 @@ class Searcher:
         return (await asyncio.to_thread(self.library.search_vectors, vector_D[np.newaxis], k, where))[0]
 
     def warm_up(self) -> None:
-        """Run the models once, since the first call is slower than others, and read the index into memory."""
+        """Run the models once, since the first call is slower than others."""
         self.library.embed_text(["a sound"])
-        self.library.prepare()
 
     def close(self) -> None:
         """End the thread that runs the models."""

@@ -65,12 +65,13 @@ def serve(
         open_page: whether the page is opened in a browser.
 
     Raises:
-        UserError: if the address can't be listened on, or the token is too short.
+        UserError: if the address can't be listened on, the token is too short, or the index is damaged.
     """
     if token is not None and not TOKEN_PATTERN.fullmatch(token):
         raise UserError("--token: a token has at least 16 letters, digits, '-' or '_'; without --token, one is made")
     if token is None and not is_loopback(host):
         token = secrets.token_urlsafe(32)
+    library.prepare()
     with create_scratch_folder() as scratch, bind_socket(host, port) as listener:
         app = build_app(library, AccessRules(token, host), scratch)
         config = uvicorn.Config(

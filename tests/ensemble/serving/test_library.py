@@ -101,7 +101,7 @@ def test_recordings_are_described_and_filtered(library, audio, tmp_path):
         peaks = library.read_peaks(recording.id)
         assert peaks.shape == (240,)
         assert peaks.max() == 255
-    for absent in ("0" * 16, "x" * 16, "../../etc/passwd", ""):
+    for absent in ("0" * 16, "x" * 16, "-" + "0" * 14 + "1", "../../etc/passwd", ""):
         with pytest.raises(KeyError):
             library.get(absent)
 
