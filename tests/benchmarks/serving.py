@@ -5,6 +5,7 @@ python tests/benchmarks/serving.py --ensemble DIR                   # an exporte
 
 Each user sends a new sentence as soon as the last one is answered; no sentence is sent twice, as the server keeps the
 vectors of earlier ones. Uploads take turns with sentences in the last row: a sound is decoded in a process of its own.
+With Chromium on the PATH, sentences are also typed into the page, until its results are those of the last key.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from chromium import CHROMIUM, open_tab
 from measure import machine, say, told, write_recordings
 
 from data.splits import Splits
@@ -84,6 +88,33 @@ async def measure(url: str, sentences: "itertools.count[int]", users: int, secon
          most=180 if users == 1 and not sound else None)  # fmt: skip
 
 
+WATCH = """(() => {
+    const field = document.getElementById('query');
+    field.focus();
+    field.select();
+    field.addEventListener('input', () => { window.typedMs = performance.now(); window.shownMs = null; });
+    new MutationObserver(() => { window.shownMs = performance.now(); })
+        .observe(document.getElementById('results'), {childList: true});
+})()"""
+
+
+async def measure_page(url: str, folder: Path, number: int = 20) -> None:
+    """Type sentences into the page, and print the time from the last key to the results."""
+    took_ms = []
+    async with open_tab(folder) as tab:
+        for item in range(number):
+            await tab.open(url)
+            await tab.wait("document.getElementById('status').textContent !== ''")
+            await tab.value(WATCH)
+            sentence = f"{SOUNDS[item % len(SOUNDS)]} {item}"
+            await tab.type(sentence)
+            await tab.wait(f"window.shownMs && new URLSearchParams(location.search).get('q') === {sentence!r}")
+            await asyncio.sleep(0.2)
+            took_ms.append(await tab.value("window.shownMs - window.typedMs"))
+    told("the page, from the last key to the results: median", float(np.median(took_ms)), "ms", most=300)
+    told("the page, from the last key to the results: maximum", max(took_ms), "ms", most=300)
+
+
 def start(exported: Path, words: Sequence[str]) -> tuple[subprocess.Popen[str], str]:
     """A server in a process of its own, and its address."""
     command = [sys.executable, "ensemble/search.py", str(exported), "--serve", "--port", "0", *words]
@@ -109,6 +140,8 @@ def main() -> None:
             sentences = itertools.count()
             for users, uploaded in ((1, None), (arguments.users, None), (arguments.users, sound)):
                 asyncio.run(measure(url, sentences, users, arguments.seconds, uploaded))
+            if CHROMIUM:
+                asyncio.run(measure_page(url, Path(scratch)))
             began = time.perf_counter()
             process.send_signal(signal.SIGINT)
             process.wait(60)
