@@ -39,7 +39,7 @@ def parse_init(name: str) -> dict[str, Any]:
         raise UserError(f"--init {name}: its config.json can't be read: {' '.join(str(error).split())}") from error
     if shape.model_type != MODEL_TYPES[kind]:
         raise UserError(
-            f"--init {name}: it is a {shape.model_type} model, not {MODEL_TYPES[kind]}: give a model of the class that "
+            f"--init {name}: its type is {shape.model_type}, not {MODEL_TYPES[kind]}: give a model of the class that "
             f"{kind}: stands for, or use it as an encoder with --audio or --text huggingface:{location}"
         )
     size = shape.projection_dim if kind == "clap" else shape.text_config.hidden_size

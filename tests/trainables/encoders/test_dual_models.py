@@ -233,9 +233,9 @@ def test_weights_that_do_not_fit_are_refused(change, message, models, zero_shot,
 
 def test_other_models_are_refused_by_what_they_are(models, write_text_model, tmp_path, monkeypatch):
     bert = write_text_model(tmp_path / "bert", "bert", ["a dog"], vocab_size=60, **SIZES)
-    with pytest.raises(UserError, match=r"it is a bert model, not clap: .* --text huggingface:"):
+    with pytest.raises(UserError, match=r"its type is bert, not clap: .* --text huggingface:"):
         dual_models.parse_init(f"clap:{bert}")
-    with pytest.raises(UserError, match="it is a pe_audio model, not clap"):
+    with pytest.raises(UserError, match="its type is pe_audio, not clap"):
         dual_models.parse_init(f"clap:{models('pe-audio')}")
     with pytest.raises(UserError, match="unknown dual encoder 'clip:a/b'; known: clap:FOLDER"):
         dual_models.parse_init("clip:a/b")
