@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RECORDING_ID = "[0-9a-f]{16}"
+"""Pattern of the id of a recording, in hexadecimal digits."""
+
 
 @dataclass(frozen=True)
 class Recording:

@@ -18,14 +18,12 @@ from ensemble.index.manifest import Manifest, identify_manifest
 from ensemble.index.vector_search import OpenedIndex, ScoredRows, choose_best, open_index
 from ensemble.serving import index_update
 from ensemble.serving.bundle import EnsembleModels, load_models
-from ensemble.serving.hits import NO_FILTER, Filter, FolderCount, Hit, Moment, Recording
+from ensemble.serving.hits import NO_FILTER, RECORDING_ID, Filter, FolderCount, Hit, Moment, Recording
 from ensemble.serving.index_update import UpdateSummary, require_ensemble
 from trainables.records.run_storage import RunStorage
 
 INDEX_FOLDER = "index"
 """Folder of the index in an exported ensemble."""
-
-RECORDING_ID = re.compile("[0-9a-f]{16}")
 
 NUM_MOMENTS = 3
 """Number of moments of a hit."""
@@ -216,7 +214,7 @@ class LibraryView:
 
     def find(self, recording_id: str) -> int:
         """Return the number of the recording with an id. Raises KeyError if there is none."""
-        if not RECORDING_ID.fullmatch(recording_id):
+        if not re.fullmatch(RECORDING_ID, recording_id):
             raise KeyError(recording_id)
         (number,) = self.index.find_recordings([int(recording_id, 16)])
         if number is None:

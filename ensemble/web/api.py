@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from data.captions import has_word
-from ensemble.serving.hits import Filter, Hit
+from ensemble.serving.hits import RECORDING_ID, Filter, Hit
 from ensemble.web.answers import (
     FoldersAnswer,
     PeaksAnswer,
@@ -25,9 +25,7 @@ from ensemble.web.uploads import Uploads
 MAX_RESULTS = 100
 MAX_SENTENCE_CHARACTERS = 1_000
 
-RECORDING_ID = r"^[0-9a-f]{16}$"
-
-RecordingId = Annotated[str, Path(pattern=RECORDING_ID, description="id of a recording")]
+RecordingId = Annotated[str, Path(pattern=f"^{RECORDING_ID}$", description="id of a recording")]
 NumResults = Annotated[int, Query(ge=1, le=MAX_RESULTS, description="maximum number of recordings")]
 Seconds = Annotated[float | None, Query(ge=0, allow_inf_nan=False)]
 Name = Annotated[str | None, Query(max_length=4_096)]
@@ -75,7 +73,7 @@ def build_router(searcher: Searcher, playback: Playback, uploads: Uploads) -> AP
 
     @router.get("/similar", tags=["search"], summary="Search by a recording of the index")
     async def search_similar(
-        id: Annotated[str, Query(pattern=RECORDING_ID, description="id of a recording")],  # noqa: A002
+        id: Annotated[str, Query(pattern=f"^{RECORDING_ID}$", description="id of a recording")],  # noqa: A002
         where: Where,
         k: NumResults = 10,
     ) -> SearchAnswer:

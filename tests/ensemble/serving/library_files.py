@@ -1,4 +1,4 @@
-"""What the tests of libraries share: a sentence, and files of noise."""
+"""Sentence and files of noise that the tests of libraries share."""
 
 import numpy as np
 import soundfile
