@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.loading.batch import NUM_MASK_DRAWS
 from data.schema import SAMPLE_RATE_HZ
 from trainables import encoders
-from trainables.encoders.audio import cnn
+from trainables.encoders.audio import cnn, passt
 from trainables.encoders.text import huggingface, transformer
 from trainables.networks import load_network_module
 
@@ -143,6 +143,8 @@ def test_a_missing_setting_is_refused():
         (cnn.VARIANTS["small"], {"dropout": 1.0}, "dropout is 1.0"),
         (transformer.VARIANTS["small"], {"heads": 5}, "multiple of heads"),
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),
+        (transformer.VARIANTS["small"], {"pooling": "last"}, "pooling is 'last': it must be first or mean"),
+        (passt.VARIANTS["tiny"], {"pooling": "mean"}, "pooling is 'mean': it must be class or patches"),
         (huggingface.VARIANTS["bert-base"], {"dropout": 1.0}, "dropout is 1.0"),
         (huggingface.VARIANTS["bert-base"], {"max_tokens": 2}, "max_tokens is 2"),
         (huggingface.VARIANTS["bert-base"], {"pooling": "median"}, "pooling is 'median'"),
@@ -174,6 +176,28 @@ def test_padding_does_not_change_an_embedding():
     assert padded.mask[0].sum() == short.mask.sum() < padded.mask.shape[1]
     with torch.no_grad():
         torch.testing.assert_close(encoder(padded)[:1], encoder(short), rtol=0, atol=1e-6)
+
+
+def test_a_captions_vector_is_the_first_tokens_output_or_the_mean_over_its_tokens():
+    """The plain computation is one caption at a time, without padding."""
+    first, mean = (initial(replace(SMALL, pooling=pooling), CAPTIONS).eval() for pooling in ("first", "mean"))
+    for caption in CAPTIONS:
+        ids = first.tokenize([caption]).ids[0]
+        with torch.no_grad():
+            outputs_LW = first.layers((first.words(ids) + first.positions[: len(ids)]).unsqueeze(0))[0]
+        in_batch = {encoder: embed_text(encoder, CAPTIONS)[CAPTIONS.index(caption)] for encoder in (first, mean)}
+        torch.testing.assert_close(in_batch[first], outputs_LW[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(in_batch[mean], sum(outputs_LW) / len(ids), rtol=0, atol=1e-5)
+
+
+def test_settings_stored_before_pooling_was_one_keep_the_first_token():
+    for kind, config, pooling in (
+        ("text", transformer.VARIANTS["small"], "first"),
+        ("audio", passt.VARIANTS["tiny"], "class"),
+    ):
+        settings = encoders.to_json(config)
+        del settings["pooling"]
+        assert encoders.from_json(kind, settings) == replace(config, pooling=pooling)
 
 
 def test_a_long_caption_is_cut_to_max_tokens():

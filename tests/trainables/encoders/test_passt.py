@@ -23,6 +23,8 @@ SHAPES = {
 }
 """The paper's variants with one small layer."""
 
+POOLED = {name: replace(VARIANTS["tiny"], pooling=name) for name in ("class", "patches")}
+
 WITH_PATCHOUT = {**SHAPES, "tiny": replace(VARIANTS["tiny"], patchout_time=9)}
 
 
@@ -42,12 +44,14 @@ def built(config: Config) -> PasstEncoder:
 
 
 def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | None = None) -> tuple[Any, Tensor]:
-    """hear21passt's own model with the same weights, attention included, and its features.
+    """hear21passt's own model with the same weights, attention included, and its features, pooled as the config says.
 
     What it draws from the global generator (which columns are dropped, then which rows) are `generator`'s next numbers.
     """
     net = networks.make_passt(encoder.config).train(encoder.training)
     net.load_state_dict(encoder.net.state_dict(), strict=False)  # but for the heads
+    sequences: list[Tensor] = []
+    net.norm.register_forward_hook(lambda _norm, _inputs, sequence_SLD: sequences.append(sequence_SLD))
     with (
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),
@@ -55,7 +59,11 @@ def theirs(encoder: PasstEncoder, log_mel: Tensor, generator: torch.Generator | 
     ):
         if generator:
             torch.set_rng_state(generator.get_state())
-        return net, net(log_mel.unsqueeze(1))[1]
+        features = net(log_mel.unsqueeze(1))[1]
+    if encoder.config.pooling == "class":
+        return net, features
+    patches_SPD = sequences[0][:, 2:]
+    return net, patches_SPD.sum(dim=1) / patches_SPD.shape[1] + patches_SPD.max(dim=1).values
 
 
 @pytest.fixture(params=["plain", "fused"])
@@ -66,7 +74,8 @@ def attention(request, monkeypatch) -> None:
 
 @pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize(
-    "config", [pytest.param(config, id=name) for name, config in (SHAPES | VARIANTS).items() if not config.pretrained]
+    "config",
+    [pytest.param(config, id=name) for name, config in (SHAPES | VARIANTS | POOLED).items() if not config.pretrained],
 )
 @torch.inference_mode()
 def test_in_evaluation_it_equals_hear21passt(config):

@@ -2,11 +2,13 @@
 
 The variants N, S and S15 have the architectures, strides and structured patchout of the paper (section 2.1). Their
 checkpoints are the PaSST project's releases (Apache-2.0), with the names and shapes of hear21passt's class. `tiny` is
-the same class with two layers and random weights, cheap enough for a CPU.
+the same class with two layers and random weights, cheap enough for a CPU. It pools the outputs for all patches, from
+which random weights learn much faster than from the class token (docs/training.md).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
@@ -22,11 +24,16 @@ RELEASES = {
 }
 """Addresses of published weights by hear21passt's name of the architecture, from its own table."""
 
+Pooling = Literal["class", "patches"]
+
 
 @dataclass(frozen=True)
 class Config:
     """Configuration of a PaSST. `arch` is the name of one of hear21passt's architectures; if it is None, the network
     has the given `width`, `depth` and `heads`, and random weights.
+
+    A segment's vector is pooled from the last layer's outputs. With the `pooling` 'class', it is the mean over the
+    class token and the distillation token, as in the paper; with 'patches', the mean plus the maximum over the patches.
     """
 
     arch: str | None
@@ -41,12 +48,15 @@ class Config:
     depth: int = 12
     heads: int = 12
     front_end: frontend.Config = frontend.Config()
+    pooling: Pooling = "class"
 
     def __post_init__(self) -> None:
         if self.arch is None and self.pretrained:
             raise UserError("a PaSST without an arch has no published weights: set pretrained=False")
         if self.pretrained and self.arch not in RELEASES:
             raise UserError(f"arch is {self.arch!r}: published weights exist for {', '.join(RELEASES)}")
+        if self.pooling not in get_args(Pooling):
+            raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
         rows, columns = self.grid
         if not (0 <= self.patchout_frequency < rows and 0 <= self.patchout_time < columns):
             raise UserError(
@@ -105,6 +115,7 @@ VARIANTS = {
         depth=2,
         heads=3,
         front_end=replace(frontend.Config(), num_mels=64, hop_samples=640, mask_mels=0, mask_frames=0),
+        pooling="patches",
     ),
 }
 VARIANTS["tiny5"] = replace(VARIANTS["tiny"], segment_s=5.0)

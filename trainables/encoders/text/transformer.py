@@ -1,13 +1,17 @@
 """A small transformer trained from random weights, with a WordPiece vocabulary learned from the training captions.
 
-The family needs no download. A sentence's vector is the last layer's output for the first token.
+The family needs no download. A sentence's vector is the mean of the last layer's outputs over its tokens or, as in the
+paper's BERT, the output for the first token. From random weights, the mean learns much faster (docs/training.md).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from data.errors import UserError
 from trainables.encoders import operations
+
+Pooling = Literal["first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,15 @@ class Config:
     dropout: float = 0.1
     vocabulary: int = 4000  # maximum size; a small set of captions has fewer pieces
     max_tokens: int = 32
+    pooling: Pooling = "first"  # tokens whose outputs are averaged: the first one, or all
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"width is {self.width}: it must be a multiple of heads ({self.heads})")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+        if self.pooling not in get_args(Pooling):
+            raise UserError(f"pooling is {self.pooling!r}: it must be {' or '.join(get_args(Pooling))}")
 
     @property
     def is_published(self) -> bool:
@@ -34,8 +41,8 @@ class Config:
 
 
 VARIANTS = {
-    "small": Config(width=192, layers=2, heads=4),
-    "shallow": Config(width=192, layers=1, heads=4),
+    "small": Config(width=192, layers=2, heads=4, pooling="mean"),
+    "shallow": Config(width=192, layers=1, heads=4, pooling="mean"),
 }
 VARIANTS |= {f"{name}64": replace(config, max_tokens=64) for name, config in VARIANTS.items()}  # for joined captions
 

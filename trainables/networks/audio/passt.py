@@ -71,7 +71,9 @@ def make_passt(config: Config) -> Any:
 
 
 class PasstEncoder(nn.Module):
-    """Network that embeds a segment as the mean of the outputs for PaSST's class token and distillation token."""
+    """Network that embeds a segment as the mean of the outputs for PaSST's class token and distillation token, or as
+    their mean plus maximum over the spectrogram patches.
+    """
 
     def __init__(self, config: Config, net: Any) -> None:
         super().__init__()
@@ -106,7 +108,11 @@ class PasstEncoder(nn.Module):
         tokens_S1D = [(token + position).expand(len(segments_SN), -1, -1) for token, position in special_tokens]
         tokens_SLD = torch.cat([*tokens_S1D, patches_SPD], dim=1)
         sequence: Tensor = net.norm(net.blocks(net.pos_drop(tokens_SLD)))
-        return sequence[:, :2].mean(dim=1)
+        num_special = len(tokens_S1D)
+        if self.config.pooling == "class":
+            return sequence[:, :num_special].mean(dim=1)
+        outputs_SPD = sequence[:, num_special:]
+        return outputs_SPD.mean(dim=1) + outputs_SPD.amax(dim=1)
 
 
 class Attention(nn.Module):

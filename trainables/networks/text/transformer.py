@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainables.encoders.text import Tokens
 from trainables.encoders.text.transformer import Config
+from trainables.networks.sentence_layers import POOLING_MODE, PoolingLayer
 
 TOKENIZER_FILE = "tokenizer.json"
 PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -46,7 +47,7 @@ def restore(config: Config, folder: Path) -> "TransformerEncoder":
 
 
 class TransformerEncoder(nn.Module):
-    """Network that embeds a caption as the last layer's output for its first token."""
+    """Network that embeds a caption as the last layer's output for its first token, or as the mean over its tokens."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -63,6 +64,7 @@ class TransformerEncoder(nn.Module):
             layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.pooling = PoolingLayer([POOLING_MODE[config.pooling]])
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -81,7 +83,8 @@ class TransformerEncoder(nn.Module):
         """Return the embeddings [B, width] of tokenized captions."""
         states_BLW: Tensor = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
         states_BLW = self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)
-        return states_BLW[:, 0]
+        embeddings_BW: Tensor = self.pooling(states_BLW, tokens.mask)
+        return embeddings_BW
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer to a file in a folder, from which `restore` reads it."""
