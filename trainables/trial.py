@@ -26,7 +26,7 @@ Precision = Literal["float32", "bfloat16"]
 
 ADDED_SETTINGS = ("final_epoch", "log_temperature", "reset_temperature", "shared_mask", "cycles", "teachers",
                   "teacher_temperature", "hard_share", "average_of", "snapshot_epoch",
-                  "mix_probability", "gain_db", "audio_rate_share", "text_rate_share", "layer_decay",
+                  "mix_probability", "gain_db", "filter_db", "audio_rate_share", "text_rate_share", "layer_decay",
                   "initial")  # fmt: skip
 """Settings, of trials or schedules, that trial.json didn't have at first. It has them only if they differ from their
 defaults, so that the files of other trials stay as they were.
@@ -98,6 +98,7 @@ class Trial:
     paraphrase_probability: float = 0.0
     mix_probability: float = 0.0  # of mixing a clip with another one and joining their captions (PairMix)
     gain_db: float = 0.0  # training clips have random gains from -gain_db to gain_db
+    filter_db: float = 0.0  # training clips have random filters with gains from -filter_db to filter_db
     longest_audio_s: float = 30.0
     precision: Precision = "float32"
     clip_norm: float | None = None  # maximum norm of all gradients; None: no clipping, as in the paper
@@ -128,7 +129,7 @@ class Trial:
             raise UserError(f"longest_audio_s is {self.longest_audio_s}: it must be above 0")
         if self.shared_mask and "SpecAugment" not in self.audio.augmentations:
             raise UserError("shared_mask: the audio encoder has no SpecAugment; unset shared_mask, or set its masks")
-        Augmentation(self.mix_probability, self.gain_db)  # raises if a value is out of range
+        Augmentation(self.mix_probability, self.gain_db, self.filter_db)  # raises if a value is out of range
         self.check_temperature()
         self.check_rates()
         self.check_last_epoch()
@@ -209,7 +210,7 @@ class Trial:
             return
         if not self.initial or self.pretraining:
             raise UserError("a trial of 0 epochs needs a published dual encoder (`initial`), which it evaluates")
-        for name in ("teachers", "mix_probability", "gain_db", "paraphrase_probability"):
+        for name in ("teachers", "mix_probability", "gain_db", "filter_db", "paraphrase_probability"):
             if getattr(self, name):
                 raise UserError(f"{name} has no effect on a trial of 0 epochs: unset it")
 

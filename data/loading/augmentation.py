@@ -23,12 +23,14 @@ class Augmentation:
 
     mix_probability: float = 0.0  # of mixing a pair's clip with that of another pair
     gain_db: float = 0.0  # gains are drawn from -gain_db to gain_db
+    filter_db: float = 0.0  # gains of random filters are drawn from -filter_db to filter_db
 
     def __post_init__(self) -> None:
         if not 0 <= self.mix_probability <= 1:
             raise UserError(f"mix_probability is {self.mix_probability}: it must be from 0 to 1")
-        if self.gain_db < 0:
-            raise UserError(f"gain_db is {self.gain_db}: it must be 0 or more")
+        for name in ("gain_db", "filter_db"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be 0 or more")
 
 
 NO_AUGMENTATION = Augmentation()

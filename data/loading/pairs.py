@@ -20,6 +20,7 @@ from data.errors import UserError
 from data.leakage.exclusions import select_pairs
 from data.loading.augmentation import NO_AUGMENTATION, Augmentation, draw_change
 from data.loading.batch import NUM_MASK_DRAWS, Batch, count_samples_by_segment, fill_segments
+from data.loading.filters import draw_filter, filter_samples
 from data.schema import SAMPLE_RATE_HZ
 from data.store.stored_split import StoredSplit
 from data.waveform import compute_crop_start, count_segments
@@ -47,7 +48,7 @@ class ClipCaptionDataset(Dataset[Batch]):
             counts such pairs.
         seed: Seed of crops, paraphrases and augmentation.
         excluded: Ids of clips to leave out.
-        augmentation: Random gains of clips, and mixtures of pairs.
+        augmentation: Random filters and gains of clips, and mixtures of pairs.
         reads_audio: Whether clips are decoded. Otherwise, segments of batches have no samples, [num_segments, 0]; pairs
             can't be augmented then.
 
@@ -198,12 +199,14 @@ class ClipCaptionDataset(Dataset[Batch]):
             partner_caption = self.fill_pair(change.partner, length, change.partner_draws, added)
             samples[: added.size] += np.float32(change.partner_gain) * added[0]
             caption = change.join(caption, partner_caption)
+        if self.augmentation.filter_db:
+            samples[:] = filter_samples(samples, draw_filter(rng, self.augmentation.filter_db))
         samples *= np.float32(change.gain)
         return caption, is_mixed
 
     @property
     def has_random_audio(self) -> bool:
-        """Whether the samples of a pair differ between epochs: by gains, mixtures, or random crops of long clips."""
+        """Whether the samples of a pair differ between epochs: by augmentation, or by random crops of long clips."""
         lengths = [split.num_samples[self.clip_of_pair[self.split_of_pair == number]]
                    for number, split in enumerate(self.splits)]  # fmt: skip
         is_cropped = any((length > self.longest_samples).any() for length in lengths)

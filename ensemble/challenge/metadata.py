@@ -175,6 +175,8 @@ def describe_augmentations(trial: Trial) -> list[str]:
         augmentations.append(f"PairMix (p = {trial.mix_probability:g})")
     if trial.gain_db:
         augmentations.append(f"random gain of up to {trial.gain_db:g} dB")
+    if trial.filter_db:
+        augmentations.append(f"random filters of up to {trial.filter_db:g} dB (FilterAugment)")
     return augmentations
 
 

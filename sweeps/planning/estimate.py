@@ -70,7 +70,7 @@ def estimate_epoch_seconds(trial: Trial, epoch: EpochWork, gpu: Gpu = A10G) -> f
     if not trial.is_trained:
         return 0.0
     text_once = 1 if not trial.mix_probability else trial.epochs
-    audio_once = text_once if not trial.gain_db else trial.epochs
+    audio_once = trial.epochs if trial.gain_db or trial.filter_db else text_once
     audio_passes = audio_once if trial.frozen_audio else 3 * trial.epochs
     text_passes = text_once if trial.frozen_text else 3 * trial.epochs
     audio = audio_passes * epoch.segments * count_flops(trial.audio, STAND_INS["audio"])

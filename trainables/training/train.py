@@ -223,7 +223,7 @@ def open_pairs(trial: Trial, store: Location) -> ClipCaptionDataset:
     """Return the training pairs of a trial, without the pairs of clips that the store excludes from training."""
     splits = [open_split(store, name) for name in trial.train]
     excluded_ids = read_excluded_ids(store, trial.train)
-    augmentation = Augmentation(trial.mix_probability, trial.gain_db)
+    augmentation = Augmentation(trial.mix_probability, trial.gain_db, trial.filter_db)
     return ClipCaptionDataset(
         splits, trial.audio.segment_s, trial.longest_audio_s, trial.paraphrase_probability, trial.seed, excluded_ids,
         augmentation,

@@ -201,9 +201,10 @@ def test_a_text_models_folder_is_not_part_of_the_key_but_its_settings_are(frozen
     [
         ({"longest_audio_s": 4.0}, (False, True)),
         ({"gain_db": 3.0}, (False, True)),
+        ({"filter_db": 6.0}, (False, True)),
         ({"mix_probability": 0.5}, (False, False)),
     ],
-    ids=["random crops", "gains", "mixtures"],
+    ids=["random crops", "gains", "filters", "mixtures"],
 )
 def test_what_is_random_in_front_of_an_encoder_is_not_replaced(frozen, store, tmp_path, change, replaced):
     random = replace(frozen, **change)
