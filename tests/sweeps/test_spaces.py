@@ -44,6 +44,7 @@ def test_small_pretrains_each_pair_with_mixtures_and_fine_tunes_it_without():
     assert len({trial.pretraining for trial in trials}) == len({(trial.audio, trial.text) for trial in trials}) == 4
     assert {trial.paraphrase_probability for trial in trials} == {0.0}
     assert all(trial.pretraining.mix_probability > 0 and trial.mix_probability == 0 for trial in trials)
+    assert all(trial.pretraining.filter_db == trial.filter_db > 0 for trial in trials)
     assert all(trial.text.max_tokens >= 64 for trial in trials)  # two joined captions
     labels = {encoders.format_label(config) for trial in trials for config in (trial.audio, trial.text)}
     assert labels == {"cnn:small", "passt:tiny", "transformer:small64", "transformer:shallow64"}

@@ -143,7 +143,7 @@ def test_a_missing_setting_is_refused():
         (cnn.VARIANTS["small"], {"dropout": 1.0}, "dropout is 1.0"),
         (transformer.VARIANTS["small"], {"heads": 5}, "multiple of heads"),
         (transformer.VARIANTS["small"], {"dropout": -0.1}, "dropout is -0.1"),
-        (transformer.VARIANTS["small"], {"pooling": "last"}, "pooling is 'last': it must be first or mean"),
+        (transformer.VARIANTS["small"], {"pooling": "last"}, "pooling is 'last': it must be first or tokens"),
         (passt.VARIANTS["tiny"], {"pooling": "mean"}, "pooling is 'mean': it must be class or patches"),
         (huggingface.VARIANTS["bert-base"], {"dropout": 1.0}, "dropout is 1.0"),
         (huggingface.VARIANTS["bert-base"], {"max_tokens": 2}, "max_tokens is 2"),
@@ -153,6 +153,21 @@ def test_a_missing_setting_is_refused():
 def test_settings_that_make_no_sense_are_refused(config, setting, message):
     with pytest.raises(UserError, match=message):
         replace(config, **setting)
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_the_small_cnn_pools_the_features_of_its_frames_normalised_or_not(final_norm):
+    config = replace(cnn.VARIANTS["small5"], final_norm=final_norm)
+    encoder = initial(config).eval()
+    outputs: list[Tensor] = []
+    encoder.layers.register_forward_hook(lambda _layers, _inputs, output: outputs.append(output))
+    embeddings = embed_audio(encoder, torch.randn(2, round(config.segment_s * SAMPLE_RATE_HZ)))
+    for embedding, features_CMT in zip(embeddings, outputs[0], strict=True):
+        frames = [features_CMT[:, :, frame].reshape(-1) for frame in range(features_CMT.shape[2])]
+        if final_norm:
+            frames = [(frame - frame.mean()) / (frame.var(correction=0) + 1e-5).sqrt() for frame in frames]
+        expected = torch.stack(frames).max(dim=0).values + torch.stack(frames).mean(dim=0)
+        torch.testing.assert_close(embedding, expected, rtol=1e-4, atol=1e-4)
 
 
 # The transformer with a vocabulary of its own.
@@ -178,26 +193,28 @@ def test_padding_does_not_change_an_embedding():
         torch.testing.assert_close(encoder(padded)[:1], encoder(short), rtol=0, atol=1e-6)
 
 
-def test_a_captions_vector_is_the_first_tokens_output_or_the_mean_over_its_tokens():
+def test_a_captions_vector_is_the_first_tokens_output_or_the_mean_plus_the_maximum_over_its_tokens():
     """The plain computation is one caption at a time, without padding."""
-    first, mean = (initial(replace(SMALL, pooling=pooling), CAPTIONS).eval() for pooling in ("first", "mean"))
+    first, pooled = (initial(replace(SMALL, pooling=pooling), CAPTIONS).eval() for pooling in ("first", "tokens"))
     for caption in CAPTIONS:
         ids = first.tokenize([caption]).ids[0]
         with torch.no_grad():
             outputs_LW = first.layers((first.words(ids) + first.positions[: len(ids)]).unsqueeze(0))[0]
-        in_batch = {encoder: embed_text(encoder, CAPTIONS)[CAPTIONS.index(caption)] for encoder in (first, mean)}
+        in_batch = {encoder: embed_text(encoder, CAPTIONS)[CAPTIONS.index(caption)] for encoder in (first, pooled)}
         torch.testing.assert_close(in_batch[first], outputs_LW[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(in_batch[mean], sum(outputs_LW) / len(ids), rtol=0, atol=1e-5)
+        expected = sum(outputs_LW) / len(ids) + outputs_LW.max(dim=0).values
+        torch.testing.assert_close(in_batch[pooled], expected, rtol=0, atol=1e-5)
 
 
-def test_settings_stored_before_pooling_was_one_keep_the_first_token():
-    for kind, config, pooling in (
-        ("text", transformer.VARIANTS["small"], "first"),
-        ("audio", passt.VARIANTS["tiny"], "class"),
+def test_settings_stored_without_a_pooling_or_a_norm_are_those_of_before():
+    for kind, config, name, value in (
+        ("text", transformer.VARIANTS["small"], "pooling", "first"),
+        ("audio", passt.VARIANTS["tiny"], "pooling", "class"),
+        ("audio", cnn.VARIANTS["small"], "final_norm", False),
     ):
         settings = encoders.to_json(config)
-        del settings["pooling"]
-        assert encoders.from_json(kind, settings) == replace(config, pooling=pooling)
+        del settings[name]
+        assert encoders.from_json(kind, settings) == replace(config, **{name: value})
 
 
 def test_a_long_caption_is_cut_to_max_tokens():

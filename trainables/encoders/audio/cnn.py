@@ -3,7 +3,8 @@
 As in CNN14, stages of 3 x 3 convolutions are joined by 2 x 2 average pooling, and maximum and mean over time are added.
 `small` is cheap enough for a CPU: it has half of PaSST's frames and mel bands, starts with strides of four, and keeps
 the remaining frequency bands as features. It is normalised within each segment (GroupNorm with one group), so that an
-output doesn't depend on the other segments of a batch, nor on the number of ranks or the micro-batch.
+output doesn't depend on the other segments of a batch, nor on the number of ranks or the micro-batch. Each frame's
+features are normalised before they are pooled, without which the network learns much slower (docs/training.md).
 """
 
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ class Config:
     dropout: float
     segment_s: float
     front_end: frontend.Config
+    final_norm: bool = False  # whether each frame's features are normalised before they are pooled
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.convolutions) or not self.channels:
@@ -70,6 +72,7 @@ VARIANTS = {
         dropout=0.1,
         segment_s=10.0,
         front_end=replace(frontend.Config(), num_mels=64, hop_samples=640, mask_mels=0, mask_frames=0),
+        final_norm=True,
     )
 }
 VARIANTS["small5"] = replace(VARIANTS["small"], segment_s=5.0)

@@ -1,7 +1,8 @@
 """A small transformer trained from random weights, with a WordPiece vocabulary learned from the training captions.
 
-The family needs no download. A sentence's vector is the mean of the last layer's outputs over its tokens or, as in the
-paper's BERT, the output for the first token. From random weights, the mean learns much faster (docs/training.md).
+The family needs no download. A sentence's vector is the mean plus the maximum of the last layer's outputs over its
+tokens or, as in the paper's BERT, the output for the first token, which learns much slower from random weights
+(docs/training.md).
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Literal, get_args
 from data.errors import UserError
 from trainables.encoders import operations
 
-Pooling = Literal["first", "mean"]
+Pooling = Literal["first", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Config:
     dropout: float = 0.1
     vocabulary: int = 4000  # maximum size; a small set of captions has fewer pieces
     max_tokens: int = 32
-    pooling: Pooling = "first"  # tokens whose outputs are averaged: the first one, or all
+    pooling: Pooling = "first"  # output for the first token, or mean plus maximum over all tokens
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -41,8 +42,8 @@ class Config:
 
 
 VARIANTS = {
-    "small": Config(width=192, layers=2, heads=4, pooling="mean"),
-    "shallow": Config(width=192, layers=1, heads=4, pooling="mean"),
+    "small": Config(width=192, layers=2, heads=4, pooling="tokens"),
+    "shallow": Config(width=192, layers=1, heads=4, pooling="tokens"),
 }
 VARIANTS |= {f"{name}64": replace(config, max_tokens=64) for name, config in VARIANTS.items()}  # for joined captions
 

@@ -37,6 +37,7 @@ class CnnEncoder(nn.Module):
             layers += [nn.AvgPool2d(2)] if stage else []
             layers += [make_convolution(before if index == 0 else width, width) for index in range(count)]
         self.layers = nn.Sequential(*layers)
+        self.norm: nn.Module = nn.LayerNorm(self.width) if config.final_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     @property
@@ -52,8 +53,8 @@ class CnnEncoder(nn.Module):
         """
         log_mel_SMT = self.front_end(segments_SN, mask_draws, generator)
         features_SCMT: Tensor = self.layers(log_mel_SMT.unsqueeze(1).contiguous(memory_format=torch.channels_last))
-        features_SCT = features_SCMT.flatten(1, 2)
-        features_SW: Tensor = self.dropout(features_SCT.amax(dim=-1) + features_SCT.mean(dim=-1))
+        features_STW = self.norm(features_SCMT.flatten(1, 2).mT)
+        features_SW: Tensor = self.dropout(features_STW.amax(dim=1) + features_STW.mean(dim=1))
         return features_SW
 
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from trainables.encoders.text import Tokens
 from trainables.encoders.text.transformer import Config
-from trainables.networks.sentence_layers import POOLING_MODE, PoolingLayer
+from trainables.networks.sentence_layers import PoolingLayer
 
 TOKENIZER_FILE = "tokenizer.json"
 PADDING, UNKNOWN, FIRST, LAST = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+
+POOLING_MODES = {"first": ("cls",), "tokens": ("mean", "max")}
+"""Modes of a `PoolingLayer` by a Config's `pooling`; their results are added."""
 
 
 def build(config: Config, captions: Sequence[str], weights: Path | None = None) -> "TransformerEncoder":
@@ -47,7 +50,9 @@ def restore(config: Config, folder: Path) -> "TransformerEncoder":
 
 
 class TransformerEncoder(nn.Module):
-    """Network that embeds a caption as the last layer's output for its first token, or as the mean over its tokens."""
+    """Network that embeds a caption as the last layer's output for its first token, or as the mean plus the maximum
+    over its tokens.
+    """
 
     def __init__(self, config: Config, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -64,7 +69,7 @@ class TransformerEncoder(nn.Module):
             layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.pooling = PoolingLayer([POOLING_MODE[config.pooling]])
+        self.pooling = PoolingLayer(POOLING_MODES[config.pooling])
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -83,7 +88,8 @@ class TransformerEncoder(nn.Module):
         """Return the embeddings [B, width] of tokenized captions."""
         states_BLW: Tensor = self.dropout(self.words(tokens.ids) + self.positions[: tokens.ids.shape[1]])
         states_BLW = self.layers(states_BLW, src_key_padding_mask=tokens.mask == 0)
-        embeddings_BW: Tensor = self.pooling(states_BLW, tokens.mask)
+        pooled_BV: Tensor = self.pooling(states_BLW, tokens.mask)  # V: W for each mode
+        embeddings_BW: Tensor = pooled_BV.unflatten(1, (-1, self.width)).sum(dim=1)
         return embeddings_BW
 
     def save_tokenizer(self, folder: Path) -> None:
