@@ -25,7 +25,7 @@ Space = Callable[[Splits, Precision], list[Trial]]
 CNN_RATE, PASST_RATE = recipes.SMALL_RATE, 7e-4
 """Peak learning rates for the small audio encoders from random weights; few others were tried."""
 
-FEW_CLIPS_EPOCHS = (36, 6)
+FEW_CLIPS_EPOCHS = (24, 6)
 """Epochs of a pretraining and of a fine-tuning in `small`."""
 
 CLAP = "laion/clap-htsat-unfused"
