@@ -36,10 +36,13 @@ RATES = (3e-3, 1e-3, 1e-2, 3e-4, 2e-2)
 
 
 def make_siblings():
-    """Five fine-tunings of one pretraining, at different rates."""
+    """Five fine-tunings of one pretraining, at different rates.
+
+    Their encoders' pooling is the plain one: these models are poor enough that averages of several are kept as soups.
+    """
     base = from_scratch(SPLITS, "float32", "cnn:small", rate=1e-3, epochs=2)
-    text = replace(base.text, width=32, layers=1, heads=2)
-    audio = replace(base.audio, channels=(8, 16), convolutions=(1, 1), stem_channels=8, segment_s=1.0)
+    text = replace(base.text, width=32, layers=1, heads=2, pooling="first")
+    audio = replace(base.audio, channels=(8, 16), convolutions=(1, 1), stem_channels=8, segment_s=1.0, final_norm=False)
     one = fine_tuning(SPLITS, replace(base, audio=audio, text=text, batch_size=8, embedding_size=16), 0.3, epochs=2)
     schedules = [Schedule(rate, rate / 10, epochs=2, warmup_epochs=0, final_epochs=1) for rate in RATES]
     return [replace(one, seed=seed, schedule=schedule) for seed, schedule in enumerate(schedules)]

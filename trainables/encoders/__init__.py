@@ -21,6 +21,11 @@ from data.errors import UserError, unknown_name_error
 
 Kind = Literal["audio", "text"]
 
+ADDED = {"added": True}
+"""Metadata of a Config's field that stored settings didn't have at first. They have it only if it differs from its
+default, so that the files of other trials stay as they were.
+"""
+
 
 def list_families(kind: Kind) -> list[str]:
     """Return the names of the encoder families of a kind, 'audio' or 'text', sorted: ['cnn', 'cnn14', 'passt'] for
@@ -76,8 +81,13 @@ def format_label(config: Any) -> str:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Return an encoder's Config as a dict for JSON: its fields, and its family's name under the key 'family'."""
-    return {"family": family_name(config), **dataclasses.asdict(config)}
+    """Return an encoder's Config as a dict for JSON: its fields, and its family's name under the key 'family'. Fields
+    with the metadata ADDED are left out if they have their defaults.
+    """
+    unchanged = {field.name for field in dataclasses.fields(config)
+                 if "added" in field.metadata and getattr(config, field.name) == field.default}  # fmt: skip
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name not in unchanged}
+    return {"family": family_name(config), **settings}
 
 
 def from_json(kind: Kind, value: dict[str, Any]) -> Any:

@@ -190,7 +190,7 @@ def test_padding_does_not_change_an_embedding():
     padded = encoder.tokenize(["rain", CAPTIONS[2]])
     assert padded.mask[0].sum() == short.mask.sum() < padded.mask.shape[1]
     with torch.no_grad():
-        torch.testing.assert_close(encoder(padded)[:1], encoder(short), rtol=0, atol=1e-6)
+        torch.testing.assert_close(encoder(padded)[:1], encoder(short), rtol=0, atol=1e-5)
 
 
 def test_a_captions_vector_is_the_first_tokens_output_or_the_mean_plus_the_maximum_over_its_tokens():
@@ -214,7 +214,9 @@ def test_settings_stored_without_a_pooling_or_a_norm_are_those_of_before():
     ):
         settings = encoders.to_json(config)
         del settings[name]
-        assert encoders.from_json(kind, settings) == replace(config, **{name: value})
+        before = replace(config, **{name: value})
+        assert encoders.from_json(kind, settings) == before
+        assert encoders.to_json(before) == settings
 
 
 def test_a_long_caption_is_cut_to_max_tokens():

@@ -7,12 +7,12 @@ output doesn't depend on the other segments of a batch, nor on the number of ran
 features are normalised before they are pooled, without which the network learns much slower (docs/training.md).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
-from trainables.encoders import frontend, operations
+from trainables.encoders import ADDED, frontend, operations
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Config:
     dropout: float
     segment_s: float
     front_end: frontend.Config
-    final_norm: bool = False  # whether each frame's features are normalised before they are pooled
+    # Whether each frame's features are normalised before they are pooled.
+    final_norm: bool = field(default=False, metadata=ADDED)
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.convolutions) or not self.channels:

@@ -6,13 +6,13 @@ the same class with two layers and random weights, cheap enough for a CPU. It po
 which random weights learn much faster than from the class token (docs/training.md).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from data.errors import UserError
 from data.schema import SAMPLE_RATE_HZ
-from trainables.encoders import frontend, operations, published
+from trainables.encoders import ADDED, frontend, operations, published
 
 RELEASES = {
     arch: f"https://github.com/kkoutini/PaSST/releases/download/{file}"
@@ -48,7 +48,7 @@ class Config:
     depth: int = 12
     heads: int = 12
     front_end: frontend.Config = frontend.Config()
-    pooling: Pooling = "class"
+    pooling: Pooling = field(default="class", metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.arch is None and self.pretrained:

@@ -5,12 +5,12 @@ tokens or, as in the paper's BERT, the output for the first token, which learns 
 (docs/training.md).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from data.errors import UserError
-from trainables.encoders import operations
+from trainables.encoders import ADDED, operations
 
 Pooling = Literal["first", "tokens"]
 
@@ -25,7 +25,8 @@ class Config:
     dropout: float = 0.1
     vocabulary: int = 4000  # maximum size; a small set of captions has fewer pieces
     max_tokens: int = 32
-    pooling: Pooling = "first"  # output for the first token, or mean plus maximum over all tokens
+    # Output for the first token, or mean plus maximum over all tokens.
+    pooling: Pooling = field(default="first", metadata=ADDED)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
